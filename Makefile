@@ -1,0 +1,95 @@
+# Everything there is to do in this repository. `make` alone lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The build of PyTorch. It is installed first and alone, so that pip may take a CPU build where it finds one.
+TORCH ?= torch==2.13.0
+# An index to look for PyTorch on, besides the usual one. Empty: only the usual one.
+TORCH_INDEX ?=
+# `off` installs without the C++ kernels: no compiler is needed, and everything runs slower.
+NATIVE ?= on
+
+BIN := $(VENV)/bin
+MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
+SETTINGS := $(VENV)/settings.txt
+INSTALLED := $(VENV)/installed
+FIXTURES := .fixtures/complete
+WITHOUT_KERNELS := $(if $(filter off,$(NATIVE)),--config-settings wheel.cmake=false)
+REPORTS := docs/reports
+# Scripts that write the golden files in tests/ from programs that nobody here wrote.
+ORACLES := $(sort $(wildcard scripts/make_*.py))
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help venv model fixtures chat test check soak oracles bench wheel clean FORCE
+.DELETE_ON_ERROR:
+
+help: ## list the commands
+	@echo "Commands:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) NATIVE=$(NATIVE)"
+
+chat: $(INSTALLED) $(MODEL) ## set everything up and chat with the default model
+	@$(BIN)/mistralrs -i
+
+test: export HF_HUB_OFFLINE = 1
+test: $(INSTALLED) $(MODEL) $(FIXTURES) ## set everything up and run the tests
+	$(BIN)/python -m pytest -m "not network and not gpu"
+
+check: export HF_HUB_OFFLINE = 1
+check: $(INSTALLED) ## formatter, linter, types, import rules and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not slow and not model and not network and not gpu"
+
+venv: $(INSTALLED) ## make the virtual environment, install and build everything
+
+model: $(MODEL) ## fetch the default model
+
+fixtures: $(FIXTURES) ## fetch the vocabularies that the tokenizer tests compare with
+
+soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports
+	@mkdir -p $(REPORTS)
+	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --report $(REPORTS)/gguf-mutations.md
+
+oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again
+	@set -e; for script in $(ORACLES); do echo "$$script"; $(BIN)/python "$$script"; done
+
+bench: $(INSTALLED) $(MODEL) ## measure prompt and decode speed of the default model
+	$(BIN)/mistralrs bench
+
+wheel: $(INSTALLED) ## build the wheel into dist/
+	$(BIN)/pip wheel --no-deps --wheel-dir dist . $(WITHOUT_KERNELS)
+
+clean: ## remove what was built; the virtual environment, models and fixtures stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; choose one with: make PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+
+# Rewritten only when a setting changed, so that what depends on it is made again exactly then.
+$(SETTINGS): $(VENV)/pyvenv.cfg FORCE
+	@if [ "$$(cat $@ 2>/dev/null)" != "$(TORCH) $(TORCH_INDEX) $(NATIVE)" ]; then set -e; \
+	  $(BIN)/pip install "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)"); \
+	  echo "$(TORCH) $(TORCH_INDEX) $(NATIVE)" >$@; fi
+
+# The kernels are built in an environment that pip makes for it, which holds the build tools and no PyTorch.
+$(INSTALLED): $(SETTINGS) pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f 2>/dev/null)
+ifneq ($(NATIVE),off)
+	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler ($${CXX:-c++}) was found. Install one (for example: apt-get install g++), or do without the kernels: make NATIVE=off ..." >&2; exit 1; }
+endif
+	$(BIN)/pip install --editable ".[dev]" $(WITHOUT_KERNELS)
+	@touch $@
+
+$(MODEL): | $(VENV)/pyvenv.cfg
+	$(BIN)/python scripts/fetch_model.py $@
+
+$(FIXTURES): scripts/fetch_vocabularies.py | $(INSTALLED)
+	$(BIN)/python $< .fixtures/vocabularies
+	@touch $@
+
+FORCE:

@@ -1,0 +1,50 @@
+"""Writes the logits of every position of a token sequence, through the runner, batches and kernels that chat uses.
+
+    python benchmarks/logits.py MODEL.gguf IDS.json OUT.npy [--precision high] [--isa NAME]
+
+OUT: float32 (len(ids), vocabulary). Prints which backend served.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.model_runner import ModelRunner
+from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
+from mistralrs.ops.backend import resolve
+
+CHUNK = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("ids", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--precision", choices=("default", "high"), default="default")
+    parser.add_argument("--isa", help="an instruction set of the kernels, or torch")
+    args = parser.parse_args()
+
+    backend = resolve("cpu", isa=args.isa).backend
+    plan = LoadPlan(max_seqs=1, max_batch_tokens=512, precision=args.precision)
+    model = load_gguf(args.model, backend, plan)
+    runner = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size)
+    ids: list[int] = json.loads(args.ids.read_text())
+    blocks = list(range(-(-len(ids) // BLOCK_SIZE)))
+    rows = []
+    for start in range(0, len(ids), CHUNK):
+        part = ids[start : start + CHUNK]
+        positions = list(range(start, start + len(part)))
+        batch = Batch(part, positions, positions, [0, len(part)], [start + len(part)], [blocks], list(range(len(part))))
+        rows.append(runner.forward(batch, Abort()).numpy().copy())
+    np.save(args.out, np.concatenate(rows))
+    print(json.dumps({"served_by": backend.name, "threads": backend.threads, "precision": args.precision, "positions": len(ids)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+// The kernels of one instruction set. CMake compiles this file once for each, with its own flags and MRS_ISA; everything
+// stands in that namespace, so that no inline function of one set can be linked into another.
+#include "kernels.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "half.h"
+#include "layout.h"
+#include "pool.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define MRS_STRING_(x) #x
+#define MRS_STRING(x) MRS_STRING_(x)
+
+namespace MRS_ISA {
+#include "simd.h"
+#include "formats.inc"
+#include "project.inc"
+#include "attend.inc"
+#include "embed.inc"
+
+extern const mrs_table table;
+const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, unpack_row};
+}  // namespace MRS_ISA

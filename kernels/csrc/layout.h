@@ -1,0 +1,53 @@
+// Packed panels: 16 rows x all columns, the bytes of the file transposed so that one 64-byte line holds one dword of
+// each row. Lossless and of the file's size. A block of a panel is a head (scales) and a body (quants); heads that are
+// no multiple of 64 bytes stand together before the bodies, so that every line is aligned.
+//
+// Lines of a body, for 32-weight blocks: line q holds in its low nibbles k = 4q.., in its high nibbles k = 16 + 4q..
+// (Q8_0: line q holds k = 4q..). Q5_0 and Q5_1 add one line of fifth bits before them: bit g of byte i is that of
+// k = 4g + i. For the K types the lines are the dwords of the file's qs, ql, qh and hmask in their order.
+#pragma once
+#include <cstdint>
+
+enum mrs_type {
+  MRS_F32 = 0, MRS_F16 = 1, MRS_Q4_0 = 2, MRS_Q4_1 = 3, MRS_Q5_0 = 6, MRS_Q5_1 = 7, MRS_Q8_0 = 8,
+  MRS_Q2_K = 10, MRS_Q3_K = 11, MRS_Q4_K = 12, MRS_Q5_K = 13, MRS_Q6_K = 14, MRS_BF16 = 30, MRS_TYPES = 31
+};
+
+struct mrs_layout {
+  int32_t block;       // weights in a block of the file
+  int32_t file_bytes;  // its bytes
+  int32_t head, body;  // bytes of 16 of them in a panel
+};
+
+constexpr mrs_layout layout_of(int type) {
+  switch (type) {
+    case MRS_F32: return {1, 4, 0, 64};
+    case MRS_F16: return {1, 2, 0, 32};
+    case MRS_BF16: return {1, 2, 0, 32};
+    case MRS_Q4_0: return {32, 18, 32, 256};
+    case MRS_Q4_1: return {32, 20, 64, 256};
+    case MRS_Q5_0: return {32, 22, 32, 320};
+    case MRS_Q5_1: return {32, 24, 64, 320};
+    case MRS_Q8_0: return {32, 34, 32, 512};
+    case MRS_Q2_K: return {256, 84, 320, 1024};
+    case MRS_Q3_K: return {256, 110, 224, 1536};
+    case MRS_Q4_K: return {256, 144, 256, 2048};
+    case MRS_Q5_K: return {256, 176, 256, 2560};
+    case MRS_Q6_K: return {256, 210, 32, 3328};
+    default: return {0, 0, 0, 0};
+  }
+}
+
+// Where the blocks of a panel stand.
+struct panel_view {
+  int64_t head_step, body_start, body_step, bytes;
+};
+
+constexpr panel_view view_of(int type, int64_t cols) {
+  mrs_layout l = layout_of(type);
+  int64_t blocks = cols / l.block;
+  if (l.head % 64 == 0)
+    return {l.head + l.body, l.head, l.head + l.body, (blocks * (l.head + l.body) + 63) / 64 * 64};
+  int64_t heads = (blocks * l.head + 63) / 64 * 64;
+  return {l.head, heads, l.body, heads + blocks * l.body};
+}

@@ -1,0 +1,174 @@
+// Exports: versions, choice of instruction set, packing, and running ops. Compiled for the oldest processor; uses no
+// instruction that the tables do not guard.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+#include "layout.h"
+#include "pool.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+#ifdef MRS_HAVE_portable
+namespace portable { extern const mrs_table table; }
+#endif
+#ifdef MRS_HAVE_avx2
+namespace avx2 { extern const mrs_table table; }
+namespace avx512 { extern const mrs_table table; }
+namespace avx512vnni { extern const mrs_table table; }
+#endif
+
+EXPORT int mrs_abi_version() { return MRS_ABI_VERSION; }
+
+// Sizes of the structs in mrs.h, so that the caller can check its mirror of them.
+EXPORT int64_t mrs_struct_bytes(int which) {
+  const int64_t bytes[] = {sizeof(mrs_step), sizeof(mrs_weight), sizeof(mrs_project), sizeof(mrs_embed), sizeof(mrs_attend)};
+  return which >= 0 && which < 5 ? bytes[which] : -1;
+}
+
+// Tables from the best to the plainest; null where this processor or build lacks it.
+EXPORT const mrs_table *mrs_table_at(int index) {
+#ifdef MRS_HAVE_avx2
+  bool v2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool v4 = v2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (index == 0) return v4 && __builtin_cpu_supports("avx512vnni") ? &avx512vnni::table : nullptr;
+  if (index == 1) return v4 ? &avx512::table : nullptr;
+  if (index == 2) return v2 ? &avx2::table : nullptr;
+#endif
+  if (index == 3) return &portable::table;
+  return nullptr;
+}
+
+EXPORT int64_t mrs_packed_bytes(int type, int64_t rows, int64_t cols) {
+  if (type < 0 || type >= MRS_TYPES || !layout_of(type).block || cols % layout_of(type).block) return -1;
+  return (rows + 15) / 16 * view_of(type, cols).bytes;
+}
+
+// Bytes of activation scratch that a project op needs for `tokens` rows of `cols`.
+EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols, int terms) {
+  int64_t padded = (cols + 31) / 32 * 32;
+  int64_t columns = (tokens * terms + 7) / 8 * 8;
+  return columns * (padded * 15 / 8 + cols * 4) + 4096;
+}
+
+EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *step, mrs_pool *pool) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (step->abort && *step->abort) return;
+    ops[i]->run(ops[i], step, pool);
+  }
+}
+
+namespace {
+
+struct Rows {
+  const uint8_t *at[16];  // null: padding
+};
+
+inline void put(uint8_t *line, int row, const uint8_t *dword) { std::memcpy(line + 4 * row, dword, 4); }
+
+// A run of dwords of one row into the same place of successive lines.
+inline void put_lines(uint8_t *lines, int row, const uint8_t *bytes, int count) {
+  for (int i = 0; i < count; ++i) put(lines + 64 * i, row, bytes + 4 * i);
+}
+
+inline void put_half(uint8_t *halves, int row, const uint8_t *half) { std::memcpy(halves + 2 * row, half, 2); }
+
+void fifth_bits(uint8_t *line, int row, const uint8_t *qh) {
+  uint32_t bits;
+  std::memcpy(&bits, qh, 4);
+  uint8_t out[4] = {0, 0, 0, 0};
+  for (int k = 0; k < 32; ++k) out[k % 4] |= uint8_t((bits >> k & 1) << (k / 4));
+  put(line, row, out);
+}
+
+void pack_row_block(int type, const uint8_t *src, int row, uint8_t *head, uint8_t *body) {
+  switch (type) {
+    case MRS_F32: std::memcpy(body + 4 * row, src, 4); break;
+    case MRS_F16:
+    case MRS_BF16: std::memcpy(body + 2 * row, src, 2); break;
+    case MRS_Q4_0:
+      put_half(head, row, src);
+      put_lines(body, row, src + 2, 4);
+      break;
+    case MRS_Q4_1:
+      put_half(head, row, src);
+      put_half(head + 32, row, src + 2);
+      put_lines(body, row, src + 4, 4);
+      break;
+    case MRS_Q5_0:
+      put_half(head, row, src);
+      fifth_bits(body, row, src + 2);
+      put_lines(body + 64, row, src + 6, 4);
+      break;
+    case MRS_Q5_1:
+      put_half(head, row, src);
+      put_half(head + 32, row, src + 2);
+      fifth_bits(body, row, src + 4);
+      put_lines(body + 64, row, src + 8, 4);
+      break;
+    case MRS_Q8_0: {
+      put_half(head, row, src);
+      uint8_t bytes[32];
+      for (int i = 0; i < 32; ++i) bytes[i] = src[2 + i] ^ 0x80;  // unsigned, offset 128
+      put_lines(body, row, bytes, 8);
+      break;
+    }
+    case MRS_Q2_K:
+      put_half(head, row, src + 80);
+      put_half(head + 32, row, src + 82);
+      put_lines(head + 64, row, src, 4);
+      put_lines(body, row, src + 16, 16);
+      break;
+    case MRS_Q3_K:
+      put_half(head, row, src + 108);
+      put_lines(head + 32, row, src + 96, 3);
+      put_lines(body, row, src + 32, 16);
+      put_lines(body + 1024, row, src, 8);
+      break;
+    case MRS_Q4_K:
+      put_half(head, row, src);
+      put_half(head + 32, row, src + 2);
+      put_lines(head + 64, row, src + 4, 3);
+      put_lines(body, row, src + 16, 32);
+      break;
+    case MRS_Q5_K:
+      put_half(head, row, src);
+      put_half(head + 32, row, src + 2);
+      put_lines(head + 64, row, src + 4, 3);
+      put_lines(body, row, src + 48, 32);
+      put_lines(body + 2048, row, src + 16, 8);
+      break;
+    case MRS_Q6_K:
+      put_half(head, row, src + 208);
+      for (int j = 0; j < 16; ++j) body[16 * j + row] = src[192 + j];
+      put_lines(body + 256, row, src, 32);
+      put_lines(body + 256 + 2048, row, src + 128, 16);
+      break;
+  }
+}
+
+}  // namespace
+
+// Packs rows x cols of the file's blocks into panels. order: for each packed row the row of the file that goes there, or
+// null. Returns 0, or -1 for a type or a width that has no layout.
+EXPORT int mrs_pack(int type, const uint8_t *src, int64_t row_bytes, int64_t rows, int64_t cols, const int32_t *order,
+                    uint8_t *dst, mrs_pool *pool) {
+  if (mrs_packed_bytes(type, rows, cols) < 0) return -1;
+  mrs_layout layout = layout_of(type);
+  panel_view view = view_of(type, cols);
+  int64_t panels = (rows + 15) / 16, blocks = cols / layout.block;
+  parallel_for(pool, panels, [&](int64_t panel) {
+    uint8_t *out = dst + panel * view.bytes;
+    int64_t live = std::min<int64_t>(16, rows - panel * 16);
+    if (live < 16) std::memset(out, 0, view.bytes);
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int row = 0; row < live; ++row) {
+        int64_t from = order ? order[panel * 16 + row] : panel * 16 + row;
+        pack_row_block(type, src + from * row_bytes + b * layout.file_bytes, row, out + b * view.head_step,
+                       out + view.body_start + b * view.body_step);
+      }
+    }
+  });
+  return 0;
+}

@@ -1,0 +1,245 @@
+// Sixteen lanes of int32 or float32, spelled once for each instruction set. Included inside the namespace of the
+// instruction set that is being compiled; only what the kernels use.
+#pragma once
+
+#if MRS_ISA_avx512 || MRS_ISA_avx512vnni
+using Vf = __m512;
+using Vi = __m512i;
+
+INLINE Vf zero_f() { return _mm512_setzero_ps(); }
+INLINE Vi zero_i() { return _mm512_setzero_si512(); }
+INLINE Vf set_f(float x) { return _mm512_set1_ps(x); }
+INLINE Vi set_i(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE Vf load_f(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void store_f(float *p, Vf x) { _mm512_storeu_ps(p, x); }
+INLINE Vi load_i(const void *p) { return _mm512_loadu_si512(p); }
+INLINE void store_i(void *p, Vi x) { _mm512_storeu_si512(p, x); }
+INLINE Vf load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE void store_f16(uint16_t *p, Vf x) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE Vf load_bf16(const uint16_t *p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+INLINE Vi load_s8(const int8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE void store_s8(int8_t *p, Vi x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(x)); }
+INLINE Vf add(Vf a, Vf b) { return _mm512_add_ps(a, b); }
+INLINE Vf sub(Vf a, Vf b) { return _mm512_sub_ps(a, b); }
+INLINE Vf mul(Vf a, Vf b) { return _mm512_mul_ps(a, b); }
+INLINE Vf div(Vf a, Vf b) { return _mm512_div_ps(a, b); }
+INLINE Vf fma(Vf a, Vf b, Vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Vf max(Vf a, Vf b) { return _mm512_max_ps(a, b); }
+INLINE Vf min(Vf a, Vf b) { return _mm512_min_ps(a, b); }
+INLINE Vf abs(Vf a) { return _mm512_abs_ps(a); }
+INLINE Vi add(Vi a, Vi b) { return _mm512_add_epi32(a, b); }
+INLINE Vi and_(Vi a, Vi b) { return _mm512_and_si512(a, b); }
+INLINE Vi or_(Vi a, Vi b) { return _mm512_or_si512(a, b); }
+template <int N> INLINE Vi shr(Vi a) { return _mm512_srli_epi32(a, N); }
+template <int N> INLINE Vi shl(Vi a) { return _mm512_slli_epi32(a, N); }
+INLINE Vi shr(Vi a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+INLINE Vf to_float(Vi a) { return _mm512_cvtepi32_ps(a); }
+INLINE Vi to_int(Vf a) { return _mm512_cvtps_epi32(a); }
+INLINE Vf as_float(Vi a) { return _mm512_castsi512_ps(a); }
+INLINE float lane_max(Vf a) { return _mm512_reduce_max_ps(a); }
+INLINE int32_t lane_sum(Vi a) { return _mm512_reduce_add_epi32(a); }
+// Lanes below n keep a, the others take b.
+INLINE Vf first(Vf a, int n, Vf b) { return _mm512_mask_blend_ps(__mmask16((1u << n) - 1), b, a); }
+// Lanes where a < b become zero.
+INLINE Vf zero_below(Vf a, Vf b, Vf x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x); }
+INLINE void store_first(float *p, Vf x, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), x); }
+
+// acc + u8 x s8 summed over the four bytes of each lane; u8 values below 1 << BITS.
+template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
+#if MRS_ISA_avx512vnni
+  return _mm512_dpbusd_epi32(acc, u, s);
+#else
+  if (BITS <= 7) return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), _mm512_set1_epi16(1)));
+  const Vi low = _mm512_set1_epi16(0x00ff);
+  Vi even = _mm512_madd_epi16(_mm512_and_si512(u, low), _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+  Vi odd = _mm512_madd_epi16(_mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+  return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
+#endif
+}
+
+#elif MRS_ISA_avx2
+struct Vf { __m256 a, b; };
+struct Vi { __m256i a, b; };
+
+INLINE Vf zero_f() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+INLINE Vi zero_i() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+INLINE Vf set_f(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+INLINE Vi set_i(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+INLINE Vf load_f(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+INLINE void store_f(float *p, Vf x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
+INLINE Vi load_i(const void *p) {
+  return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1)};
+}
+INLINE void store_i(void *p, Vi x) {
+  _mm256_storeu_si256((__m256i *)p, x.a), _mm256_storeu_si256((__m256i *)p + 1, x.b);
+}
+INLINE Vf load_f16(const uint16_t *p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1))};
+}
+INLINE void store_f16(uint16_t *p, Vf x) {
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE __m256 bf16_half(const uint16_t *p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+INLINE Vf load_bf16(const uint16_t *p) { return {bf16_half(p), bf16_half(p + 8)}; }
+INLINE Vi load_s8(const int8_t *p) {
+  __m128i x = _mm_loadu_si128((const __m128i *)p);
+  return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
+}
+INLINE void store_s8(int8_t *p, Vi x) {
+  // packs interleaves 128-bit halves: words are a0 b0 a1 b1, put back by the permute
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+  _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+INLINE Vf add(Vf x, Vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+INLINE Vf sub(Vf x, Vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+INLINE Vf mul(Vf x, Vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+INLINE Vf div(Vf x, Vf y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+INLINE Vf fma(Vf x, Vf y, Vf z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+INLINE Vf max(Vf x, Vf y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+INLINE Vf min(Vf x, Vf y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+INLINE Vf abs(Vf x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+INLINE Vi add(Vi x, Vi y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+INLINE Vi and_(Vi x, Vi y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+INLINE Vi or_(Vi x, Vi y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+template <int N> INLINE Vi shr(Vi x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
+template <int N> INLINE Vi shl(Vi x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
+INLINE Vi shr(Vi x, int n) {
+  __m128i c = _mm_cvtsi32_si128(n);
+  return {_mm256_srl_epi32(x.a, c), _mm256_srl_epi32(x.b, c)};
+}
+INLINE Vf to_float(Vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+INLINE Vi to_int(Vf x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+INLINE Vf as_float(Vi x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+INLINE float lane_max(Vf x) {
+  alignas(32) float t[8];
+  _mm256_store_ps(t, _mm256_max_ps(x.a, x.b));
+  float m = t[0];
+  for (int i = 1; i < 8; ++i) m = t[i] > m ? t[i] : m;
+  return m;
+}
+INLINE int32_t lane_sum(Vi x) {
+  __m256i s = _mm256_add_epi32(x.a, x.b);
+  __m128i h = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1));
+  return _mm_cvtsi128_si32(h);
+}
+INLINE Vf first(Vf x, int n, Vf y) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256 ma = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
+  __m256 mb = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane));
+  return {_mm256_blendv_ps(y.a, x.a, ma), _mm256_blendv_ps(y.b, x.b, mb)};
+}
+INLINE Vf zero_below(Vf a, Vf b, Vf x) {
+  return {_mm256_and_ps(_mm256_cmp_ps(a.a, b.a, _CMP_GE_OQ), x.a), _mm256_and_ps(_mm256_cmp_ps(a.b, b.b, _CMP_GE_OQ), x.b)};
+}
+INLINE void store_first(float *p, Vf x, int n) {
+  alignas(32) float t[16];
+  store_f(t, x);
+  for (int i = 0; i < n; ++i) p[i] = t[i];
+}
+INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i s, bool narrow) {
+  if (narrow) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+  // maddubs would saturate: even and odd bytes as words
+  __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
+  return {dot_half(acc.a, u.a, s.a, BITS <= 7), dot_half(acc.b, u.b, s.b, BITS <= 7)};
+}
+
+#else  // portable
+struct Vf { float v[16]; };
+struct Vi { int32_t v[16]; };
+#define EACH for (int i = 0; i < 16; ++i)
+
+INLINE Vf zero_f() { Vf r; EACH r.v[i] = 0; return r; }
+INLINE Vi zero_i() { Vi r; EACH r.v[i] = 0; return r; }
+INLINE Vf set_f(float x) { Vf r; EACH r.v[i] = x; return r; }
+INLINE Vi set_i(int32_t x) { Vi r; EACH r.v[i] = x; return r; }
+INLINE Vf load_f(const float *p) { Vf r; EACH r.v[i] = p[i]; return r; }
+INLINE void store_f(float *p, Vf x) { EACH p[i] = x.v[i]; }
+INLINE Vi load_i(const void *p) { Vi r; std::memcpy(r.v, p, 64); return r; }
+INLINE void store_i(void *p, Vi x) { std::memcpy(p, x.v, 64); }
+INLINE Vf load_f16(const uint16_t *p) { Vf r; EACH r.v[i] = half_to_float(p[i]); return r; }
+INLINE void store_f16(uint16_t *p, Vf x) { EACH p[i] = float_to_half(x.v[i]); }
+INLINE Vf load_bf16(const uint16_t *p) {
+  Vf r;
+  EACH { uint32_t bits = uint32_t(p[i]) << 16; std::memcpy(&r.v[i], &bits, 4); }
+  return r;
+}
+INLINE Vi load_s8(const int8_t *p) { Vi r; EACH r.v[i] = p[i]; return r; }
+INLINE void store_s8(int8_t *p, Vi x) { EACH p[i] = int8_t(x.v[i]); }
+INLINE Vf add(Vf a, Vf b) { EACH a.v[i] += b.v[i]; return a; }
+INLINE Vf sub(Vf a, Vf b) { EACH a.v[i] -= b.v[i]; return a; }
+INLINE Vf mul(Vf a, Vf b) { EACH a.v[i] *= b.v[i]; return a; }
+INLINE Vf div(Vf a, Vf b) { EACH a.v[i] /= b.v[i]; return a; }
+INLINE Vf fma(Vf a, Vf b, Vf c) { EACH c.v[i] += a.v[i] * b.v[i]; return c; }
+INLINE Vf max(Vf a, Vf b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+INLINE Vf min(Vf a, Vf b) { EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
+INLINE Vf abs(Vf a) { EACH a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i]; return a; }
+INLINE Vi add(Vi a, Vi b) { EACH a.v[i] += b.v[i]; return a; }
+INLINE Vi and_(Vi a, Vi b) { EACH a.v[i] &= b.v[i]; return a; }
+INLINE Vi or_(Vi a, Vi b) { EACH a.v[i] |= b.v[i]; return a; }
+template <int N> INLINE Vi shr(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> N); return a; }
+template <int N> INLINE Vi shl(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) << N); return a; }
+INLINE Vi shr(Vi a, int n) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> n); return a; }
+INLINE Vf to_float(Vi a) { Vf r; EACH r.v[i] = float(a.v[i]); return r; }
+INLINE Vi to_int(Vf a) { Vi r; EACH r.v[i] = int32_t(std::nearbyintf(a.v[i])); return r; }
+INLINE Vf as_float(Vi a) { Vf r; std::memcpy(&r, &a, sizeof r); return r; }
+INLINE float lane_max(Vf a) { float m = a.v[0]; EACH m = a.v[i] > m ? a.v[i] : m; return m; }
+INLINE int32_t lane_sum(Vi a) { int32_t s = 0; EACH s += a.v[i]; return s; }
+INLINE Vf first(Vf a, int n, Vf b) { EACH if (i >= n) a.v[i] = b.v[i]; return a; }
+INLINE Vf zero_below(Vf a, Vf b, Vf x) { EACH if (!(a.v[i] >= b.v[i])) x.v[i] = 0; return x; }
+INLINE void store_first(float *p, Vf x, int n) { for (int i = 0; i < n; ++i) p[i] = x.v[i]; }
+template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
+  uint8_t ub[64];
+  int8_t sb[64];
+  std::memcpy(ub, u.v, 64);
+  std::memcpy(sb, s.v, 64);
+  EACH {
+    int32_t sum = 0;
+    for (int j = 0; j < 4; ++j) sum += int32_t(ub[4 * i + j]) * sb[4 * i + j];
+    acc.v[i] += sum;
+  }
+  return acc;
+}
+#undef EACH
+#endif
+
+// The sum of the lanes in one fixed order: halves, quarters, pairs.
+INLINE float lane_sum(Vf x) {
+  float t[16];
+  store_f(t, x);
+  for (int n = 8; n; n /= 2)
+    for (int i = 0; i < n; ++i) t[i] += t[i + n];
+  return t[0];
+}
+
+// 2^x, relative error about 2e-7; exactly 1 at 0 and exactly 0 below -126.
+INLINE Vf exp2(Vf x) {
+  Vf low = set_f(-126.0f);
+  Vf clamped = min(max(x, low), set_f(126.0f));
+  Vi n = to_int(clamped);
+  Vf r = sub(clamped, to_float(n));  // [-0.5, 0.5]
+  // Taylor coefficients of 2^r, ln(2)^k / k!
+  Vf p = set_f(1.5403530e-4f);
+  p = fma(p, r, set_f(1.3333558e-3f));
+  p = fma(p, r, set_f(9.6181291e-3f));
+  p = fma(p, r, set_f(5.5504109e-2f));
+  p = fma(p, r, set_f(2.4022651e-1f));
+  p = fma(p, r, set_f(6.9314718e-1f));
+  p = fma(p, r, set_f(1.0f));
+  return zero_below(x, low, mul(p, as_float(shl<23>(add(n, set_i(127))))));
+}

@@ -1,0 +1,1 @@
+"""The compiled kernels and their Python mirrors. Imports nothing of ``mistralrs``."""

@@ -1,0 +1,183 @@
+"""The CPU kernels: loads the shared library and mirrors the structs of ``csrc/mrs.h``.
+
+Everything here is addresses and integers; no torch and no numpy, so that weights can be packed while those are imported.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import importlib.metadata
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ABI_VERSION = 1
+ISAS = ("avx512vnni", "avx512", "avx2", "portable")
+"""Instruction sets from the best to the plainest, in the order of the library's tables."""
+
+
+class Step(c.Structure):
+    """``mrs_step``: the numbers of one step."""
+
+    _fields_ = [
+        ("tokens", c.c_void_p),
+        ("positions", c.c_void_p),
+        ("slots", c.c_void_p),
+        ("seq_starts", c.c_void_p),
+        ("context_lens", c.c_void_p),
+        ("block_tables", c.c_void_p),
+        ("logit_rows", c.c_void_p),
+        ("abort", c.c_void_p),
+        ("num_tokens", c.c_int32),
+        ("num_seqs", c.c_int32),
+        ("num_logits", c.c_int32),
+        ("block_stride", c.c_int32),
+    ]
+
+
+class Weight(c.Structure):
+    """``mrs_weight``: a packed matrix."""
+
+    _fields_ = [
+        ("data", c.c_void_p),
+        ("bias", c.c_void_p),
+        ("type", c.c_int32),
+        ("rows", c.c_int32),
+        ("cols", c.c_int32),
+    ]
+
+
+class Project(c.Structure):
+    """``mrs_project``: [norm] quantise, multiply, finish."""
+
+    _fields_ = [
+        ("run", c.c_void_p),
+        ("x", c.c_void_p),
+        ("norm_weight", c.c_void_p),
+        ("scratch", c.c_void_p),
+        ("weights", c.POINTER(Weight) * 4),
+        ("outs", c.c_void_p * 4),
+        ("norm_eps", c.c_float),
+        ("num_members", c.c_int32),
+        ("finish", c.c_int32),
+        ("activation", c.c_int32),
+        ("terms", c.c_int32),
+        ("logits_only", c.c_int32),
+    ]
+
+
+class Embed(c.Structure):
+    """``mrs_embed``: embedding rows and the step's rotary table."""
+
+    _fields_ = [
+        ("run", c.c_void_p),
+        ("weight", c.POINTER(Weight)),
+        ("x", c.c_void_p),
+        ("inv_freq", c.c_void_p),
+        ("rotary", c.c_void_p),
+        ("rotary_scale", c.c_float),
+        ("rotary_half", c.c_int32),
+    ]
+
+
+class Attend(c.Structure):
+    """``mrs_attend``: rotary embedding, cache write, attention."""
+
+    _fields_ = [
+        ("run", c.c_void_p),
+        ("q", c.c_void_p),
+        ("k", c.c_void_p),
+        ("v", c.c_void_p),
+        ("rotary", c.c_void_p),
+        ("kv", c.c_void_p),
+        ("out", c.c_void_p),
+        ("block_bytes", c.c_int64),
+        ("scale", c.c_float),
+        ("heads", c.c_int32),
+        ("kv_heads", c.c_int32),
+        ("head_dim", c.c_int32),
+        ("rotary_half", c.c_int32),
+    ]
+
+
+class Table(c.Structure):
+    """``mrs_table``: the functions of one instruction set."""
+
+    _fields_ = [
+        ("name", c.c_char_p),
+        ("project", c.c_void_p),
+        ("embed", c.c_void_p),
+        ("attend", c.c_void_p),
+        ("unpack_row", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
+    ]
+
+
+class KernelError(Exception):
+    """The compiled kernels cannot be used; the message says why."""
+
+
+def library_path() -> Path | None:
+    """Where the shared library is: beside this file, or where an editable installation put it."""
+    name = "libmistralrs_cpu.so"
+    beside = Path(__file__).parent / name
+    if beside.exists():
+        return beside
+    try:
+        files = importlib.metadata.files("mistralrs-cli") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.name == name)
+    return next((path for path in found if path.exists()), None)
+
+
+@cache
+def load() -> c.CDLL:
+    """The library with its signatures set.
+
+    Raises ``KernelError`` when it is absent, switched off by ``MISTRALRS_NO_NATIVE=1``, or of another version.
+    ``MISTRALRS_KERNELS`` names another file to load.
+    """
+    if os.environ.get("MISTRALRS_NO_NATIVE", "") not in ("", "0"):
+        raise KernelError("switched off by MISTRALRS_NO_NATIVE")
+    path = Path(os.environ["MISTRALRS_KERNELS"]) if os.environ.get("MISTRALRS_KERNELS") else library_path()
+    if path is None:
+        raise KernelError("not built")
+    try:
+        lib = c.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(str(error)) from error
+    version = lib.mrs_abi_version()
+    if version != ABI_VERSION:
+        raise KernelError(f"{path} has ABI {version}, this package needs {ABI_VERSION}: build it again")
+    _declare(lib)
+    for index, struct in enumerate((Step, Weight, Project, Embed, Attend)):
+        if lib.mrs_struct_bytes(index) != c.sizeof(struct):
+            raise KernelError(f"{path}: {struct.__name__} has another size here: build it again")
+    return lib
+
+
+def _declare(lib: c.CDLL) -> None:
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "mrs_struct_bytes": (c.c_int64, [c.c_int]),
+        "mrs_table_at": (c.POINTER(Table), [c.c_int]),
+        "mrs_packed_bytes": (c.c_int64, [c.c_int, c.c_int64, c.c_int64]),
+        "mrs_project_scratch": (c.c_int64, [c.c_int64, c.c_int64, c.c_int]),
+        "mrs_run": (None, [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]),
+        "mrs_pack": (
+            c.c_int,
+            [c.c_int, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p, c.c_void_p],
+        ),
+        "mrs_pool_create": (c.c_void_p, [c.c_int]),
+        "mrs_pool_destroy": (None, [c.c_void_p]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+
+
+def tables() -> dict[str, Table]:
+    """The instruction sets that this processor runs, the best first."""
+    lib = load()
+    pointers = {isa: lib.mrs_table_at(index) for index, isa in enumerate(ISAS)}
+    return {isa: pointer.contents for isa, pointer in pointers.items() if pointer}

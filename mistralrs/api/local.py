@@ -1,0 +1,228 @@
+"""A model in this process: what the command line drives. Puts loading, text and engine together.
+
+Heavy imports happen in ``load``: naming a model must not cost a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from mistralrs.engine.config import EngineConfig, Request, SamplingParams
+from mistralrs.errors import LoadError, RequestError
+
+if TYPE_CHECKING:
+    from mistralrs.engine.engine import Engine, EngineStats
+    from mistralrs.engine.events import Stream
+    from mistralrs.loading.pipeline import Model
+    from mistralrs.loading.text_source import TextSource
+    from mistralrs.text.tokenizer import Tokenizer
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how much of it is done, and of how much; a total of 0 is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Which file."""
+
+    architecture: str | None
+    """What it must hold; None: whatever the file says."""
+    path: Path | None
+    """A local file, or"""
+    repo: str | None
+    """a hub repository, perhaps with ``@revision``, and"""
+    filename: str | None
+    """the file in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load it."""
+
+    max_seqs: int = 16
+    prefix_cache_n: int = 16
+    no_kv_cache: bool = False
+    chat_template: str | None = None
+    """Jinja text, or a path that ends in .json or .jinja; wins over the model's own."""
+    tokenizer_json: Path | None = None
+    """Wins over the model's own tokenizer."""
+    tok_model_id: str | None = None
+    """A hub repository or folder whose tokenizer and template are used."""
+    token_source: str = "cache"
+    precision: Literal["default", "high"] = "default"
+    """``high``: activations in two int8 terms everywhere, close to float32."""
+    threads: int | None = None
+    """None: as many as there are physical cores."""
+    isa: str | None = None
+    """An instruction set of the kernels, or ``torch`` for none; None: the best."""
+    max_batch_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded, and what serves it."""
+
+    name: str
+    architecture: str
+    quantization: str
+    context_length: int
+    backend: str
+    threads: int
+    parameters: int
+    file_bytes: int
+    kv_bytes: int
+    """Address space of the KV cache; memory is taken as it fills."""
+    load_s: float
+    passed_over: tuple[str, ...]
+    """Better backends that cannot run here, and why."""
+
+
+class LocalModel:
+    """A loaded model with its engine; a context manager. Safe from any thread."""
+
+    def __init__(self, model: Model, engine: Engine, info: ModelInfo) -> None:
+        self._model = model
+        self._engine = engine
+        # the engine's thread must not be inside native code when the interpreter goes away
+        weakref.finalize(self, engine.close)
+        self.info = info
+        self.tokenizer: Tokenizer = model.tokenizer
+        self.has_template = model.template is not None
+
+    @classmethod
+    def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
+        """Finds, checks and loads the model. Raises ``LoadError`` or ``UsageError``."""
+        started = time.perf_counter()
+        # torch is not needed until the first token is drawn: it is imported while files are read and packed
+        threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
+        from mistralrs.engine.engine import Engine
+        from mistralrs.engine.model_runner import ModelRunner
+        from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
+        from mistralrs.models.registry import GGUF_NAMES
+        from mistralrs.ops.backend import resolve
+
+        token = _token(options.token_source)
+        path = _find(source, token, progress)
+        plan = LoadPlan(
+            max_seqs=options.max_seqs,
+            max_batch_tokens=options.max_batch_tokens,
+            precision=options.precision,
+            text=_text_source(options, token, progress),
+        )
+        resolved = resolve("cpu", threads=options.threads, isa=options.isa)
+        architecture = GGUF_NAMES[source.architecture] if source.architecture else None
+        model = load_gguf(path, resolved.backend, plan, architecture=architecture, progress=progress)
+        engine = Engine(
+            ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
+            model.tokenizer,
+            EngineConfig(
+                num_blocks=model.limits.num_blocks,
+                max_model_len=min(model.max_model_len, model.spec.max_position),
+                max_seqs=options.max_seqs,
+                max_batch_tokens=options.max_batch_tokens,
+                block_size=BLOCK_SIZE,
+                prefix_cache_n=options.prefix_cache_n,
+                no_kv_cache=options.no_kv_cache,
+            ),
+        )
+        info = ModelInfo(
+            name=model.name,
+            architecture=model.architecture,
+            quantization=model.quantization,
+            context_length=engine.max_len,
+            backend=resolved.backend.name,
+            threads=resolved.backend.threads,
+            parameters=model.parameters,
+            file_bytes=model.file_bytes,
+            kv_bytes=model.decoder.kv.nbytes,
+            load_s=time.perf_counter() - started,
+            passed_over=resolved.passed_over,
+        )
+        return cls(model, engine, info)
+
+    def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+        """The prompt that ``chat`` sends. Raises ``RequestError``, also when there is no chat template."""
+        from mistralrs.text.chat_template import encode_chat
+
+        if self._model.template is None:
+            raise RequestError(
+                f"{self.info.name} has no chat template, so it cannot be chatted with",
+                hint="pass one with --chat-template (chat_templates/ has some)",
+                param="messages",
+            )
+        return tuple(encode_chat(self._model.template, self.tokenizer, messages))
+
+    def count(self, messages: Sequence[Mapping[str, object]]) -> int:
+        """Prompt tokens that ``chat`` would send."""
+        return len(self.tokens_of(messages))
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
+    ) -> Stream:
+        """Answers a conversation. Raises ``RequestError`` and ``ContextLengthError`` at once."""
+        return self._engine.submit(Request(self.tokens_of(messages), sampling, truncate=truncate, trim_space=True))
+
+    def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
+        """Continues token ids. Raises ``RequestError`` and ``ContextLengthError`` at once."""
+        return self._engine.submit(Request(tuple(prompt), sampling))
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Ends what runs."""
+        self._engine.close()
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _import_torch() -> None:
+    torch = importlib.import_module("torch")
+    # The kernels bring their own threads; two pools would fight for the cores.
+    torch.set_num_threads(1)
+
+
+def _token(source: str) -> Callable[[], str | None]:
+    """The hub token, read when it is needed: a malformed source is an error even when nothing is fetched."""
+    from mistralrs.loading.token_source import token
+
+    if source == "cache":  # costs an import of the hub client
+        return lambda: token(source)
+    value = token(source)
+    return lambda: value
+
+
+def _find(source: ModelSource, token: Callable[[], str | None], progress: Progress | None) -> Path:
+    if source.path is not None:
+        return source.path
+    if source.repo is None or source.filename is None:
+        raise LoadError("neither a file nor a repository was named", hint="mistralrs -i gguf -f model.gguf")
+    from mistralrs.loading.source import fetch
+
+    return fetch(source.repo, source.filename, token=token(), progress=progress)
+
+
+def _text_source(options: LoadOptions, token: Callable[[], str | None], progress: Progress | None) -> TextSource:
+    from mistralrs.loading.text_source import TextSource
+
+    return TextSource(
+        chat_template=options.chat_template,
+        tokenizer_json=options.tokenizer_json,
+        tok_model_id=options.tok_model_id,
+        token=token if options.tok_model_id else None,
+        progress=progress,
+    )

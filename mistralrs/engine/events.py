@@ -1,0 +1,107 @@
+"""What a caller hears of its request: events, and the stream that carries them from the engine's thread.
+
+Knows nothing of how they come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal
+
+from mistralrs.errors import MistralrsError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's natural-log probability after penalties and bias, before temperature, top-k, top-p and min-p."""
+
+    token: int
+    text: str
+    """For display, control tokens spelled out."""
+    data: bytes
+    """The token's bytes, which need not be whole characters."""
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+    """The most likely tokens at this place, best first; empty for those in ``top`` themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request cost. Times in seconds."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens that were not computed because their KV was in the prefix cache."""
+    completion_tokens: int
+    """Tokens drawn, the end-of-sequence token included."""
+    prompt_s: float
+    """From submission to the end of the step that drew the first token, waiting included."""
+    completion_s: float
+    """From there to the last token."""
+    first_token_s: float
+    """From submission to the first text in the stream; 0.0 if there was none."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One step's news. ``text`` may be empty while bytes or a possible stop string are held back."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """Tokens drawn, those of a stop string included, the end-of-sequence token not."""
+    logprobs: tuple[TokenLogprob, ...]
+    """One a token if asked for, otherwise empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end: "stop" (end of sequence or stop string), "length" (``max_tokens`` or a full context), "cancelled"."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a request that the engine could not serve."""
+
+    error: MistralrsError
+    usage: Usage
+
+
+Event = Delta | Finished | Failed
+
+
+class Stream:
+    """One choice's events: any number of Delta, then exactly one Finished or Failed.
+
+    ``cancel`` may be called from any thread; one thread at a time may iterate.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self.cancelled = False
+        """The caller wants no more; the engine may not have noticed yet."""
+        self._on_cancel = on_cancel
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Event]:
+        while not self._ended:
+            event = self._events.get()
+            self._ended = not isinstance(event, Delta)
+            yield event
+
+    def cancel(self) -> None:
+        """Ends the stream within one step with ``Finished("cancelled")``; does nothing if it has ended."""
+        if not self.cancelled:
+            self.cancelled = True
+            self._on_cancel()
+
+    def put(self, event: Event) -> None:
+        """For the engine alone."""
+        self._events.put(event)

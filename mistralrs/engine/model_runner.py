@@ -1,0 +1,35 @@
+"""Runs a decoder on the engine's batches. Knows buffers, no scheduling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mistralrs.engine.batch import Abort, Batch
+from mistralrs.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ModelRunner:
+    """The engine's view of a decoder. ``vocab_size`` leaves out padding rows that no token stands for."""
+
+    def __init__(self, decoder: Decoder, *, vocab_size: int) -> None:
+        self._decoder = decoder
+        self.vocab_size = vocab_size
+
+    def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
+        """float32 logits (len(batch.logit_rows), vocab_size), a view that is valid until the next call."""
+        args = self._decoder.args
+        args.set(
+            tokens=batch.tokens,
+            positions=batch.positions,
+            slots=batch.slots,
+            seq_starts=batch.seq_starts,
+            context_lens=batch.context_lens,
+            block_tables=batch.block_tables,
+            logit_rows=batch.logit_rows,
+        )
+        args.abort = abort.flag
+        self._decoder.forward()
+        return self._decoder.logits.tensor[: len(batch.logit_rows), : self.vocab_size]

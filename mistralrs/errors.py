@@ -1,0 +1,68 @@
+"""The errors that a user can meet, each with what happened and what to do next. Knows nothing else of the package."""
+
+from __future__ import annotations
+
+
+class MistralrsError(Exception):
+    """An error to be shown to the user: one line of what and which, and a hint of what next.
+
+    ``exit_code`` is what a command that ends with this error returns.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(MistralrsError):
+    """The words on the command line or the arguments of a call do not fit together."""
+
+    exit_code = 2
+
+
+class LoadError(MistralrsError):
+    """A model, tokenizer, template or adapter cannot be loaded."""
+
+    exit_code = 3
+
+
+class FormatError(LoadError):
+    """A model file is broken: names the file, the place in it and the reason."""
+
+    def __init__(self, path: str, place: str, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{path}: {place}: {reason}", hint=hint)
+        self.path = path
+        self.place = place
+        self.reason = reason
+
+
+class RequestError(MistralrsError):
+    """A request cannot be served as asked. ``code`` and ``param`` follow the OpenAI error shape."""
+
+    exit_code = 4
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, code: str = "invalid_value", param: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.param = param
+
+
+class ContextLengthError(RequestError):
+    """The prompt is longer than the model's context."""
+
+    def __init__(self, prompt_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. "
+            f"However, your messages resulted in {prompt_tokens} tokens.",
+            hint="shorten the prompt, or pass --truncate-sequence to drop its beginning",
+            code="context_length_exceeded",
+        )
+
+
+class EngineError(MistralrsError):
+    """The engine failed while it worked on a request."""

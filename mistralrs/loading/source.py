@@ -1,0 +1,299 @@
+"""Finds the files of a model: in the hub's cache, on the hub, or in a local folder.
+
+Knows repositories, revisions and files by name; knows no file format, and does not know what the files are for.
+The cache is the one that every tool of the hub shares (``HF_HOME``), and ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` and the
+proxy variables mean here what they mean there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mistralrs.errors import LoadError, UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, done, total); bytes here. ``done`` never falls; ``total`` 0 is unknown."""
+
+_ANSWER_SECONDS = 5.0
+"""How long a silent hub is waited for. The hub's client alone would try for about 24 seconds before it gives up."""
+
+
+class NotInRepositoryError(LoadError):
+    """The repository and the revision exist, the file in it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteFile:
+    repo: str
+    revision: str
+    name: str
+
+    def __str__(self) -> str:
+        at = "" if self.revision == "main" else f"@{self.revision}"
+        return f"{self.repo}{at}: {self.name}"
+
+
+def fetch(
+    repo: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The local path of ``filename`` in the hub repository ``repo``, downloaded unless the cache has it.
+
+    ``repo`` is ``owner/name`` or ``owner/name@revision``; a revision is a branch, a tag or a commit, ``main`` unless
+    given. A cached file is used as it is, without any request, also when its branch has moved on since. A connection
+    that breaks on the way is taken up where it broke. ``token`` is sent only if given: the environment is not asked.
+
+    Raises LoadError when the file cannot be had (NotInRepositoryError when the repository does not have it) and
+    UsageError when ``repo`` names a second revision.
+    """
+    file = _remote_file(repo, filename, revision)
+    return _cached(file) or _download(file, token, progress)
+
+
+def fetch_optional(
+    repo: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> Path | None:
+    """As ``fetch``, but None when the repository does not have the file. That it has not is remembered in the cache."""
+    file = _remote_file(repo, filename, revision)
+    if _known_absent(file):
+        return None
+    try:
+        return _cached(file) or _download(file, token, progress)
+    except NotInRepositoryError:
+        return None
+
+
+def companion(place: str, name: str, *, token: str | None = None, progress: Progress | None = None) -> Path | None:
+    """A small file such as ``tokenizer.json`` in ``place``, a local folder or a hub repository; None if it has none.
+
+    An existing folder wins over a repository of the same name. Raises LoadError as ``fetch`` does, and when ``place``
+    looks like a path and is no folder.
+    """
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        path = folder / name
+        return path if path.is_file() else None
+    if folder.exists() or place.startswith((".", "/", "~")):
+        raise LoadError(f"{place}: there is no such folder", hint="name a folder, or a hub repository as owner/name")
+    return fetch_optional(place, name, token=token, progress=progress)
+
+
+def _remote_file(repo: str, filename: str, revision: str | None) -> _RemoteFile:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not marked so
+
+    name, at, named_revision = repo.partition("@")
+    if at and not named_revision:
+        raise UsageError(f"{repo}: the revision after the @ is missing")
+    if named_revision and revision and named_revision != revision:
+        raise UsageError(f"{repo}: two revisions are asked for, {named_revision} and {revision}")
+    if not _is_inside(filename):
+        raise LoadError(f"{name}: '{filename}' cannot be the name of a file in a repository")
+    chosen = named_revision or revision or "main"
+    if not _is_inside(chosen):
+        raise LoadError(f"{name}: '{chosen}' cannot be the name of a revision")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise LoadError(
+            f"'{name}' cannot be the name of a hub repository",
+            hint="a repository is owner/name; a file that is here already runs with: mistralrs -i gguf -f PATH",
+        ) from error
+    return _RemoteFile(name, chosen, filename)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name from outside stays in the folder that it is put into."""
+    return "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _cached(file: _RemoteFile) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(file.repo, file.name, revision=file.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _known_absent(file: _RemoteFile) -> bool:
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(file.repo, file.name, revision=file.revision) is _CACHED_NO_EXIST
+
+
+def _download(file: _RemoteFile, token: str | None, progress: Progress | None) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # whichever client library it is of
+
+    if constants.is_offline_mode():
+        raise LoadError(
+            f"{file} is not in the cache, and HF_HUB_OFFLINE forbids to download it",
+            hint="unset HF_HUB_OFFLINE; a file that is here already runs with: mistralrs -i gguf -f PATH",
+        )
+    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _ANSWER_SECONDS
+    # False: the hub's client would otherwise look for a token by itself.
+    sent_token: str | bool = token or False
+    try:
+        _check_room(file, _remote_size(file, sent_token, timeout), Path(constants.HF_HUB_CACHE))
+        path = hf_hub_download(
+            file.repo,
+            file.name,
+            revision=file.revision,
+            token=sent_token,
+            etag_timeout=timeout,
+            tqdm_class=_reporter(file.name, progress),
+        )
+    # RuntimeError is how the client's second transport (Xet) says that a transfer failed.
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise _explained(error, file, token) from error
+    return Path(path)
+
+
+def _remote_size(file: _RemoteFile, token: str | bool, timeout: float) -> int | None:
+    """Bytes of the file, None if unknown. Asks once, without retries: a machine without network hears of it at once."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    url = hf_hub_url(file.repo, file.name, revision=file.revision)
+    try:
+        return get_hf_file_metadata(url, token=token, timeout=timeout).size
+    except EntryNotFoundError:
+        return None  # The download will meet it again, and remembers it in the cache.
+
+
+def _check_room(file: _RemoteFile, size: int | None, cache: Path) -> None:
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if size is not None and free < size:
+        raise LoadError(
+            f"{file} takes {_size(size)}, and the disk of {cache} has {_size(free)} left",
+            hint="make room, or set HF_HOME to a folder on a larger disk",
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _reporter(what: str, progress: Progress | None) -> type[Any]:
+    """A class with the methods of a tqdm bar that the hub's client calls; it passes the bytes on and draws nothing."""
+
+    class Reporter:
+        def __init__(self, *, total: int | None = None, initial: int = 0, **_: object) -> None:
+            self.total = total
+            self.n = initial
+            self._told = -1
+            self.update(0)
+
+        def update(self, count: float | None = 1) -> None:
+            self.n += int(count or 0)
+            # After a break the client may begin again and count down; whoever draws a bar should not see that.
+            if progress is not None and self.n > self._told:
+                self._told = self.n
+                progress(what, self.n, self.total or 0)
+
+        def update_transfer(self, count: float | None = 1) -> None:
+            """Bytes on the wire, which ``update`` counts again when they are written."""
+
+        def set_postfix_str(self, text: str, *, refresh: bool = True) -> None:
+            """The speed as text; whoever draws the bar knows the clock."""
+
+        set_transfer_postfix_str = set_postfix_str
+
+        def close(self) -> None:
+            """Nothing was opened."""
+
+        def __enter__(self) -> Reporter:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.close()
+
+    return Reporter
+
+
+def _explained(error: Exception, file: _RemoteFile, token: str | None) -> LoadError:
+    """The user's view of what the hub's client raised."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _explained(error.__cause__, file, token)
+    if isinstance(error, HfHubHTTPError):
+        return _explained_answer(error, file, token)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return LoadError(f"{file}: the disk is full", hint="make room, or set HF_HOME to a folder on a larger disk")
+    if isinstance(error, PermissionError) and error.filename:
+        return LoadError(f"{file}: cannot write {error.filename}", hint="set HF_HOME to a folder of yours")
+    return _unreachable(error, file)
+
+
+def _unreachable(error: Exception, file: _RemoteFile) -> LoadError:
+    from huggingface_hub import constants
+
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return LoadError(
+        f"{file} is not in the cache, and downloading it from {constants.ENDPOINT} failed: {reason}",
+        hint="check the network and try again; a file that is here already runs with: mistralrs -i gguf -f PATH",
+    )
+
+
+def _explained_answer(error: HfHubHTTPError, file: _RemoteFile, token: str | None) -> LoadError:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"{constants.ENDPOINT}/{file.repo}"
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError):
+        then = "use the token of the account that was let in" if token else "give a token with --token-source"
+        return LoadError(f"{file.repo} is gated", hint=f"accept its licence at {page}, then {then}")
+    if isinstance(error, RevisionNotFoundError):
+        return LoadError(f"{file.repo} has no revision '{file.revision}'", hint=f"see {page}/commits")
+    if isinstance(error, EntryNotFoundError):
+        return NotInRepositoryError(f"{file.repo} has no file '{file.name}'", hint=_alike(file, token))
+    if status == 401 and error.response.headers.get("X-Error-Message") == "Invalid credentials in Authorization header":
+        return LoadError(f"{page} refuses the token", hint="check it, or use --token-source none for a public model")
+    if isinstance(error, RepositoryNotFoundError):
+        rest = "the token's account may not see it" if token else "it is private: give a token with --token-source"
+        return LoadError(f"there is no repository {file.repo}, or it cannot be seen", hint=f"check the name, or {rest}")
+    if status in (401, 403):
+        return LoadError(f"{page} refuses access ({status})", hint="give a token that may read it with --token-source")
+    return LoadError(f"{file}: {constants.ENDPOINT} answers {status}", hint="try again later")
+
+
+def _alike(file: _RemoteFile, token: str | None) -> str:
+    """Names of files in the repository that may have been meant."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    try:
+        names = list(HfApi().list_repo_files(file.repo, revision=file.revision, token=token or False))
+    except (HTTPError, OSError) as error:
+        return f"its files could not be listed either ({type(error).__name__})"
+    same_kind = [name for name in names if name.endswith(Path(file.name).suffix)]
+    by_lower = {name.lower(): name for name in same_kind}
+    close = difflib.get_close_matches(file.name.lower(), by_lower, n=5, cutoff=0.7)
+    meant = [by_lower[name] for name in close] or same_kind[:8]
+    return f"it has {', '.join(meant)}" if meant else f"it has no {Path(file.name).suffix} file"

@@ -1,0 +1,77 @@
+"""Where the token for private and gated repositories comes from.
+
+Knows the words of ``--token-source`` and nothing of repositories. A token is never logged and never part of a message.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mistralrs.errors import UsageError
+
+DEFAULT_VARIABLE = "HUGGING_FACE_HUB_TOKEN"
+_FORMS = "literal:TOKEN, env, env:NAME, path:FILE, cache or none"
+
+
+def token(source: str) -> str | None:
+    """The token that ``source`` names, without white space around it; None: send no token.
+
+    - ``literal:TOKEN``: the token itself (it may contain colons)
+    - ``env`` or ``env:NAME``: an environment variable, ``HUGGING_FACE_HUB_TOKEN`` unless named
+    - ``path:FILE``: the text of a file
+    - ``cache``: what the hub's own tools use: the variable ``HF_TOKEN``, else the file that ``hf auth login`` writes;
+      no token if there is neither
+    - ``none``: no token, whatever is set
+
+    Raises UsageError for anything else and for a variable or file that is not there or is empty.
+    """
+    kind, colon, value = source.partition(":")
+    if source == "none":
+        return None
+    if source == "cache":
+        return _cached_token()
+    if kind == "literal" and colon:
+        return _checked(value, "literal: the token after the colon is missing")
+    if kind == "env":
+        return _variable(value if colon else DEFAULT_VARIABLE)
+    if kind == "path" and colon:
+        return _file(value)
+    # The word before a colon is safe to show; what stands after it, or a lone word, may be a token.
+    shown = f"'{kind}:...'" if colon else "this"
+    raise UsageError(f"--token-source: {shown} is not a source of tokens", hint=f"it is one of {_FORMS}")
+
+
+def _cached_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _variable(name: str) -> str:
+    if not name:
+        raise UsageError("--token-source: the name after 'env:' is missing", hint=f"it is one of {_FORMS}")
+    return _checked(os.environ.get(name, ""), f"the environment variable {name} is not set or is empty")
+
+
+def _file(name: str) -> str:
+    if not name:
+        raise UsageError("--token-source: the file after 'path:' is missing", hint=f"it is one of {_FORMS}")
+    path = Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--token-source: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--token-source: {path} is not a text file") from error
+    return _checked(text, f"{path} is empty")
+
+
+def _checked(text: str, complaint: str) -> str:
+    trimmed = text.strip()
+    if not trimmed:
+        raise UsageError(f"--token-source: {complaint}")
+    if not (trimmed.isascii() and trimmed.isprintable()) or " " in trimmed:
+        # An HTTP client would refuse such a header, and show it.
+        raise UsageError("--token-source: what it names is not a token: it has spaces, line breaks or other letters")
+    return trimmed

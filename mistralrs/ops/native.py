@@ -1,0 +1,261 @@
+"""The CPU kernels as a backend: binds ``mistralrs_kernels.cpu`` to weights and buffers. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mistralrs.errors import LoadError
+from mistralrs.ops.arena import Arena, Buffer, Span
+from mistralrs.ops.backend import Activation, BackendUnavailable, Finish, KvShape, Norm, Op
+from mistralrs.ops.weight import Matrix, Weight
+from mistralrs.ops.workspace import StepArgs, Workspace
+from mistralrs.quant.types import QuantType
+from mistralrs_kernels import cpu
+
+if TYPE_CHECKING:
+    import torch
+
+_FINISH = {"store": 0, "add": 1, "gated": 2}
+_ACTIVATION = {"silu": 0}
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, counting two hardware threads of one core once."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for index in cpus:
+        topology = Path(f"/sys/devices/system/cpu/cpu{index}/topology")
+        try:
+            cores.add(((topology / "physical_package_id").read_text(), (topology / "core_id").read_text()))
+        except OSError:
+            cores.add((str(index), ""))
+    return max(1, len(cores))
+
+
+class _Pool:
+    """The threads of one process; engines share them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.pointer = cpu.load().mrs_pool_create(threads)
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            cpu.load().mrs_pool_destroy(self.pointer)
+
+
+class PackedWeight:
+    """A matrix in panels of 16 rows (``csrc/layout.h``)."""
+
+    def __init__(self, matrix: Matrix, span: Span, bias: Buffer | None, table: cpu.Table) -> None:
+        self.type: QuantType = matrix.type
+        self.rows = matrix.rows
+        self.columns = matrix.columns
+        self.nbytes = len(span.bytes)
+        self._memory = (span, bias)
+        self._table = table
+        self.struct = cpu.Weight(
+            span.address, bias.address if bias else None, matrix.type.ggml_id, matrix.rows, matrix.columns
+        )
+
+    def dense(self) -> torch.Tensor:
+        import torch
+
+        out = torch.empty(self.rows, self.columns)
+        row_bytes = self.columns * 4
+        for row in range(self.rows):
+            self._table.unpack_row(ctypes.byref(self.struct), row, out.data_ptr() + row * row_bytes)
+        return out
+
+
+class PackedKv:
+    """The cache as one span a layer; see ``csrc/attend.inc`` for what a block holds."""
+
+    def __init__(self, shape: KvShape) -> None:
+        wide = -(-shape.head_dim // 16) * 16
+        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * 2
+        layer_bytes = self.block_bytes * shape.num_blocks
+        self.nbytes = layer_bytes * shape.layers
+        arena = Arena(self.nbytes + 64 * shape.layers)
+        self.layers = [arena.take(layer_bytes) for _ in range(shape.layers)]
+
+
+class NativeOp:
+    """A kernel with everything it needs; ``keep`` holds what the struct points to."""
+
+    def __init__(self, struct: Any, pool: _Pool, keep: tuple[object, ...]) -> None:
+        self.struct = struct
+        self.pointer = ctypes.addressof(struct)
+        self._pool = pool
+        self._keep = keep
+
+    def __call__(self, args: StepArgs) -> None:
+        NativeProgram([self], args, self._pool)()
+
+
+class NativeProgram:
+    """Operations that run in one call, with the interpreter's lock released."""
+
+    def __init__(self, ops: Sequence[NativeOp], args: StepArgs, pool: _Pool) -> None:
+        self._ops = (ctypes.c_void_p * len(ops))(*(op.pointer for op in ops))
+        self._keep = (tuple(ops), args)
+        self._args = args
+        self._pool = pool
+        self._run = cpu.load().mrs_run
+        names = ("tokens", "positions", "slots", "seq_starts", "context_lens", "block_tables", "logit_rows")
+        self._step = cpu.Step(*(args.arrays[name].address for name in names))
+        self._step.block_stride = args.sizes.max_blocks
+
+    def __call__(self) -> None:
+        step, args = self._step, self._args
+        step.num_tokens, step.num_seqs, step.num_logits = args.num_tokens, args.num_seqs, args.num_logits
+        step.abort = ctypes.addressof(args.abort)
+        self._run(self._ops, len(self._ops), ctypes.byref(step), self._pool.pointer)
+
+
+class NativeBackend:
+    """Weights in packed panels, cache in half precision, int8 products with one scale for each 32 activations."""
+
+    def __init__(self, *, threads: int | None = None, isa: str | None = None) -> None:
+        try:
+            tables = cpu.tables()
+        except cpu.KernelError as error:
+            raise BackendUnavailable(f"the compiled kernels cannot be used: {error}") from error
+        if isa is not None and isa not in tables:
+            raise BackendUnavailable(f"this processor and build have {', '.join(tables)}")
+        self.isa = isa or next(iter(tables))
+        self.name = f"cpu {self.isa}"
+        self.threads = threads or physical_cores()
+        self._table = tables[self.isa]
+        self._pool = _Pool(self.threads)
+        self._arena: Arena | None = None
+        self._scratch: Span | None = None
+
+    def placed_bytes(self, matrix: Matrix) -> int:
+        size = cpu.load().mrs_packed_bytes(matrix.type.ggml_id, matrix.rows, matrix.columns)
+        if size < 0:
+            raise LoadError(f"{matrix.name}: {matrix.columns} columns are no multiple of {matrix.type.name}'s block")
+        return int(size) + (4 * matrix.rows if matrix.bias else 0) + 128
+
+    def reserve(self, nbytes: int) -> None:
+        self._arena = Arena(nbytes)
+
+    def _take(self, nbytes: int) -> Span:
+        arena = self._arena
+        if arena is None or arena.capacity < nbytes:
+            arena = Arena(nbytes)
+        return arena.take(nbytes)
+
+    def place(self, matrix: Matrix) -> PackedWeight:
+        lib = cpu.load()
+        span = self._take(self.placed_bytes(matrix) - 128 - (4 * matrix.rows if matrix.bias else 0))
+        bias = None
+        if matrix.bias is not None:
+            bias = Buffer(self._take(4 * matrix.rows), (matrix.rows,))
+            bias.values[:] = matrix.bias
+        source = ctypes.addressof(ctypes.c_char.from_buffer(matrix.data)) if len(matrix.data) else 0
+        order = ctypes.c_void_p(matrix.order.buffer_info()[0]) if matrix.order is not None else None
+        row_bytes = matrix.type.row_bytes(matrix.columns)
+        lib.mrs_pack(
+            matrix.type.ggml_id,
+            source,
+            row_bytes,
+            matrix.rows,
+            matrix.columns,
+            order,
+            span.address,
+            self._pool.pointer,
+        )
+        return PackedWeight(matrix, span, bias, self._table)
+
+    def kv_cache(self, shape: KvShape) -> PackedKv:
+        if shape.block_size != 16:
+            raise ValueError("the kernels' cache blocks hold 16 tokens")
+        return PackedKv(shape)
+
+    def _scratch_for(self, tokens: int, columns: int, terms: int) -> Span:
+        """One scratch for all operations: only one runs at a time."""
+        need = cpu.load().mrs_project_scratch(tokens, columns, terms)
+        if self._scratch is None or len(self._scratch.bytes) < need:
+            self._scratch = Arena(need).take(need)
+        return self._scratch
+
+    def embed(self, weight: Weight, work: Workspace, *, inv_freq: Buffer, rotary_scale: float) -> Op:
+        packed = _packed(weight)
+        struct = cpu.Embed(
+            self._table.embed,
+            ctypes.pointer(packed.struct),
+            work.x.address,
+            inv_freq.address,
+            work.rotary.address,
+            rotary_scale,
+            work.sizes.rotary_half,
+        )
+        return NativeOp(struct, self._pool, (packed, work, inv_freq))
+
+    def project(
+        self,
+        weights: Sequence[Weight],
+        x: Buffer,
+        outs: Sequence[Buffer],
+        *,
+        norm: Norm | None = None,
+        finish: Finish = "store",
+        activation: Activation = "silu",
+        terms: int = 1,
+        logits_only: bool = False,
+    ) -> Op:
+        packed = [_packed(weight) for weight in weights]
+        scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1], terms)
+        struct = cpu.Project(
+            run=self._table.project,
+            x=x.address,
+            norm_weight=norm.weight.address if norm else None,
+            scratch=scratch.address,
+            weights=(ctypes.POINTER(cpu.Weight) * 4)(*(ctypes.pointer(weight.struct) for weight in packed)),
+            outs=(ctypes.c_void_p * 4)(*(out.address for out in outs)),
+            norm_eps=norm.eps if norm else 0.0,
+            num_members=len(packed),
+            finish=_FINISH[finish],
+            activation=_ACTIVATION[activation],
+            terms=terms,
+            logits_only=int(logits_only),
+        )
+        return NativeOp(struct, self._pool, (packed, x, tuple(outs), norm, scratch))
+
+    def attend(
+        self, work: Workspace, kv: object, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
+    ) -> Op:
+        assert isinstance(kv, PackedKv)
+        struct = cpu.Attend(
+            self._table.attend,
+            work.q.address,
+            work.k.address,
+            work.v.address,
+            work.rotary.address,
+            kv.layers[layer].address,
+            work.attended.address,
+            kv.block_bytes,
+            scale,
+            heads,
+            kv_heads,
+            head_dim,
+            work.sizes.rotary_half,
+        )
+        return NativeOp(struct, self._pool, (work, kv))
+
+    def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
+        native = [op for op in ops if isinstance(op, NativeOp)]
+        assert len(native) == len(ops)
+        return NativeProgram(native, args, self._pool)
+
+
+def _packed(weight: Weight) -> PackedWeight:
+    assert isinstance(weight, PackedWeight)
+    return weight
+

@@ -1,0 +1,112 @@
+"""The buffers that a step works in and the numbers that describe it, allocated once."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mistralrs.ops.arena import Arena, Buffer, buffer, buffers_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How large a step can be, and the widths of a model."""
+
+    max_tokens: int
+    max_seqs: int
+    max_logits: int
+    max_blocks: int
+    """Blocks that one sequence can have."""
+    hidden: int
+    q: int
+    kv: int
+    ffn: int
+    vocab: int
+    rotary_half: int
+
+
+class Workspace:
+    """Activations of a step, float32, one row a token."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        tokens = sizes.max_tokens
+        shapes = {
+            "x": (tokens, sizes.hidden),
+            "q": (tokens, sizes.q),
+            "k": (tokens, sizes.kv),
+            "v": (tokens, sizes.kv),
+            "attended": (tokens, sizes.q),
+            "ffn": (tokens, sizes.ffn),
+            "logits": (sizes.max_logits, sizes.vocab),
+            "rotary": (tokens, 2, sizes.rotary_half),
+        }
+        self.sizes = sizes
+        self.arena = Arena(buffers_bytes(*shapes.values()))
+        self.x: Buffer
+        self.q: Buffer
+        self.k: Buffer
+        self.v: Buffer
+        self.attended: Buffer
+        self.ffn: Buffer
+        self.logits: Buffer
+        self.rotary: Buffer
+        for name, shape in shapes.items():
+            setattr(self, name, buffer(self.arena, *shape))
+
+
+class StepArgs:
+    """What a step computes; the arrays stay where they are, ``set`` fills them.
+
+    Arrays are int32: ``tokens``, ``positions``, ``slots`` (num_tokens,), ``seq_starts`` (num_seqs + 1,), ``context_lens``
+    (num_seqs,), ``block_tables`` (num_seqs, max_blocks), ``logit_rows`` (num_logits,).
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        shapes = {
+            "tokens": (sizes.max_tokens,),
+            "positions": (sizes.max_tokens,),
+            "slots": (sizes.max_tokens,),
+            "seq_starts": (sizes.max_seqs + 1,),
+            "context_lens": (sizes.max_seqs,),
+            "block_tables": (sizes.max_seqs, sizes.max_blocks),
+            "logit_rows": (sizes.max_logits,),
+        }
+        self.sizes = sizes
+        self.arena = Arena(buffers_bytes(*shapes.values()))
+        self.arrays = {name: buffer(self.arena, *shape, format="i") for name, shape in shapes.items()}
+        self.num_tokens = self.num_seqs = self.num_logits = 0
+        self.abort = ctypes.c_int32(0)
+        """Not zero: stop between two operations. May be replaced by another object between two steps."""
+
+    def set(
+        self,
+        *,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        seq_starts: Sequence[int],
+        context_lens: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        logit_rows: Sequence[int],
+    ) -> None:
+        """Describes the next step. Raises ``ValueError`` when it does not fit the sizes."""
+        sizes = self.sizes
+        if len(tokens) > sizes.max_tokens or len(context_lens) > sizes.max_seqs or len(logit_rows) > sizes.max_logits:
+            raise ValueError(f"a step of {len(tokens)} tokens, {len(context_lens)} sequences does not fit {sizes}")
+        flat = {
+            "tokens": tokens,
+            "positions": positions,
+            "slots": slots,
+            "seq_starts": seq_starts,
+            "context_lens": context_lens,
+            "logit_rows": logit_rows,
+        }
+        for name, items in flat.items():
+            self.arrays[name].values[: len(items)] = array("i", items)
+        tables = self.arrays["block_tables"].values
+        for row, table in enumerate(block_tables):
+            start = row * sizes.max_blocks
+            tables[start : start + len(table)] = array("i", table)
+        self.num_tokens, self.num_seqs, self.num_logits = len(tokens), len(context_lens), len(logit_rows)

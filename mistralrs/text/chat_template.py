@@ -1,0 +1,155 @@
+"""From a conversation to the ids of a prompt: renders the model's Jinja template and tokenizes what comes out.
+
+Knows the variables that templates expect, and which part of a prompt the template wrote and which the people. Does not
+know where the template came from.
+
+What people write never becomes a control token. Where a message spells one, its first character is swapped for a
+private-use character that occurs nowhere else, so the template still sees one character and its own control tokens
+are the only ones left in the rendered text. The text is then cut at these, as a tokenizer does anyway, and what lies
+between is put back and encoded as plain text: all other tokens are those that any text would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mistralrs.errors import LoadError, RequestError
+
+if TYPE_CHECKING:
+    from mistralrs.text.control import ControlTexts
+    from mistralrs.text.tokenizer import Tokenizer
+
+_PRIVATE_USE = (*range(0xE000, 0xF8FF), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+
+
+class ChatTemplate:
+    """A compiled template. Safe from any thread.
+
+    Raises LoadError when ``source`` does not compile. ``bos``, ``eos`` and ``unk`` are the texts of these tokens, empty
+    where a model has none.
+    """
+
+    def __init__(self, source: str, *, bos: str, eos: str, unk: str = "") -> None:
+        # Jinja takes 50 ms to import, which no command without a chat should pay.
+        from mistralrs.text.sandbox import compile_template
+
+        try:
+            self._template = compile_template(source)
+        except Exception as error:  # whatever a broken template makes Jinja or Python say
+            raise LoadError(
+                f"the chat template does not compile: {_shown(error)}",
+                hint="pass another one with --chat-template",
+            ) from error
+        self.source = source
+        self._tokens = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
+
+    def render(
+        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True, **variables: object
+    ) -> str:
+        """The prompt's text. ``variables`` are passed on and win over those that every template gets.
+
+        Raises RequestError with the template's own words when it refuses the messages, or why it failed on them.
+        """
+        from mistralrs.text.sandbox import TemplateRefusal, render_template
+
+        try:
+            return render_template(
+                self._template,
+                {
+                    **self._tokens,
+                    "messages": [dict(message) for message in messages],
+                    "add_generation_prompt": add_generation_prompt,
+                    "tools": None,  # None and not absent: templates ask `tools is not none`
+                    "documents": None,
+                    **variables,
+                },
+            )
+        except TemplateRefusal as error:
+            raise RequestError(f"the chat template refuses the messages: {error.message}", param="messages") from error
+        except Exception as error:  # the template is foreign code: anything may come out of it
+            raise RequestError(
+                f"the chat template failed on the messages: {_shown(error)}",
+                hint="check the messages, or pass another template with --chat-template",
+                param="messages",
+            ) from error
+
+
+def encode_chat(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    add_generation_prompt: bool = True,
+    **variables: object,
+) -> list[int]:
+    """Token ids of the rendered prompt; BOS is there if the template writes it.
+
+    No string in ``messages`` or ``variables`` gives a control token. Raises RequestError as ``render`` does.
+    """
+    controls = tokenizer.controls
+    given = (messages, variables)
+    strings = list(_strings(given))
+    spelled = {text[at] for text in strings for at in _spelled(controls, text)}
+    if not spelled:
+        text = template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return tokenizer.encode(text, special=True)
+    swap = _stand_ins(spelled, unused_in=[template.source, *strings])
+    swapped_messages, swapped_variables = (_mapped(part, lambda text: _swapped(controls, text, swap)) for part in given)
+    text = template.render(swapped_messages, add_generation_prompt=add_generation_prompt, **swapped_variables)
+    back = str.maketrans({stand_in: character for character, stand_in in swap.items()})
+    ids: list[int] = []
+    position = 0
+    for start, end in controls.spans(text):
+        ids += tokenizer.encode(text[position:start].translate(back), special=False)
+        ids += tokenizer.encode(text[start:end], special=True)
+        position = end
+    return ids + tokenizer.encode(text[position:].translate(back), special=False)
+
+
+def _spelled(controls: ControlTexts, text: str) -> list[int]:
+    """Where a text spells a control token, or ends in the beginning of one that what comes next could complete."""
+    unfinished = controls.unfinished(text)
+    return [*controls.starts(text), *([] if unfinished is None else [unfinished])]
+
+
+def _swapped(controls: ControlTexts, text: str, swap: Mapping[str, str]) -> str:
+    characters = list(text)
+    for position in _spelled(controls, text):
+        characters[position] = swap[text[position]]
+    return "".join(characters)
+
+
+def _stand_ins(characters: set[str], *, unused_in: list[str]) -> dict[str, str]:
+    used = set().union(*unused_in)
+    free = (character for code in _PRIVATE_USE if (character := chr(code)) not in used)
+    swap = dict(zip(sorted(characters), free, strict=False))
+    if len(swap) < len(characters):
+        raise RequestError("the messages use every private-use character of Unicode", param="messages")
+    return swap
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with every string in it changed, but for the keys of mappings."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(item, change) for item in value]
+    return value
+
+
+def _shown(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,240 @@
+"""The tokenizer section of a GGUF file: checked, and built on the `tokenizers` library.
+
+Knows the metadata keys, what they may hold, and llama.cpp's rules for what a file leaves out.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from mistralrs.errors import LoadError
+from mistralrs.text.pretokenizers import PRETOKENIZERS
+from mistralrs.text.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    known_ends,
+)
+
+MAX_PIECE_LENGTH = 512
+"""Characters of a SentencePiece token; trying every cut of a longer one would cost seconds. Real ones have tens."""
+
+_HINT = "the file's tokenizer is damaged or of an unknown kind; --tokenizer-json FILE takes another one"
+_PREFIX = "tokenizer.ggml."
+
+Item = TypeVar("Item")
+_logger = logging.getLogger(__name__)
+
+
+def read_gguf_vocabulary(metadata: Mapping[str, object]) -> tuple[Vocabulary, Tokenizer]:
+    """The vocabulary and what turns text into its ids.
+
+    Raises LoadError that names the key when one is missing, of a wrong type, out of range or contradicts another.
+    """
+    model = _text(metadata, "model")
+    if model not in ("gpt2", "llama"):
+        raise LoadError(f"the tokenizer model {model!r} is not supported; supported: gpt2, llama", hint=_HINT)
+    pre = _pre(metadata) if model == "gpt2" else "default"
+    vocabulary = _vocabulary(metadata, sentence_piece=model == "llama", add_bos=PRETOKENIZERS[pre].add_bos)
+    merges = _merges(metadata) if model == "gpt2" else _derived_merges(vocabulary, _scores(metadata, vocabulary.texts))
+    try:
+        if model == "gpt2":
+            return vocabulary, _byte_level(vocabulary, pre, merges)
+        return vocabulary, _sentence_piece(vocabulary, merges)
+    except Exception as error:  # the library raises nothing narrower
+        raise LoadError(f"the tokenizer cannot be built: {error}", hint=_HINT) from error
+
+
+def _byte_level(vocabulary: Vocabulary, pre: str, merges: list[tuple[str, str]]) -> Tokenizer:
+    cut = PRETOKENIZERS[pre]
+    backend = Tokenizer(models.BPE(_ids(vocabulary), merges, ignore_merges=cut.ignore_merges))
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
+    to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_letters])
+    return _with_added_tokens(backend, vocabulary)
+
+
+def _sentence_piece(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> Tokenizer:
+    unknown = None if vocabulary.unk_id is None else vocabulary.texts[vocabulary.unk_id] or None
+    model = models.BPE(_ids(vocabulary), merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
+    backend = Tokenizer(model)
+    # Applied to each stretch between control tokens, so that the space comes after every one of them.
+    prefix = [normalizers.Prepend("▁")] if vocabulary.space_prefix else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    return _with_added_tokens(backend, vocabulary)
+
+
+def _ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {text: token for token, text in enumerate(vocabulary.texts) if text}
+
+
+def _with_added_tokens(backend: Tokenizer, vocabulary: Vocabulary) -> Tokenizer:
+    """Tokens found in a text before anything else: control tokens, and words that the file's maker added."""
+    texts, kinds = vocabulary.texts, vocabulary.kinds
+    control = [token for token, kind in enumerate(kinds) if kind in (CONTROL, UNKNOWN)]
+    words = [token for token, kind in enumerate(kinds) if kind == USER_DEFINED]
+    backend.add_special_tokens([AddedToken(texts[token], normalized=False, special=True) for token in control])
+    backend.add_tokens([AddedToken(texts[token], normalized=False) for token in words])
+    return backend
+
+
+def _derived_merges(vocabulary: Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
+    """The merges behind a SentencePiece vocabulary, most wanted first.
+
+    Such a vocabulary has scores and no merges: it joins whatever two neighbours make the piece of the best score. So
+    each way to cut a piece into two pieces is a merge, ranked by the piece's score.
+    """
+    kinds = vocabulary.kinds
+    skipped = (CONTROL, UNKNOWN, BYTE, USER_DEFINED)
+    pieces = {text: token for token, text in enumerate(vocabulary.texts) if kinds[token] not in skipped}
+    find = pieces.get
+    merges: list[tuple[str, str]] = []
+    for piece in sorted(pieces, key=lambda text: -scores[pieces[text]]):
+        cuts = []
+        for middle in range(1, len(piece)):
+            left = find(piece[:middle])
+            if left is not None and (right := find(piece[middle:])) is not None:
+                cuts.append((left, right, middle))
+        cuts.sort()
+        merges.extend((piece[:middle], piece[middle:]) for _, _, middle in cuts)
+    return merges
+
+
+def _vocabulary(metadata: Mapping[str, object], *, sentence_piece: bool, add_bos: bool) -> Vocabulary:
+    texts = _texts(metadata)
+    kinds = _kinds(metadata, len(texts))
+    ids = _named_ids(metadata, len(texts))
+    if sentence_piece:
+        # Where these vocabularies have them by custom; old files do not say so.
+        for name, custom, kind in (("unknown", 0, UNKNOWN), ("bos", 1, CONTROL), ("eos", 2, CONTROL)):
+            if custom < len(kinds) and kinds[custom] == kind:
+                ids.setdefault(name, custom)
+    ends = known_ends(texts, kinds).union(ids[name] for name in ("eos", "eot", "eom") if name in ids)
+    for token in ends.union(ids[name] for name in ("bos",) if name in ids):
+        kinds[token] = CONTROL  # by its use, whatever the file calls it
+    add_bos = _flag(metadata, "add_bos_token", default=sentence_piece or add_bos)
+    return Vocabulary(
+        texts=texts,
+        kinds=kinds,
+        byte_level=not sentence_piece,
+        bos_id=ids.get("bos"),
+        eos_id=ids.get("eos"),
+        unk_id=ids.get("unknown"),
+        end_ids=frozenset(ends),
+        add_bos=add_bos and "bos" in ids,
+        space_prefix=sentence_piece and _flag(metadata, "add_space_prefix", default=True),
+    )
+
+
+def _error(key: str, reason: str) -> LoadError:
+    return LoadError(f"the tokenizer's metadata key {_PREFIX + key!r} {reason}", hint=_HINT)
+
+
+def _text(metadata: Mapping[str, object], key: str) -> str:
+    value = metadata.get(_PREFIX + key)
+    if not isinstance(value, str):
+        raise _error(key, "is missing" if value is None else f"is a {type(value).__name__}, expected a text")
+    return value
+
+
+def _flag(metadata: Mapping[str, object], key: str, *, default: bool) -> bool:
+    value = metadata.get(_PREFIX + key, default)
+    if not isinstance(value, bool):
+        raise _error(key, f"is a {type(value).__name__}, expected true or false")
+    return value
+
+
+def _list(
+    metadata: Mapping[str, object], key: str, *, of: tuple[type[Item], ...], length: int | None = None
+) -> list[Item]:
+    value = metadata.get(_PREFIX + key)
+    if not isinstance(value, list):
+        raise _error(key, "is missing" if value is None else f"is a {type(value).__name__}, expected a list")
+    if length is not None and len(value) != length:
+        raise _error(key, f"has {len(value)} entries for {length} tokens")
+    strangers = set(map(type, value)).difference(of)
+    if strangers:
+        expected = " or ".join(kind.__name__ for kind in of)
+        raise _error(key, f"holds a {strangers.pop().__name__}, expected only {expected}")
+    return value
+
+
+def _texts(metadata: Mapping[str, object]) -> list[str]:
+    key = "tokens"
+    texts: list[str] = _list(metadata, key, of=(str,))
+    if not texts:
+        raise _error(key, "is empty")
+    seen = set(texts)
+    if len(seen.difference([""])) != sum(map(bool, texts)):
+        raise _error(key, "has the same token twice")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise _error(key, "holds a text that is not Unicode") from error
+    return texts
+
+
+def _kinds(metadata: Mapping[str, object], count: int) -> list[int]:
+    key = "token_type"
+    if _PREFIX + key not in metadata:
+        return [NORMAL] * count
+    kinds: list[int] = _list(metadata, key, of=(int,), length=count)
+    strangers = set(kinds).difference(range(BYTE + 1))
+    if strangers:
+        raise _error(key, f"holds the unknown type {strangers.pop()}")
+    return list(kinds)
+
+
+def _scores(metadata: Mapping[str, object], texts: list[str]) -> list[float]:
+    key = "scores"
+    scores: list[float] = _list(metadata, key, of=(float, int), length=len(texts))
+    if not all(map(math.isfinite, scores)):
+        raise _error(key, "holds a score that is not finite")
+    longest = max(map(len, texts))
+    if longest > MAX_PIECE_LENGTH:
+        raise _error("tokens", f"has a token of {longest} characters; more than {MAX_PIECE_LENGTH} are refused")
+    return scores
+
+
+def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
+    key = "merges"
+    lines = _list(metadata, key, of=(str,))
+    wrong = next((line for line in lines if line.count(" ") != 1), None)
+    if wrong is not None:
+        raise _error(key, f"holds {wrong[:80]!r}, expected two pieces with a space between")
+    return [(first, second) for first, second in (line.split(" ") for line in lines)]
+
+
+def _named_ids(metadata: Mapping[str, object], count: int) -> dict[str, int]:
+    """The tokens that the file names for a purpose; the purposes that it is silent on are absent."""
+    ids = {}
+    for name in ("bos", "eos", "eot", "eom", "unknown"):
+        key = f"{name}_token_id"
+        value = metadata.get(_PREFIX + key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise _error(key, f"is a {type(value).__name__}, expected a token id")
+        if not 0 <= value < count:
+            raise _error(key, f"is {value}, outside the vocabulary of {count} tokens")
+        ids[name] = value
+    return ids
+
+
+def _pre(metadata: Mapping[str, object]) -> str:
+    if _PREFIX + "pre" not in metadata:
+        _logger.warning("the file does not name its pre-tokenizer; 'default' is used, and answers may be worse")
+        return "default"
+    pre = _text(metadata, "pre")
+    if pre not in PRETOKENIZERS:
+        known = ", ".join(sorted(PRETOKENIZERS))
+        raise LoadError(f"the pre-tokenizer {pre!r} is unknown; known: {known}", hint=_HINT)
+    return pre

@@ -1,0 +1,139 @@
+"""A Hugging Face `tokenizer.json`: read, and told what it leaves to other files (BOS, EOS).
+
+Knows that file's format as far as the `tokenizers` library does not answer; does not fetch it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from mistralrs.errors import LoadError
+from mistralrs.text.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+    known_ends,
+)
+
+MAX_TOKENS = 1 << 22
+"""An id beyond is refused: a vocabulary is a list with an entry for each id."""
+
+_HINT = "give the tokenizer.json of a fast tokenizer"
+_BYTE_TEXTS = frozenset(f"<0x{byte:02X}>" for byte in range(0x100))
+
+
+def read_json_vocabulary(
+    source: Path | str, *, bos: int | str | None, eos: Sequence[int | str], add_bos: bool | None
+) -> tuple[Vocabulary, Tokenizer]:
+    """The vocabulary and what turns text into its ids; ``source`` is a file, or its text.
+
+    Raises LoadError when the file cannot be read or used, or a named token is not in it.
+    """
+    name, text = _content(source)
+    try:
+        fields = json.loads(text)
+        backend = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing narrower
+        raise LoadError(f"{name} is not a usable tokenizer.json: {error}", hint=_HINT) from error
+    backend.no_truncation()
+    backend.no_padding()
+    texts, kinds = _tokens(name, fields, backend)
+    bos_id = None if bos is None else _resolve(name, texts, bos)
+    given_ends = [_resolve(name, texts, token) for token in eos]
+    plain = backend.encode("a", add_special_tokens=False).ids
+    framed = backend.encode("a", add_special_tokens=True).ids
+    first = framed[0] if framed[1 : 1 + len(plain)] == plain != [] else None
+    if bos_id is None:
+        bos_id = first
+    ends = known_ends(texts, kinds).union(given_ends)
+    specials = ends if bos_id is None else ends | {bos_id}
+    for token in specials:
+        kinds[token] = CONTROL  # by its use, whatever the file calls it
+    backend.add_special_tokens([AddedToken(texts[token], normalized=False, special=True) for token in specials])
+    strips = {i: (t.lstrip, t.rstrip) for i, t in backend.get_added_tokens_decoder().items() if t.lstrip or t.rstrip}
+    return Vocabulary(
+        texts=texts,
+        kinds=kinds,
+        byte_level=_is_byte_level(name, fields),
+        bos_id=bos_id,
+        eos_id=given_ends[0] if given_ends else min(ends, default=None),
+        unk_id=_unknown(fields, backend),
+        end_ids=frozenset(ends),
+        add_bos=(first is not None and first == bos_id) if add_bos is None else add_bos and bos_id is not None,
+        space_prefix=bool(plain) and texts[plain[0]].startswith("▁"),
+        strips=strips,
+    ), backend
+
+
+def _content(source: Path | str) -> tuple[str, str]:
+    if isinstance(source, str):
+        return "the tokenizer's text", source
+    try:
+        return str(source), source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"{source} cannot be read: {error}", hint=_HINT) from error
+
+
+def _tokens(name: str, fields: dict[str, object], backend: Tokenizer) -> tuple[list[str], list[int]]:
+    ids = backend.get_vocab(with_added_tokens=True)
+    count = max(ids.values(), default=-1) + 1
+    if not 0 < count <= MAX_TOKENS:
+        raise LoadError(f"{name} has {count} tokens, expected 1 to {MAX_TOKENS}", hint=_HINT)
+    texts, kinds = [""] * count, [UNUSED] * count
+    byte_fallback = bool(_model(fields).get("byte_fallback"))
+    for text, token in ids.items():
+        texts[token] = text
+        kinds[token] = BYTE if byte_fallback and text in _BYTE_TEXTS else NORMAL
+    for token, added in backend.get_added_tokens_decoder().items():
+        kinds[token] = CONTROL if added.special else USER_DEFINED
+    unknown = _unknown(fields, backend)
+    if unknown is not None:
+        kinds[unknown] = UNKNOWN
+    return texts, kinds
+
+
+def _model(fields: dict[str, object]) -> dict[str, object]:
+    model = fields.get("model")
+    return model if isinstance(model, dict) else {}
+
+
+def _unknown(fields: dict[str, object], backend: Tokenizer) -> int | None:
+    text = _model(fields).get("unk_token")
+    return backend.token_to_id(text) if isinstance(text, str) else None
+
+
+def _is_byte_level(name: str, fields: dict[str, object]) -> bool:
+    kinds = set(_decoder_kinds(fields.get("decoder")))
+    if "ByteLevel" in kinds:
+        return True
+    if kinds.isdisjoint({"ByteFallback", "Metaspace", "Replace"}):
+        what = ", ".join(sorted(kinds)) or "no decoder"
+        raise LoadError(f"{name} turns tokens into text by {what}, which is not supported", hint=_HINT)
+    return False
+
+
+def _decoder_kinds(decoder: object) -> Iterator[str]:
+    if isinstance(decoder, dict):
+        if decoder.get("type") == "Sequence":
+            for part in decoder.get("decoders", []):
+                yield from _decoder_kinds(part)
+        else:
+            yield str(decoder.get("type"))
+
+
+def _resolve(name: str, texts: list[str], token: int | str) -> int:
+    if isinstance(token, str):
+        if token not in texts:
+            raise LoadError(f"{name} has no token {token!r}", hint="name one that is in its vocabulary")
+        return texts.index(token)
+    if not 0 <= token < len(texts):
+        raise LoadError(f"token {token} is outside the {len(texts)} tokens of {name}", hint=_HINT)
+    return token

@@ -1,0 +1,146 @@
+"""Text to token ids and back.
+
+Builds on the `tokenizers` library, and is equal to llama.cpp on its published vectors. Knows nothing of chats, of
+models or of how a token was chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from mistralrs.errors import LoadError
+from mistralrs.text.control import ControlTexts
+from mistralrs.text.gguf_vocabulary import read_gguf_vocabulary
+from mistralrs.text.json_vocabulary import read_json_vocabulary
+from mistralrs.text.vocabulary import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters of byte-level vocabularies: printable Latin-1 stands for itself, other bytes for U+0100 onward."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)).difference(printable))
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_letters()
+
+
+class Tokenizer:
+    """Safe from any thread. Ids from ``vocab_size`` on, which a model's padded head may yield, have no text.
+
+    Nothing is cached for the way back: a token's bytes cost about a microsecond.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> None:
+        self.vocab_size = len(vocabulary.texts)
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.unk_id = vocabulary.unk_id
+        self.eos_ids = vocabulary.end_ids
+        self.add_bos = vocabulary.add_bos
+        self.space_prefix = vocabulary.space_prefix
+        self._vocabulary = vocabulary
+        self._backend = backend
+        self._lock = threading.Lock()  # of the backend's flag that says how the next text is read
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
+        """From a GGUF file's metadata. Raises LoadError naming what is missing, unknown or contradictory."""
+        return cls(*read_gguf_vocabulary(metadata))
+
+    @classmethod
+    def from_json(
+        cls,
+        source: Path | str,
+        *,
+        bos: int | str | None = None,
+        eos: Sequence[int | str] = (),
+        add_bos: bool | None = None,
+    ) -> Tokenizer:
+        """From a `tokenizer.json`, as a path or as its text.
+
+        ``bos`` and ``eos`` are ids or texts, from `tokenizer_config.json` or the model's own file; the first of
+        ``eos`` is the main one. What is not given is looked up: BOS where the file puts a control token in front of a
+        text, EOS among the known ends. Raises LoadError when the file is unusable or a token is not in it.
+        """
+        return cls(*read_json_vocabulary(source, bos=bos, eos=eos, add_bos=add_bos))
+
+    def with_eos(self, ids: Iterable[int]) -> Tokenizer:
+        """This tokenizer with more tokens that end an answer, as `generation_config.json` may name.
+
+        Raises LoadError if one is below 0.
+        """
+        more = frozenset(ids)
+        if min(more, default=0) < 0:
+            raise LoadError(f"{min(more)} is not a token id", hint="see eos_token_id in generation_config.json")
+        other = copy.copy(self)  # the lock is shared, as the backend is
+        other.eos_ids = self.eos_ids | more
+        return other
+
+    @cached_property
+    def controls(self) -> ControlTexts:
+        """The spellings that ``encode(special=True)`` takes for control tokens."""
+        strips = self._vocabulary.strips
+        tokens = zip(self._vocabulary.texts, self._vocabulary.kinds, strict=True)
+        return ControlTexts(
+            {t: strips.get(i, (False, False)) for i, (t, kind) in enumerate(tokens) if t and kind in (CONTROL, UNKNOWN)}
+        )
+
+    def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
+        """Token ids. With ``special=False`` text that spells a control token stays text (what a user wrote).
+        Bytes that the vocabulary has no token for are dropped, as llama.cpp does: SmolLM2's lacks six control
+        characters and those of planes that Unicode does not use.
+
+        ``bos`` puts BOS in front unless it is there already or there is none. Lone surrogates become U+FFFD.
+        """
+        if _SURROGATE.search(text):
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        with self._lock:
+            self._backend.encode_special_tokens = not special
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text: bytes that need not be whole characters; none for control tokens."""
+        if not 0 <= token < self.vocab_size:
+            return b""
+        text, kind = self._vocabulary.texts[token], self._vocabulary.kinds[token]
+        if kind in (CONTROL, UNKNOWN, UNUSED):
+            return b""
+        if self._vocabulary.byte_level:
+            if kind != USER_DEFINED and _BYTE_OF.keys() >= set(text):
+                return bytes([_BYTE_OF[letter] for letter in text])
+            return text.encode()
+        if kind == BYTE and (byte := _byte_value(text)) is not None:
+            return byte
+        return text.replace("▁", " ").encode()
+
+    def token_text(self, token: int) -> str:
+        """A token for display: control tokens spelled out, half characters as U+FFFD."""
+        if not 0 <= token < self.vocab_size:
+            return ""
+        if self._vocabulary.kinds[token] in (CONTROL, UNKNOWN, UNUSED):
+            return self._vocabulary.texts[token]
+        return self.token_bytes(token).decode("utf-8", "replace")
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, without control tokens and without the space that ``encode`` wrote in front."""
+        text = b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.space_prefix else text
+
+
+def _byte_value(text: str) -> bytes | None:
+    """The byte that a piece such as ``<0x0A>`` stands for."""
+    match = re.fullmatch("<0x([0-9A-Fa-f]{2})>", text)
+    return bytes.fromhex(match[1]) if match else None

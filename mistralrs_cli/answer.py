@@ -1,0 +1,63 @@
+"""One answer from a model's stream to a writer, and what Ctrl-C does meanwhile. Knows no prompt and no conversation."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+from mistralrs.engine.events import Delta, Failed, Finished
+from mistralrs.errors import EngineError
+from mistralrs_cli.model import AnswerStream
+from mistralrs_cli.output import AnswerWriter
+
+
+def relay(stream: AnswerStream, writer: AnswerWriter) -> Finished:
+    """Write an answer as it comes; returns how it ended. Raises the error that it failed with."""
+    for event in stream:
+        if isinstance(event, Delta):
+            writer.write(event.text)
+        elif isinstance(event, Failed):
+            raise event.error
+        else:
+            return event
+    raise EngineError("the answer broke off without an end", hint="report this, with the output of --log-level debug")
+
+
+class Interruption:
+    """While entered, the first Ctrl-C cancels the watched answers, a second one raises ``KeyboardInterrupt``.
+
+    An exception out of the blue could lose what an answer had already brought; a cancelled stream still ends in order.
+    """
+
+    def __init__(self) -> None:
+        self.happened = False
+        self._streams: list[AnswerStream] = []
+
+    def __enter__(self) -> Self:
+        self._previous = signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def watch(self, stream: AnswerStream) -> AnswerStream:
+        """Cancel this answer too at Ctrl-C, or at once if that has come."""
+        self._streams.append(stream)
+        if self.happened:
+            stream.cancel()
+        return stream
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if self.happened:
+            raise KeyboardInterrupt
+        self.happened = True
+        # In another thread, because this one may hold the very lock that cancelling takes.
+        threading.Thread(target=self._cancel, daemon=True).start()
+
+    def _cancel(self) -> None:
+        for stream in list(self._streams):
+            stream.cancel()

@@ -1,0 +1,168 @@
+"""The command ``mistralrs``: parse, understand, load, run; and at this edge every ending gets its exit code.
+
+Knows the order of things and nothing of how any of them is done.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from mistralrs.errors import MistralrsError
+from mistralrs_cli.commands import parse
+from mistralrs_cli.exits import CLOSED_OUTPUT, INTERRUPTED, TERMINATED
+from mistralrs_cli.model import Loader, Model, load_model
+from mistralrs_cli.options import GlobalOptions
+
+if TYPE_CHECKING:
+    from mistralrs_cli.job import Task
+    from mistralrs_cli.output import Streams
+
+
+def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -> int:
+    """Run a command line and return its exit code. ``arguments``: None is the process's own; ``load`` makes the model.
+
+    Catches what nothing below did: errors become one line on stderr, tracebacks are shown only when asked for.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not _prepare_streams():
+        return CLOSED_OUTPUT
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = _run(arguments, load)
+    except BaseException as error:
+        code = _ending(error, debug="--debug" in arguments)
+    return _close_output(code)
+
+
+def _run(arguments: Sequence[str], load: Loader) -> int:
+    words = parse(arguments)
+    _start_logging(words.options)
+    # Below here files are looked at and models are loaded; what that imports would only slow down --help.
+    from mistralrs_cli.job import PromptJob, understand
+    from mistralrs_cli.output import Streams
+    from mistralrs_cli.prompt import prompt_text
+
+    task = understand(words)
+    streams = Streams(sys.stdin, sys.stdout, sys.stderr)
+    text = prompt_text(task.job, streams.stdin) if isinstance(task.job, PromptJob) else ""
+    model = _load(task, load, streams)
+    try:
+        return _do(task, model, text, streams)
+    finally:
+        model.close()
+
+
+def _load(task: Task, load: Loader, streams: Streams) -> Model:
+    from mistralrs_cli.output import ProgressLine
+
+    progress = ProgressLine(streams.stderr)
+    try:
+        return load(task.source, task.load, progress)
+    finally:
+        progress.clear()
+
+
+def _do(task: Task, model: Model, text: str, streams: Streams) -> int:
+    from mistralrs_cli.job import BenchJob, PromptJob
+
+    job = task.job
+    if isinstance(job, PromptJob):
+        from mistralrs_cli.prompt import run_prompt
+
+        return run_prompt(model, job, text, streams)
+    if isinstance(job, BenchJob):
+        from mistralrs_cli.bench import run_bench
+
+        return run_bench(model, job, streams)
+    from mistralrs_cli.chat.loop import run_chat
+
+    return run_chat(model, job, streams)
+
+
+def _prepare_streams() -> bool:
+    """Make text that cannot be encoded or decoded appear replaced instead of ending the program.
+
+    False: stdout is closed, so there is nothing to do.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115  (for the rest of the process)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        return False
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    return True
+
+
+def _start_logging(options: GlobalOptions) -> None:
+    """Log to stderr; only what the project says, because other libraries' debugging helps nobody here."""
+    level = options.log_level
+    if level is None:
+        level = "debug" if "debug" in os.environ.get("RUST_LOG", "") else "warning"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("mistralrs")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level.upper())
+
+
+def _ending(error: BaseException, *, debug: bool) -> int:
+    """The exit code of what ended the command early, once it is reported."""
+    if isinstance(error, typer.Exit):  # --help, --version
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return CLOSED_OUTPUT
+    if isinstance(error, _Terminated):
+        return TERMINATED
+    if not isinstance(error, Exception):
+        raise error
+    if debug or os.environ.get("MISTRALRS_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error, file=sys.stderr)
+    reported = error if isinstance(error, MistralrsError) else _unexpected(error)
+    from mistralrs_cli.output import print_error
+
+    print_error(sys.stderr, reported)
+    return reported.exit_code
+
+
+def _unexpected(error: Exception) -> MistralrsError:
+    """An error that nobody below expected, in the shape of the others."""
+    if isinstance(error, OSError):
+        return MistralrsError(str(error))
+    return MistralrsError(
+        f"unexpected {type(error).__name__}: {error}", hint="this is a defect; --debug shows where it happened"
+    )
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _close_output(code: int) -> int:
+    """Send what is still buffered; when nobody reads it, keep the interpreter from trying again at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code if stream is sys.stderr else CLOSED_OUTPUT
+    return code

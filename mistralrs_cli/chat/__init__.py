@@ -1,0 +1,1 @@
+"""A conversation with a model: on a terminal with an editor and commands, from a pipe one turn a line."""

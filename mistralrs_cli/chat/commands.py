@@ -1,0 +1,105 @@
+"""The table of chat commands: name, aliases, argument, help and what each does. Help and dispatch read it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mistralrs.errors import UsageError
+from mistralrs_cli.chat.render import columns
+from mistralrs_cli.chat.session import Chat
+from mistralrs_cli.output import clean_line
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command; ``run`` gets the chat and what stands after the name, without white space around it."""
+
+    name: str
+    help: str
+    run: Callable[[Chat, str], None]
+    argument: str = ""
+    """How help shows what may follow the name; empty: nothing may."""
+    aliases: tuple[str, ...] = ()
+
+
+def _help(chat: Chat, argument: str) -> None:
+    if argument:
+        command = find(argument if argument[:1] in "/\\" else f"/{argument}")
+        chat.notes.say(f"{command.name} {command.argument}".rstrip() + f"  {command.help}")
+        if command.aliases:
+            chat.notes.say(f"also: {', '.join(command.aliases)}")
+        return
+    chat.notes.say(
+        *columns((f"{each.name} {each.argument}", each.help) for each in COMMANDS),
+        "Enter sends. A new line: Alt-Enter, Ctrl-J, a backslash at the end, or text between two lines of "
+        + '"""; a paste never sends.',
+        "A message that begins with a slash is written with two.",
+    )
+
+
+def _exit(chat: Chat, argument: str) -> None:
+    chat.leaving = True
+
+
+def _clear(chat: Chat, argument: str) -> None:
+    chat.conversation.clear()
+    chat.notes.say("the conversation is empty")
+
+
+def _system(chat: Chat, argument: str) -> None:
+    if argument:
+        chat.conversation.system = None if argument == '""' else argument
+    system = chat.conversation.system
+    chat.notes.say("no system message" if system is None else f"system message: {clean_line(system)}")
+
+
+def _stats(chat: Chat, argument: str) -> None:
+    if not argument:
+        chat.show_stats()
+    elif argument in ("on", "off"):
+        chat.stats = argument == "on"
+        chat.notes.say(f"statistics after each answer: {argument}")
+    else:
+        raise UsageError(f"/stats {clean_line(argument)}: not on or off", hint="/stats alone shows the last answer's")
+
+
+COMMANDS = (
+    Command("/help", "show the commands, or one of them", _help, argument="[command]", aliases=("/?",)),
+    Command("/system", 'show or set the system message; "" removes it', _system, argument="[text]"),
+    Command("/stats", "show what the last answer took, or show it after each answer", _stats, argument="[on|off]"),
+    Command("/clear", "forget the conversation", _clear),
+    Command("/exit", "leave", _exit, aliases=("/bye", "/quit", "\\exit")),
+)
+
+_BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
+
+
+def is_command(text: str) -> bool:
+    """Whether what was typed is for the chat and not for the model."""
+    return (text.startswith("/") and not text.startswith("//")) or text.strip() in _BY_NAME
+
+
+def message(text: str) -> str:
+    """What is sent to the model: two slashes at the beginning stand for one."""
+    return text[1:] if text.startswith("//") else text
+
+
+def find(name: str) -> Command:
+    """The command of that name or alias. Raises ``UsageError`` with the nearest one."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    nearest = difflib.get_close_matches(name, _BY_NAME, n=1)
+    suggestion = f"did you mean {nearest[0]}? " if nearest else "/help lists the commands; "
+    raise UsageError(f"no such command: {clean_line(name)}", hint=f"{suggestion}// sends a message with a slash")
+
+
+def run(chat: Chat, text: str) -> None:
+    """Run what was typed. Raises ``UsageError`` when there is no such command or it takes no such argument."""
+    name, _, argument = text.strip().partition(" ")
+    command = find(name)
+    argument = argument.strip()
+    if argument and not command.argument:
+        raise UsageError(f"{command.name} takes nothing after it", hint=f"type {command.name} alone")
+    command.run(chat, argument)

@@ -1,0 +1,76 @@
+"""The two loops of a chat: a person at a terminal, and lines from a pipe. Errors of a turn end that turn alone."""
+
+from __future__ import annotations
+
+from mistralrs.errors import MistralrsError, RequestError
+from mistralrs_cli.chat import commands
+from mistralrs_cli.chat.render import banner
+from mistralrs_cli.chat.session import Chat
+from mistralrs_cli.exits import INTERRUPTED
+from mistralrs_cli.job import ChatJob
+from mistralrs_cli.model import Model
+from mistralrs_cli.output import Streams, is_terminal
+
+
+def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
+    """Chat until the user leaves or the input ends; returns the exit code."""
+    if not model.has_template:
+        raise RequestError(
+            f"{model.info.name} has no chat template", hint="--chat-template FILE gives it one, for example chatml.json"
+        )
+    chat = Chat(model, job, streams)
+    if is_terminal(streams.stdin) and (is_terminal(streams.stdout) or is_terminal(streams.stderr)):
+        return _from_terminal(chat, streams)
+    return _from_lines(chat, streams)
+
+
+def _from_terminal(chat: Chat, streams: Streams) -> int:
+    from mistralrs_cli.chat.editor import Editor, LeftByInterrupt
+
+    chat.notes.say(*banner(chat.model.info))
+    editor = Editor(streams, say=chat.notes.say)
+    draft = ""
+    while not chat.leaving:
+        try:
+            text = editor.read(draft)
+        except EOFError:
+            return 0
+        except LeftByInterrupt:
+            return INTERRUPTED
+        draft = ""
+        try:
+            if commands.is_command(text):
+                commands.run(chat, text)
+            elif text.strip():
+                draft = _turn(chat, text)
+        except MistralrsError as error:
+            chat.notes.error(error)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+    return 0
+
+
+def _turn(chat: Chat, text: str) -> str:
+    """Take a turn; returns what to put back into the line: the text, when it was stopped before any answer came."""
+    finished = chat.take_turn(commands.message(text), mark_cut=True)
+    stopped_early = finished.reason == "cancelled" and finished.usage.completion_tokens == 0
+    if not stopped_early:
+        return ""
+    chat.notes.say("")  # ends the line in which the terminal shows ^C
+    return text
+
+
+def _from_lines(chat: Chat, streams: Streams) -> int:
+    """Every line that is not blank is a turn, and always text."""
+    for line in streams.stdin:
+        text = line.rstrip("\n")
+        if not text.strip():
+            continue
+        try:
+            finished = chat.take_turn(text, mark_cut=False)
+        except MistralrsError as error:
+            chat.notes.error(error)
+            continue
+        if finished.reason == "cancelled":
+            return INTERRUPTED
+    return 0

@@ -1,0 +1,210 @@
+"""Command line words to options: the Typer application, its subcommands made from the table of rows.
+
+Parses and nothing else: no file is looked at, nothing is run. ``job`` says what the words mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mistralrs.api.selectors import ROWS, Row
+from mistralrs.errors import UsageError
+from mistralrs_cli.options import BenchOptions, GlobalOptions, QuantizedOptions, parameters
+
+ROW_OPTIONS = {"gguf": QuantizedOptions}
+"""The options after a row, by its format."""
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+_TYPED = "mistralrs_cli.typed"
+"""Where a parsing context keeps the subcommand as it was typed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A row and the options after it."""
+
+    row: Row
+    options: QuantizedOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A command line, taken apart."""
+
+    options: GlobalOptions
+    selection: Selection | None
+    """None: the default model."""
+    bench: BenchOptions | None
+    """None: not the subcommand ``bench``."""
+    subcommand: tuple[str, ...]
+    """The row and what follows it, as typed."""
+
+
+class Subcommands(TyperGroup):
+    """The subcommands, each made when it is asked for: one option costs more time than the rest of a start."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the order of the table."""
+        return [*ROWS, *_OTHER]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The subcommand, or None when there is none of that name."""
+        if cmd_name in ROWS:
+            return _row_command(cmd_name)
+        return _OTHER[cmd_name]() if cmd_name in _OTHER else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The subcommand that ``args`` begin with, or a ``UsageError`` that names the nearest."""
+        command = self.get_command(ctx, args[0])
+        if command is None:
+            raise unknown_command(args[0], self.list_commands(ctx))
+        ctx.meta[_TYPED] = tuple(args)
+        return args[0], command, args[1:]
+
+
+def parse(arguments: Sequence[str]) -> Words:
+    """Take a command line apart. Raises ``UsageError``, and ``typer.Exit`` after ``--help`` and ``--version``."""
+    command = _application()
+    seen: list[GlobalOptions] = []
+    try:
+        with command.make_context("mistralrs", list(arguments), obj=seen) as context:
+            result = command.invoke(context)
+    except typer.TyperException as error:
+        raise _usage_error(error) from None
+    return result if isinstance(result, Words) else Words(seen[0], None, None, ())
+
+
+def unknown_command(name: str, names: Sequence[str]) -> UsageError:
+    """There is no such subcommand: says which is nearest."""
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(names)}"
+    return UsageError(f"no such command: {name}", hint=hint)
+
+
+@functools.cache
+def _application() -> Any:
+    app = typer.Typer(
+        cls=Subcommands,
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings=CONTEXT,
+    )
+
+    def remember(context: typer.Context, **options: Any) -> None:
+        context.obj.append(GlobalOptions(**options))
+
+    _declare(remember, parameters(GlobalOptions))
+    app.callback(
+        invoke_without_command=True,
+        help="Large language models on your own machine. Options stand before the command; without one the default "
+        "model is used.",
+    )(remember)
+    return typer.main.get_command(app)
+
+
+@functools.cache
+def _row_command(name: str) -> Any:
+    row = ROWS[name]
+    options_class = ROW_OPTIONS[row.format]
+
+    def select(context: typer.Context, **options: Any) -> Words:
+        selection = Selection(row, options_class(**options))
+        return Words(context.obj[0], selection, None, context.meta[_TYPED])
+
+    defaults = {
+        "quantized_model_id": row.quantized_repo,
+        "quantized_filename": row.quantized_filename,
+        "repeat_last_n": str(row.repeat_last_n),
+    }
+    shown = {option: default for option, default in defaults.items() if default}
+    _declare(select, parameters(options_class, shown_defaults=shown))
+    return _single_command(name, select, help=_summary(row))
+
+
+@functools.cache
+def _bench_command() -> Any:
+    def bench(context: typer.Context, row: list[str], **options: Any) -> Words:
+        wanted = BenchOptions(**options)
+        if not row:
+            return Words(context.obj[0], None, wanted, ())
+        if row[0] not in ROWS:
+            raise unknown_command(row[0], list(ROWS))
+        command = _row_command(row[0])
+        with command.make_context(row[0], row[1:], parent=context) as inner:
+            selected: Words = command.invoke(inner)
+        return Words(selected.options, selected.selection, wanted, tuple(row))
+
+    argument = Annotated[list[str] | None, typer.Argument(metavar="[ROW [OPTIONS]...]", show_default=False)]
+    row = inspect.Parameter("row", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=argument)
+    _declare(bench, [*parameters(BenchOptions), row])
+    return _single_command(
+        "bench",
+        bench,
+        help="Measure the speed of a model: tokens a second for prompts and for generation. Without ROW: the default "
+        "model.",
+        context_settings=CONTEXT | {"allow_interspersed_args": False},
+    )
+
+
+@functools.cache
+def _help_command() -> Any:
+    def show_help(
+        context: typer.Context, command: Annotated[str | None, typer.Argument(show_default=False)] = None
+    ) -> None:
+        group_context = context.parent
+        assert group_context is not None
+        group: Any = group_context.command
+        if command is None:
+            typer.echo(group_context.get_help())
+        else:
+            name, found, _ = group.resolve_command(group_context, [command])
+            typer.echo(found.get_help(typer.Context(found, info_name=name, parent=group_context)))
+        raise typer.Exit
+
+    return _single_command("help", show_help, help="Show the help of a command.")
+
+
+_OTHER: dict[str, Callable[[], Any]] = {"bench": _bench_command, "help": _help_command}
+"""The subcommands that are not rows."""
+
+
+def _single_command(name: str, function: Callable[..., Any], **settings: Any) -> Any:
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app.command(name, **({"context_settings": CONTEXT} | settings))(function)
+    return typer.main.get_command(app)
+
+
+def _declare(function: Callable[..., Any], declared: list[inspect.Parameter]) -> None:
+    """Give a function that takes ``**options`` the parameters that Typer makes options of."""
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    function.__signature__ = inspect.Signature([context, *declared])  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in (context, *declared)}
+
+
+def _summary(row: Row) -> str:
+    what = f"a {row.architecture.capitalize()} model" if row.architecture else "a model of any supported architecture"
+    return f"Use {what} in a {row.format.upper()} file."
+
+
+def _usage_error(error: typer.TyperException) -> UsageError:
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    name = getattr(error, "option_name", None)
+    if name is not None and context is not None and context.parent is not None and name in _global_names():
+        return UsageError(message, hint=f"{name} is a global option: it goes before {context.info_name}")
+    path = context.command_path if context is not None else "mistralrs"
+    return UsageError(message[:1].lower() + message[1:], hint=f"{path} --help lists the options")
+
+
+def _global_names() -> set[str]:
+    return {name for each in _application().params for name in each.opts}

@@ -1,0 +1,275 @@
+"""What the words of a command line ask for: refuses what does not fit together, fills in the defaults of a mode.
+
+Looks whether a local file is there, so that this is said before anything slow begins. Loads nothing, runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from mistralrs.api.local import LoadOptions, ModelSource
+
+from mistralrs.api.default_model import find_default_model
+from mistralrs.api.selectors import Row
+from mistralrs.engine.config import SamplingParams
+from mistralrs.errors import LoadError, UsageError
+from mistralrs_cli.commands import Selection, Words
+from mistralrs_cli.options import ALL, GlobalOptions, Mode, QuantizedOptions, given
+
+CHAT_MAX_TOKENS = 4096
+PROMPT_MAX_TOKENS = 128
+MAX_SEQS = 16
+SAMPLING = SamplingParams(temperature=0.1, top_k=32, top_p=0.1, frequency_penalty=0.1, presence_penalty=0.1)
+"""How the terminal draws unless told otherwise."""
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """A conversation in the terminal, or one turn a line when stdin is a pipe."""
+
+    sampling: SamplingParams
+    system: str | None
+    truncate: bool
+    stats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PromptJob:
+    """One prompt, answered ``copies`` times; copy i draws with seed + i."""
+
+    prompt: str
+    """``-`` is stdin."""
+    append_stdin: bool
+    """A piped stdin is context."""
+    copies: int
+    sampling: SamplingParams
+    system: str | None
+    truncate: bool
+    stats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BenchJob:
+    """Speed of prompts of ``n_prompt`` tokens and of generating ``n_gen`` tokens; 0 leaves a test out."""
+
+    n_prompt: int
+    n_gen: int
+    concurrency: tuple[int, ...]
+    repetitions: int
+    json: bool
+    sampling: SamplingParams
+
+
+Job = ChatJob | PromptJob | BenchJob
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A job and the model to do it with."""
+
+    job: Job
+    source: ModelSource
+    load: LoadOptions
+
+
+def understand(words: Words) -> Task:
+    """The task that a command line asks for. Raises ``UsageError``, and ``LoadError`` when a local file is missing."""
+    mode = _mode(words)
+    options = words.options
+    sampling = _sampling(options, words.selection)
+    job: Job
+    if mode is Mode.CHAT:
+        job = ChatJob(sampling, options.system, options.truncate_sequence, options.stats)
+    elif mode is Mode.PROMPT:
+        job = _prompt_job(options, sampling)
+    else:
+        job = _bench_job(words, sampling)
+    return Task(job, _source(words.selection), _load_options(words, job))
+
+
+def _mode(words: Words) -> Mode:
+    """The one mode that was asked for; refuses every option that would mean nothing in it."""
+    options = words.options
+    asked = {
+        Mode.CHAT: options.interactive_mode,
+        Mode.PROMPT: options.prompt is not None,
+        Mode.SERVE: options.port is not None,
+        Mode.BENCH: words.bench is not None,
+    }
+    modes = [mode for mode, is_asked in asked.items() if is_asked]
+    if len(modes) > 1:
+        raise UsageError(f"{' and '.join(mode.value for mode in modes)} exclude each other", hint="choose one of them")
+    _refuse_serving(options)
+    mode = modes[0] if modes else None
+    for name, meant_in in given(options).items():
+        if meant_in != ALL and mode not in meant_in:
+            needs = " or ".join(each.value for each in Mode if each in meant_in)
+            raise UsageError(f"{name} needs {needs}", hint=f"add it, or leave {name} out")
+    if mode is None:
+        raise UsageError("say what to do", hint=_three_commands(words.subcommand))
+    return mode
+
+
+def _refuse_serving(options: GlobalOptions) -> None:
+    for name, meant_in in given(options).items():
+        if meant_in == {Mode.SERVE}:
+            raise UsageError(f"{name}: serving is not there yet", hint="-i chats, --prompt TEXT answers one prompt")
+
+
+def _three_commands(subcommand: tuple[str, ...]) -> str:
+    row = "".join(f" {shlex.quote(word)}" for word in subcommand)
+    commands = (
+        (f"mistralrs -i{row}", "chat in the terminal"),
+        (f'mistralrs --prompt "..."{row}', "one answer on stdout"),
+        (f"mistralrs bench{row}", "measure the speed"),
+    )
+    width = max(len(command) for command, _ in commands)
+    return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
+
+
+def _prompt_job(options: GlobalOptions, sampling: SamplingParams) -> PromptJob:
+    assert options.prompt is not None
+    if options.prompt == "-" and options.no_stdin:
+        raise UsageError("--prompt - reads stdin, --no-stdin forbids it", hint="leave one of them out")
+    return PromptJob(
+        prompt=options.prompt,
+        append_stdin=not options.no_stdin,
+        copies=options.prompt_concurrency or 1,
+        sampling=sampling,
+        system=options.system,
+        truncate=options.truncate_sequence,
+        stats=options.stats,
+    )
+
+
+def _bench_job(words: Words, sampling: SamplingParams) -> BenchJob:
+    bench = words.bench
+    assert bench is not None
+    if bench.n_prompt == 0 and bench.n_gen == 0:
+        raise UsageError("-p 0 and -n 0 leave nothing to measure", hint="give one of them some tokens")
+    if bench.n_gen == 1:
+        raise UsageError("-n 1 measures nothing: the first token comes with the prompt", hint="give -n 2 or more, or 0")
+    return BenchJob(
+        n_prompt=bench.n_prompt,
+        n_gen=bench.n_gen,
+        concurrency=_concurrency(bench.concurrency),
+        repetitions=bench.repetitions,
+        json=bench.json,
+        sampling=sampling,
+    )
+
+
+def _concurrency(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--concurrency {text}: not a list of counts", hint="write it as 1,2,4")
+    return tuple(int(part) for part in parts)
+
+
+def _sampling(options: GlobalOptions, selection: Selection | None) -> SamplingParams:
+    """The seed, penalties and limits of one answer; the numbers are checked here, before anything is loaded."""
+    if options.max_tokens is not None and options.prompt_max_tokens is not None:
+        raise UsageError("--max-tokens and --prompt-max-tokens say the same", hint="give one of them")
+    limit = options.max_tokens or options.prompt_max_tokens
+    if limit is None:
+        limit = CHAT_MAX_TOKENS if options.prompt is None else PROMPT_MAX_TOKENS
+    if options.stop and "" in options.stop:
+        raise UsageError("--stop '' would stop every answer at once", hint="give the text to stop at")
+    repeat_last_n = None if selection is None else selection.options.repeat_last_n
+    if repeat_last_n is None:
+        repeat_last_n = SAMPLING.repeat_last_n if selection is None else selection.row.repeat_last_n
+    seed = options.seed
+    _check("--seed", seed, 0, LARGEST_SEED)
+    return SamplingParams(
+        temperature=_number("--temperature", options.temperature, SAMPLING.temperature, 0),
+        top_k=int(_number("--top-k", options.top_k, SAMPLING.top_k, 0)),
+        top_p=_number("--top-p", options.top_p, SAMPLING.top_p, 0, 1),
+        min_p=_number("--min-p", options.min_p, SAMPLING.min_p, 0, 1),
+        repetition_penalty=_repetition(options.repeat_penalty),
+        frequency_penalty=_number("--frequency-penalty", options.frequency_penalty, SAMPLING.frequency_penalty),
+        presence_penalty=_number("--presence-penalty", options.presence_penalty, SAMPLING.presence_penalty),
+        repeat_last_n=repeat_last_n,
+        seed=secrets.randbits(32) if seed is None else seed,
+        max_tokens=limit,
+        stop=tuple(options.stop or ()),
+    )
+
+
+def _number(name: str, value: float | None, default: float, least: float = -math.inf, most: float = math.inf) -> float:
+    _check(name, value, least, most)
+    return default if value is None else value
+
+
+def _check(name: str, value: float | None, least: float, most: float) -> None:
+    if value is None or (math.isfinite(value) and least <= value <= most):
+        return
+    if math.isinf(most):
+        allowed = "a finite number" if math.isinf(least) else f"at least {least:g}"
+    else:
+        allowed = f"from {least} to {most}"
+    raise UsageError(f"{name} {value} is out of range", hint=f"it must be {allowed}")
+
+
+def _repetition(value: float | None) -> float:
+    if value is None:
+        return SAMPLING.repetition_penalty
+    if not math.isfinite(value) or value <= 0:
+        raise UsageError(f"--repeat-penalty {value} is out of range", hint="it must be above 0; 1 is off")
+    return value
+
+
+def _load_options(words: Words, job: Job) -> LoadOptions:
+    options = words.options
+    row_options = words.selection.options if words.selection else QuantizedOptions()
+    defaults = LoadOptions()
+    if isinstance(job, BenchJob):
+        max_seqs, prefix_cache_n = max(job.concurrency), 0
+    else:
+        copies = job.copies if isinstance(job, PromptJob) else 1
+        max_seqs = options.max_seqs or max(MAX_SEQS, copies)
+        prefix_cache_n = defaults.prefix_cache_n if options.prefix_cache_n is None else options.prefix_cache_n
+    return LoadOptions(
+        max_seqs=max_seqs,
+        prefix_cache_n=prefix_cache_n,
+        no_kv_cache=options.no_kv_cache,
+        chat_template=options.chat_template,
+        tokenizer_json=row_options.tokenizer_json,
+        tok_model_id=row_options.tok_model_id,
+        token_source=options.token_source or defaults.token_source,
+        precision=options.precision or defaults.precision,
+        threads=options.threads,
+    )
+
+
+def _source(selection: Selection | None) -> ModelSource:
+    """Which file: ``-m ''`` and a path that exists make ``-f`` local, anything else is a hub repository."""
+    if selection is None:
+        return ModelSource(architecture=None, path=find_default_model(), repo=None, filename=None)
+    row, options = selection.row, selection.options
+    where, filename = options.quantized_model_id, options.quantized_filename
+    if where is None and row.quantized_repo is None:
+        where = ""
+    if where is None and filename is not None and Path(filename).is_file():
+        raise UsageError(
+            f"{filename} is here, but {row.name} looks for it in {row.quantized_repo}",
+            hint=f"add -m '' for the local file, or -m {row.quantized_repo}",
+        )
+    filename = filename or row.quantized_filename
+    if filename is None:
+        raise UsageError(f"{row.name} needs -f FILE", hint=f"mistralrs -i {row.name} -f model.gguf")
+    if where == "" or (where is not None and Path(where).exists()):
+        return ModelSource(architecture=row.architecture, path=_local(row, where, filename), repo=None, filename=None)
+    return ModelSource(architecture=row.architecture, path=None, repo=where or row.quantized_repo, filename=filename)
+
+
+def _local(row: Row, where: str, filename: str) -> Path:
+    path = Path(where) / filename if where and Path(where).is_dir() else Path(filename)
+    if path.is_file():
+        return path
+    what = "is a folder, not a file" if path.is_dir() else "does not exist"
+    raise LoadError(f"{path} {what}", hint=f"-f names the file; -m REPO {row.name} takes one from a hub repository")

@@ -1,0 +1,87 @@
+"""What the command line needs of a model: the part of ``mistralrs.api.local.LocalModel`` that it calls.
+
+``load_model`` makes the real one; tests hand ``main`` another loader. Knows nothing of how answers come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from mistralrs.api.local import LoadOptions, ModelSource
+
+    from mistralrs.engine.config import SamplingParams
+    from mistralrs.engine.events import Event
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much; a total of 0 is unknown."""
+
+
+class AnswerStream(Protocol):
+    """One answer as it comes."""
+
+    def __iter__(self) -> Iterator[Event]: ...
+
+    def cancel(self) -> None:
+        """End the answer within a step; safe from any thread, and more than once."""
+
+
+class Info(Protocol):
+    """What a model says of itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def quantization(self) -> str: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+
+
+class Vocabulary(Protocol):
+    """What a benchmark needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def add_bos(self) -> bool: ...
+
+    def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]: ...
+
+
+class Model(Protocol):
+    """A loaded model."""
+
+    @property
+    def info(self) -> Info: ...
+    @property
+    def has_template(self) -> bool: ...
+    @property
+    def tokenizer(self) -> Vocabulary: ...
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
+    ) -> AnswerStream:
+        """Answer a conversation. Raises ``RequestError`` when it cannot be asked."""
+
+    def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> AnswerStream:
+        """Continue token ids. Raises ``RequestError`` when they cannot be continued."""
+
+    def close(self) -> None:
+        """Stop what runs and give the memory back."""
+
+
+Loader = Callable[["ModelSource", "LoadOptions", Progress], Model]
+
+
+def load_model(source: ModelSource, options: LoadOptions, progress: Progress) -> Model:
+    """The real model, in this process."""
+    from mistralrs.api.local import LocalModel
+
+    return LocalModel.load(source, options, progress=progress)

@@ -1,0 +1,209 @@
+"""Where text goes: answers to stdout, everything else to stderr, and nothing that could drive a terminal.
+
+Knows streams and text, not models.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+from mistralrs.engine.events import Usage
+from mistralrs.errors import MistralrsError
+
+SEPARATOR = "=" * 23
+"""Stands between the answers of a concurrent run."""
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The three streams of the process."""
+
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+
+
+class Sanitiser:
+    """Takes control characters and escape sequences out of text that comes in pieces.
+
+    Line feeds and tabs stay. A sequence may begin in one piece and end in another. What looks like a string sequence
+    (a title, a clipboard) ends at the line at the latest, so that a stray beginning cannot hide the rest.
+    """
+
+    def __init__(self) -> None:
+        self._state: Callable[[str], str] = self._ground
+
+    def feed(self, text: str) -> str:
+        """The part of ``text`` that may be shown; never holds ESC or any other control but line feed and tab."""
+        if self._state == self._ground and not _CONTROLS.search(text):
+            return text
+        return "".join([self._state(character) for character in text])
+
+    def _ground(self, character: str) -> str:
+        if not _CONTROLS.match(character):
+            return character
+        if character == "\x1b":
+            self._state = self._escape
+        elif character == "\x9b":
+            self._state = self._control_sequence
+        elif character in "\x90\x98\x9d\x9e\x9f":
+            self._state = self._string
+        return ""
+
+    def _escape(self, character: str) -> str:
+        if character == "[":
+            self._state = self._control_sequence
+        elif character in "]PX^_":
+            self._state = self._string
+        elif " " <= character <= "/":
+            self._state = self._intermediate
+        elif "0" <= character <= "~":
+            self._state = self._ground
+        else:
+            return self._again(character)
+        return ""
+
+    def _intermediate(self, character: str) -> str:
+        if " " <= character <= "/":
+            return ""
+        if "0" <= character <= "~":
+            self._state = self._ground
+            return ""
+        return self._again(character)
+
+    def _control_sequence(self, character: str) -> str:
+        if " " <= character <= "?":
+            return ""
+        if "@" <= character <= "~":
+            self._state = self._ground
+            return ""
+        return self._again(character)
+
+    def _string(self, character: str) -> str:
+        if character == "\x1b":
+            self._state = self._escape  # ESC \ ends the string; any other sequence breaks it off
+        elif character in "\x07\x9c":
+            self._state = self._ground
+        elif character == "\n":
+            return self._again(character)
+        return ""
+
+    def _again(self, character: str) -> str:
+        """The sequence was broken off: ``character`` is text or begins another one."""
+        self._state = self._ground
+        return self._ground(character)
+
+
+class AnswerWriter:
+    """Writes one answer as it comes and ends it with exactly one line feed.
+
+    On a terminal the text is sanitised; anywhere else it is raw. ``text`` is all that the model said, raw.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.text = ""
+        self._stream = stream
+        self._sanitiser = Sanitiser() if is_terminal(stream) else None
+        self._held = ""
+
+    def write(self, text: str) -> None:
+        """Show a piece; line feeds at its end wait until something follows them."""
+        self.text += text
+        shown = self._held + (self._sanitiser.feed(text) if self._sanitiser else text)
+        kept = shown.rstrip("\n")
+        self._held = shown[len(kept) :]
+        if kept:
+            self._stream.write(kept)
+            self._stream.flush()
+
+    def end(self, ending: str = "") -> None:
+        """The answer is over; ``ending`` is shown after it."""
+        self._stream.write(f"{ending}\n")
+        self._stream.flush()
+
+
+class ProgressLine:
+    """One line on a terminal's stderr that says what loading does, once it takes long; elsewhere silent."""
+
+    DELAY = 0.3
+    """Seconds before the line appears."""
+    INTERVAL = 0.1
+    """Seconds between two updates."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream if is_terminal(stream) and os.environ.get("TERM") != "dumb" else None
+        self._due = time.monotonic() + self.DELAY
+        self._shown = False
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """``what`` is being done, ``done`` of ``total``; a total of 0 is unknown."""
+        now = time.monotonic()
+        if self._stream is None or now < self._due:
+            return
+        self._due = now + self.INTERVAL
+        self._shown = True
+        share = f" {100 * done // total} %" if total else ""
+        self._stream.write(f"\r{clean_line(what)}{share}\x1b[K")
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._stream is not None and self._shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person reads or types at the other end."""
+    return stream.isatty()
+
+
+def clean_line(text: str) -> str:
+    """Text on one line and without controls: it may come from a file that nobody checked."""
+    return " ".join(Sanitiser().feed(text).split())
+
+
+def print_error(stream: TextIO, error: MistralrsError) -> None:
+    """One line of what happened and, where there is one, a hint of what next."""
+    stream.write(f"error: {clean_line(error.message)}\n")
+    if error.hint:
+        lines = Sanitiser().feed(error.hint).splitlines()
+        stream.write("hint: " + "\n      ".join(lines) + "\n")
+    stream.flush()
+
+
+def per_second(tokens: float, seconds: float) -> float:
+    """A rate; 0 when no time passed."""
+    return tokens / seconds if seconds > 0 else 0.0
+
+
+def generation_rate(usage: Usage) -> float:
+    """Tokens a second of generation. The first token came with the prompt, the clock starts there."""
+    return per_second(usage.completion_tokens - 1, usage.completion_s)
+
+
+def stats_line(usage: Usage, context_length: int) -> str:
+    """What one answer took, on one line."""
+    used = usage.prompt_tokens + usage.completion_tokens
+    share = 100 * used // context_length if context_length else 0
+    return " · ".join(
+        (
+            f"{grouped(usage.completion_tokens)} tok",
+            f"{generation_rate(usage):.1f} tok/s",
+            f"first {usage.first_token_s:.1f} s",
+            f"cached {grouped(usage.cached_tokens)}/{grouped(usage.prompt_tokens)}",
+            f"context {grouped(used)}/{grouped(context_length)} ({share} %)",
+            f"seed {usage.seed}",
+        )
+    )
+
+
+def grouped(number: int) -> str:
+    """A number with its thousands apart."""
+    return f"{number:,}".replace(",", " ")

@@ -1,0 +1,103 @@
+"""One prompt, its answers on stdout, and nothing else there. Knows no conversation."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TextIO
+
+from mistralrs.engine.events import Finished, Usage
+from mistralrs.errors import MistralrsError, RequestError
+from mistralrs_cli.answer import Interruption, relay
+from mistralrs_cli.exits import INTERRUPTED
+from mistralrs_cli.job import PromptJob
+from mistralrs_cli.model import AnswerStream, Model
+from mistralrs_cli.output import SEPARATOR, AnswerWriter, Streams, is_terminal, per_second, print_error
+
+
+def prompt_text(job: PromptJob, stdin: TextIO) -> str:
+    """What is asked: the prompt, and a blank line and stdin's text when stdin is a pipe or a file.
+
+    Line feeds at the end of stdin are dropped. Raises ``RequestError`` when nothing is asked at all.
+    """
+    if job.prompt == "-":
+        parts = [stdin.read().rstrip("\n")]
+    elif job.append_stdin and _is_pipe_or_file(stdin):
+        parts = [job.prompt, stdin.read().rstrip("\n")]
+    else:
+        parts = [job.prompt]
+    text = "\n\n".join(part for part in parts if part.strip())
+    if not text:
+        raise RequestError("the prompt is empty", hint='mistralrs --prompt "What is the capital of France?"')
+    return text
+
+
+def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int:
+    """Answer ``text`` as often as the job says, in one batch; returns the exit code.
+
+    Answers stand in the order of their seeds; one that fails is reported and does not stop the others.
+    """
+    messages = [{"role": "system", "content": job.system}] if job.system is not None else []
+    messages.append({"role": "user", "content": text})
+    with Interruption() as interruption:
+        answers = [
+            interruption.watch(
+                model.chat(messages, replace(job.sampling, seed=job.sampling.seed + copy), truncate=job.truncate)
+            )
+            for copy in range(job.copies)
+        ]
+        finished, error = _write_answers(answers, streams)
+    if job.stats or is_terminal(streams.stderr):
+        _write_stats(finished, job, streams.stderr)
+    if interruption.happened:
+        return INTERRUPTED
+    return 0 if error is None else error.exit_code
+
+
+def _write_answers(answers: Sequence[AnswerStream], streams: Streams) -> tuple[list[Finished], MistralrsError | None]:
+    """How the answers ended, and the first error."""
+    finished = []
+    first_error = None
+    for index, answer in enumerate(answers):
+        if index:
+            streams.stdout.write(f"{SEPARATOR}\n")
+        writer = AnswerWriter(streams.stdout)
+        try:
+            finished.append(relay(answer, writer))
+        except MistralrsError as error:
+            first_error = first_error or error
+            if writer.text:
+                writer.end()
+            print_error(streams.stderr, error)
+        else:
+            if writer.text or finished[-1].reason != "cancelled":
+                writer.end()
+    return finished, first_error
+
+
+def _write_stats(finished: Sequence[Finished], job: PromptJob, stderr: TextIO) -> None:
+    usages = [each.usage for each in finished]
+    prompt = throughput(usages, prompt=True)
+    completion = throughput(usages, prompt=False)
+    stderr.write(f"Prompt T/s = {prompt}\nCompletion T/s = {completion}\n")
+    if job.stats:
+        stderr.write(f"Seed = {job.sampling.seed}\n")
+    cut = sum(each.reason == "length" for each in finished)
+    if cut:
+        stderr.write(f"stopped at {job.sampling.max_tokens} tokens: --max-tokens allows more\n")
+    stderr.flush()
+
+
+def throughput(usages: Sequence[Usage], *, prompt: bool) -> float:
+    """Tokens a second of requests that ran side by side: all tokens over the mean time of one request."""
+    tokens = sum(each.prompt_tokens if prompt else each.completion_tokens for each in usages)
+    seconds = sum(each.prompt_s if prompt else each.completion_s for each in usages)
+    return per_second(tokens, seconds / max(1, len(usages)))
+
+
+def _is_pipe_or_file(stream: TextIO) -> bool:
+    """Whether reading ``stream`` comes to an end by itself; a terminal or another device may never."""
+    mode = os.fstat(stream.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

@@ -1,0 +1,1 @@
+"""Tests of the terminal application, driven by a model of scripted answers."""

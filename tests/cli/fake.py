@@ -1,0 +1,149 @@
+"""A model whose answers are scripted by what it is asked, so that the terminal can be tested without weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from mistralrs.api.local import LoadOptions, ModelSource
+from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.events import Delta, Event, Failed, Finished, Usage
+from mistralrs.errors import ContextLengthError, EngineError, LoadError
+
+CONTEXT_LENGTH = 8192
+VOCABULARY = 1200
+
+
+@dataclass(frozen=True)
+class FakeInfo:
+    """What the model says of itself; the name carries a control sequence, as a hostile file's could."""
+
+    name: str = "Fake\x1b[31m-1B"
+    architecture: str = "llama"
+    quantization: str = "Q4_1"
+    context_length: int = CONTEXT_LENGTH
+    backend: str = "cpu avx2"
+    threads: int = 2
+
+
+class FakeTokenizer:
+    """A character is a token."""
+
+    vocab_size = VOCABULARY
+    add_bos = False
+
+    def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
+        return [ord(character) % VOCABULARY for character in text]
+
+
+Reason = Literal["stop", "length"]
+
+
+class FakeStream:
+    """Pieces of an answer, ``pause`` seconds apart; ``cancel`` ends it at once."""
+
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        usage: Callable[[int], Usage],
+        *,
+        pause: float = 0.0,
+        reason: Reason = "stop",
+        error: EngineError | None = None,
+    ) -> None:
+        self._pieces, self._usage, self._pause, self._reason, self._error = pieces, usage, pause, reason, error
+        self._cancelled = threading.Event()
+
+    def __iter__(self) -> Iterator[Event]:
+        done = 0
+        for done, piece in enumerate(self._pieces, 1):
+            if self._cancelled.wait(self._pause):
+                yield Finished("cancelled", self._usage(done - 1))
+                return
+            yield Delta(piece, (done,), ())
+        if self._error is not None:
+            yield Failed(self._error, self._usage(done))
+        else:
+            yield Finished(self._reason, self._usage(done))
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+
+class FakeModel:
+    """Answers by the first word of the last message; anything else is echoed."""
+
+    def __init__(self, source: ModelSource, options: LoadOptions) -> None:
+        self.info = FakeInfo()
+        self.has_template = options.chat_template != "none"
+        self.tokenizer = FakeTokenizer()
+        self._loaded = {"source": asdict(source), "options": asdict(options)}
+
+    def chat(
+        self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
+    ) -> FakeStream:
+        text = str(messages[-1]["content"])
+        word = text.partition(" ")[0].partition("\n")[0]
+
+        def usage(done: int) -> Usage:
+            return Usage(2000, 1812, done, prompt_s=0.5, completion_s=0.25, first_token_s=0.6, seed=sampling.seed)
+
+        if word == "too-long":
+            raise ContextLengthError(9000, CONTEXT_LENGTH)
+        if word == "fail":
+            return FakeStream(["half an "], usage, error=EngineError("the engine broke", hint="try again"))
+        if word == "slow":
+            return FakeStream([f"word{index} " for index in range(1000)], usage, pause=0.05)
+        if word == "prefill":
+            return FakeStream(["late"], usage, pause=60)
+        if word == "flood":
+            return FakeStream(["0123456789" * 100 + "\n"] * 10_000, usage)
+        if word == "long":
+            return FakeStream(["cut here"], usage, reason="length")
+        if word == "escape":
+            return FakeStream(["a\x1b", "]0;title\x07b\x1b[", "31mc\x9b2J", "d\te\r\n\x1b"], usage)
+        if word == "newlines":
+            return FakeStream(["one\n", "\n", "two", "\n\n"], usage)
+        if word == "nothing":
+            return FakeStream([], usage)
+        if word == "messages":
+            return FakeStream([json.dumps([*messages])], usage)
+        if word == "sampling":
+            return FakeStream([json.dumps(asdict(sampling) | {"truncate": truncate})], usage)
+        if word == "loaded":
+            return FakeStream([json.dumps(self._loaded, default=str)], usage)
+        if word == "defect":
+            raise ZeroDivisionError("a defect")
+        return FakeStream([f"you said: {text}"], usage)
+
+    def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> FakeStream:
+        assert sampling.ignore_eos
+        assert sampling.max_tokens is not None
+        assert all(0 <= token < VOCABULARY for token in prompt)
+
+        def usage(done: int) -> Usage:
+            return Usage(len(prompt), 0, done, prompt_s=0.5, completion_s=0.25, first_token_s=0.5, seed=0)
+
+        return FakeStream(["x"] * sampling.max_tokens, usage)
+
+    def close(self) -> None:
+        if os.environ.get("FAKE_SAYS_CLOSED"):
+            os.write(2, b"closed\n")
+
+
+def load_fake(source: ModelSource, options: LoadOptions, progress: Callable[[str, int, int], None]) -> FakeModel:
+    """Load nothing, in ``FAKE_LOAD_S`` seconds; ``FAKE_LOAD_ERROR`` is what goes wrong."""
+    error = os.environ.get("FAKE_LOAD_ERROR")
+    if error:
+        raise LoadError(error, hint="take another file")
+    seconds = float(os.environ.get("FAKE_LOAD_S", "0"))
+    steps = int(seconds * 20)
+    for step in range(steps):
+        progress("loading \x1b[31mweights", step, steps)
+        time.sleep(1 / 20)
+    return FakeModel(source, options)

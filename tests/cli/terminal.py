@@ -1,0 +1,136 @@
+"""A terminal with a screen: a program on a pty (pexpect), its output drawn by pyte, which answers its questions."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pexpect
+import pyte
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0
+"""Seconds to wait for what must appear; tests take far less unless the machine is busy."""
+
+ENTER = "\r"
+CTRL_C = "\x03"
+CTRL_D = "\x04"
+CTRL_J = "\n"
+ALT_ENTER = "\x1b\r"
+UP = "\x1b[A"
+PASTE_BEGIN, PASTE_END = "\x1b[200~", "\x1b[201~"
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """A user without settings, whose files are under ``home`` and whose default model is an empty file there."""
+    model = home / "default.gguf"
+    model.touch()
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL", "TMPDIR")}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    return {
+        **kept,
+        "HOME": str(home),
+        "XDG_STATE_HOME": str(home / "state"),
+        "MISTRALRS_DEFAULT_MODEL": str(model),
+        "PYTHONPATH": paths,
+        "PYTHONUTF8": "1",
+        "TERM": "xterm-256color",
+        **extra,
+    }
+
+
+class _Screen(pyte.Screen):
+    """Answers questions such as where the cursor is."""
+
+    child: pexpect.spawn[bytes] | None = None
+
+    def write_process_input(self, data: str) -> None:
+        if self.child is not None:
+            self.child.send(data)
+
+
+class Terminal:
+    """The fake model's ``mistralrs`` on a terminal of ``columns`` x ``lines``."""
+
+    def __init__(
+        self, arguments: list[str], environment: Mapping[str, str], *, columns: int = 100, lines: int = 40
+    ) -> None:
+        self._screen = _Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
+        self.raw = b""
+        """All that the program wrote."""
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "tests.cli.fake_main", *arguments],
+            env=dict(environment),
+            cwd=str(ROOT),
+            dimensions=(lines, columns),
+            timeout=PATIENCE,
+        )
+        self.child.delaybeforesend = None
+        self._screen.child = self.child
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.child.close(force=True)
+
+    def send(self, *keys: str) -> None:
+        """Press keys."""
+        for key in keys:
+            self.child.send(key)
+
+    def lines(self) -> list[str]:
+        """What the screen shows, without empty lines at its end."""
+        return "\n".join(line.rstrip() for line in self._screen.display).rstrip().split("\n")
+
+    def wait_for(self, text: str) -> list[str]:
+        """The screen once it shows ``text``."""
+        return self._wait(lambda lines: any(text in line for line in lines), f"{text!r} on the screen")
+
+    def wait_for_line(self, line: str, *, times: int = 1) -> list[str]:
+        """The screen once ``line`` stands there, alone on its line, ``times`` times."""
+        return self._wait(lambda lines: lines.count(line) >= times, f"the line {line!r} {times} times")
+
+    def wait_for_prompt(self) -> list[str]:
+        """The screen once its last line is an empty prompt."""
+        return self._wait(lambda lines: lines[-1] == ">", "an empty prompt")
+
+    def exit_code(self) -> int:
+        """Wait for the program to end. A death by signal is minus its number."""
+        end = time.monotonic() + PATIENCE
+        while self._pump() and time.monotonic() < end:
+            pass
+        self.child.wait()
+        return self.child.exitstatus if self.child.exitstatus is not None else -self.child.signalstatus
+
+    def _wait(self, condition: object, what: str) -> list[str]:
+        assert callable(condition)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            lines = self.lines()
+            if condition(lines):
+                return lines
+            if not self._pump():
+                break
+        raise AssertionError(f"waited for {what}; the screen:\n" + "\n".join(self.lines()))
+
+    def _pump(self) -> bool:
+        """Draw what has come; False when the program has ended."""
+        try:
+            data = self.child.read_nonblocking(65536, timeout=0.05)
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
+        self.raw += data
+        self._stream.feed(data)
+        return True

@@ -1,0 +1,38 @@
+"""Fixtures that every package's tests may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_tiny
+
+DEFAULT_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks for the default model is marked so."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "default_model" in item.fixturenames:
+            item.add_marker(pytest.mark.model)
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model's file: MISTRALRS_TEST_MODEL where that is set, else where `make model` puts it."""
+    named = os.environ.get("MISTRALRS_TEST_MODEL")
+    if named:
+        if not Path(named).is_file():
+            pytest.fail(f"MISTRALRS_TEST_MODEL names no file: {named}")
+        return Path(named)
+    if not DEFAULT_MODEL.is_file():
+        pytest.skip("the default model is not here; to get it: make model")
+    return DEFAULT_MODEL
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama of two layers, all F32, with tokenizer and chat template."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny-llama.gguf").path

@@ -1,0 +1,88 @@
+"""The reference decoders against those of the `gguf` package, bit for bit."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from mistralrs.quant.reference import DECODERS, dequantise
+from mistralrs.quant.types import BY_GGML_ID, TYPES
+from tests.quant.blocks import HALVES, odd_rows, sane_rows
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (7, 3), (40, 5)])
+def test_equals_gguf_bit_for_bit(name: str, rows: int, blocks: int) -> None:
+    type_ = TYPES[name]
+    columns = blocks * 256
+    data = odd_rows(type_, rows=rows, columns=columns, seed=type_.ggml_id)
+    expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
+
+    decoded = dequantise(type_, torch.from_numpy(data), columns=columns).numpy()
+
+    assert decoded.dtype == np.float32
+    assert decoded.shape == expected.shape
+    # Which of its many bit patterns a NaN has is left to the processor; random F32, F16 and BF16 weights have some.
+    numbers = ~np.isnan(expected)
+    assert numbers.mean() > 0.95
+    np.testing.assert_array_equal(np.isnan(decoded), ~numbers)
+    np.testing.assert_array_equal(decoded[numbers].view(np.uint32), expected[numbers].view(np.uint32))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_result_is_new_memory(name: str) -> None:
+    type_ = TYPES[name]
+    data = torch.zeros(2, type_.row_bytes(256), dtype=torch.uint8)
+    decoded = dequantise(type_, data, columns=256)
+    before = decoded.clone()
+    data.fill_(0x55)
+    assert torch.equal(decoded, before)
+
+
+def test_reads_from_any_offset() -> None:
+    """Mapped tensors start at even addresses at best; a decoder must not ask for more."""
+    type_ = TYPES["Q6_K"]
+    data = torch.from_numpy(odd_rows(type_, rows=3, columns=512, seed=1))
+    moved = torch.cat((torch.zeros(1, dtype=torch.uint8), data.flatten()))[1:].view(3, -1)
+    assert torch.equal(dequantise(type_, moved, columns=512), dequantise(type_, data, columns=512))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+def test_plain_types_from_an_odd_address(name: str) -> None:
+    type_ = TYPES[name]
+    data = torch.arange(5, dtype=torch.uint8).repeat_interleave(type_.block_bytes)[1:]
+    rows = data[: 3 * type_.block_bytes].view(1, -1)
+    assert torch.equal(dequantise(type_, rows, columns=3), dequantise(type_, rows.clone(), columns=3))
+
+
+def test_the_table_is_complete_and_that_of_ggml() -> None:
+    assert DECODERS.keys() == TYPES.keys()
+    for type_ in TYPES.values():
+        assert BY_GGML_ID[type_.ggml_id] is type_
+        assert gguf.GGMLQuantizationType[type_.name] == type_.ggml_id
+        sizes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(type_.ggml_id)]
+        assert sizes == (type_.block_len, type_.block_bytes)
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_sane_rows_are_sane(name: str) -> None:
+    rows = torch.from_numpy(sane_rows(TYPES[name], rows=16, columns=512, seed=3, deviation=0.05))
+    weights = dequantise(TYPES[name], rows, columns=512)
+    assert abs(weights.mean().item()) < 0.01
+    assert weights.std().item() == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("data", "columns"),
+    [
+        (torch.zeros(2, 18, dtype=torch.uint8), 33),
+        (torch.zeros(2, 18, dtype=torch.uint8), 64),
+        (torch.zeros(18, dtype=torch.uint8), 32),
+        (torch.zeros(2, 18, dtype=torch.int8), 32),
+    ],
+)
+def test_refuses_shapes_that_do_not_fit(data: torch.Tensor, columns: int) -> None:
+    with pytest.raises(ValueError, match="Q4_0"):
+        dequantise(TYPES["Q4_0"], data, columns=columns)

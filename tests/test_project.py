@@ -1,0 +1,157 @@
+"""What holds for the repository as a whole: imports that cost nothing, documents that are true, nothing half done."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("mistralrs", "mistralrs_cli", "kernels")
+TOOLS = ("scripts", "benchmarks")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+
+
+def files(*folders: str, suffixes: tuple[str, ...] = (".py",)) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
+
+
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *files("docs", "chat_templates", "orderings", "benchmarks", "examples", suffixes=(".md",)),
+]
+
+
+def shell_blocks(path: Path) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("mistralrs", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers")),
+        ("mistralrs_cli.app", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers", "prompt_toolkit", "rich")),
+        ("mistralrs.api.selectors", ("torch", "numpy")),
+        ("mistralrs.engine.scheduler", ("torch", "numpy")),
+        ("mistralrs.loading.gguf", ("torch", "numpy")),
+        ("mistralrs.loading.source", ("torch", "numpy", "huggingface_hub")),
+        ("mistralrs.text.tokenizer", ("torch", "numpy")),
+        ("mistralrs.ops.arena", ("torch", "numpy")),
+        ("mistralrs.ops.native", ("torch", "numpy")),
+    ],
+)
+def test_imports_that_stay_light(module: str, forbidden: tuple[str, ...]) -> None:
+    program = f"import {module}, sys, json; print(json.dumps([name for name in {forbidden} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in files(*PACKAGES, *TOOLS, "tests")}
+    assert len(texts) > 50
+    silent = [path for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
+    assert silent == []
+
+
+def test_every_function_fits_on_a_screen() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in files(*PACKAGES, *TOOLS)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 50
+    ]
+    assert long == []
+
+
+def test_nothing_is_half_done_and_no_path_is_of_one_machine() -> None:
+    half_done = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|NotImplemented" r"Error)\b")
+    foreign = re.compile(r"[\"'\s(=](/root|/work|/home/[a-z]+|/tmp)/")
+    code = files(*PACKAGES, *TOOLS, "tests", "examples", suffixes=(".py", ".cpp", ".h", ".inc", ".sh"))
+    rest = [ROOT / name for name in ("Makefile", "CMakeLists.txt", "pyproject.toml", ".ci/run")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in [*code, *rest, *DOCUMENTS]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if half_done.search(line) or foreign.search(line)
+    ]
+    assert found == []
+
+
+def test_links_lead_somewhere() -> None:
+    targets = [
+        path.parent / target
+        for path in DOCUMENTS
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+        if not target.startswith(("http://", "https://"))
+    ]
+    assert len(targets) > 5
+    assert [target for target in targets if not target.exists()] == []
+
+
+def test_make_commands_in_documents_exist() -> None:
+    inline = [code for path in DOCUMENTS for code in re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))]
+    lines = [line for path in DOCUMENTS for block in shell_blocks(path) for line in block.splitlines()]
+    wanted = {match[1] for code in inline + lines if (match := re.match(r"make ([a-z]+)\b", code))}
+    assert {"chat", "test", "check", "soak"} <= wanted <= TARGETS
+
+
+def test_shell_in_documents_is_shell() -> None:
+    blocks = [block for path in DOCUMENTS for block in shell_blocks(path)]
+    assert len(blocks) > 10
+    for block in blocks:
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stderr}{block}"
+
+
+def test_options_in_the_guides_exist() -> None:
+    option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+    known = set(option.findall((ROOT / "mistralrs_cli" / "options.py").read_text(encoding="utf-8"))) | {"--help"}
+    guides = [ROOT / name for name in ("README.md", "docs/chat-guide.md", "docs/scripting.md")]
+    commands = [words for guide in guides for words in re.findall(r"mistralrs ([^|\n]*)", guide.read_text())]
+    used = {name for words in commands for name in option.findall(words)}
+    assert {"--prompt", "--seed", "--help"} <= used <= known
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^```\n(mistralrs/.*?)^```", text, re.MULTILINE | re.DOTALL)
+    folder = ROOT
+    for line in tree.splitlines():
+        name, _, meaning = line.strip().partition(" ")
+        if not line.startswith(" "):
+            folder = ROOT / name
+        assert (folder if folder == ROOT / name else folder / name).exists(), name
+        assert meaning.strip(), name
+
+
+def test_the_two_commands_stand_first() -> None:
+    assert re.findall(r"^make ([a-z]+)", shell_blocks(ROOT / "README.md")[0], re.MULTILINE) == ["chat", "test"]
+
+
+def test_scripts_are_executable_and_parse() -> None:
+    scripts = [ROOT / ".ci" / "run", *files("examples", suffixes=(".sh",))]
+    assert len(scripts) > 1
+    for script in scripts:
+        assert script.stat().st_mode & 0o111, script
+        subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_make_lists_its_commands() -> None:
+    done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"^  make ([a-z]+)", done.stdout, re.MULTILINE)) == TARGETS
+
+
+def test_the_build_needs_no_torch_and_there_is_one_version() -> None:
+    from mistralrs import __version__
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["name"] == "mistralrs-cli"
+    assert project["project"]["version"] == __version__
+    assert not [name for name in project["build-system"]["requires"] if "torch" in name]

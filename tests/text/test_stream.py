@@ -1,0 +1,133 @@
+"""Streams of tokens become the same text however they are cut; stop strings are never shown."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistralrs.errors import RequestError
+from mistralrs.text.stream import TextStream, partial_suffix
+
+
+class Bytes:
+    """A tokenizer whose tokens are given byte strings."""
+
+    def __init__(self, tokens: list[bytes], *, space_prefix: bool = False) -> None:
+        self.tokens = tokens
+        self.space_prefix = space_prefix
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.tokens[token]
+
+
+def pushed(pieces: list[bytes], *stop: str) -> tuple[list[str], TextStream]:
+    stream = TextStream(Bytes(pieces), stop=stop)
+    return [stream.push(token) for token in range(len(pieces))], stream
+
+
+def whole(pieces: list[bytes], *stop: str) -> str:
+    parts, stream = pushed(pieces, *stop)
+    return "".join(parts) + stream.finish()
+
+
+def cut(data: bytes, lengths: list[int]) -> list[bytes]:
+    """The data in pieces of these lengths, the rest as the last one."""
+    pieces, start = [], 0
+    for length in lengths:
+        pieces.append(data[start : start + length])
+        start += length
+    return [*pieces, data[start:]]
+
+
+def oracle(text: str, stop: list[str]) -> str:
+    """What is shown of a text: up to the stop string that is complete first, and of those up to the longest."""
+    for end in range(len(text) + 1):
+        complete = [word for word in stop if text[:end].endswith(word)]
+        if complete:
+            return text[: end - max(map(len, complete))]
+    return text
+
+
+def test_half_a_character_waits_for_the_other_half() -> None:
+    parts, stream = pushed([b"a\xc3", b"\xa9", b"\xf0\x9f", b"\x98", b"\x80b"])
+    assert parts == ["a", "é", "", "", "😀b"]
+    assert stream.finish() == ""
+
+
+def test_broken_characters_are_replaced() -> None:
+    assert whole([b"a\xff", b"b"]) == "a\ufffdb"
+    parts, stream = pushed([b"a\xf0\x9f"])
+    assert parts == ["a"]
+    assert stream.finish() == "\ufffd"
+
+
+def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+    parts, stream = pushed([b"one ", b"E", b"N", b"x", b" EN", b"D and more", b"!"], "END")
+    assert parts == ["one ", "", "", "ENx", " ", "", ""]
+    assert stream.stopped
+    assert stream.finish() == ""
+
+
+def test_what_was_held_back_comes_at_the_end() -> None:
+    parts, stream = pushed([b"an EN"], "END")
+    assert parts == ["an "]
+    assert not stream.stopped
+    assert stream.finish() == "EN"
+    assert stream.finish() == ""
+
+
+def test_the_stop_string_complete_first_counts() -> None:
+    for pieces in ([b"xabcd"], [b"x", b"a", b"b", b"c", b"d"]):
+        assert whole(pieces, "abcd", "bc") == "xa"
+        assert whole(pieces, "bc", "abc") == "x"
+
+
+def test_a_stop_string_may_end_in_the_replacement_of_a_broken_character() -> None:
+    parts, stream = pushed([b"ab\xf0"], "b\ufffd")
+    assert "".join(parts) + stream.finish() == "a"
+    assert stream.stopped
+
+
+@pytest.mark.parametrize("stop", [[""], ["x", ""]])
+def test_an_empty_stop_string_is_refused(stop: list[str]) -> None:
+    with pytest.raises(RequestError, match="a stop string is empty"):
+        TextStream(Bytes([]), stop=stop)
+
+
+def test_one_space_is_trimmed_where_the_tokenizer_wrote_it() -> None:
+    pieces = [b"", b" ", b" a", b" b"]
+    for prefix, trim, wanted in ((True, True, " a b"), (True, False, "  a b"), (False, True, "  a b")):
+        stream = TextStream(Bytes(pieces, space_prefix=prefix), trim_space=trim)
+        assert "".join(map(stream.push, range(4))) + stream.finish() == wanted
+
+
+STOPS = st.lists(st.text("abé", min_size=1, max_size=4), max_size=4)
+CUTS = st.lists(st.integers(0, 5), max_size=20)
+
+
+@given(text=st.text("abé ", max_size=30), lengths=CUTS, stop=STOPS)
+def test_any_cut_shows_what_the_whole_shows(text: str, lengths: list[int], stop: list[str]) -> None:
+    assert whole(cut(text.encode(), lengths), *stop) == oracle(text, stop)
+
+
+@given(data=st.binary(max_size=30), lengths=CUTS)
+def test_any_bytes_come_as_they_do_in_one_piece(data: bytes, lengths: list[int]) -> None:
+    assert whole(cut(data, lengths)) == data.decode("utf-8", "replace")
+
+
+@given(text=st.text("abé ", max_size=30), lengths=CUTS, stop=STOPS)
+def test_what_is_held_back_is_the_beginning_of_a_stop_string(text: str, lengths: list[int], stop: list[str]) -> None:
+    parts, stream = pushed(cut(text.encode(), lengths), *stop)
+    stopped = stream.stopped
+    rest = stream.finish()
+    assert not (stopped and rest)
+    assert rest == "" or any(word.startswith(rest) and word != rest for word in stop)
+    assert "".join(parts) + rest == oracle(text, stop)
+
+
+@given(text=st.text("ab", max_size=12), words=st.lists(st.text("ab", min_size=1, max_size=5), max_size=4))
+def test_partial_suffix(text: str, words: list[str]) -> None:
+    starts = {word[:length] for word in words for length in range(len(word))}
+    longest = max((length for length in range(1, len(text) + 1) if text[-length:] in starts), default=0)
+    assert partial_suffix(text, words) == longest
