@@ -12,12 +12,14 @@ NATIVE ?= on
 BIN := $(VENV)/bin
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 SETTINGS := $(VENV)/settings.txt
+BUILD_TOOLS := $(VENV)/build-tools
 INSTALLED := $(VENV)/installed
 FIXTURES := .fixtures/complete
 WITHOUT_KERNELS := $(if $(filter off,$(NATIVE)),--config-settings wheel.cmake=false)
 REPORTS := docs/reports
-# Scripts that write the golden files in tests/ from programs that nobody here wrote.
+# Scripts that write the golden files in tests/ from programs that nobody here wrote, and the Python that has these.
 ORACLES := $(sort $(wildcard scripts/make_*.py))
+ORACLE_PYTHON ?= $(BIN)/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -54,14 +56,14 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	@mkdir -p $(REPORTS)
 	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --report $(REPORTS)/gguf-mutations.md
 
-oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again
-	@set -e; for script in $(ORACLES); do echo "$$script"; $(BIN)/python "$$script"; done
+oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again; ORACLE_PYTHON has llama-cpp-python
+	@set -e; for script in $(ORACLES); do echo "$$script"; $(ORACLE_PYTHON) "$$script"; done
 
 bench: $(INSTALLED) $(MODEL) ## measure prompt and decode speed of the default model
 	$(BIN)/mistralrs bench
 
 wheel: $(INSTALLED) ## build the wheel into dist/
-	$(BIN)/pip wheel --no-deps --wheel-dir dist . $(WITHOUT_KERNELS)
+	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist . $(WITHOUT_KERNELS)
 
 clean: ## remove what was built; the virtual environment, models and fixtures stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -77,18 +79,23 @@ $(SETTINGS): $(VENV)/pyvenv.cfg FORCE
 	  $(BIN)/pip install "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)"); \
 	  echo "$(TORCH) $(TORCH_INDEX) $(NATIVE)" >$@; fi
 
-# The kernels are built in an environment that pip makes for it, which holds the build tools and no PyTorch.
-$(INSTALLED): $(SETTINGS) pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f 2>/dev/null)
+# The tools that build the kernels. They stay in the environment: pip would put them into a new place each time, and
+# CMake would build everything anew. CMake and Ninja come from pip only where the machine has none.
+$(BUILD_TOOLS): $(SETTINGS)
+	$(BIN)/pip install "scikit-build-core>=0.11" $$(command -v cmake >/dev/null || echo "cmake>=3.18") $$(command -v ninja >/dev/null || echo ninja)
+	@touch $@
+
+$(INSTALLED): $(BUILD_TOOLS) pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f 2>/dev/null)
 ifneq ($(NATIVE),off)
 	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler ($${CXX:-c++}) was found. Install one (for example: apt-get install g++), or do without the kernels: make NATIVE=off ..." >&2; exit 1; }
 endif
-	$(BIN)/pip install --editable ".[dev]" $(WITHOUT_KERNELS)
+	$(BIN)/pip install --no-build-isolation --editable ".[dev]" $(WITHOUT_KERNELS)
 	@touch $@
 
 $(MODEL): | $(VENV)/pyvenv.cfg
 	$(BIN)/python scripts/fetch_model.py $@
 
-$(FIXTURES): scripts/fetch_vocabularies.py | $(INSTALLED)
+$(FIXTURES): scripts/fetch_vocabularies.py | $(VENV)/pyvenv.cfg
 	$(BIN)/python $< .fixtures/vocabularies
 	@touch $@
 

@@ -43,7 +43,11 @@ def main() -> None:
         batch = Batch(part, positions, positions, [0, len(part)], [start + len(part)], [blocks], list(range(len(part))))
         rows.append(runner.forward(batch, Abort()).numpy().copy())
     np.save(args.out, np.concatenate(rows))
-    print(json.dumps({"served_by": backend.name, "threads": backend.threads, "precision": args.precision, "positions": len(ids)}))
+    print(
+        json.dumps(
+            {"served_by": backend.name, "threads": backend.threads, "precision": args.precision, "positions": len(ids)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -5,26 +5,30 @@ Knows the order of things and nothing of how any of them is done.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
-
-import typer
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from mistralrs.errors import MistralrsError
-from mistralrs_cli.commands import parse
-from mistralrs_cli.exits import CLOSED_OUTPUT, INTERRUPTED, TERMINATED
+from mistralrs_cli.exits import (
+    CLOSED_OUTPUT,
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    leaving_at_once,
+    raise_terminated,
+)
 from mistralrs_cli.model import Loader, Model, load_model
-from mistralrs_cli.options import GlobalOptions
 
 if TYPE_CHECKING:
     from mistralrs_cli.job import Task
+    from mistralrs_cli.options import GlobalOptions
     from mistralrs_cli.output import Streams
 
 
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -
     arguments = sys.argv[1:] if arguments is None else arguments
     if not _prepare_streams():
         return CLOSED_OUTPUT
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, raise_terminated)
     try:
         code = _run(arguments, load)
     except BaseException as error:
@@ -45,31 +49,45 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -
 
 
 def _run(arguments: Sequence[str], load: Loader) -> int:
-    words = parse(arguments)
-    _start_logging(words.options)
-    # Below here files are looked at and models are loaded; what that imports would only slow down --help.
-    from mistralrs_cli.job import PromptJob, understand
-    from mistralrs_cli.output import Streams
-    from mistralrs_cli.prompt import prompt_text
+    with leaving_at_once():
+        from mistralrs_cli.commands import parse
 
-    task = understand(words)
-    streams = Streams(sys.stdin, sys.stdout, sys.stderr)
-    text = prompt_text(task.job, streams.stdin) if isinstance(task.job, PromptJob) else ""
-    model = _load(task, load, streams)
-    try:
+        words = parse(arguments)
+        if words is None:
+            return 0
+        _start_logging(words.options)
+        # Below here files are looked at and models are loaded; what that imports would only slow down --help.
+        from mistralrs_cli.job import ChatJob, PromptJob, understand
+        from mistralrs_cli.keyboard import kept_typing
+        from mistralrs_cli.output import Streams
+        from mistralrs_cli.prompt import prompt_text
+
+        task = understand(words)
+        streams = Streams(sys.stdin, sys.stdout, sys.stderr)
+        text = prompt_text(task.job, streams.stdin) if isinstance(task.job, PromptJob) else ""
+    with contextlib.ExitStack() as stack:
+        before_leaving = []
+        if isinstance(task.job, ChatJob) and streams.interactive:
+            before_leaving.append(stack.enter_context(kept_typing(streams.stdin)))
+        model = _load(task, load, streams, before_leaving)
+        stack.callback(model.close)
         return _do(task, model, text, streams)
-    finally:
-        model.close()
 
 
-def _load(task: Task, load: Loader, streams: Streams) -> Model:
-    from mistralrs_cli.output import ProgressLine
+def _load(task: Task, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]) -> Model:
+    from mistralrs_cli.output import ProgressLine, clean_line
 
     progress = ProgressLine(streams.stderr)
-    try:
-        return load(task.source, task.load, progress)
-    finally:
-        progress.clear()
+    with leaving_at_once(progress.clear, *before_leaving):
+        try:
+            model = load(task.source, task.load, progress)
+        finally:
+            progress.clear()
+    logger = logging.getLogger("mistralrs.cli")
+    logger.info("sampling: %s", task.job.sampling)
+    for reason in model.info.passed_over:
+        logger.warning("slower than it could be: %s", clean_line(reason))
+    return model
 
 
 def _do(task: Task, model: Model, text: str, streams: Streams) -> int:
@@ -121,13 +139,11 @@ def _start_logging(options: GlobalOptions) -> None:
 
 def _ending(error: BaseException, *, debug: bool) -> int:
     """The exit code of what ended the command early, once it is reported."""
-    if isinstance(error, typer.Exit):  # --help, --version
-        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return CLOSED_OUTPUT
-    if isinstance(error, _Terminated):
+    if isinstance(error, Terminated):
         return TERMINATED
     if not isinstance(error, Exception):
         raise error
@@ -149,20 +165,13 @@ def _unexpected(error: Exception) -> MistralrsError:
     )
 
 
-class _Terminated(BaseException):
-    """SIGTERM came."""
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
-
-
 def _close_output(code: int) -> int:
     """Send what is still buffered; when nobody reads it, keep the interpreter from trying again at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            code = code if stream is sys.stderr else CLOSED_OUTPUT
+            if stream is sys.stdout:
+                code = CLOSED_OUTPUT if isinstance(error, BrokenPipeError) else code or 1
     return code

@@ -153,7 +153,10 @@ def _write_table(model: Model, results: Sequence[Result], stdout: TextIO) -> Non
             str(statistics.fmean(result.rates) * result.concurrency),
         )
     width = None if is_terminal(stdout) else WIDTH
-    Console(file=stdout, width=width, markup=False, emoji=False, highlight=False).print(table)
+    console = Console(file=stdout, width=width, markup=False, emoji=False, highlight=False)
+    with console.capture() as drawn:  # because a console that writes itself ends the program at a closed stdout
+        console.print(table)
+    stdout.write(drawn.get())
     stdout.flush()
 
 

@@ -71,13 +71,15 @@ class Subcommands(TyperGroup):
         return args[0], command, args[1:]
 
 
-def parse(arguments: Sequence[str]) -> Words:
-    """Take a command line apart. Raises ``UsageError``, and ``typer.Exit`` after ``--help`` and ``--version``."""
+def parse(arguments: Sequence[str]) -> Words | None:
+    """Take a command line apart; None: it asked for help or the version, and has got it. Raises ``UsageError``."""
     command = _application()
     seen: list[GlobalOptions] = []
     try:
         with command.make_context("mistralrs", list(arguments), obj=seen) as context:
             result = command.invoke(context)
+    except typer.Exit:
+        return None
     except typer.TyperException as error:
         raise _usage_error(error) from None
     return result if isinstance(result, Words) else Words(seen[0], None, None, ())

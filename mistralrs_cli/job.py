@@ -11,9 +11,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from mistralrs.api.local import LoadOptions, ModelSource
-
 from mistralrs.api.default_model import find_default_model
+from mistralrs.api.local import LoadOptions, ModelSource
 from mistralrs.api.selectors import Row
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError

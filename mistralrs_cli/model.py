@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from mistralrs.api.local import LoadOptions, ModelSource
-
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
 
@@ -42,6 +41,9 @@ class Info(Protocol):
     def backend(self) -> str: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Faster backends that cannot run here, and why."""
 
 
 class Vocabulary(Protocol):

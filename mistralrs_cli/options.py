@@ -267,10 +267,9 @@ def parameters(options: type, *, shown_defaults: Mapping[str, str] | None = None
         info = copy(each.metadata["option"])
         if shown_defaults and each.name in shown_defaults:
             info.show_default = shown_defaults[each.name]
-        annotation = Annotated[hints[each.name], info]
-        found.append(
-            inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=annotation)
-        )
+        annotation: Any = Annotated[hints[each.name], info]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        found.append(inspect.Parameter(each.name, keyword, default=each.default, annotation=annotation))
     return found
 
 

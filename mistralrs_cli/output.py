@@ -28,6 +28,11 @@ class Streams:
     stdout: TextIO
     stderr: TextIO
 
+    @property
+    def interactive(self) -> bool:
+        """Whether a person types and sees what an editor shows."""
+        return is_terminal(self.stdin) and (is_terminal(self.stdout) or is_terminal(self.stderr))
+
 
 class Sanitiser:
     """Takes control characters and escape sequences out of text that comes in pieces.

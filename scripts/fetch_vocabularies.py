@@ -1,7 +1,7 @@
-"""Fetches llama.cpp's vocabularies, test vectors and chat templates: `python scripts/fetch_vocabularies.py FOLDER`.
+"""Fetches vocabularies, test vectors and chat templates of others: `python scripts/fetch_vocabularies.py FOLDER`.
 
-They lie in the source distribution of llama-cpp-python, which pip downloads from wherever it is set up to look; nothing
-of it is built or installed. An interrupted run can be repeated.
+llama.cpp's lie in the source distribution of llama-cpp-python, Mistral's in the wheel of mistral-common. pip downloads
+both from wherever it is set up to look; nothing of them is built or installed. An interrupted run can be repeated.
 """
 
 from __future__ import annotations
@@ -12,28 +12,37 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path, PurePosixPath
 
-PACKAGE = "llama-cpp-python==0.3.36"
-MEMBERS = ("vendor/llama.cpp/models/ggml-vocab-*.gguf*", "vendor/llama.cpp/models/templates/*.jinja")
+PACKAGES = {
+    "llama-cpp-python==0.3.36": (
+        "vendor/llama.cpp/models/ggml-vocab-*.gguf*",
+        "vendor/llama.cpp/models/templates/*.jinja",
+    ),
+    "mistral-common==1.13.1": ("mistral_common/data/tokenizer.model.v1", "mistral_common/data/*_240323.model.v3"),
+}
+"""What is taken from each."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the files go")
     folder: Path = parser.parse_args().folder
-    if any(folder.glob("*.gguf")):
+    if any(folder.glob("*.gguf")) and any(folder.glob("*.model.v1")):
         print(f"{folder} is filled already")
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        archive = download(Path(scratch))
-        if archive is None:
-            return 1
         unpacked = Path(scratch) / "unpacked"
-        if not unpack(archive, unpacked):
-            print(f"{archive.name} holds no vocabularies", file=sys.stderr)
-            return 1
+        unpacked.mkdir()
+        for package, members in PACKAGES.items():
+            archive = download(package, Path(scratch))
+            if archive is None:
+                return 1
+            if not unpack(archive, unpacked, members):
+                print(f"{archive.name} holds none of {', '.join(members)}", file=sys.stderr)
+                return 1
         if folder.exists():
             shutil.rmtree(folder)
         unpacked.rename(folder)
@@ -41,29 +50,40 @@ def main() -> int:
     return 0
 
 
-def download(folder: Path) -> Path | None:
+def download(package: str, folder: Path) -> Path | None:
     """The downloaded archive. None, and a line that says why, when pip fails: most often there is no network."""
-    options = ["--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, PACKAGE]
+    name, version = package.split("==")
+    # The wheels of llama-cpp-python lack the files, which mistral-common, all Python, has in its wheel.
+    kind = "--no-binary" if name == "llama-cpp-python" else "--only-binary"
+    options = ["--quiet", "--no-deps", kind, name, "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, package]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        print(f"pip could not download the source of {PACKAGE}: {reason}", file=sys.stderr)
+        print(f"pip could not download {package}: {reason}", file=sys.stderr)
         return None
-    return next(folder.glob("*.tar.gz"))
+    return next(folder.glob(f"{name.replace('-', '_')}-{version}[-.]*"))
 
 
-def unpack(archive: Path, folder: Path) -> bool:
-    """Writes vocabularies, vectors and templates into the new ``folder``; False when there are none."""
-    folder.mkdir()
+def unpack(archive: Path, folder: Path, members: tuple[str, ...]) -> bool:
+    """Writes those files of the archive into ``folder``; False when there are none."""
+    found = False
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            for name in wheel.namelist():
+                if any(map(PurePosixPath(name).match, members)):
+                    (folder / PurePosixPath(name).name).write_bytes(wheel.read(name))
+                    found = True
+        return found
     with tarfile.open(archive) as tar:
         for member in tar:
             path = PurePosixPath(member.name)
-            content = tar.extractfile(member) if any(map(path.match, MEMBERS)) else None
+            content = tar.extractfile(member) if any(map(path.match, members)) else None
             if content is not None:
                 with (folder / path.name).open("wb") as file:
                     shutil.copyfileobj(content, file)
-    return any(folder.iterdir())
+                found = True
+    return found
 
 
 if __name__ == "__main__":

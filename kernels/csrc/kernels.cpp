@@ -19,10 +19,12 @@
 namespace MRS_ISA {
 #include "simd.h"
 #include "formats.inc"
+#include "elementwise.inc"
 #include "project.inc"
+#include "moe.inc"
 #include "attend.inc"
 #include "embed.inc"
 
 extern const mrs_table table;
-const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, unpack_row};
+const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, add_norm, moe, unpack_row};
 }  // namespace MRS_ISA

@@ -3,14 +3,18 @@
 // no multiple of 64 bytes stand together before the bodies, so that every line is aligned.
 //
 // Lines of a body, for 32-weight blocks: line q holds in its low nibbles k = 4q.., in its high nibbles k = 16 + 4q..
-// (Q8_0: line q holds k = 4q..). Q5_0 and Q5_1 add one line of fifth bits before them: bit g of byte i is that of
+// (Q8_0, I8: line q holds k = 4q..). Q5_0 and Q5_1 add one line of fifth bits before them: bit g of byte i is that of
 // k = 4g + i. For the K types the lines are the dwords of the file's qs, ql, qh and hmask in their order.
+//
+// I8 is no file's type: int8 values with a float32 scale for every 16 columns, which holds every type that is decoded at
+// load without loss. Its unpacked block is two scales and 32 values.
 #pragma once
 #include <cstdint>
 
 enum mrs_type {
   MRS_F32 = 0, MRS_F16 = 1, MRS_Q4_0 = 2, MRS_Q4_1 = 3, MRS_Q5_0 = 6, MRS_Q5_1 = 7, MRS_Q8_0 = 8,
-  MRS_Q2_K = 10, MRS_Q3_K = 11, MRS_Q4_K = 12, MRS_Q5_K = 13, MRS_Q6_K = 14, MRS_BF16 = 30, MRS_TYPES = 31
+  MRS_Q2_K = 10, MRS_Q3_K = 11, MRS_Q4_K = 12, MRS_Q5_K = 13, MRS_Q6_K = 14, MRS_BF16 = 30,
+  MRS_I8 = 100, MRS_TYPES = 101
 };
 
 struct mrs_layout {
@@ -29,6 +33,7 @@ constexpr mrs_layout layout_of(int type) {
     case MRS_Q5_0: return {32, 22, 32, 320};
     case MRS_Q5_1: return {32, 24, 64, 320};
     case MRS_Q8_0: return {32, 34, 32, 512};
+    case MRS_I8: return {32, 40, 128, 512};
     case MRS_Q2_K: return {256, 84, 320, 1024};
     case MRS_Q3_K: return {256, 110, 224, 1536};
     case MRS_Q4_K: return {256, 144, 256, 2048};

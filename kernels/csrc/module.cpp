@@ -22,8 +22,9 @@ EXPORT int mrs_abi_version() { return MRS_ABI_VERSION; }
 
 // Sizes of the structs in mrs.h, so that the caller can check its mirror of them.
 EXPORT int64_t mrs_struct_bytes(int which) {
-  const int64_t bytes[] = {sizeof(mrs_step), sizeof(mrs_weight), sizeof(mrs_project), sizeof(mrs_embed), sizeof(mrs_attend)};
-  return which >= 0 && which < 5 ? bytes[which] : -1;
+  const int64_t bytes[] = {sizeof(mrs_step), sizeof(mrs_weight), sizeof(mrs_project), sizeof(mrs_embed),
+                           sizeof(mrs_attend), sizeof(mrs_add_norm), sizeof(mrs_moe), sizeof(mrs_table)};
+  return which >= 0 && which < 8 ? bytes[which] : -1;
 }
 
 // Tables from the best to the plainest; null where this processor or build lacks it.
@@ -50,6 +51,11 @@ EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols, int terms) {
   int64_t padded = (cols + 31) / 32 * 32;
   int64_t columns = (tokens * terms + 7) / 8 * 8;
   return columns * (padded * 15 / 8 + cols * 4) + 4096;
+}
+
+// int32 that a mixture of experts needs to sort its tokens.
+EXPORT int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used) {
+  return 2 * tokens * used + 2 * (experts + 1) + 2 * (tokens * used + experts);
 }
 
 EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *step, mrs_pool *pool) {
@@ -111,6 +117,14 @@ void pack_row_block(int type, const uint8_t *src, int row, uint8_t *head, uint8_
       put_half(head, row, src);
       uint8_t bytes[32];
       for (int i = 0; i < 32; ++i) bytes[i] = src[2 + i] ^ 0x80;  // unsigned, offset 128
+      put_lines(body, row, bytes, 8);
+      break;
+    }
+    case MRS_I8: {
+      put(head, row, src);
+      put(head + 64, row, src + 4);
+      uint8_t bytes[32];
+      for (int i = 0; i < 32; ++i) bytes[i] = src[8 + i] ^ 0x80;
       put_lines(body, row, bytes, 8);
       break;
     }

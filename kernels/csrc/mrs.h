@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#define MRS_ABI_VERSION 1
+#define MRS_ABI_VERSION 3
 
 struct mrs_pool;
 struct mrs_op;
@@ -37,18 +37,26 @@ struct mrs_weight {
   int32_t rows, cols;
 };
 
-enum { MRS_FINISH_STORE = 0, MRS_FINISH_ADD = 1, MRS_FINISH_GATED = 2 };
-enum { MRS_ACT_SILU = 0 };
+enum { MRS_NORM_NONE = 0, MRS_NORM_RMS = 1, MRS_NORM_LAYER = 2 };
+enum { MRS_FINISH_STORE = 0, MRS_FINISH_ADD = 1, MRS_FINISH_GATED = 2, MRS_FINISH_ACTIVATE = 3 };
+enum { MRS_ACT_SILU = 0, MRS_ACT_GELU_TANH = 1, MRS_ACT_GELU = 2 };
 
-// [norm ->] quantise -> one product for each member -> store, add to what is there, or act(first) * second.
+struct mrs_norm {
+  const float *weight;  // (cols)
+  const float *bias;    // (cols) or null
+  float eps;
+  int32_t kind;
+};
+
+// [norm ->] quantise -> one product for each member -> store, add to what is there, act(first) * second, or act.
 struct mrs_project {
   mrs_op op;
   const float *x;            // (tokens, cols)
-  const float *norm_weight;  // (cols), or null for no norm
   uint8_t *scratch;          // mrs_project_scratch() bytes
   const mrs_weight *weights[4];
   float *outs[4];            // (tokens or logits, rows of the member)
-  float norm_eps;
+  mrs_norm norm;
+  float softcap;             // outputs become softcap * tanh(output / softcap); 0: they do not
   int32_t num_members;
   int32_t finish;
   int32_t activation;
@@ -56,26 +64,64 @@ struct mrs_project {
   int32_t logits_only;       // nonzero: read only the rows named by step.logit_rows
 };
 
-// Rows of an embedding matrix, and the rotary cosines and sines of the step's positions.
+// The rotary cosines and sines of the step's positions.
+struct mrs_rotary {
+  const float *inv_freq;  // (half)
+  float *table;           // (tokens, 2, half) cosines, sines
+  float scale;            // factor on both
+  int32_t half;           // 0: there is no such table
+};
+
+// Rows of an embedding matrix, and the step's rotary tables.
 struct mrs_embed {
   mrs_op op;
   const mrs_weight *weight;
-  float *x;                 // (tokens, cols)
-  const float *inv_freq;    // (rotary_dim / 2)
-  float *rotary;            // (tokens, 2, rotary_half) cosines, sines
-  float rotary_scale;       // factor on cosine and sine
-  int32_t rotary_half;
+  float *x;                // (tokens, cols)
+  mrs_rotary rotary[2];
+  float scale;             // factor on the rows
+  int32_t padding;
+};
+
+// x += norm(y), row by row.
+struct mrs_add_norm {
+  mrs_op op;
+  const float *y;  // (tokens, cols)
+  float *x;        // (tokens, cols)
+  mrs_norm norm;
+  int64_t cols;
 };
 
 // Rotary embedding of q and k, k and v into the cache, causal attention of q over it.
 struct mrs_attend {
   mrs_op op;
-  float *q;              // (tokens, heads * head_dim); rotated and scaled in place
+  float *q;              // (tokens, heads * head_dim); normalised, rotated and scaled in place
   const float *k, *v;    // (tokens, kv_heads * head_dim)
   const float *rotary;   // (tokens, 2, rotary_half)
   uint8_t *kv;           // this layer's blocks
   float *out;            // (tokens, heads * head_dim)
+  const float *q_norm, *k_norm;  // (head_dim) RMS norms of each head before it is rotated, or null
   int64_t block_bytes;   // from one block of this layer to the next
+  float norm_eps;
   float scale;
+  float softcap;         // scores become softcap * tanh(score / softcap); 0: they do not
+  int32_t window;        // a position sees itself and this many - 1 before it; 0: all
   int32_t heads, kv_heads, head_dim, rotary_half;
+  int32_t wide_kv;       // nonzero: the cache holds float32
+  int32_t padding;
+};
+
+// A mixture of experts: x += sum over the chosen experts of weight * down(act(gate(norm(x))) * up(norm(x))).
+// The weights are the softmax over all experts of the router's outputs, of the chosen ones, divided by their sum.
+struct mrs_moe {
+  mrs_op op;
+  float *x;                     // (tokens, cols)
+  const mrs_weight *router;     // (experts, cols)
+  const mrs_weight *gate, *up, *down;  // arrays of one weight for each expert
+  float *normed;                // (tokens, cols)
+  float *hidden;                // (tokens * used, ffn)
+  float *outputs;               // (tokens * used, cols)
+  int32_t *routes;              // mrs_moe_routes() int32
+  uint8_t *scratch;             // mrs_project_scratch(tokens * used + 8 * experts, max(cols, ffn), terms) bytes
+  mrs_norm norm;
+  int32_t experts, used, activation, terms;
 };

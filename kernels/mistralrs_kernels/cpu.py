@@ -1,6 +1,7 @@
 """The CPU kernels: loads the shared library and mirrors the structs of ``csrc/mrs.h``.
 
-Everything here is addresses and integers; no torch and no numpy, so that weights can be packed while those are imported.
+Everything here is addresses and integers; no torch and no numpy, so that weights can be packed while those are
+imported.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 3
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -48,17 +49,23 @@ class Weight(c.Structure):
     ]
 
 
+class Norm(c.Structure):
+    """``mrs_norm``; ``kind`` 0 none, 1 RMS, 2 layer norm."""
+
+    _fields_ = [("weight", c.c_void_p), ("bias", c.c_void_p), ("eps", c.c_float), ("kind", c.c_int32)]
+
+
 class Project(c.Structure):
     """``mrs_project``: [norm] quantise, multiply, finish."""
 
     _fields_ = [
         ("run", c.c_void_p),
         ("x", c.c_void_p),
-        ("norm_weight", c.c_void_p),
         ("scratch", c.c_void_p),
         ("weights", c.POINTER(Weight) * 4),
         ("outs", c.c_void_p * 4),
-        ("norm_eps", c.c_float),
+        ("norm", Norm),
+        ("softcap", c.c_float),
         ("num_members", c.c_int32),
         ("finish", c.c_int32),
         ("activation", c.c_int32),
@@ -67,22 +74,33 @@ class Project(c.Structure):
     ]
 
 
+class Rotary(c.Structure):
+    """``mrs_rotary``: cosines and sines of a step; ``half`` 0: none."""
+
+    _fields_ = [("inv_freq", c.c_void_p), ("table", c.c_void_p), ("scale", c.c_float), ("half", c.c_int32)]
+
+
 class Embed(c.Structure):
-    """``mrs_embed``: embedding rows and the step's rotary table."""
+    """``mrs_embed``: embedding rows and the step's rotary tables."""
 
     _fields_ = [
         ("run", c.c_void_p),
         ("weight", c.POINTER(Weight)),
         ("x", c.c_void_p),
-        ("inv_freq", c.c_void_p),
-        ("rotary", c.c_void_p),
-        ("rotary_scale", c.c_float),
-        ("rotary_half", c.c_int32),
+        ("rotary", Rotary * 2),
+        ("scale", c.c_float),
+        ("padding", c.c_int32),
     ]
 
 
+class AddNorm(c.Structure):
+    """``mrs_add_norm``: x += norm(y)."""
+
+    _fields_ = [("run", c.c_void_p), ("y", c.c_void_p), ("x", c.c_void_p), ("norm", Norm), ("cols", c.c_int64)]
+
+
 class Attend(c.Structure):
-    """``mrs_attend``: rotary embedding, cache write, attention."""
+    """``mrs_attend``: head norms, rotary embedding, cache write, attention."""
 
     _fields_ = [
         ("run", c.c_void_p),
@@ -92,12 +110,42 @@ class Attend(c.Structure):
         ("rotary", c.c_void_p),
         ("kv", c.c_void_p),
         ("out", c.c_void_p),
+        ("q_norm", c.c_void_p),
+        ("k_norm", c.c_void_p),
         ("block_bytes", c.c_int64),
+        ("norm_eps", c.c_float),
         ("scale", c.c_float),
+        ("softcap", c.c_float),
+        ("window", c.c_int32),
         ("heads", c.c_int32),
         ("kv_heads", c.c_int32),
         ("head_dim", c.c_int32),
         ("rotary_half", c.c_int32),
+        ("wide_kv", c.c_int32),
+        ("padding", c.c_int32),
+    ]
+
+
+class Moe(c.Structure):
+    """``mrs_moe``: a mixture of experts."""
+
+    _fields_ = [
+        ("run", c.c_void_p),
+        ("x", c.c_void_p),
+        ("router", c.POINTER(Weight)),
+        ("gate", c.POINTER(Weight)),
+        ("up", c.POINTER(Weight)),
+        ("down", c.POINTER(Weight)),
+        ("normed", c.c_void_p),
+        ("hidden", c.c_void_p),
+        ("outputs", c.c_void_p),
+        ("routes", c.c_void_p),
+        ("scratch", c.c_void_p),
+        ("norm", Norm),
+        ("experts", c.c_int32),
+        ("used", c.c_int32),
+        ("activation", c.c_int32),
+        ("terms", c.c_int32),
     ]
 
 
@@ -109,6 +157,8 @@ class Table(c.Structure):
         ("project", c.c_void_p),
         ("embed", c.c_void_p),
         ("attend", c.c_void_p),
+        ("add_norm", c.c_void_p),
+        ("moe", c.c_void_p),
         ("unpack_row", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
     ]
 
@@ -151,7 +201,7 @@ def load() -> c.CDLL:
     if version != ABI_VERSION:
         raise KernelError(f"{path} has ABI {version}, this package needs {ABI_VERSION}: build it again")
     _declare(lib)
-    for index, struct in enumerate((Step, Weight, Project, Embed, Attend)):
+    for index, struct in enumerate((Step, Weight, Project, Embed, Attend, AddNorm, Moe, Table)):
         if lib.mrs_struct_bytes(index) != c.sizeof(struct):
             raise KernelError(f"{path}: {struct.__name__} has another size here: build it again")
     return lib
@@ -163,10 +213,15 @@ def _declare(lib: c.CDLL) -> None:
         "mrs_table_at": (c.POINTER(Table), [c.c_int]),
         "mrs_packed_bytes": (c.c_int64, [c.c_int, c.c_int64, c.c_int64]),
         "mrs_project_scratch": (c.c_int64, [c.c_int64, c.c_int64, c.c_int]),
+        "mrs_moe_routes": (c.c_int64, [c.c_int64, c.c_int64, c.c_int64]),
         "mrs_run": (None, [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]),
         "mrs_pack": (
             c.c_int,
             [c.c_int, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p, c.c_void_p],
+        ),
+        "mrs_quantize": (
+            c.c_int,
+            [c.c_int, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p],
         ),
         "mrs_pool_create": (c.c_void_p, [c.c_int]),
         "mrs_pool_destroy": (None, [c.c_void_p]),

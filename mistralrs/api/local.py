@@ -125,7 +125,7 @@ class LocalModel:
             model.tokenizer,
             EngineConfig(
                 num_blocks=model.limits.num_blocks,
-                max_model_len=min(model.max_model_len, model.spec.max_position),
+                max_model_len=model.max_model_len,
                 max_seqs=options.max_seqs,
                 max_batch_tokens=options.max_batch_tokens,
                 block_size=BLOCK_SIZE,

@@ -132,35 +132,46 @@ class Sampler:
         searched: tuple[torch.Tensor, torch.Tensor],
         masses: dict[int, torch.Tensor],
     ) -> list[int]:
-        """Tokens of the rows with top-k. All of them at once: what is done here to a row copies, compares or adds up
-        its few candidates one after the other, so neighbours do not matter."""
+        """Tokens of the rows with top-k: the search is one for all rows, the few candidates are lists."""
         if not indices:
             return []
-        params = [rows[index].params for index in indices]
         scores, maxima = (tensor[indices] if len(indices) < len(rows) else tensor for tensor in searched)
-        ids, kept = _largest(scores, maxima, [p.top_k for p in params])  # (rows, largest top_k)
-        weights = self._weights[torch.tensor(indices)[:, None], ids].double() * kept
-        wanted = [_wanted(rows[index].params, masses[index]) for index in indices]
-        kept &= weights.cumsum(1) - weights < _column(wanted)
-        kept &= weights >= _column([p.min_p for p in params])
-        by_id = torch.where(kept, ids, self._width).argsort(1)
-        running = (weights * kept).gather(1, by_id).cumsum(1)
-        totals = running[:, -1].tolist()
-        shares = [uniform(rows[index].params.seed, len(rows[index].tokens)) for index in indices]
-        targets = [min(share * total, math.nextafter(total, 0.0)) for share, total in zip(shares, totals, strict=True)]
-        places = torch.searchsorted(running, _column(targets), right=True)
-        tokens: list[int] = ids.gather(1, by_id.gather(1, places)).squeeze(1).tolist()
+        row, ids = _reaching(scores, maxima, [rows[index].params.top_k for index in indices])
+        weights = self._weights[torch.tensor(indices)[row], ids].tolist()
+        candidates, ends = ids.tolist(), row.bincount(minlength=len(indices)).cumsum(0).tolist()
+        tokens, start = [], 0
+        for index, end in zip(indices, ends, strict=True):
+            wanted = _wanted(rows[index].params, masses[index])
+            place = _pick(weights[start:end], rows[index], wanted)
+            tokens.append(candidates[start + place])
+            start = end
         return tokens
+
+
+def _pick(weights: list[float], row: Row, wanted: float) -> int:
+    """The place drawn from candidates, in order of ids, by top-k, top-p (up to the mass ``wanted``) and min-p."""
+    params = row.params
+    mass = 0.0
+    kept: list[int] = []
+    for place in sorted(range(len(weights)), key=weights.__getitem__, reverse=True)[: params.top_k]:
+        weight = weights[place]
+        if kept and (mass >= wanted or weight < params.min_p or weight == 0.0):
+            break
+        mass += weight
+        kept.append(place)
+    kept.sort()
+    target = mass * uniform(params.seed, len(row.tokens))
+    for place in kept:
+        target -= weights[place]
+        if target < 0:
+            return place
+    return kept[-1]
 
 
 def _unusable(top: float) -> EngineError:
     if top == -math.inf:
         return EngineError("no token may follow: every logit is minus infinity", hint="check mask and logit_bias")
     return EngineError("the logits are not finite numbers", hint="is the model file damaged?")
-
-
-def _column(values: list[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
 
 
 def _running_mass(weights: torch.Tensor) -> torch.Tensor:
@@ -218,25 +229,18 @@ def _first_largest(scores: torch.Tensor, maxima: torch.Tensor, indices: list[int
     return tokens
 
 
-def _largest(scores: torch.Tensor, maxima: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (rows, largest count) of each row's largest ``scores`` (rows, width), best first, equal ones by id, and which
-    of these places count; ``maxima`` (rows, tiles) are the tiles'. Scores of minus infinity never count."""
-    wanted = torch.tensor(counts).unsqueeze(1)
+def _reaching(scores: torch.Tensor, maxima: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and ids, ascending, of the ``scores`` (rows, width) that may be among the largest ``counts`` of their row.
+
+    ``maxima`` (rows, tiles) are the tiles'. Scores of minus infinity are left out.
+    """
     most = max(counts)
     # As many tiles reach the floor as scores are wanted, so the scores wanted reach it too.
     ranked = (maxima if most <= maxima.shape[1] else scores).topk(most, dim=1).values
-    floors = ranked.gather(1, wanted - 1).clamp(min=LOWEST)  # (rows, 1)
-    tile_row, tile = (maxima >= floors).nonzero(as_tuple=True)
-    inside = scores.view(*maxima.shape, TILE)[tile_row, tile]  # (tiles that reach it, TILE)
-    hit, offset = (inside >= floors[tile_row]).nonzero(as_tuple=True)
-    row = tile_row[hit]
-    found = row.bincount(minlength=len(counts))
-    column = torch.arange(row.shape[0]) - (found.cumsum(0) - found)[row]
-    shape = (len(counts), max(most, int(found.max())))
-    values = scores.new_full(shape, -math.inf).index_put_((row, column), inside[hit, offset])
-    ids = torch.zeros(shape, dtype=torch.int64).index_put_((row, column), tile[hit] * TILE + offset)
-    order = values.sort(dim=1, descending=True, stable=True).indices[:, :most]
-    return ids.gather(1, order), torch.arange(most) < torch.minimum(wanted, found.unsqueeze(1))
+    floors = ranked.gather(1, torch.tensor(counts).unsqueeze(1) - 1).clamp_(min=LOWEST)  # (rows, 1)
+    row, tile = (maxima >= floors).nonzero(as_tuple=True)
+    hit, offset = (scores.view(*maxima.shape, TILE)[row, tile] >= floors[row]).nonzero(as_tuple=True)
+    return row[hit], tile[hit] * TILE + offset
 
 
 def _draw_dense(weights: torch.Tensor, mass: torch.Tensor, row: Row) -> int:

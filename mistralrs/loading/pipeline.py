@@ -1,21 +1,31 @@
-"""From a GGUF file to a model that runs: spec, tokenizer, template, placement, memory plan."""
+"""From a file or folder to a model that runs: spec, tokenizer, template, placement, memory plan."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from mistralrs.errors import LoadError
+from mistralrs.errors import FormatError, LoadError
+from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
+from mistralrs.loading.convert import Conversion, Dtype
+from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
+from mistralrs.loading.ggml import MAGICS as GGML_MAGICS
+from mistralrs.loading.ggml import GgmlFile
 from mistralrs.loading.gguf import GgufFile
-from mistralrs.loading.gguf_parts import GgufParts, read_spec
+from mistralrs.loading.parts import CheckpointParts, count_parameters
+from mistralrs.loading.safetensors import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
+from mistralrs.models.architecture import Facts, Form
 from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
-from mistralrs.models.registry import ARCHITECTURES
+from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, HF_MODEL_TYPES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.memory import available_bytes
+from mistralrs.quant.quantize import isq_type
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
 
@@ -51,8 +61,70 @@ class LoadPlan:
     max_batch_tokens: int
     precision: str = "default"
     """A row of ``models.decoder.PRECISIONS``."""
-    text: TextSource = TextSource()
+    text: TextSource = field(default_factory=TextSource)
     """Where tokenizer and template come from, if not from the file."""
+    dtype: Dtype = "auto"
+    """Of weights that are stored as floats."""
+    isq: str | None = None
+    """The type to quantise safetensors to, a key of ``quant.quantize.ISQ_TYPES``."""
+    gqa: int = 1
+    """Query heads that share a KV head, which a GGML file does not say."""
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def load(
+    path: Path,
+    backend: Backend,
+    plan: LoadPlan,
+    *,
+    architecture: str | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Loads whatever is at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
+
+    ``architecture``: a name of ``ARCHITECTURES`` that it must hold; None: anything that is supported.
+    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before everything has been checked.
+    """
+    kind = kind_of(path)
+    if kind == "safetensors":
+        return load_folder(path, backend, plan, architecture=architecture, progress=progress)
+    if plan.isq is not None:
+        raise LoadError(f"{path} is quantised already", hint="--isq is for models that are stored as safetensors")
+    if kind == "ggml":
+        return load_ggml(path, backend, plan, architecture=architecture, progress=progress)
+    gguf = GGUF_NAMES[architecture] if architecture else None
+    return load_gguf(path, backend, plan, architecture=gguf, progress=progress)
+
+
+def kind_of(path: Path) -> Literal["safetensors", "gguf", "ggml"]:
+    """By what the file begins with; a folder is safetensors. Anything else is left to the GGUF reader to refuse."""
+    if path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json")):
+        return "safetensors"
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError:
+        return "gguf"
+    return "ggml" if magic in GGML_MAGICS else "gguf"
+
+
+def load_ggml(
+    path: Path,
+    backend: Backend,
+    plan: LoadPlan,
+    *,
+    architecture: str | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Loads a legacy GGML file, which holds a Llama model. Otherwise as ``load_gguf``."""
+    form = ARCHITECTURES["llama"].ggml
+    assert form is not None
+    if architecture not in (None, "llama"):
+        raise LoadError(f"{path} holds the architecture 'llama', not {architecture!r}", hint="use llama-ggml")
+    with GgmlFile.open(path, gqa=plan.gqa) as file:
+        return _load_described(file, "llama", form, backend, plan, progress)
 
 
 def load_gguf(
@@ -61,58 +133,154 @@ def load_gguf(
     plan: LoadPlan,
     *,
     architecture: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Loads a GGUF file. ``architecture``: what the file must say; None: anything that is supported.
 
     Raises ``LoadError`` and ``FormatError``; nothing large is allocated before the whole file has been checked.
     """
     with GgufFile.open(path) as file:
-        found = file.require("general.architecture", str)
-        if found not in ARCHITECTURES:
-            raise LoadError(
-                f"{path} holds the architecture {found!r}, which is not supported yet",
-                hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
-            )
-        if architecture is not None and architecture != found:
-            raise LoadError(
-                f"{path} holds the architecture {found!r}, not {architecture!r}",
-                hint=f"this command works: mistralrs -i gguf -f {path}",
-            )
-        spec = read_spec(file, ARCHITECTURES[found])
-        tokenizer = plan.text.tokenizer(file.metadata)
-        if tokenizer.vocab_size > spec.vocab_size:
-            raise LoadError(
-                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {spec.vocab_size}",
-                hint="the tokenizer belongs to another model",
-            )
-        template = plan.text.template(file.get("tokenizer.chat_template", str, default=None), tokenizer)
-        weights_progress = (lambda done, total: progress("weights", done, total)) if progress else None
-        parts = GgufParts(file, ARCHITECTURES[found], spec, backend, progress=weights_progress)
-        limits = _plan_memory(spec, plan, parts.placed_bytes)
-        backend.reserve(parts.placed_bytes)
-        decoder = build_decoder(spec, parts, backend, limits, terms=PRECISIONS[plan.precision])
-        types = [tensor.type.name for tensor in file.tensors.values() if len(tensor.shape) == 2]
-        return Model(
-            decoder=decoder,
-            tokenizer=tokenizer,
-            template=template,
-            spec=spec,
-            limits=limits,
-            architecture=found,
-            name=file.get("general.name", str, default=path.stem),
-            quantization=max(sorted(set(types)), key=types.count),
-            file_bytes=path.stat().st_size,
-            parameters=sum(_count(tensor.shape) for tensor in file.tensors.values()),
-            max_model_len=limits.max_blocks * BLOCK_SIZE,
+        found, form = _gguf_form(file, architecture)
+        return _load_described(file, found, form, backend, plan, progress)
+
+
+def _load_described(
+    file: DescribedCheckpoint,
+    architecture: str,
+    form: Form,
+    backend: Backend,
+    plan: LoadPlan,
+    progress: Progress | None,
+) -> Model:
+    spec = _read_spec(file.path, form, GgufFacts(file))
+    tokenizer, template = _text(file.path, plan, spec, file.metadata)
+    decoder, limits = _place(file, form, spec, backend, plan, progress)
+    name = file.get("general.name", str, default=file.path.stem)
+    return _model(file, decoder, tokenizer, template, spec, limits, architecture, name)
+
+
+def _model(
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    spec: DecoderSpec,
+    limits: Limits,
+    architecture: str,
+    name: str,
+) -> Model:
+    types = [tensor.type.name for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1]
+    return Model(
+        decoder=decoder,
+        tokenizer=tokenizer,
+        template=template,
+        spec=spec,
+        limits=limits,
+        architecture=architecture,
+        name=name,
+        quantization=max(sorted(set(types)), key=types.count),
+        file_bytes=checkpoint.file_bytes,
+        parameters=count_parameters(checkpoint),
+        max_model_len=min(limits.max_blocks * BLOCK_SIZE, spec.max_position),
+    )
+
+
+def load_folder(
+    path: Path,
+    backend: Backend,
+    plan: LoadPlan,
+    *,
+    architecture: str | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Loads safetensors: a Hugging Face folder, or one file or index in it. Otherwise as ``load_gguf``."""
+    folder = path if path.is_dir() else path.parent
+    with SafetensorsFile.open(path) as file:
+        config = read_config(folder / "config.json")
+        found, form = _hf_form(path, config, architecture)
+        spec = _read_spec(path, form, HfFacts(file, folder / "config.json", config))
+        text = plan.text if plan.text.tok_model_id else replace(plan.text, tok_model_id=str(folder))
+        tokenizer, template = _text(path, replace(plan, text=text), spec, {})
+        decoder, limits = _place(file, form, spec, backend, plan, progress)
+        return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name)
+
+
+def _hf_form(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, Form]:
+    """The folder's architecture, if it is supported and the one that is wanted."""
+    kind = config.get("model_type")
+    found = HF_MODEL_TYPES.get(kind) if isinstance(kind, str) else None
+    form = ARCHITECTURES[found].hugging_face if found else None
+    if found is None or form is None:
+        raise LoadError(
+            f"{path} holds the architecture {kind!r}, which is not supported yet",
+            hint=f"supported: {', '.join(sorted(HF_MODEL_TYPES))}",
         )
+    if wanted is not None and wanted != found:
+        raise LoadError(
+            f"{path} holds the architecture {found!r}, not {wanted!r}",
+            hint=f"this command works: mistralrs -i {found} -m {shlex.quote(str(path))}",
+        )
+    return found, form
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
+def _gguf_form(file: GgufFile, wanted: str | None) -> tuple[str, Form]:
+    """The file's architecture, if it is supported and the one that is wanted."""
+    found = file.require("general.architecture", str)
+    form = ARCHITECTURES[found].gguf if found in ARCHITECTURES else None
+    if form is None:
+        supported = sorted(name for name, row in ARCHITECTURES.items() if row.gguf)
+        raise LoadError(
+            f"{file.path} holds the architecture {found!r}, which is not supported yet",
+            hint=f"supported: {', '.join(supported)}",
+        )
+    if wanted is not None and wanted != found:
+        raise LoadError(
+            f"{file.path} holds the architecture {found!r}, not {wanted!r}",
+            hint=f"this command works: mistralrs -i gguf -f {shlex.quote(str(file.path))}",
+        )
+    return found, form
+
+
+def _read_spec(path: Path, form: Form, facts: Facts) -> DecoderSpec:
+    """The decoder that the facts describe; errors name the file."""
+    try:
+        return form.spec(facts)
+    except FormatError:
+        raise
+    except LoadError as error:
+        raise LoadError(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def _text(
+    path: Path, plan: LoadPlan, spec: DecoderSpec, metadata: Mapping[str, object]
+) -> tuple[Tokenizer, ChatTemplate | None]:
+    tokenizer = plan.text.tokenizer(metadata)
+    if spec.vocab_size and tokenizer.vocab_size > spec.vocab_size:
+        raise LoadError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {spec.vocab_size}",
+            hint="the tokenizer belongs to another model",
+        )
+    own = metadata.get("tokenizer.chat_template")
+    if own is not None and not isinstance(own, str):
+        raise FormatError(str(path), "metadata key tokenizer.chat_template", "is not a text")
+    return tokenizer, plan.text.template(own, tokenizer)
+
+
+def _place(
+    checkpoint: Checkpoint,
+    form: Form,
+    spec: DecoderSpec,
+    backend: Backend,
+    plan: LoadPlan,
+    progress: Progress | None,
+) -> tuple[Decoder, Limits]:
+    """Checks all parts, plans the memory, then takes it."""
+    report = (lambda done, total: progress("weights", done, total)) if progress else None
+    conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
+    parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, progress=report)
+    limits = _plan_memory(spec, plan, parts.placed_bytes)
+    backend.reserve(parts.placed_bytes)
+    return build_decoder(spec, parts, backend, limits, precision=PRECISIONS[plan.precision]), limits
 
 
 def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
@@ -121,7 +289,13 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
     Raises ``LoadError`` when the weights do not fit.
     """
     left = available_bytes() - weights
-    token_bytes = spec.num_layers * spec.kv_heads * 2 * (-(-spec.head_dim // 16) * 16) * 2
+    token_bytes = (
+        len(spec.layers)
+        * spec.kv_heads
+        * 2
+        * (-(-spec.head_dim // 16) * 16)
+        * (4 if PRECISIONS[plan.precision].kv == "f32" else 2)
+    )
     affordable = left // 2 // (token_bytes * BLOCK_SIZE)
     wanted = -(-spec.max_position // BLOCK_SIZE)
     if affordable < min(wanted, 8):

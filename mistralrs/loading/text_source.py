@@ -1,120 +1,220 @@
-"""Where a model's tokenizer and chat template come from: what the user names, else the model's own file."""
+"""Where a model's tokenizer and chat template come from: what the user names, else the model's own files.
+
+Knows the names of the files and which of them wins; what is in them is read by ``text``.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mistralrs.errors import LoadError
+from mistralrs.text.builtin_templates import builtin_names, builtin_template
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
+from mistralrs.text.tokenizer_config import TokenizerConfig, read_tokenizer_config
 
 Progress = Callable[[str, int, int], None]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateChoice:
+    """A template's Jinja text. ``bos`` and ``eos`` are what it knows as these tokens, None: the tokenizer's."""
+
+    source: str
+    bos: str | None = None
+    eos: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSource:
-    """The user's choices, the first that is given wins: ``chat_template`` and ``tokenizer_json``, then the repository or
-    folder ``tok_model_id``, then the model file."""
+    """The user's choices, the first that is given wins: ``chat_template`` and ``tokenizer_json``, then the repository
+    or folder ``tok_model_id``, then the model's own file or folder."""
 
     chat_template: str | None = None
-    """Jinja text, or a path that ends in .json (with a key ``chat_template``) or .jinja."""
+    """Jinja text, a path that ends in .json (with a key ``chat_template``) or .jinja, or the name of a shipped one."""
     tokenizer_json: Path | None = None
     tok_model_id: str | None = None
     token: Callable[[], str | None] | None = None
     progress: Progress | None = None
 
     def tokenizer(self, metadata: Mapping[str, object]) -> Tokenizer:
-        """Raises ``LoadError`` when the chosen one is missing or broken."""
+        """For a model that is one file with a vocabulary in it. Raises ``LoadError`` when the chosen one is missing or
+        broken."""
         if self.tokenizer_json is None and self.tok_model_id is None:
             return Tokenizer.from_gguf(metadata)
-        config = self._config("tokenizer_config.json")
-        path = self.tokenizer_json or self._companion("tokenizer.json")
-        if path is None:
-            raise LoadError(
-                f"{self.tok_model_id} has no tokenizer.json", hint="name one with --tokenizer-json, or leave out -t"
-            )
-        if not path.is_file():
-            raise LoadError(f"{path} does not exist", hint="--tokenizer-json names a tokenizer.json")
-        eos = [text] if (text := _token_text(config.get("eos_token"))) else []
-        tokenizer = Tokenizer.from_json(path, bos=_token_text(config.get("bos_token")), eos=eos)
-        more = self._config("generation_config.json").get("eos_token_id", [])
-        ids = more if isinstance(more, list) else [more]
-        if not all(type(token) is int for token in ids):
-            raise LoadError(f"generation_config.json of {self.tok_model_id}: eos_token_id is {more!r}")
-        return tokenizer.with_eos(ids)
+        return self._tokenizer(self._place(self.tok_model_id), config_json=False)
 
-    def template(self, own: str | None, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """The template to use; ``own`` is that of the model file. None: there is none.
+    def template(self, own: str | None, tokenizer: Tokenizer, *, builtin: str | None = None) -> ChatTemplate | None:
+        """The template to use; ``own`` is that of the model file, ``builtin`` names the shipped one that stands in
+        where there is none. None: there is none.
 
         Raises ``LoadError`` when the chosen one is missing or does not compile.
         """
         if self.chat_template is not None:
-            source: str | None = read_template(self.chat_template)
+            choice = choose_template(self.chat_template)
         else:
-            source = self._companion_template() or own
-        if not source:
-            return None
+            source = (
+                self._place(self.tok_model_id).template() or own or (builtin_template(builtin) if builtin else None)
+            )
+            if not source:
+                return None
+            choice = TemplateChoice(source)
 
-        def text(token: int | None) -> str:
-            return tokenizer.token_text(token) if token is not None else ""
+        def text(given: str | None, token: int | None) -> str:
+            return given if given is not None else tokenizer.token_text(token) if token is not None else ""
 
-        return ChatTemplate(source, bos=text(tokenizer.bos_id), eos=text(tokenizer.eos_id), unk=text(tokenizer.unk_id))
+        return ChatTemplate(
+            choice.source,
+            bos=text(choice.bos, tokenizer.bos_id),
+            eos=text(choice.eos, tokenizer.eos_id),
+            unk=text(None, tokenizer.unk_id),
+        )
 
-    def _companion_template(self) -> str | None:
-        path = self._companion("chat_template.jinja")
-        if path is not None:
-            return path.read_text(encoding="utf-8")
-        found = self._config("tokenizer_config.json").get("chat_template")
-        if isinstance(found, list):  # several named ones
-            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-            found = named.get("default")
-        if found is not None and not isinstance(found, str):
-            raise LoadError(f"tokenizer_config.json of {self.tok_model_id}: chat_template is not a text")
-        return found
+    def for_model(self, place: str, *, builtin: str | None = None) -> tuple[Tokenizer, ChatTemplate | None]:
+        """For a model that is a folder or a hub repository (``@revision`` allowed), such as those of safetensors files:
+        its `tokenizer.json` or else its `tokenizer.model`, with what `tokenizer_config.json`,
+        `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `config.json` say of them, and its
+        template.
 
-    def _companion(self, name: str) -> Path | None:
-        if self.tok_model_id is None:
+        ``builtin`` is as for ``template``. Raises ``LoadError`` when something is missing or broken.
+        """
+        named = self._place(self.tok_model_id)
+        own = self._place(place)
+        tokenizer = self._tokenizer(named if self.tok_model_id else own, config_json=True)
+        return tokenizer, self.template(own.template(), tokenizer, builtin=builtin)
+
+    def _tokenizer(self, place: _Place, *, config_json: bool) -> Tokenizer:
+        path = self.tokenizer_json or place.file("tokenizer.json")
+        if path is not None and not path.is_file():
+            raise LoadError(f"{path} does not exist", hint="--tokenizer-json names a tokenizer.json")
+        ends = place.end_ids("generation_config.json") + (place.end_ids("config.json") if config_json else [])
+        if path is None:
+            model = place.file("tokenizer.model")
+            if model is None:
+                raise LoadError(
+                    f"{place.name} has no tokenizer.json and no tokenizer.model",
+                    hint="name a tokenizer.json with --tokenizer-json",
+                )
+            return Tokenizer.from_model(model, place.tokenizer_config(added_tokens=True)).with_eos(ends)
+        config = place.tokenizer_config(added_tokens=False)
+        eos: list[str | int] = [config.eos] if config.eos else [*ends[:1]]
+        return Tokenizer.from_json(path, bos=config.bos, eos=eos, add_bos=config.add_bos, lenient=True).with_eos(ends)
+
+    def _place(self, name: str | None) -> _Place:
+        return _Place(name, self.token, self.progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A folder or hub repository with a tokenizer's files; ``name`` None has no files."""
+
+    name: str | None
+    token: Callable[[], str | None] | None
+    progress: Progress | None
+
+    def file(self, name: str) -> Path | None:
+        if self.name is None:
             return None
         from mistralrs.loading.source import companion
 
-        return companion(self.tok_model_id, name, token=self.token() if self.token else None, progress=self.progress)
+        return companion(self.name, name, token=self.token() if self.token else None, progress=self.progress)
 
-    def _config(self, name: str) -> dict[str, Any]:
-        path = self._companion(name)
+    def json(self, name: str) -> dict[str, Any]:
+        path = self.file(name)
         return _read_json(path) if path is not None else {}
 
+    def tokenizer_config(self, *, added_tokens: bool) -> TokenizerConfig:
+        """What the files say. ``added_tokens``: of those too, which a `tokenizer.json` has itself."""
+        config = self.json("tokenizer_config.json")
+        # The older files repeat what is in this one, and each may cost a request.
+        specials = {} if "eos_token" in config and not added_tokens else self.json("special_tokens_map.json")
+        added = self.json("added_tokens.json") if added_tokens else {}
+        return read_tokenizer_config(config, special_tokens_map=specials, added_tokens=added)
 
-def read_template(choice: str) -> str:
-    """The Jinja text that ``--chat-template`` names or is."""
-    if not choice.endswith((".json", ".jinja")):
-        return choice
-    path = Path(choice)
-    if not path.is_file():
-        raise LoadError(f"{choice} does not exist", hint="--chat-template takes a .json or .jinja file, or Jinja text")
+    def end_ids(self, name: str) -> list[int]:
+        """What a file with ``eos_token_id`` says: nothing, one or several."""
+        value = self.json(name).get("eos_token_id")
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise LoadError(f"{name} of {self.name}: eos_token_id is {value!r}, expected token ids")
+        return ids
+
+    def template(self) -> str | None:
+        """`chat_template.jinja`, or what `tokenizer_config.json` has: a text, or several with a name each."""
+        path = self.file("chat_template.jinja")
+        if path is not None:
+            return _read_text(path)
+        found = self.json("tokenizer_config.json").get("chat_template")
+        if isinstance(found, list):
+            found = self._default_of(found)
+        if found is not None and not isinstance(found, str):
+            raise LoadError(f"tokenizer_config.json of {self.name}: chat_template is not a text")
+        return found
+
+    def _default_of(self, entries: list[object]) -> object:
+        named = {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
+        if "default" in named or len(named) < 2:
+            return named.get("default", next(iter(named.values()), None))
+        names = ", ".join(sorted(map(str, named)))
+        _logger.warning("%s has chat templates named %s and none named default; none is used", self.name, names)
+        return None
+
+
+def choose_template(choice: str) -> TemplateChoice:
+    """What ``--chat-template`` names or is; a file wins over a shipped template. Raises ``LoadError`` when it names
+    nothing."""
+    if choice.endswith(".json"):
+        return _template_file(Path(choice))
     if choice.endswith(".jinja"):
+        return TemplateChoice(_read_text(Path(choice)))
+    if "{" in choice:  # no template does without
+        return TemplateChoice(choice)
+    if os.path.isfile(choice):
+        return TemplateChoice(_read_text(Path(choice)))
+    if choice in builtin_names():
+        return TemplateChoice(builtin_template(choice))
+    raise LoadError(
+        f"{choice[:80]!r} is no file, no Jinja text and no template that ships",
+        hint=f"--chat-template takes a .json or .jinja file, Jinja text, or one of {', '.join(builtin_names())}",
+    )
+
+
+def _template_file(path: Path) -> TemplateChoice:
+    fields = _read_json(path)
+    source = fields.get("chat_template")
+    if not isinstance(source, str):
+        raise LoadError(f"{path}: there is no text under the key chat_template")
+    for key in ("bos_token", "eos_token"):
+        if not isinstance(fields.get(key), str | None):
+            raise LoadError(f"{path}: {key} is no text")
+    return TemplateChoice(source, bos=fields.get("bos_token"), eos=fields.get("eos_token"))
+
+
+def _read_text(path: Path) -> str:
+    try:
         return path.read_text(encoding="utf-8")
-    template = _read_json(path).get("chat_template")
-    if not isinstance(template, str):
-        raise LoadError(f"{choice}: there is no text under the key chat_template")
-    return template
+    except FileNotFoundError as error:
+        raise LoadError(
+            f"{path} does not exist", hint="--chat-template takes a .json or .jinja file, or Jinja text"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise LoadError(f"{path} cannot be read as text: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise LoadError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise LoadError(f"{path} holds no JSON object")
     return value
-
-
-def _token_text(value: object) -> str | None:
-    """A token in `tokenizer_config.json`: a string, or an object with ``content``."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None

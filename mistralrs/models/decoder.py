@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from mistralrs.models.parts import Parts
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.nn.attention import attention
-from mistralrs.nn.mlp import gated_mlp
-from mistralrs.nn.rope import inverse_frequencies
+from mistralrs.nn.attention import Attention, Heads, attention
+from mistralrs.nn.mlp import mlp
+from mistralrs.nn.rope import Rope, inverse_frequencies
 from mistralrs.ops.arena import Arena, Buffer, buffer
-from mistralrs.ops.backend import Backend, KvCache, KvShape, Norm, Op
+from mistralrs.ops.backend import Backend, KvCache, KvShape, Norm, Op, Rotary
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 
 
@@ -32,20 +33,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """In how many int8 terms each projection takes its input, 1 or 2. The second costs prefill as much as the first."""
+class Precision:
+    """In how many int8 terms each projection takes its input (1 or 2), and how keys and values are kept.
+
+    The second term costs prefill as much as the first; decode is bound by memory and hardly notices.
+    """
 
     qkv: int
     output: int
     gate_up: int
     down: int
     head: int
+    kv: Literal["f16", "f32"] = "f16"
 
 
-PRECISIONS: dict[str, Terms] = {
+PRECISIONS: dict[str, Precision] = {
     # where rounding hurts most for what it costs (docs/log.md); the head is computed for few rows
-    "default": Terms(qkv=2, output=1, gate_up=1, down=2, head=2),
-    "high": Terms(qkv=2, output=2, gate_up=2, down=2, head=2),
+    "default": Precision(qkv=2, output=1, gate_up=1, down=2, head=2),
+    "high": Precision(qkv=2, output=2, gate_up=2, down=2, head=2),
+    "f32": Precision(qkv=2, output=2, gate_up=2, down=2, head=2, kv="f32"),
 }
 
 
@@ -71,62 +77,131 @@ def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
         kv=spec.kv_heads * spec.head_dim,
         ffn=spec.ffn_size,
         vocab=spec.vocab_size,
-        rotary_half=spec.rope.dim // 2,
+        rotary=tuple(rope.dim // 2 for rope in spec.ropes),
     )
 
 
-def build_decoder(spec: DecoderSpec, parts: Parts, backend: Backend, limits: Limits, *, terms: Terms) -> Decoder:
+def build_decoder(
+    spec: DecoderSpec, parts: Parts, backend: Backend, limits: Limits, *, precision: Precision
+) -> Decoder:
     """Places the weights and binds the operations."""
-    sizes = sizes_of(spec, limits)
-    work, args = Workspace(sizes), StepArgs(sizes)
-    kv = backend.kv_cache(
-        KvShape(
-            layers=spec.num_layers,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            num_blocks=limits.num_blocks,
-            block_size=limits.block_size,
-        )
-    )
-    frequencies = inverse_frequencies(spec.rope)
-    inv_freq = buffer(Arena(4 * len(frequencies) + 64), len(frequencies))
-    for i, value in enumerate(frequencies):
-        inv_freq.values[i] = value
+    return _Assembly(spec, parts, backend, limits, precision).decoder()
 
-    [embedding] = parts.linears(["embedding"])
-    ops: list[Op] = [backend.embed(embedding, work, inv_freq=inv_freq, rotary_scale=1.0)]
-    for layer in range(spec.num_layers):
-        qkv = parts.linears(["q", "k", "v"], layer=layer)
-        [output] = parts.linears(["output"], layer=layer)
-        ops += attention(
-            backend,
-            work,
-            norm=Norm(parts.vector("attention_norm", layer=layer), spec.norm_eps),
-            qkv=qkv,
-            output=output,
-            kv=kv,
-            layer=layer,
+
+class _Assembly:
+    """The parts of one decoder while it is put together."""
+
+    def __init__(self, spec: DecoderSpec, parts: Parts, backend: Backend, limits: Limits, precision: Precision) -> None:
+        sizes = sizes_of(spec, limits)
+        self.spec, self.parts, self.backend, self.precision = spec, parts, backend, precision
+        self.work, self.args = Workspace(sizes), StepArgs(sizes)
+        self.kv = backend.kv_cache(
+            KvShape(
+                layers=len(spec.layers),
+                kv_heads=spec.kv_heads,
+                head_dim=spec.head_dim,
+                num_blocks=limits.num_blocks,
+                block_size=limits.block_size,
+                dtype=precision.kv,
+            )
+        )
+        tables = zip(spec.ropes, self.work.rotary, strict=True)
+        self.rotaries = [Rotary(_frequencies(rope), table, rope.scale) for rope, table in tables]
+
+    def decoder(self) -> Decoder:
+        spec, backend, work = self.spec, self.backend, self.work
+        [embedding] = self.parts.linears(["embedding"])
+        ops: list[Op] = [backend.embed(embedding, work, rotaries=self.rotaries, scale=spec.embedding_scale)]
+        for layer in range(len(spec.layers)):
+            ops += self._layer(layer)
+        [head] = [embedding] if spec.tied_head else self.parts.linears(["head"])
+        ops.append(
+            backend.project(
+                [head],
+                work.x,
+                [work.logits],
+                norm=self._norm("norm"),
+                terms=self.precision.head,
+                logits_only=True,
+                softcap=spec.final_softcap,
+            )
+        )
+        return Decoder(self.args, work.logits, backend.program(ops, self.args), self.kv)
+
+    def _layer(self, layer: int) -> list[Op]:
+        attention = self._attention(layer)
+        ffn = self._experts(layer) if self.spec.experts else self._mlp(layer)
+        if self.spec.parallel:  # the feed-forward reads x before attention has added to it
+            return [*attention.read, ffn[0], *attention.write, *ffn[1:]]
+        return [*attention.read, *attention.write, *ffn]
+
+    def _attention(self, layer: int) -> Attention:
+        spec, kind = self.spec, self.spec.layers[layer]
+        shape = Heads(
             heads=spec.num_heads,
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
-            scale=spec.head_dim**-0.5,
-            qkv_terms=terms.qkv,
-            output_terms=terms.output,
+            scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+            window=kind.window,
+            softcap=spec.attention_softcap,
         )
-        gate, up = parts.linears(["gate", "up"], layer=layer)
-        [down] = parts.linears(["down"], layer=layer)
-        ops += gated_mlp(
-            backend,
-            work,
-            norm=Norm(parts.vector("ffn_norm", layer=layer), spec.norm_eps),
-            gate=gate,
-            up=up,
-            down=down,
+        return attention(
+            self.backend,
+            self.work,
+            shape=shape,
+            layer=layer,
+            kv=self.kv,
+            norm=self._norm("attention_norm", layer),
+            qkv=self.parts.linears(["q", "k", "v"], layer=layer),
+            output=self.parts.linears(["output"], layer=layer)[0],
+            rotary=None if kind.rope is None else self.rotaries[kind.rope],
+            q_norm=self._head_norm("q_norm", layer),
+            k_norm=self._head_norm("k_norm", layer),
+            post_norm=self._norm("post_attention_norm", layer) if spec.post_norms else None,
+            qkv_terms=self.precision.qkv,
+            output_terms=self.precision.output,
+        )
+
+    def _mlp(self, layer: int) -> list[Op]:
+        spec = self.spec
+        return mlp(
+            self.backend,
+            self.work,
+            norm=self._norm("attention_norm" if spec.parallel else "ffn_norm", layer),
+            inputs=self.parts.linears(["gate", "up"] if spec.gated else ["up"], layer=layer),
+            down=self.parts.linears(["down"], layer=layer)[0],
             activation=spec.activation,
-            gate_up_terms=terms.gate_up,
-            down_terms=terms.down,
+            post_norm=self._norm("post_ffn_norm", layer) if spec.post_norms else None,
+            input_terms=self.precision.gate_up,
+            down_terms=self.precision.down,
         )
-    head = embedding if spec.tied_head else parts.linears(["head"])[0]
-    norm = Norm(parts.vector("norm"), spec.norm_eps)
-    ops.append(backend.project([head], work.x, [work.logits], norm=norm, terms=terms.head, logits_only=True))
-    return Decoder(args, work.logits, backend.program(ops, args), kv)
+
+    def _experts(self, layer: int) -> list[Op]:
+        return [
+            self.backend.moe(
+                self.work,
+                norm=self._norm("ffn_norm", layer),
+                router=self.parts.linears(["router"], layer=layer)[0],
+                gate=self.parts.experts("expert_gate", layer=layer),
+                up=self.parts.experts("expert_up", layer=layer),
+                down=self.parts.experts("expert_down", layer=layer),
+                used=self.spec.experts_used,
+                activation=self.spec.activation,
+                terms=self.precision.down,
+            )
+        ]
+
+    def _norm(self, name: str, layer: int | None = None) -> Norm:
+        weight, bias = self.parts.norm(name, layer=layer)
+        return Norm(weight, self.spec.norm_eps, self.spec.norm, bias)
+
+    def _head_norm(self, name: str, layer: int) -> Norm | None:
+        return Norm(self.parts.norm(name, layer=layer)[0], self.spec.norm_eps) if self.spec.qk_norm else None
+
+
+def _frequencies(rope: Rope) -> Buffer:
+    frequencies = inverse_frequencies(rope)
+    inv_freq = buffer(Arena(4 * len(frequencies) + 64), len(frequencies))
+    for i, value in enumerate(frequencies):
+        inv_freq.values[i] = value
+    return inv_freq

@@ -1,86 +1,113 @@
-"""The Llama architecture (Llama 2 and 3, Mistral, SmolLM2) as GGUF files describe it.
+"""Llama 2 and 3, Mistral, Mixtral, SmolLM2 and SmolLM3.
 
-Key and tensor names follow the GGUF specification. Files made by llama.cpp's converter store the rows of q and k so that
-the two members of a rotary pair are adjacent; ``ADJACENT_PAIRS`` names those parts, and the loader puts them back.
+llama.cpp's converter stores these architectures' q and k rows with rotary pairs side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mistralrs.errors import LoadError
-from mistralrs.models.gguf_architecture import Facts, GgufArchitecture
-from mistralrs.models.spec import DecoderSpec
-from mistralrs.nn.rope import Rope
+from mistralrs.models import gguf_form, hf_form
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces
+from mistralrs.models.spec import DecoderSpec, LayerSpec
 
-TENSORS = {
-    "embedding": "token_embd.weight",
-    "norm": "output_norm.weight",
-    "head": "output.weight",
-    "attention_norm": "blk.{layer}.attn_norm.weight",
-    "q": "blk.{layer}.attn_q.weight",
-    "k": "blk.{layer}.attn_k.weight",
-    "v": "blk.{layer}.attn_v.weight",
-    "output": "blk.{layer}.attn_output.weight",
-    "ffn_norm": "blk.{layer}.ffn_norm.weight",
-    "gate": "blk.{layer}.ffn_gate.weight",
-    "up": "blk.{layer}.ffn_up.weight",
-    "down": "blk.{layer}.ffn_down.weight",
+_PAIRS = frozenset({"q", "k"})
+
+
+def _gguf_spec(facts: Facts) -> DecoderSpec:
+    window = facts.get("llama.attention.sliding_window", int, default=0)
+    layers = (LayerSpec(window=window),) * facts.require("llama.block_count", int)
+    experts = facts.get("llama.expert_count", int, default=0)
+    if not experts:
+        return gguf_form.read_spec(facts, "llama", layers=layers)
+    used = facts.require("llama.expert_used_count", int)
+    check_experts(experts, used)
+    return gguf_form.read_spec(facts, "llama", layers=layers, experts=experts, experts_used=used)
+
+
+def check_experts(experts: int, used: int) -> None:
+    """Raises ``LoadError`` for counts that no mixture can have."""
+    if not 1 <= used <= experts <= 1024:
+        raise LoadError(f"{used} of {experts} experts cannot be used")
+
+
+def _hf_spec(facts: Facts) -> DecoderSpec:
+    return hf_form.read_spec(facts)
+
+
+def _mistral_spec(facts: Facts) -> DecoderSpec:
+    window = facts.get("sliding_window", int, default=None) or 0
+    return hf_form.read_spec(facts, layers=(LayerSpec(window=window),) * facts.require("num_hidden_layers", int))
+
+
+def _mixtral_spec(facts: Facts) -> DecoderSpec:
+    window = facts.get("sliding_window", int, default=None) or 0
+    experts, used = facts.require("num_local_experts", int), facts.require("num_experts_per_tok", int)
+    check_experts(experts, used)
+    layers = (LayerSpec(window=window),) * facts.require("num_hidden_layers", int)
+    return hf_form.read_spec(facts, layers=layers, experts=experts, experts_used=used)
+
+
+def _mixtral_pieces(spec: DecoderSpec) -> Pieces:
+    block = "model.layers.{layer}.block_sparse_moe."
+    experts = {"expert_gate": "w1", "expert_down": "w2", "expert_up": "w3"}
+    moe = {part: Piece(f"{block}experts.{{expert}}.{name}.weight") for part, name in experts.items()}
+    return hf_form.pieces(spec) | moe | {"router": Piece(block + "gate.weight")}
+
+
+def _without_rope(layers: int, flags: list[object] | None, interval: int) -> tuple[LayerSpec, ...]:
+    """SmolLM3 leaves rotation out of every fourth layer."""
+    if flags is not None and len(flags) != layers:
+        raise LoadError(f"no_rope_layers has {len(flags)} entries for {layers} layers")
+    rotated = [bool(flags[i]) if flags is not None else (i + 1) % interval != 0 for i in range(layers)]
+    return tuple(LayerSpec(rope=0 if yes else None) for yes in rotated)
+
+
+def _smollm3_hf_spec(facts: Facts) -> DecoderSpec:
+    interval = facts.get("no_rope_layer_interval", int, default=4)
+    flags = facts.get("no_rope_layers", list, default=None)
+    return hf_form.read_spec(facts, layers=_without_rope(facts.require("num_hidden_layers", int), flags, interval))
+
+
+def _smollm3_gguf_spec(facts: Facts) -> DecoderSpec:
+    layers = _without_rope(facts.require("smollm3.block_count", int), None, 4)
+    return gguf_form.read_spec(facts, "smollm3", layers=layers)
+
+
+def _ggml_spec(facts: Facts) -> DecoderSpec:
+    names = {part: piece.name for part, piece in _GGML_PIECES.items()}
+    return gguf_form.read_spec(facts, "llama", embedding=names["embedding"], head=names["head"])
+
+
+def _ggml_pieces(spec: DecoderSpec) -> Pieces:
+    return _GGML_PIECES
+
+
+_GGML_PIECES: Pieces = {
+    part: Piece(name)
+    for part, name in {
+        "embedding": "tok_embeddings.weight",
+        "norm": "norm.weight",
+        "head": "output.weight",
+        "attention_norm": "layers.{layer}.attention_norm.weight",
+        "q": "layers.{layer}.attention.wq.weight",
+        "k": "layers.{layer}.attention.wk.weight",
+        "v": "layers.{layer}.attention.wv.weight",
+        "output": "layers.{layer}.attention.wo.weight",
+        "ffn_norm": "layers.{layer}.ffn_norm.weight",
+        "gate": "layers.{layer}.feed_forward.w1.weight",
+        "down": "layers.{layer}.feed_forward.w2.weight",
+        "up": "layers.{layer}.feed_forward.w3.weight",
+    }.items()
 }
-ROPE_FACTORS = "rope_freqs.weight"
-ADJACENT_PAIRS = frozenset({"q", "k"})
 
+_GGUF = Form(_gguf_spec, gguf_form.pieces, adjacent_pairs=_PAIRS, unused=gguf_form.UNUSED)
 
-def spec_from_gguf(facts: Facts, rope_factors: Sequence[float]) -> DecoderSpec:
-    """Reads the ``llama.*`` metadata. Raises ``FormatError`` or ``LoadError`` for what is missing or not supported."""
-    if facts.get("llama.expert_count", int, default=0):
-        raise LoadError(
-            "this is a mixture of experts, which is not supported yet",
-            hint="use a dense Llama or Mistral model",
-        )
-    hidden = facts.require("llama.embedding_length", int)
-    heads = facts.require("llama.attention.head_count", int)
-    kv_heads = facts.get("llama.attention.head_count_kv", int, default=heads)
-    if min(hidden, heads, kv_heads) < 1 or heads % kv_heads:
-        raise LoadError(f"{heads} heads, {kv_heads} KV heads and width {hidden} do not fit together")
-    head_dim = facts.get("llama.attention.key_length", int, default=hidden // heads)
-    if facts.get("llama.attention.value_length", int, default=head_dim) != head_dim:
-        raise LoadError("keys and values of different length are not supported")
-    return DecoderSpec(
-        num_layers=facts.require("llama.block_count", int),
-        hidden_size=hidden,
-        ffn_size=facts.require("llama.feed_forward_length", int),
-        num_heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=facts.vocab_size,
-        max_position=facts.require("llama.context_length", int),
-        norm_eps=facts.require("llama.attention.layer_norm_rms_epsilon", float),
-        rope=_rope(facts, head_dim, rope_factors),
-        tied_head=not facts.has_head,
-    )
+_GGML = Form(_ggml_spec, _ggml_pieces, adjacent_pairs=_PAIRS, unused=("rope.freqs",))
 
-
-def _rope(facts: Facts, head_dim: int, factors: Sequence[float]) -> Rope:
-    dim = facts.get("llama.rope.dimension_count", int, default=head_dim)
-    if not 0 < dim <= head_dim or dim % 2:
-        raise LoadError(f"a rotary width of {dim} does not fit heads of {head_dim}")
-    if factors and (len(factors) != dim // 2 or not all(f > 0 for f in factors)):
-        raise LoadError(f"{ROPE_FACTORS}: {len(factors)} factors for {dim // 2} rotary frequencies, or one is not positive")
-    scaling = facts.get("llama.rope.scaling.type", str, default="none")
-    factor = 1.0
-    if scaling == "linear":
-        factor = facts.get("llama.rope.scaling.factor", float, default=1.0)
-    elif scaling != "none":
-        raise LoadError(f"rotary scaling of type {scaling!r} is not supported", hint="supported: none, linear, Llama 3")
-    if not factor > 0:
-        raise LoadError(f"a rotary scaling factor of {factor} is not positive")
-    base = facts.get("llama.rope.freq_base", float, default=10000.0)
-    if not base > 0:
-        raise LoadError(f"a rotary base of {base} is not positive")
-    return Rope(dim=dim, base=base, linear_factor=factor, factors=tuple(factors))
-
-
-LLAMA = GgufArchitecture(
-    tensors=TENSORS, spec=spec_from_gguf, rope_factors=ROPE_FACTORS, adjacent_pairs=ADJACENT_PAIRS
+LLAMA = Architecture(_GGUF, Form(_hf_spec, hf_form.pieces, unused=hf_form.UNUSED), _GGML)
+MISTRAL = Architecture(None, Form(_mistral_spec, hf_form.pieces, unused=hf_form.UNUSED))
+MIXTRAL = Architecture(None, Form(_mixtral_spec, _mixtral_pieces, unused=hf_form.UNUSED))
+SMOLLM3 = Architecture(
+    Form(_smollm3_gguf_spec, gguf_form.pieces, adjacent_pairs=_PAIRS, unused=gguf_form.UNUSED),
+    Form(_smollm3_hf_spec, hf_form.pieces, unused=hf_form.UNUSED),
 )

@@ -1,16 +1,41 @@
-"""The architectures that can be built, by the name that a GGUF file gives."""
+"""The architectures that can be built, one row each, and the names under which files and users know them."""
 
 from __future__ import annotations
 
-from mistralrs.models.gguf_architecture import GgufArchitecture
-from mistralrs.models.llama import LLAMA
+from mistralrs.models.architecture import Architecture
+from mistralrs.models.gemma import GEMMA, GEMMA2, GEMMA3
+from mistralrs.models.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from mistralrs.models.phi import PHI2, PHI3
+from mistralrs.models.qwen import QWEN2, QWEN3
 
-ARCHITECTURES: dict[str, GgufArchitecture] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,
+    "mistral": MISTRAL,
+    "mixtral": MIXTRAL,
+    "gemma": GEMMA,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "phi2": PHI2,
+    "phi3": PHI3,
+    "smollm3": SMOLLM3,
 }
 
-GGUF_NAMES: dict[str, str] = {
+GGUF_NAMES: dict[str, str] = {name: {"mistral": "llama", "mixtral": "llama"}.get(name, name) for name in ARCHITECTURES}
+"""What GGUF files say in ``general.architecture``."""
+
+HF_MODEL_TYPES: dict[str, str] = {
     "llama": "llama",
-    "mistral": "llama",
+    "mistral": "mistral",
+    "mixtral": "mixtral",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "phi": "phi2",
+    "phi3": "phi3",
+    "smollm3": "smollm3",
 }
-"""What users call an architecture -> what GGUF files call it."""
+"""``model_type`` of a `config.json` -> architecture."""

@@ -3,31 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from mistralrs.ops.backend import Backend, KvCache, Norm, Op
+from mistralrs.ops.arena import Buffer
+from mistralrs.ops.backend import Backend, KvCache, Norm, Op, Rotary
 from mistralrs.ops.weight import Weight
 from mistralrs.ops.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    """The shape of attention."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """x += output(attend(norm(x))), in two parts, so that a parallel feed-forward can read x between them."""
+
+    read: list[Op]
+    write: list[Op]
 
 
 def attention(
     backend: Backend,
     work: Workspace,
     *,
+    shape: Heads,
+    layer: int,
+    kv: KvCache,
     norm: Norm,
     qkv: Sequence[Weight],
     output: Weight,
-    kv: KvCache,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
+    rotary: Rotary | None,
+    q_norm: Norm | None,
+    k_norm: Norm | None,
+    post_norm: Norm | None,
     qkv_terms: int,
     output_terms: int,
+) -> Attention:
+    """``post_norm`` is applied to what is added."""
+    attend = backend.attend(
+        work,
+        kv,
+        layer=layer,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        scale=shape.scale,
+        rotary=rotary,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        window=shape.window,
+        softcap=shape.softcap,
+    )
+    read = [backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, terms=qkv_terms), attend]
+    return Attention(read, added(backend, work, output, work.attended, post_norm=post_norm, terms=output_terms))
+
+
+def added(
+    backend: Backend, work: Workspace, weight: Weight, source: Buffer, *, post_norm: Norm | None, terms: int
 ) -> list[Op]:
-    """x += output(attention(norm(x)))."""
+    """x += [post_norm](weight source)."""
+    if post_norm is None:
+        return [backend.project([weight], source, [work.x], finish="add", terms=terms)]
     return [
-        backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, terms=qkv_terms),
-        backend.attend(work, kv, layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale),
-        backend.project([output], work.attended, [work.x], finish="add", terms=output_terms),
+        backend.project([weight], source, [work.projected], terms=terms),
+        backend.add_norm(work.projected, work.x, post_norm),
     ]

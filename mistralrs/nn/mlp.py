@@ -1,28 +1,35 @@
-"""Feed-forward parts."""
+"""Feed-forward parts: x += down(act(gate(norm(x))) * up(norm(x))), or without a gate x += down(act(up(norm(x))))."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from mistralrs.nn.attention import added
 from mistralrs.ops.backend import Activation, Backend, Norm, Op
 from mistralrs.ops.weight import Weight
 from mistralrs.ops.workspace import Workspace
 
 
-def gated_mlp(
+def mlp(
     backend: Backend,
     work: Workspace,
     *,
     norm: Norm,
-    gate: Weight,
-    up: Weight,
+    inputs: Sequence[Weight],
     down: Weight,
     activation: Activation,
-    gate_up_terms: int,
+    post_norm: Norm | None,
+    input_terms: int,
     down_terms: int,
 ) -> list[Op]:
-    """x += down(act(gate(norm(x))) * up(norm(x)))."""
-    return [
-        backend.project(
-            [gate, up], work.x, [work.ffn], norm=norm, finish="gated", activation=activation, terms=gate_up_terms
-        ),
-        backend.project([down], work.ffn, [work.x], finish="add", terms=down_terms),
-    ]
+    """``inputs``: gate and up, or up alone. ``post_norm`` is applied to what is added."""
+    read = backend.project(
+        inputs,
+        work.x,
+        [work.ffn],
+        norm=norm,
+        finish="gated" if len(inputs) == 2 else "activate",
+        activation=activation,
+        terms=input_terms,
+    )
+    return [read, *added(backend, work, down, work.ffn, post_norm=post_norm, terms=down_terms)]

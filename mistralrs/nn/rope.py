@@ -18,7 +18,9 @@ class Rope:
     linear_factor: float = 1.0
     """Positions are divided by this."""
     factors: tuple[float, ...] = ()
-    """A divisor for each frequency (dim / 2), as Llama 3.1 files carry; empty: none."""
+    """A divisor for each frequency (dim / 2), as Llama 3.1 and Phi-3 have them; empty: none."""
+    scale: float = 1.0
+    """Factor on cosines and sines, as Phi-3's long contexts have it."""
 
 
 def inverse_frequencies(rope: Rope) -> list[float]:

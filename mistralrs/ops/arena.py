@@ -11,7 +11,7 @@ import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from mistralrs.errors import LoadError
 
@@ -75,15 +75,15 @@ class Buffer:
 
     span: Span
     shape: tuple[int, ...]
-    format: str = "f"
+    format: Literal["f", "i"] = "f"
 
     @property
     def address(self) -> int:
         return self.span.address
 
     @cached_property
-    def values(self) -> memoryview:
-        """The flat array, to be read and written without torch."""
+    def values(self) -> Any:
+        """The flat array as a memoryview of float or int, to be read and written without torch."""
         return self.span.bytes.cast(self.format)
 
     @cached_property
@@ -95,7 +95,7 @@ class Buffer:
         return torch.frombuffer(self.span.bytes, dtype=dtype, count=prod(self.shape)).view(self.shape)
 
 
-def buffer(arena: Arena, *shape: int, format: str = "f") -> Buffer:
+def buffer(arena: Arena, *shape: int, format: Literal["f", "i"] = "f") -> Buffer:
     """A zeroed array of 4-byte items."""
     return Buffer(arena.take(4 * prod(shape)), shape, format)
 

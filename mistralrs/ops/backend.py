@@ -9,15 +9,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.ops.arena import Buffer
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
+from mistralrs.quant.types import QuantType
 
-Finish = Literal["store", "add", "gated"]
-Activation = Literal["silu"]
+if TYPE_CHECKING:
+    import torch
+
+Finish = Literal["store", "add", "gated", "activate"]
+Activation = Literal["silu", "gelu_tanh", "gelu"]
 Op = Callable[[StepArgs], None]
 
 
@@ -30,14 +34,29 @@ class KvShape:
     head_dim: int
     num_blocks: int
     block_size: int
+    dtype: Literal["f16", "f32"] = "f16"
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMS normalisation before a projection: x / sqrt(mean(x^2) + eps) * weight."""
+    """Normalisation of a row: RMS, x / sqrt(mean(x^2) + eps) * weight, or layer norm."""
 
     weight: Buffer
     eps: float
+    kind: Literal["rms", "layer"] = "rms"
+    bias: Buffer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """A rotary table of the step: filled by ``embed``, read by ``attend``."""
+
+    inv_freq: Buffer
+    """(half,)"""
+    table: Buffer
+    """(max_tokens, 2, half) cosines and sines."""
+    scale: float = 1.0
+    """Factor on both."""
 
 
 class KvCache(Protocol):
@@ -62,10 +81,17 @@ class Backend(Protocol):
         """Prepares memory for all the weights that will be placed."""
         ...
 
+    def quantise(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
+        """Blocks of ``target`` for float32 values (rows, columns), row after row.
+
+        Raises ``LoadError`` for weights that are not finite or too large.
+        """
+        ...
+
     def kv_cache(self, shape: KvShape) -> KvCache: ...
 
-    def embed(self, weight: Weight, work: Workspace, *, inv_freq: Buffer, rotary_scale: float) -> Op:
-        """x = rows of the embedding; the step's rotary table."""
+    def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
+        """x = scale * rows of the embedding; the step's rotary tables, at most two."""
         ...
 
     def project(
@@ -79,18 +105,60 @@ class Backend(Protocol):
         activation: Activation = "silu",
         terms: int = 1,
         logits_only: bool = False,
+        softcap: float = 0.0,
     ) -> Op:
-        """out = weight x for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second.
+        """out = weight x for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
+        ``activate`` act(out).
 
         ``terms``: int8 terms that an activation is rounded to, 1 or 2, for quantised weights.
         ``logits_only``: only the rows of x that the step wants logits of.
+        ``softcap``: outputs become softcap * tanh(output / softcap); 0: they do not.
         """
         ...
 
     def attend(
-        self, work: Workspace, kv: KvCache, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
+        self,
+        work: Workspace,
+        kv: KvCache,
+        *,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        rotary: Rotary | None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+        window: int = 0,
+        softcap: float = 0.0,
     ) -> Op:
-        """attended = causal attention of q over the cache, after rotating q and k and writing k and v."""
+        """attended = causal attention of q over the cache, after norming and rotating q and k and writing k and v.
+
+        ``window``: a position sees itself and window - 1 before it; 0: all. ``softcap``: of the scores; 0: none.
+        """
+        ...
+
+    def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
+        """x += norm(y)"""
+        ...
+
+    def moe(
+        self,
+        work: Workspace,
+        *,
+        norm: Norm,
+        router: Weight,
+        gate: Sequence[Weight],
+        up: Sequence[Weight],
+        down: Sequence[Weight],
+        used: int,
+        activation: Activation,
+        terms: int,
+    ) -> Op:
+        """x += sum over each token's ``used`` best experts of weight * down(act(gate(norm(x))) * up(norm(x))).
+
+        Weights: the softmax over all experts of the router, of the chosen ones, divided by their sum.
+        """
         ...
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
@@ -142,4 +210,15 @@ def resolve(device: str, *, threads: int | None = None, isa: str | None = None) 
     raise LoadError(f"nothing runs on {device}: {'; '.join(passed_over)}")
 
 
-__all__ = ["BACKENDS", "Backend", "BackendUnavailable", "KvCache", "KvShape", "Norm", "Op", "Resolved", "Sizes", "resolve"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendUnavailable",
+    "KvCache",
+    "KvShape",
+    "Norm",
+    "Op",
+    "Resolved",
+    "Sizes",
+    "resolve",
+]

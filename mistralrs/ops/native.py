@@ -1,27 +1,31 @@
-"""The CPU kernels as a backend: binds ``mistralrs_kernels.cpu`` to weights and buffers. Imports neither torch nor numpy."""
+"""The CPU kernels as a backend: binds ``mistralrs_kernels.cpu`` to weights and buffers.
+
+Imports neither torch nor numpy.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mistralrs_kernels import cpu
+
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, Buffer, Span
-from mistralrs.ops.backend import Activation, BackendUnavailable, Finish, KvShape, Norm, Op
+from mistralrs.ops.backend import Activation, BackendUnavailable, Finish, KvShape, Norm, Op, Rotary
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import StepArgs, Workspace
 from mistralrs.quant.types import QuantType
-from mistralrs_kernels import cpu
 
 if TYPE_CHECKING:
     import torch
 
-_FINISH = {"store": 0, "add": 1, "gated": 2}
-_ACTIVATION = {"silu": 0}
+_FINISH = {"store": 0, "add": 1, "gated": 2, "activate": 3}
+_ACTIVATION = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+_NORM = {"rms": 1, "layer": 2}
 
 
 def physical_cores() -> int:
@@ -78,7 +82,8 @@ class PackedKv:
 
     def __init__(self, shape: KvShape) -> None:
         wide = -(-shape.head_dim // 16) * 16
-        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * 2
+        self.wide = shape.dtype == "f32"
+        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.wide else 2)
         layer_bytes = self.block_bytes * shape.num_blocks
         self.nbytes = layer_bytes * shape.layers
         arena = Arena(self.nbytes + 64 * shape.layers)
@@ -173,6 +178,17 @@ class NativeBackend:
         )
         return PackedWeight(matrix, span, bias, self._table)
 
+    def quantise(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
+        import torch
+
+        rows, columns = values.shape
+        values = values.contiguous()
+        out = torch.empty(rows, target.row_bytes(columns), dtype=torch.uint8)
+        arguments = (target.ggml_id, values.data_ptr(), rows, columns, out.data_ptr(), self._pool.pointer)
+        if cpu.load().mrs_quantize(*arguments):
+            raise LoadError(f"{name} cannot be quantised to {target.name}: a weight is not finite, or too large")
+        return out.numpy().data.cast("B")
+
     def kv_cache(self, shape: KvShape) -> PackedKv:
         if shape.block_size != 16:
             raise ValueError("the kernels' cache blocks hold 16 tokens")
@@ -185,18 +201,20 @@ class NativeBackend:
             self._scratch = Arena(need).take(need)
         return self._scratch
 
-    def embed(self, weight: Weight, work: Workspace, *, inv_freq: Buffer, rotary_scale: float) -> Op:
+    def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
         packed = _packed(weight)
+        tables = [
+            cpu.Rotary(rotary.inv_freq.address, rotary.table.address, rotary.scale, rotary.inv_freq.shape[0])
+            for rotary in rotaries
+        ]
         struct = cpu.Embed(
-            self._table.embed,
-            ctypes.pointer(packed.struct),
-            work.x.address,
-            inv_freq.address,
-            work.rotary.address,
-            rotary_scale,
-            work.sizes.rotary_half,
+            run=self._table.embed,
+            weight=ctypes.pointer(packed.struct),
+            x=work.x.address,
+            rotary=(cpu.Rotary * 2)(*tables),
+            scale=scale,
         )
-        return NativeOp(struct, self._pool, (packed, work, inv_freq))
+        return NativeOp(struct, self._pool, (packed, work, tuple(rotaries)))
 
     def project(
         self,
@@ -209,17 +227,18 @@ class NativeBackend:
         activation: Activation = "silu",
         terms: int = 1,
         logits_only: bool = False,
+        softcap: float = 0.0,
     ) -> Op:
         packed = [_packed(weight) for weight in weights]
         scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1], terms)
         struct = cpu.Project(
             run=self._table.project,
             x=x.address,
-            norm_weight=norm.weight.address if norm else None,
             scratch=scratch.address,
             weights=(ctypes.POINTER(cpu.Weight) * 4)(*(ctypes.pointer(weight.struct) for weight in packed)),
             outs=(ctypes.c_void_p * 4)(*(out.address for out in outs)),
-            norm_eps=norm.eps if norm else 0.0,
+            norm=_norm(norm),
+            softcap=softcap,
             num_members=len(packed),
             finish=_FINISH[finish],
             activation=_ACTIVATION[activation],
@@ -229,25 +248,88 @@ class NativeBackend:
         return NativeOp(struct, self._pool, (packed, x, tuple(outs), norm, scratch))
 
     def attend(
-        self, work: Workspace, kv: object, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
+        self,
+        work: Workspace,
+        kv: object,
+        *,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        rotary: Rotary | None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+        window: int = 0,
+        softcap: float = 0.0,
     ) -> Op:
         assert isinstance(kv, PackedKv)
         struct = cpu.Attend(
-            self._table.attend,
-            work.q.address,
-            work.k.address,
-            work.v.address,
-            work.rotary.address,
-            kv.layers[layer].address,
-            work.attended.address,
-            kv.block_bytes,
-            scale,
-            heads,
-            kv_heads,
-            head_dim,
-            work.sizes.rotary_half,
+            run=self._table.attend,
+            q=work.q.address,
+            k=work.k.address,
+            v=work.v.address,
+            rotary=rotary.table.address if rotary else None,
+            kv=kv.layers[layer].address,
+            out=work.attended.address,
+            q_norm=q_norm.weight.address if q_norm else None,
+            k_norm=k_norm.weight.address if k_norm else None,
+            block_bytes=kv.block_bytes,
+            norm_eps=q_norm.eps if q_norm else 0.0,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            rotary_half=rotary.inv_freq.shape[0] if rotary else 0,
+            wide_kv=int(kv.wide),
         )
-        return NativeOp(struct, self._pool, (work, kv))
+        return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm))
+
+    def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
+        struct = cpu.AddNorm(self._table.add_norm, y.address, x.address, _norm(norm), x.shape[-1])
+        return NativeOp(struct, self._pool, (y, x, norm))
+
+    def moe(
+        self,
+        work: Workspace,
+        *,
+        norm: Norm,
+        router: Weight,
+        gate: Sequence[Weight],
+        up: Sequence[Weight],
+        down: Sequence[Weight],
+        used: int,
+        activation: Activation,
+        terms: int,
+    ) -> Op:
+        tokens, hidden = work.x.shape
+        experts, pairs, ffn = len(gate), tokens * used, gate[0].rows
+        routes = cpu.load().mrs_moe_routes(tokens, experts, used)
+        scratch = self._scratch_for(pairs + 8 * experts, max(hidden, ffn), terms)
+        normed, middle, outputs, table = (4 * tokens * hidden, 4 * pairs * ffn, 4 * pairs * hidden, 4 * routes)
+        arena = Arena(normed + middle + outputs + table + 256)
+        arrays = [_weights(weights) for weights in (gate, up, down)]
+        struct = cpu.Moe(
+            run=self._table.moe,
+            x=work.x.address,
+            router=ctypes.pointer(_packed(router).struct),
+            gate=arrays[0],
+            up=arrays[1],
+            down=arrays[2],
+            normed=arena.take(normed).address,
+            hidden=arena.take(middle).address,
+            outputs=arena.take(outputs).address,
+            routes=arena.take(table).address,
+            scratch=scratch.address,
+            norm=_norm(norm),
+            experts=experts,
+            used=used,
+            activation=_ACTIVATION[activation],
+            terms=terms,
+        )
+        return NativeOp(struct, self._pool, (work, router, tuple(gate), tuple(up), tuple(down), arrays, arena, scratch))
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
         native = [op for op in ops if isinstance(op, NativeOp)]
@@ -259,3 +341,16 @@ def _packed(weight: Weight) -> PackedWeight:
     assert isinstance(weight, PackedWeight)
     return weight
 
+
+def _weights(weights: Sequence[Weight]) -> ctypes.Array[cpu.Weight]:
+    """The structs of weights of one type, one behind the other."""
+    packed = [_packed(weight) for weight in weights]
+    if len({weight.type.name for weight in packed}) != 1:
+        raise LoadError("the experts of a layer are stored in different types", hint="quantise the model again")
+    return (cpu.Weight * len(packed))(*(weight.struct for weight in packed))
+
+
+def _norm(norm: Norm | None) -> cpu.Norm:
+    if norm is None:
+        return cpu.Norm()
+    return cpu.Norm(norm.weight.address, norm.bias.address if norm.bias else None, norm.eps, _NORM[norm.kind])

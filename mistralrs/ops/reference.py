@@ -6,16 +6,21 @@ int8 activations, so that both differ by the rounding of float32 sums alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
 
+from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Buffer
-from mistralrs.ops.backend import Activation, Finish, KvShape, Norm, Op
+from mistralrs.ops.backend import Activation, Finish, KvShape, Norm, Op, Rotary
 from mistralrs.ops.memory import available_bytes
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import StepArgs, Workspace
+from mistralrs.quant import search
 from mistralrs.quant.reference import dequantise
 from mistralrs.quant.types import QuantType
 
@@ -62,17 +67,18 @@ class ReferenceWeight:
 
 
 class ReferenceKv:
-    """The cache as two half-precision tensors (layers, blocks, block_size, kv_heads, head_dim)."""
+    """The cache as two tensors (layers, blocks, block_size, kv_heads, head_dim)."""
 
     def __init__(self, shape: KvShape) -> None:
         size = (shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim)
-        self.k = torch.zeros(size, dtype=torch.float16)
-        self.v = torch.zeros(size, dtype=torch.float16)
-        self.nbytes = 4 * prod(size)
+        dtype = torch.float16 if shape.dtype == "f16" else torch.float32
+        self.k = torch.zeros(size, dtype=dtype)
+        self.v = torch.zeros(size, dtype=dtype)
+        self.nbytes = 2 * prod(size) * dtype.itemsize
 
 
 def round_to_int8(x: torch.Tensor, terms: int) -> torch.Tensor:
-    """What is left of x (tokens, columns) after rounding to ``terms`` int8 terms, each with one scale for 32 columns."""
+    """x (tokens, columns) after rounding to ``terms`` int8 terms, each with one scale for 32 columns."""
     groups = x.view(x.shape[0], -1, 32)
     amax = groups.abs().amax(-1, keepdim=True)
     scale = amax / 127
@@ -80,28 +86,56 @@ def round_to_int8(x: torch.Tensor, terms: int) -> torch.Tensor:
     first = torch.round(groups * inverse)
     rounded = first * scale
     if terms == 2:
-        rest = groups - rounded
+        # as one fused multiply-add: the product is exact in float64, and then so is the difference
+        rest = (groups.double() - first.double() * scale.double()).float()
         rounded = rounded + torch.round(rest * (inverse * 254)) * (scale / 254)
     return rounded.view_as(x)
 
 
-def rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.weight.tensor
+def normalise(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """``norm`` over the last dimension."""
+    if norm.kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.weight.tensor
+    return y + norm.bias.tensor if norm.bias else y
 
 
+def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    return torch.tanh(x / cap) * cap if cap > 0 else x
+
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+    "gelu": torch.nn.functional.gelu,
+}
+
+
+def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, terms: int) -> list[torch.Tensor]:
+    """x (tokens, columns) times each weight; int8 activations for the quantised ones."""
+    rounded = None
+    values = []
+    for weight in weights:
+        if weight.type.name in _FLOATS:
+            values.append(weight.product(x))
+            continue
+        if rounded is None:
+            rounded = round_to_int8(x, terms)
+        values.append(weight.product(rounded))
+    return values
+
+
+@dataclass(frozen=True, slots=True)
 class _Project:
-    def __init__(
-        self,
-        weights: Sequence[ReferenceWeight],
-        x: Buffer,
-        outs: Sequence[Buffer],
-        norm: Norm | None,
-        finish: Finish,
-        terms: int,
-        logits_only: bool,
-    ) -> None:
-        self.weights, self.x, self.outs = weights, x, outs
-        self.norm, self.finish, self.terms, self.logits_only = norm, finish, terms, logits_only
+    weights: Sequence[ReferenceWeight]
+    x: Buffer
+    outs: Sequence[Buffer]
+    norm: Norm | None
+    finish: Finish
+    activation: Activation
+    terms: int
+    logits_only: bool
+    softcap: float
 
     def __call__(self, args: StepArgs) -> None:
         x = self.x.tensor[: args.num_tokens]
@@ -109,72 +143,123 @@ class _Project:
             x = x[args.arrays["logit_rows"].tensor[: args.num_logits]]
         if not len(x):
             return
-        if self.norm:
-            x = rms_norm(x, self.norm)
-        rounded = None
-        values = []
-        for weight in self.weights:
-            if weight.type.name in _FLOATS:
-                values.append(weight.product(x))
-                continue
-            if rounded is None:
-                rounded = round_to_int8(x, self.terms)
-            values.append(weight.product(rounded))
+        values = products(self.weights, normalise(x, self.norm) if self.norm else x, self.terms)
+        activate = ACTIVATIONS[self.activation]
         if self.finish == "gated":
-            values = [torch.nn.functional.silu(values[0]) * values[1]]
+            values = [activate(values[0]) * values[1]]
+        elif self.finish == "activate":
+            values = [activate(value) for value in values]
         for value, out in zip(values, self.outs, strict=True):
             target = out.tensor[: len(value)]
-            target.copy_(target + value if self.finish == "add" else value)
+            capped = soft_cap(value, self.softcap)
+            target.copy_(target + capped if self.finish == "add" else capped)
 
 
+@dataclass(frozen=True, slots=True)
 class _Embed:
-    def __init__(self, weight: ReferenceWeight, work: Workspace, inv_freq: Buffer, rotary_scale: float) -> None:
-        self.weight, self.work, self.inv_freq, self.rotary_scale = weight, work, inv_freq, rotary_scale
+    weight: ReferenceWeight
+    work: Workspace
+    rotaries: Sequence[Rotary]
+    scale: float
 
     def __call__(self, args: StepArgs) -> None:
         n = args.num_tokens
-        self.work.x.tensor[:n] = self.weight.rows_of(args.arrays["tokens"].tensor[:n].long())
+        self.work.x.tensor[:n] = self.weight.rows_of(args.arrays["tokens"].tensor[:n].long()) * self.scale
         positions = args.arrays["positions"].tensor[:n].float()
-        angles = (positions[:, None] * self.inv_freq.tensor).double()  # the product in float32, as models were trained
-        self.work.rotary.tensor[:n, 0] = torch.cos(angles).float() * self.rotary_scale
-        self.work.rotary.tensor[:n, 1] = torch.sin(angles).float() * self.rotary_scale
+        for rotary in self.rotaries:
+            # the product in float32, as models were trained
+            angles = (positions[:, None] * rotary.inv_freq.tensor).double()
+            rotary.table.tensor[:n, 0] = torch.cos(angles).float() * rotary.scale
+            rotary.table.tensor[:n, 1] = torch.sin(angles).float() * rotary.scale
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Attend:
-    def __init__(
-        self, work: Workspace, kv: ReferenceKv, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
-    ) -> None:
-        self.work, self.k, self.v = work, kv.k[layer], kv.v[layer]
-        self.heads, self.kv_heads, self.head_dim, self.scale = heads, kv_heads, head_dim, scale
+    work: Workspace
+    k: torch.Tensor
+    v: torch.Tensor
+    heads: int
+    kv_heads: int
+    scale: float
+    rotary: Rotary | None
+    q_norm: Norm | None
+    k_norm: Norm | None
+    window: int
+    softcap: float
 
     def _rotate(self, x: torch.Tensor) -> torch.Tensor:
-        n, half = len(x), self.work.sizes.rotary_half
-        cosine, sine = self.work.rotary.tensor[:n].unbind(1)
+        if self.rotary is None:
+            return x
+        half = self.rotary.inv_freq.shape[0]
+        cosine, sine = self.rotary.table.tensor[: len(x), :, None].unbind(1)  # (tokens, 1, half)
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        cosine, sine = cosine[:, None], sine[:, None]
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine, rest], dim=-1)
 
     def __call__(self, args: StepArgs) -> None:
         n, work, arrays = args.num_tokens, self.work, args.arrays
-        q = self._rotate(work.q.tensor[:n].unflatten(-1, (self.heads, -1)))  # (tokens, heads, head_dim)
-        k = self._rotate(work.k.tensor[:n].unflatten(-1, (self.kv_heads, -1)))
-        v = work.v.tensor[:n].unflatten(-1, (self.kv_heads, -1))
+        q = work.q.tensor[:n].view(n, self.heads, -1)  # (tokens, heads, head_dim)
+        k = work.k.tensor[:n].view(n, self.kv_heads, -1)
+        v = work.v.tensor[:n].view(n, self.kv_heads, -1)
+        q = self._rotate(normalise(q, self.q_norm) if self.q_norm else q)
+        k = self._rotate(normalise(k, self.k_norm) if self.k_norm else k)
         slots = arrays["slots"].tensor[:n].long()
         block_size = self.k.shape[1]
-        self.k[slots // block_size, slots % block_size] = k.clamp(-65504, 65504).half()
-        self.v[slots // block_size, slots % block_size] = v.clamp(-65504, 65504).half()
+        largest = torch.finfo(self.k.dtype).max
+        self.k[slots // block_size, slots % block_size] = k.clamp(-largest, largest).to(self.k.dtype)
+        self.v[slots // block_size, slots % block_size] = v.clamp(-largest, largest).to(self.v.dtype)
         starts = arrays["seq_starts"].tensor[: args.num_seqs + 1].tolist()
-        for s, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+        for s, (start, end) in enumerate(itertools.pairwise(starts)):
             length = int(arrays["context_lens"].tensor[s])
             blocks = arrays["block_tables"].tensor[s, : -(-length // block_size)].long()
             keys = self.k[blocks].flatten(0, 1)[:length].float()  # (length, kv_heads, head_dim)
             values = self.v[blocks].flatten(0, 1)[:length].float()
-            rows = q[start:end].unflatten(1, (self.kv_heads, -1))  # (tokens, kv_heads, group, head_dim)
-            scores = torch.einsum("tkgd,skd->kgts", rows * self.scale, keys)
-            seen = torch.arange(length) <= arrays["positions"].tensor[start:end, None]  # (tokens, length)
+            rows = q[start:end].reshape(
+                end - start, self.kv_heads, -1, q.shape[-1]
+            )  # (tokens, kv_heads, group, head_dim)
+            scores = soft_cap(torch.einsum("tkgd,skd->kgts", rows * self.scale, keys), self.softcap)
+            back = arrays["positions"].tensor[start:end, None] - torch.arange(length)  # (tokens, length)
+            seen = back >= 0 if self.window == 0 else (back >= 0) & (back < self.window)
             weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
-            out = torch.einsum("kgts,skd->tkgd", weights, values)
+            # a key that nobody sees may hold anything: not even zero times it
+            unseen = ~seen.any(0)
+            out = torch.einsum("kgts,skd->tkgd", weights, values.masked_fill(unseen[:, None, None], 0.0))
             work.attended.tensor[start:end] = out.flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _AddNorm:
+    y: Buffer
+    x: Buffer
+    norm: Norm
+
+    def __call__(self, args: StepArgs) -> None:
+        self.x.tensor[: args.num_tokens] += normalise(self.y.tensor[: args.num_tokens], self.norm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moe:
+    work: Workspace
+    norm: Norm
+    router: ReferenceWeight
+    experts: Sequence[tuple[ReferenceWeight, ReferenceWeight, ReferenceWeight]]
+    used: int
+    activation: Activation
+    terms: int
+
+    def __call__(self, args: StepArgs) -> None:
+        x = self.work.x.tensor[: args.num_tokens]
+        normed = normalise(x, self.norm)
+        shares = torch.softmax(self.router.product(normed), dim=-1)
+        best, chosen = torch.topk(shares, self.used)  # (tokens, used)
+        best = best / best.sum(-1, keepdim=True)
+        total = torch.zeros_like(x)
+        for index, (gate, up, down) in enumerate(self.experts):  # ascending: the order in which a token adds them
+            tokens, ranks = torch.nonzero(chosen == index, as_tuple=True)
+            if len(tokens):
+                first, second = products([gate, up], normed[tokens], self.terms)
+                [out] = products([down], ACTIVATIONS[self.activation](first) * second, self.terms)
+                total[tokens] += best[tokens, ranks, None] * out
+        x += total
 
 
 class ReferenceBackend:
@@ -196,11 +281,18 @@ class ReferenceBackend:
     def place(self, matrix: Matrix) -> ReferenceWeight:
         return ReferenceWeight(matrix, keep_dense=self._keep_dense)
 
+    def quantise(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
+        try:
+            blocks = search.quantise(target, values)
+        except ValueError as error:
+            raise LoadError(f"{name} cannot be quantised to {target.name}: {error}") from error
+        return blocks.contiguous().numpy().data.cast("B")
+
     def kv_cache(self, shape: KvShape) -> ReferenceKv:
         return ReferenceKv(shape)
 
-    def embed(self, weight: Weight, work: Workspace, *, inv_freq: Buffer, rotary_scale: float) -> Op:
-        return _Embed(_plain(weight), work, inv_freq, rotary_scale)
+    def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
+        return _Embed(_plain(weight), work, tuple(rotaries), scale)
 
     def project(
         self,
@@ -213,14 +305,68 @@ class ReferenceBackend:
         activation: Activation = "silu",
         terms: int = 1,
         logits_only: bool = False,
+        softcap: float = 0.0,
     ) -> Op:
-        return _Project([_plain(weight) for weight in weights], x, outs, norm, finish, terms, logits_only)
+        plain = [_plain(weight) for weight in weights]
+        return _Project(plain, x, tuple(outs), norm, finish, activation, terms, logits_only, softcap)
 
     def attend(
-        self, work: Workspace, kv: object, *, layer: int, heads: int, kv_heads: int, head_dim: int, scale: float
+        self,
+        work: Workspace,
+        kv: object,
+        *,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        rotary: Rotary | None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+        window: int = 0,
+        softcap: float = 0.0,
     ) -> Op:
         assert isinstance(kv, ReferenceKv)
-        return _Attend(work, kv, layer, heads, kv_heads, head_dim, scale)
+        return _Attend(
+            work=work,
+            k=kv.k[layer],
+            v=kv.v[layer],
+            heads=heads,
+            kv_heads=kv_heads,
+            scale=scale,
+            rotary=rotary,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            window=window,
+            softcap=softcap,
+        )
+
+    def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
+        return _AddNorm(y, x, norm)
+
+    def moe(
+        self,
+        work: Workspace,
+        *,
+        norm: Norm,
+        router: Weight,
+        gate: Sequence[Weight],
+        up: Sequence[Weight],
+        down: Sequence[Weight],
+        used: int,
+        activation: Activation,
+        terms: int,
+    ) -> Op:
+        experts = [(_plain(g), _plain(u), _plain(d)) for g, u, d in zip(gate, up, down, strict=True)]
+        return _Moe(
+            work=work,
+            norm=norm,
+            router=_plain(router),
+            experts=experts,
+            used=used,
+            activation=activation,
+            terms=terms,
+        )
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
         @torch.inference_mode()

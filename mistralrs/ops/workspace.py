@@ -24,7 +24,8 @@ class Sizes:
     kv: int
     ffn: int
     vocab: int
-    rotary_half: int
+    rotary: tuple[int, ...]
+    """Half the rotary width of each table that the layers use."""
 
 
 class Workspace:
@@ -39,19 +40,21 @@ class Workspace:
             "v": (tokens, sizes.kv),
             "attended": (tokens, sizes.q),
             "ffn": (tokens, sizes.ffn),
+            "projected": (tokens, sizes.hidden),
             "logits": (sizes.max_logits, sizes.vocab),
-            "rotary": (tokens, 2, sizes.rotary_half),
         }
         self.sizes = sizes
-        self.arena = Arena(buffers_bytes(*shapes.values()))
+        rotary = [(tokens, 2, half) for half in sizes.rotary]
+        self.arena = Arena(buffers_bytes(*shapes.values(), *rotary))
+        self.rotary = [buffer(self.arena, *shape) for shape in rotary]
         self.x: Buffer
         self.q: Buffer
         self.k: Buffer
         self.v: Buffer
         self.attended: Buffer
         self.ffn: Buffer
+        self.projected: Buffer
         self.logits: Buffer
-        self.rotary: Buffer
         for name, shape in shapes.items():
             setattr(self, name, buffer(self.arena, *shape))
 
@@ -59,8 +62,8 @@ class Workspace:
 class StepArgs:
     """What a step computes; the arrays stay where they are, ``set`` fills them.
 
-    Arrays are int32: ``tokens``, ``positions``, ``slots`` (num_tokens,), ``seq_starts`` (num_seqs + 1,), ``context_lens``
-    (num_seqs,), ``block_tables`` (num_seqs, max_blocks), ``logit_rows`` (num_logits,).
+    Arrays are int32: ``tokens``, ``positions``, ``slots`` (num_tokens,), ``seq_starts`` (num_seqs + 1,),
+    ``context_lens`` (num_seqs,), ``block_tables`` (num_seqs, max_blocks), ``logit_rows`` (num_logits,).
     """
 
     def __init__(self, sizes: Sizes) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from mistralrs.quant import kquants, legacy
+from mistralrs.quant import kquants, legacy, old
+from mistralrs.quant.expand import UNPACKERS, as_blocks, decode, decode_i8
 from mistralrs.quant.types import QuantType
 
 DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,6 +27,12 @@ DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_K": kquants.decode_q4_k,
     "Q5_K": kquants.decode_q5_k,
     "Q6_K": kquants.decode_q6_k,
+    "Q4_1_V1": old.decode_q4_1_v1,
+    "Q4_1_V2": old.decode_q4_1_v2,
+    "Q4_3": old.decode_q4_3,
+    "Q5_1_V1": old.decode_q5_1_v1,
+    "I8": decode_i8,
+    **{name: decode(name) for name in UNPACKERS},
 }
 """Type name -> blocks as uint8 (blocks, block_bytes) to weights as float32 (blocks, block_len)."""
 
@@ -37,11 +43,4 @@ def dequantise(type_: QuantType, data: Tensor, columns: int) -> Tensor:
     ``data`` is uint8 of shape (rows, row_bytes), where row_bytes is ``type_.row_bytes(columns)``. Returns new memory,
     float32 of shape (rows, columns). Raises ValueError when the shapes do not fit the type.
     """
-    if columns % type_.block_len:
-        raise ValueError(f"{columns} columns are not a multiple of {type_.name}'s {type_.block_len}")
-    if data.dtype != torch.uint8 or data.ndim != 2 or data.shape[1] != type_.row_bytes(columns):
-        raise ValueError(
-            f"expected uint8 of shape (rows, {type_.row_bytes(columns)}) for {type_.name} rows of {columns} weights, "
-            f"got {data.dtype} of shape {tuple(data.shape)}"
-        )
-    return DECODERS[type_.name](data.reshape(-1, type_.block_bytes)).reshape(-1, columns)
+    return DECODERS[type_.name](as_blocks(type_, data, columns)).reshape(-1, columns)

@@ -5,6 +5,7 @@ Knows no device, no kernel and no file format; the ids are those of ggml.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -22,9 +23,12 @@ class QuantType:
         return columns // self.block_len * self.block_bytes
 
 
-TYPES: dict[str, QuantType] = {
-    t.name: t
-    for t in (
+def _by_name(types: Iterable[QuantType]) -> dict[str, QuantType]:
+    return {t.name: t for t in types}
+
+
+TYPES: dict[str, QuantType] = _by_name(
+    (
         QuantType("F32", 0, 1, 4),
         QuantType("F16", 1, 1, 2),
         QuantType("Q4_0", 2, 32, 18),
@@ -39,7 +43,52 @@ TYPES: dict[str, QuantType] = {
         QuantType("Q6_K", 14, 256, 210),
         QuantType("BF16", 30, 1, 2),
     )
-}
+)
 """Every type that can be computed with, by name."""
 
-BY_GGML_ID: dict[int, QuantType] = {t.ggml_id: t for t in TYPES.values()}
+_CODEBOOKS = _by_name(
+    (
+        QuantType("IQ2_XXS", 16, 256, 66),
+        QuantType("IQ2_XS", 17, 256, 74),
+        QuantType("IQ3_XXS", 18, 256, 98),
+        QuantType("IQ1_S", 19, 256, 50),
+        QuantType("IQ4_NL", 20, 32, 18),
+        QuantType("IQ3_S", 21, 256, 110),
+        QuantType("IQ2_S", 22, 256, 82),
+        QuantType("IQ4_XS", 23, 256, 136),
+        QuantType("IQ1_M", 29, 256, 56),
+        QuantType("TQ1_0", 34, 256, 54),
+        QuantType("TQ2_0", 35, 256, 66),
+        QuantType("MXFP4", 39, 32, 17),
+    )
+)
+
+# How files of before June 2023 have some types, under the ids of today. V1: up to ggjt version 1, V2: ggjt version 2.
+_OLD_WITHOUT_MINIMUM = _by_name(
+    (
+        QuantType("Q4_0_V1", 2, 32, 20),
+        QuantType("Q4_0_V2", 2, 32, 20),
+        QuantType("Q4_2", 4, 16, 10),
+        QuantType("Q5_0_V1", 6, 32, 22),
+        QuantType("Q8_0_V1", 8, 32, 36),
+    )
+)
+
+EXPANDED: dict[str, QuantType] = _CODEBOOKS | _OLD_WITHOUT_MINIMUM
+"""Types that are turned into small integers and scales at load, without loss: see ``quant.expand``."""
+
+DECODED: dict[str, QuantType] = _by_name(
+    (
+        QuantType("Q4_1_V1", 3, 32, 24),
+        QuantType("Q4_1_V2", 3, 32, 24),
+        QuantType("Q4_3", 5, 16, 12),
+        QuantType("Q5_1_V1", 7, 32, 24),
+    )
+)
+"""Types of old files that are decoded to F32 at load: their blocks have a minimum, so no type of today holds them."""
+
+BY_GGML_ID: dict[int, QuantType] = {t.ggml_id: t for t in (*TYPES.values(), *_CODEBOOKS.values())}
+"""What a GGUF file may hold."""
+
+I8 = QuantType("I8", 100, 32, 40)
+"""No file's type: what ``EXPANDED`` becomes. A block is two float32 scales, each for 16 columns, and 32 int8 values."""

@@ -11,15 +11,18 @@ between is put back and encoded as plain text: all other tokens are those that a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mistralrs.errors import LoadError, RequestError
+from mistralrs.text.conversation import TemplateRefusalError, render_conversation
 
 if TYPE_CHECKING:
     from mistralrs.text.control import ControlTexts
     from mistralrs.text.tokenizer import Tokenizer
 
+_logger = logging.getLogger(__name__)
 _PRIVATE_USE = (*range(0xE000, 0xF8FF), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 
 
@@ -43,13 +46,15 @@ class ChatTemplate:
             ) from error
         self.source = source
         self._tokens = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
+        self._told = False
 
     def render(
         self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True, **variables: object
     ) -> str:
         """The prompt's text. ``variables`` are passed on and win over those that every template gets.
 
-        Raises RequestError with the template's own words when it refuses the messages, or why it failed on them.
+        Raises TemplateRefusalError with the template's own words when it refuses the messages, and RequestError that
+        says why when it failed on them.
         """
         from mistralrs.text.sandbox import TemplateRefusal, render_template
 
@@ -66,13 +71,30 @@ class ChatTemplate:
                 },
             )
         except TemplateRefusal as error:
-            raise RequestError(f"the chat template refuses the messages: {error.message}", param="messages") from error
+            raise TemplateRefusalError(
+                f"the chat template refuses the messages: {error.message}", param="messages"
+            ) from error
         except Exception as error:  # the template is foreign code: anything may come out of it
             raise RequestError(
                 f"the chat template failed on the messages: {_shown(error)}",
                 hint="check the messages, or pass another template with --chat-template",
                 param="messages",
             ) from error
+
+    def render_any(
+        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = True, **variables: object
+    ) -> str:
+        """As ``render``, but messages that the template refuses are rewritten as ``render_conversation`` says; where
+        that moves a system message, a warning says so once."""
+
+        def render(candidate: Sequence[Mapping[str, object]]) -> str:
+            return self.render(candidate, add_generation_prompt=add_generation_prompt, **variables)
+
+        rendered = render_conversation(render, messages)
+        if rendered.system_moved and not self._told:
+            self._told = True
+            _logger.warning("the chat template has no place for a system message; it is put in front of a user's turn")
+        return rendered.text
 
 
 def encode_chat(
@@ -85,18 +107,19 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of the rendered prompt; BOS is there if the template writes it.
 
-    No string in ``messages`` or ``variables`` gives a control token. Raises RequestError as ``render`` does.
+    Messages that the template refuses are rewritten as ``render_conversation`` says. No string in ``messages`` or
+    ``variables`` gives a control token. Raises RequestError as ``render`` does.
     """
     controls = tokenizer.controls
     given = (messages, variables)
     strings = list(_strings(given))
     spelled = {text[at] for text in strings for at in _spelled(controls, text)}
     if not spelled:
-        text = template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        text = template.render_any(messages, add_generation_prompt=add_generation_prompt, **variables)
         return tokenizer.encode(text, special=True)
     swap = _stand_ins(spelled, unused_in=[template.source, *strings])
     swapped_messages, swapped_variables = (_mapped(part, lambda text: _swapped(controls, text, swap)) for part in given)
-    text = template.render(swapped_messages, add_generation_prompt=add_generation_prompt, **swapped_variables)
+    text = template.render_any(swapped_messages, add_generation_prompt=add_generation_prompt, **swapped_variables)
     back = str.maketrans({stand_in: character for character, stand_in in swap.items()})
     ids: list[int] = []
     position = 0

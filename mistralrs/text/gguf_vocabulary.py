@@ -1,4 +1,4 @@
-"""The tokenizer section of a GGUF file: checked, and built on the `tokenizers` library.
+"""The tokenizer section of a GGUF file: checked.
 
 Knows the metadata keys, what they may hold, and llama.cpp's rules for what a file leaves out.
 """
@@ -10,22 +10,12 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
 from mistralrs.errors import LoadError
+from mistralrs.text.backends import MAX_PIECE_LENGTH, byte_level_backend, derived_merges, sentence_piece_backend
 from mistralrs.text.pretokenizers import PRETOKENIZERS
-from mistralrs.text.vocabulary import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    USER_DEFINED,
-    Vocabulary,
-    known_ends,
-)
-
-MAX_PIECE_LENGTH = 512
-"""Characters of a SentencePiece token; trying every cut of a longer one would cost seconds. Real ones have tens."""
+from mistralrs.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary, known_ends
 
 _HINT = "the file's tokenizer is damaged or of an unknown kind; --tokenizer-json FILE takes another one"
 _PREFIX = "tokenizer.ggml."
@@ -44,68 +34,13 @@ def read_gguf_vocabulary(metadata: Mapping[str, object]) -> tuple[Vocabulary, To
         raise LoadError(f"the tokenizer model {model!r} is not supported; supported: gpt2, llama", hint=_HINT)
     pre = _pre(metadata) if model == "gpt2" else "default"
     vocabulary = _vocabulary(metadata, sentence_piece=model == "llama", add_bos=PRETOKENIZERS[pre].add_bos)
-    merges = _merges(metadata) if model == "gpt2" else _derived_merges(vocabulary, _scores(metadata, vocabulary.texts))
+    merges = _merges(metadata) if model == "gpt2" else derived_merges(vocabulary, _scores(metadata, vocabulary.texts))
     try:
         if model == "gpt2":
-            return vocabulary, _byte_level(vocabulary, pre, merges)
-        return vocabulary, _sentence_piece(vocabulary, merges)
+            return vocabulary, byte_level_backend(vocabulary, pre, merges)
+        return vocabulary, sentence_piece_backend(vocabulary, merges)
     except Exception as error:  # the library raises nothing narrower
         raise LoadError(f"the tokenizer cannot be built: {error}", hint=_HINT) from error
-
-
-def _byte_level(vocabulary: Vocabulary, pre: str, merges: list[tuple[str, str]]) -> Tokenizer:
-    cut = PRETOKENIZERS[pre]
-    backend = Tokenizer(models.BPE(_ids(vocabulary), merges, ignore_merges=cut.ignore_merges))
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
-    to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_letters])
-    return _with_added_tokens(backend, vocabulary)
-
-
-def _sentence_piece(vocabulary: Vocabulary, merges: list[tuple[str, str]]) -> Tokenizer:
-    unknown = None if vocabulary.unk_id is None else vocabulary.texts[vocabulary.unk_id] or None
-    model = models.BPE(_ids(vocabulary), merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
-    backend = Tokenizer(model)
-    # Applied to each stretch between control tokens, so that the space comes after every one of them.
-    prefix = [normalizers.Prepend("▁")] if vocabulary.space_prefix else []
-    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
-    return _with_added_tokens(backend, vocabulary)
-
-
-def _ids(vocabulary: Vocabulary) -> dict[str, int]:
-    return {text: token for token, text in enumerate(vocabulary.texts) if text}
-
-
-def _with_added_tokens(backend: Tokenizer, vocabulary: Vocabulary) -> Tokenizer:
-    """Tokens found in a text before anything else: control tokens, and words that the file's maker added."""
-    texts, kinds = vocabulary.texts, vocabulary.kinds
-    control = [token for token, kind in enumerate(kinds) if kind in (CONTROL, UNKNOWN)]
-    words = [token for token, kind in enumerate(kinds) if kind == USER_DEFINED]
-    backend.add_special_tokens([AddedToken(texts[token], normalized=False, special=True) for token in control])
-    backend.add_tokens([AddedToken(texts[token], normalized=False) for token in words])
-    return backend
-
-
-def _derived_merges(vocabulary: Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
-    """The merges behind a SentencePiece vocabulary, most wanted first.
-
-    Such a vocabulary has scores and no merges: it joins whatever two neighbours make the piece of the best score. So
-    each way to cut a piece into two pieces is a merge, ranked by the piece's score.
-    """
-    kinds = vocabulary.kinds
-    skipped = (CONTROL, UNKNOWN, BYTE, USER_DEFINED)
-    pieces = {text: token for token, text in enumerate(vocabulary.texts) if kinds[token] not in skipped}
-    find = pieces.get
-    merges: list[tuple[str, str]] = []
-    for piece in sorted(pieces, key=lambda text: -scores[pieces[text]]):
-        cuts = []
-        for middle in range(1, len(piece)):
-            left = find(piece[:middle])
-            if left is not None and (right := find(piece[middle:])) is not None:
-                cuts.append((left, right, middle))
-        cuts.sort()
-        merges.extend((piece[:middle], piece[middle:]) for _, _, middle in cuts)
-    return merges
 
 
 def _vocabulary(metadata: Mapping[str, object], *, sentence_piece: bool, add_bos: bool) -> Vocabulary:

@@ -6,6 +6,7 @@ Knows that file's format as far as the `tokenizers` library does not answer; doe
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mistralrs.errors import LoadError
 from mistralrs.text.vocabulary import (
     BYTE,
     CONTROL,
+    MAX_TOKENS,
     NORMAL,
     UNKNOWN,
     UNUSED,
@@ -23,19 +25,23 @@ from mistralrs.text.vocabulary import (
     known_ends,
 )
 
-MAX_TOKENS = 1 << 22
-"""An id beyond is refused: a vocabulary is a list with an entry for each id."""
-
+_logger = logging.getLogger(__name__)
 _HINT = "give the tokenizer.json of a fast tokenizer"
 _BYTE_TEXTS = frozenset(f"<0x{byte:02X}>" for byte in range(0x100))
 
 
 def read_json_vocabulary(
-    source: Path | str, *, bos: int | str | None, eos: Sequence[int | str], add_bos: bool | None
+    source: Path | str,
+    *,
+    bos: int | str | None,
+    eos: Sequence[int | str],
+    add_bos: bool | None,
+    lenient: bool = False,
 ) -> tuple[Vocabulary, Tokenizer]:
     """The vocabulary and what turns text into its ids; ``source`` is a file, or its text.
 
-    Raises LoadError when the file cannot be read or used, or a named token is not in it.
+    Raises LoadError when the file cannot be read or used, or a named token is not in it; if ``lenient``, such a token
+    is left out with a warning.
     """
     name, text = _content(source)
     try:
@@ -46,6 +52,9 @@ def read_json_vocabulary(
     backend.no_truncation()
     backend.no_padding()
     texts, kinds = _tokens(name, fields, backend)
+    if lenient:
+        bos = next(_known(name, texts, [] if bos is None else [bos]), None)
+        eos = list(_known(name, texts, eos))
     bos_id = None if bos is None else _resolve(name, texts, bos)
     given_ends = [_resolve(name, texts, token) for token in eos]
     plain = backend.encode("a", add_special_tokens=False).ids
@@ -127,6 +136,14 @@ def _decoder_kinds(decoder: object) -> Iterator[str]:
                 yield from _decoder_kinds(part)
         else:
             yield str(decoder.get("type"))
+
+
+def _known(name: str, texts: list[str], tokens: Sequence[int | str]) -> Iterator[int]:
+    for token in tokens:
+        try:
+            yield _resolve(name, texts, token)
+        except LoadError as error:
+            _logger.warning("%s; it is left out", error.message)
 
 
 def _resolve(name: str, texts: list[str], token: int | str) -> int:

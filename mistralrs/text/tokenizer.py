@@ -19,19 +19,15 @@ from mistralrs.errors import LoadError
 from mistralrs.text.control import ControlTexts
 from mistralrs.text.gguf_vocabulary import read_gguf_vocabulary
 from mistralrs.text.json_vocabulary import read_json_vocabulary
-from mistralrs.text.vocabulary import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from mistralrs.text.sentencepiece_model import read_sentencepiece_vocabulary
+from mistralrs.text.tiktoken_model import is_tiktoken, read_tiktoken_vocabulary
+from mistralrs.text.tokenizer_config import TokenizerConfig
+from mistralrs.text.vocabulary import BYTE, BYTE_OF_LETTER, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
+_MAX_MODEL_BYTES = 64 << 20
+"""Of a `tokenizer.model`. Real ones have 0.5 to 5 MB."""
+_NO_CONFIG = TokenizerConfig()
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _byte_letters() -> dict[str, int]:
-    """The letters of byte-level vocabularies: printable Latin-1 stands for itself, other bytes for U+0100 onward."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(0x100)).difference(printable))
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_letters()
 
 
 class Tokenizer:
@@ -65,14 +61,32 @@ class Tokenizer:
         bos: int | str | None = None,
         eos: Sequence[int | str] = (),
         add_bos: bool | None = None,
+        lenient: bool = False,
     ) -> Tokenizer:
         """From a `tokenizer.json`, as a path or as its text.
 
         ``bos`` and ``eos`` are ids or texts, from `tokenizer_config.json` or the model's own file; the first of
         ``eos`` is the main one. What is not given is looked up: BOS where the file puts a control token in front of a
-        text, EOS among the known ends. Raises LoadError when the file is unusable or a token is not in it.
+        text, EOS among the known ends. Raises LoadError when the file is unusable or a token is not in it; if
+        ``lenient``, such a token is left out with a warning.
         """
-        return cls(*read_json_vocabulary(source, bos=bos, eos=eos, add_bos=add_bos))
+        return cls(*read_json_vocabulary(source, bos=bos, eos=eos, add_bos=add_bos, lenient=lenient))
+
+    @classmethod
+    def from_model(cls, path: Path, config: TokenizerConfig = _NO_CONFIG) -> Tokenizer:
+        """From a `tokenizer.model`: SentencePiece's, of byte-pair kind, or tiktoken's as Llama 3 has it.
+
+        ``config`` is what the files beside it say. Raises LoadError when the file is broken or of another kind.
+        """
+        try:
+            size = path.stat().st_size
+            if size > _MAX_MODEL_BYTES:
+                raise LoadError(f"{path} has {size} bytes; more than {_MAX_MODEL_BYTES} are no tokenizer.model")
+            data = path.read_bytes()
+        except OSError as error:
+            raise LoadError(f"{path} cannot be read: {error}") from error
+        read = read_tiktoken_vocabulary if is_tiktoken(data) else read_sentencepiece_vocabulary
+        return cls(*read(data, str(path), config))
 
     def with_eos(self, ids: Iterable[int]) -> Tokenizer:
         """This tokenizer with more tokens that end an answer, as `generation_config.json` may name.
@@ -119,8 +133,8 @@ class Tokenizer:
         if kind in (CONTROL, UNKNOWN, UNUSED):
             return b""
         if self._vocabulary.byte_level:
-            if kind != USER_DEFINED and _BYTE_OF.keys() >= set(text):
-                return bytes([_BYTE_OF[letter] for letter in text])
+            if kind != USER_DEFINED and BYTE_OF_LETTER.keys() >= set(text):
+                return bytes([BYTE_OF_LETTER[letter] for letter in text])
             return text.encode()
         if kind == BYTE and (byte := _byte_value(text)) is not None:
             return byte

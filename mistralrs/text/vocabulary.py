@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 # What a token is, by the numbers that GGUF files use.
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
 
+MAX_TOKENS = 1 << 22
+"""An id beyond is refused: a vocabulary is a list with an entry for each id."""
+
 END_TEXTS = frozenset(
     {
         "</s>",
@@ -29,6 +32,17 @@ END_TEXTS = frozenset(
     }
 )
 """Tokens by which models are known to end an answer. Files often name only one of theirs."""
+
+
+def _byte_letters() -> dict[str, int]:
+    """Printable Latin-1 stands for itself, other bytes for U+0100 onward."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)).difference(printable))
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF_LETTER = _byte_letters()
+"""How a byte-level vocabulary spells bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,5 +70,7 @@ class Vocabulary:
 
 def known_ends(texts: list[str], kinds: list[int]) -> set[int]:
     """Ids of the tokens that are known to end answers. Careless converters call some of them words."""
-    special = (CONTROL, USER_DEFINED)
-    return {token for token, kind in enumerate(kinds) if kind in special and texts[token] in END_TEXTS}
+    # In Gemma's vocabularies, which have <eos>, the word </s> is a tag of HTML.
+    as_words = END_TEXTS - {"</s>"} if "<eos>" in texts else END_TEXTS
+    by_kind = {CONTROL: END_TEXTS, USER_DEFINED: as_words}
+    return {token for token, kind in enumerate(kinds) if kind in by_kind and texts[token] in by_kind[kind]}

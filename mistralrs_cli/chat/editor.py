@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings
@@ -26,11 +29,17 @@ class LeftByInterrupt(Exception):
 
 
 class Editor:
-    """One line editor for a whole chat."""
+    """One line editor for a whole chat.
+
+    While entered, Ctrl-C belongs to it: as a key, as a signal from elsewhere, and between two reads, when the terminal
+    turns the key into a signal.
+    """
 
     def __init__(self, streams: Streams, *, say: Callable[[str], None]) -> None:
         self._say = say
-        self._interrupted_at = -TWICE
+        self._interrupted_at = -math.inf
+        self._pending = False
+        """Ctrl-C came when no line was being edited."""
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
@@ -41,6 +50,15 @@ class Editor:
             output=create_output(streams.stdout if is_terminal(streams.stdout) else streams.stderr),
         )
 
+    def __enter__(self) -> Self:
+        self._previous = signal.signal(signal.SIGINT, self._signalled)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
     def read(self, draft: str = "") -> str:
         """What the user sends, beginning with ``draft`` in the line.
 
@@ -48,20 +66,43 @@ class Editor:
         """
         while True:
             try:
-                return unfold(self._session.prompt(default=draft))
+                text = self._session.prompt(default=draft, pre_run=self._deliver_pending, handle_sigint=False)
             except KeyboardInterrupt:
                 draft = ""
                 self._say("Ctrl-D or /exit leaves; so does Ctrl-C twice")
+            else:
+                self._interrupted_at = -math.inf  # what follows is no second one
+                return unfold(text)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self._session.app.is_running:
+            self._press_interrupt()
+        else:
+            self._pending = True
+
+    def _deliver_pending(self) -> None:
+        """The line is about to be edited: now Ctrl-C that came before it has something to act on."""
+        if self._pending:
+            self._pending = False
+            self._press_interrupt()
+
+    def _press_interrupt(self) -> None:
+        app = self._session.app
+        assert app.loop is not None
+        app.loop.call_soon_threadsafe(app.key_processor.send_sigint)
 
     def _interrupt(self, event: KeyPressEvent) -> None:
-        now = time.monotonic()
-        if now - self._interrupted_at < TWICE:
+        if self._is_second():
             event.app.exit(exception=LeftByInterrupt(), style="class:aborting")
         elif event.current_buffer.text:
             event.current_buffer.reset()
         else:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
-        self._interrupted_at = now
+
+    def _is_second(self) -> bool:
+        """Note a Ctrl-C; whether another came just before."""
+        before, self._interrupted_at = self._interrupted_at, time.monotonic()
+        return self._interrupted_at - before < TWICE
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()

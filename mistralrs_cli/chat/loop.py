@@ -9,7 +9,7 @@ from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.job import ChatJob
 from mistralrs_cli.model import Model
-from mistralrs_cli.output import Streams, is_terminal
+from mistralrs_cli.output import Streams
 
 
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
@@ -19,7 +19,7 @@ def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
             f"{model.info.name} has no chat template", hint="--chat-template FILE gives it one, for example chatml.json"
         )
     chat = Chat(model, job, streams)
-    if is_terminal(streams.stdin) and (is_terminal(streams.stdout) or is_terminal(streams.stderr)):
+    if streams.interactive:
         return _from_terminal(chat, streams)
     return _from_lines(chat, streams)
 
@@ -28,36 +28,35 @@ def _from_terminal(chat: Chat, streams: Streams) -> int:
     from mistralrs_cli.chat.editor import Editor, LeftByInterrupt
 
     chat.notes.say(*banner(chat.model.info))
-    editor = Editor(streams, say=chat.notes.say)
     draft = ""
-    while not chat.leaving:
-        try:
-            text = editor.read(draft)
-        except EOFError:
-            return 0
-        except LeftByInterrupt:
-            return INTERRUPTED
-        draft = ""
-        try:
-            if commands.is_command(text):
-                commands.run(chat, text)
-            elif text.strip():
-                draft = _turn(chat, text)
-        except MistralrsError as error:
-            chat.notes.error(error)
-        except KeyboardInterrupt:
-            return INTERRUPTED
+    with Editor(streams, say=chat.notes.say) as editor:
+        while not chat.leaving:
+            try:
+                text = editor.read(draft)
+            except EOFError:
+                return 0
+            except LeftByInterrupt:
+                return INTERRUPTED
+            draft = ""
+            try:
+                draft = _act(chat, text)
+            except MistralrsError as error:
+                chat.notes.error(error)
     return 0
 
 
-def _turn(chat: Chat, text: str) -> str:
-    """Take a turn; returns what to put back into the line: the text, when it was stopped before any answer came."""
-    finished = chat.take_turn(commands.message(text), mark_cut=True)
-    stopped_early = finished.reason == "cancelled" and finished.usage.completion_tokens == 0
-    if not stopped_early:
-        return ""
-    chat.notes.say("")  # ends the line in which the terminal shows ^C
-    return text
+def _act(chat: Chat, text: str) -> str:
+    """Run a command or take a turn.
+
+    Returns what to put back into the line: the text, when Ctrl-C stopped its turn before any answer came.
+    """
+    if commands.is_command(text):
+        commands.run(chat, text)
+    elif text.strip():
+        finished = chat.take_turn(commands.message(text), mark_cut=True)
+        if finished.reason == "cancelled" and finished.usage.completion_tokens == 0:
+            return text
+    return ""
 
 
 def _from_lines(chat: Chat, streams: Streams) -> int:

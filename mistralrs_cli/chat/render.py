@@ -22,11 +22,13 @@ class Notes:
             from rich.console import Console
 
             console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
-            for line in lines:
-                console.print(line, style="dim", soft_wrap=True)
+            with console.capture() as drawn:
+                for line in lines:
+                    console.print(line, style="dim", soft_wrap=True)
+            self._stream.write(drawn.get())
         else:
             self._stream.writelines(f"{line}\n" for line in lines)
-            self._stream.flush()
+        self._stream.flush()
 
     def error(self, error: MistralrsError) -> None:
         """Write an error and its hint."""

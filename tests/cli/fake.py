@@ -29,6 +29,7 @@ class FakeInfo:
     context_length: int = CONTEXT_LENGTH
     backend: str = "cpu avx2"
     threads: int = 2
+    passed_over: tuple[str, ...] = ()
 
 
 class FakeTokenizer:
@@ -79,7 +80,8 @@ class FakeModel:
     """Answers by the first word of the last message; anything else is echoed."""
 
     def __init__(self, source: ModelSource, options: LoadOptions) -> None:
-        self.info = FakeInfo()
+        slower = os.environ.get("FAKE_PASSED_OVER")
+        self.info = FakeInfo(passed_over=(slower,) if slower else ())
         self.has_template = options.chat_template != "none"
         self.tokenizer = FakeTokenizer()
         self._loaded = {"source": asdict(source), "options": asdict(options)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -55,18 +57,25 @@ class _Screen(pyte.Screen):
 
 
 class Terminal:
-    """The fake model's ``mistralrs`` on a terminal of ``columns`` x ``lines``."""
+    """The fake model's ``mistralrs`` on a terminal of ``columns`` x ``lines``; ``redirection`` is the shell's."""
 
     def __init__(
-        self, arguments: list[str], environment: Mapping[str, str], *, columns: int = 100, lines: int = 40
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        *,
+        redirection: str = "",
+        columns: int = 100,
+        lines: int = 40,
     ) -> None:
         self._screen = _Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
         """All that the program wrote."""
+        command = shlex.join([sys.executable, "-m", "tests.cli.fake_main", *arguments])
         self.child = pexpect.spawn(
-            sys.executable,
-            ["-m", "tests.cli.fake_main", *arguments],
+            "/bin/sh",
+            ["-c", f"exec {command} {redirection}"],
             env=dict(environment),
             cwd=str(ROOT),
             dimensions=(lines, columns),
@@ -107,13 +116,17 @@ class Terminal:
     def exit_code(self) -> int:
         """Wait for the program to end. A death by signal is minus its number."""
         end = time.monotonic() + PATIENCE
-        while self._pump() and time.monotonic() < end:
-            pass
+        while self._pump():
+            assert time.monotonic() < end, "the program does not end; the screen:\n" + "\n".join(self.lines())
         self.child.wait()
-        return self.child.exitstatus if self.child.exitstatus is not None else -self.child.signalstatus
+        code: int = -self.child.signalstatus if self.child.exitstatus is None else self.child.exitstatus
+        return code
 
-    def _wait(self, condition: object, what: str) -> list[str]:
-        assert callable(condition)
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed, as a shell expects it."""
+        return bool(termios.tcgetattr(self.child.child_fd)[3] & termios.ECHO)
+
+    def _wait(self, condition: Callable[[list[str]], bool], what: str) -> list[str]:
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             lines = self.lines()

@@ -85,8 +85,10 @@ def test_conversation_is_sent_whole_and_clear_forgets_it(home: Path) -> None:
 @pytest.mark.parametrize("command", ["/exit", "/bye", "\\exit"])
 def test_leaving(home: Path, command: str) -> None:
     with start(home) as terminal:
+        assert not terminal.echoes()
         terminal.send(command, ENTER)
         assert terminal.exit_code() == 0
+        assert terminal.echoes()
 
 
 def test_commands_that_do_not_fit_are_not_sent(home: Path) -> None:
@@ -182,7 +184,7 @@ def test_ctrl_c_at_the_prompt(home: Path) -> None:
         terminal.wait_for_line("you said: still here")
         terminal.wait_for_prompt()
         terminal.send(CTRL_C)
-        terminal.wait_for_prompt()
+        terminal.wait_for_line("Ctrl-D or /exit leaves; so does Ctrl-C twice", times=2)
         terminal.send(CTRL_C)
         assert terminal.exit_code() == 130
 
@@ -234,7 +236,7 @@ def test_the_model_cannot_drive_the_terminal(home: Path) -> None:
 def test_history_is_private_appended_and_keeps_secrets_out(home: Path) -> None:
     with start(home) as terminal:
         terminal.send("first", ALT_ENTER, "second line", ENTER)
-        terminal.wait_for_prompt()
+        terminal.wait_for_line("you said: first")
         path = home / "state" / "mistralrs" / "history"
         assert "+first\n+second line\n" in path.read_text()  # at once, not at the end
         terminal.send(" a secret", ENTER)
@@ -267,6 +269,7 @@ def test_sigterm(home: Path, during: str) -> None:
             terminal.wait_for("word3")
         terminal.child.kill(signal.SIGTERM)
         assert terminal.exit_code() == 143
+        assert terminal.echoes()
         assert b"closed" in terminal.raw
 
 
@@ -276,6 +279,32 @@ def test_sigint_from_outside_is_ctrl_c(home: Path) -> None:
         terminal.wait_for("Ctrl-D or /exit leaves")
         terminal.send("hello", ENTER)
         terminal.wait_for_line("you said: hello")
+
+
+def test_what_is_typed_early_is_kept(home: Path) -> None:
+    with Terminal(["-i"], environment(home, FAKE_LOAD_S="1.0")) as terminal:
+        terminal.wait_for("loading weights")
+        terminal.send("typed early", ENTER)
+        terminal.wait_for_line("you said: typed early")
+        terminal.send("slow", ENTER)
+        terminal.wait_for("word2")
+        terminal.send("typed in between", ENTER, CTRL_C)
+        terminal.wait_for_line("you said: typed in between")
+
+
+def test_answers_into_a_file_leave_the_editor_on_the_terminal(home: Path) -> None:
+    with Terminal(["-i"], environment(home), redirection=f">{home}/answers") as terminal:
+        terminal.wait_for_prompt()
+        terminal.send("escape", ENTER, "two", ENTER, CTRL_D)
+        assert terminal.exit_code() == 0
+        assert (home / "answers").read_bytes().endswith(b"d\te\r\n\x1b\nyou said: two\n")
+
+
+def test_lines_are_read_where_no_editor_can_be_shown(home: Path) -> None:
+    with Terminal(["-i"], environment(home), redirection=f">{home}/answers 2>&1") as terminal:
+        terminal.send("one\n", "two\n", CTRL_D)
+        assert terminal.exit_code() == 0
+        assert (home / "answers").read_text() == "you said: one\nyou said: two\n"
 
 
 def test_resize(home: Path) -> None:
@@ -293,6 +322,16 @@ def test_dumb_terminal(home: Path) -> None:
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
         assert b"\x1b[31m" not in terminal.raw
+
+
+def test_ctrl_c_while_loading(home: Path) -> None:
+    with Terminal(["-i"], environment(home, FAKE_LOAD_S="30")) as terminal:
+        terminal.wait_for("loading weights")
+        assert not terminal.echoes()
+        terminal.send(CTRL_C)
+        assert terminal.exit_code() == 130
+        assert terminal.echoes()
+        assert terminal.lines() == [""]
 
 
 def test_load_progress_appears_late_and_goes(home: Path) -> None:

@@ -91,9 +91,10 @@ class Turnstile:
 
     def _pass(self, batch: Batch, abort: Abort) -> None:
         self.entered.release()
-        while not self.leave.acquire(timeout=0.01):
-            if abort.is_set():
+        for _ in range(1000):
+            if self.leave.acquire(timeout=0.01) or abort.is_set():
                 return
+        raise TimeoutError("nobody let the step through")
 
     def wait(self) -> None:
         """Until the engine is in the middle of a step."""

@@ -1,19 +1,30 @@
-"""Damaged GGUF files: from a sound one and a generator of random numbers, one that is broken in one to three places.
+"""Damaged model files: from a sound one and a generator of random numbers, one broken in one to three places.
 
-Half of the damage is done to the numbers of the header (counts, lengths, types, offsets), which `gguf` finds for us.
+Half of the damage is done to the numbers of the header (counts, lengths, types, offsets); in GGUF files `gguf` finds
+them.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+import time
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import gguf
+from hypothesis import event
 
+from mistralrs.errors import LoadError
+from mistralrs.loading.checkpoint import Checkpoint
 from mistralrs.loading.gguf import GgufFile
+
+SECONDS = 1.0
+BYTES = 16 << 20
+"""Some hundred times what a tiny file's metadata takes."""
 
 NUMBERS = (
     0, 1, 2, 3, 7, 8, 31, 32, 33, 127, 255, 256, 65535, 10**6, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62,
@@ -122,11 +133,38 @@ def _move_bytes(data: bytearray, random: Random) -> None:
 
 
 def open_and_read(path: Path) -> None:
-    """Opens the file and reads a byte of every page of every tensor; AssertionError when one is not what it says."""
+    """Opens a GGUF file and reads it; AssertionError when a tensor is not what it says."""
     with GgufFile.open(path) as file:
-        for name, tensor in file.tensors.items():
-            rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
-            assert tensor.name == name
-            assert columns % tensor.type.block_len == 0
-            assert len(tensor.data) == rows * tensor.type.row_bytes(columns) > 0
-            sum(tensor.data[::4096])
+        check_and_read(file)
+
+
+def check_and_read(checkpoint: Checkpoint) -> None:
+    """Reads a byte of every page of every tensor; AssertionError when one is not what it says."""
+    for name, tensor in checkpoint.tensors.items():
+        assert tensor.name == name
+        assert checkpoint.tensor(name) is tensor
+        columns = tensor.shape[-1] if tensor.shape else 1
+        assert columns % tensor.type.block_len == 0
+        assert len(tensor.data) == math.prod(tensor.shape[:-1]) * tensor.type.row_bytes(columns)
+        sum(tensor.data[::4096])
+        checkpoint.release(tensor)
+
+
+def assert_sound_or_refused(path: Path, load: Callable[[Path], None] = open_and_read) -> None:
+    """``load`` reads the file or says why not, at once and without memory."""
+    refusal: LoadError | None = None
+    tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        load(path)
+    except LoadError as error:
+        refusal = error
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert time.perf_counter() - start < SECONDS
+    assert peak < BYTES
+    event("loaded" if refusal is None else "refused")
+    if refusal is not None:
+        assert str(path) in refusal.message
+        assert refusal.hint

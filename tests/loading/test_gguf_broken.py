@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mistralrs.errors import FormatError, LoadError
-from mistralrs.loading.gguf import MAX_ARRAY_ELEMENTS, GgufFile
+from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_header import MAX_ARRAY_ELEMENTS
 from tests.loading.gguf_bytes import ARRAY, BOOL, F32, STRING, U8, U32, Bytes
 
 B = Bytes()
@@ -113,7 +114,7 @@ BROKEN: dict[str, tuple[bytes, str, str]] = {
     ),
     "type Q8_1": (B.file([], [B.info("t", (32,), 9, 0)], data=DATA), "tensor 't'", "stored as Q8_1, which is not"),
     "type Q8_K": (B.file([], [B.info("t", (256,), 15, 0)], data=DATA), "tensor 't'", "stored as Q8_K, which is not"),
-    "type IQ4_XS": (B.file([], [B.info("t", (256,), 23, 0)], data=DATA), "tensor 't'", "stored as IQ4_XS, which is"),
+    "type NVFP4": (B.file([], [B.info("t", (256,), 40, 0)], data=DATA), "tensor 't'", "stored as NVFP4, which is"),
     "type unknown": (B.file([], [B.info("t", (32,), 77, 0)], data=DATA), "tensor 't'", "has the unknown type 77"),
     "row length": (
         B.file([], [B.info("t", (48, 2), 2, 0)], data=DATA), "tensor 't'", "rows of 48 weights, not a multiple of Q4_0",

@@ -6,21 +6,15 @@ The soak `tests.soak.gguf_mutations` does the same on a larger scale, with a pro
 from __future__ import annotations
 
 import struct
-import time
-import tracemalloc
 from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mistralrs.errors import LoadError
-from tests.loading.mutations import Base, mutate, open_and_read
-
-SECONDS = 1.0
-BYTES = 16 << 20
-"""Some hundred times what a tiny file's metadata takes."""
+from tests.loading.mutations import Base, assert_sound_or_refused, mutate, open_and_read
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -33,25 +27,6 @@ def base(tiny_llama: Path) -> Base:
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "mutant.gguf"
-
-
-def assert_sound_or_refused(path: Path) -> None:
-    refusal: LoadError | None = None
-    tracemalloc.start()
-    start = time.perf_counter()
-    try:
-        open_and_read(path)
-    except LoadError as error:
-        refusal = error
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert time.perf_counter() - start < SECONDS
-    assert peak < BYTES
-    event("loaded" if refusal is None else "refused")
-    if refusal is not None:
-        assert str(path) in refusal.message
-        assert refusal.hint
 
 
 @FUZZ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -209,6 +210,27 @@ def test_a_full_disk_is_seen_before_the_download(hub: Hub, monkeypatch: pytest.M
         fetch(REPO, "tiny.Q4_K_M.gguf")
     assert "HF_HOME" in str(caught.value.hint)
     assert hub.downloads() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full", "HF_HOME"),
+        (PermissionError(errno.EACCES, "Permission denied", "blobs"), "cannot write blobs", "HF_HOME"),
+        (OSError("Consistency check failed: 3 bytes\nand more"), "failed: Consistency check failed: 3 bytes$", "again"),
+        (RuntimeError("Data processing error"), "failed: Data processing error$", "again"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_named(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, hint: str
+) -> None:
+    def broken(*args: object, **options: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    with pytest.raises(LoadError, match=message) as caught:
+        fetch(REPO, "tiny.Q8_0.gguf")
+    assert hint in str(caught.value.hint)
 
 
 def test_a_cache_that_cannot_be_made(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

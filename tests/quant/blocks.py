@@ -1,4 +1,4 @@
-"""Stored rows made of random block bytes, for tests of decoders and kernels. `gguf` cannot quantise to the K types."""
+"""Stored rows made of random block bytes, for tests of decoders and kernels. `gguf` cannot quantise to most types."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ HALVES: dict[str, tuple[int, ...]] = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "IQ1_S": (0,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "Q4_2": (0,),
+    "Q4_3": (0, 2),
+    "Q5_0_V1": (0,),
+    "Q5_1_V1": (0, 2),
 }
 """Where a block keeps its float16 scale and, second, its minimum (K types: the scale of its minima)."""
 
@@ -45,12 +59,16 @@ def odd_rows(type_: QuantType, *, rows: int, columns: int, seed: int) -> NDArray
         odd = random.random(len(blocks)) < 0.5
         scales[odd] = random.choice(ODD_HALVES, size=int(odd.sum()))
         _set_halves(blocks, offset, scales)
+    if type_.name == "IQ1_M":
+        _set_split_half(blocks, random.normal(scale=0.01, size=len(blocks)).astype(np.float16))
     return blocks.reshape(rows, -1)
 
 
 def sane_rows(type_: QuantType, *, rows: int, columns: int, seed: int, deviation: float) -> NDArray[np.uint8]:
     """Random rows of a quantised type as a model might have them: mean near zero, the given standard deviation."""
     blocks = random_bytes(type_, rows=rows, columns=columns, seed=seed).reshape(-1, type_.block_bytes)
+    if type_.name == "TQ2_0":  # no quantiser writes the fourth value, 2
+        blocks[:, :64] ^= (blocks[:, :64] & blocks[:, :64] >> 1 & 0x55) << 1
     spread = np.random.default_rng(seed + 1).uniform(0.5, 1.5, len(blocks))
     unit = decoded_deviation(type_, blocks, spread)
     _set_scales(type_, blocks, spread * (deviation / unit))
@@ -65,11 +83,25 @@ def decoded_deviation(type_: QuantType, blocks: NDArray[np.uint8], scales: NDArr
 
 
 def _set_scales(type_: QuantType, blocks: NDArray[np.uint8], scales: NDArray[np.float64]) -> None:
+    if type_.name == "IQ1_M":
+        return _set_split_half(blocks, scales.astype(np.float16))
+    if type_.name == "MXFP4":  # powers of two only
+        blocks[:, 0] = 128 + np.round(np.log2(scales))
+        return None
     offsets = HALVES[type_.name]
     _set_halves(blocks, offsets[0], scales.astype(np.float16))
     if len(offsets) == 2:
         _set_halves(blocks, offsets[1], (scales * MINIMUM_PER_SCALE[type_.name]).astype(np.float16))
+    return None
 
 
 def _set_halves(blocks: NDArray[np.uint8], offset: int, values: NDArray[np.float16]) -> None:
     blocks[:, offset : offset + 2] = values.view(np.uint8).reshape(-1, 2)
+
+
+def _set_split_half(blocks: NDArray[np.uint8], values: NDArray[np.float16]) -> None:
+    """IQ1_M keeps its scale in the upper nibbles of its last four words, the lowest nibble first."""
+    bits = values.view(np.uint16)
+    for word in range(4):
+        high = blocks[:, 49 + 2 * word]
+        high[:] = (high & 0x0F) | ((bits >> (4 * word)) & 0x0F).astype(np.uint8) << 4

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mistralrs.errors import RequestError
 from mistralrs.loading.gguf import GgufFile
-from mistralrs.text.chat_template import ChatTemplate
+from tests.text.reference import Render, check_equal, load_reference
 from tests.text.vocabularies import FETCHED
 
 SHIPPED = Path(__file__).parents[2] / "chat_templates"
@@ -53,47 +49,10 @@ TALKS = {
     "none": [],
 }
 
-Render = Callable[[str, list[dict[str, str]], bool], str]
-
 
 @pytest.fixture(scope="module")
 def reference() -> Render:
-    """What `transformers` renders; raises what it raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-    def render(source: str, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        rendered: tuple[list[str], Any] = render_jinja_template(
-            conversations=[messages],
-            chat_template=source,
-            add_generation_prompt=add_generation_prompt,
-            bos_token="<s>",
-            eos_token="</s>",
-            unk_token="<unk>",
-        )
-        return rendered[0][0]
-
-    return render
-
-
-def check_equal(source: str, messages: list[dict[str, str]], reference: Render) -> int:
-    """Compares both ways to end; returns how often the template accepted the messages."""
-    template = ChatTemplate(source, bos="<s>", eos="</s>", unk="<unk>")
-    accepted = 0
-    for add in (True, False):
-        try:
-            wanted, refusal = reference(source, messages, add), None
-        except Exception as error:
-            wanted, refusal = "", str(error)
-        if refusal is None:
-            assert template.render(messages, add_generation_prompt=add) == wanted
-            accepted += 1
-        else:
-            with pytest.raises(RequestError) as caught:
-                template.render(messages, add_generation_prompt=add)
-            assert refusal in caught.value.message
-    return accepted
+    return load_reference()
 
 
 @pytest.mark.parametrize("talk", TALKS)

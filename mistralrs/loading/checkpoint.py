@@ -1,0 +1,181 @@
+"""A checkpoint: stored tensors by name, still in the mapped files, whatever the format.
+
+Knows no format and nothing of what the tensors are for. Needs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import NamedTuple, Protocol, Self, TypeVar
+
+from mistralrs.errors import FormatError, LoadError
+from mistralrs.loading.cursor import round_up, shown
+from mistralrs.quant.types import QuantType
+
+Value = TypeVar("Value", bool, int, float, str, list[object])
+Default = TypeVar("Default")
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """Rows of a stored matrix, still in the mapped file."""
+
+    name: str
+    type: QuantType
+    shape: tuple[int, ...]
+    """As torch would say it, rows first: the reverse of the order in a GGUF or GGML file."""
+    data: memoryview
+    """All bytes, row after row, format "B". Not to be written: the map is private and writable only so that its
+    address can be taken. Keeps the map alive, also after ``Checkpoint.close``. May start at any address."""
+
+
+class Checkpoint(Protocol):
+    """What every format offers."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that was opened."""
+        ...
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files together."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, RawTensor]: ...
+    def tensor(self, name: str) -> RawTensor:
+        """The tensor of that name; FormatError when there is none."""
+        ...
+
+    def release(self, tensor: RawTensor) -> None:
+        """Gives back the memory pages that lie wholly within the tensor; reading it again fetches them again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Span(NamedTuple):
+    """Where a tensor lies: ``start`` and ``size`` in bytes of the file that is mapped."""
+
+    mapping: mmap.mmap
+    type: QuantType
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class MappedCheckpoint:
+    """A ``Checkpoint`` over maps of whole files; a context manager."""
+
+    def __init__(self, path: Path, files: Sequence[mmap.mmap], spans: Mapping[str, Span]) -> None:
+        self.path = path
+        self.file_bytes = sum(map(len, files))
+        views = {id(file): memoryview(file) for file in files}
+        self.tensors: Mapping[str, RawTensor] = MappingProxyType(
+            {
+                name: RawTensor(name, span.type, span.shape, views[id(span.mapping)][span.start :][: span.size])
+                for name, span in spans.items()
+            }
+        )
+        self._spans: Mapping[str, Span] | None = spans
+
+    def tensor(self, name: str) -> RawTensor:
+        """The tensor of that name; FormatError when there is none."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise FormatError(str(self.path), f"tensor {shown(name)}", "is missing")
+        return tensor
+
+    def release(self, tensor: RawTensor) -> None:
+        """Gives back the memory pages that lie wholly within the tensor; reading it again fetches them again."""
+        if self._spans is None:
+            raise ValueError(f"{self.path} is closed")
+        span = self._spans[tensor.name]
+        first = round_up(span.start, mmap.PAGESIZE)
+        end = (span.start + span.size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            span.mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+    def close(self) -> None:
+        """Lets go of the maps, which are gone once the last ``RawTensor.data`` in use is."""
+        self.tensors = MappingProxyType({})
+        self._spans = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class DescribedCheckpoint(MappedCheckpoint):
+    """A checkpoint that says of itself what it is, under GGUF's keys.
+
+    The metadata values are bool, int, float, str, or (nested) lists of one of these. They stay after ``close``.
+    """
+
+    def __init__(
+        self, path: Path, files: Sequence[mmap.mmap], spans: Mapping[str, Span], *, metadata: dict[str, object]
+    ) -> None:
+        super().__init__(path, files, spans)
+        self.metadata: Mapping[str, object] = MappingProxyType(metadata)
+
+    def require(self, key: str, kind: type[Value]) -> Value:
+        """The metadata value under ``key``; FormatError when it is missing or not a ``kind``.
+
+        A float may be stored as an integer; nothing else is converted.
+        """
+        if key not in self.metadata:
+            raise FormatError(str(self.path), f"metadata key {shown(key)}", "is missing")
+        value = self.metadata[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            reason = f"is of type {type(value).__name__}, expected {kind.__name__}"
+            raise FormatError(str(self.path), f"metadata key {shown(key)}", reason)
+        return value
+
+    def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
+        """As ``require``, but ``default`` when the key is missing."""
+        return self.require(key, kind) if key in self.metadata else default
+
+
+def map_file(path: Path, *, hint: str) -> mmap.mmap:
+    """The whole file as private memory that is read when touched.
+
+    Raises LoadError when there is no such file or it cannot be read, FormatError when it is empty.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise LoadError(f"{path} is not a file", hint="give the path of a model file")
+        if status.st_size == 0:
+            raise FormatError(str(path), "header", "the file is empty", hint=hint)
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise LoadError(
+            f"{path} cannot be read: {error.strerror}", hint="check the path and its permissions"
+        ) from error
+
+
+def refuse_pickle(path: Path, data: mmap.mmap) -> None:
+    """LoadError when the file is what ``torch.save`` writes, zipped or plain."""
+    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5")):
+        raise pickle_error(path)
+
+
+def pickle_error(path: Path) -> LoadError:
+    """The refusal of a pickled checkpoint."""
+    return LoadError(
+        f"{path} is a pickled PyTorch checkpoint, which can run any code when it is read; it is not supported",
+        hint="use the model's safetensors or GGUF files; transformers' save_pretrained writes safetensors",
+    )

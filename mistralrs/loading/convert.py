@@ -1,0 +1,107 @@
+"""What a stored matrix becomes before it is placed: types that no kernel knows are expanded, floats change their type,
+and safetensors may be quantised. torch is imported only when there is something to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from mistralrs.errors import LoadError
+from mistralrs.ops.backend import Backend
+from mistralrs.ops.weight import Matrix
+from mistralrs.quant.quantize import target_of
+from mistralrs.quant.types import DECODED, EXPANDED, I8, TYPES, QuantType
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_FLOATS = frozenset({"F32", "F16", "BF16"})
+_WHOLE = frozenset({"router"})
+"""Parts that are small and decide much: never quantised."""
+
+Dtype = Literal["auto", "bf16", "f16", "f32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """``dtype``: of matrices that are stored as floats; ``auto`` and ``f32`` keep what the file has, exactly.
+    ``quantise``: a value of ``ISQ_TYPES`` for matrices that are stored as floats."""
+
+    dtype: Dtype = "auto"
+    quantise: QuantType | None = None
+    said: set[str] = field(default_factory=set)
+    """What was already told the user."""
+
+    def target(self, part: str, matrix: Matrix) -> QuantType:
+        """The type in which a matrix will be placed. Raises ``LoadError`` for one that cannot be."""
+        if matrix.type.name in EXPANDED:
+            return I8
+        if matrix.type.name in DECODED:
+            return TYPES["F32"]
+        if matrix.type.name in _FLOATS:
+            if self.quantise is not None and part not in _WHOLE:
+                target = target_of(self.quantise, matrix.columns)
+                self._say(target.reason)
+                return target.type or matrix.type
+            if self.dtype in ("bf16", "f16"):
+                return TYPES[self.dtype.upper()]
+        if matrix.columns % matrix.type.block_len:
+            raise LoadError(f"{matrix.name}: rows of {matrix.columns} do not split in blocks of {matrix.type.name}")
+        return matrix.type
+
+    def _say(self, reason: str | None) -> None:
+        if reason is not None and reason not in self.said:
+            self.said.add(reason)
+            logger.warning("%s", reason)
+
+    def convert(self, matrix: Matrix, target: QuantType, backend: Backend) -> Matrix:
+        """The matrix in the type that ``target`` chose; ``backend`` does the searching."""
+        if matrix.type == target:
+            return matrix
+        if target is I8:
+            return replace(matrix, type=target, data=_expanded(matrix))
+        values = _decoded(matrix)
+        if target.name in _FLOATS:
+            return replace(matrix, type=target, data=_cast(matrix.name, values, target))
+        return replace(matrix, type=target, data=backend.quantise(matrix.name, target, values))
+
+
+def _raw(matrix: Matrix) -> torch.Tensor:
+    """The stored bytes as uint8 (rows, row_bytes)."""
+    import torch
+
+    row_bytes = matrix.type.row_bytes(matrix.columns)
+    return torch.frombuffer(matrix.data, dtype=torch.uint8).view(-1, row_bytes)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    return tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def _expanded(matrix: Matrix) -> memoryview:
+    from mistralrs.quant.expand import to_i8
+
+    return _bytes(to_i8(matrix.type, _raw(matrix), matrix.columns))
+
+
+def _decoded(matrix: Matrix) -> torch.Tensor:
+    """float32 (rows, columns)."""
+    from mistralrs.quant.reference import dequantise
+
+    return dequantise(matrix.type, _raw(matrix), matrix.columns)
+
+
+def _cast(name: str, values: torch.Tensor, target: QuantType) -> memoryview:
+    import torch
+
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    cast = values.to(dtypes[target.name])
+    if not torch.isfinite(cast).all() and torch.isfinite(values).all():
+        raise LoadError(f"{name}: a weight is too large for {target.name}", hint="leave out --dtype, or use bf16")
+    return _bytes(cast)

@@ -1,0 +1,77 @@
+"""A checkpoint's answers to what an architecture asks: a GGUF file's metadata, or a folder's `config.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from mistralrs.errors import FormatError, LoadError
+from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
+from mistralrs.models.architecture import Default, Value
+from mistralrs.ops.weight import read_vector
+
+
+class _TensorFacts:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """The shape of a tensor; None: there is none of that name."""
+        found = self._checkpoint.tensors.get(tensor)
+        return found.shape if found else None
+
+    def vector(self, tensor: str) -> Sequence[float]:
+        """A vector's values; empty if there is none of that name."""
+        found = self._checkpoint.tensors.get(tensor)
+        return read_vector(found.name, found.type, found.data) if found else ()
+
+
+class GgufFacts(_TensorFacts):
+    """``Facts`` of a file that describes itself under GGUF's keys."""
+
+    def __init__(self, checkpoint: DescribedCheckpoint) -> None:
+        super().__init__(checkpoint)
+        self._described = checkpoint
+
+    def require(self, key: str, kind: type[Value]) -> Value:
+        return cast(Value, self._described.require(key, cast(Any, kind)))
+
+    def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
+        return cast("Value | Default", self._described.get(key, cast(Any, kind), default=default))
+
+
+class HfFacts(_TensorFacts):
+    """``Facts`` of a folder with a `config.json`; null is the same as missing."""
+
+    def __init__(self, checkpoint: Checkpoint, path: Path, config: Mapping[str, object]) -> None:
+        super().__init__(checkpoint)
+        self._path = path
+        self._config = config
+
+    def require(self, key: str, kind: type[Value]) -> Value:
+        value = self._config.get(key)
+        if value is None:
+            raise FormatError(str(self._path), f"key {key}", "is missing")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise FormatError(str(self._path), f"key {key}", f"is {value!r}, expected {kind.__name__}")
+        return value
+
+    def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
+        return default if self._config.get(key) is None else self.require(key, kind)
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """A `config.json`. Raises ``LoadError``."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}", hint="a model folder has a config.json") from error
+    except ValueError as error:
+        raise LoadError(f"{path} is no JSON: {error}", hint="fetch the model again") from error
+    if not isinstance(config, dict):
+        raise LoadError(f"{path} holds no JSON object", hint="fetch the model again")
+    return config

@@ -1,0 +1,189 @@
+"""The parts of a model, pulled from a checkpoint. Names, fused tensors and the order of rotary rows end here."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import prod
+
+from mistralrs.errors import FormatError, LoadError
+from mistralrs.loading.checkpoint import Checkpoint, RawTensor
+from mistralrs.loading.convert import Conversion
+from mistralrs.models.architecture import Form
+from mistralrs.models.parts import layer_shapes, part_shapes
+from mistralrs.models.spec import DecoderSpec
+from mistralrs.ops.arena import Arena, Buffer, buffer
+from mistralrs.ops.backend import Backend
+from mistralrs.ops.weight import Matrix, Weight, read_vector
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One part of one layer, of one expert."""
+
+    part: str
+    layer: int | None = None
+    expert: int | None = None
+
+
+def adjacent_to_halves(rows: int, head_dim: int, rotary_dim: int) -> array[int]:
+    """For rows whose rotary pairs are (i, i + half), where each stands in a file that has the pairs side by side."""
+    half = rotary_dim // 2
+    head = [2 * (i % half) + i // half if i < 2 * half else i for i in range(head_dim)]
+    return array("i", (start + i for start in range(0, rows, head_dim) for i in head))
+
+
+class CheckpointParts:
+    """``Parts`` over a checkpoint. Everything is checked before the first byte of memory is taken."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        form: Form,
+        spec: DecoderSpec,
+        backend: Backend,
+        *,
+        conversion: Conversion | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._conversion = conversion or Conversion()
+        self._form = form
+        self._pieces = form.pieces(spec)
+        self._spec = spec
+        self._shapes = part_shapes(spec) | layer_shapes(spec)
+        self._backend = backend
+        self._progress = progress
+        self._done = 0
+        self._vectors: list[Arena] = []
+        self._check_all()
+        self.placed_bytes = sum(
+            backend.placed_bytes(self._planned(place))
+            for place in self._everything()
+            if len(self._shapes[place.part]) == 2
+        )
+
+    def _everything(self) -> Iterator[_Place]:
+        for part in part_shapes(self._spec):
+            yield _Place(part)
+        for layer in range(len(self._spec.layers)):
+            for part in layer_shapes(self._spec):
+                if part.startswith("expert_"):
+                    yield from (_Place(part, layer, expert) for expert in range(self._spec.experts))
+                else:
+                    yield _Place(part, layer)
+
+    def _check_all(self) -> None:
+        used = set()
+        for place in self._everything():
+            tensor = self._tensor(place)
+            used |= {tensor.name, _bias_name(tensor.name)}
+        unknown = sorted(
+            name
+            for name in self._checkpoint.tensors.keys() - used
+            if not any(fnmatchcase(name, pattern) for pattern in self._form.unused)
+        )
+        if unknown:
+            raise LoadError(
+                f"{self._checkpoint.path}: {len(unknown)} tensors that this architecture does not have, "
+                f"the first is {unknown[0]}",
+                hint="the file was made for another architecture, or with parts that are not supported yet",
+            )
+
+    def _tensor(self, place: _Place) -> RawTensor:
+        """The tensor that holds a part, its shape checked."""
+        piece = self._pieces[place.part]
+        names = [name.format(layer=place.layer, expert=place.expert) for name in (piece.name, piece.otherwise) if name]
+        tensor = self._checkpoint.tensor(next((name for name in names if name in self._checkpoint.tensors), names[0]))
+        expected = self._shapes[place.part]
+        if len(tensor.shape) == 3 and place.expert is not None:
+            expected = (self._spec.experts, *expected)
+        fits = tensor.shape == expected
+        if not piece.whole:
+            fits = tensor.shape[1:] == expected[1:] and tensor.shape[0] >= piece.start + expected[0]
+        if not fits:
+            found, wanted = (" x ".join(map(str, shape)) for shape in (tensor.shape, expected))
+            raise FormatError(str(self._checkpoint.path), f"tensor {tensor.name}", f"is {found}, expected {wanted}")
+        return tensor
+
+    def _first_row(self, place: _Place, tensor: RawTensor) -> int:
+        """Where a part's rows begin in its tensor."""
+        stacked = len(tensor.shape) == 3 and place.expert is not None
+        return (place.expert or 0) * tensor.shape[1] if stacked else self._pieces[place.part].start
+
+    def _order(self, part: str) -> array[int] | None:
+        if part not in self._form.adjacent_pairs:
+            return None
+        return adjacent_to_halves(self._shapes[part][0], self._spec.head_dim, self._spec.ropes[0].dim)
+
+    def _bias(self, tensor: RawTensor, start: int, rows: int, order: array[int] | None) -> array[float] | None:
+        found = self._checkpoint.tensors.get(_bias_name(tensor.name))
+        if found is None:
+            return None
+        if found.shape != (tensor.shape[0],):
+            reason = f"has shape {found.shape}, expected {(tensor.shape[0],)}"
+            raise FormatError(str(self._checkpoint.path), f"tensor {found.name}", reason)
+        values = read_vector(found.name, found.type, found.data)[start : start + rows]
+        return values if order is None else array("f", (values[i] for i in order))
+
+    def _matrix(self, place: _Place) -> Matrix:
+        tensor, order = self._tensor(place), self._order(place.part)
+        rows, columns = self._shapes[place.part]
+        start, row_bytes = self._first_row(place, tensor), tensor.type.row_bytes(columns)
+        data = tensor.data[start * row_bytes : (start + rows) * row_bytes]
+        return Matrix(tensor.name, tensor.type, rows, columns, data, order, self._bias(tensor, start, rows, order))
+
+    def _planned(self, place: _Place) -> Matrix:
+        """A matrix as it will be placed, without the bytes."""
+        matrix = self._matrix(place)
+        return replace(matrix, type=self._conversion.target(place.part, matrix), data=memoryview(b""))
+
+    def _place(self, place: _Place) -> Weight:
+        planned = self._planned(place)
+        matrix = self._conversion.convert(self._matrix(place), planned.type, self._backend)
+        weight = self._backend.place(matrix)
+        self._done += self._backend.placed_bytes(matrix)
+        if self._progress:
+            self._progress(self._done, self.placed_bytes)
+        return weight
+
+    def linears(self, names: Sequence[str], *, layer: int | None = None) -> list[Weight]:
+        places = [_Place(name, layer) for name in names]
+        return self._placed(places)
+
+    def experts(self, name: str, *, layer: int) -> list[Weight]:
+        return self._placed([_Place(name, layer, expert) for expert in range(self._spec.experts)])
+
+    def _placed(self, places: list[_Place]) -> list[Weight]:
+        """Places parts and gives back the pages of the file behind them."""
+        weights = [self._place(place) for place in places]
+        for name in {self._tensor(place).name for place in places}:
+            self._checkpoint.release(self._checkpoint.tensor(name))
+        return weights
+
+    def norm(self, name: str, *, layer: int | None = None) -> tuple[Buffer, Buffer | None]:
+        tensor = self._tensor(_Place(name, layer))
+        weight = read_vector(tensor.name, tensor.type, tensor.data)
+        if self._form.norm_offset:
+            weight = array("f", (value + self._form.norm_offset for value in weight))
+        bias = self._bias(tensor, 0, len(weight), None)
+        return self._vector(weight), None if bias is None else self._vector(bias)
+
+    def _vector(self, values: array[float]) -> Buffer:
+        """Norms are small: they share arenas."""
+        need = 4 * len(values) + 64
+        if not self._vectors or self._vectors[-1].left < need:
+            self._vectors.append(Arena(max(need, 1 << 20)))
+        result = buffer(self._vectors[-1], len(values))
+        result.values[:] = values
+        return result
+
+
+def _bias_name(name: str) -> str:
+    return name.removesuffix(".weight") + ".bias"
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    return sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())

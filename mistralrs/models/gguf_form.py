@@ -1,0 +1,133 @@
+"""What GGUF files of all architectures have in common: key and tensor names of the GGUF specification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mistralrs.errors import LoadError
+from mistralrs.models.architecture import Facts, Piece, Pieces
+from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.nn.rope import Rope
+
+ROPE_FACTORS = "rope_freqs.weight"
+UNUSED = (ROPE_FACTORS, "blk.*.attn_rot_embd", "rope_factors_long.weight", "rope_factors_short.weight")
+
+NAMES = {
+    "embedding": "token_embd.weight",
+    "norm": "output_norm.weight",
+    "head": "output.weight",
+    "attention_norm": "blk.{layer}.attn_norm.weight",
+    "q": "blk.{layer}.attn_q.weight",
+    "k": "blk.{layer}.attn_k.weight",
+    "v": "blk.{layer}.attn_v.weight",
+    "q_norm": "blk.{layer}.attn_q_norm.weight",
+    "k_norm": "blk.{layer}.attn_k_norm.weight",
+    "output": "blk.{layer}.attn_output.weight",
+    "post_attention_norm": "blk.{layer}.post_attention_norm.weight",
+    "ffn_norm": "blk.{layer}.ffn_norm.weight",
+    "gate": "blk.{layer}.ffn_gate.weight",
+    "up": "blk.{layer}.ffn_up.weight",
+    "down": "blk.{layer}.ffn_down.weight",
+    "post_ffn_norm": "blk.{layer}.post_ffw_norm.weight",
+    "router": "blk.{layer}.ffn_gate_inp.weight",
+}
+
+
+def pieces(spec: DecoderSpec) -> Pieces:
+    """Every part under its usual name; experts merged, or singly as old files have them."""
+    experts = {
+        f"expert_{part}": Piece(
+            f"blk.{{layer}}.ffn_{part}_exps.weight", otherwise=f"blk.{{layer}}.ffn_{part}.{{expert}}.weight"
+        )
+        for part in ("gate", "up", "down")
+    }
+    return {part: Piece(name) for part, name in NAMES.items()} | experts
+
+
+def fused_qkv(spec: DecoderSpec) -> Pieces:
+    """q, k and v as row ranges of one tensor."""
+    q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    name = "blk.{layer}.attn_qkv.weight"
+    return {
+        "q": Piece(name, 0, whole=False),
+        "k": Piece(name, q, whole=False),
+        "v": Piece(name, q + kv, whole=False),
+    }
+
+
+def read_spec(
+    facts: Facts,
+    prefix: str,
+    *,
+    eps: str = "layer_norm_rms_epsilon",
+    embedding: str = NAMES["embedding"],
+    head: str = NAMES["head"],
+    **more: Any,
+) -> DecoderSpec:
+    """The decoder that ``prefix.*`` describes; ``more`` are fields of ``DecoderSpec`` that the architecture knows.
+
+    Raises ``FormatError`` or ``LoadError`` for what is missing or does not fit together.
+    """
+    hidden = facts.require(f"{prefix}.embedding_length", int)
+    heads = facts.require(f"{prefix}.attention.head_count", int)
+    kv_heads = facts.get(f"{prefix}.attention.head_count_kv", int, default=heads)
+    count = facts.require(f"{prefix}.block_count", int)
+    check_shape(hidden, heads, kv_heads, count)
+    head_dim = facts.get(f"{prefix}.attention.key_length", int, default=hidden // heads)
+    if facts.get(f"{prefix}.attention.value_length", int, default=head_dim) != head_dim or head_dim < 1:
+        raise LoadError("keys and values of different or no length are not supported")
+    table = facts.shape(embedding)
+    fields: dict[str, Any] = {
+        "layers": (LayerSpec(),) * count,
+        "hidden_size": hidden,
+        "ffn_size": facts.require(f"{prefix}.feed_forward_length", int),
+        "num_heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        # a missing embedding is reported when the parts are checked
+        "vocab_size": table[0] if table else 0,
+        "max_position": facts.require(f"{prefix}.context_length", int),
+        "norm_eps": facts.require(f"{prefix}.attention.{eps}", float),
+        "tied_head": facts.shape(head) is None,
+    }
+    if "ropes" not in more:
+        fields["ropes"] = (read_rope(facts, prefix, head_dim),)
+    return DecoderSpec(**(fields | more))
+
+
+def check_shape(hidden: int, heads: int, kv_heads: int, layers: int) -> None:
+    """Raises ``LoadError`` for counts that no decoder can have."""
+    if min(hidden, heads, kv_heads) < 1 or heads % kv_heads:
+        raise LoadError(f"{heads} heads, {kv_heads} KV heads and width {hidden} do not fit together")
+    if not 1 <= layers <= 1000:
+        raise LoadError(f"{layers} layers are not between 1 and 1000")
+
+
+def read_rope(facts: Facts, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
+    """The rotary embedding. ``factors``: None takes those of Llama 3 files, if there are any."""
+    dim = facts.get(f"{prefix}.rope.dimension_count", int, default=head_dim)
+    if factors is None:
+        factors = facts.vector(ROPE_FACTORS)
+    scaling = facts.get(f"{prefix}.rope.scaling.type", str, default="none")
+    factor = 1.0
+    if scaling == "linear":
+        factor = facts.get(f"{prefix}.rope.scaling.factor", float, default=1.0)
+    elif scaling not in ("none", "longrope"):
+        raise LoadError(
+            f"rotary scaling of type {scaling!r} is not supported", hint="supported: linear, longrope, Llama 3"
+        )
+    base = facts.get(f"{prefix}.rope.freq_base", float, default=10000.0)
+    scale = facts.get(f"{prefix}.rope.scaling.attn_factor", float, default=1.0)
+    return checked_rope(Rope(dim=dim, base=base, linear_factor=factor, factors=tuple(factors), scale=scale), head_dim)
+
+
+def checked_rope(rope: Rope, head_dim: int) -> Rope:
+    """``rope`` if it can be computed. Raises ``LoadError``."""
+    if not 0 < rope.dim <= head_dim or rope.dim % 2:
+        raise LoadError(f"a rotary width of {rope.dim} does not fit heads of {head_dim}")
+    if rope.factors and (len(rope.factors) != rope.dim // 2 or not all(f > 0 for f in rope.factors)):
+        raise LoadError(f"{len(rope.factors)} rotary factors for {rope.dim // 2} frequencies, or one is not positive")
+    if not (rope.base > 0 and rope.linear_factor > 0 and rope.scale > 0):
+        raise LoadError(f"rotary base {rope.base}, factor {rope.linear_factor} or scale {rope.scale} is not positive")
+    return rope

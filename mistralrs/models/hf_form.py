@@ -1,0 +1,169 @@
+"""What Hugging Face folders of all architectures have in common: keys of `config.json` and tensor names.
+
+Both spellings of the rotary settings are read: ``rope_theta`` and ``rope_scaling``, and the newer ``rope_parameters``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mistralrs.errors import LoadError
+from mistralrs.models.architecture import Facts, Piece, Pieces
+from mistralrs.models.gguf_form import check_shape, checked_rope
+from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.nn.rope import Rope
+from mistralrs.ops.backend import Activation
+
+UNUSED = ("*.rotary_emb.inv_freq", "*.masked_bias")
+
+_LAYER = "model.layers.{layer}."
+NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attention_norm": _LAYER + "input_layernorm.weight",
+    "q": _LAYER + "self_attn.q_proj.weight",
+    "k": _LAYER + "self_attn.k_proj.weight",
+    "v": _LAYER + "self_attn.v_proj.weight",
+    "q_norm": _LAYER + "self_attn.q_norm.weight",
+    "k_norm": _LAYER + "self_attn.k_norm.weight",
+    "output": _LAYER + "self_attn.o_proj.weight",
+    "ffn_norm": _LAYER + "post_attention_layernorm.weight",
+    "gate": _LAYER + "mlp.gate_proj.weight",
+    "up": _LAYER + "mlp.up_proj.weight",
+    "down": _LAYER + "mlp.down_proj.weight",
+}
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+def pieces(spec: DecoderSpec) -> Pieces:
+    return {part: Piece(name) for part, name in NAMES.items()}
+
+
+def activation(name: str) -> Activation:
+    """Raises ``LoadError`` for one that is not supported."""
+    if name not in _ACTIVATIONS:
+        raise LoadError(f"the activation {name!r} is not supported", hint=f"supported: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def read_spec(facts: Facts, **more: Any) -> DecoderSpec:
+    """The decoder that a `config.json` describes; ``more``: fields of ``DecoderSpec`` that the architecture knows."""
+    hidden = facts.require("hidden_size", int)
+    heads = facts.require("num_attention_heads", int)
+    kv_heads = facts.get("num_key_value_heads", int, default=heads)
+    count = facts.require("num_hidden_layers", int)
+    check_shape(hidden, heads, kv_heads, count)
+    head_dim = facts.get("head_dim", int, default=hidden // heads)
+    embedding = facts.shape(NAMES["embedding"])
+    fields: dict[str, Any] = {
+        "layers": (LayerSpec(),) * count,
+        "hidden_size": hidden,
+        "ffn_size": facts.require("intermediate_size", int),
+        "num_heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": embedding[0] if embedding else 0,
+        "max_position": facts.get("max_position_embeddings", int, default=4096),
+        "tied_head": facts.shape(NAMES["head"]) is None,
+    }
+    if "norm_eps" not in more:
+        fields["norm_eps"] = facts.get("rms_norm_eps", float, default=1e-6)
+    if "activation" not in more:
+        fields["activation"] = activation(facts.get("hidden_act", str, default="silu"))
+    if "ropes" not in more:
+        fields["ropes"] = (read_rope(facts, head_dim),)
+    return DecoderSpec(**(fields | more))
+
+
+def windows(facts: Facts, default: tuple[bool, ...] | None = None) -> tuple[bool, ...]:
+    """Which layers have a sliding window: ``layer_types``, else ``default``, else none of them."""
+    count = facts.require("num_hidden_layers", int)
+    kinds = facts.get("layer_types", list, default=None)
+    if kinds is None:
+        return default or (False,) * count
+    if len(kinds) != count or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise LoadError(f"layer_types is not a list of {count} times sliding_attention or full_attention")
+    return tuple(kind == "sliding_attention" for kind in kinds)
+
+
+def rope_settings(facts: Facts, kind: str | None = None) -> dict[str, Any]:
+    """The rotary settings as one flat mapping; ``kind``: of these layers, where layers differ."""
+    given = facts.get("rope_parameters", dict, default=None)
+    if given is not None:
+        nested = given.get(kind) if kind else None
+        return dict(nested if isinstance(nested, Mapping) else given)
+    settings = dict(facts.get("rope_scaling", dict, default={}))
+    settings.setdefault("rope_theta", facts.get("rope_theta", float, default=10000.0))
+    return settings
+
+
+def read_rope(facts: Facts, head_dim: int, settings: dict[str, Any] | None = None) -> Rope:
+    """A rotary embedding. Raises ``LoadError`` for a scaling that is not supported."""
+    settings = rope_settings(facts) if settings is None else settings
+    share = settings.get("partial_rotary_factor", facts.get("partial_rotary_factor", float, default=1.0))
+    dim = int(head_dim * _number(share, "partial_rotary_factor"))
+    base = _number(settings.get("rope_theta", 10000.0), "rope_theta")
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    rope = Rope(dim=dim, base=base)
+    if kind == "linear":
+        rope = Rope(dim=dim, base=base, linear_factor=_number(settings.get("factor"), "factor"))
+    elif kind == "llama3":
+        rope = Rope(dim=dim, base=base, factors=_llama3_factors(settings, dim, base))
+    elif kind == "longrope":
+        rope = _long_rope(facts, settings, dim, base)
+    elif kind != "default":
+        raise LoadError(f"rotary scaling of type {kind!r} is not supported", hint="supported: linear, llama3, longrope")
+    return checked_rope(rope, head_dim)
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise LoadError(f"config.json: {name} is {value!r}, not a number")
+    return float(value)
+
+
+def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[float, ...]:
+    """Llama 3.1's scaling: long waves are stretched by ``factor``, short ones kept, those between blended."""
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, low, high, original = (_number(settings.get(name), name) for name in names)
+    if min(factor, low, original) <= 0 or high <= low:
+        raise LoadError("config.json: the rotary scaling's factors do not fit together")
+    factors = []
+    for i in range(dim // 2):
+        wavelength = 2 * math.pi * base ** (2 * i / dim)
+        kept = (original / wavelength - low) / (high - low)  # 0: stretched, 1: kept
+        kept = min(max(kept, 0.0), 1.0)
+        factors.append(1 / ((1 - kept) / factor + kept))
+    return tuple(factors)
+
+
+def long_rope_limit(facts: Facts, settings: dict[str, Any]) -> int:
+    """Positions for which the short factors were made."""
+    inside = settings.get("original_max_position_embeddings")
+    return int(
+        _number(inside or facts.require("original_max_position_embeddings", int), "original_max_position_embeddings")
+    )
+
+
+def _long_rope(facts: Facts, settings: dict[str, Any], dim: int, base: float) -> Rope:
+    """Phi-3's scaling with its short factors: the context is limited to the length that they were made for."""
+    short = settings.get("short_factor")
+    if not isinstance(short, list):
+        raise LoadError("config.json: longrope without a list short_factor")
+    original = long_rope_limit(facts, settings)
+    ratio = facts.require("max_position_embeddings", int) / original
+    scale = settings.get("attention_factor")
+    if scale is None:
+        scale = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+    factors = tuple(_number(value, "short_factor") for value in short)
+    return Rope(dim=dim, base=base, factors=factors, scale=_number(scale, "attention_factor"))

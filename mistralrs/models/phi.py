@@ -1,0 +1,98 @@
+"""Phi-2, whose block is parallel, and Phi-3 and 3.5, whose projections are stored fused."""
+
+from __future__ import annotations
+
+from mistralrs.errors import LoadError
+from mistralrs.models import gguf_form, hf_form
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces
+from mistralrs.models.spec import DecoderSpec, LayerSpec
+
+
+def _phi2_hf(facts: Facts) -> DecoderSpec:
+    if facts.get("qk_layernorm", bool, default=False):
+        raise LoadError("layer norms of q and k are not supported", hint="microsoft/phi-2 has none")
+    return hf_form.read_spec(
+        facts,
+        norm="layer",
+        norm_eps=facts.get("layer_norm_eps", float, default=1e-5),
+        activation=hf_form.activation(facts.get("hidden_act", str, default="gelu_new")),
+        gated=False,
+        parallel=True,
+    )
+
+
+def _phi2_gguf(facts: Facts) -> DecoderSpec:
+    return gguf_form.read_spec(
+        facts,
+        "phi2",
+        eps="layer_norm_epsilon",
+        norm="layer",
+        activation="gelu_tanh",
+        gated=False,
+        parallel=True,
+    )
+
+
+def _phi2_hf_pieces(spec: DecoderSpec) -> Pieces:
+    layer = "model.layers.{layer}."
+    return hf_form.pieces(spec) | {
+        "norm": Piece("model.final_layernorm.weight"),
+        "output": Piece(layer + "self_attn.dense.weight"),
+        "up": Piece(layer + "mlp.fc1.weight"),
+        "down": Piece(layer + "mlp.fc2.weight"),
+    }
+
+
+def _phi2_gguf_pieces(spec: DecoderSpec) -> Pieces:
+    return gguf_form.pieces(spec) | gguf_form.fused_qkv(spec)
+
+
+def _phi3_hf(facts: Facts) -> DecoderSpec:
+    settings = hf_form.rope_settings(facts)
+    window = facts.get("sliding_window", int, default=None) or 0
+    limit = facts.require("max_position_embeddings", int)
+    if settings.get("rope_type", settings.get("type")) == "longrope":
+        limit = min(limit, hf_form.long_rope_limit(facts, settings))
+    layers = (LayerSpec(window=window),) * facts.require("num_hidden_layers", int)
+    return hf_form.read_spec(facts, layers=layers, max_position=limit)
+
+
+def _phi3_gguf(facts: Facts) -> DecoderSpec:
+    """The short factors serve the length that they were made for; the context is limited to it."""
+    window = facts.get("phi3.attention.sliding_window", int, default=0)
+    layers = (LayerSpec(window=window),) * facts.require("phi3.block_count", int)
+    spec = gguf_form.read_spec(facts, "phi3", layers=layers, ropes=())
+    factors = facts.vector("rope_factors_short.weight")
+    limit = facts.get("phi3.rope.scaling.original_context_length", int, default=spec.max_position)
+    rope = gguf_form.read_rope(facts, "phi3", spec.head_dim, factors=factors)
+    limit = min(limit, spec.max_position) if factors else spec.max_position
+    return gguf_form.read_spec(facts, "phi3", layers=layers, ropes=(rope,), max_position=limit)
+
+
+def _phi3_hf_pieces(spec: DecoderSpec) -> Pieces:
+    layer = "model.layers.{layer}."
+    q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    qkv, gate_up = layer + "self_attn.qkv_proj.weight", layer + "mlp.gate_up_proj.weight"
+    return hf_form.pieces(spec) | {
+        "q": Piece(qkv, 0, whole=False),
+        "k": Piece(qkv, q, whole=False),
+        "v": Piece(qkv, q + kv, whole=False),
+        "gate": Piece(gate_up, 0, whole=False),
+        "up": Piece(gate_up, spec.ffn_size, whole=False),
+    }
+
+
+def _phi3_gguf_pieces(spec: DecoderSpec) -> Pieces:
+    gate_up = "blk.{layer}.ffn_up.weight"
+    fused = {"gate": Piece(gate_up, 0, whole=False), "up": Piece(gate_up, spec.ffn_size, whole=False)}
+    return gguf_form.pieces(spec) | gguf_form.fused_qkv(spec) | fused
+
+
+PHI2 = Architecture(
+    Form(_phi2_gguf, _phi2_gguf_pieces, unused=gguf_form.UNUSED),
+    Form(_phi2_hf, _phi2_hf_pieces, unused=hf_form.UNUSED),
+)
+PHI3 = Architecture(
+    Form(_phi3_gguf, _phi3_gguf_pieces, unused=gguf_form.UNUSED),
+    Form(_phi3_hf, _phi3_hf_pieces, unused=hf_form.UNUSED),
+)

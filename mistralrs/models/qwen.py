@@ -1,0 +1,43 @@
+"""Qwen2, Qwen2.5 and Qwen3 (dense). Biases of q, k and v are found where the file has them."""
+
+from __future__ import annotations
+
+from mistralrs.models import gguf_form, hf_form
+from mistralrs.models.architecture import Architecture, Facts, Form
+from mistralrs.models.spec import DecoderSpec, LayerSpec
+
+
+def _layers(facts: Facts) -> tuple[LayerSpec, ...]:
+    count = facts.require("num_hidden_layers", int)
+    if not facts.get("use_sliding_window", bool, default=False):
+        return (LayerSpec(),) * count
+    window = facts.require("sliding_window", int)
+    first = facts.get("max_window_layers", int, default=count)
+    sliding = hf_form.windows(facts, tuple(i >= first for i in range(count)))
+    return tuple(LayerSpec(window=window if yes else 0) for yes in sliding)
+
+
+def _qwen2_hf(facts: Facts) -> DecoderSpec:
+    return hf_form.read_spec(facts, layers=_layers(facts))
+
+
+def _qwen2_gguf(facts: Facts) -> DecoderSpec:
+    return gguf_form.read_spec(facts, "qwen2")
+
+
+def _qwen3_hf(facts: Facts) -> DecoderSpec:
+    return hf_form.read_spec(facts, layers=_layers(facts), qk_norm=True)
+
+
+def _qwen3_gguf(facts: Facts) -> DecoderSpec:
+    return gguf_form.read_spec(facts, "qwen3", qk_norm=True)
+
+
+QWEN2 = Architecture(
+    Form(_qwen2_gguf, gguf_form.pieces, unused=gguf_form.UNUSED),
+    Form(_qwen2_hf, hf_form.pieces, unused=hf_form.UNUSED),
+)
+QWEN3 = Architecture(
+    Form(_qwen3_gguf, gguf_form.pieces, unused=gguf_form.UNUSED),
+    Form(_qwen3_hf, hf_form.pieces, unused=hf_form.UNUSED),
+)

@@ -1,0 +1,34 @@
+"""The chat templates that ship with the project, by name: `chat_templates/` of a checkout, and the wheel's copy of it.
+
+Knows where they lie; knows neither Jinja nor which model wants which.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mistralrs.errors import LoadError
+
+_PACKAGE = Path(__file__).parents[1]
+_PLACES = (_PACKAGE / "chat_templates", _PACKAGE.parent / "chat_templates")
+
+
+def builtin_template(name: str) -> str:
+    """The Jinja text of a shipped template, such as ``phi-2``. Raises LoadError when there is none of that name."""
+    if name not in builtin_names():
+        raise LoadError(f"there is no chat template named {name!r}", hint=f"there are {', '.join(builtin_names())}")
+    source: str = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))["chat_template"]
+    return source
+
+
+def builtin_names() -> list[str]:
+    """What ``builtin_template`` knows, in alphabetical order."""
+    return sorted(path.stem for path in _folder().glob("*.json"))
+
+
+def _folder() -> Path:
+    found = next((place for place in _PLACES if place.is_dir()), None)
+    if found is None:
+        raise LoadError(f"the chat templates are missing from the installation: no {_PLACES[0]}")
+    return found

@@ -1,0 +1,137 @@
+"""Text on its way to a stream: controls that must not arrive, line feeds that wait, lines about an answer."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mistralrs.engine.events import Usage
+from mistralrs.errors import MistralrsError
+from mistralrs_cli.output import (
+    AnswerWriter,
+    ProgressLine,
+    Sanitiser,
+    clean_line,
+    generation_rate,
+    print_error,
+    stats_line,
+)
+
+CONTROLS = {chr(code) for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))} - {"\n", "\t"}
+HOSTILE = st.text(
+    alphabet=st.one_of(
+        st.sampled_from(
+            ["\x1b", "\x1b", "\x9b", "\x9d", "\x90", "\x07", "\x9c", "[", "]", "\\", "m", ";", "0", "\n", "\t"]
+        ),
+        st.characters(codec="utf-8"),
+    ),
+    max_size=60,
+)
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@given(HOSTILE, st.lists(st.integers(0, 60), max_size=6))
+@example("\x1b]0;title\x07text", [1, 2])
+@example("\x1b[31", [])
+def test_no_control_arrives_however_the_text_is_cut(text: str, cuts: list[int]) -> None:
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[begin:end] for begin, end in itertools.pairwise(places)]
+    sanitiser = Sanitiser()
+    shown = "".join([sanitiser.feed(piece) for piece in pieces])
+    assert not CONTROLS & set(shown)
+    assert shown == Sanitiser().feed(text)
+    assert shown.count("\n") == text.count("\n")  # nothing swallows more than a line
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t")))
+def test_harmless_text_is_untouched(text: str) -> None:
+    assert Sanitiser().feed(text) == text
+
+
+def test_sequences_are_taken_out_whole() -> None:
+    for sequence in (
+        "\x1b[31m",
+        "\x1b[?25l",
+        "\x9b2J",
+        "\x1b]52;c;aGk=\x07",
+        "\x1b]0;title\x1b\\",
+        "\x9d0;title\x9c",
+        "\x1bPq#0\x1b\\",
+        "\x1b(B",
+        "\x1bc",
+        "\r",
+        "\x08",
+        "\x7f",
+    ):
+        assert Sanitiser().feed(f"a{sequence}b") == "ab", repr(sequence)
+    assert Sanitiser().feed("a\x1b]no end\nb") == "a\nb"
+    assert Sanitiser().feed("a\x1b[3\x1b[31mb") == "ab"
+
+
+def test_writer_ends_with_one_line_feed_and_keeps_the_text() -> None:
+    for pieces, written in (
+        (["a", "\n\n"], "a\n"),
+        (["a\n", "\nb"], "a\n\nb\n"),
+        (["\n"], "\n"),
+        ([], "\n"),
+        (["a\n"] * 3, "a\na\na\n"),
+    ):
+        stream = io.StringIO()
+        writer = AnswerWriter(stream)
+        for piece in pieces:
+            writer.write(piece)
+        writer.end()
+        assert stream.getvalue() == written
+        assert writer.text == "".join(pieces)
+
+
+def test_writer_is_raw_except_on_a_terminal() -> None:
+    for stream, written in ((io.StringIO(), "a\x1b[1mb\n"), (FakeTerminal(), "ab\n")):
+        writer = AnswerWriter(stream)
+        writer.write("a\x1b[")
+        writer.write("1mb")
+        writer.end()
+        assert stream.getvalue() == written
+        assert writer.text == "a\x1b[1mb"
+
+
+def test_errors_are_one_line_and_a_hint_without_controls() -> None:
+    stream = io.StringIO()
+    print_error(stream, MistralrsError("no\x1b[31m such\nfile", hint="try\nthis"))
+    assert stream.getvalue() == "error: no such file\nhint: try\n      this\n"
+    stream = io.StringIO()
+    print_error(stream, MistralrsError("plain"))
+    assert stream.getvalue() == "error: plain\n"
+    assert clean_line("a\tb\n c") == "a b c"
+
+
+def test_stats_line() -> None:
+    usage = Usage(
+        prompt_tokens=1840,
+        cached_tokens=1812,
+        completion_tokens=312,
+        prompt_s=0.6,
+        completion_s=311 / 21.4,
+        first_token_s=0.61,
+        seed=42,
+    )
+    expected = "312 tok · 21.4 tok/s · first 0.6 s · cached 1 812/1 840 · context 2 152/8 192 (26 %) · seed 42"
+    assert stats_line(usage, 8192) == expected
+    assert generation_rate(Usage(5, 0, 0, 0.0, 0.0, 0.0, 0)) == 0.0
+    assert "0 tok · 0.0 tok/s" in stats_line(Usage(0, 0, 0, 0.0, 0.0, 0.0, 0), 0)
+
+
+def test_progress_is_silent_where_nobody_looks() -> None:
+    stream = io.StringIO()
+    line = ProgressLine(stream)
+    line.DELAY = 0.0
+    line("loading", 1, 2)
+    line.clear()
+    assert stream.getvalue() == ""

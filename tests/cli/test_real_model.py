@@ -1,0 +1,71 @@
+"""The command with the default model: the whole way from words to text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.terminal import ROOT
+
+Run = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def run(default_model: Path) -> Run:
+    def run(*arguments: str, stdin: str | None = None) -> tuple[str, str]:
+        """stdout and stderr of a run that succeeds."""
+        result = subprocess.run(
+            [sys.executable, "-m", "mistralrs_cli", *arguments],
+            env={**os.environ, "MISTRALRS_DEFAULT_MODEL": str(default_model)},
+            cwd=ROOT,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout, result.stderr
+
+    return run
+
+
+def test_one_prompt(run: Run, default_model: Path) -> None:
+    out, _ = run("--prompt", "What is the capital of France?")
+    assert "Paris" in out
+    assert out.endswith("\n")
+    assert not out.endswith("\n\n")
+    words = ("--max-tokens", "2", "--prompt", "What is the capital of France?", "gguf", "-f", str(default_model))
+    assert out.startswith(run(*words)[0].rstrip("\n"))
+
+
+def test_copies_and_no_kv_cache_give_the_same_greedy_text(run: Run) -> None:
+    greedy = ("--temperature", "0", "--max-tokens", "4", "--prompt", "Name a colour.")
+    alone, _ = run(*greedy)
+    copies, _ = run(*greedy, "--prompt-concurrency", "2")
+    assert copies.split("=" * 23 + "\n") == [alone] * 2
+    recomputed, log = run("--no-kv-cache", "--log-level", "debug", *greedy)
+    assert recomputed == alone
+    assert re.search(r"Prompt\[\d+\] Completion\[\] - [\d.]+ms", log)
+
+
+def test_second_turn_reuses_the_first(run: Run) -> None:
+    out, err = run("-i", "--max-tokens", "4", "--stats", stdin="Hello\nAnd again\n")
+    assert len(out.splitlines()) >= 2
+    cached = [int(count) for count in re.findall(r"cached (\d+)/", err)]
+    assert cached[0] == 0
+    assert cached[1] >= 16
+
+
+def test_bench(run: Run) -> None:
+    out, _ = run("bench", "-p", "32", "-n", "4", "-c", "1,2", "-r", "1", "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["test"] for record in records] == ["tg4", "pp32", "tg4", "pp32"]
+    assert all(record["tok_s_median"] > 0 for record in records)

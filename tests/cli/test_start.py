@@ -1,0 +1,57 @@
+"""What a start costs: words are understood before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mistralrs
+from tests.cli.terminal import ROOT, environment
+
+HEAVY = ("torch", "numpy", "tokenizers", "gguf", "huggingface_hub", "jinja2", "prompt_toolkit", "rich", "asyncio")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["gguf", "--help"],
+        ["bench", "--help"],
+        [],
+        ["-i", "mistral-ggf"],
+        ["-i", "--prompt", "x"],
+        ["--prompt", "x", "--top-p", "7"],
+        ["-i", "gguf", "-f", "/absent.gguf"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported(tmp_path: Path, arguments: list[str]) -> None:
+    code = f"import sys; from mistralrs_cli.app import main; main({arguments!r}); "
+    code += f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.stderr.splitlines()[-1] == "[]"
+
+
+def test_importing_the_library_is_light() -> None:
+    code = "import sys, mistralrs, mistralrs.api.local, mistralrs.api.selectors; print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == "False\n"
+
+
+def test_version_is_the_project_s() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert mistralrs.__version__ == project["version"]
+
+
+def test_public_names_are_there() -> None:
+    assert all(hasattr(mistralrs, name) for name in mistralrs.__all__)

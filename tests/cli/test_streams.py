@@ -1,0 +1,309 @@
+"""The program from outside: exit codes, and what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from mistralrs import __version__
+from tests.cli.terminal import ROOT, environment
+
+
+class Program:
+    """Runs the command with the scripted model; stdin is empty unless given."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def start(
+        self, *arguments: str, module: str = "tests.cli.fake_main", stdin: int = subprocess.DEVNULL, **extra: str
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=environment(self.home, **extra),
+            cwd=ROOT,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def __call__(
+        self,
+        *arguments: str,
+        stdin: bytes | None = None,
+        module: str = "tests.cli.fake_main",
+        variables: Mapping[str, str] | None = None,
+    ) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+        with self.start(*arguments, module=module, stdin=pipe, **(variables or {})) as process:
+            out, err = process.communicate(stdin, timeout=60)
+        return process.returncode, out.decode(errors="surrogateescape"), err.decode()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path)
+
+
+def wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
+    """What stdout brought once ``text`` is in it."""
+    assert process.stdout is not None
+    seen = b""
+    while text not in seen:
+        piece = os.read(process.stdout.fileno(), 4096)
+        assert piece, f"stdout ended with {seen!r}"
+        seen += piece
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra", "code", "out", "err"),
+    [
+        (["--version"], {}, 0, f"mistralrs {__version__}\n", ""),
+        (["--prompt", "hello"], {}, 0, "you said: hello\n", ""),
+        (["--prompt", "newlines"], {}, 0, "one\n\ntwo\n", ""),
+        (["--prompt", "nothing"], {}, 0, "\n", ""),
+        (["--prompt", "escape"], {}, 0, "a\x1b]0;title\x07b\x1b[31mc\x9b2Jd\te\r\n\x1b\n", ""),
+        (["--prompt", "fail"], {}, 1, "half an \n", "error: the engine broke\nhint: try again\n"),
+        (
+            ["--prompt", "x", "--top-p", "2"],
+            {},
+            2,
+            "",
+            "error: --top-p 2.0 is out of range\nhint: it must be from 0 to 1\n",
+        ),
+        (["--prompt", "x"], {"FAKE_LOAD_ERROR": "bad file"}, 3, "", "error: bad file\nhint: take another file\n"),
+        (["-i"], {"MISTRALRS_DEFAULT_MODEL": "/absent"}, 3, "", None),
+        (["--prompt", "too-long"], {}, 4, "", None),
+        (["--prompt", ""], {}, 4, "", None),
+        (["--prompt", "-"], {}, 4, "", None),
+        (["-i", "-c", "none"], {}, 4, "", None),
+    ],
+)
+def test_exit_codes_and_streams(
+    program: Program, arguments: list[str], extra: dict[str, str], code: int, out: str, err: str | None
+) -> None:
+    result = program(*arguments, variables=extra)
+    assert result[:2] == (code, out)
+    if err is None:
+        lines = result[2].splitlines()
+        assert len(lines) == 2
+        assert lines[0].startswith("error: ")
+        assert lines[1].startswith("hint: ")
+    else:
+        assert result[2] == err
+
+
+def test_python_m_is_the_command(program: Program) -> None:
+    assert program("--version", module="mistralrs_cli") == (0, f"mistralrs {__version__}\n", "")
+    code, out, _ = program("help", "gguf", module="mistralrs_cli")
+    assert code == 0
+    assert out == program("gguf", "--help", module="mistralrs_cli")[1]
+    assert "--quantized-filename" in out
+
+
+def test_defects_show_a_traceback_only_when_asked(program: Program) -> None:
+    code, out, err = program("--prompt", "defect")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == "error: unexpected ZeroDivisionError: a defect"
+    assert "Traceback" not in err
+    for arguments, extra in ((["--debug"], {}), ([], {"MISTRALRS_DEBUG": "1"})):
+        code, _, err = program(*arguments, "--prompt", "defect", variables=extra)
+        assert code == 1
+        assert "Traceback" in err
+        assert "error: unexpected ZeroDivisionError: a defect" in err
+
+
+def test_stdin_is_context(program: Program) -> None:
+    assert program("--prompt", "sum up", stdin=b"line 1\nline 2\n")[1] == "you said: sum up\n\nline 1\nline 2\n"
+    assert program("--prompt", "sum up", stdin=b"")[1] == "you said: sum up\n"
+    assert program("--prompt", "sum up", "--no-stdin", stdin=b"text")[1] == "you said: sum up\n"
+    assert program("--prompt", "-", stdin=b"from a pipe\n")[1] == "you said: from a pipe\n"
+    assert program("--prompt", "-", stdin=b"bad \xff byte")[1] == "you said: bad \ufffd byte\n"
+
+
+def test_stdin_from_a_file_and_from_nothing(program: Program, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("in a file\n")
+    with text.open("rb") as file, program.start("--prompt", "sum up", stdin=file.fileno()) as process:
+        assert process.communicate(timeout=60)[0] == b"you said: sum up\n\nin a file\n"
+    closed = f"{sys.executable} -m tests.cli.fake_main --prompt hello <&-"
+    result = subprocess.run(closed, shell=True, env=environment(tmp_path), cwd=ROOT, capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, b"you said: hello\n")
+
+
+def test_no_stdin_leaves_the_loop_its_lines(tmp_path: Path) -> None:
+    loop = f'while read line; do {sys.executable} -m tests.cli.fake_main --no-stdin --prompt "$line"; done'
+    result = subprocess.run(
+        loop, shell=True, env=environment(tmp_path), cwd=ROOT, input=b"a\nb\n", capture_output=True, timeout=60
+    )
+    assert result.stdout == b"you said: a\nyou said: b\n"
+
+
+def test_concurrent_answers_in_order_with_their_own_seeds(program: Program) -> None:
+    code, out, err = program("--prompt", "sampling", "--prompt-concurrency", "3", "--seed", "40", "--stats")
+    answers = out.split("=" * 23 + "\n")
+    assert code == 0
+    assert [json.loads(answer)["seed"] for answer in answers] == [40, 41, 42]
+    # 3 x 2000 prompt tokens in 0.5 s each, side by side; 3 x 1 token in 0.25 s each
+    assert err == "Prompt T/s = 12000.0\nCompletion T/s = 12.0\nSeed = 40\n"
+    code, out, err = program("--prompt", "fail", "--prompt-concurrency", "2")
+    assert (code, err.count("error: the engine broke")) == (1, 2)
+
+
+def test_a_cut_is_said(program: Program) -> None:
+    assert (
+        program("--prompt", "long", "--stats")[2].splitlines()[-1] == "stopped at 128 tokens: --max-tokens allows more"
+    )
+
+
+def test_options_reach_the_model(program: Program, tmp_path: Path) -> None:
+    arguments = ["-t", "--system", "be brief", "--stop", "END", "--seed", "9"]
+    _, out, _ = program(*arguments, "--prompt", "sampling")
+    sampling = json.loads(out)
+    assert (sampling["truncate"], sampling["stop"], sampling["seed"]) == (True, ["END"], 9)
+    _, out, _ = program(*arguments, "--prompt", "messages")
+    assert json.loads(out)[0] == {"role": "system", "content": "be brief"}
+    model = tmp_path / "my.gguf"
+    model.touch()
+    _, out, _ = program("--no-kv-cache", "--prompt", "loaded", "llama-gguf", "-m", str(tmp_path), "-f", "my.gguf")
+    loaded = json.loads(out)
+    assert loaded["source"] == {"architecture": "llama", "path": str(model), "repo": None, "filename": None}
+    assert loaded["options"]["no_kv_cache"] is True
+
+
+def test_piped_chat_takes_lines_as_text(program: Program) -> None:
+    code, out, err = program("-i", stdin=b"/exit\n\n// b\nlong\nmessages")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[:3] == ["you said: /exit", "you said: // b", "cut here"]
+    assert [each["content"] for each in json.loads(lines[3])] == [
+        *("/exit", "you said: /exit"),
+        *("// b", "you said: // b"),
+        *("long", "cut here"),
+        "messages",
+    ]
+    assert err == ""
+    assert program("-i", stdin=b"") == (0, "", "")
+
+
+def test_piped_chat_outlives_errors(program: Program) -> None:
+    code, out, err = program("-i", "--stats", "--seed", "1", stdin=b"too-long x\nfail\nmessages\n")
+    assert code == 0
+    assert out.splitlines()[0] == "half an "
+    assert json.loads(out.splitlines()[1]) == [{"role": "user", "content": "messages"}]
+    assert err.count("error: ") == 2
+    assert err.splitlines()[-1].endswith("seed 1")
+
+
+@pytest.mark.parametrize("arguments", [["--prompt", "flood"], ["-i"], ["--help"], ["bench"]])
+def test_closed_stdout_ends_quietly(program: Program, arguments: list[str]) -> None:
+    process = program.start(*arguments, stdin=subprocess.PIPE, FAKE_SAYS_CLOSED="1")
+    assert process.stdout is not None
+    process.stdout.close()
+    with process:
+        assert process.stdin is not None
+        process.stdin.write(b"flood\n")
+        process.stdin.close()
+        assert process.stderr is not None
+        err = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert [line for line in err.splitlines() if not line.startswith("bench:")] in ([], ["closed"])
+
+
+def test_stdout_that_closes_in_mid_stream(program: Program) -> None:
+    with program.start("--prompt", "slow") as process:
+        wait_for(process, b"word1 ")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
+
+
+def test_stdout_that_was_never_open(tmp_path: Path) -> None:
+    closed = f"{sys.executable} -m tests.cli.fake_main --prompt hello >&-"
+    result = subprocess.run(closed, shell=True, env=environment(tmp_path), cwd=ROOT, capture_output=True, timeout=60)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_full_disk_is_an_error(tmp_path: Path) -> None:
+    full = f"{sys.executable} -m tests.cli.fake_main --prompt hello </dev/null >/dev/full"
+    result = subprocess.run(full, shell=True, env=environment(tmp_path), cwd=ROOT, capture_output=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith(b"error: [Errno 28]")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("arguments", [["--prompt", "slow"], ["-i"]])
+def test_signals(program: Program, arguments: list[str], number: signal.Signals, code: int) -> None:
+    with program.start(*arguments, stdin=subprocess.PIPE, FAKE_SAYS_CLOSED="1") as process:
+        assert process.stdin is not None
+        process.stdin.write(b"slow\n")
+        process.stdin.close()
+        seen = wait_for(process, b"word2 ")
+        process.send_signal(number)
+        began = time.monotonic()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        seen += process.stdout.read()
+        assert process.wait(timeout=60) == code
+        assert time.monotonic() - began < 5
+        assert seen.startswith(b"word0 word1 word2 ")
+        assert process.stderr.read() == b"closed\n"
+    if number is signal.SIGINT:
+        assert seen.endswith(b"\n")
+
+
+def test_interrupted_load(program: Program) -> None:
+    with program.start("--prompt", "x", "--no-stdin", FAKE_LOAD_S="30") as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+def test_a_slower_backend_is_said(program: Program) -> None:
+    code, out, err = program("--prompt", "hello", variables={"FAKE_PASSED_OVER": "native: not built"})
+    assert (code, out) == (0, "you said: hello\n")
+    assert err == "WARNING mistralrs.cli: slower than it could be: native: not built\n"
+    assert program("--log-level", "error", "--prompt", "hello", variables={"FAKE_PASSED_OVER": "x"})[2] == ""
+
+
+def test_bench_says_what_it_does(program: Program) -> None:
+    code, out, err = program("bench", "-p", "16", "-n", "8", "-c", "1,4", "-r", "2", "--json")
+    assert code == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [(each["test"], each["concurrency"]) for each in records] == [
+        ("tg8", 1),
+        ("pp16", 1),
+        ("tg8", 4),
+        ("pp16", 4),
+    ]
+    assert records[0] == {
+        "test": "tg8",
+        "concurrency": 1,
+        "tok_s_median": 28.0,  # 7 tokens after the first in 0.25 s
+        "tok_s_all": [28.0, 28.0],
+        "threads": 2,
+        "isa": "avx2",
+    }
+    assert records[1]["tok_s_median"] == 32.0
+    assert all(word in err for word in ("warm-up", "prefix cache off", "ignored", "sampling is included"))
+    code, out, _ = program("bench", "-p", "16", "-n", "0", "-c", "4", "-r", "2")
+    header, row = (line.replace("┃", "│").strip("│").split("│") for line in out.splitlines()[1:4:2])
+    assert [cell.strip() for cell in header] == [
+        *("model", "backend", "test", "t/s", "ms/t", "concurrency", "throughput/s")
+    ]
+    assert [cell.strip() for cell in row] == [
+        *("Fake-1B", "cpu avx2", "pp 16", "32.000±0.000", "31.250±0.000", "4", "128.0")
+    ]

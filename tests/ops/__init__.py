@@ -1,0 +1,1 @@
+"""Kernels, twins and the laws that bind them."""

@@ -1,0 +1,186 @@
+"""Runs one operation on any backend: matrices of random weights in, tensors out."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from random import Random
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from mistralrs.ops.arena import Arena, Buffer, buffer, buffers_bytes
+from mistralrs.ops.backend import Activation, Backend, Finish, Norm
+from mistralrs.ops.native import NativeBackend
+from mistralrs.ops.reference import ReferenceBackend
+from mistralrs.ops.weight import Matrix
+from mistralrs.ops.workspace import Sizes, StepArgs
+from mistralrs.quant.reference import dequantise
+from mistralrs.quant.types import TYPES
+from mistralrs_kernels import cpu
+from tests.quant.blocks import odd_rows, sane_rows
+
+FLOATS = frozenset({"F32", "F16", "BF16"})
+
+
+def _instruction_sets() -> list[str]:
+    try:
+        return list(cpu.tables())
+    except cpu.KernelError:
+        return []
+
+
+ISAS = _instruction_sets()
+"""Those that this machine and build run; empty without the compiled kernels."""
+
+for_every_isa = pytest.mark.parametrize(
+    "isa", ISAS or [pytest.param("", marks=pytest.mark.skip(reason="the compiled kernels are not here"))]
+)
+
+
+@cache
+def native(isa: str, *, threads: int = 2) -> NativeBackend:
+    return NativeBackend(threads=threads, isa=isa)
+
+
+@cache
+def twin() -> ReferenceBackend:
+    return ReferenceBackend()
+
+
+@cache
+def random_matrix(
+    name: str, *, rows: int, columns: int, seed: int, bias: bool = False, ordered: bool = False, odd: bool = False
+) -> Matrix:
+    """A matrix of the type ``name`` with weights of deviation columns ** -0.5, or with odd scales and any bytes."""
+    type_ = TYPES[name]
+    random = np.random.default_rng(seed)
+    if odd:
+        data = odd_rows(type_, rows=rows, columns=columns, seed=seed)
+    elif name in FLOATS:
+        weights = torch.from_numpy(random.standard_normal((rows, columns), dtype=np.float32) * columns**-0.5)
+        dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        data = weights.to(dtypes[name]).view(torch.uint8).numpy()
+    else:
+        data = sane_rows(type_, rows=rows, columns=columns, seed=seed, deviation=columns**-0.5)
+    return Matrix(
+        name,
+        type_,
+        rows,
+        columns,
+        memoryview(np.ascontiguousarray(data)).cast("B"),
+        array("i", Random(seed).sample(range(rows), rows)) if ordered else None,
+        array("f", random.standard_normal(rows).tolist()) if bias else None,
+    )
+
+
+def decoded(matrix: Matrix) -> torch.Tensor:
+    """(rows, columns) float32 by the definition of the type, in the wanted order."""
+    raw = torch.frombuffer(matrix.data, dtype=torch.uint8).view(-1, matrix.type.row_bytes(matrix.columns))
+    weights = dequantise(matrix.type, raw, matrix.columns)
+    return weights if matrix.order is None else weights[torch.tensor(matrix.order)]
+
+
+def random_values(*shape: int, seed: int) -> torch.Tensor:
+    """Normal numbers of which one in fifty is ten times larger, as activations have them."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator)
+    return torch.where(torch.rand(shape, generator=generator) < 0.02, values * 10, values)
+
+
+def step_args(*, tokens: int, logit_rows: Sequence[int] = (), max_seqs: int = 1, max_blocks: int = 1) -> StepArgs:
+    """A step of so many tokens of one sequence; for operations that look at nothing else."""
+    args = StepArgs(_sizes(tokens, max(1, len(logit_rows)), max_seqs, max_blocks))
+    positions = list(range(tokens))
+    args.set(
+        tokens=[0] * tokens,
+        positions=positions,
+        slots=positions,
+        seq_starts=[0, tokens],
+        context_lens=[tokens],
+        block_tables=[[0] * max_blocks],
+        logit_rows=logit_rows,
+    )
+    return args
+
+
+def _sizes(tokens: int, logits: int, seqs: int, blocks: int) -> Sizes:
+    return Sizes(
+        max_tokens=tokens, max_seqs=seqs, max_logits=logits, max_blocks=blocks,
+        hidden=1, q=1, kv=1, ffn=1, vocab=1, rotary=(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """A norm's values, before they stand in an arena."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-5
+
+    def bind(self, arena: Arena) -> Norm:
+        bias = None if self.bias is None else filled(arena, self.bias)
+        return Norm(filled(arena, self.weight), self.eps, self.kind, bias)
+
+
+def filled(arena: Arena, values: torch.Tensor) -> Buffer:
+    result = buffer(arena, *values.shape)
+    result.tensor.copy_(values)
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """A call of ``project``; ``run`` makes it on a backend."""
+
+    matrices: tuple[Matrix, ...]
+    x: torch.Tensor
+    norm: Normalisation | None = None
+    finish: Finish = "store"
+    activation: Activation = "silu"
+    terms: int = 1
+    logit_rows: tuple[int, ...] | None = None
+    softcap: float = 0.0
+    before: float = 0.0
+    """What is in the outputs before."""
+
+    def only(self, *tokens: int) -> Projection:
+        """The same with these tokens alone."""
+        return replace(self, x=self.x[list(tokens)])
+
+    def run(self, backend: Backend) -> list[torch.Tensor]:
+        tokens, columns = self.x.shape
+        rows_out = tokens if self.logit_rows is None else max(1, len(self.logit_rows))
+        members = self.matrices[:1] if self.finish == "gated" else self.matrices
+        shapes = [(rows_out, matrix.rows) for matrix in members]
+        arena = Arena(buffers_bytes(*shapes, (tokens, columns), (columns,), (columns,)))
+        weights = [backend.place(matrix) for matrix in self.matrices]
+        outs = [filled(arena, torch.full(shape, self.before)) for shape in shapes]
+        op = backend.project(
+            weights,
+            filled(arena, self.x),
+            outs,
+            norm=self.norm.bind(arena) if self.norm else None,
+            finish=self.finish,
+            activation=self.activation,
+            terms=self.terms,
+            logits_only=self.logit_rows is not None,
+            softcap=self.softcap,
+        )
+        backend.program([op], step_args(tokens=tokens, logit_rows=self.logit_rows or ()))()
+        return [out.tensor.clone() for out in outs]
+
+
+def normed(backend: Backend, x: torch.Tensor, norm: Normalisation) -> torch.Tensor:
+    """The norm of each row as the backend computes it: ``add_norm`` to zeros."""
+    arena = Arena(buffers_bytes(x.shape, x.shape, x.shape[-1:], x.shape[-1:]))
+    target = filled(arena, torch.zeros_like(x))
+    op = backend.add_norm(filled(arena, x), target, norm.bind(arena))
+    backend.program([op], step_args(tokens=len(x)))()
+    return target.tensor.clone()

@@ -1,0 +1,260 @@
+"""Attention over the paged cache: kernels against the torch twin, and bitwise laws of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+import torch
+
+from mistralrs.ops.arena import Arena, buffer
+from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary
+from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
+from tests.ops.harness import Normalisation, for_every_isa, native, normed, random_values, twin
+from tests.tolerances import ATTENTION
+
+pytestmark = pytest.mark.native
+
+BLOCK = 16
+HEADS = ((1, 1), (3, 1), (4, 2), (9, 3), (40, 1))
+HEAD_DIMS = (16, 24, 64, 80, 128)
+LENGTHS = (1, 15, 16, 17, 33, 63, 64, 65, 130, 511, 512, 513, 1030)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_half: int = 0
+    """0: nothing is rotated."""
+    window: int = 0
+    softcap: float = 0.0
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A sequence: what its tokens ask, are found by and say, and where its blocks are."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    table: list[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.q)
+
+
+Chunk = tuple[Text, int, int]
+"""Tokens [start, end) of a text."""
+
+
+def make_texts(shape: Shape, lengths: Sequence[int], *, seed: int) -> list[Text]:
+    """Their blocks lie scattered over the cache."""
+    counts = [-(-length // BLOCK) for length in lengths]
+    blocks = Random(seed).sample(range(sum(counts) + 3), sum(counts))
+    texts = []
+    for index, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        values = random_values(length, q + 2 * kv, seed=seed + 1000 * index)
+        texts.append(Text(*(part.contiguous() for part in values.split([q, kv, kv], dim=1)), blocks[:count]))
+        del blocks[:count]
+    return texts
+
+
+class Cache:
+    """A backend's attention with a cache of its own; starts full of what others left there."""
+
+    def __init__(self, backend: Backend, shape: Shape, texts: Sequence[Text]) -> None:
+        total = sum(text.length for text in texts)
+        blocks = 1 + max(block for text in texts for block in text.table)
+        self.sizes = Sizes(
+            max_tokens=total, max_seqs=len(texts), max_logits=1, max_blocks=max(len(text.table) for text in texts),
+            hidden=1, q=shape.heads * shape.head_dim, kv=shape.kv_heads * shape.head_dim, ffn=1, vocab=1,
+            rotary=(max(1, shape.rotary_half),),
+        )  # fmt: skip
+        self.backend, self.shape = backend, shape
+        self.work, self.args = Workspace(self.sizes), StepArgs(self.sizes)
+        kv = backend.kv_cache(
+            KvShape(
+                layers=1, kv_heads=shape.kv_heads, head_dim=shape.head_dim, num_blocks=blocks, block_size=BLOCK
+            )
+        )
+        self._leave_rubbish(kv)
+        half = shape.rotary_half
+        arena = Arena(4096)
+        op = backend.attend(
+            self.work,
+            kv,
+            layer=0,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            scale=shape.head_dim**-0.5,
+            rotary=Rotary(buffer(arena, half), self.work.rotary[0]) if half else None,
+            q_norm=self._norm(shape.q_norm, arena),
+            k_norm=self._norm(shape.k_norm, arena),
+            window=shape.window,
+            softcap=shape.softcap,
+        )
+        self._run = backend.program([op], self.args)
+
+    def _norm(self, weight: torch.Tensor | None, arena: Arena) -> Norm | None:
+        return None if weight is None else Normalisation(weight=weight).bind(arena)
+
+    def _leave_rubbish(self, kv: object) -> None:
+        """NaN in every place: what is not written by the test must not be read."""
+        for attribute in ("k", "v"):
+            if isinstance(values := getattr(kv, attribute, None), torch.Tensor):
+                values.fill_(float("nan"))
+        for span in getattr(kv, "layers", ()):
+            span.bytes[:] = b"\xff" * len(span.bytes)
+
+    def step(self, *chunks: Chunk) -> list[torch.Tensor]:
+        """One step; (tokens, heads * head_dim) for each chunk."""
+        starts = [0]
+        for _, start, end in chunks:
+            starts.append(starts[-1] + end - start)
+        positions = [p for _, start, end in chunks for p in range(start, end)]
+        work, count = self.work, starts[-1]
+        for target, name in ((work.q, "q"), (work.k, "k"), (work.v, "v")):
+            target.tensor[:count] = torch.cat([getattr(text, name)[start:end] for text, start, end in chunks])
+        self._rotary(positions)
+        self.args.set(
+            tokens=[0] * count,
+            positions=positions,
+            slots=[t.table[p // BLOCK] * BLOCK + p % BLOCK for t, start, end in chunks for p in range(start, end)],
+            seq_starts=starts,
+            context_lens=[end for _, _, end in chunks],
+            block_tables=[text.table for text, _, _ in chunks],
+            logit_rows=[],
+        )
+        self._run()
+        return list(work.attended.tensor[:count].clone().split([end - start for _, start, end in chunks]))
+
+    def _rotary(self, positions: list[int]) -> None:
+        half = self.shape.rotary_half
+        if half:
+            angles = torch.tensor(positions)[:, None] * 10000.0 ** (-torch.arange(half) / half)
+            self.work.rotary[0].tensor[: len(positions)] = torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def whole(backend: Backend, shape: Shape, text: Text) -> torch.Tensor:
+    """The text alone, in one step."""
+    return Cache(backend, shape, [text]).step((text, 0, text.length))[0]
+
+
+def assert_close(shape: Shape, result: torch.Tensor, expected: torch.Tensor, text: Text) -> None:
+    lengths = [x.unflatten(-1, (-1, shape.head_dim)).norm(dim=-1).max() for x in (text.q, text.k)]
+    largest_score = lengths[0] * lengths[1] * shape.head_dim**-0.5
+    worst = (result - expected).abs().max() / (ATTENTION * (1 + largest_score) * text.v.abs().max())
+    assert worst <= 1, f"{worst:.2f} times the tolerance"
+
+
+@for_every_isa
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_kernel_equals_twin(isa: str, heads: int, kv_heads: int, head_dim: int) -> None:
+    """Several sequences in one step, whole; then one more token of each."""
+    random = Random(f"{heads} {head_dim}")
+    half = random.choice((0, head_dim // 8, head_dim // 2))
+    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=half)
+    texts = make_texts(shape, random.sample(LENGTHS[:9], 3), seed=head_dim)
+    kernel, plain = Cache(native(isa), shape, texts), Cache(twin(), shape, texts)
+    for chunks in ([(text, 0, max(1, text.length - 1)) for text in texts], [(t, t.length - 1, t.length) for t in texts]):
+        for result, expected, text in zip(kernel.step(*chunks), plain.step(*chunks), texts, strict=True):
+            assert_close(shape, result, expected, text)
+
+
+@for_every_isa
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_length(isa: str, length: int) -> None:
+    """The last tokens of a sequence whose other tokens came before."""
+    shape = Shape(heads=3, kv_heads=1, head_dim=32, rotary_half=16)
+    [text] = make_texts(shape, [length], seed=length)
+    kernel, plain = Cache(native(isa), shape, [text]), Cache(twin(), shape, [text])
+    cut = max(0, length - 3)
+    for start, end in ((0, cut), (cut, length)):
+        if start < end:
+            assert_close(shape, kernel.step((text, start, end))[0], plain.step((text, start, end))[0], text)
+
+
+@for_every_isa
+@pytest.mark.parametrize("window", [1, 5, 16, 64, 600])
+def test_windows(isa: str, window: int) -> None:
+    shape = Shape(heads=4, kv_heads=2, head_dim=16, rotary_half=8, window=window)
+    [text] = make_texts(shape, [700], seed=window)
+    assert_close(shape, whole(native(isa), shape, text), whole(twin(), shape, text), text)
+
+
+@for_every_isa
+def test_soft_cap(isa: str) -> None:
+    shape = Shape(heads=4, kv_heads=2, head_dim=16, softcap=5.0)
+    [text] = make_texts(shape, [70], seed=1)
+    result = whole(native(isa), shape, text)
+    assert_close(shape, result, whole(twin(), shape, text), text)
+    uncapped = Shape(heads=4, kv_heads=2, head_dim=16)
+    assert (result - whole(native(isa), uncapped, text)).abs().max() > 0.01
+
+
+@for_every_isa
+def test_head_norms_are_norms_of_what_comes_in(isa: str) -> None:
+    """With norms of q and k: exactly what q and k that were normed before give without."""
+    weights = [1 + random_values(32, seed=seed) / 8 for seed in (1, 2)]
+    shape = Shape(heads=4, kv_heads=2, head_dim=32, rotary_half=16, q_norm=weights[0], k_norm=weights[1])
+    [text] = make_texts(shape, [70], seed=1)
+    q, k = (
+        normed(native(isa), values.reshape(-1, 32), Normalisation(weight=weight)).view_as(values)
+        for values, weight in zip((text.q, text.k), weights, strict=True)
+    )
+    plain = Shape(heads=4, kv_heads=2, head_dim=32, rotary_half=16)
+    before = Text(q, k, text.v, text.table)
+    assert torch.equal(whole(native(isa), shape, text), whole(native(isa), plain, before))
+    assert_close(plain, whole(native(isa), plain, before), whole(twin(), plain, before), text)
+
+
+@for_every_isa
+@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_however_the_prompt_is_cut(isa: str, heads: int, kv_heads: int, window: int) -> None:
+    """Bit for bit: whole, token by token, and in chunks beside other sequences."""
+    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=24, rotary_half=6, window=window)
+    texts = make_texts(shape, [70, 530, 9], seed=heads)
+    expected = [whole(native(isa), shape, text) for text in texts]
+    together = Cache(native(isa), shape, texts)
+    assert all(map(torch.equal, together.step(*((text, 0, text.length) for text in texts)), expected))
+    apart = Cache(native(isa), shape, texts)
+    done = [0] * len(texts)
+    random = Random(heads)
+    while any(start < text.length for start, text in zip(done, texts, strict=True)):
+        chunks, wanted = [], []
+        for index, text in enumerate(texts):
+            end = min(text.length, done[index] + random.choice((0, 1, 1, 2, 7, 16, 33, 100)))
+            if end > done[index]:
+                chunks.append((text, done[index], end))
+                wanted.append(expected[index][done[index] : end])
+                done[index] = end
+        if chunks:
+            assert all(map(torch.equal, apart.step(*chunks), wanted))
+
+
+@for_every_isa
+def test_threads_do_not_matter(isa: str) -> None:
+    shape = Shape(heads=9, kv_heads=3, head_dim=64, rotary_half=32)
+    texts = make_texts(shape, [600, 40, 3], seed=3)
+    chunks = [(text, 0, text.length) for text in texts]
+    first, *others = [Cache(native(isa, threads=threads), shape, texts).step(*chunks) for threads in (1, 2, 3)]
+    assert all(all(map(torch.equal, first, other)) for other in others)
+
+
+@for_every_isa
+def test_where_the_blocks_lie_does_not_matter(isa: str) -> None:
+    shape = Shape(heads=4, kv_heads=2, head_dim=64, rotary_half=32)
+    [text] = make_texts(shape, [100], seed=5)
+    moved = Text(text.q, text.k, text.v, [2 * block + 1 for block in reversed(text.table)])
+    assert torch.equal(whole(native(isa), shape, text), whole(native(isa), shape, moved))

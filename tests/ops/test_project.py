@@ -1,0 +1,256 @@
+"""The product of every storage type: kernels against the torch twin, and bitwise laws of the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from random import Random
+
+import pytest
+import torch
+
+from mistralrs.ops.backend import Activation, Finish
+from mistralrs.ops.weight import Matrix
+from mistralrs.quant.types import TYPES
+from tests.ops.harness import (
+    FLOATS,
+    ISAS,
+    Normalisation,
+    Projection,
+    decoded,
+    for_every_isa,
+    native,
+    normed,
+    random_matrix,
+    random_values,
+    twin,
+)
+from tests.tolerances import ACTIVATION, NEAR_TIE, NORM, PRODUCT
+
+pytestmark = pytest.mark.native
+
+ROWS = (1, 15, 16, 17, 48, 130)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33)
+TERMS = (1, 2)
+TWO_MEMBERS = (("Q4_1", "Q8_0"), ("Q4_K", "Q6_K"), ("Q5_0", "F16"), ("F32", "BF16"), ("Q2_K", "Q4_0"))
+
+
+def widths(name: str) -> tuple[int, ...]:
+    """One block and several; of plain numbers also such as are no multiple of 32."""
+    block = TYPES[name].block_len
+    return (32, 33, 40, 100) if name in FLOATS else (block, 3 * block)
+
+
+def magnitude(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+    """sum |w| |x| for each output, plus its bias: what rounding errors of a sum are in proportion to."""
+    sums = x.abs() @ decoded(matrix).abs().T
+    return sums if matrix.bias is None else sums + torch.tensor(matrix.bias).abs()
+
+
+def cost_of_ties(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+    """What rounding the second term the other way costs, summed over the values that stand as good as between two steps.
+
+    The portable kernels have no fused multiply-add: the remainder, that the second term rounds, differs in its last bits.
+    """
+    if matrix.type.name in FLOATS:
+        return torch.zeros(())
+    groups = x.unflatten(-1, (-1, 32)).double()
+    step = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    steps = (groups - torch.round(groups / step) * step) / (step / 254)
+    tied = ((steps - steps.floor()) - 0.5).abs() < NEAR_TIE
+    return torch.where(tied, step / 254, 0).flatten(1).float() @ decoded(matrix).abs().T
+
+
+def assert_products_equal(
+    case: Projection, results: list[torch.Tensor], expected: list[torch.Tensor], *, isa: str
+) -> None:
+    x = case.x if case.logit_rows is None else case.x[list(case.logit_rows)]
+    for matrix, result, wanted in zip(case.matrices, results, expected, strict=True):
+        allowed = PRODUCT * (magnitude(matrix, x) + abs(case.before))
+        if isa == "portable" and case.terms == 2:
+            allowed = allowed + cost_of_ties(matrix, x)
+        worst = ((result - wanted).abs() / allowed).max().item()
+        assert worst <= 1, f"{worst:.1f} times the tolerance: {matrix.name} {matrix.rows} x {matrix.columns}, {len(x)}"
+
+
+@for_every_isa
+@pytest.mark.parametrize("name", TYPES)
+def test_kernel_equals_twin(isa: str, name: str) -> None:
+    """Every row count, each with two draws of width, token count and terms."""
+    random = Random(f"{isa} {name}")
+    for number, rows in enumerate(ROWS * 2):
+        columns, tokens, terms = random.choice(widths(name)), random.choice(TOKENS), random.choice(TERMS)
+        matrix = random_matrix(name, rows=rows, columns=columns, seed=number, bias=number % 3 == 1, ordered=number % 2 == 1)
+        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=number), terms=terms)
+        assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
+
+
+@pytest.mark.slow
+@for_every_isa
+@pytest.mark.parametrize("name", TYPES)
+def test_kernel_equals_twin_in_every_size(isa: str, name: str) -> None:
+    for seed, (rows, columns, tokens, terms) in enumerate(product(ROWS, widths(name), TOKENS, TERMS)):
+        matrix = random_matrix(name, rows=rows, columns=columns, seed=seed)
+        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=seed), terms=terms)
+        assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
+
+
+@for_every_isa
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize(
+    "names",
+    [("Q4_1", "Q8_0"), ("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "F16", "Q5_1"), ("Q3_K", "BF16"), ("F32", "F16", "BF16")],
+)
+@pytest.mark.parametrize("finish", ["store", "add"])
+def test_members_of_different_types_and_heights(isa: str, names: tuple[str, ...], finish: Finish, terms: int) -> None:
+    matrices = tuple(
+        random_matrix(name, rows=rows, columns=512, seed=rows, bias=rows == 48, ordered=rows == 17)
+        for name, rows in zip(names, (48, 17, 130), strict=False)
+    )
+    for tokens in (1, 5, 9):
+        x = random_values(tokens, 512, seed=tokens)
+        case = Projection(matrices=matrices, x=x, finish=finish, terms=terms, before=0.75)
+        assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
+
+
+@for_every_isa
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+def test_activations(isa: str, activation: Activation) -> None:
+    """Of a matrix that is the identity, so that nothing else is in the way."""
+    identity = torch.eye(32)
+    matrix = replace(
+        random_matrix("F32", rows=32, columns=32, seed=1), data=memoryview(identity.view(torch.uint8).numpy()).cast("B")
+    )
+    x = torch.linspace(-30, 30, 64 * 32).view(64, 32)
+    case = Projection(matrices=(matrix,), x=x, finish="activate", activation=activation)
+    [result], [expected] = case.run(native(isa)), case.run(twin())
+    assert ((result - expected).abs() <= ACTIVATION * x.abs() + 1e-30).all()
+
+
+@for_every_isa
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("names", TWO_MEMBERS)
+def test_gated(isa: str, names: tuple[str, str], terms: int) -> None:
+    """act(first) * second, where an error of one counts as often as the other is large."""
+    for tokens, rows in ((1, 17), (4, 48), (9, 15)):
+        first, second = (random_matrix(name, rows=rows, columns=256, seed=seed) for seed, name in enumerate(names))
+        x = random_values(tokens, 256, seed=rows)
+        case = Projection(matrices=(first, second), x=x, finish="gated", terms=terms)
+        a, b = replace(case, finish="store").run(twin())
+        gate = torch.nn.functional.silu(a)
+        allowed = PRODUCT * 1.1 * (magnitude(first, x) * b.abs() + magnitude(second, x) * gate.abs())
+        [result] = case.run(native(isa))
+        assert ((result - gate * b).abs() <= allowed + ACTIVATION * (a * b).abs()).all()
+        [expected] = case.run(twin())
+        assert torch.equal(expected, gate * b)
+
+
+@for_every_isa
+def test_only_the_rows_that_are_asked_for(isa: str) -> None:
+    matrix = random_matrix("Q4_1", rows=130, columns=96, seed=5)
+    x = random_values(9, 96, seed=6)
+    for rows in ((8,), (0, 3, 4, 8), tuple(range(9))):
+        case = Projection(matrices=(matrix,), x=x, terms=2, logit_rows=rows)
+        results = case.run(native(isa))
+        assert_products_equal(case, results, case.run(twin()), isa=isa)
+        assert torch.equal(results[0], replace(case.only(*rows), logit_rows=None).run(native(isa))[0])
+    nothing = Projection(matrices=(matrix,), x=x, logit_rows=(), before=0.25)
+    assert (nothing.run(native(isa))[0] == 0.25).all()
+
+
+@for_every_isa
+def test_soft_cap(isa: str) -> None:
+    matrix = random_matrix("F32", rows=33, columns=64, seed=1)
+    x = 20 * random_values(5, 64, seed=2)
+    case = Projection(matrices=(matrix,), x=x, softcap=30.0)
+    [result], [expected] = case.run(native(isa)), case.run(twin())
+    assert result.abs().max() <= 30
+    assert ((result - expected).abs() <= PRODUCT * magnitude(matrix, x) + 30 * ACTIVATION).all()
+
+
+@for_every_isa
+@pytest.mark.parametrize("columns", [32, 96, 100, 576])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norm(isa: str, kind: str, columns: int) -> None:
+    """The norm itself within its tolerance; then norm and product are exactly the product of what the norm gives."""
+    x = 3 * random_values(9, columns, seed=columns) + 0.5
+    weight = 1 + random_values(columns, seed=1) / 8
+    norm = Normalisation(weight=weight) if kind == "rms" else Normalisation(
+        weight=weight, bias=random_values(columns, seed=2), kind="layer"
+    )
+    values, expected = normed(native(isa), x, norm), normed(twin(), x, norm)
+    assert ((values - expected).abs() <= NORM * expected.abs().amax(-1, keepdim=True)).all()
+    for name in ("F32", "Q8_0") if columns % 32 == 0 else ("F16",):
+        for terms in TERMS:
+            case = Projection(matrices=(random_matrix(name, rows=48, columns=columns, seed=3),), x=x, norm=norm, terms=terms)
+            apart = replace(case, x=values, norm=None)
+            [result] = case.run(native(isa))
+            assert torch.equal(result, apart.run(native(isa))[0])
+            assert_products_equal(apart, [result], apart.run(twin()), isa=isa)
+
+
+@for_every_isa
+@pytest.mark.parametrize("name", TYPES)
+def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
+    """Bit for bit, at every batch size, whoever its neighbours are."""
+    columns = widths(name)[-1]
+    random = Random(name)
+    for terms in TERMS:
+        case = Projection(
+            matrices=(random_matrix(name, rows=48, columns=columns, seed=1, bias=True),),
+            x=random_values(33, columns, seed=2),
+            norm=Normalisation(weight=1 + random_values(columns, seed=3) / 8),
+            terms=terms,
+        )
+        [alone] = [torch.cat([case.only(token).run(native(isa))[0] for token in range(33)])]
+        assert torch.equal(case.run(native(isa))[0], alone)
+        for count in (2, 3, 4, 5, 7, 8, 9, 16):
+            tokens = random.sample(range(33), count)
+            assert torch.equal(case.only(*tokens).run(native(isa))[0], alone[tokens]), (terms, count)
+
+
+@for_every_isa
+@pytest.mark.parametrize("names", TWO_MEMBERS)
+def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
+    """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces."""
+    matrices = tuple(random_matrix(name, rows=400, columns=512, seed=seed) for seed, name in enumerate(names))
+    for tokens, finish in product((1, 7, 40), ("store", "add", "gated")):
+        norm = Normalisation(weight=1 + random_values(512, seed=3) / 8)
+        x = random_values(tokens, 512, seed=tokens)
+        case = Projection(matrices=matrices, x=x, norm=norm, finish=finish, terms=2, before=0.5)
+        first, *others = [case.run(native(isa, threads=threads)) for threads in (1, 2, 3)]
+        for other in others:
+            assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.skipif(len(ISAS) < 2, reason="this machine runs one instruction set")
+@pytest.mark.parametrize("name", TYPES)
+def test_instruction_sets_agree(name: str) -> None:
+    columns = widths(name)[-1]
+    for terms in TERMS:
+        x = random_values(9, columns, seed=4)
+        case = Projection(matrices=(random_matrix(name, rows=130, columns=columns, seed=3),), x=x, terms=terms)
+        first, *others = [case.run(native(isa)) for isa in ISAS]
+        for isa, other in zip(ISAS[1:], others, strict=True):
+            assert_products_equal(case, other, first, isa=isa)
+
+
+@for_every_isa
+def test_rounding_is_that_of_the_definition(isa: str) -> None:
+    """Whole multiples of a half step are rounded to even, by kernel and twin alike; groups of zeros stay zero."""
+    x = torch.arange(-127, 129).float().view(8, 32) / 2
+    x[3] = 0
+    x[:, 0] = torch.where(x[:, 0] == 0, 0, 127.0)
+    x[3, 0] = 0
+    ones = replace(random_matrix("Q8_0", rows=32, columns=32, seed=1), data=_identity_q8_0())
+    case = Projection(matrices=(ones,), x=x)
+    [result], [expected] = case.run(native(isa)), case.run(twin())
+    assert torch.equal(result, expected)
+    assert torch.equal(result, torch.round(x))
+
+
+def _identity_q8_0() -> memoryview:
+    rows = torch.zeros(32, 34, dtype=torch.uint8)
+    rows[:, :2] = torch.tensor([1.0], dtype=torch.float16).view(torch.uint8)
+    rows[torch.arange(32), 2 + torch.arange(32)] = 1
+    return memoryview(rows.numpy()).cast("B")

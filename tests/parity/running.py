@@ -1,0 +1,84 @@
+"""Runs loaded models step by step, without the engine, so that a test decides what shares a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.model_runner import ModelRunner
+from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load_gguf
+from mistralrs.ops.backend import resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A model and the runner that the engine would drive."""
+
+    model: Model
+    runner: ModelRunner
+
+    @classmethod
+    def load(cls, path: Path, *, precision: str = "high", isa: str | None = None, threads: int = 2) -> Running:
+        backend = resolve("cpu", threads=threads, isa=isa).backend
+        model = load_gguf(path, backend, LoadPlan(max_seqs=8, max_batch_tokens=512, precision=precision))
+        return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size))
+
+    def whole(self, tokens: Sequence[int]) -> torch.Tensor:
+        """(tokens, vocabulary) logits of a sequence alone, as many at once as a step may return."""
+        text = Text(list(tokens), seed=0)
+        limit = self.model.limits.max_logits
+        chunks = [(text, start, min(start + limit, len(tokens))) for start in range(0, len(tokens), limit)]
+        return torch.cat([self.step(chunk)[0] for chunk in chunks])
+
+    def step(self, *chunks: Chunk) -> list[torch.Tensor]:
+        """Logits of every token of every chunk, all in one step."""
+        batch = Batch([], [], [], [0], [], [], [])
+        for text, start, end in chunks:
+            batch.tokens.extend(text.tokens[start:end])
+            batch.positions.extend(range(start, end))
+            batch.slots.extend(text.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(start, end))
+            batch.seq_starts.append(len(batch.tokens))
+            batch.context_lens.append(end)
+            batch.block_tables.append(text.blocks)
+        batch.logit_rows.extend(range(len(batch.tokens)))
+        logits = self.runner.forward(batch, Abort()).clone()
+        return list(logits.split([end - start for _, start, end in chunks]))
+
+
+class Text:
+    """A sequence with blocks of its own: texts of different ``seed`` share none."""
+
+    def __init__(self, tokens: list[int], *, seed: int) -> None:
+        self.tokens = tokens
+        self.blocks = [seed * 16 + block for block in Random(seed).sample(range(16), 16)][: -(-len(tokens) // BLOCK_SIZE)]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+Chunk = tuple[Text, int, int]
+"""Tokens [start, end) of a text."""
+
+
+def random_tokens(vocabulary: int, count: int, *, seed: int) -> list[int]:
+    return Random(seed).choices(range(vocabulary), k=count)
+
+
+def random_cuts(texts: Sequence[Text], *, seed: int, largest: int) -> Iterator[list[Chunk]]:
+    """Steps that take every text from its first token to its last, in pieces that have nothing to do with each other."""
+    random = Random(seed)
+    done = [0] * len(texts)
+    while any(start < len(text) for start, text in zip(done, texts, strict=True)):
+        chunks = []
+        for index, text in enumerate(texts):
+            end = min(len(text), done[index] + random.choice((0, 1, 1, 2, 5, largest)))
+            if end > done[index]:
+                chunks.append((text, done[index], end))
+                done[index] = end
+        if chunks:
+            yield chunks

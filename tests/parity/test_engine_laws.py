@@ -1,0 +1,176 @@
+"""Laws from the engine's door down to the kernels: what a request gets does not depend on how it was served.
+
+Answers are compared token by token, with the log-probabilities of the best tokens beside them: two answers are the same
+when all of these are, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.events import Delta, Finished, Stream, TokenLogprob, Usage
+from tests.tiny import StorageTypes, TinyConfig, write_tiny
+
+pytestmark = pytest.mark.native
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, logprobs=5, ignore_eos=True)
+DRAWN = SamplingParams(temperature=0.9, top_p=0.95, seed=11, max_tokens=24, logprobs=5, ignore_eos=True)
+QUESTIONS = (
+    "What is the capital of France?",
+    "Count from one to ten, in words, and say what comes next.",
+    "Hi",
+    "Tell me in two sentences why the sky is blue and the grass is green, and what a rainbow has to do with it. " * 3,
+)
+Load = Callable[..., LocalModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    reason: str
+
+
+def collect(stream: Stream) -> tuple[Answer, Usage]:
+    deltas = []
+    for event in stream:
+        if isinstance(event, Finished):
+            return (
+                Answer(
+                    "".join(delta.text for delta in deltas),
+                    tuple(token for delta in deltas for token in delta.tokens),
+                    tuple(logprob for delta in deltas for logprob in delta.logprobs),
+                    event.reason,
+                ),
+                event.usage,
+            )
+        assert isinstance(event, Delta), event
+        deltas.append(event)
+    raise AssertionError("the stream ended without an end")
+
+
+def ask(model: LocalModel, text: str, sampling: SamplingParams) -> tuple[Answer, Usage]:
+    return collect(model.chat([{"role": "user", "content": text}], sampling))
+
+
+def ask_all(model: LocalModel, texts: Sequence[str], sampling: SamplingParams) -> list[Answer]:
+    """All at once; the engine batches them."""
+    streams = [model.chat([{"role": "user", "content": text}], sampling) for text in texts]
+    return [collect(stream)[0] for stream in streams]
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("default", marks=pytest.mark.model)])
+def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "default":
+        path: Path = request.getfixturevalue("default_model")
+        return path
+    config = TinyConfig(types=StorageTypes.all("Q8_0"), context=1024)
+    return write_tiny(tmp_path_factory.mktemp("laws") / "tiny.gguf", config).path
+
+
+@pytest.fixture(scope="module")
+def load(model_path: Path) -> Load:
+    def load(**options: object) -> LocalModel:
+        return LocalModel.load(
+            ModelSource(None, model_path, None, None),
+            replace(LoadOptions(threads=2, prefix_cache_n=0), **options),
+        )
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def model(load: Load) -> Iterator[LocalModel]:
+    """Without a prefix cache: every request is computed from its first token."""
+    with load() as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def expected(model: LocalModel) -> dict[SamplingParams, list[Answer]]:
+    """Every question asked alone."""
+    return {sampling: [ask(model, text, sampling)[0] for text in QUESTIONS] for sampling in (GREEDY, DRAWN)}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_in_a_batch_is_alone(model: LocalModel, expected: dict[SamplingParams, list[Answer]], sampling: SamplingParams) -> None:
+    assert ask_all(model, QUESTIONS, sampling) == expected[sampling]
+    assert ask_all(model, [*QUESTIONS[::-1], *QUESTIONS], sampling) == [*expected[sampling][::-1], *expected[sampling]]
+
+
+def test_asked_again_is_asked_once(model: LocalModel, expected: dict[SamplingParams, list[Answer]]) -> None:
+    assert [ask(model, text, GREEDY)[0] for text in QUESTIONS] == expected[GREEDY]
+
+
+def test_seeds_differ(model: LocalModel, expected: dict[SamplingParams, list[Answer]]) -> None:
+    """So that the equality of drawn answers says something."""
+    answers = {ask(model, QUESTIONS[1], replace(DRAWN, seed=seed))[0].tokens for seed in range(4)}
+    assert len(answers) > 1
+
+
+def test_in_chunks_is_whole(load: Load, expected: dict[SamplingParams, list[Answer]]) -> None:
+    with load(max_batch_tokens=17) as model:
+        assert ask_all(model, QUESTIONS, GREEDY) == expected[GREEDY]
+
+
+def test_without_a_cache_is_with_one(load: Load, expected: dict[SamplingParams, list[Answer]]) -> None:
+    with load(no_kv_cache=True) as model:
+        assert [ask(model, text, GREEDY)[0] for text in QUESTIONS[:2]] == expected[GREEDY][:2]
+
+
+def test_a_hit_is_a_miss(load: Load, expected: dict[SamplingParams, list[Answer]]) -> None:
+    with load(prefix_cache_n=16) as model:
+        for sampling in (GREEDY, DRAWN):
+            for text, answer in zip(QUESTIONS, expected[sampling], strict=True):
+                ask(model, text, sampling)
+                again, usage = ask(model, text, sampling)
+                assert again == answer
+                assert usage.cached_tokens == (usage.prompt_tokens - 1) // 16 * 16
+
+
+def test_the_second_turn_computes_what_is_new(load: Load, model: LocalModel) -> None:
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    with load(prefix_cache_n=16) as cached:
+        answer, usage = collect(cached.chat(messages, GREEDY))
+        assert usage.cached_tokens == 0
+        messages += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": QUESTIONS[2]}]
+        second, usage_of_second = collect(cached.chat(messages, GREEDY))
+        assert usage_of_second.cached_tokens >= (usage.prompt_tokens - 1) // 16 * 16
+        assert usage_of_second.cached_tokens > 0
+    assert second == collect(model.chat(messages, GREEDY))[0]
+
+
+def test_streamed_text_is_the_text_of_the_tokens(model: LocalModel, expected: dict[SamplingParams, list[Answer]]) -> None:
+    for answer in expected[GREEDY] + expected[DRAWN]:
+        assert answer.reason == "length"
+        assert len(answer.tokens) == 24
+        assert answer.text == model.tokenizer.decode(answer.tokens)
+
+
+@pytest.mark.parametrize("precision", ["default", "high"])
+def test_loaded_again_is_loaded_once(load: Load, precision: str) -> None:
+    """In every precision, and with another number of threads."""
+    answers = []
+    for threads in (2, 1):
+        with load(precision=precision, threads=threads) as model:
+            answers.append(ask_all(model, QUESTIONS[:2], GREEDY))
+    assert answers[0] == answers[1]
+
+
+def test_the_default_model_names_paris(default_model: Path) -> None:
+    """With the sampling that the command line asks for when nobody says otherwise."""
+    sampling = SamplingParams(
+        temperature=0.1, top_k=32, top_p=0.1, frequency_penalty=0.1, presence_penalty=0.1, max_tokens=128, seed=1
+    )
+    with LocalModel.load(ModelSource(None, default_model, None, None), LoadOptions(threads=2)) as model:
+        answer, usage = ask(model, "What is the capital of France?", sampling)
+    assert "Paris" in answer.text
+    assert answer.reason == "stop"
+    assert usage.completion_tokens == len(answer.tokens) + 1

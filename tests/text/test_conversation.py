@@ -1,0 +1,194 @@
+"""Conversations that a template refuses are rewritten without losing a word, or refused in the template's own words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mistralrs.errors import RequestError
+from mistralrs.text.builtin_templates import builtin_template
+from mistralrs.text.chat_template import ChatTemplate, encode_chat
+from mistralrs.text.conversation import Message, TemplateRefusalError, render_conversation
+from mistralrs.text.tokenizer import Tokenizer
+from tests.text.vocabularies import byte_level
+
+# As these models' own files have them, but for the words.
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ message['content'] + eos_token + ' ' }}{% else %}{{ raise_exception('Only user and assistant') }}{% endif %}"
+    "{% endfor %}"
+)
+DEAF = "{% for m in messages if m.role != 'system' %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+DEVELOPER = {"role": "developer", "content": "Be brief."}
+USER = {"role": "user", "content": "Hi"}
+MORE = {"role": "user", "content": "there"}
+ANSWER = {"role": "assistant", "content": "Hello!"}
+CALL = {"role": "assistant", "content": "calling", "tool_calls": [{"id": "1"}]}
+
+
+def chat(source: str, messages: Sequence[Message]) -> str:
+    return ChatTemplate(source, bos="<s>", eos="</s>").render_any(messages)
+
+
+def test_gemma_gets_the_system_message_in_the_first_turn() -> None:
+    assert chat(GEMMA, [SYSTEM, USER, ANSWER, MORE]) == (
+        "<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>\n"
+        "<start_of_turn>user\nthere<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+def test_mistral_gets_the_system_message_in_the_first_turn() -> None:
+    assert (
+        chat(MISTRAL, [SYSTEM, USER, ANSWER, MORE])
+        == "<s>[INST] Be brief.\n\nHi [/INST]Hello!</s> [INST] there [/INST]"
+    )
+
+
+def test_llama_2_has_a_place_for_it() -> None:
+    assert chat(builtin_template("llama-2"), [SYSTEM, USER]) == "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"
+
+
+@pytest.mark.parametrize("source", [GEMMA, MISTRAL, builtin_template("llama-2"), builtin_template("chatml")])
+def test_a_developer_is_the_system(source: str) -> None:
+    assert chat(source, [DEVELOPER, USER]) == chat(source, [SYSTEM, USER])
+
+
+@pytest.mark.parametrize("source", [GEMMA, MISTRAL, builtin_template("llama-2")])
+def test_messages_of_one_role_become_one_turn(source: str) -> None:
+    joined = {"role": "user", "content": "Hi\n\nthere"}
+    assert chat(source, [USER, MORE, ANSWER, ANSWER, USER]) == chat(
+        source, [joined, {"role": "assistant", "content": "Hello!\n\nHello!"}, USER]
+    )
+    assert chat(source, [SYSTEM, USER, MORE]) == chat(source, [SYSTEM, joined])
+
+
+def test_only_what_must_be_rewritten_is() -> None:
+    assert "user\nHi<|im_end|>\n<|im_start|>user\nthere<|im_end|>" in chat(builtin_template("chatml"), [USER, MORE])
+
+
+def test_a_later_system_message_goes_to_the_turn_that_follows_and_the_first_keeps_its_place() -> None:
+    later = {"role": "system", "content": "Now in French."}
+    assert chat(builtin_template("llama-2"), [SYSTEM, USER, ANSWER, later, MORE]) == (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] Now in French.\n\nthere [/INST]"
+    )
+
+
+def test_a_system_message_alone_becomes_a_turn() -> None:
+    assert chat(MISTRAL, [SYSTEM]) == "<s>[INST] Be brief. [/INST]"
+
+
+@pytest.mark.parametrize("source", [GEMMA, MISTRAL])
+def test_what_no_rewriting_helps_is_refused_in_the_templates_own_words(source: str) -> None:
+    with pytest.raises(RequestError, match="Conversation roles must alternate"):
+        chat(source, [ANSWER, USER])
+
+
+def test_a_role_that_the_template_does_not_know_is_refused() -> None:
+    with pytest.raises(RequestError, match="Only user and assistant"):
+        chat(MISTRAL, [USER, {"role": "tool", "content": "42", "tool_call_id": "1"}])
+
+
+def test_a_first_answer_is_no_trouble_where_the_template_takes_it() -> None:
+    assert chat(builtin_template("chatml"), [ANSWER, USER]).startswith("<|im_start|>assistant\nHello!<|im_end|>\n")
+
+
+def test_a_template_that_passes_over_the_system_message_gets_it_elsewhere() -> None:
+    assert chat(DEAF, [SYSTEM, USER, ANSWER]) == "u:Be brief.\n\nHi;a:Hello!;"
+    assert chat(DEAF, [USER]) == "u:Hi;"
+    assert chat(DEAF, [{"role": "system", "content": " "}, USER]) == "u:Hi;"
+
+
+def test_a_template_that_reads_the_system_message_need_not_print_it() -> None:
+    switch = "{% if messages[0].content == '/quiet' %}quiet {% endif %}" + DEAF
+    assert chat(switch, [{"role": "system", "content": "/quiet"}, USER]) == "quiet u:Hi;"
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    picky = "{% for m in messages %}{% if m.content != 'Hi' and m.role == 'user' %}{{ raise_exception('only Hi') }}"
+    with pytest.raises(RequestError, match="the chat template leaves out the system message"):
+        chat(picky + "{% elif m.role == 'user' %}Hi{% endif %}{% endfor %}", [SYSTEM, USER])
+
+
+def test_messages_that_carry_more_than_text_are_left_alone() -> None:
+    with pytest.raises(TemplateRefusalError):
+        chat(MISTRAL, [USER, CALL, CALL])
+
+
+def test_parts_are_joined_as_parts() -> None:
+    def render(messages: Sequence[Message]) -> str:
+        if len(messages) > 1:
+            raise TemplateRefusalError("one at most")
+        return repr(messages[0]["content"])
+
+    parts = [{"type": "text", "text": "a"}]
+    rendered = render_conversation(render, [{"role": "user", "content": parts}, USER])
+    texts = ("a", "\n\n", "Hi")
+    assert rendered.text == repr([{"type": "text", "text": text} for text in texts])
+    assert not rendered.system_moved
+    assert render_conversation(render, [{"role": "user", "content": ""}, USER]).text == "'Hi'"
+
+
+def test_a_failure_is_not_a_refusal() -> None:
+    with pytest.raises(RequestError, match="the chat template failed on the messages"):
+        chat("{{ messages[0].content.nothing.there }}", [SYSTEM, USER])
+
+
+def test_the_user_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    template = ChatTemplate(GEMMA, bos="<s>", eos="</s>")
+    template.render_any([USER])
+    assert not caplog.records
+    for _ in range(3):
+        template.render_any([SYSTEM, USER])
+    assert [(record.levelno, "no place for a system message" in record.message) for record in caplog.records] == [
+        (logging.WARNING, True)
+    ]
+
+
+def test_the_given_messages_stay_as_they_are() -> None:
+    given: list[dict[str, Any]] = [dict(DEVELOPER), dict(USER), dict(MORE)]
+    chat(GEMMA, given)
+    assert given == [DEVELOPER, USER, MORE]
+
+
+def test_a_rewritten_conversation_gives_no_control_tokens_either() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level())
+    template = ChatTemplate(MISTRAL, bos="", eos="<|im_end|>")
+    ids = encode_chat(
+        template, tokenizer, [{"role": "system", "content": "<|im_"}, {"role": "user", "content": "end|>"}]
+    )
+    assert tokenizer.decode(ids) == "[INST] <|im_\n\nend|> [/INST]"
+    ids = encode_chat(template, tokenizer, [SYSTEM, {"role": "user", "content": "<|im_end|>"}, ANSWER])
+    assert [token for token in ids if not tokenizer.token_bytes(token)] == [2]
+
+
+ROLES = st.sampled_from(["system", "developer", "user", "assistant"])
+
+
+@given(roles=st.lists(ROLES, min_size=1, max_size=7), source=st.sampled_from([GEMMA, MISTRAL, DEAF]))
+def test_no_word_is_lost_and_the_order_stays(roles: list[str], source: str) -> None:
+    messages = [{"role": role, "content": f"<{position}>"} for position, role in enumerate(roles)]
+    try:
+        text = chat(source, messages)
+    except RequestError:
+        assert roles[0] == "assistant"
+        return
+    places = [text.find(message["content"]) for message in messages]
+    assert min(places) >= 0
+    assert places == sorted(places)
