@@ -27,7 +27,7 @@ from mistralrs_cli.exits import (
 from mistralrs_cli.model import Loader, Model, load_model
 
 if TYPE_CHECKING:
-    from mistralrs_cli.job import Task
+    from mistralrs_cli.job import InspectJob, ModelsJob, Task
     from mistralrs_cli.options import GlobalOptions
     from mistralrs_cli.output import Streams
 
@@ -57,14 +57,18 @@ def _run(arguments: Sequence[str], load: Loader) -> int:
             return 0
         _start_logging(words.options)
         # Below here files are looked at and models are loaded; what that imports would only slow down --help.
-        from mistralrs_cli.job import ChatJob, PromptJob, understand
+        from mistralrs_cli.job import ChatJob, PromptJob, Task, understand
         from mistralrs_cli.keyboard import kept_typing
         from mistralrs_cli.output import Streams
         from mistralrs_cli.prompt import prompt_text
 
         task = understand(words)
         streams = Streams(sys.stdin, sys.stdout, sys.stderr)
-        text = prompt_text(task.job, streams.stdin) if isinstance(task.job, PromptJob) else ""
+        text = ""
+        if isinstance(task, Task) and isinstance(task.job, PromptJob):
+            text = prompt_text(task.job, streams.stdin)
+    if not isinstance(task, Task):
+        return _do_without_engine(task, streams)
     with contextlib.ExitStack() as stack:
         before_leaving = []
         if isinstance(task.job, ChatJob) and streams.interactive:
@@ -72,6 +76,18 @@ def _run(arguments: Sequence[str], load: Loader) -> int:
         model = _load(task, load, streams, before_leaving)
         stack.callback(model.close)
         return _do(task, model, text, streams)
+
+
+def _do_without_engine(job: InspectJob | ModelsJob, streams: Streams) -> int:
+    from mistralrs_cli.job import InspectJob
+
+    if isinstance(job, InspectJob):
+        from mistralrs_cli.inspection import run_inspect
+
+        return run_inspect(job, streams)
+    from mistralrs_cli.models import run_models
+
+    return run_models(job, streams)
 
 
 def _load(task: Task, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]) -> Model:

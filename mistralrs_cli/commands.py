@@ -9,18 +9,18 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from mistralrs.api.selectors import ROWS, Row
+from mistralrs.api.selectors import ROWS, Row, row_named
 from mistralrs.errors import UsageError
-from mistralrs_cli.options import BenchOptions, GlobalOptions, QuantizedOptions, parameters
+from mistralrs_cli.options import BenchOptions, GlobalOptions, InspectOptions, ModelsOptions, parameters
+from mistralrs_cli.rows import AdapterOptions, WeightOptions, option_classes, overview, required, row_defaults, summary
 
-ROW_OPTIONS = {"gguf": QuantizedOptions}
-"""The options after a row, by its format."""
+Tool = InspectOptions | ModelsOptions
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -33,7 +33,8 @@ class Selection:
     """A row and the options after it."""
 
     row: Row
-    options: QuantizedOptions
+    options: WeightOptions
+    adapter: AdapterOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Words:
     """None: not the subcommand ``bench``."""
     subcommand: tuple[str, ...]
     """The row and what follows it, as typed."""
+    tool: Tool | None = None
+    """None: not a subcommand that does without a running model."""
 
 
 class Subcommands(TyperGroup):
@@ -58,9 +61,16 @@ class Subcommands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The subcommand, or None when there is none of that name."""
-        if cmd_name in ROWS:
+        if row_named(cmd_name):
             return _row_command(cmd_name)
         return _OTHER[cmd_name]() if cmd_name in _OTHER else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the help's lists of subcommands, without making these."""
+        width = max(map(len, self.list_commands(ctx)))
+        for title, entries in {**overview(), "Other commands": list(_HELP.items())}.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in entries])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The subcommand that ``args`` begin with, or a ``UsageError`` that names the nearest."""
@@ -116,21 +126,18 @@ def _application() -> Any:
 
 @functools.cache
 def _row_command(name: str) -> Any:
-    row = ROWS[name]
-    options_class = ROW_OPTIONS[row.format]
+    row = row_named(name)
+    assert row is not None
+    classes = option_classes(row)
 
     def select(context: typer.Context, **options: Any) -> Words:
-        selection = Selection(row, options_class(**options))
-        return Words(context.obj[0], selection, None, context.meta[_TYPED])
+        parts = [each(**{field.name: options[field.name] for field in fields(each)}) for each in classes]
+        return Words(context.obj[0], Selection(row, *parts), None, context.meta[_TYPED])  # type: ignore[arg-type]
 
-    defaults = {
-        "quantized_model_id": row.quantized_repo,
-        "quantized_filename": row.quantized_filename,
-        "repeat_last_n": str(row.repeat_last_n),
-    }
-    shown = {option: default for option, default in defaults.items() if default}
-    _declare(select, parameters(options_class, shown_defaults=shown))
-    return _single_command(name, select, help=_summary(row))
+    shown, needed = row_defaults(row), required(row)
+    declared = [parameters(each, shown_defaults=shown, required=needed) for each in classes]
+    _declare(select, [parameter for group in declared for parameter in group])
+    return _single_command(name, select, help=summary(row))
 
 
 @functools.cache
@@ -139,7 +146,7 @@ def _bench_command() -> Any:
         wanted = BenchOptions(**options)
         if not row:
             return Words(context.obj[0], None, wanted, ())
-        if row[0] not in ROWS:
+        if not row_named(row[0]):
             raise unknown_command(row[0], list(ROWS))
         command = _row_command(row[0])
         with command.make_context(row[0], row[1:], parent=context) as inner:
@@ -152,8 +159,7 @@ def _bench_command() -> Any:
     return _single_command(
         "bench",
         bench,
-        help="Measure the speed of a model: tokens a second for prompts and for generation. Without ROW: the default "
-        "model.",
+        help=_HELP["bench"],
         context_settings=CONTEXT | {"allow_interspersed_args": False},
     )
 
@@ -173,10 +179,31 @@ def _help_command() -> Any:
             typer.echo(found.get_help(typer.Context(found, info_name=name, parent=group_context)))
         raise typer.Exit
 
-    return _single_command("help", show_help, help="Show the help of a command.")
+    return _single_command("help", show_help, help=_HELP["help"])
 
 
-_OTHER: dict[str, Callable[[], Any]] = {"bench": _bench_command, "help": _help_command}
+@functools.cache
+def _tool_command(name: str, options_class: type[Tool]) -> Any:
+    def select(context: typer.Context, **options: Any) -> Words:
+        return Words(context.obj[0], None, None, (), options_class(**options))
+
+    _declare(select, parameters(options_class))
+    return _single_command(name, select, help=_HELP[name])
+
+
+_HELP = {
+    "bench": "Measure the speed of a model: tokens a second for prompts and for generation. Without ROW: the default "
+    "model.",
+    "inspect": "Show what a model is: architecture, types, tokenizer, chat template, and the memory that it needs.",
+    "models": "List the models in the hub's cache, or delete one.",
+    "help": "Show the help of a command.",
+}
+_OTHER: dict[str, Callable[[], Any]] = {
+    "bench": _bench_command,
+    "inspect": lambda: _tool_command("inspect", InspectOptions),
+    "models": lambda: _tool_command("models", ModelsOptions),
+    "help": _help_command,
+}
 """The subcommands that are not rows."""
 
 
@@ -191,11 +218,6 @@ def _declare(function: Callable[..., Any], declared: list[inspect.Parameter]) ->
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     function.__signature__ = inspect.Signature([context, *declared])  # type: ignore[attr-defined]
     function.__annotations__ = {each.name: each.annotation for each in (context, *declared)}
-
-
-def _summary(row: Row) -> str:
-    what = f"a {row.architecture.capitalize()} model" if row.architecture else "a model of any supported architecture"
-    return f"Use {what} in a {row.format.upper()} file."
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:

@@ -9,15 +9,24 @@ import math
 import secrets
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
-from mistralrs.api.default_model import find_default_model
 from mistralrs.api.local import LoadOptions, ModelSource
-from mistralrs.api.selectors import Row
 from mistralrs.engine.config import SamplingParams
-from mistralrs.errors import LoadError, UsageError
+from mistralrs.errors import UsageError
+from mistralrs.quant.quantize import isq_type
+from mistralrs.text.builtin_templates import builtin_template
 from mistralrs_cli.commands import Selection, Words
-from mistralrs_cli.options import ALL, GlobalOptions, Mode, QuantizedOptions, given
+from mistralrs_cli.options import (
+    ALL,
+    GlobalOptions,
+    InspectOptions,
+    Mode,
+    ModelsOptions,
+    PlainOptions,
+    QuantizedOptions,
+    given,
+)
+from mistralrs_cli.source import anywhere, find_source
 
 CHAT_MAX_TOKENS = 4096
 PROMPT_MAX_TOKENS = 128
@@ -68,6 +77,25 @@ Job = ChatJob | PromptJob | BenchJob
 
 
 @dataclass(frozen=True, slots=True)
+class InspectJob:
+    """What to say of which model, and how."""
+
+    source: ModelSource
+    token_source: str
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsJob:
+    """List the models that are here, or delete one."""
+
+    delete: str | None
+    """The repository; None: list."""
+    yes: bool
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A job and the model to do it with."""
 
@@ -76,10 +104,15 @@ class Task:
     load: LoadOptions
 
 
-def understand(words: Words) -> Task:
+def understand(words: Words) -> Task | InspectJob | ModelsJob:
     """The task that a command line asks for. Raises ``UsageError``, and ``LoadError`` when a local file is missing."""
     mode = _mode(words)
     options = words.options
+    if isinstance(words.tool, InspectOptions):
+        source = anywhere(words.tool.source, words.tool.filename, gqa=words.tool.gqa or 1)
+        return InspectJob(source, options.token_source or LoadOptions().token_source, words.tool.json)
+    if isinstance(words.tool, ModelsOptions):
+        return _models_job(words.tool)
     sampling = _sampling(options, words.selection)
     job: Job
     if mode is Mode.CHAT:
@@ -88,7 +121,7 @@ def understand(words: Words) -> Task:
         job = _prompt_job(options, sampling)
     else:
         job = _bench_job(words, sampling)
-    return Task(job, _source(words.selection), _load_options(words, job))
+    return Task(job, find_source(words.selection), _load_options(words, job))
 
 
 def _mode(words: Words) -> Mode:
@@ -99,6 +132,8 @@ def _mode(words: Words) -> Mode:
         Mode.PROMPT: options.prompt is not None,
         Mode.SERVE: options.port is not None,
         Mode.BENCH: words.bench is not None,
+        Mode.INSPECT: isinstance(words.tool, InspectOptions),
+        Mode.MODELS: isinstance(words.tool, ModelsOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:
@@ -129,6 +164,19 @@ def _three_commands(subcommand: tuple[str, ...]) -> str:
     )
     width = max(len(command) for command, _ in commands)
     return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
+
+
+def _models_job(words: ModelsOptions) -> ModelsJob:
+    if words.action == "list":
+        if words.name or words.yes:
+            extra = words.name or "--yes"
+            raise UsageError(f"models list takes no {extra}", hint="mistralrs models delete OWNER/NAME deletes a model")
+        return ModelsJob(None, yes=False, json=words.json)
+    if not words.name:
+        raise UsageError("models delete needs the name of a model", hint="mistralrs models lists them")
+    if words.json:
+        raise UsageError("--json is for the list", hint="leave it out")
+    return ModelsJob(words.name, yes=words.yes, json=False)
 
 
 def _prompt_job(options: GlobalOptions, sampling: SamplingParams) -> PromptJob:
@@ -224,7 +272,6 @@ def _repetition(value: float | None) -> float:
 
 def _load_options(words: Words, job: Job) -> LoadOptions:
     options = words.options
-    row_options = words.selection.options if words.selection else QuantizedOptions()
     defaults = LoadOptions()
     if isinstance(job, BenchJob):
         max_seqs, prefix_cache_n = max(job.concurrency), 0
@@ -232,43 +279,42 @@ def _load_options(words: Words, job: Job) -> LoadOptions:
         copies = job.copies if isinstance(job, PromptJob) else 1
         max_seqs = options.max_seqs or max(MAX_SEQS, copies)
         prefix_cache_n = defaults.prefix_cache_n if options.prefix_cache_n is None else options.prefix_cache_n
+    row_options = words.selection.options if words.selection else None
     return LoadOptions(
         max_seqs=max_seqs,
         prefix_cache_n=prefix_cache_n,
         no_kv_cache=options.no_kv_cache,
-        chat_template=options.chat_template,
-        tokenizer_json=row_options.tokenizer_json,
-        tok_model_id=row_options.tok_model_id,
+        chat_template=options.chat_template or _row_template(words.selection),
+        tokenizer_json=row_options.tokenizer_json if row_options else None,
+        tok_model_id=None if row_options is None or isinstance(row_options, PlainOptions) else row_options.tok_model_id,
         token_source=options.token_source or defaults.token_source,
         precision=options.precision or defaults.precision,
         threads=options.threads,
+        dtype=options.dtype or defaults.dtype,
+        isq=_isq(options.isq, words.selection),
     )
 
 
-def _source(selection: Selection | None) -> ModelSource:
-    """Which file: ``-m ''`` and a path that exists make ``-f`` local, anything else is a hub repository."""
-    if selection is None:
-        return ModelSource(architecture=None, path=find_default_model(), repo=None, filename=None)
-    row, options = selection.row, selection.options
-    where, filename = options.quantized_model_id, options.quantized_filename
-    if where is None and row.quantized_repo is None:
-        where = ""
-    if where is None and filename is not None and Path(filename).is_file():
+def _row_template(selection: Selection | None) -> str | None:
+    """The template that the row has for its own file, unless the user named another file or other text files."""
+    if selection is None or selection.row.template is None:
+        return None
+    options = selection.options
+    own = isinstance(options, QuantizedOptions) and not (
+        options.quantized_model_id or options.quantized_filename or options.tok_model_id
+    )
+    return builtin_template(selection.row.template) if own else None
+
+
+def _isq(name: str | None, selection: Selection | None) -> str | None:
+    """The type that ``--isq`` names; weights that are quantised already are refused by name."""
+    if name is None:
+        return None
+    wanted = isq_type(name)
+    if selection is None or selection.row.format in ("gguf", "ggml"):
+        what = "the default model" if selection is None else selection.row.name
         raise UsageError(
-            f"{filename} is here, but {row.name} looks for it in {row.quantized_repo}",
-            hint=f"add -m '' for the local file, or -m {row.quantized_repo}",
+            f"--isq {name}: {what} is a file that is quantised already",
+            hint="--isq is for safetensors: mistralrs --isq TYPE -i auto REPO",
         )
-    filename = filename or row.quantized_filename
-    if filename is None:
-        raise UsageError(f"{row.name} needs -f FILE", hint=f"mistralrs -i {row.name} -f model.gguf")
-    if where == "" or (where is not None and Path(where).exists()):
-        return ModelSource(architecture=row.architecture, path=_local(row, where, filename), repo=None, filename=None)
-    return ModelSource(architecture=row.architecture, path=None, repo=where or row.quantized_repo, filename=filename)
-
-
-def _local(row: Row, where: str, filename: str) -> Path:
-    path = Path(where) / filename if where and Path(where).is_dir() else Path(filename)
-    if path.is_file():
-        return path
-    what = "is a folder, not a file" if path.is_dir() else "does not exist"
-    raise LoadError(f"{path} {what}", hint=f"-f names the file; -m REPO {row.name} takes one from a hub repository")
+    return wanted.name.lower()

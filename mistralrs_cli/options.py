@@ -1,7 +1,7 @@
 """Every option, once: its names, type, help and the modes that it means something in.
 
-Three groups: before the subcommand, after a row, after ``bench``. None means that the user did not give an option;
-the defaults of a mode are in ``job``. Knows no row and runs nothing.
+Groups: before the subcommand; after a row, by the form of its weights and by its adapter; after each other subcommand.
+None means that the user did not give an option; the defaults of a mode are in ``job``. Knows no row and runs nothing.
 """
 
 # ruff: noqa: RUF009  (``option`` makes a dataclass field, as ``field`` does)
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from copy import copy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from mistralrs import __version__
+from mistralrs.quant.quantize import ISQ_TYPES
 
 
 class Mode(enum.Enum):
@@ -28,15 +29,24 @@ class Mode(enum.Enum):
     PROMPT = "--prompt"
     SERVE = "--port"
     BENCH = "bench"
+    INSPECT = "inspect"
+    MODELS = "models"
 
 
 ANSWER = frozenset({Mode.CHAT, Mode.PROMPT})
+RUN = ANSWER | {Mode.BENCH}
+FETCH = RUN | {Mode.INSPECT}
 ALL = frozenset(Mode)
 
 
 def option(default: object, *names: str, modes: frozenset[Mode] = ALL, **settings: Any) -> Any:
     """A field that is an option: ``names`` as typed, ``modes`` that it has a meaning in, ``settings`` of Typer."""
     return field(default=default, metadata={"option": typer.Option(*names, **settings), "modes": modes, "names": names})
+
+
+def argument(default: object, **settings: Any) -> Any:
+    """A field that is a word without a name."""
+    return field(default=default, metadata={"option": typer.Argument(**settings), "modes": ALL, "names": ()})
 
 
 def show_version(wanted: bool) -> bool:
@@ -182,18 +192,35 @@ class GlobalOptions:
         "--token-source",
         metavar="SOURCE",
         show_default="cache",
+        modes=FETCH,
         help="Hub token: literal:TOKEN, env:NAME, path:FILE, cache or none.",
     )
 
+    dtype: Literal["auto", "bf16", "f16", "f32"] | None = option(
+        None,
+        "--dtype",
+        metavar="auto|bf16|f16|f32",
+        modes=RUN,
+        show_default="auto",
+        help="What weights become that are stored as floats; auto: they stay as they are.",
+    )
+    isq: str | None = option(
+        None,
+        "--isq",
+        metavar="TYPE",
+        modes=RUN,
+        help=f"Quantise a safetensors model while it is loaded: {', '.join(ISQ_TYPES)}.",
+    )
     precision: Literal["default", "high"] | None = option(
         None,
         "--precision",
         metavar="default|high",
+        modes=RUN,
         show_default="default",
         help="high: slower, closer to the stored weights.",
     )
     threads: int | None = option(
-        None, "--threads", metavar="N", min=1, show_default="physical cores", help="Threads that compute."
+        None, "--threads", metavar="N", min=1, modes=RUN, show_default="physical cores", help="Threads that compute."
     )
 
     serve_ip: str | None = option(None, "--serve-ip", modes=frozenset({Mode.SERVE}), hidden=True)
@@ -213,17 +240,62 @@ class GlobalOptions:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizedOptions:
-    """What stands after a row whose weights are one quantised file."""
+def _tokenizer_json(*short: str) -> Any:
+    return option(None, "--tokenizer-json", *short, metavar="FILE", help="A local tokenizer.json; wins over any other.")
 
-    tok_model_id: str | None = option(
+
+def _tok_model_id() -> Any:
+    return option(
         None,
         "--tok-model-id",
         "-t",
         metavar="REPO|FOLDER",
         help="Use the tokenizer and template of this repository instead of the file's own.",
     )
+
+
+def _gqa() -> Any:
+    return option(
+        None,
+        "--gqa",
+        metavar="N",
+        min=1,
+        show_default="1",
+        help="Query heads to a key head of a GGML file, which does not say so: 8 for Llama 2 70B.",
+    )
+
+
+def _repeat_last_n() -> Any:
+    return option(
+        None,
+        "--repeat-last-n",
+        metavar="N",
+        min=0,
+        show_default="64",
+        help="Tokens that the penalties look back on, the prompt's included.",
+    )
+
+
+def _order() -> Any:
+    return option(None, "--order", "-o", metavar="FILE", help="The ordering of the adapters, a JSON file.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainOptions:
+    """What stands after a row whose weights are safetensors."""
+
+    model_id: str | None = option(
+        None, "--model-id", "-m", metavar="REPO|PATH", help="The model: a hub repository, a folder or a file."
+    )
+    tokenizer_json: Path | None = _tokenizer_json("-t")
+    repeat_last_n: int | None = _repeat_last_n()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedOptions:
+    """What stands after a row whose weights are one quantised file."""
+
+    tok_model_id: str | None = _tok_model_id()
     quantized_model_id: str | None = option(
         None,
         "--quantized-model-id",
@@ -232,16 +304,57 @@ class QuantizedOptions:
         help="Where the file is: a hub repository, a folder, or '' for a local file.",
     )
     quantized_filename: str | None = option(None, "--quantized-filename", "-f", metavar="FILE", help="The file.")
-    tokenizer_json: Path | None = option(
-        None, "--tokenizer-json", metavar="FILE", help="A local tokenizer.json; wins over any other."
+    tokenizer_json: Path | None = _tokenizer_json()
+    repeat_last_n: int | None = _repeat_last_n()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgmlOptions(QuantizedOptions):
+    """What stands after a row whose weights are a GGML file."""
+
+    gqa: int | None = _gqa()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoOptions:
+    """What stands after ``auto``."""
+
+    source: str | None = argument(None, metavar="SOURCE", help="The model: a hub repository, a folder or a file.")
+    model_id: str | None = option(None, "--model-id", "-m", metavar="SOURCE", help="The same as SOURCE.")
+    filename: str | None = option(
+        None, "--filename", "-f", metavar="FILE", help="A file of the repository or folder, where several are models."
     )
-    repeat_last_n: int | None = option(
+    tok_model_id: str | None = _tok_model_id()
+    tokenizer_json: Path | None = _tokenizer_json()
+    gqa: int | None = _gqa()
+    repeat_last_n: int | None = _repeat_last_n()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XLoraOptions:
+    """What stands after a row with X-LoRA, besides what names the weights."""
+
+    xlora_model_id: str | None = option(
+        None, "--xlora-model-id", "-x", metavar="REPO|FOLDER", help="The adapters and their classifier."
+    )
+    order: Path | None = _order()
+    tgt_non_granular_index: int | None = option(
         None,
-        "--repeat-last-n",
+        "--tgt-non-granular-index",
         metavar="N",
         min=0,
-        help="Tokens that the penalties look back on, the prompt's included.",
+        help="Compute the scalings for this many generated tokens, then keep the last ones.",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraOptions:
+    """What stands after a row with LoRA, besides what names the weights."""
+
+    adapters_model_id: str | None = option(
+        None, "--adapters-model-id", "-a", metavar="REPO|FOLDER", help="The adapters."
+    )
+    order: Path | None = _order()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,17 +372,47 @@ class BenchOptions:
     json: bool = option(False, "--json", help="One JSON object a line and test instead of tables.")
 
 
-def parameters(options: type, *, shown_defaults: Mapping[str, str] | None = None) -> list[inspect.Parameter]:
-    """The fields of an options class as parameters that Typer reads. ``shown_defaults``: what help says, by field."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """What stands after ``inspect``."""
+
+    source: str = argument(..., metavar="SOURCE", help="The model: a hub repository, a folder or a file.")
+    filename: str | None = option(
+        None, "--filename", "-f", metavar="FILE", help="A file of the repository or folder, where several are models."
+    )
+    gqa: int | None = _gqa()
+    json: bool = option(False, "--json", help="One JSON object instead of text.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsOptions:
+    """What stands after ``models``."""
+
+    action: Literal["list", "delete"] = argument("list", metavar="list|delete", help="What to do.")
+    name: str | None = argument(None, metavar="NAME", help="The repository to delete, as OWNER/NAME.")
+    yes: bool = option(False, "--yes", "-y", help="Delete without asking.")
+    json: bool = option(False, "--json", help="One JSON object instead of a table.")
+
+
+def parameters(
+    options: type, *, shown_defaults: Mapping[str, str] | None = None, required: Set[str] = frozenset()
+) -> list[inspect.Parameter]:
+    """The fields of an options class as parameters that Typer reads.
+
+    ``shown_defaults``: what help says of defaults, by field; ``required``: fields that help calls so.
+    """
     hints = get_type_hints(options)
     found = []
     for each in fields(options):
         info = copy(each.metadata["option"])
         if shown_defaults and each.name in shown_defaults:
             info.show_default = shown_defaults[each.name]
+        if each.name in required:
+            info.help = f"{info.help} Required."
         annotation: Any = Annotated[hints[each.name], info]
+        default = inspect.Parameter.empty if each.default is ... else each.default
         keyword = inspect.Parameter.KEYWORD_ONLY
-        found.append(inspect.Parameter(each.name, keyword, default=each.default, annotation=annotation))
+        found.append(inspect.Parameter(each.name, keyword, default=default, annotation=annotation))
     return found
 
 

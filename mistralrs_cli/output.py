@@ -212,3 +212,13 @@ def stats_line(usage: Usage, context_length: int) -> str:
 def grouped(number: int) -> str:
     """A number with its thousands apart."""
     return f"{number:,}".replace(",", " ")
+
+
+def byte_size(count: int) -> str:
+    """Bytes in the unit that leaves one to three digits before the point, such as ``91.7 MB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from mistralrs_kernels import cpu
 
 from tests.tiny import write_tiny
 
@@ -13,8 +14,15 @@ DEFAULT_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever asks for the default model is marked so."""
+    """Whoever asks for the default model is marked so; what needs the compiled kernels is skipped without them."""
+    try:
+        cpu.load()
+        missing = None
+    except cpu.KernelError as reason:
+        missing = pytest.mark.skip(reason=f"the compiled kernels cannot be used: {reason}")
     for item in items:
+        if missing is not None and item.get_closest_marker("native"):
+            item.add_marker(missing)
         if isinstance(item, pytest.Function) and "default_model" in item.fixturenames:
             item.add_marker(pytest.mark.model)
 

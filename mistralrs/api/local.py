@@ -31,16 +31,18 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Which file."""
+    """Which files."""
 
     architecture: str | None
-    """What it must hold; None: whatever the file says."""
+    """What they must hold, a name of ``models.registry.ARCHITECTURES``; None: whatever they say."""
     path: Path | None
-    """A local file, or"""
+    """A local file or folder, or"""
     repo: str | None
     """a hub repository, perhaps with ``@revision``, and"""
     filename: str | None
-    """the file in it."""
+    """the file in it; None: the whole model."""
+    gqa: int = 1
+    """Query heads to a key head of a GGML file, which does not say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class LoadOptions:
     isa: str | None = None
     """An instruction set of the kernels, or ``torch`` for none; None: the best."""
     max_batch_tokens: int = 512
+    dtype: Literal["auto", "bf16", "f16", "f32"] = "auto"
+    """Of weights that are stored as floats; ``auto``: as they are stored."""
+    isq: str | None = None
+    """The type to quantise safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +212,21 @@ def _token(source: str) -> Callable[[], str | None]:
     return lambda: value
 
 
-def _find(source: ModelSource, token: Callable[[], str | None], progress: Progress | None) -> Path:
-    if source.path is not None:
-        return source.path
-    if source.repo is None or source.filename is None:
-        raise LoadError("neither a file nor a repository was named", hint="mistralrs -i gguf -f model.gguf")
-    from mistralrs.loading.source import fetch
+def locate(source: ModelSource, *, token_source: str = "cache", progress: Progress | None = None) -> Path:
+    """The file or folder of a model, downloaded if need be. Raises ``LoadError`` and ``UsageError``."""
+    return _find(source, _token(token_source), progress)
 
-    return fetch(source.repo, source.filename, token=token(), progress=progress)
+
+def _find(source: ModelSource, token: Callable[[], str | None], progress: Progress | None) -> Path:
+    from mistralrs.loading.hub_model import fetch_model, fetch_parts, local_model
+
+    if source.path is not None:
+        return local_model(source.path)
+    if source.repo is None:
+        raise LoadError("neither a file nor a repository was named", hint="mistralrs -i auto model.gguf")
+    if source.filename is None:
+        return fetch_model(source.repo, architecture=source.architecture, token=token(), progress=progress)
+    return fetch_parts(source.repo, source.filename, token=token(), progress=progress)
 
 
 def _text_source(options: LoadOptions, token: Callable[[], str | None], progress: Progress | None) -> TextSource:

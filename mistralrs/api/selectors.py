@@ -1,15 +1,15 @@
 """The table of rows: every way to name a model, as architecture x format x adapter, with the defaults of its options.
 
-A row becomes a subcommand, and later a ``Which``, a line of the documentation and of the test matrix. Knows no file
-and no torch: it says what a user may ask for, not how it is loaded.
+A row becomes a subcommand, a line of the documentation, and later a ``Which`` and a line of the test matrix. Knows no
+file and no torch: it says what a user may ask for, not how it is loaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Format = Literal["plain", "gguf", "ggml"]
+Format = Literal["plain", "gguf", "ggml", "any"]
 Adapter = Literal["lora", "x-lora"]
 
 
@@ -20,18 +20,19 @@ class Row:
     name: str
     """The subcommand."""
     architecture: str | None
-    """What the weights must be; None: whatever the file says."""
+    """What the weights must be, a name of ``models.registry.ARCHITECTURES``; None: whatever the file says."""
     format: Format
-    """How the weights are stored: a folder of safetensors (plain), or one GGUF or GGML file."""
+    """How the weights are stored: safetensors (plain), one GGUF or GGML file, or whichever of these is there (any)."""
     adapter: Adapter | None = None
     """What is added to the weights."""
     base_repo: str | None = None
-    """Default of ``--model-id`` (plain) or ``--tok-model-id`` (GGML). A GGUF file brings its own tokenizer: None there
-    means that none is fetched unless the user asks."""
+    """Default of ``--model-id``; only of plain rows. GGUF and GGML files bring their own tokenizer."""
     quantized_repo: str | None = None
-    """Default of ``--quantized-model-id``; None: only a local file."""
+    """Default of ``--quantized-model-id``; None: a local file."""
     quantized_filename: str | None = None
     """Default of ``--quantized-filename``."""
+    template: str | None = None
+    """The shipped chat template for the row's own file, where that was made before files had templates."""
     adapter_repo: str | None = None
     """Default of ``--xlora-model-id`` or ``--adapters-model-id``."""
     gqa: int = 1
@@ -40,24 +41,145 @@ class Row:
     """Default of ``--repeat-last-n``: tokens that the penalties look back on."""
 
 
-ROWS: dict[str, Row] = {
-    row.name: row
-    for row in (
-        Row(
-            "mistral-gguf",
-            architecture="mistral",
-            format="gguf",
-            quantized_repo="TheBloke/Mistral-7B-Instruct-v0.1-GGUF",
-            quantized_filename="mistral-7b-instruct-v0.1.Q4_K_M.gguf",
-        ),
-        Row(
-            "llama-gguf",
-            architecture="llama",
-            format="gguf",
-            quantized_repo="TheBloke/Llama-2-13B-chat-GGUF",
-            quantized_filename="llama-2-13b-chat.Q4_K_M.gguf",
-        ),
-        Row("gguf", architecture=None, format="gguf"),
+def row_named(name: str) -> Row | None:
+    """The row of that name; ``xlora-`` is accepted for ``x-lora-``. None: there is none."""
+    return ROWS.get("x-" + name[1:] if name.startswith("xlora-") else name)
+
+
+def _adapted(adapter: Adapter, base: Row, adapter_repo: str | None = None) -> Row:
+    """The row of ``base`` with an adapter."""
+    return replace(base, name=f"{adapter}-{base.name}", adapter=adapter, adapter_repo=adapter_repo)
+
+
+_MISTRAL = Row("mistral", "mistral", "plain", base_repo="mistralai/Mistral-7B-Instruct-v0.1")
+_GEMMA = Row("gemma", "gemma", "plain", base_repo="google/gemma-7b-it")
+_LLAMA = Row("llama", "llama", "plain", base_repo="meta-llama/Llama-2-13b-chat-hf")
+_MIXTRAL = Row("mixtral", "mixtral", "plain", base_repo="mistralai/Mixtral-8x7B-Instruct-v0.1")
+_PHI2 = Row("phi2", "phi2", "plain", base_repo="microsoft/phi-2")
+_MISTRAL_GGUF = Row(
+    "mistral-gguf",
+    "mistral",
+    "gguf",
+    quantized_repo="TheBloke/Mistral-7B-Instruct-v0.1-GGUF",
+    quantized_filename="mistral-7b-instruct-v0.1.Q4_K_M.gguf",
+    template="mistral",
+)
+_LLAMA_GGUF = Row(
+    "llama-gguf",
+    "llama",
+    "gguf",
+    quantized_repo="TheBloke/Llama-2-13B-chat-GGUF",
+    quantized_filename="llama-2-13b-chat.Q4_K_M.gguf",
+    template="llama-2",
+)
+_LLAMA_GGML = Row(
+    "llama-ggml",
+    "llama",
+    "ggml",
+    quantized_repo="TheBloke/Llama-2-13B-chat-GGML",
+    quantized_filename="llama-2-13b-chat.ggmlv3.q4_K_M.bin",
+    template="llama-2",
+)
+_MIXTRAL_GGUF = Row(
+    "mixtral-gguf",
+    "mixtral",
+    "gguf",
+    quantized_repo="TheBloke/Mixtral-8x7B-v0.1-GGUF",
+    quantized_filename="mixtral-8x7b-v0.1.Q4_K_M.gguf",
+    template="mistral",
+)
+# What adapters are put on where no other base is named. X-LoRA's own adapters are made for Zephyr.
+_ADAPTERS = "lamm-mit/x-lora"
+_ZEPHYR = replace(_MISTRAL, base_repo="HuggingFaceH4/zephyr-7b-beta")
+_ZEPHYR_GGUF = replace(
+    _MISTRAL_GGUF,
+    quantized_repo="TheBloke/zephyr-7B-beta-GGUF",
+    quantized_filename="zephyr-7b-beta.Q8_0.gguf",
+    template="zephyr",
+)
+_ANY_GEMMA, _ANY_LLAMA, _ANY_MIXTRAL, _ANY_PHI2 = (
+    replace(row, base_repo=None) for row in (_GEMMA, _LLAMA, _MIXTRAL, _PHI2)
+)
+
+ORIGINAL = (
+    _MISTRAL,
+    _GEMMA,
+    _LLAMA,
+    _MIXTRAL,
+    _PHI2,
+    _MISTRAL_GGUF,
+    _LLAMA_GGUF,
+    _LLAMA_GGML,
+    _MIXTRAL_GGUF,
+    _adapted("x-lora", _ZEPHYR, _ADAPTERS),
+    _adapted("x-lora", _ANY_GEMMA),
+    _adapted("x-lora", _ANY_LLAMA),
+    _adapted("x-lora", _ANY_MIXTRAL),
+    _adapted("x-lora", _ANY_PHI2),
+    _adapted("x-lora", _ZEPHYR_GGUF, _ADAPTERS),
+    _adapted("x-lora", _LLAMA_GGUF),
+    _adapted("x-lora", _LLAMA_GGML),
+    _adapted("x-lora", _MIXTRAL_GGUF),
+    _adapted("lora", _ZEPHYR, _ADAPTERS),
+    _adapted("lora", _ANY_MIXTRAL),
+    _adapted("lora", _ANY_LLAMA),
+    _adapted("lora", _ZEPHYR_GGUF, _ADAPTERS),
+    _adapted("lora", _LLAMA_GGUF),
+    _adapted("lora", _LLAMA_GGML),
+    _adapted("lora", _MIXTRAL_GGUF),
+)
+"""The 25 rows of mistral.rs."""
+
+
+def _both(architecture: str, base_repo: str, quantized_repo: str, quantized_filename: str) -> tuple[Row, Row]:
+    """An architecture's rows for safetensors and for GGUF files."""
+    plain = Row(architecture, architecture, "plain", base_repo=base_repo)
+    file = Row(
+        f"{architecture}-gguf",
+        architecture,
+        "gguf",
+        quantized_repo=quantized_repo,
+        quantized_filename=quantized_filename,
     )
-}
+    return plain, file
+
+
+MORE = (
+    Row("auto", None, "any"),
+    Row("gguf", None, "gguf"),
+    Row(
+        "gemma-gguf",
+        "gemma",
+        "gguf",
+        quantized_repo="lmstudio-ai/gemma-2b-it-GGUF",
+        quantized_filename="gemma-2b-it-q4_k_m.gguf",
+        template="gemma",
+    ),
+    Row(
+        "phi2-gguf",
+        "phi2",
+        "gguf",
+        quantized_repo="TheBloke/phi-2-GGUF",
+        quantized_filename="phi-2.Q4_K_M.gguf",
+    ),
+    *_both(
+        "qwen2",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "Qwen/Qwen2.5-1.5B-Instruct-GGUF",
+        "qwen2.5-1.5b-instruct-q4_k_m.gguf",
+    ),
+    *_both("qwen3", "Qwen/Qwen3-8B", "Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q4_K_M.gguf"),
+    *_both("gemma2", "google/gemma-2-9b-it", "bartowski/gemma-2-9b-it-GGUF", "gemma-2-9b-it-Q4_K_M.gguf"),
+    *_both("gemma3", "google/gemma-3-1b-it", "ggml-org/gemma-3-1b-it-GGUF", "gemma-3-1b-it-Q4_K_M.gguf"),
+    *_both(
+        "phi3",
+        "microsoft/Phi-3.5-mini-instruct",
+        "bartowski/Phi-3.5-mini-instruct-GGUF",
+        "Phi-3.5-mini-instruct-Q4_K_M.gguf",
+    ),
+    *_both("smollm3", "HuggingFaceTB/SmolLM3-3B", "ggml-org/SmolLM3-3B-GGUF", "SmolLM3-Q4_K_M.gguf"),
+)
+"""Rows that mistral.rs did not have."""
+
+ROWS: dict[str, Row] = {row.name: row for row in (*ORIGINAL, *MORE)}
 """Every row, by name, in the order in which help lists them."""

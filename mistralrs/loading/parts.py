@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from math import prod
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
 from mistralrs.loading.convert import Conversion
-from mistralrs.models.architecture import Form
+from mistralrs.models.architecture import Form, Piece
 from mistralrs.models.parts import layer_shapes, part_shapes
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.arena import Arena, Buffer, buffer
@@ -77,9 +78,17 @@ class CheckpointParts:
 
     def _check_all(self) -> None:
         used = set()
+        fused: Counter[str] = Counter()
         for place in self._everything():
             tensor = self._tensor(place)
             used |= {tensor.name, _bias_name(tensor.name)}
+            if not self._piece(place).whole:
+                fused[tensor.name] += self._shapes[place.part][0]
+        for name, rows in fused.items():
+            found = self._checkpoint.tensors[name].shape[0]
+            if found != rows:
+                reason = f"has {found} rows, its parts have {rows}"
+                raise FormatError(str(self._checkpoint.path), f"tensor {name}", reason)
         unknown = sorted(
             name
             for name in self._checkpoint.tensors.keys() - used
@@ -92,11 +101,19 @@ class CheckpointParts:
                 hint="the file was made for another architecture, or with parts that are not supported yet",
             )
 
+    def _piece(self, place: _Place) -> Piece:
+        """Where a part stands in this checkpoint; where it should stand, if it is nowhere."""
+        first = piece = self._pieces[place.part]
+        while _name(piece, place) not in self._checkpoint.tensors:
+            if piece.otherwise is None:
+                return first
+            piece = piece.otherwise
+        return piece
+
     def _tensor(self, place: _Place) -> RawTensor:
         """The tensor that holds a part, its shape checked."""
-        piece = self._pieces[place.part]
-        names = [name.format(layer=place.layer, expert=place.expert) for name in (piece.name, piece.otherwise) if name]
-        tensor = self._checkpoint.tensor(next((name for name in names if name in self._checkpoint.tensors), names[0]))
+        piece = self._piece(place)
+        tensor = self._checkpoint.tensor(_name(piece, place))
         expected = self._shapes[place.part]
         if len(tensor.shape) == 3 and place.expert is not None:
             expected = (self._spec.experts, *expected)
@@ -111,7 +128,7 @@ class CheckpointParts:
     def _first_row(self, place: _Place, tensor: RawTensor) -> int:
         """Where a part's rows begin in its tensor."""
         stacked = len(tensor.shape) == 3 and place.expert is not None
-        return (place.expert or 0) * tensor.shape[1] if stacked else self._pieces[place.part].start
+        return (place.expert or 0) * tensor.shape[1] if stacked else self._piece(place).start
 
     def _order(self, part: str) -> array[int] | None:
         if part not in self._form.adjacent_pairs:
@@ -179,6 +196,10 @@ class CheckpointParts:
         result = buffer(self._vectors[-1], len(values))
         result.values[:] = values
         return result
+
+
+def _name(piece: Piece, place: _Place) -> str:
+    return piece.name.format(layer=place.layer, expert=place.expert)
 
 
 def _bias_name(name: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mistralrs.errors import FormatError, LoadError
+from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
 from mistralrs.loading.convert import Conversion, Dtype
 from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
@@ -153,7 +154,7 @@ def _load_described(
     progress: Progress | None,
 ) -> Model:
     spec = _read_spec(file.path, form, GgufFacts(file))
-    tokenizer, template = _text(file.path, plan, spec, file.metadata)
+    tokenizer, template = _text(file, plan, spec, builtin="phi-2" if architecture == "phi2" else None)
     decoder, limits = _place(file, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
     return _model(file, decoder, tokenizer, template, spec, limits, architecture, name)
@@ -199,8 +200,9 @@ def load_folder(
         config = read_config(folder / "config.json")
         found, form = _hf_form(path, config, architecture)
         spec = _read_spec(path, form, HfFacts(file, folder / "config.json", config))
-        text = plan.text if plan.text.tok_model_id else replace(plan.text, tok_model_id=str(folder))
-        tokenizer, template = _text(path, replace(plan, text=text), spec, {})
+        # microsoft/phi-2 brings no template
+        tokenizer, template = plan.text.for_model(str(folder), builtin="phi-2" if found == "phi2" else None)
+        _check_vocabulary(path, tokenizer, spec)
         decoder, limits = _place(file, form, spec, backend, plan, progress)
         return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name)
 
@@ -241,29 +243,41 @@ def _gguf_form(file: GgufFile, wanted: str | None) -> tuple[str, Form]:
     return found, form
 
 
-def _read_spec(path: Path, form: Form, facts: Facts) -> DecoderSpec:
-    """The decoder that the facts describe; errors name the file."""
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before errors that do not have it."""
     try:
-        return form.spec(facts)
-    except FormatError:
-        raise
+        yield
     except LoadError as error:
+        if str(path) in error.message:
+            raise
         raise LoadError(f"{path}: {error.message}", hint=error.hint) from error
 
 
+def _read_spec(path: Path, form: Form, facts: Facts) -> DecoderSpec:
+    """The decoder that the facts describe."""
+    with _naming(path):
+        return form.spec(facts)
+
+
 def _text(
-    path: Path, plan: LoadPlan, spec: DecoderSpec, metadata: Mapping[str, object]
+    file: DescribedCheckpoint, plan: LoadPlan, spec: DecoderSpec, *, builtin: str | None
 ) -> tuple[Tokenizer, ChatTemplate | None]:
-    tokenizer = plan.text.tokenizer(metadata)
-    if spec.vocab_size and tokenizer.vocab_size > spec.vocab_size:
+    with _naming(file.path) if plan.text.own_tokenizer else nullcontext():
+        tokenizer = plan.text.tokenizer(file.metadata)
+    _check_vocabulary(file.path, tokenizer, spec)
+    own = file.get("tokenizer.chat_template", str, default=None)
+    with _naming(file.path) if plan.text.chat_template is None else nullcontext():
+        return tokenizer, plan.text.template(own, tokenizer, builtin=builtin)
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> None:
+    """No token may lie outside the embedding: the kernels do not look."""
+    if 0 < spec.vocab_size < tokenizer.vocab_size:  # 0: there is no embedding, which is said later
         raise LoadError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {spec.vocab_size}",
             hint="the tokenizer belongs to another model",
         )
-    own = metadata.get("tokenizer.chat_template")
-    if own is not None and not isinstance(own, str):
-        raise FormatError(str(path), "metadata key tokenizer.chat_template", "is not a text")
-    return tokenizer, plan.text.template(own, tokenizer)
 
 
 def _place(
@@ -277,10 +291,11 @@ def _place(
     """Checks all parts, plans the memory, then takes it."""
     report = (lambda done, total: progress("weights", done, total)) if progress else None
     conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
-    parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, progress=report)
-    limits = _plan_memory(spec, plan, parts.placed_bytes)
-    backend.reserve(parts.placed_bytes)
-    return build_decoder(spec, parts, backend, limits, precision=PRECISIONS[plan.precision]), limits
+    with _naming(checkpoint.path):
+        parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, progress=report)
+        limits = _plan_memory(spec, plan, parts.placed_bytes)
+        backend.reserve(parts.placed_bytes)
+        return build_decoder(spec, parts, backend, limits, precision=PRECISIONS[plan.precision]), limits
 
 
 def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
@@ -288,6 +303,8 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
 
     Raises ``LoadError`` when the weights do not fit.
     """
+    if spec.max_position < 1:
+        raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")
     left = available_bytes() - weights
     token_bytes = (
         len(spec.layers)

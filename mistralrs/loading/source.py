@@ -32,6 +32,10 @@ class NotInRepositoryError(LoadError):
     """The repository and the revision exist, the file in it does not."""
 
 
+class NotReachedError(LoadError):
+    """The hub was not asked, because that is forbidden, or did not answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class _RemoteFile:
     repo: str
@@ -80,6 +84,27 @@ def fetch_optional(
         return _cached(file) or _download(file, token, progress)
     except NotInRepositoryError:
         return None
+
+
+def cached(repo: str, filename: str) -> Path | None:
+    """The local path of ``filename`` if the cache has it. Raises as ``fetch`` does for names that cannot be."""
+    return _cached(_remote_file(repo, filename, None))
+
+
+def list_files(repo: str, *, token: str | None = None) -> list[str]:
+    """The names of all files of the hub repository ``repo``, sorted; those in folders as ``folder/name``.
+
+    Never from the cache. Raises LoadError as ``fetch`` does.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    listing = _remote_file(repo, "the list of files", None)
+    _refuse_offline(listing)
+    try:
+        return sorted(HfApi().list_repo_files(listing.repo, revision=listing.revision, token=token or False))
+    except (HTTPError, OSError) as error:
+        raise _explained(error, listing, token) from error
 
 
 def companion(place: str, name: str, *, token: str | None = None, progress: Progress | None = None) -> Path | None:
@@ -143,11 +168,7 @@ def _download(file: _RemoteFile, token: str | None, progress: Progress | None) -
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # whichever client library it is of
 
-    if constants.is_offline_mode():
-        raise LoadError(
-            f"{file} is not in the cache, and HF_HUB_OFFLINE forbids to download it",
-            hint="unset HF_HUB_OFFLINE; a file that is here already runs with: mistralrs -i gguf -f PATH",
-        )
+    _refuse_offline(file)
     timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _ANSWER_SECONDS
     # False: the hub's client would otherwise look for a token by itself.
     sent_token: str | bool = token or False
@@ -165,6 +186,16 @@ def _download(file: _RemoteFile, token: str | None, progress: Progress | None) -
     except (HTTPError, OSError, RuntimeError) as error:
         raise _explained(error, file, token) from error
     return Path(path)
+
+
+def _refuse_offline(file: _RemoteFile) -> None:
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise NotReachedError(
+            f"{file} is not in the cache, and HF_HUB_OFFLINE forbids to download it",
+            hint="unset HF_HUB_OFFLINE; a file that is here already runs with: mistralrs -i gguf -f PATH",
+        )
 
 
 def _remote_size(file: _RemoteFile, token: str | bool, timeout: float) -> int | None:
@@ -249,7 +280,7 @@ def _unreachable(error: Exception, file: _RemoteFile) -> LoadError:
     from huggingface_hub import constants
 
     reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return LoadError(
+    return NotReachedError(
         f"{file} is not in the cache, and downloading it from {constants.ENDPOINT} failed: {reason}",
         hint="check the network and try again; a file that is here already runs with: mistralrs -i gguf -f PATH",
     )

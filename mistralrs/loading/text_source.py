@@ -45,10 +45,15 @@ class TextSource:
     token: Callable[[], str | None] | None = None
     progress: Progress | None = None
 
+    @property
+    def own_tokenizer(self) -> bool:
+        """Whether the tokenizer is the model's own."""
+        return self.tokenizer_json is None and self.tok_model_id is None
+
     def tokenizer(self, metadata: Mapping[str, object]) -> Tokenizer:
         """For a model that is one file with a vocabulary in it. Raises ``LoadError`` when the chosen one is missing or
         broken."""
-        if self.tokenizer_json is None and self.tok_model_id is None:
+        if self.own_tokenizer:
             return Tokenizer.from_gguf(metadata)
         return self._tokenizer(self._place(self.tok_model_id), config_json=False)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from mistralrs.errors import LoadError
 from mistralrs.models.spec import DecoderSpec
 
 Value = TypeVar("Value", bool, int, float, str, list[object], dict[str, object])
@@ -30,6 +32,29 @@ class Facts(Protocol):
         ...
 
 
+def layer_count(facts: Facts, key: str) -> int:
+    """How many layers there are, before any of them takes memory. Raises ``LoadError`` for a count that is absurd."""
+    count = facts.require(key, int)
+    if not 1 <= count <= 1000:
+        raise LoadError(f"{count} layers are not between 1 and 1000")
+    return count
+
+
+def checked(spec: DecoderSpec) -> DecoderSpec:
+    """``spec`` if its numbers can be computed with. Raises ``LoadError``."""
+    if min(spec.ffn_size, spec.head_dim) < 1:
+        raise LoadError(f"heads of {spec.head_dim} and a feed-forward of {spec.ffn_size} are too small")
+    for layer in spec.layers:
+        if layer.window < 0:
+            raise LoadError(f"a sliding window of {layer.window} tokens is none")
+    positive = [spec.norm_eps, 1.0 if spec.attention_scale is None else spec.attention_scale]
+    if not all(0 < value < math.inf for value in positive):
+        raise LoadError(f"norm epsilon {positive[0]} or attention scale {positive[1]} is not positive")
+    if not all(0 <= cap < math.inf for cap in (spec.attention_softcap, spec.final_softcap)):
+        raise LoadError(f"soft caps {spec.attention_softcap} and {spec.final_softcap} are not both positive")
+    return spec
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Where a part stands: rows of a tensor from ``start`` on. ``{layer}`` and ``{expert}`` are filled in."""
@@ -38,8 +63,8 @@ class Piece:
     start: int = 0
     whole: bool = True
     """False: the tensor holds other parts' rows as well."""
-    otherwise: str | None = None
-    """The tensor to look for when there is none of that name."""
+    otherwise: Piece | None = None
+    """Where the part stands when there is no tensor of that name."""
 
 
 Pieces = dict[str, Piece]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
+from mistralrs.errors import LoadError
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
@@ -16,7 +19,23 @@ _PATTERN = 6
 
 def _activation(facts: Facts) -> Activation:
     """``hidden_activation`` wins; what ``hidden_act`` calls gelu is the tanh approximation here."""
-    return hf_form.activation(facts.get("hidden_activation", str, default=None) or "gelu_pytorch_tanh")
+    name = facts.get("hidden_act", str, default="gelu")
+    return hf_form.activation(
+        facts.get("hidden_activation", str, default="gelu_pytorch_tanh" if name == "gelu" else name)
+    )
+
+
+def _attention_scale(facts: Facts) -> float:
+    """From what queries are divided by the root of. Raises ``LoadError``."""
+    scalar = facts.require("query_pre_attn_scalar", float)
+    if not 0 < scalar < math.inf:
+        raise LoadError(f"query_pre_attn_scalar is {scalar}, not positive")
+    return scalar**-0.5
+
+
+def _refuse_bidirectional(facts: Facts) -> None:
+    if facts.get("use_bidirectional_attention", bool, default=False):
+        raise LoadError("attention in both directions is not supported", hint="the model is made to embed text")
 
 
 def _scaled(hidden: int) -> dict[str, Any]:
@@ -24,6 +43,7 @@ def _scaled(hidden: int) -> dict[str, Any]:
 
 
 def _gemma_hf(facts: Facts) -> DecoderSpec:
+    _refuse_bidirectional(facts)
     more = _scaled(facts.require("hidden_size", int))
     return hf_form.read_spec(facts, activation=_activation(facts), head_dim=facts.require("head_dim", int), **more)
 
@@ -42,17 +62,20 @@ def _every_other(count: int) -> tuple[bool, ...]:
 
 
 def _all_but_sixth(count: int, pattern: int = _PATTERN) -> tuple[bool, ...]:
+    if pattern < 1:
+        raise LoadError(f"a sliding window in all but every {pattern}th layer makes no sense")
     return tuple((i + 1) % pattern != 0 for i in range(count))
 
 
 def _gemma2_hf(facts: Facts) -> DecoderSpec:
-    sliding = hf_form.windows(facts, _every_other(facts.require("num_hidden_layers", int)))
+    _refuse_bidirectional(facts)
+    sliding = hf_form.windows(facts, _every_other(layer_count(facts, "num_hidden_layers")))
     return hf_form.read_spec(
         facts,
         layers=_alternating(sliding, facts.require("sliding_window", int)),
         activation=_activation(facts),
         post_norms=True,
-        attention_scale=facts.require("query_pre_attn_scalar", float) ** -0.5,
+        attention_scale=_attention_scale(facts),
         attention_softcap=facts.get("attn_logit_softcapping", float, default=None) or 0.0,
         final_softcap=facts.get("final_logit_softcapping", float, default=None) or 0.0,
         **_scaled(facts.require("hidden_size", int)),
@@ -60,27 +83,25 @@ def _gemma2_hf(facts: Facts) -> DecoderSpec:
 
 
 def _gemma2_gguf(facts: Facts) -> DecoderSpec:
-    count = facts.require("gemma2.block_count", int)
-    hidden, heads = facts.require("gemma2.embedding_length", int), facts.require("gemma2.attention.head_count", int)
-    # the 27B model alone, which has 46 layers, scales by its width instead of its heads' length
-    scale = (hidden / heads) ** -0.5 if count == 46 and heads > 0 else None
-    return gguf_form.read_spec(
+    sliding = _every_other(layer_count(facts, "gemma2.block_count"))
+    spec = gguf_form.read_spec(
         facts,
         "gemma2",
-        layers=_alternating(_every_other(count), facts.require("gemma2.attention.sliding_window", int)),
+        layers=_alternating(sliding, facts.require("gemma2.attention.sliding_window", int)),
         activation="gelu_tanh",
         post_norms=True,
-        attention_scale=scale,
         attention_softcap=facts.get("gemma2.attn_logit_softcapping", float, default=50.0),
         final_softcap=facts.get("gemma2.final_logit_softcapping", float, default=30.0),
-        **_scaled(hidden),
+        **_scaled(facts.require("gemma2.embedding_length", int)),
     )
+    return replace(spec, attention_scale=_scale_of_largest(spec, 46))
 
 
 def _gemma3_hf(facts: Facts) -> DecoderSpec:
+    _refuse_bidirectional(facts)
     head_dim = facts.require("head_dim", int)
     pattern = facts.get("sliding_window_pattern", int, default=_PATTERN)
-    sliding = hf_form.windows(facts, _all_but_sixth(facts.require("num_hidden_layers", int), pattern))
+    sliding = hf_form.windows(facts, _all_but_sixth(layer_count(facts, "num_hidden_layers"), pattern))
     local = hf_form.rope_settings(facts, "sliding_attention")
     if facts.get("rope_parameters", dict, default=None) is None:
         local = {"rope_theta": facts.get("rope_local_base_freq", float, default=10000.0)}
@@ -95,7 +116,7 @@ def _gemma3_hf(facts: Facts) -> DecoderSpec:
         activation=_activation(facts),
         post_norms=True,
         qk_norm=True,
-        attention_scale=facts.require("query_pre_attn_scalar", float) ** -0.5,
+        attention_scale=_attention_scale(facts),
         attention_softcap=facts.get("attn_logit_softcapping", float, default=None) or 0.0,
         final_softcap=facts.get("final_logit_softcapping", float, default=None) or 0.0,
         **_scaled(facts.require("hidden_size", int)),
@@ -103,25 +124,28 @@ def _gemma3_hf(facts: Facts) -> DecoderSpec:
 
 
 def _gemma3_gguf(facts: Facts) -> DecoderSpec:
-    count = facts.require("gemma3.block_count", int)
-    hidden, heads = facts.require("gemma3.embedding_length", int), facts.require("gemma3.attention.head_count", int)
-    head_dim = facts.get("gemma3.attention.key_length", int, default=256)
-    wide = gguf_form.read_rope(facts, "gemma3", head_dim)
-    local = Rope(dim=wide.dim, base=facts.get("gemma3.rope.freq_base_swa", float, default=10000.0))
-    # the 27B model alone, which has 62 layers, scales by its width instead of its heads' length
-    scale = (hidden / heads) ** -0.5 if count == 62 and heads > 0 else None
-    return gguf_form.read_spec(
+    count = layer_count(facts, "gemma3.block_count")
+    sliding = _all_but_sixth(count, facts.get("gemma3.attention.sliding_window_pattern", int, default=_PATTERN))
+    spec = gguf_form.read_spec(
         facts,
         "gemma3",
-        layers=_alternating(_all_but_sixth(count), facts.require("gemma3.attention.sliding_window", int), local_rope=1),
-        ropes=(wide, local),
+        layers=_alternating(sliding, facts.require("gemma3.attention.sliding_window", int), local_rope=1),
+        ropes=(),
         activation="gelu_tanh",
         post_norms=True,
         qk_norm=True,
-        attention_scale=scale,
         final_softcap=facts.get("gemma3.final_logit_softcapping", float, default=0.0),
-        **_scaled(hidden),
+        **_scaled(facts.require("gemma3.embedding_length", int)),
     )
+    wide = gguf_form.read_rope(facts, "gemma3", spec.head_dim)
+    local = Rope(dim=wide.dim, base=facts.get("gemma3.rope.freq_base_swa", float, default=10000.0))
+    ropes = (wide, gguf_form.checked_rope(local, spec.head_dim))
+    return replace(spec, ropes=ropes, attention_scale=_scale_of_largest(spec, 62))
+
+
+def _scale_of_largest(spec: DecoderSpec, layers: int) -> float | None:
+    """GGUF files do not say it: the 27B model alone, known by its layers, scales by its width instead of its heads'."""
+    return (spec.hidden_size / spec.num_heads) ** -0.5 if len(spec.layers) == layers else None
 
 
 def _post_norm_pieces(spec: DecoderSpec) -> Pieces:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mistralrs.errors import LoadError
-from mistralrs.models.architecture import Facts, Piece, Pieces
+from mistralrs.models.architecture import Facts, Piece, Pieces, checked, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 
@@ -38,7 +38,7 @@ def pieces(spec: DecoderSpec) -> Pieces:
     """Every part under its usual name; experts merged, or singly as old files have them."""
     experts = {
         f"expert_{part}": Piece(
-            f"blk.{{layer}}.ffn_{part}_exps.weight", otherwise=f"blk.{{layer}}.ffn_{part}.{{expert}}.weight"
+            f"blk.{{layer}}.ffn_{part}_exps.weight", otherwise=Piece(f"blk.{{layer}}.ffn_{part}.{{expert}}.weight")
         )
         for part in ("gate", "up", "down")
     }
@@ -46,13 +46,13 @@ def pieces(spec: DecoderSpec) -> Pieces:
 
 
 def fused_qkv(spec: DecoderSpec) -> Pieces:
-    """q, k and v as row ranges of one tensor."""
+    """q, k and v as row ranges of one tensor, or each in one of its own, as newer files have them."""
     q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
     name = "blk.{layer}.attn_qkv.weight"
     return {
-        "q": Piece(name, 0, whole=False),
-        "k": Piece(name, q, whole=False),
-        "v": Piece(name, q + kv, whole=False),
+        "q": Piece(name, 0, whole=False, otherwise=Piece(NAMES["q"])),
+        "k": Piece(name, q, whole=False, otherwise=Piece(NAMES["k"])),
+        "v": Piece(name, q + kv, whole=False, otherwise=Piece(NAMES["v"])),
     }
 
 
@@ -72,8 +72,8 @@ def read_spec(
     hidden = facts.require(f"{prefix}.embedding_length", int)
     heads = facts.require(f"{prefix}.attention.head_count", int)
     kv_heads = facts.get(f"{prefix}.attention.head_count_kv", int, default=heads)
-    count = facts.require(f"{prefix}.block_count", int)
-    check_shape(hidden, heads, kv_heads, count)
+    count = layer_count(facts, f"{prefix}.block_count")
+    check_shape(hidden, heads, kv_heads)
     head_dim = facts.get(f"{prefix}.attention.key_length", int, default=hidden // heads)
     if facts.get(f"{prefix}.attention.value_length", int, default=head_dim) != head_dim or head_dim < 1:
         raise LoadError("keys and values of different or no length are not supported")
@@ -93,15 +93,13 @@ def read_spec(
     }
     if "ropes" not in more:
         fields["ropes"] = (read_rope(facts, prefix, head_dim),)
-    return DecoderSpec(**(fields | more))
+    return checked(DecoderSpec(**(fields | more)))
 
 
-def check_shape(hidden: int, heads: int, kv_heads: int, layers: int) -> None:
+def check_shape(hidden: int, heads: int, kv_heads: int) -> None:
     """Raises ``LoadError`` for counts that no decoder can have."""
     if min(hidden, heads, kv_heads) < 1 or heads % kv_heads:
         raise LoadError(f"{heads} heads, {kv_heads} KV heads and width {hidden} do not fit together")
-    if not 1 <= layers <= 1000:
-        raise LoadError(f"{layers} layers are not between 1 and 1000")
 
 
 def read_rope(facts: Facts, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
@@ -109,10 +107,11 @@ def read_rope(facts: Facts, prefix: str, head_dim: int, *, factors: Sequence[flo
     dim = facts.get(f"{prefix}.rope.dimension_count", int, default=head_dim)
     if factors is None:
         factors = facts.vector(ROPE_FACTORS)
-    scaling = facts.get(f"{prefix}.rope.scaling.type", str, default="none")
+    scaling = facts.get(f"{prefix}.rope.scaling.type", str, default="linear")
     factor = 1.0
-    if scaling == "linear":
-        factor = facts.get(f"{prefix}.rope.scaling.factor", float, default=1.0)
+    if scaling == "linear":  # also of older files, which name a factor alone
+        older = facts.get(f"{prefix}.rope.scale_linear", float, default=1.0)
+        factor = facts.get(f"{prefix}.rope.scaling.factor", float, default=older) or 1.0
     elif scaling not in ("none", "longrope"):
         raise LoadError(
             f"rotary scaling of type {scaling!r} is not supported", hint="supported: linear, longrope, Llama 3"

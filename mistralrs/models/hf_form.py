@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mistralrs.errors import LoadError
-from mistralrs.models.architecture import Facts, Piece, Pieces
+from mistralrs.models.architecture import Facts, Piece, Pieces, checked, layer_count
 from mistralrs.models.gguf_form import check_shape, checked_rope
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
 
 UNUSED = ("*.rotary_emb.inv_freq", "*.masked_bias")
+
+LONG_ROPES = ("longrope", "su")
+"""What Phi-3's rotary scaling is called; the second name is that of its first release."""
 
 _LAYER = "model.layers.{layer}."
 NAMES = {
@@ -61,8 +64,8 @@ def read_spec(facts: Facts, **more: Any) -> DecoderSpec:
     hidden = facts.require("hidden_size", int)
     heads = facts.require("num_attention_heads", int)
     kv_heads = facts.get("num_key_value_heads", int, default=heads)
-    count = facts.require("num_hidden_layers", int)
-    check_shape(hidden, heads, kv_heads, count)
+    count = layer_count(facts, "num_hidden_layers")
+    check_shape(hidden, heads, kv_heads)
     head_dim = facts.get("head_dim", int, default=hidden // heads)
     embedding = facts.shape(NAMES["embedding"])
     fields: dict[str, Any] = {
@@ -74,7 +77,8 @@ def read_spec(facts: Facts, **more: Any) -> DecoderSpec:
         "head_dim": head_dim,
         "vocab_size": embedding[0] if embedding else 0,
         "max_position": facts.get("max_position_embeddings", int, default=4096),
-        "tied_head": facts.shape(NAMES["head"]) is None,
+        # a head that the config promises and the file has not is reported when the parts are checked
+        "tied_head": facts.shape(NAMES["head"]) is None and facts.get("tie_word_embeddings", bool, default=True),
     }
     if "norm_eps" not in more:
         fields["norm_eps"] = facts.get("rms_norm_eps", float, default=1e-6)
@@ -82,16 +86,16 @@ def read_spec(facts: Facts, **more: Any) -> DecoderSpec:
         fields["activation"] = activation(facts.get("hidden_act", str, default="silu"))
     if "ropes" not in more:
         fields["ropes"] = (read_rope(facts, head_dim),)
-    return DecoderSpec(**(fields | more))
+    return checked(DecoderSpec(**(fields | more)))
 
 
 def windows(facts: Facts, default: tuple[bool, ...] | None = None) -> tuple[bool, ...]:
     """Which layers have a sliding window: ``layer_types``, else ``default``, else none of them."""
-    count = facts.require("num_hidden_layers", int)
+    count = layer_count(facts, "num_hidden_layers")
     kinds = facts.get("layer_types", list, default=None)
     if kinds is None:
         return default or (False,) * count
-    if len(kinds) != count or not set(kinds) <= {"sliding_attention", "full_attention"}:
+    if len(kinds) != count or any(kind not in ("sliding_attention", "full_attention") for kind in kinds):
         raise LoadError(f"layer_types is not a list of {count} times sliding_attention or full_attention")
     return tuple(kind == "sliding_attention" for kind in kinds)
 
@@ -119,7 +123,7 @@ def read_rope(facts: Facts, head_dim: int, settings: dict[str, Any] | None = Non
         rope = Rope(dim=dim, base=base, linear_factor=_number(settings.get("factor"), "factor"))
     elif kind == "llama3":
         rope = Rope(dim=dim, base=base, factors=_llama3_factors(settings, dim, base))
-    elif kind == "longrope":
+    elif kind in LONG_ROPES:
         rope = _long_rope(facts, settings, dim, base)
     elif kind != "default":
         raise LoadError(f"rotary scaling of type {kind!r} is not supported", hint="supported: linear, llama3, longrope")
@@ -136,7 +140,7 @@ def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[fl
     """Llama 3.1's scaling: long waves are stretched by ``factor``, short ones kept, those between blended."""
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor, low, high, original = (_number(settings.get(name), name) for name in names)
-    if min(factor, low, original) <= 0 or high <= low:
+    if min(factor, low, original, base) <= 0 or high <= low:
         raise LoadError("config.json: the rotary scaling's factors do not fit together")
     factors = []
     for i in range(dim // 2):
@@ -149,10 +153,12 @@ def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[fl
 
 def long_rope_limit(facts: Facts, settings: dict[str, Any]) -> int:
     """Positions for which the short factors were made."""
-    inside = settings.get("original_max_position_embeddings")
-    return int(
-        _number(inside or facts.require("original_max_position_embeddings", int), "original_max_position_embeddings")
-    )
+    name = "original_max_position_embeddings"
+    inside = settings.get(name)
+    limit = _number(facts.require(name, int) if inside is None else inside, name)
+    if limit <= 1:
+        raise LoadError(f"config.json: {name} is {limit}, which is no context")
+    return int(limit)
 
 
 def _long_rope(facts: Facts, settings: dict[str, Any], dim: int, base: float) -> Rope:

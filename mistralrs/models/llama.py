@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mistralrs.errors import LoadError
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 _PAIRS = frozenset({"q", "k"})
@@ -15,7 +15,7 @@ _PAIRS = frozenset({"q", "k"})
 
 def _gguf_spec(facts: Facts) -> DecoderSpec:
     window = facts.get("llama.attention.sliding_window", int, default=0)
-    layers = (LayerSpec(window=window),) * facts.require("llama.block_count", int)
+    layers = (LayerSpec(window=window),) * layer_count(facts, "llama.block_count")
     experts = facts.get("llama.expert_count", int, default=0)
     if not experts:
         return gguf_form.read_spec(facts, "llama", layers=layers)
@@ -36,14 +36,14 @@ def _hf_spec(facts: Facts) -> DecoderSpec:
 
 def _mistral_spec(facts: Facts) -> DecoderSpec:
     window = facts.get("sliding_window", int, default=None) or 0
-    return hf_form.read_spec(facts, layers=(LayerSpec(window=window),) * facts.require("num_hidden_layers", int))
+    return hf_form.read_spec(facts, layers=(LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers"))
 
 
 def _mixtral_spec(facts: Facts) -> DecoderSpec:
     window = facts.get("sliding_window", int, default=None) or 0
     experts, used = facts.require("num_local_experts", int), facts.require("num_experts_per_tok", int)
     check_experts(experts, used)
-    layers = (LayerSpec(window=window),) * facts.require("num_hidden_layers", int)
+    layers = (LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers")
     return hf_form.read_spec(facts, layers=layers, experts=experts, experts_used=used)
 
 
@@ -56,20 +56,25 @@ def _mixtral_pieces(spec: DecoderSpec) -> Pieces:
 
 def _without_rope(layers: int, flags: list[object] | None, interval: int) -> tuple[LayerSpec, ...]:
     """SmolLM3 leaves rotation out of every fourth layer."""
-    if flags is not None and len(flags) != layers:
-        raise LoadError(f"no_rope_layers has {len(flags)} entries for {layers} layers")
-    rotated = [bool(flags[i]) if flags is not None else (i + 1) % interval != 0 for i in range(layers)]
-    return tuple(LayerSpec(rope=0 if yes else None) for yes in rotated)
+    if flags is None:
+        if interval < 1:
+            raise LoadError(f"no_rope_layer_interval is {interval}, not at least 1")
+        flags = [(i + 1) % interval != 0 for i in range(layers)]
+    if len(flags) != layers or any(flag not in (0, 1) for flag in flags):
+        raise LoadError(f"no_rope_layers is not a list of {layers} times 0 or 1")
+    return tuple(LayerSpec(rope=0 if rotated else None) for rotated in flags)
 
 
 def _smollm3_hf_spec(facts: Facts) -> DecoderSpec:
+    if facts.get("use_sliding_window", bool, default=False):
+        raise LoadError("SmolLM3 with a sliding window is not supported", hint="HuggingFaceTB/SmolLM3-3B has none")
     interval = facts.get("no_rope_layer_interval", int, default=4)
     flags = facts.get("no_rope_layers", list, default=None)
-    return hf_form.read_spec(facts, layers=_without_rope(facts.require("num_hidden_layers", int), flags, interval))
+    return hf_form.read_spec(facts, layers=_without_rope(layer_count(facts, "num_hidden_layers"), flags, interval))
 
 
 def _smollm3_gguf_spec(facts: Facts) -> DecoderSpec:
-    layers = _without_rope(facts.require("smollm3.block_count", int), None, 4)
+    layers = _without_rope(layer_count(facts, "smollm3.block_count"), None, 4)
     return gguf_form.read_spec(facts, "smollm3", layers=layers)
 
 

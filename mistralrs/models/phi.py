@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mistralrs.errors import LoadError
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 
@@ -51,22 +53,22 @@ def _phi3_hf(facts: Facts) -> DecoderSpec:
     settings = hf_form.rope_settings(facts)
     window = facts.get("sliding_window", int, default=None) or 0
     limit = facts.require("max_position_embeddings", int)
-    if settings.get("rope_type", settings.get("type")) == "longrope":
+    if settings.get("rope_type", settings.get("type")) in hf_form.LONG_ROPES:
         limit = min(limit, hf_form.long_rope_limit(facts, settings))
-    layers = (LayerSpec(window=window),) * facts.require("num_hidden_layers", int)
+    layers = (LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers")
     return hf_form.read_spec(facts, layers=layers, max_position=limit)
 
 
 def _phi3_gguf(facts: Facts) -> DecoderSpec:
     """The short factors serve the length that they were made for; the context is limited to it."""
     window = facts.get("phi3.attention.sliding_window", int, default=0)
-    layers = (LayerSpec(window=window),) * facts.require("phi3.block_count", int)
+    layers = (LayerSpec(window=window),) * layer_count(facts, "phi3.block_count")
     spec = gguf_form.read_spec(facts, "phi3", layers=layers, ropes=())
     factors = facts.vector("rope_factors_short.weight")
     limit = facts.get("phi3.rope.scaling.original_context_length", int, default=spec.max_position)
     rope = gguf_form.read_rope(facts, "phi3", spec.head_dim, factors=factors)
     limit = min(limit, spec.max_position) if factors else spec.max_position
-    return gguf_form.read_spec(facts, "phi3", layers=layers, ropes=(rope,), max_position=limit)
+    return replace(spec, ropes=(rope,), max_position=limit)
 
 
 def _phi3_hf_pieces(spec: DecoderSpec) -> Pieces:

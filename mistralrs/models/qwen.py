@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form
+from mistralrs.models.architecture import Architecture, Facts, Form, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 
 def _layers(facts: Facts) -> tuple[LayerSpec, ...]:
-    count = facts.require("num_hidden_layers", int)
+    count = layer_count(facts, "num_hidden_layers")
     if not facts.get("use_sliding_window", bool, default=False):
         return (LayerSpec(),) * count
     window = facts.require("sliding_window", int)

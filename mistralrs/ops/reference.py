@@ -82,7 +82,8 @@ def round_to_int8(x: torch.Tensor, terms: int) -> torch.Tensor:
     groups = x.view(x.shape[0], -1, 32)
     amax = groups.abs().amax(-1, keepdim=True)
     scale = amax / 127
-    inverse = torch.where(amax > 0, 127 / amax, 0)
+    # a true division, not 127 times the reciprocal as torch would make of 127 / amax; the bound keeps it finite
+    inverse = torch.where(amax > 1e-34, torch.full_like(amax, 127) / amax, 0)
     first = torch.round(groups * inverse)
     rounded = first * scale
     if terms == 2:

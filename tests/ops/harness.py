@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from mistralrs_kernels import cpu
 
 from mistralrs.ops.arena import Arena, Buffer, buffer, buffers_bytes
 from mistralrs.ops.backend import Activation, Backend, Finish, Norm
@@ -21,7 +22,6 @@ from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Sizes, StepArgs
 from mistralrs.quant.reference import dequantise
 from mistralrs.quant.types import TYPES
-from mistralrs_kernels import cpu
 from tests.quant.blocks import odd_rows, sane_rows
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -72,7 +72,7 @@ def random_matrix(
         type_,
         rows,
         columns,
-        memoryview(np.ascontiguousarray(data)).cast("B"),
+        np.ascontiguousarray(data).data.cast("B"),
         array("i", Random(seed).sample(range(rows), rows)) if ordered else None,
         array("f", random.standard_normal(rows).tolist()) if bias else None,
     )

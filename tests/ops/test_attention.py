@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.native
 BLOCK = 16
 HEADS = ((1, 1), (3, 1), (4, 2), (9, 3), (40, 1))
 HEAD_DIMS = (16, 24, 64, 80, 128)
+DTYPES: tuple[Literal["f16", "f32"], ...] = ("f16", "f32")
 LENGTHS = (1, 15, 16, 17, 33, 63, 64, 65, 130, 511, 512, 513, 1030)
 
 
@@ -34,6 +36,8 @@ class Shape:
     softcap: float = 0.0
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
+    dtype: Literal["f16", "f32"] = "f16"
+    """In which keys and values are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ def make_texts(shape: Shape, lengths: Sequence[int], *, seed: int) -> list[Text]
     for index, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         values = random_values(length, q + 2 * kv, seed=seed + 1000 * index)
-        texts.append(Text(*(part.contiguous() for part in values.split([q, kv, kv], dim=1)), blocks[:count]))
+        ask, found, said = (part.contiguous() for part in values.split([q, kv, kv], dim=1))
+        texts.append(Text(ask, found, said, blocks[:count]))
         del blocks[:count]
     return texts
 
@@ -82,7 +87,12 @@ class Cache:
         self.work, self.args = Workspace(self.sizes), StepArgs(self.sizes)
         kv = backend.kv_cache(
             KvShape(
-                layers=1, kv_heads=shape.kv_heads, head_dim=shape.head_dim, num_blocks=blocks, block_size=BLOCK
+                layers=1,
+                kv_heads=shape.kv_heads,
+                head_dim=shape.head_dim,
+                num_blocks=blocks,
+                block_size=BLOCK,
+                dtype=shape.dtype,
             )
         )
         self._leave_rubbish(kv)
@@ -163,19 +173,24 @@ def test_kernel_equals_twin(isa: str, heads: int, kv_heads: int, head_dim: int) 
     """Several sequences in one step, whole; then one more token of each."""
     random = Random(f"{heads} {head_dim}")
     half = random.choice((0, head_dim // 8, head_dim // 2))
-    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=half)
+    dtype = random.choice(DTYPES)
+    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=half, dtype=dtype)
     texts = make_texts(shape, random.sample(LENGTHS[:9], 3), seed=head_dim)
     kernel, plain = Cache(native(isa), shape, texts), Cache(twin(), shape, texts)
-    for chunks in ([(text, 0, max(1, text.length - 1)) for text in texts], [(t, t.length - 1, t.length) for t in texts]):
+    for chunks in (
+        [(text, 0, max(1, text.length - 1)) for text in texts],
+        [(t, t.length - 1, t.length) for t in texts],
+    ):
         for result, expected, text in zip(kernel.step(*chunks), plain.step(*chunks), texts, strict=True):
             assert_close(shape, result, expected, text)
 
 
 @for_every_isa
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_length(isa: str, length: int) -> None:
+def test_every_length(isa: str, length: int, dtype: Literal["f16", "f32"]) -> None:
     """The last tokens of a sequence whose other tokens came before."""
-    shape = Shape(heads=3, kv_heads=1, head_dim=32, rotary_half=16)
+    shape = Shape(heads=3, kv_heads=1, head_dim=32, rotary_half=16, dtype=dtype)
     [text] = make_texts(shape, [length], seed=length)
     kernel, plain = Cache(native(isa), shape, [text]), Cache(twin(), shape, [text])
     cut = max(0, length - 3)
@@ -219,11 +234,13 @@ def test_head_norms_are_norms_of_what_comes_in(isa: str) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize(("window", "dtype"), [(0, "f16"), (40, "f16"), (0, "f32")])
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
-def test_however_the_prompt_is_cut(isa: str, heads: int, kv_heads: int, window: int) -> None:
+def test_however_the_prompt_is_cut(
+    isa: str, heads: int, kv_heads: int, window: int, dtype: Literal["f16", "f32"]
+) -> None:
     """Bit for bit: whole, token by token, and in chunks beside other sequences."""
-    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=24, rotary_half=6, window=window)
+    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=24, rotary_half=6, window=window, dtype=dtype)
     texts = make_texts(shape, [70, 530, 9], seed=heads)
     expected = [whole(native(isa), shape, text) for text in texts]
     together = Cache(native(isa), shape, texts)

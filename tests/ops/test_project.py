@@ -48,9 +48,9 @@ def magnitude(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
 
 
 def cost_of_ties(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
-    """What rounding the second term the other way costs, summed over the values that stand as good as between two steps.
+    """What rounding the second term the other way costs, summed over the values that are as good as between two steps.
 
-    The portable kernels have no fused multiply-add: the remainder, that the second term rounds, differs in its last bits.
+    The portable kernels have no fused multiply-add: the remainder, which the second term rounds, has other last bits.
     """
     if matrix.type.name in FLOATS:
         return torch.zeros(())
@@ -80,7 +80,9 @@ def test_kernel_equals_twin(isa: str, name: str) -> None:
     random = Random(f"{isa} {name}")
     for number, rows in enumerate(ROWS * 2):
         columns, tokens, terms = random.choice(widths(name)), random.choice(TOKENS), random.choice(TERMS)
-        matrix = random_matrix(name, rows=rows, columns=columns, seed=number, bias=number % 3 == 1, ordered=number % 2 == 1)
+        matrix = random_matrix(
+            name, rows=rows, columns=columns, seed=number, bias=number % 3 == 1, ordered=number % 2 == 1
+        )
         case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=number), terms=terms)
         assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
 
@@ -119,7 +121,7 @@ def test_activations(isa: str, activation: Activation) -> None:
     """Of a matrix that is the identity, so that nothing else is in the way."""
     identity = torch.eye(32)
     matrix = replace(
-        random_matrix("F32", rows=32, columns=32, seed=1), data=memoryview(identity.view(torch.uint8).numpy()).cast("B")
+        random_matrix("F32", rows=32, columns=32, seed=1), data=identity.view(torch.uint8).numpy().data.cast("B")
     )
     x = torch.linspace(-30, 30, 64 * 32).view(64, 32)
     case = Projection(matrices=(matrix,), x=x, finish="activate", activation=activation)
@@ -175,14 +177,18 @@ def test_norm(isa: str, kind: str, columns: int) -> None:
     """The norm itself within its tolerance; then norm and product are exactly the product of what the norm gives."""
     x = 3 * random_values(9, columns, seed=columns) + 0.5
     weight = 1 + random_values(columns, seed=1) / 8
-    norm = Normalisation(weight=weight) if kind == "rms" else Normalisation(
-        weight=weight, bias=random_values(columns, seed=2), kind="layer"
+    norm = (
+        Normalisation(weight=weight)
+        if kind == "rms"
+        else Normalisation(weight=weight, bias=random_values(columns, seed=2), kind="layer")
     )
     values, expected = normed(native(isa), x, norm), normed(twin(), x, norm)
     assert ((values - expected).abs() <= NORM * expected.abs().amax(-1, keepdim=True)).all()
     for name in ("F32", "Q8_0") if columns % 32 == 0 else ("F16",):
         for terms in TERMS:
-            case = Projection(matrices=(random_matrix(name, rows=48, columns=columns, seed=3),), x=x, norm=norm, terms=terms)
+            case = Projection(
+                matrices=(random_matrix(name, rows=48, columns=columns, seed=3),), x=x, norm=norm, terms=terms
+            )
             apart = replace(case, x=values, norm=None)
             [result] = case.run(native(isa))
             assert torch.equal(result, apart.run(native(isa))[0])
@@ -214,7 +220,8 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
 def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
     """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces."""
     matrices = tuple(random_matrix(name, rows=400, columns=512, seed=seed) for seed, name in enumerate(names))
-    for tokens, finish in product((1, 7, 40), ("store", "add", "gated")):
+    finishes: tuple[Finish, ...] = ("store", "add", "gated")
+    for tokens, finish in product((1, 7, 40), finishes):
         norm = Normalisation(weight=1 + random_values(512, seed=3) / 8)
         x = random_values(tokens, 512, seed=tokens)
         case = Projection(matrices=matrices, x=x, norm=norm, finish=finish, terms=2, before=0.5)
@@ -253,4 +260,4 @@ def _identity_q8_0() -> memoryview:
     rows = torch.zeros(32, 34, dtype=torch.uint8)
     rows[:, :2] = torch.tensor([1.0], dtype=torch.float16).view(torch.uint8)
     rows[torch.arange(32), 2 + torch.arange(32)] = 1
-    return memoryview(rows.numpy()).cast("B")
+    return rows.numpy().data.cast("B")

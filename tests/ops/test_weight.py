@@ -52,7 +52,12 @@ def embed(
 def test_packing_loses_nothing(isa: str, name: str) -> None:
     """Also of scales that are zero, negative, subnormal or as large as they get, and with rows in another order."""
     block = TYPES[name].block_len
-    for rows, columns, ordered in ((1, max(block, 33), False), (17, 2 * block, True), (48, 3 * block, False), (130, block, True)):
+    for rows, columns, ordered in (
+        (1, max(block, 33), False),
+        (17, 2 * block, True),
+        (48, 3 * block, False),
+        (130, block, True),
+    ):
         columns = columns // block * block
         matrix = random_matrix(name, rows=rows, columns=columns, seed=rows, odd=True, ordered=ordered)
         weights = decoded(matrix)
@@ -105,7 +110,7 @@ def test_vectors_of_every_plain_type() -> None:
     values = torch.tensor([0.0, 1.0, -2.5, 65504.0, 6e-8])
     for name, dtype in (("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)):
         stored = values.to(dtype)
-        read = read_vector("v", TYPES[name], memoryview(stored.view(torch.uint8).numpy()).cast("B"))
+        read = read_vector("v", TYPES[name], stored.view(torch.uint8).numpy().data.cast("B"))
         assert read.tolist() == stored.float().tolist()
     with pytest.raises(LoadError, match="v: a vector of type Q8_0 is not supported"):
         read_vector("v", TYPES["Q8_0"], memoryview(bytes(34)))

@@ -11,7 +11,7 @@ import torch
 
 from mistralrs.engine.batch import Abort, Batch
 from mistralrs.engine.model_runner import ModelRunner
-from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load_gguf
+from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load
 from mistralrs.ops.backend import resolve
 
 
@@ -25,7 +25,7 @@ class Running:
     @classmethod
     def load(cls, path: Path, *, precision: str = "high", isa: str | None = None, threads: int = 2) -> Running:
         backend = resolve("cpu", threads=threads, isa=isa).backend
-        model = load_gguf(path, backend, LoadPlan(max_seqs=8, max_batch_tokens=512, precision=precision))
+        model = load(path, backend, LoadPlan(max_seqs=8, max_batch_tokens=512, precision=precision))
         return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size))
 
     def whole(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -55,7 +55,9 @@ class Text:
 
     def __init__(self, tokens: list[int], *, seed: int) -> None:
         self.tokens = tokens
-        self.blocks = [seed * 16 + block for block in Random(seed).sample(range(16), 16)][: -(-len(tokens) // BLOCK_SIZE)]
+        self.blocks = [seed * 16 + block for block in Random(seed).sample(range(16), 16)][
+            : -(-len(tokens) // BLOCK_SIZE)
+        ]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -70,7 +72,7 @@ def random_tokens(vocabulary: int, count: int, *, seed: int) -> list[int]:
 
 
 def random_cuts(texts: Sequence[Text], *, seed: int, largest: int) -> Iterator[list[Chunk]]:
-    """Steps that take every text from its first token to its last, in pieces that have nothing to do with each other."""
+    """Steps that take every text from its first token to its last, in pieces of sizes by chance."""
     random = Random(seed)
     done = [0] * len(texts)
     while any(start < len(text) for start, text in zip(done, texts, strict=True)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ class Answer:
 
 
 def collect(stream: Stream) -> tuple[Answer, Usage]:
-    deltas = []
+    deltas: list[Delta] = []
     for event in stream:
         if isinstance(event, Finished):
             return (
@@ -77,7 +78,7 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def load(model_path: Path) -> Load:
-    def load(**options: object) -> LocalModel:
+    def load(**options: Any) -> LocalModel:
         return LocalModel.load(
             ModelSource(None, model_path, None, None),
             replace(LoadOptions(threads=2, prefix_cache_n=0), **options),
@@ -100,7 +101,9 @@ def expected(model: LocalModel) -> dict[SamplingParams, list[Answer]]:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-def test_in_a_batch_is_alone(model: LocalModel, expected: dict[SamplingParams, list[Answer]], sampling: SamplingParams) -> None:
+def test_in_a_batch_is_alone(
+    model: LocalModel, expected: dict[SamplingParams, list[Answer]], sampling: SamplingParams
+) -> None:
     assert ask_all(model, QUESTIONS, sampling) == expected[sampling]
     assert ask_all(model, [*QUESTIONS[::-1], *QUESTIONS], sampling) == [*expected[sampling][::-1], *expected[sampling]]
 
@@ -147,7 +150,9 @@ def test_the_second_turn_computes_what_is_new(load: Load, model: LocalModel) -> 
     assert second == collect(model.chat(messages, GREEDY))[0]
 
 
-def test_streamed_text_is_the_text_of_the_tokens(model: LocalModel, expected: dict[SamplingParams, list[Answer]]) -> None:
+def test_streamed_text_is_the_text_of_the_tokens(
+    model: LocalModel, expected: dict[SamplingParams, list[Answer]]
+) -> None:
     for answer in expected[GREEDY] + expected[DRAWN]:
         assert answer.reason == "length"
         assert len(answer.tokens) == 24

@@ -20,11 +20,12 @@ def divergences(logits: torch.Tensor, tokens: torch.Tensor, expected: torch.Tens
     Never more than the divergence over the whole vocabulary, and never less than zero.
     """
     ours = torch.log_softmax(logits.double(), dim=-1).gather(1, tokens)
-    p, q = (torch.cat([x, torch.log1p(-x.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-9))], dim=1) for x in (expected, ours))
+    p, q = (
+        torch.cat([x, torch.log1p(-x.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-9))], dim=1) for x in (expected, ours)
+    )
     return (p.exp() * (p - q)).sum(-1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "isa"), [("default", None), ("high", None), ("default", "torch")])
 def test_next_tokens_are_distributed_as_they_should_be(default_model: Path, precision: str, isa: str | None) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))

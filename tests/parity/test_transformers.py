@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from mistralrs.quant.types import TYPES
 from tests.parity.running import Running, Text, random_cuts, random_tokens
 from tests.tiny import TOKENIZER_SIZE, Llama3Scaling, StorageTypes, TinyConfig, TinyModel, write_tiny
-from tests.tolerances import FLOAT_LOGITS, HALF_CACHE, HIGH_LOGITS
+from tests.tolerances import FLOAT_LOGITS, HALF_CACHE, HALF_TIES, TWO_TERMS
 
 CONFIGS = {
     "plain": TinyConfig(),
@@ -33,21 +32,14 @@ MIXTURES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The same model here and in `transformers`."""
-
-    running: Running
-    tiny: TinyModel
-
-    def reference(self, tokens: list[int], *, half_cache: bool = False) -> torch.Tensor:
-        """``half_cache``: with keys and values rounded to half precision, as a cache would keep them."""
-        model = self.tiny.reference()
-        if half_cache:
-            model.set_attn_implementation("half_cache")
-        with torch.inference_mode():
-            logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
-        return logits
+def reference(tiny: TinyModel, tokens: list[int], *, half_cache: bool = False) -> torch.Tensor:
+    """Logits of `transformers`. ``half_cache``: with keys and values in half precision, as a cache has them."""
+    model = tiny.reference()
+    if half_cache:
+        model.set_attn_implementation("half_cache")
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
+    return logits
 
 
 def _attend_half(
@@ -65,38 +57,32 @@ def assert_close(logits: torch.Tensor, expected: torch.Tensor, *, tolerance: flo
     assert worst <= tolerance, f"off by {worst:.1e} of the range of the logits"
 
 
-@pytest.fixture(params=CONFIGS)
-def floats(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
-    tiny = write_tiny(tmp_path / "tiny.gguf", CONFIGS[request.param])
-    return Pair(Running.load(tiny.path), tiny)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_float_weights(name: str, tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path / "tiny.gguf", CONFIGS[name])
+    tokens = random_tokens(TOKENIZER_SIZE, 150, seed=1)
+    expected = reference(tiny, tokens)
+    assert_close(Running.load(tiny.path, precision="f32").whole(tokens), expected, tolerance=FLOAT_LOGITS)
+    logits = Running.load(tiny.path, precision="high").whole(tokens)
+    assert_close(logits, expected, tolerance=HALF_CACHE)
+    assert_close(logits, reference(tiny, tokens, half_cache=True), tolerance=HALF_TIES)
 
 
-@pytest.fixture(params=MIXTURES)
-def quantised(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+@pytest.mark.parametrize("name", MIXTURES)
+def test_quantised_weights(name: str, tmp_path: Path) -> None:
+    """Against the weights as the file's types decode them."""
     config = TinyConfig(
-        hidden=256, heads=4, kv_heads=2, head_dim=64, feed_forward=512, tied=False, types=MIXTURES[request.param]
+        hidden=256, heads=4, kv_heads=2, head_dim=64, feed_forward=512, tied=False, types=MIXTURES[name]
     )
     tiny = write_tiny(tmp_path / "tiny.gguf", config)
-    return Pair(Running.load(tiny.path), tiny)
-
-
-def test_float_weights(floats: Pair) -> None:
-    tokens = random_tokens(TOKENIZER_SIZE, 150, seed=1)
-    logits = floats.running.whole(tokens)
-    assert_close(logits, floats.reference(tokens), tolerance=HALF_CACHE)
-    assert_close(logits, floats.reference(tokens, half_cache=True), tolerance=FLOAT_LOGITS)
-
-
-def test_quantised_weights(quantised: Pair) -> None:
-    """Against the weights as the file's types decode them."""
     tokens = random_tokens(TOKENIZER_SIZE, 100, seed=2)
-    logits = quantised.running.whole(tokens)
-    assert_close(logits, quantised.reference(tokens), tolerance=HALF_CACHE)
-    assert_close(logits, quantised.reference(tokens, half_cache=True), tolerance=HIGH_LOGITS)
+    expected = reference(tiny, tokens)
+    assert_close(Running.load(tiny.path, precision="f32").whole(tokens), expected, tolerance=TWO_TERMS)
+    assert_close(Running.load(tiny.path, precision="high").whole(tokens), expected, tolerance=HALF_CACHE)
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("precision", ["default", "high"])
+@pytest.mark.parametrize("precision", ["default", "f32"])
 @pytest.mark.parametrize("name", ["F32", "Q4_1", "Q8_0", "Q4_K", "mixed"])
 def test_however_the_work_is_cut(name: str, precision: str, tmp_path: Path) -> None:
     """Bit for bit: a sequence alone and whole, token by token with the cache, and in chunks beside others."""
@@ -104,7 +90,8 @@ def test_however_the_work_is_cut(name: str, precision: str, tmp_path: Path) -> N
     config = TinyConfig(hidden=256, heads=8, kv_heads=2, head_dim=32, feed_forward=256, types=types, tied=False)
     running = Running.load(write_tiny(tmp_path / "tiny.gguf", config).path, precision=precision)
     texts = [
-        Text(random_tokens(TOKENIZER_SIZE, count, seed=count), seed=seed) for seed, count in enumerate((150, 33, 16, 1), 1)
+        Text(random_tokens(TOKENIZER_SIZE, count, seed=count), seed=seed)
+        for seed, count in enumerate((150, 33, 16, 1), 1)
     ]
     expected = [running.whole(text.tokens) for text in texts]
     for position in range(len(texts[1])):
@@ -126,11 +113,11 @@ def test_the_torch_twin_alone(tmp_path: Path) -> None:
     """What runs where there are no kernels: also a whole model, also quantised, in chunks."""
     config = TinyConfig(types=StorageTypes.all("Q8_0"))
     tiny = write_tiny(tmp_path / "tiny.gguf", config)
-    running = Running.load(tiny.path, isa="torch")
+    running = Running.load(tiny.path, isa="torch", precision="f32")
     assert running.model.limits.max_seqs == 8
     tokens = random_tokens(TOKENIZER_SIZE, 100, seed=5)
-    expected = Pair(running, tiny).reference(tokens, half_cache=True)
-    assert_close(running.whole(tokens), expected, tolerance=HIGH_LOGITS)
+    expected = reference(tiny, tokens)
+    assert_close(running.whole(tokens), expected, tolerance=TWO_TERMS)
     text = Text(tokens, seed=1)
     rows = torch.cat([running.step(chunk)[0] for [chunk] in random_cuts([text], seed=6, largest=40)])
-    assert_close(rows, expected, tolerance=HIGH_LOGITS)
+    assert_close(rows, expected, tolerance=TWO_TERMS)

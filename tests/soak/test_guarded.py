@@ -39,7 +39,7 @@ def crash(path: Path) -> None:
 
 
 def allocate(path: Path) -> None:
-    bytearray(300 << 20)
+    bytearray(8 << 30)  # more than the parent can have freed
 
 
 def grow(path: Path) -> None:

@@ -1,0 +1,49 @@
+"""Microseconds that the sampler takes for one token, for several settings and vocabularies, on one thread.
+
+python benchmarks/sampling.py [--vocab 49152,128256] [--repeats 50]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.sampling import Row, Sampler
+
+SETTINGS = {
+    "greedy": SamplingParams(temperature=0.0),
+    "temperature": SamplingParams(),
+    "top-p 0.9": SamplingParams(top_p=0.9),
+    "top-k 1000": SamplingParams(top_k=1000),
+    "chat default": SamplingParams(
+        temperature=0.1, top_k=32, top_p=0.1, frequency_penalty=0.1, presence_penalty=0.1, repetition_penalty=1.1
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", default="49152,128256")
+    parser.add_argument("--repeats", type=int, default=50)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for vocab in map(int, args.vocab.split(",")):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(1, vocab, generator=generator) * 4
+        tokens = list(range(100, 300))
+        for name, params in SETTINGS.items():
+            sampler, row, times = Sampler(vocab), Row(params, tokens), []
+            for _ in range(args.repeats):
+                fresh = logits.clone()
+                started = time.perf_counter()
+                sampler.sample(fresh, [row])
+                times.append(time.perf_counter() - started)
+            print(f"{vocab:>7} {name:<14} {statistics.median(times) * 1e6:8.0f} us")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""What a model is, without loading it: all that ``mistralrs inspect`` shows, gathered from headers and text files.
+
+Checks all that loading checks of the files, so a model that can be described is complete. Needs no torch for files that
+describe themselves, as long as the kernels are there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from mistralrs.errors import RequestError
+from mistralrs.loading.checkpoint import Checkpoint, RawTensor
+from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
+from mistralrs.loading.ggml import GgmlFile
+from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.parts import CheckpointParts, count_parameters
+from mistralrs.loading.pipeline import BLOCK_SIZE, _gguf_form, _hf_form, _read_spec, kind_of
+from mistralrs.loading.safetensors import SafetensorsFile
+from mistralrs.loading.text_source import TextSource
+from mistralrs.models.architecture import Form, Piece
+from mistralrs.models.parts import layer_shapes, part_shapes
+from mistralrs.models.registry import ARCHITECTURES
+from mistralrs.models.spec import DecoderSpec
+from mistralrs.ops.backend import Backend, KvShape, resolve
+from mistralrs.text.chat_template import ChatTemplate
+from mistralrs.text.tokenizer import Tokenizer
+
+SAMPLE = (
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hi! How can I help?"},
+    {"role": "user", "content": "Tell me a joke."},
+)
+"""The conversation that the chat template is shown with."""
+
+_TEXT_CLASSES = {"llama": "SentencePiece", "gpt2": "byte-level BPE"}
+_CLASSES = {
+    "embedding": "embedding",
+    "head": "head",
+    "q": "attention",
+    "k": "attention",
+    "v": "attention",
+    "output": "attention",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorClass:
+    """What tensors of one use are stored as."""
+
+    use: str
+    """``embedding``, ``attention``, ``feed-forward``, ``norms``, ``head``, or ``other``."""
+    types: tuple[tuple[str, int], ...]
+    """The names of the types, each with its number of tensors, the most frequent first."""
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """A token."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextInfo:
+    """The tokenizer, and what the chat template makes of ``SAMPLE``."""
+
+    kind: str
+    size: int
+    bos: TokenInfo | None
+    eos: tuple[TokenInfo, ...]
+    adds_bos: bool
+    sample: str | None
+    """None: there is no template, or it refuses the sample."""
+    refusal: str | None
+    """Why there is no sample, if there is a template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the model takes when it runs, in bytes."""
+
+    backend: str
+    weights: int
+    """As they are packed for the backend."""
+    kv_per_1000_tokens: int
+    """Of context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a model is."""
+
+    path: Path
+    container: str
+    """Such as ``GGUF version 3``."""
+    file_bytes: int
+    architecture: str
+    parameters: int
+    context_length: int
+    layers: int
+    hidden_size: int
+    ffn_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    experts: int
+    """0: no mixture of experts."""
+    experts_used: int
+    windows: tuple[int, ...]
+    """Lengths of sliding windows that layers have; empty: every layer sees everything."""
+    tensors: tuple[TensorClass, ...]
+    text: TextInfo
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    checkpoint: Checkpoint
+    container: str
+    architecture: str
+    form: Form
+    spec: DecoderSpec
+    tokenizer_kind: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
+def describe(path: Path, *, gqa: int = 1) -> Description:
+    """The model at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
+
+    ``gqa``: query heads to a key head, which a GGML file does not say. Raises ``LoadError`` and ``FormatError`` as
+    loading it would.
+    """
+    backend = resolve("cpu", threads=1).backend
+    with _opened(path, gqa) as model:
+        checkpoint, spec = model.checkpoint, model.spec
+        parts = CheckpointParts(checkpoint, model.form, spec, backend)
+        return Description(
+            path=path,
+            container=model.container,
+            file_bytes=checkpoint.file_bytes,
+            architecture=model.architecture,
+            parameters=count_parameters(checkpoint),
+            context_length=spec.max_position,
+            layers=len(spec.layers),
+            hidden_size=spec.hidden_size,
+            ffn_size=spec.ffn_size,
+            heads=spec.num_heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            vocab_size=spec.vocab_size,
+            experts=spec.experts,
+            experts_used=spec.experts_used,
+            windows=tuple(sorted({layer.window for layer in spec.layers} - {0})),
+            tensors=_tensor_classes(checkpoint, model.form, spec),
+            text=_text_info(model),
+            memory=Memory(backend.name, parts.placed_bytes, _kv_bytes(spec, backend, tokens=1000)),
+        )
+
+
+@contextmanager
+def _opened(path: Path, gqa: int) -> Iterator[_Open]:
+    if kind_of(path) == "safetensors":
+        with SafetensorsFile.open(path) as file:
+            yield _open_folder(path, file)
+    elif kind_of(path) == "ggml":
+        form = ARCHITECTURES["llama"].ggml
+        assert form is not None
+        with GgmlFile.open(path, gqa=gqa) as ggml:
+            yield _open_described(ggml, ggml.version, "llama", form)
+    else:
+        with GgufFile.open(path) as gguf:
+            yield _open_described(gguf, f"GGUF version {gguf.version}", *_gguf_form(gguf, None))
+
+
+def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
+    folder = path if path.is_dir() else path.parent
+    config = read_config(folder / "config.json")
+    architecture, form = _hf_form(path, config, None)
+    spec = _read_spec(path, form, HfFacts(file, folder / "config.json", config))
+    tokenizer, template = TextSource().for_model(str(folder), builtin=_builtin(architecture))
+    names = ("tokenizer.json", "tokenizer.model")
+    kind = next(name for name in names if (folder / name).is_file())
+    return _Open(file, "safetensors", architecture, form, spec, kind, tokenizer, template)
+
+
+def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: Form) -> _Open:
+    spec = _read_spec(file.path, form, GgufFacts(file))
+    source = TextSource()
+    tokenizer = source.tokenizer(file.metadata)
+    own = file.get("tokenizer.chat_template", str, default=None)
+    template = source.template(own, tokenizer, builtin=_builtin(architecture))
+    kind = file.require("tokenizer.ggml.model", str)
+    before = file.get("tokenizer.ggml.pre", str, default=None)
+    kind = _TEXT_CLASSES.get(kind, kind) + (f", split as {before}" if before else "")
+    return _Open(file, container, architecture, form, spec, kind, tokenizer, template)
+
+
+def _builtin(architecture: str) -> str | None:
+    return "phi-2" if architecture == "phi2" else None
+
+
+def _tensor_classes(checkpoint: Checkpoint, form: Form, spec: DecoderSpec) -> tuple[TensorClass, ...]:
+    uses = dict(_uses(form, spec))
+    tensors: dict[str, list[RawTensor]] = {
+        use: [] for use in ("embedding", "attention", "feed-forward", "norms", "head")
+    }
+    for name, tensor in checkpoint.tensors.items():
+        stem = name.removesuffix(".bias")
+        tensors.setdefault(uses.get(name) or uses.get(f"{stem}.weight") or "other", []).append(tensor)
+    return tuple(_tensor_class(use, members) for use, members in tensors.items() if members)
+
+
+def _tensor_class(use: str, tensors: Iterable[RawTensor]) -> TensorClass:
+    counts: dict[str, int] = defaultdict(int)
+    parameters = nbytes = 0
+    for tensor in tensors:
+        counts[tensor.type.name] += 1
+        parameters += prod(tensor.shape)
+        nbytes += len(tensor.data)
+    types = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return TensorClass(use, tuple(types), parameters, nbytes)
+
+
+def _uses(form: Form, spec: DecoderSpec) -> Iterator[tuple[str, str]]:
+    """Tensor names with what the tensors are for."""
+    pieces = form.pieces(spec)
+    for part in part_shapes(spec) | layer_shapes(spec):
+        use = "norms" if part.endswith("norm") else _CLASSES.get(part, "feed-forward")
+        piece: Piece | None = pieces[part]
+        while piece is not None:
+            for layer in range(len(spec.layers)):
+                for expert in range(spec.experts or 1):
+                    yield piece.name.format(layer=layer, expert=expert), use
+            piece = piece.otherwise
+
+
+def _text_info(model: _Open) -> TextInfo:
+    tokenizer = model.tokenizer
+
+    def token(id: int) -> TokenInfo:
+        return TokenInfo(id, tokenizer.token_text(id))
+
+    sample = refusal = None
+    if model.template is not None:
+        try:
+            sample = model.template.render_any(SAMPLE)
+        except RequestError as error:  # what a template makes of a conversation is to be shown, whatever it is
+            refusal = error.message
+    return TextInfo(
+        kind=model.tokenizer_kind,
+        size=tokenizer.vocab_size,
+        bos=None if tokenizer.bos_id is None else token(tokenizer.bos_id),
+        eos=tuple(token(id) for id in sorted(tokenizer.eos_ids)),
+        adds_bos=tokenizer.add_bos,
+        sample=sample,
+        refusal=refusal,
+    )
+
+
+def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:
+    """What ``tokens`` of context take in the cache."""
+    shape = KvShape(
+        layers=len(spec.layers), kv_heads=spec.kv_heads, head_dim=spec.head_dim, num_blocks=1, block_size=BLOCK_SIZE
+    )
+    return backend.kv_cache(shape).nbytes * tokens // BLOCK_SIZE

@@ -1,0 +1,162 @@
+"""Which files of a hub repository, or of a folder, are a model: fetches these and no others.
+
+Knows names of files; what is in them is read only of the index that says which files hold the weights. All files of a
+model come from one commit, however long ago the first of them was fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from mistralrs.errors import LoadError
+from mistralrs.loading.checkpoint import pickle_error
+from mistralrs.loading.facts import read_config
+from mistralrs.loading.gguf import part_names
+from mistralrs.loading.pipeline import _hf_form
+from mistralrs.loading.safetensors import INDEX_NAME, SINGLE_NAME, _refuse_quantised_config
+from mistralrs.loading.source import NotReachedError, Progress, cached, fetch, fetch_optional, list_files
+
+_CONFIG = "config.json"
+_TEXT = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+)
+_OLDER_TEXT = ("tokenizer.model", "added_tokens.json")
+"""Of models without a `tokenizer.json`."""
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_MOST_NAMES = 24
+"""How many names a hint lists."""
+
+_logger = logging.getLogger(__name__)
+
+
+def fetch_model(
+    repo: str, *, architecture: str | None = None, token: str | None = None, progress: Progress | None = None
+) -> Path:
+    """The local folder of the safetensors model in the hub repository ``repo``; what the cache lacks is downloaded.
+
+    What cannot be loaded, or is not of the ``architecture`` that is asked for, is refused before its weights are
+    fetched. A repository without safetensors, but with one GGUF model, gives that model's file. Revisions, cache,
+    ``token`` and errors are as ``source.fetch`` has them; a cached model needs no request. Raises ``LoadError`` also
+    when the repository has several GGUF models, which it names, or none that can be read.
+    """
+    config = fetch_optional(repo, _CONFIG, token=token, progress=progress)
+    if config is None:
+        return _fetch_single_file(repo, token, progress)
+    at = _pinned(repo, config, _CONFIG)
+    content = read_config(config)
+    if "model_type" in content:  # repositories of GGUF files may have a config.json that says nothing
+        _refuse_quantised_config(config)
+        _hf_form(Path(repo), content, architecture)
+    weights = _fetch_first(at, (INDEX_NAME, SINGLE_NAME), token, progress)
+    if weights is None:
+        return _fetch_single_file(repo, token, progress)
+    if weights.name == INDEX_NAME:
+        for name in _indexed_names(weights):
+            fetch(at, name, token=token, progress=progress)
+    _fetch_text(at, token, progress)
+    return config.parent
+
+
+def fetch_parts(repo: str, filename: str, *, token: str | None = None, progress: Progress | None = None) -> Path:
+    """The local path of a file, as ``source.fetch``; of one part of a split GGUF model, after all parts are there."""
+    path = fetch(repo, filename, token=token, progress=progress)
+    at = _pinned(repo, path, filename)
+    for name in part_names(filename):
+        if name != filename:
+            fetch(at, name, token=token, progress=progress)
+    return path
+
+
+def local_model(path: Path) -> Path:
+    """``path``; if it is a folder without safetensors, but with one GGUF model, that model's file.
+
+    Raises ``LoadError`` when such a folder has several.
+    """
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return path
+    names = _models(sorted(file.name for file in path.glob("*.gguf")))
+    return path / _only(str(path), names) if names else path
+
+
+def _pinned(repo: str, path: Path, filename: str) -> str:
+    """``repo`` at the commit that its cached file ``filename`` is of."""
+    return f"{repo.partition('@')[0]}@{path.parents[filename.count('/')].name}"
+
+
+def _fetch_first(repo: str, names: Sequence[str], token: str | None, progress: Progress | None) -> Path | None:
+    """The first of the files that the repository has, one that is in the cache before all others."""
+    for name in names:
+        if path := cached(repo, name):
+            return path
+    for name in names:
+        if path := fetch_optional(repo, name, token=token, progress=progress):
+            return path
+    return None
+
+
+def _indexed_names(index: Path) -> list[str]:
+    """The files that an index of weights names; what else is in it is checked when the model is opened."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LoadError(
+            f"{index} is no index of weights: {error!r}", hint="delete it, so that it is fetched anew"
+        ) from error
+    wrong = [name for name in names if not isinstance(name, str) or not name.endswith(".safetensors")]
+    if wrong:
+        raise LoadError(f"{index} names {str(wrong[0])[:80]!r}, which is no .safetensors file")
+    return sorted(names)
+
+
+def _fetch_text(repo: str, token: str | None, progress: Progress | None) -> None:
+    """The tokenizer's and the template's files, as far as there are any.
+
+    Where the hub is out of reach, those that the cache has must do: other tools, which may have put the model there,
+    do not note which files a repository lacks.
+    """
+    try:
+        found = [fetch_optional(repo, name, token=token, progress=progress) for name in _TEXT]
+        if found[-1] is None:
+            for name in _OLDER_TEXT:
+                fetch_optional(repo, name, token=token, progress=progress)
+    except NotReachedError as error:
+        _logger.info("%s; the model is used without it", error.message)
+
+
+def _fetch_single_file(repo: str, token: str | None, progress: Progress | None) -> Path:
+    """The one GGUF model of a repository that has no safetensors model."""
+    names = list_files(repo, token=token)
+    models = _models([name for name in names if name.endswith(".gguf")])
+    if models:
+        return fetch_parts(repo, _only(repo, models), token=token, progress=progress)
+    pickles = [name for name in names if any(PurePosixPath(name).match(pattern) for pattern in _PICKLES)]
+    if pickles:
+        raise pickle_error(Path(repo, pickles[0]))
+    others = [name for name in names if name.endswith((".safetensors", ".bin"))]
+    raise LoadError(
+        f"{repo} has no {SINGLE_NAME}, no {INDEX_NAME} and no GGUF file",
+        hint=f"name a file with -f: {_listed(others)}" if others else "it may hold an adapter, or no model at all",
+    )
+
+
+def _models(names: Sequence[str]) -> list[str]:
+    """One name for each model: of a split model its first part."""
+    return [name for name in names if part_names(name)[0] == name]
+
+
+def _only(place: str, models: Sequence[str]) -> str:
+    if len(models) > 1:
+        raise LoadError(f"{place} has {len(models)} GGUF models", hint=f"choose one with -f: {_listed(models)}")
+    return models[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,82 @@
+"""The rows of the table as subcommands: their options, and what help and the reference say of them.
+
+Knows the table and the options; parses nothing.
+"""
+
+from __future__ import annotations
+
+from mistralrs.api.selectors import ROWS, Row
+from mistralrs_cli.options import AutoOptions, GgmlOptions, LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
+
+WeightOptions = PlainOptions | QuantizedOptions | AutoOptions
+AdapterOptions = XLoraOptions | LoraOptions
+
+WEIGHT_OPTIONS: dict[str, type[WeightOptions]] = {
+    "plain": PlainOptions,
+    "gguf": QuantizedOptions,
+    "ggml": GgmlOptions,
+    "any": AutoOptions,
+}
+"""The options after a row that name its weights, by format."""
+ADAPTER_OPTIONS: dict[str, type[AdapterOptions]] = {"x-lora": XLoraOptions, "lora": LoraOptions}
+"""The options after a row that name what is added to the weights."""
+
+_FORMATS = {
+    "plain": "safetensors, of a hub repository or a folder",
+    "gguf": "a GGUF file",
+    "ggml": "a GGML file, as llama.cpp wrote them before August 2023",
+    "any": "a hub repository, a folder or a file",
+}
+_ADAPTERS = {None: "", "lora": " with LoRA adapters", "x-lora": " with X-LoRA"}
+
+
+def option_classes(row: Row) -> list[type[WeightOptions] | type[AdapterOptions]]:
+    """The options that stand after a row."""
+    return [WEIGHT_OPTIONS[row.format], *([ADAPTER_OPTIONS[row.adapter]] if row.adapter else [])]
+
+
+def row_defaults(row: Row) -> dict[str, str]:
+    """What help says of the defaults that are the row's own, by field."""
+    defaults = {
+        "model_id": row.base_repo,
+        "quantized_model_id": row.quantized_repo,
+        "quantized_filename": row.quantized_filename,
+        "xlora_model_id": row.adapter_repo,
+        "adapters_model_id": row.adapter_repo,
+        "gqa": str(row.gqa),
+        "repeat_last_n": str(row.repeat_last_n),
+    }
+    return {option: default for option, default in defaults.items() if default}
+
+
+def required(row: Row) -> frozenset[str]:
+    """The fields of options that must be given."""
+    weights = {"plain": "model_id", "gguf": "quantized_filename", "ggml": "quantized_filename"}.get(row.format)
+    adapter = {"x-lora": "xlora_model_id", "lora": "adapters_model_id"}.get(row.adapter or "")
+    names = {name for name in (weights, adapter) if name} - row_defaults(row).keys()
+    return frozenset(names | {"order"} if row.adapter else names)
+
+
+def summary(row: Row) -> str:
+    """What a row is for."""
+    what = f"a {row.architecture} model" if row.architecture else "any supported model"
+    return f"Use {what}{_ADAPTERS[row.adapter]}: {_FORMATS[row.format]}."
+
+
+def default_model(row: Row) -> str:
+    """What a row loads when nothing else is named."""
+    return row.base_repo or row.quantized_filename or "none: -m names the model"
+
+
+def overview() -> dict[str, list[tuple[str, str]]]:
+    """Every row with what it stands for in short, under the titles that help gives them."""
+    rows = ROWS.values()
+    plain = [row for row in rows if not row.adapter]
+    return {
+        "Any model": [(row.name, _FORMATS[row.format]) for row in plain if row.architecture is None],
+        "Safetensors, by architecture": [(row.name, default_model(row)) for row in plain if row.format == "plain"],
+        "GGUF and GGML files, by architecture": [
+            (row.name, default_model(row)) for row in plain if row.architecture and row.format != "plain"
+        ],
+        "With adapters (not there yet)": [(row.name, default_model(row)) for row in rows if row.adapter],
+    }

@@ -1,0 +1,217 @@
+"""Tiny random models of every architecture, as Hugging Face folders that `transformers` reads.
+
+`transformers` decides which tensors there are, what they are called and how they are shaped. Their numbers come from an
+integer hash of their names and lie on the float16 grid, so that every format starts from the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gguf
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from tests.tiny import CHAT_TEMPLATE, CONTROL_TOKENS, MERGES, TOKENIZER_SIZE, hashed_weights, vocabulary
+
+WINDOW = 20
+"""Of those variants that have a sliding window."""
+HEAD_DIM = 32
+"""Of those variants whose heads are wider than hidden_size / num_attention_heads, which is 16."""
+ORIGINAL_CONTEXT = 64
+"""What Llama 3's scaling stretches."""
+SHORT_CONTEXT = 256
+"""For which Phi-3's short factors are made."""
+
+BASE: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": TOKENIZER_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model that differs from ``BASE`` in ``settings`` of its `config.json`."""
+
+    model_type: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    in_gguf: bool = True
+    """False: GGUF has no key for what is special about it."""
+
+
+def _rope(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": 10000.0, **settings}
+
+
+_LLAMA3 = _rope(
+    "llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=ORIGINAL_CONTEXT,
+)
+_LONG = _rope(
+    "longrope",
+    short_factor=[1.0 + 0.125 * i for i in range(8)],
+    long_factor=[2.0 + 0.25 * i for i in range(8)],
+    original_max_position_embeddings=SHORT_CONTEXT,
+)
+_GEMMA3 = {"tie_word_embeddings": True, "head_dim": HEAD_DIM, "num_hidden_layers": 7, "sliding_window": WINDOW}
+_GEMMA3_ROPES = {
+    "sliding_attention": _rope("default"),
+    "full_attention": _rope("linear", factor=4.0) | {"rope_theta": 1e6},
+}
+_CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0}
+_GEMMA2 = {"tie_word_embeddings": True, "head_dim": HEAD_DIM, "sliding_window": WINDOW, **_CAPS}
+_PHI3 = {"sliding_window": None}
+
+VARIANTS: dict[str, Variant] = {
+    "llama": Variant("llama", {"rope_parameters": _LLAMA3}),
+    "llama-biased-tied": Variant("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama-linear": Variant("llama", {"rope_parameters": _rope("linear", factor=2.0)}),
+    "mistral": Variant("mistral", {"sliding_window": WINDOW}),
+    "mistral-nemo": Variant("mistral", {"sliding_window": None, "head_dim": HEAD_DIM}),
+    "mixtral": Variant("mixtral", {"sliding_window": None, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "gemma": Variant("gemma", {"tie_word_embeddings": True, "head_dim": HEAD_DIM}),
+    "gemma2": Variant("gemma2", {**_GEMMA2, "query_pre_attn_scalar": HEAD_DIM}),
+    "gemma2-scaled": Variant("gemma2", {**_GEMMA2, "query_pre_attn_scalar": 24}, in_gguf=False),
+    "gemma3": Variant("gemma3_text", {**_GEMMA3, "query_pre_attn_scalar": HEAD_DIM}),
+    "gemma3-linear": Variant(
+        "gemma3_text", {**_GEMMA3, "query_pre_attn_scalar": HEAD_DIM, "rope_parameters": _GEMMA3_ROPES}
+    ),
+    "qwen2": Variant("qwen2", {"max_window_layers": 2}),
+    "qwen2-window": Variant(
+        "qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}, in_gguf=False
+    ),
+    "qwen3": Variant("qwen3", {"head_dim": HEAD_DIM, "tie_word_embeddings": True}),
+    "phi2": Variant("phi", {"num_key_value_heads": 4, "vocab_size": TOKENIZER_SIZE + 13, "intermediate_size": 256}),
+    "phi3": Variant("phi3", {"sliding_window": WINDOW}),
+    "phi3-partial": Variant("phi3", {**_PHI3, "rope_parameters": _rope("default", partial_rotary_factor=0.5)}),
+    "phi3-long": Variant(
+        "phi3", {**_PHI3, "original_max_position_embeddings": SHORT_CONTEXT, "rope_parameters": _LONG}
+    ),
+    "smollm3": Variant("smollm3", {"tie_word_embeddings": True}),
+}
+
+NORMS_MINUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})
+"""Model types whose folders hold norms less one."""
+
+
+def write_folder(
+    path: Path, variant: Variant, *, dtype: torch.dtype = torch.float16, decoded_as: str | None = None
+) -> Path:
+    """Writes config, weights, tokenizer and chat template.
+
+    ``dtype``: of all but vectors and routers, which are float16 and so exact.
+    ``decoded_as``: a GGML type; the matrices hold what is left of the weights once they have been stored in it.
+    """
+    config = AutoConfig.for_model(variant.model_type, **(BASE | dict(variant.settings)))
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    file = path / "model.safetensors"
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
+    weights = {name: _weight(name, shape, variant) for name, shape in shapes.items()}
+    if decoded_as is not None:
+        weights = {name: _decoded(name, weight, decoded_as) for name, weight in weights.items()}
+    stored = {
+        name: weight.to(torch.float16 if keeps_float(name, shapes[name]) else dtype) for name, weight in weights.items()
+    }
+    save_file(stored, file, metadata={"format": "pt"})
+    _write_tokenizer(path)
+    return path
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a folder in float32."""
+    return {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def reference(folder: Path) -> PreTrainedModel:
+    """The folder's model in `transformers`, float32. Its plain attention is the one that knows soft caps."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def greedy(model: PreTrainedModel, prompt: list[int], *, count: int) -> list[int]:
+    """The tokens that `transformers` puts after ``prompt``; never one that the tokenizer does not have."""
+    generation = GenerationConfig(
+        do_sample=False, max_new_tokens=count, pad_token_id=0, suppress_tokens=[*range(TOKENIZER_SIZE, _rows(model))]
+    )
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        found: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)[0].tolist()
+    return found[len(prompt) :]
+
+
+def keeps_float(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is F32 in every GGUF file: vectors, and routers, which decide much and are small."""
+    return len(shape) == 1 or name.endswith(("block_sparse_moe.gate.weight", "ffn_gate_inp.weight"))
+
+
+def _rows(model: PreTrainedModel) -> int:
+    rows: int = model.config.vocab_size
+    return rows
+
+
+def _weight(name: str, shape: tuple[int, ...], variant: Variant) -> torch.Tensor:
+    if len(shape) == 1:
+        offset = 0 if name.endswith(".bias") or variant.model_type in NORMS_MINUS_ONE else 1
+        return torch.from_numpy(offset + hashed_weights(name, shape, scale=0.25))
+    # embeddings and heads four times larger than a projection: logits then spread enough for one token to win clearly
+    gain = 4 if shape[0] >= TOKENIZER_SIZE else 1
+    scale = gain * 2.0 ** round(math.log2((3 / shape[1]) ** 0.5))
+    return torch.from_numpy(hashed_weights(name, shape, scale=scale))
+
+
+def _decoded(name: str, weight: torch.Tensor, type_: str) -> torch.Tensor:
+    if keeps_float(name, tuple(weight.shape)):
+        return weight
+    storage = gguf.GGMLQuantizationType[type_]
+    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), storage), storage))
+
+
+def _write_tokenizer(path: Path) -> None:
+    ids = {token: index for index, token in enumerate(vocabulary())}
+    merges = [(first, second) for first, second in (merge.split(" ") for merge in MERGES)]
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    tokenizer.save(str(path / "tokenizer.json"))
+    unk, bos, eos = CONTROL_TOKENS
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "unk_token": unk,
+        "pad_token": unk,
+        "add_bos_token": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

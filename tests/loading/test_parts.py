@@ -1,0 +1,59 @@
+"""Parts pulled from a checkpoint: the order of rotary rows, biases, fused tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mistralrs.loading.facts import GgufFacts
+from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.parts import CheckpointParts, adjacent_to_halves
+from mistralrs.models.registry import ARCHITECTURES
+from mistralrs.ops.backend import resolve
+from tests.tiny import TinyConfig, write_tiny
+
+
+def test_order_of_rotary_rows() -> None:
+    """Two heads of six rows, four of them rotated: pairs (0, 1) and (2, 3) of the file become (0, 2) and (1, 3)."""
+    assert list(adjacent_to_halves(12, 6, 4)) == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+    assert list(adjacent_to_halves(4, 4, 4)) == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("isa", [None, "torch"])
+def test_weights_are_those_of_transformers(isa: str | None, tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path / "tiny.gguf", TinyConfig(heads=6, kv_heads=3, head_dim=24, tied=False))
+    form = ARCHITECTURES["llama"].gguf
+    assert form is not None
+    with GgufFile.open(tiny.path) as file:
+        parts = CheckpointParts(file, form, form.spec(GgufFacts(file)), resolve("cpu", isa=isa).backend)
+        state = {name: torch.from_numpy(weight) for name, weight in tiny.weights.items()}
+        for part, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj")):
+            [weight] = parts.linears([part], layer=1)
+            assert torch.equal(weight.dense(), state[f"model.layers.1.self_attn.{name}.weight"])
+        gate, up = parts.linears(["gate", "up"], layer=0)
+        assert torch.equal(gate.dense(), state["model.layers.0.mlp.gate_proj.weight"])
+        assert torch.equal(up.dense(), state["model.layers.0.mlp.up_proj.weight"])
+        [head] = parts.linears(["head"])
+        assert torch.equal(head.dense(), state["lm_head.weight"])
+        norm, bias = parts.norm("ffn_norm", layer=1)
+        assert bias is None
+        assert torch.equal(norm.tensor, state["model.layers.1.post_attention_layernorm.weight"])
+
+
+def test_placed_bytes_are_enough(tmp_path: Path) -> None:
+    """What is planned is what is taken, to a few alignments: memory is checked with it beforehand."""
+    tiny = write_tiny(tmp_path / "tiny.gguf")
+    form = ARCHITECTURES["llama"].gguf
+    assert form is not None
+    with GgufFile.open(tiny.path) as file:
+        seen: list[tuple[int, int]] = []
+        spec = form.spec(GgufFacts(file))
+        parts = CheckpointParts(file, form, spec, resolve("cpu").backend, progress=lambda *news: seen.append(news))
+        weights = parts.linears(["embedding"])
+        for layer in range(2):
+            weights += parts.linears(["q", "k", "v", "output", "gate", "up", "down"], layer=layer)
+        assert seen[-1] == (parts.placed_bytes, parts.placed_bytes)
+        taken = sum(weight.nbytes for weight in weights)
+        assert taken <= parts.placed_bytes <= taken + 256 * len(weights)

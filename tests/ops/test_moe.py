@@ -1,0 +1,80 @@
+"""A mixture of experts: kernel against the torch twin, and bitwise laws of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+import torch
+
+from mistralrs.ops.arena import Arena
+from mistralrs.ops.backend import Backend
+from mistralrs.ops.workspace import Sizes, Workspace
+from tests.ops.harness import Normalisation, for_every_isa, native, random_matrix, random_values, step_args, twin
+from tests.tolerances import EXPERTS
+
+pytestmark = pytest.mark.native
+
+HIDDEN, FFN = 256, 48
+
+
+def mixture(
+    backend: Backend,
+    x: torch.Tensor,
+    *,
+    experts: int,
+    used: int,
+    names: Sequence[str] = ("F32", "F32", "F32"),
+    terms: int = 1,
+) -> torch.Tensor:
+    """What is added to x (tokens, hidden), by experts of weights that depend on nothing but their number."""
+    tokens = len(x)
+    sizes = Sizes(
+        max_tokens=tokens, max_seqs=1, max_logits=1, max_blocks=1,
+        hidden=HIDDEN, q=1, kv=1, ffn=FFN, vocab=1, rotary=(),
+    )  # fmt: skip
+    work = Workspace(sizes)
+    work.x.tensor.copy_(x)
+    gate, up, down = (
+        [
+            backend.place(random_matrix(name, rows=rows, columns=columns, seed=100 * part + expert))
+            for expert in range(experts)
+        ]
+        for part, (name, rows, columns) in enumerate(zip(names, (FFN, FFN, HIDDEN), (HIDDEN, HIDDEN, FFN), strict=True))
+    )
+    router = backend.place(random_matrix("F32", rows=experts, columns=HIDDEN, seed=7))
+    norm = Normalisation(weight=1 + random_values(HIDDEN, seed=3) / 8).bind(Arena(4 * HIDDEN + 256))
+    op = backend.moe(
+        work, norm=norm, router=router, gate=gate, up=up, down=down, used=used, activation="silu", terms=terms
+    )
+    backend.program([op], step_args(tokens=tokens))()
+    return work.x.tensor - x
+
+
+@for_every_isa
+@pytest.mark.parametrize(("experts", "used"), [(1, 1), (4, 1), (8, 2), (17, 5)])
+def test_kernel_equals_twin(isa: str, experts: int, used: int) -> None:
+    for tokens in (1, 3, 9, 40):
+        x = random_values(tokens, HIDDEN, seed=tokens)
+        result = mixture(native(isa), x, experts=experts, used=used)
+        expected = mixture(twin(), x, experts=experts, used=used)
+        assert expected.abs().max() > 0.1
+        assert (result - expected).abs().max() <= EXPERTS * (expected.abs().max() + x.abs().max())
+
+
+@for_every_isa
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("names", [("F32", "F16", "BF16"), ("Q4_K", "Q6_K", "F16"), ("Q8_0", "Q8_0", "F32")])
+def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: tuple[str, ...], terms: int) -> None:
+    """Bit for bit, whoever its neighbours are, whichever experts they share, and whatever the number of threads."""
+    x = random_values(33, HIDDEN, seed=1)
+    alone = torch.cat(
+        [mixture(native(isa), x[t : t + 1], experts=6, used=2, names=names, terms=terms) for t in range(33)]
+    )
+    random = Random(1)
+    for count in (2, 8, 9, 33):
+        tokens = random.sample(range(33), count)
+        threads = random.choice((1, 2, 3))
+        together = mixture(native(isa, threads=threads), x[tokens], experts=6, used=2, names=names, terms=terms)
+        assert torch.equal(together, alone[tokens])

@@ -1,0 +1,44 @@
+"""The whole way with a file that may be broken: load it, compute a prompt, draw two tokens.
+
+    python -m tests.soak.gguf_mutations --load tests.soak.loads:load_and_answer --report FILE
+
+torch is imported here, so that the guarded processes that are forked later share it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.model_runner import ModelRunner
+from mistralrs.loading.pipeline import LoadPlan, load_gguf
+from mistralrs.ops.backend import resolve
+
+MEMORY = 512 << 20
+"""What the plan is told to be free: less than a guarded process may take."""
+
+
+def load_and_answer(path: Path) -> None:
+    """Raises ``LoadError`` for a file that is refused."""
+    torch.set_num_threads(1)
+    backend = resolve("cpu", threads=1).backend
+    with patch("mistralrs.loading.pipeline.available_bytes", return_value=MEMORY):
+        model = load_gguf(path, backend, LoadPlan(max_seqs=1, max_batch_tokens=16))
+    runner = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size)
+    limit = min(16, model.max_model_len)
+    tokens = model.tokenizer.encode("The capital of France is", special=False)[: max(1, limit - 2)] or [0]
+    done = 0
+    for _ in range(2):
+        new = tokens[done:]
+        positions = list(range(done, len(tokens)))
+        batch = Batch(new, positions, positions, [0, len(new)], [len(tokens)], [[0]], [len(new) - 1])
+        logits = runner.forward(batch, Abort())
+        if logits.shape != (1, model.spec.vocab_size):
+            raise AssertionError(f"logits of shape {tuple(logits.shape)}")
+        done = len(tokens)
+        if done == limit:
+            return
+        tokens.append(int(logits[0].nan_to_num().argmax()))
