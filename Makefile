@@ -54,7 +54,7 @@ fixtures: $(FIXTURES) ## fetch the vocabularies that the tokenizer tests compare
 
 soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports
 	@mkdir -p $(REPORTS)
-	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --report $(REPORTS)/gguf-mutations.md
+	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --load tests.soak.loads:load_and_answer --report $(REPORTS)/gguf-mutations.md
 
 oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again; ORACLE_PYTHON has llama-cpp-python
 	@set -e; for script in $(ORACLES); do echo "$$script"; $(ORACLE_PYTHON) "$$script"; done

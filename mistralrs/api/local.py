@@ -111,8 +111,7 @@ class LocalModel:
         threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
         from mistralrs.engine.engine import Engine
         from mistralrs.engine.model_runner import ModelRunner
-        from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
-        from mistralrs.models.registry import GGUF_NAMES
+        from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load
         from mistralrs.ops.backend import resolve
 
         token = _token(options.token_source)
@@ -120,12 +119,15 @@ class LocalModel:
         plan = LoadPlan(
             max_seqs=options.max_seqs,
             max_batch_tokens=options.max_batch_tokens,
-            precision=options.precision,
+            # float32 throughout is what --dtype f32 asks for; the weights are exact in any case
+            precision="f32" if options.dtype == "f32" else options.precision,
             text=_text_source(options, token, progress),
+            dtype=options.dtype,
+            isq=options.isq,
+            gqa=source.gqa,
         )
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
-        architecture = GGUF_NAMES[source.architecture] if source.architecture else None
-        model = load_gguf(path, resolved.backend, plan, architecture=architecture, progress=progress)
+        model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
         engine = Engine(
             ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
             model.tokenizer,
@@ -140,7 +142,8 @@ class LocalModel:
             ),
         )
         info = ModelInfo(
-            name=model.name,
+            # the folder of a model in the hub's cache is called by its commit
+            name=source.repo if source.repo and path.is_dir() else model.name,
             architecture=model.architecture,
             quantization=model.quantization,
             context_length=engine.max_len,

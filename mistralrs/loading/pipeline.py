@@ -27,6 +27,7 @@ from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.memory import available_bytes
 from mistralrs.quant.quantize import isq_type
+from mistralrs.quant.types import DECODED, EXPANDED
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
 
@@ -157,7 +158,7 @@ def _load_described(
     tokenizer, template = _text(file, plan, spec, builtin="phi-2" if architecture == "phi2" else None)
     decoder, limits = _place(file, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
-    return _model(file, decoder, tokenizer, template, spec, limits, architecture, name)
+    return _model(file, decoder, tokenizer, template, spec, limits, architecture, name, plan)
 
 
 def _model(
@@ -169,8 +170,8 @@ def _model(
     limits: Limits,
     architecture: str,
     name: str,
+    plan: LoadPlan,
 ) -> Model:
-    types = [tensor.type.name for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1]
     return Model(
         decoder=decoder,
         tokenizer=tokenizer,
@@ -179,11 +180,26 @@ def _model(
         limits=limits,
         architecture=architecture,
         name=name,
-        quantization=max(sorted(set(types)), key=types.count),
+        quantization=_storage(checkpoint, plan),
         file_bytes=checkpoint.file_bytes,
         parameters=count_parameters(checkpoint),
         max_model_len=min(limits.max_blocks * BLOCK_SIZE, spec.max_position),
     )
+
+
+def _storage(checkpoint: Checkpoint, plan: LoadPlan) -> str:
+    """The type of most matrices, and what they are computed in if that is another."""
+    types = [tensor.type for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1]
+    stored = max(sorted(set(types), key=lambda type_: type_.name), key=types.count)
+    if plan.isq is not None:
+        return f"{stored.name} quantised to {plan.isq.upper()}"
+    if stored.name in EXPANDED:
+        return f"{stored.name} computed in 8 bits without loss"
+    if stored.name in DECODED:
+        return f"{stored.name} decoded to F32"
+    if stored.name in ("F32", "F16", "BF16") and plan.dtype in ("bf16", "f16") and plan.dtype.upper() != stored.name:
+        return f"{stored.name} as {plan.dtype.upper()}"
+    return stored.name
 
 
 def load_folder(
@@ -204,7 +220,7 @@ def load_folder(
         tokenizer, template = plan.text.for_model(str(folder), builtin="phi-2" if found == "phi2" else None)
         _check_vocabulary(path, tokenizer, spec)
         decoder, limits = _place(file, form, spec, backend, plan, progress)
-        return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name)
+        return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name, plan)
 
 
 def _hf_form(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, Form]:

@@ -30,7 +30,7 @@ def _attention_scale(facts: Facts) -> float:
     scalar = facts.require("query_pre_attn_scalar", float)
     if not 0 < scalar < math.inf:
         raise LoadError(f"query_pre_attn_scalar is {scalar}, not positive")
-    return scalar**-0.5
+    return 1 / math.sqrt(scalar)
 
 
 def _refuse_bidirectional(facts: Facts) -> None:

@@ -177,7 +177,7 @@ def test_options_reach_the_model(program: Program, tmp_path: Path) -> None:
     model.touch()
     _, out, _ = program("--no-kv-cache", "--prompt", "loaded", "llama-gguf", "-m", str(tmp_path), "-f", "my.gguf")
     loaded = json.loads(out)
-    assert loaded["source"] == {"architecture": "llama", "path": str(model), "repo": None, "filename": None}
+    assert loaded["source"] == {"architecture": "llama", "path": str(model), "repo": None, "filename": None, "gqa": 1}
     assert loaded["options"]["no_kv_cache"] is True
 
 
