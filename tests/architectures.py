@@ -124,7 +124,7 @@ def write_folder(
     ``dtype``: of all but vectors and routers, which are float16 and so exact.
     ``decoded_as``: a GGML type; the matrices hold what is left of the weights once they have been stored in it.
     """
-    config = AutoConfig.for_model(variant.model_type, **(BASE | dict(variant.settings)))
+    config = AutoConfig.for_model(variant.model_type, **{**BASE, **variant.settings})
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     file = path / "model.safetensors"
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
@@ -151,10 +151,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def reference(folder: Path) -> PreTrainedModel:
     """The folder's model in `transformers`, float32. Its plain attention is the one that knows soft caps."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    return model.eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    assert isinstance(model, PreTrainedModel)
+    model.eval()
+    return model
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], *, count: int) -> list[int]:
@@ -165,7 +165,9 @@ def greedy(model: PreTrainedModel, prompt: list[int], *, count: int) -> list[int
     model.generation_config.eos_token_id = None
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        found: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)[0].tolist()
+        found: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)[
+            0
+        ].tolist()
     return found[len(prompt) :]
 
 

@@ -50,7 +50,10 @@ class Layout:
     """False: the sliding window is not mentioned, as of Mistral in files that llama.cpp's converter wrote."""
 
 
-def write_gguf(path: Path, folder: Path, *, type_: str = "F16", layout: Layout = Layout()) -> Path:
+PLAIN = Layout()
+
+
+def write_gguf(path: Path, folder: Path, *, type_: str = "F16", layout: Layout = PLAIN) -> Path:
     """Writes the folder's model; matrices in one of ``TYPES``, vectors and routers in F32."""
     config, weights = read_config(folder), read_weights(folder)
     if not layout.window:
@@ -112,11 +115,11 @@ def _tensors(
 
 def _paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """`transformers` rotates row i of a head with row i + head_dim / 2; here the two are put side by side."""
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _head_dim(config: dict[str, Any]) -> int:
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def _rope_factors(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

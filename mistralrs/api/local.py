@@ -109,9 +109,7 @@ class LocalModel:
         started = time.perf_counter()
         # torch is not needed until the first token is drawn: it is imported while files are read and packed
         threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
-        from mistralrs.engine.engine import Engine
-        from mistralrs.engine.model_runner import ModelRunner
-        from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load
+        from mistralrs.loading.pipeline import LoadPlan, load
         from mistralrs.ops.backend import resolve
 
         token = _token(options.token_source)
@@ -128,19 +126,7 @@ class LocalModel:
         )
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
-        engine = Engine(
-            ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
-            model.tokenizer,
-            EngineConfig(
-                num_blocks=model.limits.num_blocks,
-                max_model_len=model.max_model_len,
-                max_seqs=options.max_seqs,
-                max_batch_tokens=options.max_batch_tokens,
-                block_size=BLOCK_SIZE,
-                prefix_cache_n=options.prefix_cache_n,
-                no_kv_cache=options.no_kv_cache,
-            ),
-        )
+        engine = _start_engine(model, options)
         info = ModelInfo(
             # the folder of a model in the hub's cache is called by its commit
             name=source.repo if source.repo and path.is_dir() else model.name,
@@ -197,6 +183,25 @@ class LocalModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _start_engine(model: Model, options: LoadOptions) -> Engine:
+    from mistralrs.engine.engine import Engine
+    from mistralrs.engine.model_runner import ModelRunner
+
+    return Engine(
+        ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
+        model.tokenizer,
+        EngineConfig(
+            num_blocks=model.limits.num_blocks,
+            max_model_len=model.max_model_len,
+            max_seqs=options.max_seqs,
+            max_batch_tokens=options.max_batch_tokens,
+            block_size=model.limits.block_size,
+            prefix_cache_n=options.prefix_cache_n,
+            no_kv_cache=options.no_kv_cache,
+        ),
+    )
 
 
 def _import_torch() -> None:

@@ -19,7 +19,7 @@ from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
 from mistralrs.loading.ggml import GgmlFile
 from mistralrs.loading.gguf import GgufFile
 from mistralrs.loading.parts import CheckpointParts, count_parameters
-from mistralrs.loading.pipeline import BLOCK_SIZE, _gguf_form, _hf_form, _read_spec, kind_of
+from mistralrs.loading.pipeline import BLOCK_SIZE, gguf_form_of, hugging_face_form, read_spec, kind_of
 from mistralrs.loading.safetensors import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
 from mistralrs.models.architecture import Form, Piece
@@ -179,14 +179,14 @@ def _opened(path: Path, gqa: int) -> Iterator[_Open]:
             yield _open_described(ggml, ggml.version, "llama", form)
     else:
         with GgufFile.open(path) as gguf:
-            yield _open_described(gguf, f"GGUF version {gguf.version}", *_gguf_form(gguf, None))
+            yield _open_described(gguf, f"GGUF version {gguf.version}", *gguf_form_of(gguf, None))
 
 
 def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
     folder = path if path.is_dir() else path.parent
     config = read_config(folder / "config.json")
-    architecture, form = _hf_form(path, config, None)
-    spec = _read_spec(path, form, HfFacts(file, folder / "config.json", config))
+    architecture, form = hugging_face_form(path, config, None)
+    spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
     tokenizer, template = TextSource().for_model(str(folder), builtin=_builtin(architecture))
     names = ("tokenizer.json", "tokenizer.model")
     kind = next(name for name in names if (folder / name).is_file())
@@ -194,7 +194,7 @@ def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
 
 
 def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: Form) -> _Open:
-    spec = _read_spec(file.path, form, GgufFacts(file))
+    spec = read_spec(file.path, form, GgufFacts(file))
     source = TextSource()
     tokenizer = source.tokenizer(file.metadata)
     own = file.get("tokenizer.chat_template", str, default=None)

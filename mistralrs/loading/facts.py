@@ -54,6 +54,8 @@ class HfFacts(_TensorFacts):
         value = self._config.get(key)
         if value is None:
             raise FormatError(str(self._path), f"key {key}", "is missing")
+        if type(value) is int and abs(value) >= 1 << 63:
+            raise FormatError(str(self._path), f"key {key}", "is too large a number")
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:

@@ -15,8 +15,8 @@ from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import pickle_error
 from mistralrs.loading.facts import read_config
 from mistralrs.loading.gguf import part_names
-from mistralrs.loading.pipeline import _hf_form
-from mistralrs.loading.safetensors import INDEX_NAME, SINGLE_NAME, _refuse_quantised_config
+from mistralrs.loading.pipeline import hugging_face_form
+from mistralrs.loading.safetensors import INDEX_NAME, SINGLE_NAME, refuse_quantised_config
 from mistralrs.loading.source import NotReachedError, Progress, cached, fetch, fetch_optional, list_files
 
 _CONFIG = "config.json"
@@ -52,8 +52,8 @@ def fetch_model(
     at = _pinned(repo, config, _CONFIG)
     content = read_config(config)
     if "model_type" in content:  # repositories of GGUF files may have a config.json that says nothing
-        _refuse_quantised_config(config)
-        _hf_form(Path(repo), content, architecture)
+        refuse_quantised_config(config)
+        hugging_face_form(Path(repo), content, architecture)
     weights = _fetch_first(at, (INDEX_NAME, SINGLE_NAME), token, progress)
     if weights is None:
         return _fetch_single_file(repo, token, progress)

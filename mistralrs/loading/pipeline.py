@@ -142,7 +142,7 @@ def load_gguf(
     Raises ``LoadError`` and ``FormatError``; nothing large is allocated before the whole file has been checked.
     """
     with GgufFile.open(path) as file:
-        found, form = _gguf_form(file, architecture)
+        found, form = gguf_form_of(file, architecture)
         return _load_described(file, found, form, backend, plan, progress)
 
 
@@ -154,7 +154,7 @@ def _load_described(
     plan: LoadPlan,
     progress: Progress | None,
 ) -> Model:
-    spec = _read_spec(file.path, form, GgufFacts(file))
+    spec = read_spec(file.path, form, GgufFacts(file))
     tokenizer, template = _text(file, plan, spec, builtin="phi-2" if architecture == "phi2" else None)
     decoder, limits = _place(file, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
@@ -214,8 +214,8 @@ def load_folder(
     folder = path if path.is_dir() else path.parent
     with SafetensorsFile.open(path) as file:
         config = read_config(folder / "config.json")
-        found, form = _hf_form(path, config, architecture)
-        spec = _read_spec(path, form, HfFacts(file, folder / "config.json", config))
+        found, form = hugging_face_form(path, config, architecture)
+        spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
         # microsoft/phi-2 brings no template
         tokenizer, template = plan.text.for_model(str(folder), builtin="phi-2" if found == "phi2" else None)
         _check_vocabulary(path, tokenizer, spec)
@@ -223,7 +223,7 @@ def load_folder(
         return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name, plan)
 
 
-def _hf_form(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, Form]:
+def hugging_face_form(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, Form]:
     """The folder's architecture, if it is supported and the one that is wanted."""
     kind = config.get("model_type")
     found = HF_MODEL_TYPES.get(kind) if isinstance(kind, str) else None
@@ -241,7 +241,7 @@ def _hf_form(path: Path, config: Mapping[str, object], wanted: str | None) -> tu
     return found, form
 
 
-def _gguf_form(file: GgufFile, wanted: str | None) -> tuple[str, Form]:
+def gguf_form_of(file: GgufFile, wanted: str | None) -> tuple[str, Form]:
     """The file's architecture, if it is supported and the one that is wanted."""
     found = file.require("general.architecture", str)
     form = ARCHITECTURES[found].gguf if found in ARCHITECTURES else None
@@ -270,7 +270,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise LoadError(f"{path}: {error.message}", hint=error.hint) from error
 
 
-def _read_spec(path: Path, form: Form, facts: Facts) -> DecoderSpec:
+def read_spec(path: Path, form: Form, facts: Facts) -> DecoderSpec:
     """The decoder that the facts describe."""
     with _naming(path):
         return form.spec(facts)

@@ -51,7 +51,7 @@ class SafetensorsFile(MappedCheckpoint):
         supported, FormatError when a file is not what it should be or one is missing.
         """
         folder = path if path.is_dir() else path.parent
-        _refuse_quantised_config(folder / "config.json")
+        refuse_quantised_config(folder / "config.json")
         files = _files(path)
         spans: dict[str, Span] = {}
         mappings = []
@@ -139,7 +139,7 @@ def _indexed(index: Path) -> list[_File]:
     return [_File(index.with_name(name), names[name]) for name in sorted(names)]
 
 
-def _refuse_quantised_config(config: Path) -> None:
+def refuse_quantised_config(config: Path) -> None:
     """LoadError when the model beside this config.json is quantised."""
     if not config.is_file():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,8 +126,10 @@ def checked_rope(rope: Rope, head_dim: int) -> Rope:
     """``rope`` if it can be computed. Raises ``LoadError``."""
     if not 0 < rope.dim <= head_dim or rope.dim % 2:
         raise LoadError(f"a rotary width of {rope.dim} does not fit heads of {head_dim}")
-    if rope.factors and (len(rope.factors) != rope.dim // 2 or not all(f > 0 for f in rope.factors)):
+    if rope.factors and (
+        len(rope.factors) != rope.dim // 2 or not all(0 < factor < math.inf for factor in rope.factors)
+    ):
         raise LoadError(f"{len(rope.factors)} rotary factors for {rope.dim // 2} frequencies, or one is not positive")
-    if not (rope.base > 0 and rope.linear_factor > 0 and rope.scale > 0):
+    if not all(0 < number < math.inf for number in (rope.base, rope.linear_factor, rope.scale)):
         raise LoadError(f"rotary base {rope.base}, factor {rope.linear_factor} or scale {rope.scale} is not positive")
     return rope

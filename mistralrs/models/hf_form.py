@@ -114,8 +114,11 @@ def rope_settings(facts: Facts, kind: str | None = None) -> dict[str, Any]:
 def read_rope(facts: Facts, head_dim: int, settings: dict[str, Any] | None = None) -> Rope:
     """A rotary embedding. Raises ``LoadError`` for a scaling that is not supported."""
     settings = rope_settings(facts) if settings is None else settings
-    share = settings.get("partial_rotary_factor", facts.get("partial_rotary_factor", float, default=1.0))
-    dim = int(head_dim * _number(share, "partial_rotary_factor"))
+    given = settings.get("partial_rotary_factor", facts.get("partial_rotary_factor", float, default=1.0))
+    share = _number(given, "partial_rotary_factor")
+    if not 0 < share <= 1:
+        raise LoadError(f"partial_rotary_factor is {share}, not between 0 and 1")
+    dim = int(head_dim * share)
     base = _number(settings.get("rope_theta", 10000.0), "rope_theta")
     kind = settings.get("rope_type", settings.get("type", "default"))
     rope = Rope(dim=dim, base=base)
@@ -131,8 +134,8 @@ def read_rope(facts: Facts, head_dim: int, settings: dict[str, Any] | None = Non
 
 
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise LoadError(f"config.json: {name} is {value!r}, not a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+        raise LoadError(f"config.json: {name} is {value!r:.100}, not a number that can be used")
     return float(value)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gguf
 
-from tests.gguf_of import Layout, write_gguf
+from tests.gguf_of import PLAIN, Layout, write_gguf
 from tests.parity.running import random_tokens
 from tests.tiny import TOKENIZER_SIZE
 
@@ -29,7 +29,7 @@ class Case:
     name: str
     type: str
     positions: tuple[int, ...] = (LAST,)
-    layout: Layout = Layout()
+    layout: Layout = PLAIN
     variants: frozenset[str] | None = None
     """Those that have it; None: all."""
 
