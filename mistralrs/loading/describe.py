@@ -19,7 +19,7 @@ from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
 from mistralrs.loading.ggml import GgmlFile
 from mistralrs.loading.gguf import GgufFile
 from mistralrs.loading.parts import CheckpointParts, count_parameters
-from mistralrs.loading.pipeline import BLOCK_SIZE, gguf_form_of, hugging_face_form, read_spec, kind_of
+from mistralrs.loading.pipeline import BLOCK_SIZE, gguf_form_of, hugging_face_form, kind_of, read_spec
 from mistralrs.loading.safetensors import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
 from mistralrs.models.architecture import Form, Piece
