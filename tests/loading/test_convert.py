@@ -1,0 +1,108 @@
+"""What a stored matrix becomes before it is placed: nothing is lost where nothing needs to be, and the rest is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mistralrs.errors import LoadError
+from mistralrs.loading.convert import Conversion
+from mistralrs.loading.pipeline import LoadPlan, load
+from mistralrs.ops.backend import Backend
+from mistralrs.ops.weight import Matrix
+from mistralrs.quant.quantize import isq_type
+from mistralrs.quant.reference import dequantise
+from mistralrs.quant.types import DECODED, EXPANDED, TYPES, QuantType
+from tests.ggml_writer import write_ggml
+from tests.ops.harness import for_every_isa, native, twin
+from tests.parity.running import random_tokens
+from tests.quant.blocks import random_bytes, sane_rows
+from tests.quant.test_expand import finite_rows
+from tests.tiny import TinyConfig, write_tiny
+
+COLUMNS = 768
+
+
+def matrix_of(type_: QuantType, data: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Matrix:
+    return Matrix("weight", type_, len(data), COLUMNS, np.ascontiguousarray(data).data.cast("B"))
+
+
+def placed(matrix: Matrix, conversion: Conversion, backend: Backend) -> torch.Tensor:
+    target = conversion.target("up", matrix)
+    return backend.place(conversion.convert(matrix, target, backend)).dense()
+
+
+@for_every_isa
+@pytest.mark.parametrize("name", sorted(EXPANDED | DECODED))
+def test_types_without_kernels_lose_nothing(name: str, isa: str) -> None:
+    type_ = (EXPANDED | DECODED)[name]
+    data = finite_rows(type_, rows=19, columns=COLUMNS)
+    expected = dequantise(type_, torch.from_numpy(data), COLUMNS)
+    expected = torch.where(expected.isfinite(), expected, 0)
+    for backend in (native(isa), twin()):
+        result = placed(matrix_of(type_, data), Conversion(), backend)
+        # equal, not of the same bits: a product with a negative scale gives a zero its sign
+        assert torch.equal(torch.where(result.isfinite(), result, 0), expected)
+
+
+def test_floats_keep_their_type_unless_another_is_asked_for() -> None:
+    data = torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(1))
+    stored = data.half()
+    matrix = matrix_of(TYPES["F16"], stored.view(torch.uint8).numpy())
+    assert Conversion().target("up", matrix) is TYPES["F16"]
+    assert Conversion("f32").target("up", matrix) is TYPES["F16"]
+    assert torch.equal(placed(matrix, Conversion("bf16"), twin()), stored.float().bfloat16().float())
+    huge = matrix_of(TYPES["F32"], (data * 1e30).view(torch.uint8).numpy())
+    with pytest.raises(LoadError, match="too large for F16"):
+        placed(huge, Conversion("f16"), twin())
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_k", "q4_0"])
+def test_quantising_takes_floats_alone_and_leaves_the_router(name: str) -> None:
+    data = torch.randn(4, COLUMNS, generator=torch.Generator().manual_seed(2))
+    matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
+    conversion = Conversion(quantise=isq_type(name))
+    assert conversion.target("up", matrix) is TYPES[name.upper()]
+    assert conversion.target("router", matrix) is TYPES["F32"]
+    result = placed(matrix, conversion, twin())
+    error = ((result - data).square().sum() / data.square().sum()).sqrt().item()
+    assert 0 < error < {"q8_0": 0.01, "q4_k": 0.09, "q4_0": 0.1}[name]
+    stored = matrix_of(TYPES["Q5_0"], sane_rows(TYPES["Q5_0"], rows=3, columns=COLUMNS, seed=3, deviation=0.05))
+    assert conversion.target("up", stored) is TYPES["Q5_0"]
+
+
+def test_weights_that_are_not_finite_cannot_be_quantised() -> None:
+    data = torch.full((2, COLUMNS), float("nan"))
+    matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
+    with pytest.raises(LoadError, match="weight cannot be quantised to Q4_K"):
+        placed(matrix, Conversion(quantise=isq_type("q4_k")), twin())
+
+
+def test_rows_must_split_in_blocks() -> None:
+    data = random_bytes(TYPES["Q4_K"], rows=2, columns=256, seed=4)
+    matrix = Matrix("weight", TYPES["Q4_K"], 2, 100, data.data.cast("B"))
+    with pytest.raises(LoadError, match="rows of 100 do not split in blocks of Q4_K"):
+        Conversion().target("up", matrix)
+
+
+@pytest.mark.parametrize("version", ["ggml", "ggmf version 1", "ggjt version 1", "ggjt version 2", "ggjt version 3"])
+@pytest.mark.parametrize("type_", ["F16", "Q4_0"])
+def test_a_legacy_file_gives_the_logits_of_its_weights(tmp_path: Path, version: str, type_: str) -> None:
+    """Against transformers with the weights that the file holds, in float32."""
+    from mistralrs.engine.batch import Abort, Batch
+    from mistralrs.engine.model_runner import ModelRunner
+
+    tiny = write_tiny(tmp_path / "tiny.gguf", TinyConfig(tied=False))
+    legacy = write_ggml(tmp_path / "tiny.bin", tiny, version=version, type_=type_)
+    plan = LoadPlan(max_seqs=1, max_batch_tokens=64, precision="f32", gqa=tiny.config.heads // tiny.config.kv_heads)
+    model = load(legacy.path, twin(), plan, architecture="llama")
+    tokens = random_tokens(tiny.config.vocab, 40, seed=5)
+    positions = list(range(40))
+    batch = Batch(tokens, positions, positions, [0, 40], [40], [[0, 1, 2]], positions)
+    ours = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size).forward(batch, Abort())
+    with torch.inference_mode():
+        theirs = legacy.reference()(torch.tensor([tokens])).logits[0]
+    assert (ours - theirs).abs().max() <= 1e-4 * (theirs.max() - theirs.min())
