@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import torch
@@ -164,11 +164,10 @@ def greedy(model: PreTrainedModel, prompt: list[int], *, count: int) -> list[int
     )
     model.generation_config.eos_token_id = None
     ids = torch.tensor([prompt])
+    generate = cast(Callable[..., torch.Tensor], model.generate)
     with torch.inference_mode():
-        found: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)[
-            0
-        ].tolist()
-    return found[len(prompt) :]
+        found = generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)
+    return [int(token) for token in found[0, len(prompt) :]]
 
 
 def keeps_float(name: str, shape: tuple[int, ...]) -> bool:

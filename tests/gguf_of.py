@@ -137,7 +137,8 @@ def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> torch.Tensor:
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     smooth = (turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
     smooth = smooth.clamp(0, 1)
-    return (1 / ((1 - smooth) / rope["factor"] + smooth)).float()
+    factors: torch.Tensor = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return factors.float()
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
