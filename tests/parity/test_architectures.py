@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -137,10 +137,13 @@ def test_every_instruction_set(name: str, isa: str, folders: Folders) -> None:
 def test_greedy_tokens_are_those_of_transformers(
     name: str, form: str, isa: str | None, folders: Folders, tmp_path: Path
 ) -> None:
-    """Through what the command line calls: tokenizer, chat template, engine. No two tokens of these are near a tie."""
+    """Through what the command line calls: tokenizer, chat template, engine.
+
+    In float32, which users cannot choose: with keys and values in half precision, random models meet ties now and then.
+    """
     path = folders(name) if form == "folder" else write_gguf(tmp_path / "tiny.gguf", folders(name))
     source = ModelSource(architecture=HF_MODEL_TYPES[VARIANTS[name].model_type], path=path, repo=None, filename=None)
-    options = LoadOptions(precision="high", isa=isa, threads=1, max_seqs=2)
+    options = LoadOptions(precision=cast(Any, "f32"), isa=isa, threads=1, max_seqs=2)
     sampling = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
     with LocalModel.load(source, options) as model:
         prompt = list(model.tokens_of(MESSAGES))
