@@ -187,7 +187,7 @@ def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
     config = read_config(folder / "config.json")
     architecture, form = hugging_face_form(path, config, None)
     spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
-    tokenizer, template = TextSource().for_model(str(folder), builtin=_builtin(architecture))
+    tokenizer, template = TextSource().for_model(str(folder), builtin=ARCHITECTURES[architecture].template)
     names = ("tokenizer.json", "tokenizer.model")
     kind = next(name for name in names if (folder / name).is_file())
     return _Open(file, "safetensors", architecture, form, spec, kind, tokenizer, template)
@@ -198,15 +198,11 @@ def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str
     source = TextSource()
     tokenizer = source.tokenizer(file.metadata)
     own = file.get("tokenizer.chat_template", str, default=None)
-    template = source.template(own, tokenizer, builtin=_builtin(architecture))
+    template = source.template(own, tokenizer, builtin=ARCHITECTURES[architecture].template)
     kind = file.require("tokenizer.ggml.model", str)
     before = file.get("tokenizer.ggml.pre", str, default=None)
     kind = _TEXT_CLASSES.get(kind, kind) + (f", split as {before}" if before else "")
     return _Open(file, container, architecture, form, spec, kind, tokenizer, template)
-
-
-def _builtin(architecture: str) -> str | None:
-    return "phi-2" if architecture == "phi2" else None
 
 
 def _tensor_classes(checkpoint: Checkpoint, form: Form, spec: DecoderSpec) -> tuple[TensorClass, ...]:

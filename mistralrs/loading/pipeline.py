@@ -155,7 +155,7 @@ def _load_described(
     progress: Progress | None,
 ) -> Model:
     spec = read_spec(file.path, form, GgufFacts(file))
-    tokenizer, template = _text(file, plan, spec, builtin="phi-2" if architecture == "phi2" else None)
+    tokenizer, template = _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
     decoder, limits = _place(file, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
     return _model(file, decoder, tokenizer, template, spec, limits, architecture, name, plan)
@@ -216,8 +216,7 @@ def load_folder(
         config = read_config(folder / "config.json")
         found, form = hugging_face_form(path, config, architecture)
         spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
-        # microsoft/phi-2 brings no template
-        tokenizer, template = plan.text.for_model(str(folder), builtin="phi-2" if found == "phi2" else None)
+        tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
         _check_vocabulary(path, tokenizer, spec)
         decoder, limits = _place(file, form, spec, backend, plan, progress)
         return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name, plan)

@@ -93,3 +93,5 @@ class Architecture:
     hugging_face: Form | None
     ggml: Form | None = None
     """The legacy `.bin` files, which describe themselves under GGUF's keys once they are read."""
+    template: str | None = None
+    """The shipped chat template of models that bring none."""

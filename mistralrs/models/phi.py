@@ -93,6 +93,7 @@ def _phi3_gguf_pieces(spec: DecoderSpec) -> Pieces:
 PHI2 = Architecture(
     Form(_phi2_gguf, _phi2_gguf_pieces, unused=gguf_form.UNUSED),
     Form(_phi2_hf, _phi2_hf_pieces, unused=hf_form.UNUSED),
+    template="phi-2",
 )
 PHI3 = Architecture(
     Form(_phi3_gguf, _phi3_gguf_pieces, unused=gguf_form.UNUSED),
