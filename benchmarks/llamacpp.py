@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mistralrs.engine.batch import Abort, Batch
 from mistralrs.engine.model_runner import ModelRunner
-from mistralrs.loading.pipeline import LoadPlan, load_gguf
+from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
 from mistralrs.ops.backend import resolve
 
 PEER = """
@@ -63,14 +63,13 @@ class Ours:
         self.served_by = backend.name
         model = load_gguf(path, backend, LoadPlan(max_seqs=1, max_batch_tokens=512, precision=precision))
         self._runner = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size)
-        self._table = list(range(model.limits.max_blocks))
+        self._groups = model.limits.kv_groups
 
     def run(self, tokens: list[int], start: int) -> None:
         for begin in range(0, len(tokens), 512):
             part = tokens[begin : begin + 512]
-            positions = list(range(start + begin, start + begin + len(part)))
-            end = positions[-1] + 1
-            batch = Batch(part, positions, positions, [0, len(part)], [end], [self._table], [len(part) - 1])
+            groups, rows = self._groups, [len(part) - 1]
+            batch = Batch.alone(part, start + begin, groups=groups, block_size=BLOCK_SIZE, logit_rows=rows)
             self._runner.forward(batch, Abort())
 
     def measure(self, prompt: int, generate: int) -> tuple[float, float]:

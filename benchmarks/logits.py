@@ -35,12 +35,11 @@ def main() -> None:
     model = load_gguf(args.model, backend, plan)
     runner = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size)
     ids: list[int] = json.loads(args.ids.read_text())
-    blocks = list(range(-(-len(ids) // BLOCK_SIZE)))
     rows = []
     for start in range(0, len(ids), CHUNK):
         part = ids[start : start + CHUNK]
-        positions = list(range(start, start + len(part)))
-        batch = Batch(part, positions, positions, [0, len(part)], [start + len(part)], [blocks], list(range(len(part))))
+        groups, wanted = model.limits.kv_groups, list(range(len(part)))
+        batch = Batch.alone(part, start, groups=groups, block_size=BLOCK_SIZE, logit_rows=wanted)
         rows.append(runner.forward(batch, Abort()).numpy().copy())
     np.save(args.out, np.concatenate(rows))
     print(

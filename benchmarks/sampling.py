@@ -12,7 +12,8 @@ import time
 import torch
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.sampling import Row, Sampler
+from mistralrs.engine.row import Row
+from mistralrs.engine.sampling import Sampler
 
 SETTINGS = {
     "greedy": SamplingParams(temperature=0.0),

@@ -16,6 +16,10 @@ class MistralrsError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """An error crosses to another process as it is, whatever its class is made from."""
+        return _restored, (type(self), self.args, self.__dict__)
+
 
 class UsageError(MistralrsError):
     """The words on the command line or the arguments of a call do not fit together."""
@@ -33,7 +37,7 @@ class FormatError(LoadError):
     """A model file is broken: names the file, the place in it and the reason."""
 
     def __init__(self, path: str, place: str, reason: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{path}: {place}: {reason}", hint=hint)
+        super().__init__(f"{path}: {place}: {reason}", hint=hint or "the file is damaged or incomplete: fetch it again")
         self.path = path
         self.place = place
         self.reason = reason
@@ -64,5 +68,24 @@ class ContextLengthError(RequestError):
         )
 
 
+class QueueFullError(RequestError):
+    """Too many requests wait already."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} requests are waiting, which is as many as may", hint="try again later", code="queue_full"
+        )
+
+
 class EngineError(MistralrsError):
-    """The engine failed while it worked on a request."""
+    """The engine failed while it worked on a request. ``code`` follows the OpenAI error shape."""
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str = "internal_error") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+def _restored(kind: type[MistralrsError], args: tuple[object, ...], state: dict[str, object]) -> MistralrsError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

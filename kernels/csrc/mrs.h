@@ -5,22 +5,24 @@
 #pragma once
 #include <cstdint>
 
-#define MRS_ABI_VERSION 3
+#define MRS_ABI_VERSION 4
 
 struct mrs_pool;
 struct mrs_op;
 
-// One step of a flat batch of sequences. Arrays are int32.
+// One step of a flat batch of sequences. Arrays are int32. A KV group is the layers with the same window; they share slots
+// and block tables.
 struct mrs_step {
   const int32_t *tokens;        // (num_tokens)
   const int32_t *positions;     // (num_tokens)
-  const int32_t *slots;         // (num_tokens) block * 16 + offset in the KV cache
+  const int32_t *slots;         // (groups, max_tokens) block * 16 + offset in the KV cache
   const int32_t *seq_starts;    // (num_seqs + 1) range of each sequence in the flat arrays
   const int32_t *context_lens;  // (num_seqs) tokens of the sequence when this step is done
-  const int32_t *block_tables;  // (num_seqs, block_stride)
+  const int32_t *block_tables;  // (groups, max_seqs, max_blocks); what lies wholly before the window is not read
   const int32_t *logit_rows;    // (num_logits) flat indices whose logits are wanted
   const volatile int32_t *abort;  // nonzero: stop between two ops
-  int32_t num_tokens, num_seqs, num_logits, block_stride;
+  int32_t num_tokens, num_seqs, num_logits;
+  int32_t max_tokens, max_seqs, max_blocks;  // strides of the arrays
 };
 
 typedef void (*mrs_run_fn)(const mrs_op *op, const mrs_step *step, mrs_pool *pool);
@@ -107,7 +109,7 @@ struct mrs_attend {
   int32_t window;        // a position sees itself and this many - 1 before it; 0: all
   int32_t heads, kv_heads, head_dim, rotary_half;
   int32_t wide_kv;       // nonzero: the cache holds float32
-  int32_t padding;
+  int32_t group;         // the layer's KV group
 };
 
 // A mixture of experts: x += sum over the chosen experts of weight * down(act(gate(norm(x))) * up(norm(x))).

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -33,7 +33,9 @@ class Step(c.Structure):
         ("num_tokens", c.c_int32),
         ("num_seqs", c.c_int32),
         ("num_logits", c.c_int32),
-        ("block_stride", c.c_int32),
+        ("max_tokens", c.c_int32),
+        ("max_seqs", c.c_int32),
+        ("max_blocks", c.c_int32),
     ]
 
 
@@ -122,7 +124,7 @@ class Attend(c.Structure):
         ("head_dim", c.c_int32),
         ("rotary_half", c.c_int32),
         ("wide_kv", c.c_int32),
-        ("padding", c.c_int32),
+        ("group", c.c_int32),
     ]
 
 

@@ -7,32 +7,57 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from mistralrs.engine.config import EngineConfig, Request, SamplingParams
-from mistralrs.errors import ContextLengthError, RequestError, UsageError
+from mistralrs.engine.config import SAMPLERS, EngineConfig, Request, SamplingParams
+from mistralrs.errors import ContextLengthError, QueueFullError, RequestError, UsageError
 
 logger = logging.getLogger(__name__)
 
 TRUNCATION_RESERVE = 10
 """Tokens that truncation leaves free for the answer when ``max_tokens`` does not say how many."""
-
-
 MAX_BIAS = 1e30
 """Beyond it float32 could overflow; far smaller values already force or ban a token."""
+MAX_BREAKERS = 64
+MAX_BREAKER_LENGTH = 64
+"""Characters."""
+MAX_PROMPT_LOGPROBS = 100
+"""Beside a prompt token's own; a long prompt has many places."""
 
 
 def check_config(config: EngineConfig) -> None:
     """Raises UsageError for limits under which no request could be served."""
-    for name in ("num_blocks", "max_model_len", "max_seqs", "max_batch_tokens", "block_size"):
+    for name in ("max_model_len", "max_seqs", "max_batch_tokens", "block_size"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    for group in config.kv_groups:
+        if group.num_blocks < 1:
+            raise UsageError(f"kv_groups has one of {group.num_blocks} blocks; each must have at least 1")
+    if config.max_prompt_logits < 0:
+        raise UsageError(f"max_prompt_logits is {config.max_prompt_logits}; it must be at least 0")
+    if config.max_queue is not None and config.max_queue < 0:
+        raise UsageError(f"max_queue is {config.max_queue}; it must be at least 0 (0 lets nobody wait)")
     if config.prefix_cache_n < 0:
         raise UsageError(f"prefix_cache_n is {config.prefix_cache_n}; it must be at least 0 (0 turns reuse off)")
 
 
+def check_queue(num_open: int, config: EngineConfig) -> None:
+    """Raises QueueFullError if so many open requests are as many as may run and wait."""
+    if config.max_queue is not None and num_open >= config.max_seqs + config.max_queue:
+        raise QueueFullError(config.max_queue)
+
+
+def check_request(request: Request, vocab_size: int) -> None:
+    """Raises RequestError naming the first parameter that is out of its range; ``fit_prompt`` looks at the prompt."""
+    check(request.sampling, vocab_size)
+    if request.prompt_logprobs is not None:
+        most = min(vocab_size, MAX_PROMPT_LOGPROBS)
+        in_range = 0 <= request.prompt_logprobs <= most
+        _require("prompt_logprobs", request.prompt_logprobs, in_range, f"between 0 and {most}")
+
+
 def check(params: SamplingParams, vocab_size: int) -> None:
-    """Raises RequestError naming the first parameter that is out of its range."""
+    """Raises RequestError naming the first of these parameters that is out of its range."""
     _require("temperature", params.temperature, params.temperature >= 0, "at least 0")
     _require("top_k", params.top_k, params.top_k >= 0, "at least 0 (0 is off)")
     _require("top_p", params.top_p, True, "a number (at most 0 or at least 1 is off)")
@@ -43,17 +68,47 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     _require("repeat_last_n", params.repeat_last_n, params.repeat_last_n >= 0, "at least 0 (0 looks at nothing)")
     _require("seed", params.seed, -(2**63) <= params.seed < 2**64, "a 64-bit integer")
     if params.max_tokens is not None:
-        _require("max_tokens", params.max_tokens, params.max_tokens >= 1, "at least 1")
+        _require("max_tokens", params.max_tokens, params.max_tokens >= 0, "at least 0")
+    most = math.inf if params.max_tokens is None else params.max_tokens
+    _require("min_tokens", params.min_tokens, 0 <= params.min_tokens <= most, "at least 0, and at most max_tokens")
     if params.logprobs is not None:
         in_range = 0 <= params.logprobs <= vocab_size
         _require("logprobs", params.logprobs, in_range, f"between 0 and {vocab_size}")
-    for token, bias in params.logit_bias:
-        if not 0 <= token < vocab_size:
-            message = f"logit_bias names token {token}; the vocabulary has the ids 0 to {vocab_size - 1}"
-            raise RequestError(message, param="logit_bias")
+    _require_known("logit_bias", (token for token, _ in params.logit_bias), vocab_size)
+    _require_known("stop_token_ids", params.stop_token_ids, vocab_size)
+    for _, bias in params.logit_bias:
         _require("logit_bias", bias, abs(bias) <= MAX_BIAS, f"between {-MAX_BIAS:g} and {MAX_BIAS:g}")
     if "" in params.stop:
         raise RequestError("stop holds an empty string", hint="leave it out", param="stop")
+    _check_stages(params)
+
+
+def _check_stages(params: SamplingParams) -> None:
+    _require("typical_p", params.typical_p, 0 <= params.typical_p <= 1, "between 0 and 1 (1 is off)")
+    _require("xtc_probability", params.xtc_probability, 0 <= params.xtc_probability <= 1, "between 0 and 1 (0 is off)")
+    _require("xtc_threshold", params.xtc_threshold, 0 <= params.xtc_threshold <= 1, "between 0 and 1")
+    _require("dry_multiplier", params.dry_multiplier, params.dry_multiplier >= 0, "at least 0 (0 is off)")
+    _require("dry_base", params.dry_base, params.dry_base >= 1, "at least 1")
+    _require("dry_allowed_length", params.dry_allowed_length, params.dry_allowed_length >= 1, "at least 1")
+    if params.dry_last_n is not None:
+        _require("dry_last_n", params.dry_last_n, params.dry_last_n >= 0, "at least 0 (0 looks at nothing)")
+    breakers = params.dry_breakers
+    if len(breakers) > MAX_BREAKERS or not all(1 <= len(breaker) <= MAX_BREAKER_LENGTH for breaker in breakers):
+        limits = f"at most {MAX_BREAKERS} texts of 1 to {MAX_BREAKER_LENGTH} characters"
+        raise RequestError(f"dry_breakers must be {limits}", param="dry_breakers")
+    for stage in params.samplers:
+        if stage not in SAMPLERS:
+            known = f"known are {', '.join(SAMPLERS)}"
+            raise RequestError(f"samplers names {stage[:64]!r}, which is not known", hint=known, param="samplers")
+        if params.samplers.count(stage) > 1:
+            raise RequestError(f"samplers names {stage} twice", param="samplers")
+
+
+def _require_known(name: str, tokens: Iterable[int], vocab_size: int) -> None:
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            message = f"{name} names token {token}; the vocabulary has the ids 0 to {vocab_size - 1}"
+            raise RequestError(message, param=name)
 
 
 def _require(name: str, value: float, in_range: bool, range_words: str) -> None:
@@ -76,7 +131,8 @@ def fit_prompt(request: Request, max_len: int, vocab_size: int) -> list[int]:
         raise RequestError(message, param="prompt")
     if len(prompt) <= max_len:
         return list(prompt)
-    kept = _truncated(prompt, max_len, request.sampling.max_tokens) if request.truncate else ()
+    max_tokens = request.sampling.max_tokens if request.pooling is None else 0
+    kept = _truncated(prompt, max_len, max_tokens) if request.truncate else ()
     if not kept:
         raise ContextLengthError(len(prompt), max_len)
     return list(kept)

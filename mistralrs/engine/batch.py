@@ -6,9 +6,11 @@ Knows slots and positions; no tensor, no sampling.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mistralrs.engine.scheduler import Plan
+from mistralrs.ops.kv_groups import KvGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,34 +21,48 @@ class Batch:
     """(num_tokens,) token ids."""
     positions: list[int]
     """(num_tokens,) absolute positions."""
-    slots: list[int]
-    """(num_tokens,) ``block * block_size + offset``: where a token's KV goes."""
+    slots: list[list[int]]
+    """(kv_groups, num_tokens) ``block * block_size + offset``: where a token's KV goes."""
     seq_starts: list[int]
     """(num_seqs + 1,) ranges of the flat arrays."""
     context_lens: list[int]
     """(num_seqs,) tokens of the sequence once this step is done."""
-    block_tables: list[list[int]]
-    """(num_seqs,) the blocks that hold those tokens, perhaps more."""
+    block_tables: list[list[list[int]]]
+    """(kv_groups, num_seqs) the blocks that hold those tokens, perhaps more; those before the window mean nothing."""
     logit_rows: list[int]
     """Flat indices whose logits are wanted, ascending."""
 
     @classmethod
     def from_plan(cls, plan: Plan, *, block_size: int) -> Batch:
-        """Flattens a plan; sequences keep their order."""
-        batch = cls([], [], [], [0], [], [], [])
+        """Flattens a plan, which has at least one chunk; sequences keep their order."""
+        groups = range(len(plan.chunks[0].sequence.tables))
+        batch = cls([], [], [[] for _ in groups], [0], [], [[] for _ in groups], [])
         for chunk in plan.chunks:
             end = chunk.start + chunk.count
-            blocks = list(chunk.sequence.blocks)
             positions = range(chunk.start, end)
             batch.tokens.extend(chunk.sequence.tokens[chunk.start : end])
             batch.positions.extend(positions)
-            batch.slots.extend(blocks[p // block_size] * block_size + p % block_size for p in positions)
             batch.seq_starts.append(len(batch.tokens))
             batch.context_lens.append(end)
-            batch.block_tables.append(blocks)
+            for slots, tables, table in zip(batch.slots, batch.block_tables, chunk.sequence.tables, strict=True):
+                slots.extend([table[p // block_size] * block_size + p % block_size for p in positions])
+                tables.append(list(table))
+            batch.logit_rows.extend(len(batch.tokens) - end + position for position in chunk.scored)
             if chunk.samples:
                 batch.logit_rows.append(len(batch.tokens) - 1)
         return batch
+
+    @classmethod
+    def alone(
+        cls, tokens: list[int], start: int, *, groups: Sequence[KvGroup], block_size: int, logit_rows: list[int]
+    ) -> Batch:
+        """Tokens from position ``start`` on of a sequence that has all blocks, for tools that drive a model."""
+        end = start + len(tokens)
+        positions = list(range(start, end))
+        # A window's blocks go round: it has passed those that come again.
+        tables = [[index % group.num_blocks for index in range(-(-end // block_size))] for group in groups]
+        slots = [[table[p // block_size] * block_size + p % block_size for p in positions] for table in tables]
+        return cls(tokens, positions, slots, [0, len(tokens)], [end], [[table] for table in tables], logit_rows)
 
 
 class Abort:

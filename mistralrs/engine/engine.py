@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mistralrs.engine.admission import check, check_config, fit_prompt
+from mistralrs.engine.admission import check_config, check_queue, check_request, fit_prompt
 from mistralrs.engine.batch import Abort, Batch
 from mistralrs.engine.config import EngineConfig, Request
-from mistralrs.engine.events import Stream
+from mistralrs.engine.events import Event, Handle, Stream
 from mistralrs.engine.job import Job
-from mistralrs.engine.scheduler import Plan, Scheduler
+from mistralrs.engine.kv_shelf import KvShelf
+from mistralrs.engine.kv_store import KvStore
+from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
+from mistralrs.engine.stats import EngineStats
 from mistralrs.errors import EngineError, MistralrsError
-from mistralrs.text.stream import TextStream
 
 if TYPE_CHECKING:
     import torch
 
-    from mistralrs.engine.sampling import Draw, Sampler
+    from mistralrs.engine.row import Draw
+    from mistralrs.engine.sampling import Sampler
     from mistralrs.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+H = TypeVar("H", bound=Handle)
 
 
 class Runner(Protocol):
@@ -47,23 +52,14 @@ class Runner(Protocol):
         Once ``abort`` is set it returns soon, with anything; the step is then dropped.
         """
 
+    def hidden(self, start: int, stop: int) -> torch.Tensor:
+        """float32 (stop - start, hidden size): final hidden states, normed, of these tokens of the last batch."""
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """The engine at a glance; counts of tokens are since it started."""
+    def export_block(self, group: int, block: int) -> bytes:
+        """What a block holds, in the layers of a KV group."""
 
-    running: int
-    waiting: int
-    num_blocks: int
-    free_blocks: int
-    """Blocks that nobody holds, cached ones included."""
-    cached_blocks: int
-    """Blocks whose content a new prompt could reuse."""
-    prompt_tokens: int
-    """Of prompts whose first token has been drawn."""
-    cached_tokens: int
-    """Prompt tokens that prefix hits saved."""
-    completion_tokens: int
+    def import_block(self, group: int, block: int, data: bytes) -> None:
+        """Puts that back; raises ValueError if its length is wrong."""
 
 
 class PrefillPace:
@@ -99,21 +95,34 @@ class Engine:
     its thread die of something unforeseen, every open stream ends with Failed and ``submit`` raises EngineError.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig) -> None:
-        """Raises UsageError for limits that cannot work. The thread starts at once and owns ``runner``."""
+    after_step: Callable[[], None]
+    """Called by the engine's thread when all events of a step, or from between two steps, have been delivered. To be
+    set before the first request, by one who delivers a step's events together."""
+
+    def __init__(
+        self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig, *, store: KvStore | None = None
+    ) -> None:
+        """Raises UsageError for limits that cannot work. The thread starts at once and owns ``runner``.
+
+        ``store``: where KV outlives the engine, which closes it.
+        """
         check_config(config)
         self._runner = runner
         self._tokenizer = tokenizer
-        self._config = config
+        self.config = config
         # A padded vocabulary has ids without a token: they are never drawn.
-        self._vocab_size = min(runner.vocab_size, tokenizer.vocab_size)
-        self._scheduler = Scheduler(config, tokenizer.eos_ids)
+        self.vocab_size = min(runner.vocab_size, tokenizer.vocab_size)
+        self.after_step = _nothing
+        self._shelf = None if store is None else KvShelf(store, runner)
+        self._scheduler = Scheduler(config, self._shelf)
         self._pace = PrefillPace()
         self._abort = Abort()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()  # calls to be made by the engine's thread
         self._ids = itertools.count()
         self._jobs: dict[int, Job] = {}
-        self._step_streams: list[Stream] = []
+        self._step_streams: list[Handle] = []
+        self._next_deadline = math.inf  # of the open jobs or before
+        self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_completion_tokens = 0
         self._closing = False
@@ -127,37 +136,52 @@ class Engine:
         """Tokens that one sequence can have, prompt and answer together."""
         return self._scheduler.max_len
 
+    @property
+    def fault(self) -> EngineError | None:
+        """Why the engine serves nothing any more: it died, or was closed. None while it lives."""
+        return self._fault
+
     def submit(self, request: Request) -> Stream:
-        """Queues a request. Raises RequestError or ContextLengthError for it, EngineError if the engine has ended."""
-        sampling = request.sampling
-        check(sampling, self._vocab_size)
-        prompt = fit_prompt(request, self.max_len, self._vocab_size)
-        room = self.max_len - len(prompt)
-        max_len = len(prompt) + (room if sampling.max_tokens is None else min(room, sampling.max_tokens))
-        text = TextStream(self._tokenizer, stop=sampling.stop, trim_space=request.trim_space)
+        """Queues a request.
+
+        Raises RequestError or ContextLengthError for it, QueueFullError when too many wait, EngineError if the engine
+        has ended.
+        """
+        return self._enqueue(request, Stream)
+
+    def submit_to(self, deliver: Callable[[Event], None], request: Request) -> Handle:
+        """As ``submit``, but events go to ``deliver``, which the engine's thread calls and must not wait in."""
+        return self._enqueue(request, partial(Handle, put=deliver))
+
+    def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], H]) -> H:
+        check_request(request, self.vocab_size)
+        prompt = fit_prompt(request, self.max_len, self.vocab_size)
         with self._gate:
             if self._fault is not None:
                 raise EngineError(self._fault.message, hint=self._fault.hint)
+            check_queue(len(self._jobs), self.config)
             number = next(self._ids)
-            stream = Stream(partial(self._cancel, number))
-            sequence = Sequence(number, prompt, sampling, max_len)
-            job = Job(sequence, stream, tokenizer=self._tokenizer, text=text, submitted=time.perf_counter())
+            stream = handle(partial(self._cancel, number))
+            sequence = Sequence.of(number, request, prompt, limit=self.max_len, eos_ids=self._tokenizer.eos_ids)
+            job = Job(sequence, stream, request=request, tokenizer=self._tokenizer, submitted=time.perf_counter())
             self._jobs[number] = job
             self._inbox.put(partial(self._add, job))
         return stream
 
     def stats(self) -> EngineStats:
-        """A snapshot; its numbers may be a step apart."""
+        """A snapshot, from any thread."""
         scheduler = self._scheduler
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            num_blocks=scheduler.pool.num_blocks,
-            free_blocks=scheduler.pool.num_free,
-            cached_blocks=scheduler.pool.num_cached,
+            num_blocks=scheduler.blocks.num_blocks,
+            free_blocks=scheduler.blocks.num_free,
+            cached_blocks=scheduler.blocks.num_cached,
             prompt_tokens=self._num_prompt_tokens,
             cached_tokens=scheduler.num_cached_tokens,
             completion_tokens=self._num_completion_tokens,
+            steps=self._num_steps,
+            preemptions=scheduler.num_preemptions,
         )
 
     def close(self) -> None:
@@ -170,46 +194,66 @@ class Engine:
     # From here on: the engine's thread, but for _cancel.
 
     def _run(self) -> None:
-        fault = EngineError("the engine is closed", hint="load the model again")
+        fault: EngineError | None = None
         try:
             from mistralrs.engine.sampling import Sampler
 
-            self._sampler: Sampler = Sampler(self._vocab_size)
+            self._sampler: Sampler = Sampler(self.vocab_size)
             while self._receive():
                 if self._scheduler.has_work:
                     self._step()
+                self.after_step()
         except Exception as error:
             logger.exception("the engine's thread died")
             fault = EngineError(f"the engine died: {_words(error)}", hint="load the model again")
+        if self._shelf is not None:
+            self._shelf.close()
         with self._gate:
-            self._fault = fault
+            self._fault = fault or EngineError("the engine is closed", hint="load the model again")
         now = time.perf_counter()
         for job in self._jobs.values():
-            if self._closing:
+            if fault is None:
                 job.finish("cancelled", now)
             else:
                 job.fail(fault, now)
         self._jobs.clear()
+        self.after_step()
 
     def _receive(self) -> bool:
         """Answers what has come in, waiting for it if there is nothing else to do. False: the engine is to end."""
         if not self._scheduler.has_work and not self._closing:
             self._inbox.get()()
         self._answer()
+        self._expire()
         return not self._closing
 
     def _answer(self) -> None:
         while not self._inbox.empty():
             self._inbox.get()()
 
+    def _expire(self) -> None:
+        """Fails requests whose deadline has passed."""
+        now = time.perf_counter()
+        if now < self._next_deadline:
+            return
+        self._next_deadline = math.inf
+        # Not those in the inbox, whose deadlines are looked at when they are added.
+        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
+            job = self._jobs[sequence.id]
+            if job.deadline <= now:
+                self._fail(job, EngineError("the request took longer than it may", code="deadline_exceeded"))
+            else:
+                self._next_deadline = min(self._next_deadline, job.deadline)
+
     def _step(self) -> None:
         started = time.perf_counter()
-        plan = self._scheduler.plan(self._pace.limit(self._config.max_batch_tokens))
+        self._num_steps += 1
+        plan = self._scheduler.plan(self._pace.limit(self.config.max_batch_tokens))
         logits = self._forward(plan)
         if logits is not None:
             drawn = self._draw(plan, logits)
             self._scheduler.commit(plan, {number: draw.token for number, draw in drawn.items()})
-            self._publish(drawn)
+            self._publish(plan, drawn)
             self._report(plan, time.perf_counter() - started)
 
     def _forward(self, plan: Plan) -> torch.Tensor | None:
@@ -220,12 +264,10 @@ class Engine:
             return None
         started = time.perf_counter()
         try:
-            logits = self._runner.forward(Batch.from_plan(plan, block_size=self._config.block_size), self._abort)
+            logits = self._runner.forward(Batch.from_plan(plan, block_size=self.config.block_size), self._abort)
         except Exception as error:
             logger.exception("a forward pass failed")
-            fault = error if isinstance(error, MistralrsError) else EngineError(f"the model failed: {_words(error)}")
-            for chunk in plan.chunks:
-                self._fail(self._jobs[chunk.sequence.id], fault)
+            self._fail_batch(plan, error)
             return None
         self._answer()
         if self._abort.is_set():
@@ -236,23 +278,54 @@ class Engine:
 
     def _draw(self, plan: Plan, logits: torch.Tensor) -> dict[int, Draw]:
         """Draws by sequence. A row that cannot be drawn fails its own request; cancelled ones are left out."""
-        from mistralrs.engine.sampling import Row
-
-        sequences = [chunk.sequence for chunk in plan.chunks if chunk.samples]
-        rows = [Row(sequence.sampling, sequence.tokens) for sequence in sequences]
         drawn: dict[int, Draw] = {}
-        for sequence, result in zip(sequences, self._sampler.sample(logits, rows), strict=True):
-            job = self._jobs.get(sequence.id)
-            if job is None:
-                continue
+        try:
+            jobs, logits = self._observe(plan, logits)
+            results = self._sampler.sample(logits, [job.row() for job in jobs])
+        except Exception as error:
+            logger.exception("drawing failed")
+            self._fail_batch(plan, error)
+            return drawn
+        for job, result in zip(jobs, results, strict=True):
             if isinstance(result, EngineError):
                 self._fail(job, result)
             else:
-                drawn[sequence.id] = result
+                drawn[job.sequence.id] = result
         return drawn
 
-    def _publish(self, drawn: dict[int, Draw]) -> None:
+    def _observe(self, plan: Plan, logits: torch.Tensor) -> tuple[list[Job], torch.Tensor]:
+        """Shows jobs what they want of their prompts. Returns those that draw, and the logits that each draws by."""
+        jobs: list[Job] = []
+        rows: list[int] = []
+        row = token = 0
+        for chunk in plan.chunks:
+            job = self._jobs.get(chunk.sequence.id)
+            if job is not None and job.observes:
+                self._show(job, chunk, logits[row : row + len(chunk.scored), : self.vocab_size], token)
+            row += len(chunk.scored)
+            if chunk.samples:
+                if job is not None and chunk.sequence.id in self._jobs:
+                    jobs.append(job)
+                    rows.append(row)
+                row += 1
+            token += chunk.count
+        return jobs, logits if len(rows) == len(logits) else logits[rows]
+
+    def _show(self, job: Job, chunk: Chunk, logits: torch.Tensor, first: int) -> None:
+        """``first``: the place of the chunk's first token in the batch."""
+        try:
+            job.observe(
+                chunk.start, chunk.count, logits, lambda start, stop: self._runner.hidden(first + start, first + stop)
+            )
+        except EngineError as error:
+            self._fail(job, error)
+
+    def _publish(self, plan: Plan, drawn: dict[int, Draw]) -> None:
         now = time.perf_counter()
+        for sequence in (chunk.sequence for chunk in plan.chunks):
+            if sequence.prompt_end is not None and sequence.finish_reason is not None and sequence.id in self._jobs:
+                self._num_prompt_tokens += sequence.num_prompt
+                self._jobs.pop(sequence.id).finish(sequence.finish_reason, now)
         for number, draw in drawn.items():
             job = self._jobs[number]
             self._num_completion_tokens += 1
@@ -276,9 +349,17 @@ class Engine:
 
     def _add(self, job: Job) -> None:
         self._scheduler.add(job.sequence)
+        self._next_deadline = min(self._next_deadline, job.deadline)
         if job.sequence.finish_reason is not None:  # the prompt fills the context
             del self._jobs[job.sequence.id]
             job.finish(job.sequence.finish_reason, time.perf_counter())
+
+    def _fail_batch(self, plan: Plan, error: Exception) -> None:
+        fault = _failure(error)
+        for chunk in plan.chunks:
+            job = self._jobs.get(chunk.sequence.id)
+            if job is not None:
+                self._fail(job, fault)
 
     def _fail(self, job: Job, error: MistralrsError) -> None:
         self._scheduler.remove(job.sequence, keep=False)
@@ -300,6 +381,22 @@ class Engine:
     def _is_pointless(self) -> bool:
         """Nobody waits for the step under way."""
         return self._closing or all(stream.cancelled for stream in self._step_streams)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _failure(error: Exception) -> MistralrsError:
+    """What a caller hears of an error inside of a step."""
+    if isinstance(error, MistralrsError):
+        return error
+    # The error that torch raises for the memory of a CPU has no class of its own.
+    lacks_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    if lacks_memory or type(error).__name__ == "OutOfMemoryError":
+        hint = "send shorter prompts, or fewer requests at once"
+        return EngineError(f"out of memory: {_words(error)}", hint=hint, code="out_of_memory")
+    return EngineError(f"the model failed: {_words(error)}")
 
 
 def _words(error: Exception) -> str:

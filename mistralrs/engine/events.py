@@ -1,4 +1,4 @@
-"""What a caller hears of its request: events, and the stream that carries them from the engine's thread.
+"""What a caller hears of its request: events, and what carries them from the engine's thread.
 
 Knows nothing of how they come about.
 """
@@ -48,6 +48,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """What the model made of the prompt, once and before every Delta, if the request asks for it."""
+
+    logprobs: tuple[TokenLogprob | None, ...]
+    """One a prompt token; None for the first, which nothing precedes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The pooled hidden states of the prompt, if the request asks for them; no Delta follows."""
+
+    values: tuple[float, ...]
+    """(hidden,) with an L2 norm of 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """One step's news. ``text`` may be empty while bytes or a possible stop string are held back."""
 
@@ -74,34 +90,40 @@ class Failed:
     usage: Usage
 
 
-Event = Delta | Finished | Failed
+End = Finished | Failed
+Event = PromptLogprobs | Embedding | Delta | End
 
 
-class Stream:
-    """One choice's events: any number of Delta, then exactly one Finished or Failed.
+class Handle:
+    """A request under way. Its events are: any number of news, then exactly one Finished or Failed."""
 
-    ``cancel`` may be called from any thread; one thread at a time may iterate.
-    """
-
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_cancel: Callable[[], None], put: Callable[[Event], None]) -> None:
         self.cancelled = False
         """The caller wants no more; the engine may not have noticed yet."""
+        self.put = put
+        """For the engine alone."""
         self._on_cancel = on_cancel
-        self._events: SimpleQueue[Event] = SimpleQueue()
-        self._ended = False
-
-    def __iter__(self) -> Iterator[Event]:
-        while not self._ended:
-            event = self._events.get()
-            self._ended = not isinstance(event, Delta)
-            yield event
 
     def cancel(self) -> None:
-        """Ends the stream within one step with ``Finished("cancelled")``; does nothing if it has ended."""
+        """Ends the request within one step with ``Finished("cancelled")``; does nothing if it has ended.
+
+        May be called from any thread.
+        """
         if not self.cancelled:
             self.cancelled = True
             self._on_cancel()
 
-    def put(self, event: Event) -> None:
-        """For the engine alone."""
-        self._events.put(event)
+
+class Stream(Handle):
+    """A request under way, to be iterated for its events; one thread at a time may do so."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._ended = False
+        super().__init__(on_cancel, self._events.put)
+
+    def __iter__(self) -> Iterator[Event]:
+        while not self._ended:
+            event = self._events.get()
+            self._ended = isinstance(event, End)
+            yield event

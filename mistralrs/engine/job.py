@@ -5,32 +5,89 @@ Knows no scheduler and no model.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mistralrs.engine.events import Delta, Failed, Finished, FinishReason, Stream, TokenLogprob, Usage
+from mistralrs.engine.config import Request
+from mistralrs.engine.dry import Dry
+from mistralrs.engine.events import (
+    Delta,
+    Embedding,
+    Failed,
+    Finished,
+    FinishReason,
+    Handle,
+    PromptLogprobs,
+    TokenLogprob,
+    Usage,
+)
+from mistralrs.engine.prompt import Pool, PromptScores
+from mistralrs.engine.row import Draw, Row
 from mistralrs.engine.sequence import Sequence
 from mistralrs.errors import MistralrsError
 from mistralrs.text.stream import TextStream
 
 if TYPE_CHECKING:
-    from mistralrs.engine.sampling import Draw
+    import torch
+
     from mistralrs.text.tokenizer import Tokenizer
 
 
 class Job:
-    """Turns drawn tokens into events. Times are seconds of one monotonic clock."""
+    """Turns what was computed and drawn into events. Times are seconds of one monotonic clock."""
 
     def __init__(
-        self, sequence: Sequence, stream: Stream, *, tokenizer: Tokenizer, text: TextStream, submitted: float
+        self,
+        sequence: Sequence,
+        stream: Handle,
+        *,
+        request: Request,
+        tokenizer: Tokenizer,
+        submitted: float,
     ) -> None:
         self.sequence = sequence
         self.stream = stream
+        self.deadline = math.inf if request.deadline_s is None else submitted + request.deadline_s
         self._tokenizer = tokenizer
-        self._text = text
+        self._text = TextStream(tokenizer, stop=request.sampling.stop, trim_space=request.trim_space)
         self._submitted = submitted
         self._first_token: float | None = None
         self._first_text: float | None = None
         self._last_token = submitted
+        self._ends = tuple(sequence.end_ids)
+        self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
+        prompt, kept = sequence.tokens, request.prompt_logprobs
+        self._scores = None if kept is None else PromptScores(prompt, kept)
+        self._pool = None if request.pooling is None else Pool(request.pooling, len(prompt))
+
+    @property
+    def observes(self) -> bool:
+        """``observe`` is to be called for each chunk of its prompt."""
+        return self._scores is not None or self._pool is not None
+
+    def observe(self, start: int, count: int, logits: torch.Tensor, hidden: Callable[[int, int], torch.Tensor]) -> None:
+        """Takes what it wants of the tokens ``start`` to ``start + count`` once they are computed.
+
+        ``logits``: float32 (places, vocabulary) of the places that the sequence has not scored yet. ``hidden(i, j)``:
+        float32 hidden states (j - i, size) of the tokens i to j of these. Raises EngineError for numbers of no use.
+        """
+        if self._scores is not None:
+            self._scores.add(logits)
+            if self._scores.complete:
+                tokens = (self._token_logprob(draw) for draw in self._scores.draws)
+                self.stream.put(PromptLogprobs((None, *tokens)))
+                self._scores = None
+        if self._pool is not None:
+            self._pool.add(start, count, hidden)
+            if start + count == self.sequence.num_prompt:
+                self.stream.put(Embedding(self._pool.embedding()))
+
+    def row(self) -> Row:
+        """What the next token is to be drawn by."""
+        sampling, tokens = self.sequence.sampling, self.sequence.tokens
+        too_early = len(tokens) - self.sequence.num_prompt < sampling.min_tokens
+        return Row(sampling, tokens, banned=self._ends if too_early else (), dry=self._dry)
 
     def hear(self, draw: Draw, now: float) -> tuple[Delta, FinishReason | None]:
         """The news of a token that the scheduler has committed, and why the stream ends with it, if it does."""
@@ -58,13 +115,17 @@ class Job:
             self._first_text = now
         if draw is None:
             return Delta(text, (), ())
-        return Delta(text, (draw.token,), self._logprobs(draw))
+        logprobs = () if draw.logprob is None else (self._token_logprob(draw),)
+        return Delta(text, (draw.token,), logprobs)
 
-    def _logprobs(self, draw: Draw) -> tuple[TokenLogprob, ...]:
-        if draw.logprob is None:
-            return ()
+    def _token_logprob(self, draw: Draw) -> TokenLogprob:
+        assert draw.logprob is not None
         top = tuple(self._logprob(token, logprob) for token, logprob in draw.top)
-        return (self._logprob(draw.token, draw.logprob, top),)
+        return self._logprob(draw.token, draw.logprob, top)
+
+    def _spell(self, token: int) -> bytes:
+        """A token's bytes; a control token's are those of its name."""
+        return self._tokenizer.token_bytes(token) or self._tokenizer.token_text(token).encode()
 
     def _logprob(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         text, data = self._tokenizer.token_text(token), self._tokenizer.token_bytes(token)

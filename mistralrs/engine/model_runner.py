@@ -33,3 +33,17 @@ class ModelRunner:
         args.abort = abort.flag
         self._decoder.forward()
         return self._decoder.logits.tensor[: len(batch.logit_rows), : self.vocab_size]
+
+    def export_block(self, group: int, block: int) -> bytes:
+        """What a block holds, in the layers of a KV group."""
+        return self._decoder.kv.export_block(self._decoder.kv_layers[group], block)
+
+    def import_block(self, group: int, block: int, data: bytes) -> None:
+        """Puts that back. Raises ValueError if its length is wrong."""
+        self._decoder.kv.import_block(self._decoder.kv_layers[group], block, data)
+
+    def hidden(self, start: int, stop: int) -> torch.Tensor:
+        """float32 (stop - start, hidden size): the final hidden states, normed, of these tokens of the last step."""
+        from mistralrs.ops.reference import normalise
+
+        return normalise(self._decoder.hidden.tensor[start:stop], self._decoder.norm)

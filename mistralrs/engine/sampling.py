@@ -1,62 +1,28 @@
-"""From logits to tokens: penalties, bias, mask, temperature, top-k, top-p, min-p, draw, in this order.
+"""From logits to tokens: penalties, DRY, bias, mask, temperature, top-k, top-p, min-p, draw, in this order.
 
 A row's result depends on that row alone, bit for bit: what is done for all rows at once only copies or compares;
-every sum and exponential is taken over one row of fixed shape. Knows no sequence, no text and no grammar.
+every sum and exponential is taken over one row of fixed shape. Other stages and orders are left to ``stages``, a row at
+a time. Knows no sequence, no text and no grammar.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from struct import pack
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.edits import EDITS, penalise, restrict
+from mistralrs.engine.row import Draw, Row, uniform, unusable, with_logprobs
+from mistralrs.engine.stages import BUCKET_SHIFT, GREEDY_BELOW, HOTTEST, Recipe, choose, exponentials, locate, recipe
 from mistralrs.errors import EngineError
 
-GREEDY_BELOW = 1e-7
-"""Temperatures under this take the most likely token."""
 TILE = 64
 """Rows are searched by the maxima of tiles of this many scores, and summed tile by tile."""
 LOWEST = torch.finfo(torch.float32).min
-BUCKET_SHIFT = 19
-"""Bits of a float32 that a bucket of weights ignores: a bucket spans a factor of at most 1 + 1/16."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One place where a token is wanted."""
-
-    params: SamplingParams
-    tokens: Sequence[int]
-    """All known tokens of the sequence; their number is the position of the token to be drawn."""
-    mask: torch.Tensor | None = None
-    """Tokens that may come: bool (vocab_size,), or int32 words (ceil(vocab_size / 32),) with the lowest bit first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """A drawn token, with natural-log probabilities if they were asked for."""
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    """(token, log-probability), best first."""
-
-
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that draws the token at ``position``: 53 random bits, a function of its arguments alone.
-
-    A counter-based generator, so that preemption and batching cannot shift a sequence of draws. Choices of one
-    request have seeds of their own.
-    """
-    digest = hashlib.blake2b(pack("<Qq", seed % 2**64, position), digest_size=8, person=b"draw").digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
 class Sampler:
@@ -75,16 +41,18 @@ class Sampler:
         """
         if not rows:  # a step of prefill chunks that do not reach their ends
             return []
+        recipes = [recipe(row.params) for row in rows]
+        rows = [
+            replace(row, params=recipe.settled) if recipe.settled else row
+            for row, recipe in zip(rows, recipes, strict=True)
+        ]
         scores = self._copy(logits)
-        _penalise(scores, rows)
-        unmasked = [_edit(scores[index, : self._vocab_size], row) for index, row in enumerate(rows)]
+        unmasked = self._edit(scores, rows, recipes)
         maxima = scores.view(len(rows), -1, TILE).amax(2)  # (rows, tiles)
         tops = maxima.amax(1).tolist()
-        tokens = self._choose(rows, scores, maxima, tops)
+        tokens = self._choose(rows, recipes, (scores, maxima), tops)
         return [
-            _with_logprobs(tokens[index], unmasked[index], row.params.logprobs)
-            if index in tokens
-            else _unusable(tops[index])
+            _result(tokens[index], unmasked[index], row.params.logprobs) if index in tokens else unusable(tops[index])
             for index, row in enumerate(rows)
         ]
 
@@ -97,18 +65,46 @@ class Sampler:
         scores[:, : self._vocab_size].copy_(logits[:, : self._vocab_size])
         return scores
 
+    def _edit(self, scores: torch.Tensor, rows: Sequence[Row], recipes: Sequence[Recipe]) -> list[torch.Tensor]:
+        """Changes ``scores`` (rows, width) by all that comes before the first choice.
+
+        Returns each row (vocab_size,) as it was before its mask.
+        """
+        penalise(scores, ((index, row) for index, row in enumerate(rows) if recipes[index].penalised))
+        unmasked = []
+        for index, row in enumerate(rows):
+            known = scores[index, : self._vocab_size]
+            for stage in recipes[index].edits:
+                EDITS[stage](known, row)
+            unmasked.append(restrict(known, row))
+        return unmasked
+
     def _choose(
-        self, rows: Sequence[Row], scores: torch.Tensor, maxima: torch.Tensor, tops: list[float]
+        self,
+        rows: Sequence[Row],
+        recipes: Sequence[Recipe],
+        searched: tuple[torch.Tensor, torch.Tensor],
+        tops: list[float],
     ) -> dict[int, int]:
         """Tokens by row; rows whose maximum in ``tops`` is not finite are left out."""
-        usable = [index for index in range(len(rows)) if math.isfinite(tops[index])]
-        greedy = [index for index in usable if rows[index].params.temperature < GREEDY_BELOW]
-        drawn = [index for index in usable if rows[index].params.temperature >= GREEDY_BELOW]
-        ranked = [index for index in drawn if 0 < rows[index].params.top_k < self._vocab_size]
-        tokens = dict(zip(greedy, _first_largest(scores, maxima, greedy), strict=True))
+        scores, maxima = searched
+        tokens: dict[int, int] = {}
+        greedy, drawn, ranked = [], [], []
+        for index, row in enumerate(rows):
+            cuts = recipes[index].cuts
+            if not math.isfinite(tops[index]):
+                continue
+            if cuts is not None:
+                tokens[index] = choose(scores[index, : self._vocab_size], row, cuts)
+            elif row.params.temperature < GREEDY_BELOW:
+                greedy.append(index)
+            else:
+                drawn.append(index)
+                if 0 < row.params.top_k < self._vocab_size:
+                    ranked.append(index)
+        tokens.update(zip(greedy, _first_largest(scores, maxima, greedy), strict=True))
         masses = {index: self._weigh(index, scores[index], tops[index], rows[index].params) for index in drawn}
-        chosen = self._draw_ranked(ranked, rows, (scores, maxima), masses)
-        tokens.update(zip(ranked, chosen, strict=True))
+        tokens.update(zip(ranked, self._draw_ranked(ranked, rows, searched, masses), strict=True))
         for index in drawn:
             if index not in tokens:
                 tokens[index] = _draw_dense(self._weights[index], masses[index], rows[index])
@@ -119,11 +115,8 @@ class Sampler:
         weights = self._weights[index]
         torch.sub(scores, top, out=weights)
         if params.temperature != 1:
-            # Beyond 1e30 all weights are 1 anyway, and float32 would make it infinite.
-            weights.div_(min(params.temperature, 1e30))
-        # What is under e^-80 could not be drawn in the age of the universe, and denormal sums cost a hundredfold.
-        torch.threshold_(weights.clamp_(min=-80.0).exp_(), 2e-35, 0.0)
-        return _running_mass(weights)
+            weights.div_(min(params.temperature, HOTTEST))
+        return _running_mass(exponentials(weights))
 
     def _draw_ranked(
         self,
@@ -168,55 +161,9 @@ def _pick(weights: list[float], row: Row, wanted: float) -> int:
     return kept[-1]
 
 
-def _unusable(top: float) -> EngineError:
-    if top == -math.inf:
-        return EngineError("no token may follow: every logit is minus infinity", hint="check mask and logit_bias")
-    return EngineError("the logits are not finite numbers", hint="is the model file damaged?")
-
-
 def _running_mass(weights: torch.Tensor) -> torch.Tensor:
     """float64 running sum (tiles,) over the tiles of one row (width,)."""
     return weights.view(-1, TILE).sum(1).cumsum(0, dtype=torch.float64)
-
-
-def _penalise(scores: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Repetition (positive scores divided, others multiplied), then frequency and presence, over the last tokens.
-
-    ``scores`` (rows, width) change in place.
-    """
-    places: list[int] = []
-    columns: list[tuple[float, float, float]] = []  # of each place: repetition, what a token costs, presence
-    for index, row in enumerate(rows):
-        p = row.params
-        if p.repeat_last_n > 0 and (p.repetition_penalty, p.frequency_penalty, p.presence_penalty) != (1, 0, 0):
-            for token, count in Counter(row.tokens[-p.repeat_last_n :]).items():
-                places.append(index * scores.shape[1] + token)
-                columns.append((p.repetition_penalty, count * p.frequency_penalty, p.presence_penalty))
-    if places:
-        flat, where = scores.view(-1), torch.tensor(places)
-        repetition, frequency, presence = torch.tensor(columns, dtype=torch.float32).unbind(1)
-        values = flat[where]
-        values = torch.where(values > 0, values / repetition, values * repetition)
-        flat[where] = values - (frequency + presence)
-
-
-def _edit(scores: torch.Tensor, row: Row) -> torch.Tensor:
-    """Bias and mask on ``scores`` (vocab_size,) in place. Returns the scores from before the mask."""
-    if row.params.logit_bias:
-        ids, values = zip(*row.params.logit_bias, strict=True)
-        scores.index_add_(0, torch.tensor(ids), torch.tensor(values, dtype=torch.float32))
-    if row.mask is None:
-        return scores
-    before = scores.clone() if row.params.logprobs is not None else scores
-    scores.masked_fill_(~_allowed(row.mask, scores.shape[0]), -math.inf)
-    return before
-
-
-def _allowed(mask: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    if mask.dtype == torch.bool:
-        return mask
-    bits = mask.unsqueeze(1) >> torch.arange(32, dtype=torch.int32)  # (words, 32)
-    return bits.bitwise_and_(1).flatten()[:vocab_size].bool()
 
 
 def _first_largest(scores: torch.Tensor, maxima: torch.Tensor, indices: list[int]) -> list[int]:
@@ -254,11 +201,11 @@ def _draw_dense(weights: torch.Tensor, mass: torch.Tensor, row: Row) -> int:
     if wanted < math.inf or params.min_p > 0:
         mass = _running_mass(weights)
     target = uniform(params.seed, len(row.tokens)) * mass[-1].item()
-    tile = _locate(mass, target)
+    tile = locate(mass, target)
     if tile > 0:
         target -= mass[tile - 1].item()
     inside = weights[tile * TILE : (tile + 1) * TILE].cumsum(0, dtype=torch.float64)
-    return tile * TILE + _locate(inside, target)
+    return tile * TILE + locate(inside, target)
 
 
 def _wanted(params: SamplingParams, mass: torch.Tensor) -> float:
@@ -274,7 +221,7 @@ def _nucleus(weights: torch.Tensor, wanted: float) -> torch.Tensor:
     buckets = weights.view(torch.int32) >> BUCKET_SHIFT
     histogram = torch.bincount(buckets, weights=weights.double())
     from_top = histogram.flip(0).cumsum(0)
-    place = _locate(from_top, wanted, reach=True)
+    place = locate(from_top, wanted, reach=True)
     border = histogram.shape[0] - 1 - place
     mass_above = from_top[place - 1].item() if place else 0.0
     ids = (buckets == border).nonzero().squeeze(1)
@@ -293,17 +240,6 @@ def _below(value: float) -> float:
     return float(torch.nextafter(number, torch.zeros(())))
 
 
-def _locate(cumulative: torch.Tensor, target: float, *, reach: bool = False) -> int:
-    """First index whose ``cumulative`` (float64) exceeds ``target`` or, with ``reach``, reaches it. Always valid."""
-    total = cumulative[-1].item()
-    target = min(target, total if reach else math.nextafter(total, 0.0))
-    return int(torch.searchsorted(cumulative, target, right=not reach))
-
-
-def _with_logprobs(token: int, scores: torch.Tensor, count: int | None) -> Draw:
+def _result(token: int, scores: torch.Tensor, count: int | None) -> Draw:
     """A draw with the log-probabilities of ``scores`` (vocab_size,) that were asked for."""
-    if count is None:
-        return Draw(token)
-    logprobs = scores.double().log_softmax(0)
-    values, ids = logprobs.topk(count)
-    return Draw(token, logprobs[token].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    return Draw(token) if count is None else with_logprobs(token, scores, count)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mistralrs.engine.block_pool import BlockPool
 from mistralrs.engine.config import EngineConfig
+from mistralrs.engine.kv_blocks import KvBlocks, Shelf
 from mistralrs.engine.sequence import Sequence, State
 
 
@@ -25,6 +25,8 @@ class Chunk:
     count: int
     samples: bool
     """The chunk reaches the last known token, so the step draws the next one."""
+    scored: range = range(0)
+    """Positions whose logits are wanted for the tokens of the prompt that follow them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +43,29 @@ class Scheduler:
     always served, and whoever runs ends after finitely many steps.
     """
 
-    def __init__(self, config: EngineConfig, eos_ids: frozenset[int]) -> None:
-        reuse = 0 if config.no_kv_cache else config.prefix_cache_n
-        self.pool = BlockPool(config.num_blocks, keep_sequences=reuse)
-        self.max_len = min(config.max_model_len, config.num_blocks * config.block_size)
+    def __init__(self, config: EngineConfig, shelf: Shelf | None = None) -> None:
+        """``shelf``: where blocks are kept that outlive the engine."""
+        self.blocks = KvBlocks(config, shelf)
+        self.max_len = min(
+            group.reach(config.max_model_len, step=config.max_batch_tokens, block_size=config.block_size)
+            for group in config.kv_groups
+        )
         """Tokens that one sequence can have, prompt and answer together."""
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.num_cached_tokens = 0
         """Prompt tokens of all admitted sequences that prefix hits saved."""
+        self.num_preemptions = 0
         self._config = config
-        self._eos_ids = eos_ids
+        self._spare_rows = 0  # of logits in the step that is being planned, beside one of every sequence
 
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a new sequence. One that is as long as it may become finishes at once."""
-        if len(sequence.tokens) >= sequence.max_len:
+        """Queues a new sequence. One that is as long as it may become finishes at once, unless its prompt is wanted."""
+        if len(sequence.tokens) >= sequence.max_len and sequence.prompt_end is None:
             self._finish(sequence, "length")
         else:
             self.waiting.append(sequence)
@@ -70,7 +76,7 @@ class Scheduler:
             self.waiting.remove(sequence)
         elif sequence.state is State.RUNNING:
             self.running.remove(sequence)
-            self._release(sequence, keep=keep)
+            self.blocks.release(sequence, keep=keep)
         sequence.state = State.FINISHED
 
     def plan(self, prefill_limit: int) -> Plan:
@@ -79,6 +85,7 @@ class Scheduler:
         ``prefill_limit``: prefill tokens that the step may hold beside decode rows; alone they may fill the budget.
         """
         preempted = self._make_room()
+        self._spare_rows = self._config.max_prompt_logits
         decodes = [s for s in self.running if s.num_remaining == 1][: self._config.max_batch_tokens]
         chunks = [self._chunk(sequence, 1) for sequence in decodes]
         budget = self._config.max_batch_tokens - len(chunks)
@@ -105,93 +112,73 @@ class Scheduler:
             if sequence.state is not State.RUNNING:
                 continue
             sequence.num_computed += chunk.count
-            self._register(sequence)
+            sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
+            self.blocks.commit(sequence)
             if chunk.samples:
                 self._append(sequence, sampled[sequence.id])
+            elif sequence.prompt_end is not None and sequence.num_remaining == 0:
+                self._finish(sequence, sequence.prompt_end)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless every block is in one place and held as often as running sequences have it."""
+        self.blocks.check_integrity(self.running)
 
     def _append(self, sequence: Sequence, token: int) -> None:
         sequence.tokens.append(token)
-        if token in self._eos_ids and not sequence.sampling.ignore_eos:
+        if token in sequence.end_ids:
             self._finish(sequence, "stop")
         elif len(sequence.tokens) >= sequence.max_len:
             self._finish(sequence, "length")
         elif self._config.no_kv_cache:
-            sequence.num_computed = 0
+            self.blocks.rewind(sequence)
 
     def _finish(self, sequence: Sequence, reason: Literal["stop", "length"]) -> None:
         sequence.finish_reason = reason
         if sequence.state is State.RUNNING:
             self.running.remove(sequence)
-            self._release(sequence, keep=True)
+            self.blocks.release(sequence, keep=True)
         sequence.state = State.FINISHED
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
+        start = sequence.num_computed
         count = min(sequence.num_remaining, budget)
-        return Chunk(sequence, sequence.num_computed, count, samples=count == sequence.num_remaining)
-
-    def _blocks_for(self, sequence: Sequence) -> int:
-        return -(-len(sequence.tokens) // self._config.block_size)
+        scored = range(0)
+        if sequence.num_unscored:
+            count = min(count, max(sequence.num_scored - start, 0) + 1 + self._spare_rows)
+            scored = range(max(sequence.num_scored, start), min(start + count, sequence.num_prompt - 1))
+        samples = count == sequence.num_remaining and sequence.prompt_end is None
+        self._spare_rows -= max(len(scored) + samples - 1, 0)
+        return Chunk(sequence, start, count, samples, scored)
 
     def _make_room(self) -> bool:
-        """Gives running sequences, oldest first, blocks for all they know. Returns whether one was preempted for it."""
+        """Gives running sequences, oldest first, the blocks they need. Returns whether one was preempted for it."""
         preempted = False
         index = 0
         while index < len(self.running):
-            sequence = self.running[index]
-            missing = self._blocks_for(sequence) - len(sequence.blocks)
-            if missing > self.pool.num_free:
+            if self.blocks.extend(self.running[index]):
+                index += 1
+            else:
                 self._preempt(self.running[-1])
                 preempted = True
-                continue
-            sequence.blocks += self.pool.allocate(missing)
-            index += 1
         return preempted
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
         self.running.remove(sequence)
-        self._release(sequence, keep=True)
+        self.blocks.release(sequence, keep=True)
         sequence.num_computed = 0
         sequence.state = State.WAITING
         self.waiting.appendleft(sequence)
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Starts the first waiting sequence if there is a place, blocks for all it knows, and room to grow."""
+        """Starts the first waiting sequence if there is a place, the blocks that it needs, and room for all to grow."""
         if len(self.running) >= self._config.max_seqs:
             return False
-        hits = self._match(sequence)
-        missing = self._blocks_for(sequence) - len(hits)
-        if missing + len(self.running) > self.pool.num_free_beside(hits):
+        if not self.blocks.start(sequence, beside=self.running):
             return False
-        self.pool.hold(hits)
-        sequence.blocks = hits + self.pool.allocate(missing)
-        sequence.num_registered = len(hits)
-        sequence.num_computed = len(hits) * self._config.block_size
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
             self.num_cached_tokens += sequence.num_cached
         sequence.state = State.RUNNING
         self.running.append(self.waiting.popleft())
         return True
-
-    def _match(self, sequence: Sequence) -> list[int]:
-        if not self.pool.reuse:
-            return []
-        # The last known token is always computed: its logits are what the step is for.
-        count = (len(sequence.tokens) - 1) // self._config.block_size
-        return self.pool.match(sequence.digests(count, self._config.block_size))
-
-    def _register(self, sequence: Sequence) -> None:
-        if not self.pool.reuse:
-            return
-        count = sequence.num_computed // self._config.block_size
-        digests = sequence.digests(count, self._config.block_size)
-        for index in range(sequence.num_registered, count):
-            self.pool.register(sequence.blocks[index], digests[index])
-        sequence.num_registered = count
-
-    def _release(self, sequence: Sequence, *, keep: bool) -> None:
-        if keep:
-            self.pool.keep(sequence.digests(sequence.num_registered, self._config.block_size))
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.num_registered = 0

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Literal
 
 from mistralrs.engine.block_pool import chain_digest, root_digest
-from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.config import Request, SamplingParams
 
 
 class State(Enum):
@@ -34,13 +34,25 @@ class Sequence:
     """Known tokens at which it ends with reason "length"."""
     identity: str = ""
     """What beside the tokens decides the content of its KV; sequences share blocks only where this is equal."""
+    reuse: bool = True
+    """It may start behind blocks that others have left. What it leaves itself others may use in any case."""
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end it with reason "stop" when they are drawn."""
+    prompt_end: Literal["stop", "length"] | None = None
+    """Not None: nothing is drawn, and it ends with this reason once its prompt is computed."""
+    scores_prompt: bool = False
+    """The logits at the places of its prompt are wanted, but for the last, which no prompt token follows."""
+    num_scored: int = 0
+    """Leading places whose logits were computed, if they are wanted."""
     num_prompt: int = field(init=False)
     num_computed: int = 0
-    """Leading tokens whose KV is in ``blocks``."""
+    """Leading tokens that have been computed."""
     num_cached: int | None = None
     """Prompt tokens that a prefix hit saved when it was first admitted; None until then."""
-    blocks: list[int] = field(default_factory=list)
-    """Block table: token i lies in ``blocks[i // block_size]``."""
+    tables: list[list[int]] = field(default_factory=list)
+    """A block table for each KV group, while it runs: token i lies in ``table[i // block_size]``."""
+    num_passed: list[int] = field(default_factory=list)
+    """Leading entries of each table that mean nothing: the group's window has passed their blocks."""
     num_registered: int = 0
     """Leading blocks that others may share."""
     state: State = State.WAITING
@@ -50,10 +62,36 @@ class Sequence:
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
 
+    @classmethod
+    def of(cls, number: int, request: Request, prompt: list[int], *, limit: int, eos_ids: frozenset[int]) -> Sequence:
+        """What ``request`` asks for, with its ``prompt`` cut as it allows; ``limit``: tokens that it can have."""
+        sampling = request.sampling
+        room = limit - len(prompt)
+        if sampling.max_tokens is not None:
+            room = min(room, sampling.max_tokens)
+        scores_prompt, pools = request.prompt_logprobs is not None, request.pooling is not None
+        return cls(
+            number,
+            prompt,
+            sampling,
+            max_len=len(prompt) + room,
+            identity=request.identity,
+            # What a hit passes over has neither logits nor hidden states.
+            reuse=request.reuse and not scores_prompt and request.pooling != "mean",
+            end_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
+            prompt_end="stop" if pools else "length" if scores_prompt and room == 0 else None,
+            scores_prompt=scores_prompt,
+        )
+
     @property
     def num_remaining(self) -> int:
         """Known tokens that are not computed."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_unscored(self) -> int:
+        """Places of the prompt whose logits are still wanted."""
+        return max(self.num_prompt - 1 - self.num_scored, 0) if self.scores_prompt else 0
 
     def digests(self, count: int, block_size: int) -> list[bytes]:
         """Digests of the first ``count`` blocks, all of which must be full of known tokens."""

@@ -64,10 +64,19 @@ class Piece:
     whole: bool = True
     """False: the tensor holds other parts' rows as well."""
     otherwise: Piece | None = None
-    """Where the part stands when there is no tensor of that name."""
+    """Where the part stands when there is no tensor of that name. It is written where it is looked for first."""
 
 
 Pieces = dict[str, Piece]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a GGUF file says of a model, besides its parts."""
+
+    metadata: dict[str, bool | int | float | str]
+    vectors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Tensors that are no parts, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,9 @@ class Form:
     """Added to the weights of norms."""
     unused: tuple[str, ...] = field(default=())
     """Patterns (fnmatch) of tensors that are no parts."""
+    write: Callable[[DecoderSpec, Facts], Written] | None = None
+    """The way back of ``spec``, of forms that are written. The facts are those that the spec was read from, in a
+    Hugging Face folder. What the form has no word for is left out: who writes it reads it again and compares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +107,5 @@ class Architecture:
     """The legacy `.bin` files, which describe themselves under GGUF's keys once they are read."""
     template: str | None = None
     """The shipped chat template of models that bring none."""
+    mixture: bool = False
+    """Of experts."""

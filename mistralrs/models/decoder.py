@@ -16,6 +16,7 @@ from mistralrs.nn.mlp import mlp
 from mistralrs.nn.rope import Rope, inverse_frequencies
 from mistralrs.ops.arena import Arena, Buffer, buffer
 from mistralrs.ops.backend import Backend, KvCache, KvShape, Norm, Op, Rotary
+from mistralrs.ops.kv_groups import KvGroup
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 
 
@@ -26,7 +27,8 @@ class Limits:
     max_tokens: int
     max_seqs: int
     max_logits: int
-    num_blocks: int
+    kv_groups: tuple[KvGroup, ...]
+    """In the order of ``DecoderSpec.windows``."""
     block_size: int
     max_blocks: int
     """Blocks of one sequence."""
@@ -57,13 +59,19 @@ PRECISIONS: dict[str, Precision] = {
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A model that is ready to run: fill ``args``, call ``forward``, read ``logits``."""
+    """A model that is ready to run: fill ``args``, call ``forward``, read ``logits`` or ``hidden``."""
 
     args: StepArgs
     logits: Buffer
     """(max_logits, vocab) float32; the first num_logits rows are those of the last step."""
+    hidden: Buffer
+    """(max_tokens, hidden) float32; the first num_tokens rows are what the last step's last layer left, not normed."""
+    norm: Norm
+    """What the head reads ``hidden`` through."""
     forward: Callable[[], None]
     kv: KvCache
+    kv_layers: tuple[tuple[int, ...], ...]
+    """The layers of each KV group."""
 
 
 def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
@@ -72,6 +80,7 @@ def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
         max_seqs=limits.max_seqs,
         max_logits=limits.max_logits,
         max_blocks=limits.max_blocks,
+        kv_groups=len(limits.kv_groups),
         hidden=spec.hidden_size,
         q=spec.num_heads * spec.head_dim,
         kv=spec.kv_heads * spec.head_dim,
@@ -95,12 +104,12 @@ class _Assembly:
         sizes = sizes_of(spec, limits)
         self.spec, self.parts, self.backend, self.precision = spec, parts, backend, precision
         self.work, self.args = Workspace(sizes), StepArgs(sizes)
+        self.groups = [spec.windows.index(layer.window) for layer in spec.layers]
         self.kv = backend.kv_cache(
             KvShape(
-                layers=len(spec.layers),
+                blocks=tuple(limits.kv_groups[group].num_blocks for group in self.groups),
                 kv_heads=spec.kv_heads,
                 head_dim=spec.head_dim,
-                num_blocks=limits.num_blocks,
                 block_size=limits.block_size,
                 dtype=precision.kv,
             )
@@ -115,18 +124,22 @@ class _Assembly:
         for layer in range(len(spec.layers)):
             ops += self._layer(layer)
         [head] = [embedding] if spec.tied_head else self.parts.linears(["head"])
+        norm = self._norm("norm")
         ops.append(
             backend.project(
                 [head],
                 work.x,
                 [work.logits],
-                norm=self._norm("norm"),
+                norm=norm,
                 terms=self.precision.head,
                 logits_only=True,
                 softcap=spec.final_softcap,
             )
         )
-        return Decoder(self.args, work.logits, backend.program(ops, self.args), self.kv)
+        kv_layers = tuple(
+            tuple(layer for layer, of in enumerate(self.groups) if of == group) for group in range(len(spec.windows))
+        )
+        return Decoder(self.args, work.logits, work.x, norm, backend.program(ops, self.args), self.kv, kv_layers)
 
     def _layer(self, layer: int) -> list[Op]:
         attention = self._attention(layer)
@@ -150,6 +163,7 @@ class _Assembly:
             self.work,
             shape=shape,
             layer=layer,
+            group=self.groups[layer],
             kv=self.kv,
             norm=self._norm("attention_norm", layer),
             qkv=self.parts.linears(["q", "k", "v"], layer=layer),

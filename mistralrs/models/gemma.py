@@ -8,7 +8,7 @@ from typing import Any
 
 from mistralrs.errors import LoadError
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, layer_count
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, Written, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
@@ -53,6 +53,10 @@ def _gemma_gguf(facts: Facts) -> DecoderSpec:
     return gguf_form.read_spec(facts, "gemma", activation="gelu_tanh", **more)
 
 
+def _gemma_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    return gguf_form.write(spec, "gemma")
+
+
 def _alternating(sliding: tuple[bool, ...], window: int, *, local_rope: int = 0) -> tuple[LayerSpec, ...]:
     return tuple(LayerSpec(window, local_rope) if yes else LayerSpec() for yes in sliding)
 
@@ -95,6 +99,15 @@ def _gemma2_gguf(facts: Facts) -> DecoderSpec:
         **_scaled(facts.require("gemma2.embedding_length", int)),
     )
     return replace(spec, attention_scale=_scale_of_largest(spec, 46))
+
+
+def _gemma2_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    more = {
+        "attention.sliding_window": _window(spec),
+        "attn_logit_softcapping": spec.attention_softcap,
+        "final_logit_softcapping": spec.final_softcap,
+    }
+    return gguf_form.write(spec, "gemma2", more=more)
 
 
 def _gemma3_hf(facts: Facts) -> DecoderSpec:
@@ -143,6 +156,18 @@ def _gemma3_gguf(facts: Facts) -> DecoderSpec:
     return replace(spec, ropes=ropes, attention_scale=_scale_of_largest(spec, 62))
 
 
+def _gemma3_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    more = {"attention.sliding_window": _window(spec), "rope.freq_base_swa": spec.ropes[1].base}
+    if spec.final_softcap:
+        more["final_logit_softcapping"] = spec.final_softcap
+    return gguf_form.write(spec, "gemma3", more=more)
+
+
+def _window(spec: DecoderSpec) -> int:
+    """Of the layers that have one."""
+    return max(layer.window for layer in spec.layers)
+
+
 def _scale_of_largest(spec: DecoderSpec, layers: int) -> float | None:
     """GGUF files do not say it: the 27B model alone, known by its layers, scales by its width instead of its heads'."""
     return (spec.hidden_size / spec.num_heads) ** -0.5 if len(spec.layers) == layers else None
@@ -158,14 +183,14 @@ def _post_norm_pieces(spec: DecoderSpec) -> Pieces:
 
 
 GEMMA = Architecture(
-    Form(_gemma_gguf, gguf_form.pieces, unused=gguf_form.UNUSED),
+    Form(_gemma_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_gemma_gguf_write),
     Form(_gemma_hf, hf_form.pieces, norm_offset=1.0, unused=(*hf_form.UNUSED, "lm_head.weight")),
 )
 GEMMA2 = Architecture(
-    Form(_gemma2_gguf, gguf_form.pieces, unused=gguf_form.UNUSED),
+    Form(_gemma2_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_gemma2_gguf_write),
     Form(_gemma2_hf, _post_norm_pieces, norm_offset=1.0, unused=(*hf_form.UNUSED, "lm_head.weight")),
 )
 GEMMA3 = Architecture(
-    Form(_gemma3_gguf, gguf_form.pieces, unused=gguf_form.UNUSED),
+    Form(_gemma3_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_gemma3_gguf_write),
     Form(_gemma3_hf, _post_norm_pieces, norm_offset=1.0, unused=(*hf_form.UNUSED, "lm_head.weight")),
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from mistralrs.errors import LoadError
-from mistralrs.models.architecture import Facts, Piece, Pieces, checked, layer_count
+from mistralrs.models.architecture import Facts, Piece, Pieces, Written, checked, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 
@@ -47,7 +48,7 @@ def pieces(spec: DecoderSpec) -> Pieces:
 
 
 def fused_qkv(spec: DecoderSpec) -> Pieces:
-    """q, k and v as row ranges of one tensor, or each in one of its own, as newer files have them."""
+    """q, k and v as row ranges of one tensor, or each in one of its own."""
     q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
     name = "blk.{layer}.attn_qkv.weight"
     return {
@@ -133,3 +134,36 @@ def checked_rope(rope: Rope, head_dim: int) -> Rope:
     if not all(0 < number < math.inf for number in (rope.base, rope.linear_factor, rope.scale)):
         raise LoadError(f"rotary base {rope.base}, factor {rope.linear_factor} or scale {rope.scale} is not positive")
     return rope
+
+
+def write(
+    spec: DecoderSpec,
+    prefix: str,
+    *,
+    eps: str = "layer_norm_rms_epsilon",
+    max_position: int | None = None,
+    vectors: dict[str, tuple[float, ...]] | None = None,
+    more: Mapping[str, int | float] = MappingProxyType({}),
+) -> Written:
+    """The way back of ``read_spec``: ``prefix.*`` for a decoder. ``more``: what the architecture says besides, without
+    the prefix; ``max_position``: if it is not the spec's."""
+    rope = spec.ropes[0]
+    keys: dict[str, bool | int | float | str] = {
+        "vocab_size": spec.vocab_size,
+        "context_length": spec.max_position if max_position is None else max_position,
+        "embedding_length": spec.hidden_size,
+        "block_count": len(spec.layers),
+        "feed_forward_length": spec.ffn_size,
+        "attention.head_count": spec.num_heads,
+        "attention.head_count_kv": spec.kv_heads,
+        "attention.key_length": spec.head_dim,
+        "attention.value_length": spec.head_dim,
+        f"attention.{eps}": spec.norm_eps,
+        "rope.dimension_count": rope.dim,
+        "rope.freq_base": rope.base,
+    }
+    if rope.linear_factor != 1.0:
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.linear_factor}
+    if rope.scale != 1.0:
+        keys["rope.scaling.attn_factor"] = rope.scale
+    return Written({f"{prefix}.{key}": value for key, value in (keys | dict(more)).items()}, vectors or {})

@@ -6,6 +6,7 @@ Both spellings of the rotary settings are read: ``rope_theta`` and ``rope_scalin
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,7 +141,8 @@ def _number(value: object, name: str) -> float:
 
 
 def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[float, ...]:
-    """Llama 3.1's scaling: long waves are stretched by ``factor``, short ones kept, those between blended."""
+    """Llama 3.1's scaling: long waves are stretched by ``factor``, short ones kept, those between blended. Rounded to
+    float32, in which GGUF files have them, so that both come to the same."""
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor, low, high, original = (_number(settings.get(name), name) for name in names)
     if min(factor, low, original, base) <= 0 or high <= low:
@@ -151,7 +153,7 @@ def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[fl
         kept = (original / wavelength - low) / (high - low)  # 0: stretched, 1: kept
         kept = min(max(kept, 0.0), 1.0)
         factors.append(1 / ((1 - kept) / factor + kept))
-    return tuple(factors)
+    return tuple(array("f", factors))
 
 
 def long_rope_limit(facts: Facts, settings: dict[str, Any]) -> int:

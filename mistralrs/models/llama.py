@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mistralrs.errors import LoadError
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, layer_count
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, Written, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 _PAIRS = frozenset({"q", "k"})
@@ -22,6 +22,17 @@ def _gguf_spec(facts: Facts) -> DecoderSpec:
     used = facts.require("llama.expert_used_count", int)
     check_experts(experts, used)
     return gguf_form.read_spec(facts, "llama", layers=layers, experts=experts, experts_used=used)
+
+
+def _gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    more = {}
+    if spec.layers[0].window:
+        more["attention.sliding_window"] = spec.layers[0].window
+    if spec.experts:
+        more |= {"expert_count": spec.experts, "expert_used_count": spec.experts_used}
+    factors = spec.ropes[0].factors
+    vectors = {gguf_form.ROPE_FACTORS: factors} if factors else None
+    return gguf_form.write(spec, "llama", vectors=vectors, more=more)
 
 
 def check_experts(experts: int, used: int) -> None:
@@ -78,6 +89,10 @@ def _smollm3_gguf_spec(facts: Facts) -> DecoderSpec:
     return gguf_form.read_spec(facts, "smollm3", layers=layers)
 
 
+def _smollm3_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    return gguf_form.write(spec, "smollm3")
+
+
 def _ggml_spec(facts: Facts) -> DecoderSpec:
     names = {part: piece.name for part, piece in _GGML_PIECES.items()}
     return gguf_form.read_spec(facts, "llama", embedding=names["embedding"], head=names["head"])
@@ -105,14 +120,20 @@ _GGML_PIECES: Pieces = {
     }.items()
 }
 
-_GGUF = Form(_gguf_spec, gguf_form.pieces, adjacent_pairs=_PAIRS, unused=gguf_form.UNUSED)
+_GGUF = Form(_gguf_spec, gguf_form.pieces, adjacent_pairs=_PAIRS, unused=gguf_form.UNUSED, write=_gguf_write)
 
 _GGML = Form(_ggml_spec, _ggml_pieces, adjacent_pairs=_PAIRS, unused=("rope.freqs",))
 
 LLAMA = Architecture(_GGUF, Form(_hf_spec, hf_form.pieces, unused=hf_form.UNUSED), _GGML)
 MISTRAL = Architecture(None, Form(_mistral_spec, hf_form.pieces, unused=hf_form.UNUSED))
-MIXTRAL = Architecture(None, Form(_mixtral_spec, _mixtral_pieces, unused=hf_form.UNUSED))
+MIXTRAL = Architecture(None, Form(_mixtral_spec, _mixtral_pieces, unused=hf_form.UNUSED), mixture=True)
 SMOLLM3 = Architecture(
-    Form(_smollm3_gguf_spec, gguf_form.pieces, adjacent_pairs=_PAIRS, unused=gguf_form.UNUSED),
+    Form(
+        _smollm3_gguf_spec,
+        gguf_form.pieces,
+        adjacent_pairs=_PAIRS,
+        unused=gguf_form.UNUSED,
+        write=_smollm3_gguf_write,
+    ),
     Form(_smollm3_hf_spec, hf_form.pieces, unused=hf_form.UNUSED),
 )

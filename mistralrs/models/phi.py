@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from mistralrs.errors import LoadError
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, layer_count
+from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, Written, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
+
+logger = logging.getLogger(__name__)
+
+_LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 def _phi2_hf(facts: Facts) -> DecoderSpec:
@@ -35,6 +40,10 @@ def _phi2_gguf(facts: Facts) -> DecoderSpec:
     )
 
 
+def _phi2_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    return gguf_form.write(spec, "phi2", eps="layer_norm_epsilon")
+
+
 def _phi2_hf_pieces(spec: DecoderSpec) -> Pieces:
     layer = "model.layers.{layer}."
     return hf_form.pieces(spec) | {
@@ -46,7 +55,10 @@ def _phi2_hf_pieces(spec: DecoderSpec) -> Pieces:
 
 
 def _phi2_gguf_pieces(spec: DecoderSpec) -> Pieces:
-    return gguf_form.pieces(spec) | gguf_form.fused_qkv(spec)
+    """q, k and v apart; in older files they are together."""
+    together = {part: replace(piece, otherwise=None) for part, piece in gguf_form.fused_qkv(spec).items()}
+    apart = {part: Piece(gguf_form.NAMES[part], otherwise=piece) for part, piece in together.items()}
+    return gguf_form.pieces(spec) | apart
 
 
 def _phi3_hf(facts: Facts) -> DecoderSpec:
@@ -54,9 +66,18 @@ def _phi3_hf(facts: Facts) -> DecoderSpec:
     window = facts.get("sliding_window", int, default=None) or 0
     limit = facts.require("max_position_embeddings", int)
     if settings.get("rope_type", settings.get("type")) in hf_form.LONG_ROPES:
-        limit = min(limit, hf_form.long_rope_limit(facts, settings))
+        limit = _short(limit, hf_form.long_rope_limit(facts, settings))
     layers = (LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers")
     return hf_form.read_spec(facts, layers=layers, max_position=limit)
+
+
+def _short(context: int, made_for: int) -> int:
+    """The context of short factors, which were ``made_for`` so many tokens."""
+    if context > made_for:
+        logger.warning(
+            "the context ends at %d tokens: Phi-3's factors for up to %d are not used yet", made_for, context
+        )
+    return min(context, made_for)
 
 
 def _phi3_gguf(facts: Facts) -> DecoderSpec:
@@ -64,11 +85,26 @@ def _phi3_gguf(facts: Facts) -> DecoderSpec:
     window = facts.get("phi3.attention.sliding_window", int, default=0)
     layers = (LayerSpec(window=window),) * layer_count(facts, "phi3.block_count")
     spec = gguf_form.read_spec(facts, "phi3", layers=layers, ropes=())
-    factors = facts.vector("rope_factors_short.weight")
+    factors = facts.vector(_SHORT_FACTORS)
     limit = facts.get("phi3.rope.scaling.original_context_length", int, default=spec.max_position)
     rope = gguf_form.read_rope(facts, "phi3", spec.head_dim, factors=factors)
-    limit = min(limit, spec.max_position) if factors else spec.max_position
+    limit = _short(spec.max_position, limit) if factors else spec.max_position
     return replace(spec, ropes=(rope,), max_position=limit)
+
+
+def _phi3_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    """Other readers use the long factors past the length that the short ones were made for."""
+    rope, context = spec.ropes[0], facts.require("max_position_embeddings", int)
+    original = facts.get("original_max_position_embeddings", int, default=context)
+    vectors = {}
+    if rope.factors:
+        settings = hf_form.rope_settings(facts)
+        long, original = settings.get("long_factor"), hf_form.long_rope_limit(facts, settings)
+        if not isinstance(long, list) or not all(type(factor) in (int, float) for factor in long):
+            raise LoadError("config.json: longrope without a list long_factor")
+        vectors = {_LONG_FACTORS: tuple(map(float, long)), _SHORT_FACTORS: rope.factors}
+    more = {"attention.sliding_window": spec.layers[0].window, "rope.scaling.original_context_length": original}
+    return gguf_form.write(spec, "phi3", max_position=context, vectors=vectors, more=more)
 
 
 def _phi3_hf_pieces(spec: DecoderSpec) -> Pieces:
@@ -91,11 +127,11 @@ def _phi3_gguf_pieces(spec: DecoderSpec) -> Pieces:
 
 
 PHI2 = Architecture(
-    Form(_phi2_gguf, _phi2_gguf_pieces, unused=gguf_form.UNUSED),
+    Form(_phi2_gguf, _phi2_gguf_pieces, unused=gguf_form.UNUSED, write=_phi2_gguf_write),
     Form(_phi2_hf, _phi2_hf_pieces, unused=hf_form.UNUSED),
     template="phi-2",
 )
 PHI3 = Architecture(
-    Form(_phi3_gguf, _phi3_gguf_pieces, unused=gguf_form.UNUSED),
+    Form(_phi3_gguf, _phi3_gguf_pieces, unused=gguf_form.UNUSED, write=_phi3_gguf_write),
     Form(_phi3_hf, _phi3_hf_pieces, unused=hf_form.UNUSED),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, layer_count
+from mistralrs.models.architecture import Architecture, Facts, Form, Written, layer_count
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 
@@ -21,6 +21,10 @@ def _qwen2_hf(facts: Facts) -> DecoderSpec:
     return hf_form.read_spec(facts, layers=_layers(facts))
 
 
+def _qwen2_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    return gguf_form.write(spec, "qwen2")
+
+
 def _qwen2_gguf(facts: Facts) -> DecoderSpec:
     return gguf_form.read_spec(facts, "qwen2")
 
@@ -29,15 +33,19 @@ def _qwen3_hf(facts: Facts) -> DecoderSpec:
     return hf_form.read_spec(facts, layers=_layers(facts), qk_norm=True)
 
 
+def _qwen3_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+    return gguf_form.write(spec, "qwen3")
+
+
 def _qwen3_gguf(facts: Facts) -> DecoderSpec:
     return gguf_form.read_spec(facts, "qwen3", qk_norm=True)
 
 
 QWEN2 = Architecture(
-    Form(_qwen2_gguf, gguf_form.pieces, unused=gguf_form.UNUSED),
+    Form(_qwen2_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_qwen2_gguf_write),
     Form(_qwen2_hf, hf_form.pieces, unused=hf_form.UNUSED),
 )
 QWEN3 = Architecture(
-    Form(_qwen3_gguf, gguf_form.pieces, unused=gguf_form.UNUSED),
+    Form(_qwen3_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_qwen3_gguf_write),
     Form(_qwen3_hf, hf_form.pieces, unused=hf_form.UNUSED),
 )

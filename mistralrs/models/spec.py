@@ -53,3 +53,8 @@ class DecoderSpec:
     experts: int = 0
     """0: no mixture of experts."""
     experts_used: int = 0
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Those that layers have, ascending: each makes a KV group."""
+        return tuple(sorted({layer.window for layer in self.layers}))

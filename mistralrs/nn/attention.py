@@ -37,6 +37,7 @@ def attention(
     *,
     shape: Heads,
     layer: int,
+    group: int,
     kv: KvCache,
     norm: Norm,
     qkv: Sequence[Weight],
@@ -48,11 +49,12 @@ def attention(
     qkv_terms: int,
     output_terms: int,
 ) -> Attention:
-    """``post_norm`` is applied to what is added."""
+    """``post_norm`` is applied to what is added; ``group`` is the layer's KV group."""
     attend = backend.attend(
         work,
         kv,
         layer=layer,
+        group=group,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,

@@ -27,12 +27,12 @@ Op = Callable[[StepArgs], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvShape:
-    """What one sequence position stores in a layer, and how many blocks there are."""
+    """What one sequence position stores in a layer, and how many blocks each layer has."""
 
-    layers: int
+    blocks: tuple[int, ...]
+    """(layers,)"""
     kv_heads: int
     head_dim: int
-    num_blocks: int
     block_size: int
     dtype: Literal["f16", "f32"] = "f16"
 
@@ -63,6 +63,14 @@ class KvCache(Protocol):
     """Keys and values of all layers in blocks; the layout is the backend's own."""
 
     nbytes: int
+
+    def export_block(self, layers: Sequence[int], block: int) -> bytes:
+        """What a block holds in these layers, for ``import_block`` of a cache of the same shape and backend."""
+        ...
+
+    def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
+        """Fills a block; raises ValueError if ``data`` has another length."""
+        ...
 
 
 class Backend(Protocol):
@@ -122,6 +130,7 @@ class Backend(Protocol):
         kv: KvCache,
         *,
         layer: int,
+        group: int,
         heads: int,
         kv_heads: int,
         head_dim: int,
@@ -134,6 +143,7 @@ class Backend(Protocol):
     ) -> Op:
         """attended = causal attention of q over the cache, after norming and rotating q and k and writing k and v.
 
+        ``group``: whose slots and block tables it goes by, all of whose layers have this window.
         ``window``: a position sees itself and window - 1 before it; 0: all. ``softcap``: of the scores; 0: none.
         """
         ...

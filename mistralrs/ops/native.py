@@ -84,10 +84,20 @@ class PackedKv:
         wide = -(-shape.head_dim // 16) * 16
         self.wide = shape.dtype == "f32"
         self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.wide else 2)
-        layer_bytes = self.block_bytes * shape.num_blocks
-        self.nbytes = layer_bytes * shape.layers
-        arena = Arena(self.nbytes + 64 * shape.layers)
-        self.layers = [arena.take(layer_bytes) for _ in range(shape.layers)]
+        self.nbytes = self.block_bytes * sum(shape.blocks)
+        arena = Arena(self.nbytes + 64 * len(shape.blocks))
+        self.layers = [arena.take(self.block_bytes * blocks) for blocks in shape.blocks]
+
+    def export_block(self, layers: Sequence[int], block: int) -> bytes:
+        size = self.block_bytes
+        return b"".join(self.layers[layer].bytes[block * size : (block + 1) * size] for layer in layers)
+
+    def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
+        size = self.block_bytes
+        if len(data) != len(layers) * size:
+            raise ValueError(f"a block of {len(layers)} layers has {len(layers) * size} bytes, not {len(data)}")
+        for place, layer in enumerate(layers):
+            self.layers[layer].bytes[block * size : (block + 1) * size] = data[place * size : (place + 1) * size]
 
 
 class NativeOp:
@@ -114,7 +124,9 @@ class NativeProgram:
         self._run = cpu.load().mrs_run
         names = ("tokens", "positions", "slots", "seq_starts", "context_lens", "block_tables", "logit_rows")
         self._step = cpu.Step(*(args.arrays[name].address for name in names))
-        self._step.block_stride = args.sizes.max_blocks
+        sizes = args.sizes
+        self._step.max_tokens, self._step.max_seqs = sizes.max_tokens, sizes.max_seqs
+        self._step.max_blocks = sizes.max_blocks
 
     def __call__(self) -> None:
         step, args = self._step, self._args
@@ -253,6 +265,7 @@ class NativeBackend:
         kv: object,
         *,
         layer: int,
+        group: int,
         heads: int,
         kv_heads: int,
         head_dim: int,
@@ -284,6 +297,7 @@ class NativeBackend:
             head_dim=head_dim,
             rotary_half=rotary.inv_freq.shape[0] if rotary else 0,
             wide_kv=int(kv.wide),
+            group=group,
         )
         return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm))
 

@@ -17,6 +17,7 @@ import torch
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Buffer
 from mistralrs.ops.backend import Activation, Finish, KvShape, Norm, Op, Rotary
+from mistralrs.ops.kv_groups import first_block
 from mistralrs.ops.memory import available_bytes
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import StepArgs, Workspace
@@ -67,14 +68,26 @@ class ReferenceWeight:
 
 
 class ReferenceKv:
-    """The cache as two tensors (layers, blocks, block_size, kv_heads, head_dim)."""
+    """The cache as two tensors (blocks, block_size, kv_heads, head_dim) a layer."""
 
     def __init__(self, shape: KvShape) -> None:
-        size = (shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_dim)
+        sizes = [(blocks, shape.block_size, shape.kv_heads, shape.head_dim) for blocks in shape.blocks]
         dtype = torch.float16 if shape.dtype == "f16" else torch.float32
-        self.k = torch.zeros(size, dtype=dtype)
-        self.v = torch.zeros(size, dtype=dtype)
-        self.nbytes = 2 * prod(size) * dtype.itemsize
+        self.k = [torch.zeros(size, dtype=dtype) for size in sizes]
+        self.v = [torch.zeros(size, dtype=dtype) for size in sizes]
+        self.nbytes = 2 * sum(map(prod, sizes)) * dtype.itemsize
+
+    def export_block(self, layers: Sequence[int], block: int) -> bytes:
+        return b"".join(array[block].numpy().tobytes() for layer in layers for array in (self.k[layer], self.v[layer]))
+
+    def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
+        arrays = [array[block] for layer in layers for array in (self.k[layer], self.v[layer])]
+        size = sum(array.nbytes for array in arrays)
+        if len(data) != size:
+            raise ValueError(f"a block of {len(layers)} layers has {size} bytes, not {len(data)}")
+        stored = torch.frombuffer(bytearray(data), dtype=self.k[0].dtype).split([array.numel() for array in arrays])
+        for array, values in zip(arrays, stored, strict=True):
+            array.copy_(values.view_as(array))
 
 
 def round_to_int8(x: torch.Tensor, terms: int) -> torch.Tensor:
@@ -179,6 +192,7 @@ class _Attend:
     work: Workspace
     k: torch.Tensor
     v: torch.Tensor
+    group: int
     heads: int
     kv_heads: int
     scale: float
@@ -203,22 +217,26 @@ class _Attend:
         v = work.v.tensor[:n].view(n, self.kv_heads, -1)
         q = self._rotate(normalise(q, self.q_norm) if self.q_norm else q)
         k = self._rotate(normalise(k, self.k_norm) if self.k_norm else k)
-        slots = arrays["slots"].tensor[:n].long()
+        slots = arrays["slots"].tensor[self.group, :n].long()
         block_size = self.k.shape[1]
         largest = torch.finfo(self.k.dtype).max
         self.k[slots // block_size, slots % block_size] = k.clamp(-largest, largest).to(self.k.dtype)
         self.v[slots // block_size, slots % block_size] = v.clamp(-largest, largest).to(self.v.dtype)
         starts = arrays["seq_starts"].tensor[: args.num_seqs + 1].tolist()
         for s, (start, end) in enumerate(itertools.pairwise(starts)):
+            positions = arrays["positions"].tensor[start:end, None]
             length = int(arrays["context_lens"].tensor[s])
-            blocks = arrays["block_tables"].tensor[s, : -(-length // block_size)].long()
-            keys = self.k[blocks].flatten(0, 1)[:length].float()  # (length, kv_heads, head_dim)
-            values = self.v[blocks].flatten(0, 1)[:length].float()
+            # blocks before the first that is seen may be gone
+            first = first_block(int(positions[0]), window=self.window, block_size=block_size)
+            blocks = arrays["block_tables"].tensor[self.group, s, first : -(-length // block_size)].long()
+            begin = first * block_size
+            keys = self.k[blocks].flatten(0, 1)[: length - begin].float()  # (seen, kv_heads, head_dim)
+            values = self.v[blocks].flatten(0, 1)[: length - begin].float()
             rows = q[start:end].reshape(
                 end - start, self.kv_heads, -1, q.shape[-1]
             )  # (tokens, kv_heads, group, head_dim)
             scores = soft_cap(torch.einsum("tkgd,skd->kgts", rows * self.scale, keys), self.softcap)
-            back = arrays["positions"].tensor[start:end, None] - torch.arange(length)  # (tokens, length)
+            back = positions - torch.arange(begin, length)  # (tokens, seen)
             seen = back >= 0 if self.window == 0 else (back >= 0) & (back < self.window)
             weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
             # a key that nobody sees may hold anything: not even zero times it
@@ -317,6 +335,7 @@ class ReferenceBackend:
         kv: object,
         *,
         layer: int,
+        group: int,
         heads: int,
         kv_heads: int,
         head_dim: int,
@@ -332,6 +351,7 @@ class ReferenceBackend:
             work=work,
             k=kv.k[layer],
             v=kv.v[layer],
+            group=group,
             heads=heads,
             kv_heads=kv_heads,
             scale=scale,

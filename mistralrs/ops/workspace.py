@@ -26,6 +26,8 @@ class Sizes:
     vocab: int
     rotary: tuple[int, ...]
     """Half the rotary width of each table that the layers use."""
+    kv_groups: int = 1
+    """Groups of layers; each has slots and block tables of its own."""
 
 
 class Workspace:
@@ -62,18 +64,19 @@ class Workspace:
 class StepArgs:
     """What a step computes; the arrays stay where they are, ``set`` fills them.
 
-    Arrays are int32: ``tokens``, ``positions``, ``slots`` (num_tokens,), ``seq_starts`` (num_seqs + 1,),
-    ``context_lens`` (num_seqs,), ``block_tables`` (num_seqs, max_blocks), ``logit_rows`` (num_logits,).
+    Arrays are int32: ``tokens``, ``positions`` (num_tokens,), ``seq_starts`` (num_seqs + 1,), ``context_lens``
+    (num_seqs,), ``logit_rows`` (num_logits,), and for each KV group ``slots`` (kv_groups, max_tokens) and
+    ``block_tables`` (kv_groups, max_seqs, max_blocks). Blocks that lie wholly before the window are not read.
     """
 
     def __init__(self, sizes: Sizes) -> None:
         shapes = {
             "tokens": (sizes.max_tokens,),
             "positions": (sizes.max_tokens,),
-            "slots": (sizes.max_tokens,),
+            "slots": (sizes.kv_groups, sizes.max_tokens),
             "seq_starts": (sizes.max_seqs + 1,),
             "context_lens": (sizes.max_seqs,),
-            "block_tables": (sizes.max_seqs, sizes.max_blocks),
+            "block_tables": (sizes.kv_groups, sizes.max_seqs, sizes.max_blocks),
             "logit_rows": (sizes.max_logits,),
         }
         self.sizes = sizes
@@ -88,10 +91,10 @@ class StepArgs:
         *,
         tokens: Sequence[int],
         positions: Sequence[int],
-        slots: Sequence[int],
+        slots: Sequence[Sequence[int]],
         seq_starts: Sequence[int],
         context_lens: Sequence[int],
-        block_tables: Sequence[Sequence[int]],
+        block_tables: Sequence[Sequence[Sequence[int]]],
         logit_rows: Sequence[int],
     ) -> None:
         """Describes the next step. Raises ``ValueError`` when it does not fit the sizes."""
@@ -101,15 +104,21 @@ class StepArgs:
         flat = {
             "tokens": tokens,
             "positions": positions,
-            "slots": slots,
             "seq_starts": seq_starts,
             "context_lens": context_lens,
             "logit_rows": logit_rows,
         }
         for name, items in flat.items():
             self.arrays[name].values[: len(items)] = array("i", items)
-        tables = self.arrays["block_tables"].values
-        for row, table in enumerate(block_tables):
-            start = row * sizes.max_blocks
-            tables[start : start + len(table)] = array("i", table)
+        for group, (group_slots, group_tables) in enumerate(zip(slots, block_tables, strict=True)):
+            self._set_group(group, group_slots, group_tables)
         self.num_tokens, self.num_seqs, self.num_logits = len(tokens), len(context_lens), len(logit_rows)
+
+    def _set_group(self, group: int, slots: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
+        sizes = self.sizes
+        start = group * sizes.max_tokens
+        self.arrays["slots"].values[start : start + len(slots)] = array("i", slots)
+        values = self.arrays["block_tables"].values
+        for row, table in enumerate(tables, group * sizes.max_seqs):
+            start = row * sizes.max_blocks
+            values[start : start + len(table)] = array("i", table)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
-from struct import pack
+from collections.abc import Callable, Sequence
+from struct import iter_unpack, pack
 
 import torch
 
 from mistralrs.engine.batch import Abort, Batch
 
 VOCAB = 96
+SIZE = 12
+"""Of the fake's hidden states."""
 EOS = 0
 
 
@@ -51,34 +53,61 @@ def history_logits(history: list[tuple[int, int]], *, eos_bias: float) -> torch.
 
 
 class FakeRunner:
-    """Computes ``history_logits`` through a paged memory. ``before`` is called at the start of every pass."""
+    """Computes ``history_logits`` of what each KV group's window shows, through a paged memory.
+
+    ``before`` is called at the start of every pass.
+    """
 
     vocab_size = VOCAB
 
-    def __init__(self, *, block_size: int, eos_bias: float = -100.0) -> None:
+    def __init__(self, *, block_size: int, windows: Sequence[int] = (0,), eos_bias: float = -100.0) -> None:
         self.block_size = block_size
         self.eos_bias = eos_bias
-        self.memory: dict[int, tuple[int, int]] = {}
+        self.windows = windows
+        self.memory: list[dict[int, tuple[int, int]]] = [{} for _ in windows]
         self.batches: list[Batch] = []
         self.before: Callable[[Batch, Abort], None] = lambda batch, abort: None
 
     def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
         self.batches.append(batch)
         self.before(batch, abort)
-        assert len(set(batch.slots)) == len(batch.slots), "two tokens share a slot"
-        assert batch.seq_starts[-1] == len(batch.tokens) == len(batch.positions) == len(batch.slots)
-        for slot, pair in zip(batch.slots, zip(batch.tokens, batch.positions, strict=True), strict=True):
-            self.memory[slot] = pair
-        rows = []
-        for index, table in enumerate(batch.block_tables):
+        assert batch.seq_starts[-1] == len(batch.tokens) == len(batch.positions)
+        for memory, slots in zip(self.memory, batch.slots, strict=True):
+            assert len(set(slots)) == len(slots), "two tokens share a slot"
+            memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
+        rows: list[torch.Tensor] = []
+        for index, length in enumerate(batch.context_lens):
             start, end = batch.seq_starts[index : index + 2]
-            length = batch.context_lens[index]
             assert batch.positions[start:end] == list(range(length - (end - start), length))
-            if end - 1 in batch.logit_rows:
-                slots = [table[p // self.block_size] * self.block_size + p % self.block_size for p in range(length)]
-                rows.append(history_logits([self.memory[slot] for slot in slots], eos_bias=self.eos_bias))
+            wanted = [batch.positions[row] + 1 for row in batch.logit_rows if start <= row < end]
+            rows.extend(history_logits(self._seen(batch, index, count), eos_bias=self.eos_bias) for count in wanted)
         assert len(rows) == len(batch.logit_rows)
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
+
+    def hidden(self, start: int, stop: int) -> torch.Tensor:
+        """Of each token a vector that it and its place decide alone."""
+        batch = self.batches[-1]
+        pairs = zip(batch.tokens[start:stop], batch.positions[start:stop], strict=True)
+        return torch.stack([history_logits([pair], eos_bias=0.0)[:SIZE] for pair in pairs])
+
+    def export_block(self, group: int, block: int) -> bytes:
+        slots = range(block * self.block_size, (block + 1) * self.block_size)
+        return b"".join(pack("<qq", *self.memory[group][slot]) for slot in slots)
+
+    def import_block(self, group: int, block: int, data: bytes) -> None:
+        pairs = list(iter_unpack("<qq", data))
+        if len(pairs) != self.block_size:
+            raise ValueError(f"{len(pairs)} tokens in a block")
+        self.memory[group].update({block * self.block_size + place: (a, b) for place, (a, b) in enumerate(pairs)})
+
+    def _seen(self, batch: Batch, index: int, count: int) -> list[tuple[int, int]]:
+        """What the last of a sequence's first ``count`` tokens sees in each group, one behind the other."""
+        size = self.block_size
+        seen = []
+        for window, memory, tables in zip(self.windows, self.memory, batch.block_tables, strict=True):
+            positions = range(max(0, count - window) if window else 0, count)
+            seen += [memory[tables[index][p // size] * size + p % size] for p in positions]
+        return seen
 
 
 class Turnstile:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,19 +19,21 @@ from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine, PrefillPace
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Stream
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError, UsageError
+from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import EOS, VOCAB, FakeRunner, FakeTokenizer, Turnstile, history_logits
 
-CONFIG = EngineConfig(num_blocks=60, max_model_len=120, max_seqs=6, max_batch_tokens=32, block_size=4)
+CONFIG = EngineConfig(kv_groups=(KvGroup(60),), max_model_len=120, max_seqs=6, max_batch_tokens=32, block_size=4)
 SAMPLED = SamplingParams(temperature=1.5, top_k=30, top_p=0.95, frequency_penalty=0.4, max_tokens=24)
 PROMPT = tuple(range(20, 45))
 
 
 @contextmanager
 def serving(config: EngineConfig = CONFIG, *, eos_bias: float = -100.0) -> Iterator[tuple[Engine, FakeRunner]]:
-    runner = FakeRunner(block_size=config.block_size, eos_bias=eos_bias)
+    windows = [group.window for group in config.kv_groups]
+    runner = FakeRunner(block_size=config.block_size, windows=windows, eos_bias=eos_bias)
     with closing(Engine(runner, FakeTokenizer(), config)) as engine:  # type: ignore[arg-type]
         yield engine, runner
-        engine._scheduler.pool.check_integrity()
+        engine._scheduler.check_integrity()
 
 
 def collect(stream: Stream) -> tuple[str, list[int], Finished | Failed]:
@@ -56,11 +59,11 @@ def requests() -> list[Request]:
     return [Request(PROMPT[: 25 - 3 * i] + (50 + i,) * (i % 3), sampling) for i, sampling in enumerate(base)]
 
 
-def expected_answers() -> list[tuple[list[int], str]]:
+def expected_answers(config: EngineConfig = CONFIG) -> list[tuple[list[int], str]]:
     """Each request alone, in an engine of its own, without any reuse and with its prompt in one chunk."""
     answers = []
     for request in requests():
-        with serving(replace(CONFIG, prefix_cache_n=0)) as (engine, _):
+        with serving(replace(config, prefix_cache_n=0)) as (engine, _):
             answers.append(answer(engine, request))
     return answers
 
@@ -73,17 +76,36 @@ def expected_answers() -> list[tuple[list[int], str]]:
         {"max_batch_tokens": 7},
         {"max_batch_tokens": 1, "max_seqs": 1},
         {"max_seqs": 2},
-        {"num_blocks": 14},
-        {"block_size": 1, "num_blocks": 70},
+        {"kv_groups": (KvGroup(14),)},
+        {"block_size": 1, "kv_groups": (KvGroup(70),)},
         {"no_kv_cache": True},
-        {"no_kv_cache": True, "max_batch_tokens": 9, "num_blocks": 16},
+        {"no_kv_cache": True, "max_batch_tokens": 9, "kv_groups": (KvGroup(16),)},
     ],
     ids=str,
 )
-def test_an_answer_depends_on_its_request_alone(changes: dict[str, int]) -> None:
+def test_an_answer_depends_on_its_request_alone(changes: dict[str, Any]) -> None:
     """Batched equals alone, chunked equals whole, hit equals miss, preempted equals not, uncached equals cached."""
-    expected = expected_answers()
-    with serving(replace(CONFIG, **changes)) as (engine, _):  # type: ignore[arg-type]
+    assert_same_answers(CONFIG, changes)
+
+
+@pytest.mark.parametrize("full", [(), (KvGroup(60),)], ids=["windows", "mixed"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"prefix_cache_n": 0}, {"max_seqs": 1}, {"max_batch_tokens": 3}, {"no_kv_cache": True}], ids=str
+)
+def test_an_answer_depends_on_its_request_alone_with_windows(
+    changes: dict[str, Any], full: tuple[KvGroup, ...]
+) -> None:
+    """With many blocks, and with so few that sequences are preempted or wait."""
+    config = replace(CONFIG, max_batch_tokens=8, kv_groups=(*full, KvGroup(60, 5), KvGroup(60, 12)))
+    few = {"kv_groups": (*full, KvGroup(4, 5), KvGroup(6, 12))}
+    for kv_groups in ({}, few):
+        assert_same_answers(config, {**kv_groups, **changes})
+
+
+def assert_same_answers(config: EngineConfig, changes: dict[str, Any]) -> None:
+    """Every request gets in company, twice, with ``changes`` of the limits, what it gets alone with ``config``."""
+    expected = expected_answers(config)
+    with serving(replace(config, **changes)) as (engine, _):
         for _ in range(2):  # the second time prefixes are found in the cache
             streams = [engine.submit(request) for request in requests()]
             ends = [collect(stream) for stream in streams]
@@ -91,7 +113,7 @@ def test_an_answer_depends_on_its_request_alone(changes: dict[str, int]) -> None
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.free_blocks) == (0, 0, stats.num_blocks)
         assert stats.completion_tokens == 2 * sum(len(tokens) for tokens, _ in expected)
-        assert (stats.cached_tokens > 0) == (engine._config.prefix_cache_n > 0 and not engine._config.no_kv_cache)
+        assert (stats.cached_tokens > 0) == (engine.config.prefix_cache_n > 0 and not engine.config.no_kv_cache)
 
 
 def test_greedy_follows_the_model() -> None:
@@ -177,7 +199,7 @@ def test_stop_strings_across_tokens_are_never_shown() -> None:
             assert isinstance(end, Finished)
             # Letters are tokens here: the answer ends with the token that completes the stop string.
             assert (end.reason, end.usage.completion_tokens) == ("stop", whole.index(stop) + 3)
-            assert engine.stats().free_blocks == CONFIG.num_blocks
+            assert engine.stats().free_blocks == engine.stats().num_blocks
         almost = replace(request.sampling, stop=(whole[-2:] + "!",))
         assert collect(engine.submit(replace(request, sampling=almost)))[:2] == (whole, tokens)
 
@@ -228,7 +250,7 @@ def test_cancel_while_decoding() -> None:
         *_, end = events
         assert isinstance(end, Finished)
         assert end.reason == "cancelled"
-        assert engine.stats().free_blocks == CONFIG.num_blocks
+        assert engine.stats().free_blocks == engine.stats().num_blocks
         assert answer(engine, requests()[0]) == expected_answers()[0]
 
 
@@ -241,7 +263,7 @@ def test_cancel_alone_in_the_middle_of_a_prefill_stops_the_step_and_commits_noth
         _, tokens, end = collect(stream)
         assert (tokens, end.reason, end.usage.completion_tokens) == ([], "cancelled", 0)  # type: ignore[union-attr]
         assert engine.stats().cached_blocks == 0
-        assert engine.stats().free_blocks == CONFIG.num_blocks
+        assert engine.stats().free_blocks == engine.stats().num_blocks
 
 
 def test_cancel_beside_others_does_not_stop_them() -> None:
@@ -297,7 +319,7 @@ def test_many_threads_submit_and_cancel() -> None:
             if isinstance(end, Failed) or (end.reason != "cancelled" and (tokens, end.reason) != expected[index]):
                 wrong.append((index, tokens, end))
 
-    with serving(replace(CONFIG, num_blocks=30, max_seqs=3)) as (engine, _):
+    with serving(replace(CONFIG, kv_groups=(KvGroup(30),), max_seqs=3)) as (engine, _):
         threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
@@ -374,7 +396,7 @@ def test_an_unusable_row_fails_alone() -> None:
         assert [first, third] == [expected[0][0], expected[2][0]]
         assert isinstance(failed, Failed)
         assert "finite" in failed.error.message
-        assert engine.stats().free_blocks == CONFIG.num_blocks
+        assert engine.stats().free_blocks == engine.stats().num_blocks
 
 
 def test_a_dead_engine_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +445,18 @@ def test_close_ends_open_streams_and_refuses_new_ones() -> None:
         ("presence_penalty", (float("inf"),)),
         ("repeat_last_n", (-1,)),
         ("seed", (2**64, -(2**63) - 1)),
-        ("max_tokens", (0, -1)),
+        ("max_tokens", (-1,)),
+        ("min_tokens", (-1, 25)),
+        ("stop_token_ids", ((VOCAB,), (3, -1))),
+        ("typical_p", (-0.1, 1.1, float("nan"))),
+        ("xtc_probability", (-0.1, 1.1)),
+        ("xtc_threshold", (-0.1, 1.1)),
+        ("dry_multiplier", (-0.1, float("inf"))),
+        ("dry_base", (0.9, float("nan"))),
+        ("dry_allowed_length", (0,)),
+        ("dry_last_n", (-1,)),
+        ("dry_breakers", (("a", ""), ("a" * 65,), ("a",) * 65)),
+        ("samplers", (("top_k", "mirostat"), ("top_k", "top_p", "top_k"))),
         ("stop", (("a", ""),)),
         ("logit_bias", (((VOCAB, 1.0),), ((-1, 1.0),), ((3, float("nan")),), ((3, 1e39),))),
         ("logprobs", (-1, VOCAB + 1)),
@@ -453,9 +486,10 @@ def test_impossible_prompts_are_refused(prompt: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"max_seqs": 0}, {"num_blocks": 0}, {"max_batch_tokens": 0}, {"prefix_cache_n": -1}]
+    "changes",
+    [{"max_seqs": 0}, {"kv_groups": (KvGroup(60), KvGroup(0, 8))}, {"max_batch_tokens": 0}, {"prefix_cache_n": -1}],
 )
-def test_impossible_limits_are_refused(changes: dict[str, int]) -> None:
+def test_impossible_limits_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(changes))):
         Engine(FakeRunner(block_size=4), FakeTokenizer(), replace(CONFIG, **changes))  # type: ignore[arg-type]
 
@@ -463,7 +497,7 @@ def test_impossible_limits_are_refused(changes: dict[str, int]) -> None:
 def test_a_prompt_that_is_too_long_is_refused() -> None:
     with serving() as (engine, _), pytest.raises(ContextLengthError, match=r"120 tokens.*121 tokens"):
         engine.submit(Request((5,) * 121, SAMPLED))
-    with serving(replace(CONFIG, num_blocks=10)) as (engine, _), pytest.raises(ContextLengthError):
+    with serving(replace(CONFIG, kv_groups=(KvGroup(10),))) as (engine, _), pytest.raises(ContextLengthError):
         engine.submit(Request((5,) * 41, SAMPLED))  # it could never have blocks
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.sampling import Draw, Row, Sampler, uniform
+from mistralrs.engine.row import Draw, Row, uniform
+from mistralrs.engine.sampling import Sampler
 from mistralrs.errors import EngineError
 
 VOCAB = 1000  # not a multiple of the tile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence as Row
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,16 +12,28 @@ from hypothesis import strategies as st
 
 from mistralrs.engine.batch import Batch
 from mistralrs.engine.config import EngineConfig, SamplingParams
-from mistralrs.engine.scheduler import Plan, Scheduler
+from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence, State
+from mistralrs.ops.kv_groups import KvGroup, blocks_of_one
 
 EOS = 0
 UNLIMITED = 10**6
 
 
-def config(**changes: int | bool) -> EngineConfig:
-    values = {"num_blocks": 64, "max_model_len": 200, "max_seqs": 4, "max_batch_tokens": 32, "block_size": 4}
-    return EngineConfig(**{**values, **changes})  # type: ignore[arg-type]
+def config(
+    num_blocks: int = 64, *, windows: Row[int] = (0,), spare: int | None = None, **changes: int | bool
+) -> EngineConfig:
+    """``spare``: groups with a window have so many blocks more than one sequence needs; None: ``num_blocks``."""
+    values = {"max_model_len": 200, "max_seqs": 4, "max_batch_tokens": 32, "block_size": 4, **changes}
+
+    def blocks(window: int) -> int:
+        if not window or spare is None:
+            return num_blocks
+        length, step = values["max_model_len"], values["max_batch_tokens"]
+        return spare + blocks_of_one(length, window=window, step=step, block_size=values["block_size"])
+
+    groups = tuple(KvGroup(blocks(window), window) for window in windows)
+    return EngineConfig(kv_groups=groups, **values)  # type: ignore[arg-type]
 
 
 def next_token(history: Row[int]) -> int:
@@ -29,35 +42,67 @@ def next_token(history: Row[int]) -> int:
     return EOS if value % 40 == 0 else value % 50 + 1
 
 
-def continuation(prompt: Row[int], max_len: int) -> list[int]:
-    """What a sequence must end as, whatever the schedule."""
+def continuation(prompt: Row[int], max_len: int, *, endless: bool = False) -> list[int]:
+    """What a sequence must end as, whatever the schedule; ``endless`` ones ignore the end token."""
     tokens = list(prompt)
     while len(tokens) < max_len:
         tokens.append(next_token(tokens))
-        if tokens[-1] == EOS:
+        if tokens[-1] == EOS and not endless:
             break
     return tokens
+
+
+class FakeShelf:
+    """Blocks of a drill's memory, some of which turn out to be lost when they are wanted."""
+
+    def __init__(self, memory: list[dict[int, tuple[int, int]]], *, block_size: int, lose_every: int = 0) -> None:
+        self.memory, self.block_size, self.lose_every = memory, block_size, lose_every
+        self.blocks: dict[tuple[bytes, int], list[tuple[int, int]]] = {}
+        self.loads = 0
+
+    def has(self, digest: bytes, group: int) -> bool:
+        return (digest, group) in self.blocks
+
+    def load(self, digest: bytes, group: int, block: int) -> bool:
+        self.loads += 1
+        if self.lose_every and self.loads % self.lose_every == 0:
+            del self.blocks[digest, group]
+        if (digest, group) not in self.blocks:
+            return False
+        self.memory[group].update(zip(self.slots(block), self.blocks[digest, group], strict=True))
+        return True
+
+    def save(self, digest: bytes, group: int, block: int) -> None:
+        self.blocks.setdefault((digest, group), [self.memory[group][slot] for slot in self.slots(block)])
+
+    def slots(self, block: int) -> range:
+        return range(block * self.block_size, (block + 1) * self.block_size)
 
 
 class Drill:
     """Runs a scheduler against a memory of tokens, checking every step."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, shelf: FakeShelf | None = None) -> None:
         self.config = config
-        self.scheduler = Scheduler(config, frozenset({EOS}))
-        self.memory: dict[int, tuple[int, int]] = {}
+        self.scheduler = Scheduler(config, shelf)
+        self.memory: list[dict[int, tuple[int, int]]] = shelf.memory if shelf else [{} for _ in config.kv_groups]
         self.count = 0
 
-    def add(self, prompt: Row[int], max_tokens: int = 8, identity: str = "") -> Sequence:
+    @property
+    def num_blocks(self) -> int:
+        return sum(group.num_blocks for group in self.config.kv_groups)
+
+    def add(self, prompt: Row[int], max_tokens: int = 8, identity: str = "", *, endless: bool = False) -> Sequence:
         max_len = min(len(prompt) + max_tokens, self.scheduler.max_len)
-        sequence = Sequence(self.count, list(prompt), SamplingParams(), max_len, identity)
+        ends = frozenset() if endless else frozenset({EOS})
+        sequence = Sequence(self.count, list(prompt), SamplingParams(), max_len, identity, end_ids=ends)
         self.count += 1
         self.scheduler.add(sequence)
         return sequence
 
     def plan(self, prefill_limit: int = UNLIMITED) -> Plan:
         plan = self.scheduler.plan(prefill_limit)
-        self.scheduler.pool.check_integrity()
+        self.scheduler.check_integrity()
         assert sum(chunk.count for chunk in plan.chunks) <= self.config.max_batch_tokens
         assert len(self.scheduler.running) <= self.config.max_seqs
         order = [s.id for s in (*self.scheduler.running, *self.scheduler.waiting)]
@@ -66,22 +111,24 @@ class Drill:
 
     def compute(self, plan: Plan) -> dict[int, int]:
         batch = Batch.from_plan(plan, block_size=self.config.block_size)
-        assert len(set(batch.slots)) == len(batch.slots)
-        for slot, token, position in zip(batch.slots, batch.tokens, batch.positions, strict=True):
-            self.memory[slot] = (token, position)
-        drawn = {}
-        for chunk, table in zip(plan.chunks, batch.block_tables, strict=True):
-            if chunk.samples:
-                size = self.config.block_size
-                seen = [self.memory[table[p // size] * size + p % size] for p in range(chunk.start + chunk.count)]
-                assert seen == [(token, position) for position, token in enumerate(chunk.sequence.tokens)]
-                drawn[chunk.sequence.id] = next_token(chunk.sequence.tokens)
-        return drawn
+        groups = zip(self.config.kv_groups, self.memory, batch.slots, batch.block_tables, strict=True)
+        for group, memory, slots, tables in groups:
+            assert len(set(slots)) == len(slots)
+            memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
+            for chunk, table in zip(plan.chunks, tables, strict=True):
+                self.look_back(chunk, table, group.window, memory)
+        return {chunk.sequence.id: next_token(chunk.sequence.tokens) for chunk in plan.chunks if chunk.samples}
+
+    def look_back(self, chunk: Chunk, table: list[int], window: int, memory: dict[int, tuple[int, int]]) -> None:
+        """All that the tokens of a chunk see must lie where the table says."""
+        size, tokens = self.config.block_size, chunk.sequence.tokens
+        seen = range(max(0, chunk.start - window + 1) if window else 0, chunk.start + chunk.count)
+        assert [memory[table[p // size] * size + p % size] for p in seen] == [(tokens[p], p) for p in seen]
 
     def step(self, prefill_limit: int = UNLIMITED) -> Plan:
         plan = self.plan(prefill_limit)
         self.scheduler.commit(plan, self.compute(plan))
-        self.scheduler.pool.check_integrity()
+        self.scheduler.check_integrity()
         return plan
 
     def run(self) -> int:
@@ -90,7 +137,7 @@ class Drill:
             self.step()
             steps += 1
             assert steps < 5000
-        assert self.scheduler.pool.num_free == self.config.num_blocks
+        assert self.scheduler.blocks.num_free == self.num_blocks
         return steps
 
 
@@ -135,7 +182,7 @@ def test_a_dropped_plan_changes_nothing() -> None:
     first = drill.plan()
     assert counts(drill.plan()) == counts(first) == [(0, 32)]
     assert sequence.num_computed == 0
-    assert drill.scheduler.pool.num_cached == 0
+    assert drill.scheduler.blocks.num_cached == 0
     drill.run()
     assert sequence.tokens == continuation(range(1, 40), 47)
 
@@ -181,20 +228,69 @@ def test_running_sequences_share_blocks_too() -> None:
     sharer = drill.add(range(1, 14), max_tokens=8)
     drill.step()
     assert sharer.num_cached == 12
-    assert drill.scheduler.running[0].blocks[:3] == sharer.blocks[:3]
+    assert drill.scheduler.running[0].tables[0][:3] == sharer.tables[0][:3]
     drill.run()
     assert sharer.tokens == continuation(range(1, 14), 21)
 
 
+def test_what_another_computes_is_waited_for() -> None:
+    """Eight arrive at once with the same beginning, which is computed once."""
+    drill = Drill(config(num_blocks=200, max_seqs=8))
+    prompts = [[*range(1, 71), 60 + i, 1, 2] for i in range(8)]
+    sequences = [drill.add(prompt, max_tokens=3) for prompt in prompts]
+    chunks: list[Chunk] = []
+    while drill.scheduler.has_work:
+        chunks += drill.step().chunks
+    assert sum(chunk.count for chunk in chunks if chunk.start < 73) == 73 + 7 * (73 - 68)
+    assert [sequence.num_cached for sequence in sequences] == [0] + [68] * 7
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        assert sequence.tokens == continuation(prompt, 76)
+
+
+def test_who_is_cancelled_is_not_waited_for() -> None:
+    drill = Drill(config())
+    first, second = (drill.add(range(1, 71), max_tokens=2) for _ in range(2))
+    drill.step()
+    assert second.state is State.WAITING
+    drill.scheduler.remove(first, keep=True)
+    assert counts(drill.step()) == [(1, 32)]
+    assert second.num_cached == 32
+
+
+def test_nobody_waits_who_may_not_share() -> None:
+    drill = Drill(config())
+    drill.add(range(1, 20), identity="a")
+    drill.add(range(1, 20), identity="b")
+    assert counts(drill.step()) == [(0, 19), (1, 13)]
+
+
+@pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
+def test_what_is_on_the_shelf_need_not_be_computed(windows: tuple[int, ...]) -> None:
+    """By a second scheduler, as after a restart; where a block is lost, what follows it is computed."""
+    limits = config(windows=windows)
+    shelf = FakeShelf([{} for _ in windows], block_size=4)
+    first = Drill(limits, shelf=shelf)
+    before = first.add(range(1, 42), max_tokens=5)
+    first.run()
+    for lose_every, cached in ((0, 44), (1, 0)):
+        shelf.memory = [{} for _ in windows]
+        shelf.lose_every = lose_every
+        again = Drill(limits, shelf=shelf)
+        sequence = again.add(before.tokens, max_tokens=5)
+        again.run()
+        assert sequence.num_cached == cached
+        assert sequence.tokens == continuation(before.tokens, 51)
+
+
 @pytest.mark.parametrize("changes", [{"prefix_cache_n": 0}, {"no_kv_cache": True}])
-def test_without_reuse_nothing_is_shared(changes: dict[str, int]) -> None:
+def test_without_reuse_nothing_is_shared(changes: dict[str, Any]) -> None:
     drill = Drill(config(**changes))
     for _ in range(2):
         sequence = drill.add(range(1, 14), max_tokens=3)
         drill.run()
         assert sequence.num_cached == 0
         assert sequence.tokens == continuation(range(1, 14), 16)
-    assert drill.scheduler.pool.num_cached == 0
+    assert drill.scheduler.blocks.num_cached == 0
 
 
 def test_without_kv_cache_every_token_costs_the_whole_sequence() -> None:
@@ -206,7 +302,7 @@ def test_without_kv_cache_every_token_costs_the_whole_sequence() -> None:
 
 
 def test_the_youngest_is_preempted_and_changes_nothing() -> None:
-    drill = Drill(config(num_blocks=8))
+    drill = Drill(config(8))
     prompts = [[i + 1, 7, 9, 11, 13] for i in range(3)]
     sequences = [drill.add(prompt, max_tokens=16) for prompt in prompts]
     preempted = False
@@ -222,7 +318,7 @@ def test_the_youngest_is_preempted_and_changes_nothing() -> None:
 
 
 def test_one_sequence_may_fill_the_pool() -> None:
-    drill = Drill(config(num_blocks=4, max_model_len=100))
+    drill = Drill(config(4, max_model_len=100))
     assert drill.scheduler.max_len == 16
     sequence = drill.add([2], max_tokens=100)
     drill.run()
@@ -236,6 +332,101 @@ def test_a_prompt_that_fills_the_context_finishes_at_once() -> None:
     assert not drill.scheduler.has_work
 
 
+# Windows
+
+
+@pytest.mark.parametrize("windows", [(8,), (0, 8), (1,), (3, 9)])
+def test_a_sequence_needs_few_blocks_of_a_window_however_long_it_gets(windows: tuple[int, ...]) -> None:
+    """Prompt and answer are many times as long as the window, and the window's pool holds what one sequence needs."""
+    drill = Drill(config(windows=windows, spare=0, max_batch_tokens=6, prefix_cache_n=0))
+    prompt = [i % 50 + 1 for i in range(90)]
+    sequence = drill.add(prompt, max_tokens=100, endless=True)
+    drill.run()
+    assert sequence.tokens == continuation(prompt, 190, endless=True)
+    for group, pool in zip(drill.config.kv_groups, drill.scheduler.blocks.pools, strict=True):
+        assert pool.num_blocks <= 5 or not group.window
+
+
+def test_blocks_are_freed_when_the_step_that_passes_them_is_done() -> None:
+    drill = Drill(config(windows=(8,), prefix_cache_n=0))
+    drill.add(range(1, 31), max_tokens=20)
+    free = drill.scheduler.blocks.pools[0]
+    plan = drill.plan()
+    assert free.num_free == 64 - 8
+    drawn = drill.compute(plan)
+    assert free.num_free == 64 - 8
+    drill.scheduler.commit(plan, drawn)
+    assert free.num_free == 64 - 3  # of 30 tokens, 23 and later are seen, which begin in the sixth of eight blocks
+
+
+def test_a_window_smaller_than_a_sequence_needs_shortens_it() -> None:
+    drill = Drill(config(8, windows=(8,), max_batch_tokens=32))
+    assert drill.scheduler.max_len == 32
+    assert Drill(config(8, windows=(8,), max_batch_tokens=16)).scheduler.max_len == 200
+
+
+@pytest.mark.parametrize("windows", [(8,), (0, 8), (1,), (5, 11)])
+def test_the_next_turn_needs_the_window_at_the_end_alone(windows: tuple[int, ...]) -> None:
+    drill = Drill(config(windows=windows, max_seqs=1))
+    first = drill.add(range(1, 11), max_tokens=60, endless=True)
+    drill.run()
+    pool = drill.scheduler.blocks.pools[-1]  # that of the longest window
+    assert pool.num_cached <= 2 + 3  # blocks of the prompt, and of the window at the end of the answer
+    second = drill.add([*first.tokens, 7, 8], max_tokens=5)
+    drill.run()
+    assert second.num_cached == 68  # the last of the first turn's 70 tokens was never computed
+    assert second.tokens == continuation([*first.tokens, 7, 8], 77)
+
+
+@pytest.mark.parametrize("windows", [(8,), (0, 8), (8, 20)])
+def test_many_clients_share_the_beginning_of_a_long_prompt(windows: tuple[int, ...]) -> None:
+    """While the first one runs and after it has ended, although its window has long passed what they share."""
+    drill = Drill(config(windows=windows))
+    common = [i % 50 + 1 for i in range(60)]
+    first = drill.add([*common, 1, 2, 3], max_tokens=100, endless=True)
+    for _ in range(12):
+        drill.step()
+    assert first.num_passed[-1] > 8
+    others = [drill.add([*common, 20 + i, 30 + i, 40 + i], max_tokens=30) for i in range(6)]
+    drill.run()
+    late = drill.add([*common, 49], max_tokens=3)
+    drill.run()
+    assert [sequence.num_cached for sequence in (*others, late)] == [60] * 7
+
+
+def test_a_hit_is_as_long_as_every_group_has_what_it_needs() -> None:
+    """The end of the window's blocks was given away; what is left still makes a shorter hit."""
+    drill = Drill(config(windows=(0, 8)))
+    prompt = list(range(1, 42))
+    drill.add(prompt, max_tokens=1)
+    drill.run()
+    full, window = drill.scheduler.blocks.pools
+    digests = Sequence(9, list(prompt), SamplingParams(), 99).digests(10, 4)
+    assert len(full.match(digests)) == len(window.match(digests)) == 10
+    kept = window.match(digests)[3:7]
+    window.hold(kept)
+    others = window.allocate(window.num_free)
+    window.release(kept)
+    window.release(others)
+    again = drill.add(prompt, max_tokens=1)
+    other = drill.add(prompt[:20], max_tokens=1)
+    drill.run()
+    assert again.num_cached == 28  # tokens 21 to 27 are seen from there: blocks 5 and 6
+    assert other.num_cached == 0  # block 2 is gone, without which no hit ends at 16, nor at 12
+
+
+@pytest.mark.parametrize(("length", "preempted"), [(2, True), (20, False)])
+def test_windows_may_be_short_of_blocks(length: int, preempted: bool) -> None:
+    """Who starts has room for all that it knows, so that only answers can grow beyond what there is."""
+    drill = Drill(config(windows=(0, 8), spare=1, max_batch_tokens=8))
+    prompts = [[number + 1] * length for number in range(4)]
+    sequences = [drill.add(prompt, max_tokens=40, endless=True) for prompt in prompts]
+    drill.run()
+    assert bool(drill.scheduler.num_preemptions) == preempted
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        assert sequence.tokens == continuation(prompt, length + 40, endless=True)
+
+
 def test_removed_sequences_are_passed_over_by_commit() -> None:
     drill = Drill(config())
     gone, stays = drill.add(range(1, 10)), drill.add(range(20, 30))
@@ -244,7 +435,7 @@ def test_removed_sequences_are_passed_over_by_commit() -> None:
     drill.scheduler.remove(gone, keep=False)
     drill.scheduler.remove(gone, keep=False)
     drill.scheduler.commit(plan, drawn)
-    drill.scheduler.pool.check_integrity()
+    drill.scheduler.check_integrity()
     assert (len(gone.tokens), len(stays.tokens)) == (9, 11)
     drill.run()
 
@@ -273,22 +464,34 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     arrivals=ARRIVALS,
     num_blocks=st.integers(12, 40),
+    windows=st.sampled_from([(0,), (0, 5), (7,), (1,), (0, 1, 12), (3, 30)]),
+    spare=st.sampled_from([None, 0, 1, 5, 20]),
     max_seqs=st.integers(1, 5),
     max_batch_tokens=st.integers(1, 24),
     block_size=st.integers(1, 6),
     prefix_cache_n=st.integers(0, 3),
+    spill_blocks=st.sampled_from([0, 0, 1, 4, 100]),
+    shelf=st.sampled_from([None, 0, 3, 7]),
     no_kv_cache=st.booleans(),
     prefill_limit=st.integers(1, 20),
     drop_every=st.integers(2, 9),
 )
 def test_whatever_the_schedule_the_tokens_are_the_same(
-    arrivals: list[tuple[int, int, int, int, int | None]], prefill_limit: int, drop_every: int, **changes: int
+    arrivals: list[tuple[int, int, int, int, int | None]],
+    prefill_limit: int,
+    drop_every: int,
+    shelf: int | None,
+    **changes: Any,
 ) -> None:
-    drill = Drill(config(max_model_len=48, **changes))
+    """``shelf``: one in how many blocks is lost from it, 0 for none; None: there is no shelf."""
+    limits = config(max_model_len=48, **changes)
+    memory: list[dict[int, tuple[int, int]]] = [{} for _ in limits.kv_groups]
+    kept = None if shelf is None else FakeShelf(memory, block_size=limits.block_size, lose_every=shelf)
+    drill = Drill(limits, shelf=kept)
     texts = [[(17 * text + i * i) % 50 + 1 for i in range(40)] for text in range(3)]
     served: list[tuple[Sequence, list[int], int]] = []
     cancels: dict[int, list[Sequence]] = {}
@@ -298,7 +501,7 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
         nonlocal clock
         for sequence in cancels.pop(clock, []):
             drill.scheduler.remove(sequence, keep=clock % 2 == 0)
-            drill.scheduler.pool.check_integrity()
+            drill.scheduler.check_integrity()
         if drill.scheduler.has_work:
             # Now and then a plan is dropped, as after a step that was cancelled.
             drill.plan(prefill_limit) if clock % drop_every == 0 else drill.step(prefill_limit)
@@ -319,4 +522,4 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
         expected = continuation(prompt, min(len(prompt) + max_tokens, drill.scheduler.max_len))
         assert sequence.tokens == expected[: len(sequence.tokens)]
         assert sequence.tokens == expected or sequence.finish_reason is None
-    assert drill.scheduler.pool.num_free == drill.config.num_blocks
+    assert drill.scheduler.blocks.num_free == drill.num_blocks

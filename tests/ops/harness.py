@@ -99,10 +99,10 @@ def step_args(*, tokens: int, logit_rows: Sequence[int] = (), max_seqs: int = 1,
     args.set(
         tokens=[0] * tokens,
         positions=positions,
-        slots=positions,
+        slots=[positions],
         seq_starts=[0, tokens],
         context_lens=[tokens],
-        block_tables=[[0] * max_blocks],
+        block_tables=[[[0] * max_blocks]],
         logit_rows=logit_rows,
     )
     return args

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -12,6 +12,8 @@ import torch
 
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary
+from mistralrs.ops.native import PackedKv
+from mistralrs.ops.reference import ReferenceKv
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from tests.ops.harness import Normalisation, for_every_isa, native, normed, random_values, twin
 from tests.tolerances import ATTENTION
@@ -38,6 +40,8 @@ class Shape:
     k_norm: torch.Tensor | None = None
     dtype: Literal["f16", "f32"] = "f16"
     """In which keys and values are kept."""
+    group: int = 0
+    """Of as many KV groups and one more; the others' slots and tables lead astray."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +85,27 @@ class Cache:
         self.sizes = Sizes(
             max_tokens=total, max_seqs=len(texts), max_logits=1, max_blocks=max(len(text.table) for text in texts),
             hidden=1, q=shape.heads * shape.head_dim, kv=shape.kv_heads * shape.head_dim, ffn=1, vocab=1,
-            rotary=(max(1, shape.rotary_half),),
+            rotary=(max(1, shape.rotary_half),), kv_groups=shape.group + 1,
         )  # fmt: skip
         self.backend, self.shape = backend, shape
         self.work, self.args = Workspace(self.sizes), StepArgs(self.sizes)
-        kv = backend.kv_cache(
+        self.kv = backend.kv_cache(
             KvShape(
-                layers=1,
+                blocks=(blocks,),
                 kv_heads=shape.kv_heads,
                 head_dim=shape.head_dim,
-                num_blocks=blocks,
                 block_size=BLOCK,
                 dtype=shape.dtype,
             )
         )
-        self._leave_rubbish(kv)
+        self.leave_rubbish(range(blocks))
         half = shape.rotary_half
         arena = Arena(4096)
         op = backend.attend(
             self.work,
-            kv,
+            self.kv,
             layer=0,
+            group=shape.group,
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
@@ -117,13 +121,15 @@ class Cache:
     def _norm(self, weight: torch.Tensor | None, arena: Arena) -> Norm | None:
         return None if weight is None else Normalisation(weight=weight).bind(arena)
 
-    def _leave_rubbish(self, kv: object) -> None:
+    def leave_rubbish(self, blocks: Iterable[int]) -> None:
         """NaN in every place: what is not written by the test must not be read."""
-        for attribute in ("k", "v"):
-            if isinstance(values := getattr(kv, attribute, None), torch.Tensor):
-                values.fill_(float("nan"))
-        for span in getattr(kv, "layers", ()):
-            span.bytes[:] = b"\xff" * len(span.bytes)
+        kv = self.kv
+        for block in blocks:
+            if isinstance(kv, ReferenceKv):
+                kv.k[0][block] = kv.v[0][block] = float("nan")
+            else:
+                assert isinstance(kv, PackedKv)
+                kv.layers[0].bytes[block * kv.block_bytes : (block + 1) * kv.block_bytes] = b"\xff" * kv.block_bytes
 
     def step(self, *chunks: Chunk) -> list[torch.Tensor]:
         """One step; (tokens, heads * head_dim) for each chunk."""
@@ -135,13 +141,18 @@ class Cache:
         for target, name in ((work.q, "q"), (work.k, "k"), (work.v, "v")):
             target.tensor[:count] = torch.cat([getattr(text, name)[start:end] for text, start, end in chunks])
         self._rotary(positions)
+        slots = [t.table[p // BLOCK] * BLOCK + p % BLOCK for t, start, end in chunks for p in range(start, end)]
+        astray = self.shape.group
         self.args.set(
             tokens=[0] * count,
             positions=positions,
-            slots=[t.table[p // BLOCK] * BLOCK + p % BLOCK for t, start, end in chunks for p in range(start, end)],
+            slots=[*[[0] * count] * astray, slots],
             seq_starts=starts,
             context_lens=[end for _, _, end in chunks],
-            block_tables=[text.table for text, _, _ in chunks],
+            block_tables=[
+                *[[[0] * len(text.table) for text, _, _ in chunks]] * astray,
+                [t.table for t, _, _ in chunks],
+            ],
             logit_rows=[],
         )
         self._run()
@@ -205,6 +216,44 @@ def test_windows(isa: str, window: int) -> None:
     shape = Shape(heads=4, kv_heads=2, head_dim=16, rotary_half=8, window=window)
     [text] = make_texts(shape, [700], seed=window)
     assert_close(shape, whole(native(isa), shape, text), whole(twin(), shape, text), text)
+
+
+@for_every_isa
+@pytest.mark.parametrize("window", [1, 5, 16, 17, 40, 64, 600])
+@pytest.mark.parametrize("plain", [False, True], ids=["kernel", "twin"])
+def test_blocks_that_no_window_reaches_are_not_read(isa: str, window: int, plain: bool) -> None:
+    """Before each step all that it cannot see is taken away: the blocks hold NaN, the table names another or none."""
+    shape = Shape(heads=4, kv_heads=2, head_dim=24, rotary_half=8, window=window)
+    backend = twin() if plain else native(isa)
+    [text] = make_texts(shape, [700], seed=window)
+    expected = whole(backend, shape, text)
+    cache, random, start = Cache(backend, shape, [text]), Random(window), 0
+    while start < text.length:
+        end = min(text.length, start + random.choice((1, 1, 2, 7, 33, 100)))
+        gone = max(0, start + 1 - window) // BLOCK
+        cache.leave_rubbish(text.table[:gone])
+        table = [10**9 if plain else text.table[0]] * gone + text.table[gone:]
+        [result] = cache.step((replace(text, table=table), start, end))
+        if plain:
+            assert_close(shape, result, expected[start:end], text)
+        else:
+            assert torch.equal(result, expected[start:end])
+        start = end
+    assert window > 100 or gone > 30
+
+
+@for_every_isa
+@pytest.mark.parametrize("window", [0, 20])
+def test_each_group_has_its_own_slots_and_tables(isa: str, window: int) -> None:
+    shape = Shape(heads=4, kv_heads=2, head_dim=16, window=window)
+    texts = make_texts(shape, [70, 33], seed=window)
+    expected = [whole(native(isa), shape, text) for text in texts]
+    for backend in (native(isa), twin()):
+        cache = Cache(backend, replace(shape, group=2), texts)
+        first = cache.step(*((text, 0, text.length - 5) for text in texts))
+        second = cache.step(*((text, text.length - 5, text.length) for text in texts))
+        for text, before, after, want in zip(texts, first, second, expected, strict=True):
+            assert_close(shape, torch.cat([before, after]), want, text)
 
 
 @for_every_isa

@@ -37,8 +37,8 @@ def embed(
     inv_freq.values[:] = array("f", frequencies)
     count = len(tokens)
     args.set(
-        tokens=tokens, positions=positions, slots=positions, seq_starts=[0, count], context_lens=[count],
-        block_tables=[[0]], logit_rows=[],
+        tokens=tokens, positions=positions, slots=[positions], seq_starts=[0, count], context_lens=[count],
+        block_tables=[[[0]]], logit_rows=[],
     )  # fmt: skip
     rotary = Rotary(inv_freq, work.rotary[0], 1.5)
     op = backend.embed(backend.place(matrix), work, rotaries=[rotary], scale=scale)

@@ -23,9 +23,18 @@ class Running:
     runner: ModelRunner
 
     @classmethod
-    def load(cls, path: Path, *, precision: str = "high", isa: str | None = None, threads: int = 2) -> Running:
+    def load(
+        cls,
+        path: Path,
+        *,
+        precision: str = "high",
+        isa: str | None = None,
+        threads: int = 2,
+        isq: str | None = None,
+        gqa: int = 1,
+    ) -> Running:
         backend = resolve("cpu", threads=threads, isa=isa).backend
-        model = load(path, backend, LoadPlan(max_seqs=8, max_batch_tokens=512, precision=precision))
+        model = load(path, backend, LoadPlan(max_seqs=8, max_batch_tokens=512, precision=precision, isq=isq, gqa=gqa))
         return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size))
 
     def whole(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -37,27 +46,33 @@ class Running:
 
     def step(self, *chunks: Chunk) -> list[torch.Tensor]:
         """Logits of every token of every chunk, all in one step."""
-        batch = Batch([], [], [], [0], [], [], [])
+        groups = self.model.limits.kv_groups
+        batch = Batch([], [], [[] for _ in groups], [0], [], [[] for _ in groups], [])
         for text, start, end in chunks:
+            assert max(text.blocks) < min(group.num_blocks for group in groups)
             batch.tokens.extend(text.tokens[start:end])
             batch.positions.extend(range(start, end))
-            batch.slots.extend(text.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(start, end))
             batch.seq_starts.append(len(batch.tokens))
             batch.context_lens.append(end)
-            batch.block_tables.append(text.blocks)
+            for slots, tables in zip(batch.slots, batch.block_tables, strict=True):
+                slots.extend(text.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(start, end))
+                tables.append(text.blocks)
         batch.logit_rows.extend(range(len(batch.tokens)))
         logits = self.runner.forward(batch, Abort()).clone()
         return list(logits.split([end - start for _, start, end in chunks]))
 
 
 class Text:
-    """A sequence with blocks of its own: texts of different ``seed`` share none."""
+    """A sequence with blocks of its own, the same in every KV group.
+
+    Texts of different ``seed`` share none, if they have at most 16 blocks.
+    """
 
     def __init__(self, tokens: list[int], *, seed: int) -> None:
         self.tokens = tokens
-        self.blocks = [seed * 16 + block for block in Random(seed).sample(range(16), 16)][
-            : -(-len(tokens) // BLOCK_SIZE)
-        ]
+        needed = -(-len(tokens) // BLOCK_SIZE)
+        room = max(16, needed)
+        self.blocks = [seed * 16 + block for block in Random(seed).sample(range(room), room)][:needed]
 
     def __len__(self) -> int:
         return len(self.tokens)

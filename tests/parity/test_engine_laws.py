@@ -16,6 +16,8 @@ import pytest
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished, Stream, TokenLogprob, Usage
+from mistralrs.ops.kv_groups import blocks_of_one
+from tests.architectures import VARIANTS, WINDOW, write_folder
 from tests.tiny import StorageTypes, TinyConfig, write_tiny
 
 pytestmark = pytest.mark.native
@@ -67,11 +69,15 @@ def ask_all(model: LocalModel, texts: Sequence[str], sampling: SamplingParams) -
     return [collect(stream)[0] for stream in streams]
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("default", marks=pytest.mark.model)])
+@pytest.fixture(scope="module", params=["tiny", "windowed", "mixed", pytest.param("default", marks=pytest.mark.model)])
 def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A window in no layer, in all, and in half of them."""
     if request.param == "default":
         path: Path = request.getfixturevalue("default_model")
         return path
+    if request.param != "tiny":
+        variant = VARIANTS[{"windowed": "mistral", "mixed": "qwen2-window"}[request.param]]
+        return write_folder(tmp_path_factory.mktemp("laws") / request.param, variant)
     config = TinyConfig(types=StorageTypes.all("Q8_0"), context=1024)
     return write_tiny(tmp_path_factory.mktemp("laws") / "tiny.gguf", config).path
 
@@ -138,6 +144,32 @@ def test_a_hit_is_a_miss(load: Load, expected: dict[SamplingParams, list[Answer]
                 assert usage.cached_tokens == (usage.prompt_tokens - 1) // 16 * 16
 
 
+def test_what_a_stopped_engine_computed_is_computed(
+    load: Load, expected: dict[SamplingParams, list[Answer]], tmp_path: Path
+) -> None:
+    """Also where some of what it left is damaged."""
+    for damage in (False, False, True):
+        with load(prefix_cache_n=16, kv_dir=tmp_path) as model:
+            results = [ask(model, text, GREEDY) for text in QUESTIONS]
+        assert [answer for answer, _ in results] == expected[GREEDY]
+        files = sorted(tmp_path.glob("*/*.kv"))
+        assert files
+        for path in files[:: 2 if damage else len(files)]:
+            path.write_bytes(path.read_bytes()[:-1])
+    assert sum(usage.cached_tokens for _, usage in results) > 0
+    with load(prefix_cache_n=16, kv_dir=tmp_path, precision="high") as other:  # what it left is not for this one
+        assert ask(other, QUESTIONS[3], GREEDY)[1].cached_tokens == 0
+
+
+def test_what_is_asked_at_once_is_computed_once(load: Load, expected: dict[SamplingParams, list[Answer]]) -> None:
+    with load(prefix_cache_n=16, max_batch_tokens=17) as model:
+        streams = [model.chat([{"role": "user", "content": QUESTIONS[3]}], GREEDY) for _ in range(4)]
+        results = [collect(stream) for stream in streams]
+    assert [answer for answer, _ in results] == [expected[GREEDY][3]] * 4
+    shared = (results[0][1].prompt_tokens - 1) // 16 * 16
+    assert [usage.cached_tokens for _, usage in results] == [0, shared, shared, shared]
+
+
 def test_the_second_turn_computes_what_is_new(load: Load, model: LocalModel) -> None:
     messages = [{"role": "user", "content": QUESTIONS[0]}]
     with load(prefix_cache_n=16) as cached:
@@ -148,6 +180,48 @@ def test_the_second_turn_computes_what_is_new(load: Load, model: LocalModel) -> 
         assert usage_of_second.cached_tokens >= (usage.prompt_tokens - 1) // 16 * 16
         assert usage_of_second.cached_tokens > 0
     assert second == collect(model.chat(messages, GREEDY))[0]
+
+
+with_windows = pytest.mark.parametrize("model_path", ["windowed", "mixed"], indirect=True)
+
+
+@with_windows
+def test_a_long_answer_needs_few_blocks(load: Load, model: LocalModel) -> None:
+    """Twenty times as long as the window, in a pool that holds three times the window."""
+    sampling = replace(GREEDY, max_tokens=20 * WINDOW)
+    answer = ask(model, QUESTIONS[0], sampling)[0]
+    assert len(answer.tokens) == 20 * WINDOW
+    with load(max_seqs=1, max_batch_tokens=17) as small:
+        blocks = [group.num_blocks for group in small.engine.config.kv_groups if group.window]
+        assert blocks == [blocks_of_one(512, window=WINDOW, step=17, block_size=16)] == [4]
+        assert ask(small, QUESTIONS[0], sampling)[0] == answer
+
+
+@with_windows
+def test_a_long_answer_without_a_cache(load: Load, model: LocalModel) -> None:
+    sampling = replace(GREEDY, max_tokens=4 * WINDOW)
+    with load(max_seqs=1, max_batch_tokens=17, no_kv_cache=True) as small:
+        assert ask(small, QUESTIONS[1], sampling)[0] == ask(model, QUESTIONS[1], sampling)[0]
+
+
+@with_windows
+def test_clients_share_a_long_beginning(load: Load, model: LocalModel) -> None:
+    """Many windows long; while the first of them is at work, and after it."""
+    system = {"role": "system", "content": QUESTIONS[3]}
+    chats = [[system, {"role": "user", "content": f"{number} {QUESTIONS[0]}"}] for number in range(8)]
+    sampling = replace(GREEDY, max_tokens=3 * WINDOW)
+    with load(prefix_cache_n=4, max_batch_tokens=17) as sharing:
+        streams = [sharing.chat(chat, sampling) for chat in chats]
+        results = [collect(stream) for stream in streams]
+        again, usage = collect(sharing.chat(chats[0], sampling))
+    expected = [collect(model.chat(chat, sampling))[0] for chat in chats]
+    assert [*(answer for answer, _ in results), again] == [*expected, expected[0]]
+    # The second may come while the first computes the end of what they share.
+    shared = len(model.tokens_of([system])) - 3 * 16
+    assert shared > 9 * WINDOW
+    first, *others = [usage.cached_tokens for _, usage in results]
+    assert first == 0
+    assert min(*others, usage.cached_tokens) >= shared
 
 
 def test_streamed_text_is_the_text_of_the_tokens(

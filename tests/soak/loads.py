@@ -14,7 +14,7 @@ import torch
 
 from mistralrs.engine.batch import Abort, Batch
 from mistralrs.engine.model_runner import ModelRunner
-from mistralrs.loading.pipeline import LoadPlan, load_gguf
+from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
 from mistralrs.ops.backend import resolve
 
 MEMORY = 512 << 20
@@ -33,8 +33,8 @@ def load_and_answer(path: Path) -> None:
     done = 0
     for _ in range(2):
         new = tokens[done:]
-        positions = list(range(done, len(tokens)))
-        batch = Batch(new, positions, positions, [0, len(new)], [len(tokens)], [[0]], [len(new) - 1])
+        groups = model.limits.kv_groups
+        batch = Batch.alone(new, done, groups=groups, block_size=BLOCK_SIZE, logit_rows=[len(new) - 1])
         logits = runner.forward(batch, Abort())
         if logits.shape != (1, model.spec.vocab_size):
             raise AssertionError(f"logits of shape {tuple(logits.shape)}")

@@ -1,0 +1,112 @@
+"""DRY ("don't repeat yourself"): how much to hold against a token that would carry on a repetition.
+
+If the text ends as an earlier part of it did, the token that came next there is penalised, the more the longer the two
+agree. Knows token ids and what they spell; no tensor and no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from mistralrs.engine.config import SamplingParams
+
+MOST = 1e30
+"""Of a penalty; beyond it float32 could overflow."""
+LONGEST_LOG = 88.72
+"""Of a power of the base, likewise."""
+FIRST_LOOK = 32
+"""Tokens from the end in which a breaker is looked for first; most are that near."""
+
+
+class Dry:
+    """DRY as one request has set it."""
+
+    def __init__(self, params: SamplingParams, spell: Callable[[int], bytes]) -> None:
+        """``spell``: a token's bytes, those of a control token being its name's."""
+        self._multiplier = params.dry_multiplier
+        self._base = params.dry_base
+        self._allowed = params.dry_allowed_length
+        self._last_n = params.dry_last_n
+        self._highest = int(LONGEST_LOG / math.log(params.dry_base)) if params.dry_base > 1 else 0
+        self._breakers = tuple(breaker.encode("utf-8", "surrogatepass") for breaker in params.dry_breakers)
+        self._longest = max(map(len, self._breakers), default=0)
+        self._spelled = _Memo(spell)
+
+    def penalties(self, tokens: Sequence[int]) -> dict[int, float]:
+        """What to take off the logits of which tokens after ``tokens``. Takes time linear in the tokens looked at."""
+        last_n = len(tokens) if self._last_n is None else min(self._last_n, len(tokens))
+        backwards = list(tokens[len(tokens) - last_n :])[::-1]
+        unbroken = self._unbroken(backwards)
+        if unbroken < self._allowed:
+            return {}
+        lengths: dict[int, int] = {}
+        for distance, length in _recurrences(backwards):
+            if length >= self._allowed:
+                following = backwards[distance - 1]
+                lengths[following] = max(lengths.get(following, 0), min(length, unbroken))
+        return {token: self._penalty(length) for token, length in lengths.items() if not self._breaks(token)}
+
+    def _penalty(self, length: int) -> float:
+        return min(self._multiplier * self._base ** min(length - self._allowed, self._highest), MOST)
+
+    def _breaks(self, token: int) -> bool:
+        return any(breaker in self._spelled[token] for breaker in self._breakers)
+
+    def _unbroken(self, backwards: list[int]) -> int:
+        """How many of the last tokens come wholly after the last breaker; all of them if there is none."""
+        if not self._breakers:
+            return len(backwards)
+        look = FIRST_LOOK
+        while True:
+            pieces = [self._spelled[token] for token in backwards[:look]]
+            text = b"".join(reversed(pieces))
+            end = max(text.rfind(breaker) + len(breaker) if breaker in text else 0 for breaker in self._breakers)
+            # One that begins before the text would end before that.
+            if look >= len(backwards) or end >= self._longest:
+                break
+            look *= 8
+        count, left = 0, len(text) - end
+        while count < len(pieces) and len(pieces[count]) <= left:
+            left -= len(pieces[count])
+            count += 1
+        return count
+
+
+class _Memo(dict[int, bytes]):
+    """What tokens spell, asked for once."""
+
+    def __init__(self, spell: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._spell = spell
+
+    def __missing__(self, token: int) -> bytes:
+        self[token] = self._spell(token)
+        return self[token]
+
+
+def _recurrences(items: list[int]) -> list[tuple[int, int]]:
+    """(distance, length) wherever ``items`` from ``distance`` on begin as all of them do, and for how long.
+
+    The Z algorithm: what is known of the furthest match so far is not compared again.
+    """
+    found: list[tuple[int, int]] = []
+    lengths = [0] * len(items)
+    start = end = 0  # of the match that reaches furthest
+    distance = 1
+    while distance < len(items):
+        if distance >= end:
+            try:
+                distance = items.index(items[0], distance)
+            except ValueError:
+                break
+        length = min(lengths[distance - start], end - distance) if distance < end else 0
+        while distance + length < len(items) and items[length] == items[distance + length]:
+            length += 1
+        if length:
+            found.append((distance, length))
+            lengths[distance] = length
+            if distance + length > end:
+                start, end = distance, distance + length
+        distance += 1
+    return found

@@ -1,0 +1,40 @@
+"""How a budget of bytes becomes KV blocks, group by group. Knows the layers of a spec; no file and no free memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+
+from mistralrs.models.spec import DecoderSpec
+from mistralrs.ops.kv_groups import KvGroup, blocks_of_one
+
+
+def kv_groups(
+    spec: DecoderSpec, budget: int, *, item_bytes: int, max_seqs: int, step: int, block_size: int
+) -> tuple[KvGroup, ...]:
+    """The groups of ``spec.windows`` with as many blocks as ``budget`` bytes pay for, perhaps none.
+
+    A group without a window can use the whole context of ``max_seqs`` sequences; one with a window what so many hold
+    that compute ``step`` tokens at once. Beside full layers, windows get at most half of the budget, unless one
+    sequence needs more: it would be long contexts that pay for sequences which may never run at once.
+    ``item_bytes``: of an element of a stored key or value.
+    """
+    head_bytes = -(-spec.head_dim // 16) * 16 * item_bytes
+    layers = Counter(layer.window for layer in spec.layers)
+    block_bytes = {window: layers[window] * spec.kv_heads * 2 * head_bytes * block_size for window in spec.windows}
+    alone = {
+        window: blocks_of_one(spec.max_position, window=window, step=step, block_size=block_size)
+        for window in spec.windows
+    }
+    useful = {window: alone[window] * max_seqs for window in spec.windows}
+    if 0 in layers:
+        sliding = sum(block_bytes[window] * alone[window] for window in spec.windows if window)
+        for window in filter(None, spec.windows):
+            useful[window] = max(alone[window], min(useful[window], alone[window] * (budget // 2) // sliding))
+
+    def cost(blocks: int) -> int:
+        """Bytes if every group has so many blocks, or as many as it can use."""
+        return sum(block_bytes[window] * min(blocks, useful[window]) for window in spec.windows)
+
+    blocks = bisect_right(range(1, max(useful.values()) + 1), budget, key=cost)
+    return tuple(KvGroup(min(blocks, useful[window]), window) for window in spec.windows)

@@ -1,0 +1,208 @@
+"""What bounds the engine's work, and what happens where memory ends: the queue, deadlines, failures inside of a step.
+
+And how events reach one who wants those of a step together.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.config import Request, SamplingParams
+from mistralrs.engine.events import End, Event, Failed, Finished
+from mistralrs.errors import EngineError, QueueFullError, UsageError
+from mistralrs.ops.kv_groups import KvGroup
+from tests.engine.fakes import Turnstile
+from tests.engine.test_engine import CONFIG, PROMPT, SAMPLED, answer, collect, expected_answers, requests, serving
+
+LONG = SamplingParams(ignore_eos=True)
+
+
+# The queue
+
+
+@pytest.mark.parametrize(("max_seqs", "max_queue"), [(1, 0), (2, 3)])
+def test_a_full_queue_refuses_at_once_and_has_room_again(max_seqs: int, max_queue: int) -> None:
+    with serving(replace(CONFIG, max_seqs=max_seqs, max_queue=max_queue)) as (engine, runner):
+        turnstile = Turnstile(runner)
+        streams = [engine.submit(requests()[0])]
+        turnstile.wait()
+        streams += [engine.submit(requests()[0]) for _ in range(max_seqs + max_queue - 1)]
+        for _ in range(3):
+            with pytest.raises(QueueFullError, match=f"{max_queue} requests") as refused:
+                engine.submit(requests()[0])
+            assert refused.value.code == "queue_full"
+        turnstile.let_through(1000)
+        assert [collect(stream)[1] for stream in streams] == [expected_answers()[0][0]] * len(streams)
+        assert answer(engine, requests()[1]) == expected_answers()[1]
+
+
+def test_a_queue_is_not_shorter_than_nothing() -> None:
+    with pytest.raises(UsageError, match="max_queue"), serving(replace(CONFIG, max_queue=-1)):
+        pass
+
+
+# Deadlines
+
+
+def test_a_deadline_ends_what_runs_and_what_waits() -> None:
+    with serving(replace(CONFIG, max_seqs=1)) as (engine, runner):
+        turnstile = Turnstile(runner)
+        running = engine.submit(Request(PROMPT, LONG, deadline_s=1.0))
+        waiting = engine.submit(Request(PROMPT, LONG, deadline_s=1.0))
+        patient = engine.submit(replace(requests()[0], deadline_s=60.0))
+        turnstile.wait()
+        turnstile.let_through()
+        turnstile.wait()
+        time.sleep(1.1)
+        turnstile.let_through(1000)
+        for stream, tokens in ((running, 2), (waiting, 0)):
+            _, heard, end = collect(stream)
+            assert isinstance(end, Failed)
+            assert isinstance(end.error, EngineError)
+            assert (end.error.code, len(heard), end.usage.completion_tokens) == ("deadline_exceeded", tokens, tokens)
+        assert collect(patient)[1] == expected_answers()[0][0]
+        assert engine.stats().free_blocks == engine.stats().num_blocks
+
+
+def test_each_deadline_counts_from_its_own_start() -> None:
+    def slowly(batch: Batch, abort: Abort) -> None:
+        time.sleep(0.012)
+
+    with serving() as (engine, runner):
+        runner.before = slowly
+        started = time.perf_counter()
+        ends: dict[float, float] = {}
+
+        def wait(seconds: float) -> None:
+            _, _, end = collect(engine.submit(Request(PROMPT, LONG, deadline_s=seconds)))
+            ends[seconds] = time.perf_counter() - started
+            assert isinstance(end, Failed)
+
+        threads = [threading.Thread(target=wait, args=(seconds,)) for seconds in (0.7, 0.1, 1.0, 0.4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert sorted(ends, key=lambda seconds: ends[seconds]) == [0.1, 0.4, 0.7, 1.0]
+        assert all(seconds <= end for seconds, end in ends.items())
+
+
+# Failures inside of a step
+
+
+def out_of_memory_of_torch(batch: Batch, abort: Abort) -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def out_of_memory_of_python(batch: Batch, abort: Abort) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fail", [out_of_memory_of_torch, out_of_memory_of_python])
+def test_out_of_memory_is_told_and_survived(fail: object) -> None:
+    with serving() as (engine, runner):
+        usual, runner.before = runner.before, fail  # type: ignore[assignment]
+        _, _, end = collect(engine.submit(requests()[0]))
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, EngineError)
+        assert end.error.code == "out_of_memory"
+        assert end.error.hint
+        runner.before = usual
+        assert answer(engine, requests()[0]) == expected_answers()[0]
+
+
+def test_a_sampler_that_fails_ends_its_batch_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = expected_answers()
+    with serving() as (engine, _):
+        assert answer(engine, requests()[0]) == expected[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._sampler, "sample", lambda logits, rows: 1 / 0)
+            _, tokens, end = collect(engine.submit(requests()[0]))
+            assert tokens == []
+            assert isinstance(end, Failed)
+            assert "ZeroDivisionError" in end.error.message
+        assert answer(engine, requests()[1]) == expected[1]
+        assert engine.fault is None
+    assert "drawing failed" in caplog.text
+
+
+# Events of a step together
+
+
+def test_events_of_a_step_are_delivered_before_it_is_said_to_be_over() -> None:
+    with serving() as (engine, runner):
+        turnstile = Turnstile(runner)
+        delivered: list[tuple[int, Event]] = []
+        steps: list[list[tuple[int, Event]]] = []
+
+        def deliver(number: int, event: Event) -> None:
+            delivered.append((number, event))
+
+        threads: set[str] = set()
+        over = threading.Semaphore(0)
+
+        def after_step() -> None:
+            threads.add(threading.current_thread().name)
+            if delivered:
+                steps.append(delivered.copy())
+                delivered.clear()
+                for _ in range(sum(isinstance(event, End) for _, event in steps[-1])):
+                    over.release()
+
+        engine.after_step = after_step
+        for number, length in enumerate((3, 5, 5)):
+            sampling = SamplingParams(temperature=0.0, max_tokens=length)
+            engine.submit_to(partial(deliver, number), Request(PROMPT, sampling))
+            if number == 0:
+                turnstile.wait()  # the others are not in the first step
+        turnstile.let_through(1000)
+        for _ in range(3):
+            assert over.acquire(timeout=10)
+        assert threads == {"mistralrs-engine"}
+        assert [[number for number, _ in step] for step in steps] == [
+            [0],
+            [0, 1, 2],
+            [0, 0, 1, 2],
+            [1, 2],
+            [1, 2],
+            [1, 1, 2, 2],
+        ]
+        assert sum(isinstance(event, Finished) for step in steps for _, event in step) == 3
+
+
+def test_a_handle_cancels_and_its_end_is_delivered() -> None:
+    with serving() as (engine, runner):
+        turnstile = Turnstile(runner)
+        events: list[Event] = []
+        over = threading.Event()
+        engine.after_step = lambda: over.set() if events else None
+        handle = engine.submit_to(events.append, requests()[0])
+        turnstile.wait()
+        handle.cancel()
+        handle.cancel()
+        assert over.wait(10)
+        (end,) = events
+        assert isinstance(end, Finished)
+        assert end.reason == "cancelled"
+
+
+def test_stats_count_steps_and_preemptions() -> None:
+    with serving(replace(CONFIG, kv_groups=(KvGroup(14),))) as (engine, runner):
+        for stream in [
+            engine.submit(replace(request, sampling=replace(SAMPLED, max_tokens=20))) for request in requests()
+        ]:
+            collect(stream)
+        stats = engine.stats()
+        assert stats.steps == len(runner.batches)
+        assert stats.preemptions > 0
+        assert pickle.loads(pickle.dumps(stats)) == stats
