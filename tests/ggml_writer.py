@@ -5,6 +5,7 @@ What is stored is what the reference computes with: the writer says what each te
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from tests.tiny import TinyConfig, TinyModel
 
@@ -154,6 +156,26 @@ def write_ggml(path: Path, model: TinyModel, *, version: str, type_: str = "F32"
         weights[name] = _unpaired(decoded, heads)
     path.write_bytes(data)
     return TinyModel(path, config, weights)
+
+
+def write_ggml_of(path: Path, folder: Path, *, type_: str = "F16") -> Path:
+    """The Llama of a Hugging Face folder as a GGML file, which must have the numbers that such files do not say."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    unsaid = settings["model_type"], settings["rope_parameters"], settings["rms_norm_eps"]
+    if unsaid != ("llama", rope, 1e-5):
+        raise ValueError(f"a GGML file cannot say {unsaid}")
+    weights = {name: weight.float().numpy() for name, weight in load_file(folder / "model.safetensors").items()}
+    config = TinyConfig(
+        vocab=settings["vocab_size"],
+        hidden=settings["hidden_size"],
+        layers=settings["num_hidden_layers"],
+        heads=settings["num_attention_heads"],
+        kv_heads=settings["num_key_value_heads"],
+        head_dim=settings["head_dim"],
+        tied=settings["tie_word_embeddings"],
+    )
+    return write_ggml(path, TinyModel(folder, config, weights), version="ggjt version 3", type_=type_).path
 
 
 _NAMES = {

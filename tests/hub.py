@@ -9,11 +9,17 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -87,6 +93,30 @@ class Hub:
 
     def downloads(self) -> list[Asked]:
         return [asked for asked in self.asked if asked.method == "GET" and "/resolve/" in asked.path]
+
+
+@contextmanager
+def serving(
+    repositories: dict[str, Repository], monkeypatch: pytest.MonkeyPatch, cache: Path, *, chunk: int | None = None
+) -> Iterator[Hub]:
+    """A hub that this process's own client is sent to, with its cache in ``cache``; ``chunk``: bytes read at once."""
+    with Hub(repositories) as hub:
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "127.0.0.1")
+        send_to(hub.url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        if chunk is not None:
+            monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", chunk)
+        yield hub
+        huggingface_hub.close_session()
+
+
+def send_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends this process's client there; it reads the environment only once."""
+    huggingface_hub.close_session()
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,6 +5,7 @@ and safetensors may be quantised. torch is imported only when there is something
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
+_AT_ONCE = 1 << 20
+"""Weights that are decoded at once, to four bytes each: what conversion takes besides its result."""
 _WHOLE = frozenset({"router"})
-"""Parts that are small and decide much: never quantised."""
+"""Parts that are small and decide much: where others are quantised, they are F32."""
 
 Dtype = Literal["auto", "bf16", "f16", "f32"]
 
@@ -43,7 +46,9 @@ class Conversion:
         if matrix.type.name in DECODED:
             return TYPES["F32"]
         if matrix.type.name in _FLOATS:
-            if self.quantise is not None and part not in _WHOLE:
+            if self.quantise is not None and part in _WHOLE:
+                return TYPES["F32"]
+            if self.quantise is not None:
                 target = target_of(self.quantise, matrix.columns)
                 self._say(target.reason)
                 return target.type or matrix.type
@@ -58,16 +63,32 @@ class Conversion:
             self.said.add(reason)
             logger.warning("%s", reason)
 
-    def convert(self, matrix: Matrix, target: QuantType, backend: Backend) -> Matrix:
-        """The matrix in the type that ``target`` chose; ``backend`` does the searching."""
+    def convert(
+        self, matrix: Matrix, target: QuantType, backend: Backend, *, release: Callable[[], None] | None = None
+    ) -> Matrix:
+        """The matrix in the type that ``target`` chose; ``backend`` does the searching. ``release`` is called whenever
+        bytes of ``matrix`` have been read that are not needed again."""
         if matrix.type == target:
             return matrix
-        if target is I8:
-            return replace(matrix, type=target, data=_expanded(matrix))
-        values = _decoded(matrix)
-        if target.name in _FLOATS:
-            return replace(matrix, type=target, data=_cast(matrix.name, values, target))
-        return replace(matrix, type=target, data=backend.quantise(matrix.name, target, values))
+        source, width = matrix.type.row_bytes(matrix.columns), target.row_bytes(matrix.columns)
+        data = memoryview(bytearray(matrix.rows * width))
+        step = max(1, _AT_ONCE // matrix.columns)
+        for start in range(0, matrix.rows, step):
+            end = min(start + step, matrix.rows)
+            rows = replace(matrix, rows=end - start, data=matrix.data[start * source : end * source])
+            data[start * width : end * width] = _converted(rows, target, backend)
+            if release is not None:
+                release()
+        return replace(matrix, type=target, data=data)
+
+
+def _converted(matrix: Matrix, target: QuantType, backend: Backend) -> memoryview:
+    if target is I8:
+        return _expanded(matrix)
+    values = _decoded(matrix)
+    if target.name in _FLOATS:
+        return _cast(matrix.name, values, target)
+    return backend.quantise(matrix.name, target, values)
 
 
 def _raw(matrix: Matrix) -> torch.Tensor:

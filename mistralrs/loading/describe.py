@@ -266,6 +266,6 @@ def _text_info(model: _Open) -> TextInfo:
 def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:
     """What ``tokens`` of context take in the cache."""
     shape = KvShape(
-        layers=len(spec.layers), kv_heads=spec.kv_heads, head_dim=spec.head_dim, num_blocks=1, block_size=BLOCK_SIZE
+        blocks=(1,) * len(spec.layers), kv_heads=spec.kv_heads, head_dim=spec.head_dim, block_size=BLOCK_SIZE
     )
     return backend.kv_cache(shape).nbytes * tokens // BLOCK_SIZE

@@ -111,7 +111,10 @@ def _indexed_names(index: Path) -> list[str]:
         ) from error
     wrong = [name for name in names if not isinstance(name, str) or not name.endswith(".safetensors")]
     if wrong:
-        raise LoadError(f"{index} names {str(wrong[0])[:80]!r}, which is no .safetensors file")
+        raise LoadError(
+            f"{index} names {str(wrong[0])[:80]!r}, which is no .safetensors file",
+            hint="delete it, so that it is fetched anew",
+        )
     return sorted(names)
 
 

@@ -21,8 +21,8 @@ from mistralrs.ops.weight import Matrix, Weight, read_vector
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """One part of one layer, of one expert."""
+class Place:
+    """One part; where there are several of its name, that of one layer and one expert."""
 
     part: str
     layer: int | None = None
@@ -61,27 +61,26 @@ class CheckpointParts:
         self._vectors: list[Arena] = []
         self._check_all()
         self.placed_bytes = sum(
-            backend.placed_bytes(self._planned(place))
-            for place in self._everything()
-            if len(self._shapes[place.part]) == 2
+            backend.placed_bytes(self.planned(place)) for place in self.places() if self.is_matrix(place)
         )
 
-    def _everything(self) -> Iterator[_Place]:
+    def places(self) -> Iterator[Place]:
+        """Every part of the model: those outside the layers, then layer by layer."""
         for part in part_shapes(self._spec):
-            yield _Place(part)
+            yield Place(part)
         for layer in range(len(self._spec.layers)):
             for part in layer_shapes(self._spec):
                 if part.startswith("expert_"):
-                    yield from (_Place(part, layer, expert) for expert in range(self._spec.experts))
+                    yield from (Place(part, layer, expert) for expert in range(self._spec.experts))
                 else:
-                    yield _Place(part, layer)
+                    yield Place(part, layer)
 
     def _check_all(self) -> None:
         used = set()
         fused: Counter[str] = Counter()
-        for place in self._everything():
+        for place in self.places():
             tensor = self._tensor(place)
-            used |= {tensor.name, _bias_name(tensor.name)}
+            used |= {tensor.name, bias_name(tensor.name)}
             if not self._piece(place).whole:
                 fused[tensor.name] += self._shapes[place.part][0]
         for name, rows in fused.items():
@@ -101,19 +100,19 @@ class CheckpointParts:
                 hint="the file was made for another architecture, or with parts that are not supported yet",
             )
 
-    def _piece(self, place: _Place) -> Piece:
+    def _piece(self, place: Place) -> Piece:
         """Where a part stands in this checkpoint; where it should stand, if it is nowhere."""
         first = piece = self._pieces[place.part]
-        while _name(piece, place) not in self._checkpoint.tensors:
+        while tensor_name(piece, place) not in self._checkpoint.tensors:
             if piece.otherwise is None:
                 return first
             piece = piece.otherwise
         return piece
 
-    def _tensor(self, place: _Place) -> RawTensor:
+    def _tensor(self, place: Place) -> RawTensor:
         """The tensor that holds a part, its shape checked."""
         piece = self._piece(place)
-        tensor = self._checkpoint.tensor(_name(piece, place))
+        tensor = self._checkpoint.tensor(tensor_name(piece, place))
         expected = self._shapes[place.part]
         if len(tensor.shape) == 3 and place.expert is not None:
             expected = (self._spec.experts, *expected)
@@ -125,7 +124,7 @@ class CheckpointParts:
             raise FormatError(str(self._checkpoint.path), f"tensor {tensor.name}", f"is {found}, expected {wanted}")
         return tensor
 
-    def _first_row(self, place: _Place, tensor: RawTensor) -> int:
+    def _first_row(self, place: Place, tensor: RawTensor) -> int:
         """Where a part's rows begin in its tensor."""
         stacked = len(tensor.shape) == 3 and place.expert is not None
         return (place.expert or 0) * tensor.shape[1] if stacked else self._piece(place).start
@@ -136,7 +135,7 @@ class CheckpointParts:
         return adjacent_to_halves(self._shapes[part][0], self._spec.head_dim, self._spec.ropes[0].dim)
 
     def _bias(self, tensor: RawTensor, start: int, rows: int, order: array[int] | None) -> array[float] | None:
-        found = self._checkpoint.tensors.get(_bias_name(tensor.name))
+        found = self._checkpoint.tensors.get(bias_name(tensor.name))
         if found is None:
             return None
         if found.shape != (tensor.shape[0],):
@@ -145,21 +144,31 @@ class CheckpointParts:
         values = read_vector(found.name, found.type, found.data)[start : start + rows]
         return values if order is None else array("f", (values[i] for i in order))
 
-    def _matrix(self, place: _Place) -> Matrix:
+    def _matrix(self, place: Place) -> Matrix:
         tensor, order = self._tensor(place), self._order(place.part)
         rows, columns = self._shapes[place.part]
         start, row_bytes = self._first_row(place, tensor), tensor.type.row_bytes(columns)
         data = tensor.data[start * row_bytes : (start + rows) * row_bytes]
         return Matrix(tensor.name, tensor.type, rows, columns, data, order, self._bias(tensor, start, rows, order))
 
-    def _planned(self, place: _Place) -> Matrix:
-        """A matrix as it will be placed, without the bytes."""
+    def is_matrix(self, place: Place) -> bool:
+        """Whether the part is a matrix, for ``matrix``; else it is a norm, for ``vectors``."""
+        return len(self._shapes[place.part]) == 2
+
+    def planned(self, place: Place) -> Matrix:
+        """A matrix as ``matrix`` gives it, without the bytes."""
         matrix = self._matrix(place)
         return replace(matrix, type=self._conversion.target(place.part, matrix), data=memoryview(b""))
 
-    def _place(self, place: _Place) -> Weight:
-        planned = self._planned(place)
-        matrix = self._conversion.convert(self._matrix(place), planned.type, self._backend)
+    def matrix(self, place: Place) -> Matrix:
+        """A matrix in the type in which it is placed."""
+        target = self.planned(place).type
+        return self._conversion.convert(
+            self._matrix(place), target, self._backend, release=lambda: self.release([place])
+        )
+
+    def _place(self, place: Place) -> Weight:
+        matrix = self.matrix(place)
         weight = self._backend.place(matrix)
         self._done += self._backend.placed_bytes(matrix)
         if self._progress:
@@ -167,26 +176,34 @@ class CheckpointParts:
         return weight
 
     def linears(self, names: Sequence[str], *, layer: int | None = None) -> list[Weight]:
-        places = [_Place(name, layer) for name in names]
+        places = [Place(name, layer) for name in names]
         return self._placed(places)
 
     def experts(self, name: str, *, layer: int) -> list[Weight]:
-        return self._placed([_Place(name, layer, expert) for expert in range(self._spec.experts)])
+        return self._placed([Place(name, layer, expert) for expert in range(self._spec.experts)])
 
-    def _placed(self, places: list[_Place]) -> list[Weight]:
+    def _placed(self, places: list[Place]) -> list[Weight]:
         """Places parts and gives back the pages of the file behind them."""
         weights = [self._place(place) for place in places]
-        for name in {self._tensor(place).name for place in places}:
-            self._checkpoint.release(self._checkpoint.tensor(name))
+        self.release(places)
         return weights
 
+    def release(self, places: Sequence[Place]) -> None:
+        """Gives back the pages of the file that hold these parts; reading a part again fetches them again."""
+        for name in {self._tensor(place).name for place in places}:
+            self._checkpoint.release(self._checkpoint.tensor(name))
+
     def norm(self, name: str, *, layer: int | None = None) -> tuple[Buffer, Buffer | None]:
-        tensor = self._tensor(_Place(name, layer))
+        weight, bias = self.vectors(Place(name, layer))
+        return self._vector(weight), None if bias is None else self._vector(bias)
+
+    def vectors(self, place: Place) -> tuple[array[float], array[float] | None]:
+        """A norm's weight and, if it has one, its bias."""
+        tensor = self._tensor(place)
         weight = read_vector(tensor.name, tensor.type, tensor.data)
         if self._form.norm_offset:
             weight = array("f", (value + self._form.norm_offset for value in weight))
-        bias = self._bias(tensor, 0, len(weight), None)
-        return self._vector(weight), None if bias is None else self._vector(bias)
+        return weight, self._bias(tensor, 0, len(weight), None)
 
     def _vector(self, values: array[float]) -> Buffer:
         """Norms are small: they share arenas."""
@@ -198,11 +215,11 @@ class CheckpointParts:
         return result
 
 
-def _name(piece: Piece, place: _Place) -> str:
+def tensor_name(piece: Piece, place: Place) -> str:
     return piece.name.format(layer=place.layer, expert=place.expert)
 
 
-def _bias_name(name: str) -> str:
+def bias_name(name: str) -> str:
     return name.removesuffix(".weight") + ".bias"
 
 

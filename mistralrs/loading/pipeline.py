@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,11 @@ from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
 from mistralrs.loading.convert import Conversion, Dtype
 from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
+from mistralrs.loading.fingerprint import fingerprint
 from mistralrs.loading.ggml import MAGICS as GGML_MAGICS
 from mistralrs.loading.ggml import GgmlFile
 from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.kv_budget import kv_groups
 from mistralrs.loading.parts import CheckpointParts, count_parameters
 from mistralrs.loading.safetensors import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
@@ -34,8 +36,9 @@ from mistralrs.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16
+_LEAST_CONTEXT = 8 * BLOCK_SIZE
 _LOGIT_ROWS = 64
-"""Rows of logits that a step can return at least; measuring tools ask for many."""
+"""Rows of logits that a step can return beside one of every sequence: those of prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Model:
     file_bytes: int
     parameters: int
     max_model_len: int
+    fingerprint: str
+    """Of everything that decides the content of a KV block beside its tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,8 @@ class LoadPlan:
     """The type to quantise safetensors to, a key of ``quant.quantize.ISQ_TYPES``."""
     gqa: int = 1
     """Query heads that share a KV head, which a GGML file does not say."""
+    kv_memory: int | None = None
+    """Bytes of the KV cache at most; None: half of what the weights leave."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -93,11 +100,10 @@ def load(
     if kind == "safetensors":
         return load_folder(path, backend, plan, architecture=architecture, progress=progress)
     if plan.isq is not None:
-        raise LoadError(f"{path} is quantised already", hint="--isq is for models that are stored as safetensors")
-    if kind == "ggml":
-        return load_ggml(path, backend, plan, architecture=architecture, progress=progress)
-    gguf = GGUF_NAMES[architecture] if architecture else None
-    return load_gguf(path, backend, plan, architecture=gguf, progress=progress)
+        reason = f"{path} is a {kind.upper()} file, whose weights stay as they are"
+        raise LoadError(reason, hint="--isq is for models that are stored as safetensors")
+    load_file = load_ggml if kind == "ggml" else load_gguf
+    return load_file(path, backend, plan, architecture=architecture, progress=progress)
 
 
 def kind_of(path: Path) -> Literal["safetensors", "gguf", "ggml"]:
@@ -124,7 +130,7 @@ def load_ggml(
     form = ARCHITECTURES["llama"].ggml
     assert form is not None
     if architecture not in (None, "llama"):
-        raise LoadError(f"{path} holds the architecture 'llama', not {architecture!r}", hint="use llama-ggml")
+        raise _another(path, "'llama'", architecture, "llama-ggml -m '' -f")
     with GgmlFile.open(path, gqa=plan.gqa) as file:
         return _load_described(file, "llama", form, backend, plan, progress)
 
@@ -137,7 +143,7 @@ def load_gguf(
     architecture: str | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Loads a GGUF file. ``architecture``: what the file must say; None: anything that is supported.
+    """Loads a GGUF file. ``architecture``: a name of ``ARCHITECTURES`` that it must hold; None: anything supported.
 
     Raises ``LoadError`` and ``FormatError``; nothing large is allocated before the whole file has been checked.
     """
@@ -184,6 +190,7 @@ def _model(
         file_bytes=checkpoint.file_bytes,
         parameters=count_parameters(checkpoint),
         max_model_len=min(limits.max_blocks * BLOCK_SIZE, spec.max_position),
+        fingerprint=fingerprint(checkpoint, spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE),
     )
 
 
@@ -217,7 +224,7 @@ def load_folder(
         found, form = hugging_face_form(path, config, architecture)
         spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
-        _check_vocabulary(path, tokenizer, spec)
+        check_vocabulary(path, tokenizer, spec)
         decoder, limits = _place(file, form, spec, backend, plan, progress)
         return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name, plan)
 
@@ -228,15 +235,9 @@ def hugging_face_form(path: Path, config: Mapping[str, object], wanted: str | No
     found = HF_MODEL_TYPES.get(kind) if isinstance(kind, str) else None
     form = ARCHITECTURES[found].hugging_face if found else None
     if found is None or form is None:
-        raise LoadError(
-            f"{path} holds the architecture {kind!r}, which is not supported yet",
-            hint=f"supported: {', '.join(sorted(HF_MODEL_TYPES))}",
-        )
+        raise _unsupported(path, kind, HF_MODEL_TYPES)
     if wanted is not None and wanted != found:
-        raise LoadError(
-            f"{path} holds the architecture {found!r}, not {wanted!r}",
-            hint=f"this command works: mistralrs -i {found} -m {shlex.quote(str(path))}",
-        )
+        raise _another(path, repr(found), wanted, f"{found} -m")
     return found, form
 
 
@@ -245,48 +246,60 @@ def gguf_form_of(file: GgufFile, wanted: str | None) -> tuple[str, Form]:
     found = file.require("general.architecture", str)
     form = ARCHITECTURES[found].gguf if found in ARCHITECTURES else None
     if form is None:
-        supported = sorted(name for name, row in ARCHITECTURES.items() if row.gguf)
-        raise LoadError(
-            f"{file.path} holds the architecture {found!r}, which is not supported yet",
-            hint=f"supported: {', '.join(supported)}",
-        )
-    if wanted is not None and wanted != found:
-        raise LoadError(
-            f"{file.path} holds the architecture {found!r}, not {wanted!r}",
-            hint=f"this command works: mistralrs -i gguf -f {shlex.quote(str(file.path))}",
-        )
+        raise _unsupported(file.path, found, (name for name, row in ARCHITECTURES.items() if row.gguf))
+    if wanted is not None:
+        # Some go by the name of another, from which only their experts tell them apart.
+        experts = file.get(f"{found}.expert_count", int, default=0) > 0
+        if (found, experts) != (GGUF_NAMES[wanted], ARCHITECTURES[wanted].mixture):
+            raise _another(file.path, f"{found!r}{' with experts' if experts else ''}", wanted, "gguf -f")
     return found, form
 
 
+def _unsupported(path: Path, found: object, supported: Iterable[str]) -> LoadError:
+    return LoadError(
+        f"{path} holds the architecture {found!r}, which is not supported yet",
+        hint=f"supported: {', '.join(sorted(supported))}",
+    )
+
+
+def _another(path: Path, found: str, wanted: str, row: str) -> LoadError:
+    """The refusal of an architecture that was not asked for; ``row`` and the path run it."""
+    return LoadError(
+        f"{path} holds the architecture {found}, not {wanted!r}",
+        hint=f"this command works: mistralrs -i {row} {shlex.quote(str(path))}",
+    )
+
+
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name before errors that do not have it."""
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before errors that do not have it, and says what next where they do not."""
     try:
         yield
     except LoadError as error:
         if str(path) in error.message:
             raise
-        raise LoadError(f"{path}: {error.message}", hint=error.hint) from error
+        hint = error.hint or "the model is damaged, or of a kind that is not supported yet: fetch it again, or another"
+        raise LoadError(f"{path}: {error.message}", hint=hint) from error
 
 
 def read_spec(path: Path, form: Form, facts: Facts) -> DecoderSpec:
     """The decoder that the facts describe."""
-    with _naming(path):
+    with naming(path):
         return form.spec(facts)
 
 
 def _text(
     file: DescribedCheckpoint, plan: LoadPlan, spec: DecoderSpec, *, builtin: str | None
 ) -> tuple[Tokenizer, ChatTemplate | None]:
-    with _naming(file.path) if plan.text.own_tokenizer else nullcontext():
+    with naming(file.path) if plan.text.own_tokenizer else nullcontext():
         tokenizer = plan.text.tokenizer(file.metadata)
-    _check_vocabulary(file.path, tokenizer, spec)
+    check_vocabulary(file.path, tokenizer, spec)
     own = file.get("tokenizer.chat_template", str, default=None)
-    with _naming(file.path) if plan.text.chat_template is None else nullcontext():
+    with naming(file.path) if plan.text.chat_template is None else nullcontext():
         return tokenizer, plan.text.template(own, tokenizer, builtin=builtin)
 
 
-def _check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> None:
+def check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> None:
     """No token may lie outside the embedding: the kernels do not look."""
     if 0 < spec.vocab_size < tokenizer.vocab_size:  # 0: there is no embedding, which is said later
         raise LoadError(
@@ -306,7 +319,7 @@ def _place(
     """Checks all parts, plans the memory, then takes it."""
     report = (lambda done, total: progress("weights", done, total)) if progress else None
     conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
-    with _naming(checkpoint.path):
+    with naming(checkpoint.path):
         parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, progress=report)
         limits = _plan_memory(spec, plan, parts.placed_bytes)
         backend.reserve(parts.placed_bytes)
@@ -321,30 +334,33 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
     if spec.max_position < 1:
         raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")
     left = available_bytes() - weights
-    token_bytes = (
-        len(spec.layers)
-        * spec.kv_heads
-        * 2
-        * (-(-spec.head_dim // 16) * 16)
-        * (4 if PRECISIONS[plan.precision].kv == "f32" else 2)
+    step = plan.max_batch_tokens
+    groups = kv_groups(
+        spec,
+        left // 2 if plan.kv_memory is None else min(plan.kv_memory, left),
+        item_bytes=4 if PRECISIONS[plan.precision].kv == "f32" else 2,
+        max_seqs=plan.max_seqs,
+        step=step,
+        block_size=BLOCK_SIZE,
     )
-    affordable = left // 2 // (token_bytes * BLOCK_SIZE)
-    wanted = -(-spec.max_position // BLOCK_SIZE)
-    if affordable < min(wanted, 8):
+    context = min(group.reach(spec.max_position, step=step, block_size=BLOCK_SIZE) for group in groups)
+    if context < min(spec.max_position, _LEAST_CONTEXT):
+        if plan.kv_memory is not None and plan.kv_memory < left // 2:
+            raise LoadError(
+                f"{plan.kv_memory / 2**20:.1f} MiB of KV cache hold {context} tokens of context",
+                hint="raise --kv-memory",
+            )
         raise LoadError(
             f"the weights take {weights / 2**30:.1f} GiB, {(left + weights) / 2**30:.1f} GiB of memory are free",
             hint="use a smaller model or stronger quantisation, or close other programs",
         )
-    per_sequence = min(wanted, affordable)
-    if per_sequence < wanted:
-        logger.warning(
-            "memory for %d tokens of context; the model allows %d", per_sequence * BLOCK_SIZE, spec.max_position
-        )
+    if context < spec.max_position:
+        logger.warning("memory for %d tokens of context; the model allows %d", context, spec.max_position)
     return Limits(
         max_tokens=plan.max_batch_tokens,
         max_seqs=plan.max_seqs,
-        max_logits=max(plan.max_seqs, _LOGIT_ROWS),
-        num_blocks=min(affordable, per_sequence * plan.max_seqs),
+        max_logits=plan.max_seqs + _LOGIT_ROWS,
+        kv_groups=groups,
         block_size=BLOCK_SIZE,
-        max_blocks=per_sequence,
+        max_blocks=-(-context // BLOCK_SIZE),
     )

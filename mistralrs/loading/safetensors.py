@@ -150,9 +150,11 @@ def refuse_quantised_config(config: Path) -> None:
     quantisation = content.get("quantization_config")
     if quantisation is None:
         return
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-    known = isinstance(method, str) and re.fullmatch(r"[\w-]{1,40}", method)
-    how = f"with {known[0].upper()}" if known else "in an unknown way"
+    said = quantisation if isinstance(quantisation, dict) else {}
+    # the tool that made it, then which of its formats, under whichever key that tool uses
+    names = [said.get(key) for key in ("quant_method", "quant_algo", "format")]
+    known = [name.upper() for name in names if isinstance(name, str) and re.fullmatch(r"[\w-]{1,40}", name)]
+    how = f"with {' '.join(known)}" if known else "in an unknown way"
     raise LoadError(f"{config.parent} holds a model quantised {how}, which is not supported", hint=_QUANTISED_HINT)
 
 

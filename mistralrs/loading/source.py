@@ -27,6 +27,8 @@ Progress = Callable[[str, int, int], None]
 _ANSWER_SECONDS = 5.0
 """How long a silent hub is waited for. The hub's client alone would try for about 24 seconds before it gives up."""
 
+_NAMES = "it is relative to the repository, and has no empty part, no '.', no '..' and no backslash"
+
 
 class NotInRepositoryError(LoadError):
     """The repository and the revision exist, the file in it does not."""
@@ -128,14 +130,16 @@ def _remote_file(repo: str, filename: str, revision: str | None) -> _RemoteFile:
 
     name, at, named_revision = repo.partition("@")
     if at and not named_revision:
-        raise UsageError(f"{repo}: the revision after the @ is missing")
+        raise UsageError(f"{repo}: the revision after the @ is missing", hint="write it as OWNER/NAME@REVISION")
     if named_revision and revision and named_revision != revision:
-        raise UsageError(f"{repo}: two revisions are asked for, {named_revision} and {revision}")
+        raise UsageError(
+            f"{repo}: two revisions are asked for, {named_revision} and {revision}", hint="leave one of them out"
+        )
     if not _is_inside(filename):
-        raise LoadError(f"{name}: '{filename}' cannot be the name of a file in a repository")
+        raise LoadError(f"{name}: '{filename}' cannot be the name of a file in a repository", hint=_NAMES)
     chosen = named_revision or revision or "main"
     if not _is_inside(chosen):
-        raise LoadError(f"{name}: '{chosen}' cannot be the name of a revision")
+        raise LoadError(f"{name}: '{chosen}' cannot be the name of a revision", hint=_NAMES)
     try:
         validate_repo_id(name)
     except HFValidationError as error:

@@ -22,6 +22,8 @@ from mistralrs.text.tokenizer_config import TokenizerConfig, read_tokenizer_conf
 Progress = Callable[[str, int, int], None]
 
 _logger = logging.getLogger(__name__)
+_TEMPLATES = "--chat-template takes a .jinja file, a .json file with a text under chat_template, or Jinja text"
+_REPAIR = "repair the file, or fetch it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class _Place:
         value = self.json(name).get("eos_token_id")
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(token) is int and token >= 0 for token in ids):
-            raise LoadError(f"{name} of {self.name}: eos_token_id is {value!r}, expected token ids")
+            raise LoadError(f"{name} of {self.name}: eos_token_id is {value!r}, expected token ids", hint=_REPAIR)
         return ids
 
     def template(self) -> str | None:
@@ -161,7 +163,7 @@ class _Place:
         if isinstance(found, list):
             found = self._default_of(found)
         if found is not None and not isinstance(found, str):
-            raise LoadError(f"tokenizer_config.json of {self.name}: chat_template is not a text")
+            raise LoadError(f"tokenizer_config.json of {self.name}: chat_template is not a text", hint=_REPAIR)
         return found
 
     def _default_of(self, entries: list[object]) -> object:
@@ -196,10 +198,10 @@ def _template_file(path: Path) -> TemplateChoice:
     fields = _read_json(path)
     source = fields.get("chat_template")
     if not isinstance(source, str):
-        raise LoadError(f"{path}: there is no text under the key chat_template")
+        raise LoadError(f"{path}: there is no text under the key chat_template", hint=_TEMPLATES)
     for key in ("bos_token", "eos_token"):
         if not isinstance(fields.get(key), str | None):
-            raise LoadError(f"{path}: {key} is no text")
+            raise LoadError(f"{path}: {key} is no text", hint=_TEMPLATES)
     return TemplateChoice(source, bos=fields.get("bos_token"), eos=fields.get("eos_token"))
 
 
@@ -207,11 +209,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise LoadError(
-            f"{path} does not exist", hint="--chat-template takes a .json or .jinja file, or Jinja text"
-        ) from error
+        raise LoadError(f"{path} does not exist", hint=_TEMPLATES) from error
     except (ValueError, OSError) as error:
-        raise LoadError(f"{path} cannot be read as text: {error}") from error
+        raise LoadError(f"{path} cannot be read as text: {error}", hint=_REPAIR) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path} cannot be read as JSON: {error}") from error
+        raise LoadError(f"{path} cannot be read as JSON: {error}", hint=_REPAIR) from error
     if not isinstance(value, dict):
-        raise LoadError(f"{path} holds no JSON object")
+        raise LoadError(f"{path} holds no JSON object", hint=_REPAIR)
     return value

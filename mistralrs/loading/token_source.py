@@ -12,6 +12,7 @@ from mistralrs.errors import UsageError
 
 DEFAULT_VARIABLE = "HUGGING_FACE_HUB_TOKEN"
 _FORMS = "literal:TOKEN, env, env:NAME, path:FILE, cache or none"
+_ELSEWHERE = f"put a token there, or name another source: {_FORMS}"
 
 
 def token(source: str) -> str | None:
@@ -61,17 +62,19 @@ def _file(name: str) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--token-source: {path}: {error.strerror}") from error
+        raise UsageError(f"--token-source: {path}: {error.strerror}", hint=_ELSEWHERE) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--token-source: {path} is not a text file") from error
+        raise UsageError(f"--token-source: {path} is not a text file", hint=_ELSEWHERE) from error
     return _checked(text, f"{path} is empty")
 
 
 def _checked(text: str, complaint: str) -> str:
     trimmed = text.strip()
     if not trimmed:
-        raise UsageError(f"--token-source: {complaint}")
+        raise UsageError(f"--token-source: {complaint}", hint=_ELSEWHERE)
     if not (trimmed.isascii() and trimmed.isprintable()) or " " in trimmed:
         # An HTTP client would refuse such a header, and show it.
-        raise UsageError("--token-source: what it names is not a token: it has spaces, line breaks or other letters")
+        raise UsageError(
+            "--token-source: what it names is not a token: it has spaces, line breaks or other letters", hint=_ELSEWHERE
+        )
     return trimmed

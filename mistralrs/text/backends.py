@@ -22,12 +22,16 @@ def byte_level_backend(vocabulary: Vocabulary, pre: str, merges: list[tuple[str,
 
     The library raises an ``Exception`` of no narrower kind when the merges do not fit the vocabulary.
     """
-    cut = PRETOKENIZERS[pre]
-    backend = Tokenizer(models.BPE(_ids(vocabulary), merges, ignore_merges=cut.ignore_merges))
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
-    to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_letters])
+    backend = Tokenizer(models.BPE(_ids(vocabulary), merges, ignore_merges=PRETOKENIZERS[pre].ignore_merges))
+    backend.pre_tokenizer = byte_level_cut(pre)
     return _with_added_tokens(backend, vocabulary)
+
+
+def byte_level_cut(pre: str) -> pre_tokenizers.PreTokenizer:
+    """The row ``pre`` of the pre-tokenizers: cuts a text into words and spells their bytes as letters."""
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRETOKENIZERS[pre].patterns]
+    to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*splits, to_letters])
 
 
 def sentence_piece_backend(

@@ -27,6 +27,11 @@ def builtin_names() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.json"))
 
 
+def template_hint() -> str:
+    """What to do about a model that has no chat template."""
+    return f"pass one with --chat-template: a file, or one of {', '.join(builtin_names())}"
+
+
 def _folder() -> Path:
     found = next((place for place in _PLACES if place.is_dir()), None)
     if found is None:

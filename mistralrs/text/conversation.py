@@ -6,6 +6,7 @@ Jinja nor tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ Render = Callable[[Sequence[Message]], str]
 
 _SEPARATOR = "\n\n"
 _MERGED_ROLES = ("system", "user", "assistant")
+_MAX_PROBES = 64
+"""System messages for which a prompt is rendered again. A template treats one like the next."""
 
 
 class TemplateRefusalError(RequestError):
@@ -63,10 +66,10 @@ def render_conversation(render: Render, messages: Sequence[Mapping[str, object]]
 
 def _rewritings(messages: list[Message]) -> Iterator[tuple[list[Message], bool]]:
     """Each rewriting once, the mildest first, with whether a system message became part of a user's turn."""
-    later = _merged([*messages[:1], *map(_as_user, messages[1:])])
-    everything = _merged(list(map(_as_user, messages)))
-    seen: list[list[Message]] = []
-    for rewriting, system_moved in ((messages, False), (_merged(messages), False), (later, True), (everything, True)):
+    seen = [messages]
+    yield messages, False
+    for num_kept, system_moved in ((len(messages), False), (1, True), (0, True)):
+        rewriting = _merged([*messages[:num_kept], *map(_as_user, messages[num_kept:])])
         if rewriting not in seen:
             seen.append(rewriting)
             yield rewriting, system_moved
@@ -77,47 +80,70 @@ def _as_user(message: Message) -> Message:
 
 
 def _merged(messages: list[Message]) -> list[Message]:
-    """Neighbours of one role joined. Messages that carry more than a content, such as tool calls, are left alone."""
+    """Neighbours of one role and name joined. Messages that carry more, such as tool calls, are left alone."""
     merged: list[Message] = []
-    for message in messages:
-        if merged and _plain(message) and _plain(merged[-1]) and message["role"] == merged[-1]["role"]:
-            merged[-1] = {**message, "content": _joined(merged[-1]["content"], message["content"])}
-        else:
-            merged.append(message)
+    for speaker, turn in itertools.groupby(messages, _speaker):
+        same = list(turn)
+        if speaker is not None and len(same) > 1:
+            same = [{**same[0], "content": _joined([message["content"] for message in same])}]
+        merged += same
     return merged
+
+
+def _speaker(message: Message) -> tuple[object, object] | None:
+    """Who says a message; None if it carries more than what is said."""
+    return (message["role"], message.get("name")) if _plain(message) else None
 
 
 def _plain(message: Message) -> bool:
     return (
-        message.keys() == {"role", "content"}
+        {"role", "content"} <= message.keys() <= {"role", "content", "name"}
         and message["role"] in _MERGED_ROLES
         and isinstance(message["content"], str | list)
     )
 
 
-def _joined(first: str | list[Any], second: str | list[Any]) -> str | list[Any]:
-    """Two contents as one: texts, or lists of parts."""
-    if not first or not second:
-        return first or second
-    if isinstance(first, str) and isinstance(second, str):
-        return first + _SEPARATOR + second
-    return [*_parts(first), *_parts(_SEPARATOR), *_parts(second)]
+def _joined(contents: Sequence[str | list[Any]]) -> str | list[Any]:
+    """Contents as one: texts, or lists of parts."""
+    filled = [content for content in contents if content]
+    texts = [content for content in filled if isinstance(content, str)]
+    if len(texts) == len(filled):
+        return _SEPARATOR.join(texts)
+    parts = _parts(filled[0])
+    for content in filled[1:]:
+        parts += [*_parts(_SEPARATOR), *_parts(content)]
+    return parts
 
 
 def _parts(content: str | list[Any]) -> list[Any]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
 def _leaves_out_system(render: Render, messages: list[Message], text: str) -> bool:
     """Whether the prompt would be the same with another system message in place of one that says something."""
-    for position, message in enumerate(messages):
-        content = message.get("content")
-        if message.get("role") != "system" or not isinstance(content, str) or content.strip() in text:
-            continue
-        other = [*messages[:position], {**message, "content": content + "x"}, *messages[position + 1 :]]
+    for place in itertools.islice(_unseen_system(messages, text), _MAX_PROBES):
+        message = messages[place]
+        other = [*messages[:place], {**message, "content": message["content"] + "x"}, *messages[place + 1 :]]
         try:
             if render(other) == text:
                 return True
         except RequestError:
             continue  # it looks at the system message, then
     return False
+
+
+def _unseen_system(messages: list[Message], text: str) -> Iterator[int]:
+    """The places of system messages that the text does not hold as they are."""
+    position = 0  # where the last one was found: the next is most likely behind it
+    for place, message in enumerate(messages):
+        content = message.get("content")
+        if message.get("role") != "system" or not isinstance(content, str):
+            continue
+        shown = content.strip()
+        found = text.find(shown, position)
+        if found < 0:
+            found = text.find(shown)
+        if found < 0:
+            yield place
+        else:
+            position = found

@@ -7,6 +7,7 @@ models or of how a token was chosen.
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ import tokenizers
 
 from mistralrs.errors import LoadError
 from mistralrs.text.control import ControlTexts
+from mistralrs.text.gguf_metadata import PROBE, Value, gguf_metadata
 from mistralrs.text.gguf_vocabulary import read_gguf_vocabulary
 from mistralrs.text.json_vocabulary import read_json_vocabulary
 from mistralrs.text.sentencepiece_model import read_sentencepiece_vocabulary
@@ -28,6 +30,7 @@ _MAX_MODEL_BYTES = 64 << 20
 """Of a `tokenizer.model`. Real ones have 0.5 to 5 MB."""
 _NO_CONFIG = TokenizerConfig()
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -47,6 +50,13 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._backend = backend
         self._lock = threading.Lock()  # of the backend's flag that says how the next text is read
+
+    def __getstate__(self) -> dict[str, object]:
+        """All but the lock and what is made on demand: a tokenizer may cross to another process."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "controls")}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
@@ -88,6 +98,27 @@ class Tokenizer:
         read = read_tiktoken_vocabulary if is_tiktoken(data) else read_sentencepiece_vocabulary
         return cls(*read(data, str(path), config))
 
+    def to_gguf(self, *, size: int) -> dict[str, Value]:
+        """What a GGUF file with an embedding of ``size`` rows says of this tokenizer, for ``from_gguf``.
+
+        Raises LoadError when such a file cannot hold it. Where it does not say how text with combining characters or
+        beside control tokens is read, a warning says so.
+        """
+        metadata = gguf_metadata(self._vocabulary, self._backend, ends=self.eos_ids, size=size)
+        read = Tokenizer.from_gguf(metadata)
+        for special in (False, True):
+            if read.encode(PROBE, special=special) != self.encode(PROBE, special=special):
+                raise LoadError("a GGUF file cannot hold this tokenizer: the same text would become other tokens")
+        controls = [self.bos_id, *sorted(self.eos_ids), *self._vocabulary.strips]
+        near = [f"a {self.token_text(token)} b" for token in dict.fromkeys(controls) if token is not None]
+        changed = [
+            text for text in ("e\u0301", *near) if read.encode(text, special=True) != self.encode(text, special=True)
+        ]
+        if changed:
+            shown = ", ".join(map(ascii, changed[:3]))
+            _logger.warning("a GGUF file cannot say how the tokenizer reads all texts; other tokens come of %s", shown)
+        return metadata
+
     def with_eos(self, ids: Iterable[int]) -> Tokenizer:
         """This tokenizer with more tokens that end an answer, as `generation_config.json` may name.
 
@@ -96,7 +127,8 @@ class Tokenizer:
         more = frozenset(ids)
         if min(more, default=0) < 0:
             raise LoadError(f"{min(more)} is not a token id", hint="see eos_token_id in generation_config.json")
-        other = copy.copy(self)  # the lock is shared, as the backend is
+        other = copy.copy(self)
+        other._lock = self._lock  # as the backend, which a copy shares
         other.eos_ids = self.eos_ids | more
         return other
 

@@ -10,7 +10,7 @@ import torch
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.convert import Conversion
-from mistralrs.loading.pipeline import LoadPlan, load
+from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.weight import Matrix
 from mistralrs.quant.quantize import isq_type
@@ -100,8 +100,8 @@ def test_a_legacy_file_gives_the_logits_of_its_weights(tmp_path: Path, version: 
     plan = LoadPlan(max_seqs=1, max_batch_tokens=64, precision="f32", gqa=tiny.config.heads // tiny.config.kv_heads)
     model = load(legacy.path, twin(), plan, architecture="llama")
     tokens = random_tokens(tiny.config.vocab, 40, seed=5)
-    positions = list(range(40))
-    batch = Batch(tokens, positions, positions, [0, 40], [40], [[0, 1, 2]], positions)
+    groups, rows = model.limits.kv_groups, list(range(40))
+    batch = Batch.alone(tokens, 0, groups=groups, block_size=BLOCK_SIZE, logit_rows=rows)
     ours = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size).forward(batch, Abort())
     with torch.inference_mode():
         theirs = legacy.reference()(torch.tensor([tokens])).logits[0]

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.hub_model import fetch_model, fetch_parts, local_model
-from tests.hub import COMMIT, Hub, Repository
+from tests.hub import COMMIT, Hub, Repository, send_to, serving
 
 LATER = "f" * 40
 CONFIG = json.dumps({"model_type": "llama"}).encode()
@@ -50,20 +50,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "owner/ggml": Repository({"config.json": CONFIG, "llama.ggmlv3.q4_0.bin": b"g", "b.safetensors": b"s"}),
         "owner/adapter": Repository({"adapter_config.json": b"{}"}),
     }
-    with Hub(repositories) as hub:
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        send_to(hub.url, monkeypatch)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        huggingface_hub.close_session()
+    with serving(repositories, monkeypatch, tmp_path / "hub") as hub:
         yield hub
-        huggingface_hub.close_session()
-
-
-def send_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 def names(folder: Path) -> set[str]:
@@ -96,7 +84,6 @@ def test_a_model_that_another_tool_cached_runs_without_network(
     paths = [huggingface_hub.hf_hub_download("owner/single", name) for name in SINGLE]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     send_to("http://127.0.0.1:9", monkeypatch)
-    huggingface_hub.close_session()
     assert fetch_model("owner/single") == Path(paths[0]).parent
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
@@ -17,60 +15,16 @@ from mistralrs.errors import FormatError, LoadError, UsageError
 from mistralrs.loading.pipeline import LoadPlan, Model, load_gguf
 from mistralrs.loading.text_source import TextSource
 from mistralrs.ops.backend import resolve
+from mistralrs.ops.kv_groups import KvGroup
+from tests.gguf_edits import Edit, drop, edited, put, store
 from tests.tiny import TinyConfig, write_tiny
 
 ROOT = Path(__file__).parents[2]
-Edit = Callable[[dict[str, Any], dict[str, np.ndarray]], None]
 
 
 def load(path: Path, **options: Any) -> Model:
     backend = resolve("cpu", threads=1).backend
     return load_gguf(path, backend, LoadPlan(max_seqs=2, max_batch_tokens=32), **options)
-
-
-def edited(source: Path, target: Path, edit: Edit) -> Path:
-    """A copy of a file of F32 tensors; ``edit`` changes its metadata and tensors first."""
-    reader = gguf.GGUFReader(source)
-    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    metadata = {name: field.contents() for name, field in fields.items() if name != "general.architecture"}
-    tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-    metadata["general.architecture"] = fields["general.architecture"].contents()
-    edit(metadata, tensors)
-    writer = gguf.GGUFWriter(target, metadata.pop("general.architecture"))
-    for name, value in metadata.items():
-        if isinstance(value, list):
-            writer.add_array(name, value)
-        elif isinstance(value, float):
-            writer.add_float32(name, value)
-        elif isinstance(value, str):
-            writer.add_string(name, value)
-        elif isinstance(value, bool):
-            writer.add_bool(name, value)
-        else:
-            writer.add_int64(name, value) if value < 0 else writer.add_uint64(name, value)
-    for name, values in tensors.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
-def put(key: str, value: object) -> Edit:
-    return lambda metadata, tensors: metadata.update({key: value})
-
-
-def drop(key: str) -> Edit:
-    def edit(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-        metadata.pop(key, None)
-        tensors.pop(key, None)
-
-    return edit
-
-
-def store(name: str, *shape: int) -> Edit:
-    return lambda metadata, tensors: tensors.update({name: np.ones(shape, dtype=np.float32)})
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +126,7 @@ def test_room_for_less_context(tiny: Path, monkeypatch: pytest.MonkeyPatch, capl
     monkeypatch.setattr("mistralrs.loading.pipeline.available_bytes", lambda: totals[0] + 2 * 20 * 16 * token_bytes)
     model = load(tiny)
     assert model.max_model_len == 20 * 16
-    assert model.limits.num_blocks == 20
+    assert model.limits.kv_groups == (KvGroup(20),)
     assert "memory for 320 tokens of context; the model allows 512" in caplog.text
 
 

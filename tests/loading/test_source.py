@@ -19,7 +19,7 @@ from huggingface_hub import constants
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.source import NotInRepositoryError, companion, fetch, fetch_optional
-from tests.hub import COMMIT, Hub, Repository
+from tests.hub import COMMIT, Hub, Repository, serving
 
 REPO = "TheBloke/Tiny-GGUF"
 MODEL = os.urandom(300_000)
@@ -34,18 +34,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "secret/private": Repository({"a.gguf": b"a"}, private=True),
         "meta/gated": Repository({"a.gguf": b"a"}, gated=True),
     }
-    with Hub(repositories) as hub:
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
-        huggingface_hub.close_session()
+    with serving(repositories, monkeypatch, tmp_path / "hub", chunk=CHUNK) as hub:
         yield hub
-        huggingface_hub.close_session()
 
 
 def test_downloads_once_and_then_asks_nothing(hub: Hub) -> None:

@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.text_source import TextSource, choose_template
 from mistralrs.text.builtin_templates import builtin_template
 from mistralrs.text.tokenizer import Tokenizer
-from tests.hub import COMMIT, Hub, Repository
+from tests.hub import COMMIT, Repository, serving
 from tests.text.sentencepiece_bytes import PIECES, model
 from tests.text.vocabularies import byte_level
 
@@ -235,19 +233,10 @@ def test_a_repository_is_asked_once_and_only_for_what_is_needed(
     config = {"eos_token": "<|im_end|>", "chat_template": OWN}
     files = {"tokenizer.json": json.dumps(tokenizer_json()), "tokenizer_config.json": json.dumps(config)}
     repository = Repository({name: text.encode() for name, text in files.items()}, revisions=("v1", COMMIT))
-    with Hub({"owner/chat": repository}) as hub:
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        huggingface_hub.close_session()
+    with serving({"owner/chat": repository}, monkeypatch, tmp_path / "hub") as hub:
         assert rendered(TextSource(), Path("owner/chat@v1")) == "own hello"
         asked = {entry.path.rsplit("/", 1)[1] for entry in hub.asked if "/resolve/" in entry.path}
         assert asked == {*files, "chat_template.jinja", "generation_config.json", "config.json"}
         count = len(hub.asked)
         assert rendered(TextSource(), Path("owner/chat@v1")) == "own hello"
         assert len(hub.asked) == count
-        huggingface_hub.close_session()

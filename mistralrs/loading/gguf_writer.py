@@ -1,0 +1,167 @@
+"""Writes a GGUF file, version 3: all of its header first, then the tensors' bytes as they come.
+
+Knows the container and nothing of what is in it. Only the piece that is being written is in memory. The file has
+another name until it is complete, so that nobody finds half of one. The format is described in ggml's `docs/gguf.md`.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from mistralrs.errors import LoadError
+from mistralrs.loading.cursor import round_up
+from mistralrs.quant.types import QuantType
+
+ALIGNMENT = 32
+"""Of the tensors, counted from the first one's start; what a file that does not say otherwise has."""
+
+Value = bool | int | float | str | list[str] | list[int] | list[float]
+"""What can be stored under a key: an int as uint32, a list of them as int32, a float as float32."""
+
+_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_VERSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the header says of one tensor; ``shape`` is as torch would say it, rows first."""
+
+    name: str
+    type: QuantType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
+
+
+class GgufWriter:
+    """The tensors of a file whose header is written; made by ``new_gguf``."""
+
+    def __init__(self, path: Path, file: FileIO, tensors: Sequence[TensorInfo]) -> None:
+        self._path = path
+        self._file = file
+        self._waiting = list(reversed(tensors))
+
+    def write(self, name: str, pieces: Iterable[memoryview]) -> None:
+        """The bytes of the next tensor, in pieces of format "B". Raises ``LoadError`` when they cannot be written, and
+        ValueError when they are not what was announced."""
+        info = self._waiting.pop()
+        if info.name != name:
+            raise ValueError(f"{info.name} comes before {name}")
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            _put(self._path, self._file, piece)
+        if size != info.nbytes:
+            raise ValueError(f"{name} has {size} bytes, {info.nbytes} were announced")
+        _put(self._path, self._file, memoryview(bytes(round_up(size, ALIGNMENT) - size)))
+
+    def check_complete(self) -> None:
+        """Raises ValueError when a tensor is missing."""
+        if self._waiting:
+            raise ValueError(f"{self._waiting[-1].name} was not written")
+
+
+@contextmanager
+def new_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> Iterator[GgufWriter]:
+    """Writes ``path``, replacing what is there, once the block has ended well; otherwise leaves nothing behind.
+
+    The block writes each of ``tensors``, in their order. Raises ``LoadError`` when the disk has no room, which is asked
+    before anything is written, or the file cannot be written.
+    """
+    header = _header(metadata, tensors)
+    _check_room(path, len(header) + sum(round_up(info.nbytes, ALIGNMENT) for info in tensors))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _explaining(path):
+        file = partial.open("xb", buffering=0)
+    try:
+        with file:
+            _put(path, file, memoryview(header))
+            writer = GgufWriter(path, file, tensors)
+            yield writer
+            writer.check_complete()
+            with _explaining(path):
+                os.fsync(file.fileno())  # some file systems say only now that there is no room
+        with _explaining(path):
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _put(path: Path, file: FileIO, data: memoryview) -> None:
+    """Writes all of ``data``, of which the system may take a part at a time."""
+    with _explaining(path):
+        while data:
+            data = data[file.write(data) :]
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Errors of the system, as the user sees them."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror
+        hint = "make room, or write to another disk" if full else "check the folder and its permissions"
+        raise LoadError(f"{path} cannot be written: {reason}", hint=hint) from error
+
+
+def _check_room(path: Path, needed: int) -> None:
+    with _explaining(path):
+        free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise LoadError(
+            f"{path} will have {needed / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB of room",
+            hint="make room, or write to another disk",
+        )
+
+
+def _header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> bytes:
+    """All that comes before the first tensor's bytes."""
+    head = bytearray(b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        head += _text(key) + _entry(value)
+    offset = 0
+    for info in tensors:
+        dims = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape))
+        head += _text(info.name) + dims + struct.pack("<IQ", info.type.ggml_id, offset)
+        offset += round_up(info.nbytes, ALIGNMENT)
+    head += bytes(round_up(len(head), ALIGNMENT) - len(head))
+    return bytes(head)
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _entry(value: Value) -> bytes:
+    """A value's type and the value."""
+    if isinstance(value, list):
+        return struct.pack("<I", _ARRAY) + _array(value)
+    if isinstance(value, bool):
+        return struct.pack("<I?", _BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", _U32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", _F32, value)
+    return struct.pack("<I", _STRING) + _text(value)
+
+
+def _array(values: list[str] | list[int] | list[float]) -> bytes:
+    """The items' type, their number and the items; all of them are of the first one's type."""
+    if values and isinstance(values[0], str):
+        return struct.pack("<IQ", _STRING, len(values)) + b"".join(map(_text, values))
+    kind, code = (_F32, "f") if values and isinstance(values[0], float) else (_I32, "i")
+    return struct.pack(f"<IQ{len(values)}{code}", kind, len(values), *values)

@@ -1,0 +1,283 @@
+"""Writes a safetensors model as a GGUF file with quantised weights: what is in it, and in which order.
+
+Knows no architecture: what its parts are called and what the file says of it comes from its two forms. The values are
+those that ``--isq`` computes with.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import cast
+
+from mistralrs.errors import LoadError
+from mistralrs.loading.convert import Conversion
+from mistralrs.loading.facts import HfFacts, read_config
+from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
+from mistralrs.loading.parts import CheckpointParts, Place, adjacent_to_halves, bias_name, tensor_name
+from mistralrs.loading.pipeline import check_vocabulary, hugging_face_form, kind_of, naming, read_spec
+from mistralrs.loading.safetensors import SafetensorsFile
+from mistralrs.loading.text_source import TextSource
+from mistralrs.models.architecture import Default, Form, Written
+from mistralrs.models.architecture import Value as Kind
+from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES
+from mistralrs.models.spec import DecoderSpec
+from mistralrs.ops.backend import Backend, resolve
+from mistralrs.quant.quantize import isq_type
+from mistralrs.quant.types import TYPES, QuantType
+
+Progress = Callable[[str, int, int], None]
+
+_QUANTISATION_VERSION = 2
+"""Of ggml's types; older ones had other blocks under the same numbers."""
+_FILE_TYPES = {
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K": 11,
+    "Q4_K": 14,
+    "Q5_K": 16,
+    "Q6_K": 18,
+}
+"""llama.cpp's numbers for a file whose matrices are mostly of a type; of its mixes, the one with least of others."""
+_logger = logging.getLogger(__name__)
+
+
+def quantize_model(
+    source: Path, out: Path, type: str, *, name: str | None = None, progress: Progress | None = None
+) -> None:
+    """Writes ``out``, a GGUF file, from the safetensors at ``source``: a folder, one file or an index of files.
+
+    Every matrix gets ``type``, a key of ``quant.quantize.ISQ_TYPES``; where its rows do not split in blocks of it, the
+    type that ``--isq`` takes instead. Norms, biases and routers are F32. One matrix, or one expert's, is in memory at a
+    time. ``name``: what the file calls the model; None: as the folder is called. A file that is there is replaced once
+    the new one is complete.
+
+    Raises ``UsageError`` for another type, ``LoadError`` and ``FormatError`` for a model that cannot be read or that a
+    GGUF file cannot hold, and when the file cannot be written; nothing is left behind then.
+    """
+    wanted = isq_type(type)
+    _refuse_other_formats(source)
+    with SafetensorsFile.open(source) as file:
+        with naming(source):
+            parts, metadata, tensors = _planned(source, file, wanted, name)
+        _write(out, metadata, tensors, parts, progress)
+
+
+def _planned(
+    source: Path, file: SafetensorsFile, wanted: QuantType, name: str | None
+) -> tuple[CheckpointParts, dict[str, Value], list[_Tensor]]:
+    """Where the parts come from, and all that the file will have; every check is done."""
+    folder = source if source.is_dir() else source.parent
+    config = read_config(folder / "config.json")
+    architecture, form = hugging_face_form(source, config, None)
+    facts = HfFacts(file, folder / "config.json", config)
+    spec = read_spec(source, form, facts)
+    target = ARCHITECTURES[GGUF_NAMES[architecture]].gguf
+    assert target is not None
+    assert target.write is not None
+    parts = CheckpointParts(file, form, spec, _backend(), conversion=Conversion(quantise=wanted))
+    written = target.write(spec, facts)
+    tensors = [*_part_tensors(parts, target, spec), *_vector_tensors(written.vectors)]
+    _check_told(spec, target, written, tensors)
+    metadata = _general(GGUF_NAMES[architecture], name or folder.resolve().name, wanted) | written.metadata
+    return parts, metadata | _text_metadata(folder, spec), tensors
+
+
+def _refuse_other_formats(source: Path) -> None:
+    kind = kind_of(source)
+    if kind == "gguf":
+        GgufFile.open(source).close()  # or it is something else, and says so
+    if kind != "safetensors":
+        raise LoadError(f"{source} is a {kind.upper()} file already", hint="name the safetensors that it was made from")
+
+
+def _backend() -> Backend:
+    resolved = resolve("cpu")
+    for reason in resolved.passed_over:
+        _logger.warning("slower than it could be: %s", reason)
+    return resolved.backend
+
+
+# What is written
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor of the file: either parts, row after row in the order that the file wants, or ``values``."""
+
+    info: TensorInfo
+    places: tuple[Place, ...] = ()
+    order: array[int] | None = None
+    """For each row of a part as it stands in the file, its row in the model."""
+    values: array[float] = field(default_factory=lambda: array("f"))
+
+    def pieces(self, parts: CheckpointParts) -> Iterator[memoryview]:
+        """The bytes, a part at a time."""
+        if not self.places:
+            yield memoryview(self.values).cast("B")
+        for place in self.places:
+            yield _ordered(parts.matrix(place).data, self.order)
+            parts.release([place])
+
+
+def _ordered(data: memoryview, order: array[int] | None) -> memoryview:
+    if order is None:
+        return data
+    width = len(data) // len(order)
+    return memoryview(b"".join(data[row * width : (row + 1) * width] for row in order))
+
+
+def _part_tensors(parts: CheckpointParts, form: Form, spec: DecoderSpec) -> Iterator[_Tensor]:
+    """All parts, those that the form has in one tensor together, each followed by its bias."""
+    pieces = form.pieces(spec)
+    together: dict[str, list[Place]] = {}
+    for place in parts.places():
+        together.setdefault(tensor_name(pieces[place.part], place), []).append(place)
+    for name, places in together.items():
+        if parts.is_matrix(places[0]):
+            tensor, bias = _matrix_tensor(parts, form, spec, name, places)
+        else:
+            weight, bias = parts.vectors(places[0])
+            tensor = _vector_tensor(name, weight)
+        yield tensor
+        if bias:
+            yield _vector_tensor(bias_name(name), bias)
+
+
+def _matrix_tensor(
+    parts: CheckpointParts, form: Form, spec: DecoderSpec, name: str, places: Sequence[Place]
+) -> tuple[_Tensor, array[float] | None]:
+    """The tensor of one or several parts, and their bias."""
+    planned = [parts.planned(place) for place in places]
+    order = None
+    if places[0].part in form.adjacent_pairs:
+        order = _inverse(adjacent_to_halves(planned[0].rows, spec.head_dim, spec.ropes[0].dim))
+    biases = [matrix.bias for matrix in planned if matrix.bias is not None]
+    if biases and len(biases) < len(planned):
+        raise LoadError(f"{planned[0].name}: a GGUF file has one bias for q, k and v, of which only some have one")
+    bias = array("f", chain.from_iterable(biases)) if biases else None
+    if bias is not None and order is not None:
+        bias = array("f", (bias[row] for row in order))
+    shape: tuple[int, ...] = (sum(matrix.rows for matrix in planned), planned[0].columns)
+    if places[0].expert is not None:
+        shape = (len(planned), planned[0].rows, planned[0].columns)
+    return _Tensor(TensorInfo(name, planned[0].type, shape), tuple(places), order), bias
+
+
+def _inverse(order: array[int]) -> array[int]:
+    inverse = array("i", order)
+    for place, row in enumerate(order):
+        inverse[row] = place
+    return inverse
+
+
+def _vector_tensors(vectors: Mapping[str, Iterable[float]]) -> Iterator[_Tensor]:
+    for name, values in vectors.items():
+        yield _vector_tensor(name, array("f", values))
+
+
+def _vector_tensor(name: str, values: array[float]) -> _Tensor:
+    return _Tensor(TensorInfo(name, TYPES["F32"], (len(values),)), values=values)
+
+
+# What the file says
+
+
+def _general(architecture: str, name: str, type: QuantType) -> dict[str, Value]:
+    return {
+        "general.architecture": architecture,
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": _FILE_TYPES[type.name],
+        "general.quantization_version": _QUANTISATION_VERSION,
+    }
+
+
+def _text_metadata(folder: Path, spec: DecoderSpec) -> dict[str, Value]:
+    """The tokenizer and the chat template."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise LoadError(
+            f"{folder} has no tokenizer.json and no tokenizer.model",
+            hint="a GGUF file holds the tokenizer: put the model's own beside its weights",
+        )
+    tokenizer, template = TextSource().for_model(str(folder))
+    check_vocabulary(folder, tokenizer, spec)
+    metadata: dict[str, Value] = {**tokenizer.to_gguf(size=spec.vocab_size)}
+    if template is not None:
+        metadata["tokenizer.chat_template"] = template.source
+    return metadata
+
+
+class _WrittenFacts:
+    """``Facts`` of a file that is not written yet."""
+
+    def __init__(self, written: Written, tensors: Iterable[_Tensor]) -> None:
+        self._metadata = written.metadata
+        self._tensors = {tensor.info.name: tensor for tensor in tensors}
+
+    def require(self, key: str, kind: type[Kind]) -> Kind:
+        value = self._metadata[key]
+        if isinstance(value, float):
+            [value] = struct.unpack("<f", struct.pack("<f", value))
+        return cast(Kind, value)
+
+    def get(self, key: str, kind: type[Kind], *, default: Default) -> Kind | Default:
+        return self.require(key, kind) if key in self._metadata else default
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        return self._tensors[tensor].info.shape if tensor in self._tensors else None
+
+    def vector(self, tensor: str) -> Sequence[float]:
+        return self._tensors[tensor].values if tensor in self._tensors else ()
+
+
+def _check_told(spec: DecoderSpec, form: Form, written: Written, tensors: Iterable[_Tensor]) -> None:
+    """Raises ``LoadError`` when a reader would take the model for another: GGUF has no key for what is special."""
+    told = form.spec(_WrittenFacts(written, tensors))
+    ours, theirs = (
+        asdict(replace(each, attention_scale=each.attention_scale or each.head_dim**-0.5)) for each in (spec, told)
+    )
+    lost = [name for name, value in ours.items() if not _alike(value, theirs[name])]
+    if lost:
+        raise LoadError(
+            f"a GGUF file cannot say this model's {' and '.join(lost)}, so it would not be the same model",
+            hint="--isq quantises the safetensors while they are loaded",
+        )
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two values of a spec are the same but for the rounding of floats."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_alike(value, other[key]) for key, value in one.items())
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
+
+
+def _write(
+    out: Path,
+    metadata: Mapping[str, Value],
+    tensors: Sequence[_Tensor],
+    parts: CheckpointParts,
+    progress: Progress | None,
+) -> None:
+    total, done = sum(tensor.info.nbytes for tensor in tensors), 0
+    with new_gguf(out, metadata, [tensor.info for tensor in tensors]) as writer:
+        for tensor in tensors:
+            writer.write(tensor.info.name, tensor.pieces(parts))
+            done += tensor.info.nbytes
+            if progress:
+                progress("quantising", done, total)

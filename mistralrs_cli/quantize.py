@@ -1,0 +1,28 @@
+"""Writes a model as a GGUF file with quantised weights: finds the source, shows how far it is, says what came of it."""
+
+from __future__ import annotations
+
+from mistralrs.api.local import locate
+from mistralrs.loading.quantize import quantize_model
+from mistralrs_cli.exits import leaving_at_once
+from mistralrs_cli.job import QuantizeJob
+from mistralrs_cli.output import ProgressLine, Streams, byte_size, clean_line
+
+
+def run_quantize(job: QuantizeJob, streams: Streams) -> int:
+    """Do what the job says; returns the exit code."""
+    progress = ProgressLine(streams.stderr)
+    try:
+        with leaving_at_once(progress.clear):
+            source = locate(job.source, token_source=job.token_source, progress=progress)
+        quantize_model(source, job.out, job.type, name=_name(job.source.repo), progress=progress)
+    finally:
+        progress.clear()
+    streams.stderr.write(f"{clean_line(str(job.out))}: {byte_size(job.out.stat().st_size)}\n")
+    streams.stderr.flush()
+    return 0
+
+
+def _name(repo: str | None) -> str | None:
+    """What a hub repository calls its model: in the cache its folder is called by its commit."""
+    return None if repo is None else repo.partition("@")[0].rpartition("/")[2]

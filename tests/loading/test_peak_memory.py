@@ -1,0 +1,74 @@
+"""How much memory quantising takes at most, in a process of its own: never the model as it is stored."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.architectures import VARIANTS, write_folder
+
+MIB = 1 << 20
+LAYER = 4 * (2 * 1024 * 1024 + 2 * 512 * 1024 + 3 * 1024 * 2816)
+"""Bytes of a layer as it is stored."""
+SLACK = 32 * MIB
+"""What is decoded at once, the heap's holes, and threads that start."""
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+from mistralrs.loading.pipeline import LoadPlan, load
+from mistralrs.loading.quantize import quantize_model
+from mistralrs.ops.backend import resolve
+
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+kept = []
+
+
+def run(folder):
+    if sys.argv[1] == "write":
+        quantize_model(folder, folder / "out.gguf", "q8_0")
+    else:
+        plan = LoadPlan(max_seqs=1, max_batch_tokens=16, isq="q8_0")
+        kept.append(load(folder, resolve("cpu", threads=1).backend, plan))
+
+
+run(Path(sys.argv[2]))
+before = peak()
+run(Path(sys.argv[3]))
+print(peak() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small model and one that is large enough to be measured."""
+    folder, variant = tmp_path_factory.mktemp("models"), VARIANTS["llama-linear"]
+    settings = {"hidden_size": 1024, "intermediate_size": 2816, "vocab_size": 32768, "head_dim": 256}
+    large = write_folder(folder / "large", replace(variant, settings=settings), dtype=torch.float32)
+    return write_folder(folder / "small", variant), large
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("how", "model_is_kept"), [("write", False), ("load", True)])
+def test_the_peak_is_the_quantised_model_and_a_layer(how: str, model_is_kept: bool, folders: tuple[Path, Path]) -> None:
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the system does not say how much memory a process had")
+    small, large = folders
+    stored = (large / "model.safetensors").stat().st_size
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how, str(small), str(large)], capture_output=True, text=True, check=True
+    )
+    allowed = LAYER + SLACK + (stored * 34 // 128 if model_is_kept else 0)
+    assert allowed < stored * 2 // 3
+    assert int(done.stdout) <= allowed, f"{int(done.stdout) / MIB:.0f} MiB of a model of {stored / MIB:.0f} MiB"
