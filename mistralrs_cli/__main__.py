@@ -2,6 +2,6 @@
 
 import sys
 
-from mistralrs_cli.app import main
+from mistralrs_cli.start import start
 
-sys.exit(main())
+sys.exit(start())

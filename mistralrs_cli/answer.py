@@ -20,7 +20,7 @@ def relay(stream: AnswerStream, writer: AnswerWriter) -> Finished:
             writer.write(event.text)
         elif isinstance(event, Failed):
             raise event.error
-        else:
+        elif isinstance(event, Finished):
             return event
     raise EngineError("the answer broke off without an end", hint="report this, with the output of --log-level debug")
 

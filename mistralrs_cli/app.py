@@ -27,8 +27,8 @@ from mistralrs_cli.exits import (
 from mistralrs_cli.model import Loader, Model, load_model
 
 if TYPE_CHECKING:
-    from mistralrs_cli.job import InspectJob, ModelsJob, Task
-    from mistralrs_cli.options import GlobalOptions
+    from mistralrs_cli.global_options import GlobalOptions
+    from mistralrs_cli.job import Task, Tool
     from mistralrs_cli.output import Streams
 
 
@@ -78,13 +78,20 @@ def _run(arguments: Sequence[str], load: Loader) -> int:
         return _do(task, model, text, streams)
 
 
-def _do_without_engine(job: InspectJob | ModelsJob, streams: Streams) -> int:
-    from mistralrs_cli.job import InspectJob
+def _do_without_engine(job: Tool, streams: Streams) -> int:
+    from mistralrs_cli.job import InspectJob, QuantizeJob
+    from mistralrs_cli.serve import ServeJob, run_serve
 
+    if isinstance(job, ServeJob):
+        return run_serve(job, streams)
     if isinstance(job, InspectJob):
         from mistralrs_cli.inspection import run_inspect
 
         return run_inspect(job, streams)
+    if isinstance(job, QuantizeJob):
+        from mistralrs_cli.quantize import run_quantize
+
+        return run_quantize(job, streams)
     from mistralrs_cli.models import run_models
 
     return run_models(job, streams)

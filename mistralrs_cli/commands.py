@@ -17,10 +17,12 @@ from typer.core import TyperGroup
 
 from mistralrs.api.selectors import ROWS, Row, row_named
 from mistralrs.errors import UsageError
-from mistralrs_cli.options import BenchOptions, GlobalOptions, InspectOptions, ModelsOptions, parameters
+from mistralrs_cli.global_options import GlobalOptions
+from mistralrs_cli.option import parameters
+from mistralrs_cli.options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.rows import AdapterOptions, WeightOptions, option_classes, overview, required, row_defaults, summary
 
-Tool = InspectOptions | ModelsOptions
+Tool = InspectOptions | ModelsOptions | QuantizeOptions
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -196,12 +198,14 @@ _HELP = {
     "model.",
     "inspect": "Show what a model is: architecture, types, tokenizer, chat template, and the memory that it needs.",
     "models": "List the models in the hub's cache, or delete one.",
+    "quantize": "Write a safetensors model as a GGUF file with quantised weights.",
     "help": "Show the help of a command.",
 }
 _OTHER: dict[str, Callable[[], Any]] = {
     "bench": _bench_command,
     "inspect": lambda: _tool_command("inspect", InspectOptions),
     "models": lambda: _tool_command("models", ModelsOptions),
+    "quantize": lambda: _tool_command("quantize", QuantizeOptions),
     "help": _help_command,
 }
 """The subcommands that are not rows."""
@@ -221,13 +225,14 @@ def _declare(function: Callable[..., Any], declared: list[inspect.Parameter]) ->
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:
-    message = " ".join(error.format_message().split())
+    words = " ".join(error.format_message().split())
+    message = words[:1].lower() + words[1:]
     context = getattr(error, "ctx", None)
     name = getattr(error, "option_name", None)
     if name is not None and context is not None and context.parent is not None and name in _global_names():
         return UsageError(message, hint=f"{name} is a global option: it goes before {context.info_name}")
     path = context.command_path if context is not None else "mistralrs"
-    return UsageError(message[:1].lower() + message[1:], hint=f"{path} --help lists the options")
+    return UsageError(message, hint=f"{path} --help lists the options")
 
 
 def _global_names() -> set[str]:

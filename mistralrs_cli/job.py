@@ -9,6 +9,7 @@ import math
 import secrets
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from mistralrs.api.local import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
@@ -16,17 +17,12 @@ from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs.text.builtin_templates import builtin_template
 from mistralrs_cli.commands import Selection, Words
-from mistralrs_cli.options import (
-    ALL,
-    GlobalOptions,
-    InspectOptions,
-    Mode,
-    ModelsOptions,
-    PlainOptions,
-    QuantizedOptions,
-    given,
-)
+from mistralrs_cli.global_options import GlobalOptions, given
+from mistralrs_cli.option import ALL, Mode
+from mistralrs_cli.options import InspectOptions, ModelsOptions, PlainOptions, QuantizedOptions, QuantizeOptions
+from mistralrs_cli.serve import ServeJob, serve_job
 from mistralrs_cli.source import anywhere, find_source
+from mistralrs_cli.values import byte_count, check_range, number
 
 CHAT_MAX_TOKENS = 4096
 PROMPT_MAX_TOKENS = 128
@@ -104,15 +100,29 @@ class Task:
     load: LoadOptions
 
 
-def understand(words: Words) -> Task | InspectJob | ModelsJob:
+@dataclass(frozen=True, slots=True)
+class QuantizeJob:
+    """Write ``source`` to ``out`` with weights of ``type``, a key of ``quant.quantize.ISQ_TYPES``."""
+
+    source: ModelSource
+    token_source: str
+    out: Path
+    type: str
+
+
+Tool = InspectJob | ModelsJob | QuantizeJob | ServeJob
+"""What needs no model in this process."""
+
+
+def understand(words: Words) -> Task | Tool:
     """The task that a command line asks for. Raises ``UsageError``, and ``LoadError`` when a local file is missing."""
     mode = _mode(words)
     options = words.options
-    if isinstance(words.tool, InspectOptions):
-        source = anywhere(words.tool.source, words.tool.filename, gqa=words.tool.gqa or 1)
-        return InspectJob(source, options.token_source or LoadOptions().token_source, words.tool.json)
-    if isinstance(words.tool, ModelsOptions):
-        return _models_job(words.tool)
+    if words.tool is not None:
+        return _tool_job(words.tool, options.token_source or LoadOptions().token_source)
+    if mode is Mode.SERVE:
+        defaults = SamplingParams(repeat_last_n=_repeat_last_n(words.selection))
+        return serve_job(options, find_source(words.selection), _load_options(words, None), defaults)
     sampling = _sampling(options, words.selection)
     job: Job
     if mode is Mode.CHAT:
@@ -134,36 +144,49 @@ def _mode(words: Words) -> Mode:
         Mode.BENCH: words.bench is not None,
         Mode.INSPECT: isinstance(words.tool, InspectOptions),
         Mode.MODELS: isinstance(words.tool, ModelsOptions),
+        Mode.QUANTIZE: isinstance(words.tool, QuantizeOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:
         raise UsageError(f"{' and '.join(mode.value for mode in modes)} exclude each other", hint="choose one of them")
-    _refuse_serving(options)
     mode = modes[0] if modes else None
     for name, meant_in in given(options).items():
         if meant_in != ALL and mode not in meant_in:
             needs = " or ".join(each.value for each in Mode if each in meant_in)
             raise UsageError(f"{name} needs {needs}", hint=f"add it, or leave {name} out")
     if mode is None:
-        raise UsageError("say what to do", hint=_three_commands(words.subcommand))
+        raise UsageError("say what to do", hint=_commands(words.subcommand))
     return mode
 
 
-def _refuse_serving(options: GlobalOptions) -> None:
-    for name, meant_in in given(options).items():
-        if meant_in == {Mode.SERVE}:
-            raise UsageError(f"{name}: serving is not there yet", hint="-i chats, --prompt TEXT answers one prompt")
-
-
-def _three_commands(subcommand: tuple[str, ...]) -> str:
+def _commands(subcommand: tuple[str, ...]) -> str:
     row = "".join(f" {shlex.quote(word)}" for word in subcommand)
     commands = (
         (f"mistralrs -i{row}", "chat in the terminal"),
         (f'mistralrs --prompt "..."{row}', "one answer on stdout"),
+        (f"mistralrs --port 1234{row}", "serve OpenAI's API"),
         (f"mistralrs bench{row}", "measure the speed"),
     )
     width = max(len(command) for command, _ in commands)
     return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
+
+
+def _tool_job(words: InspectOptions | ModelsOptions | QuantizeOptions, token_source: str) -> Tool:
+    if isinstance(words, InspectOptions):
+        source = anywhere(words.source, words.filename, gqa=words.gqa or 1)
+        return InspectJob(source, token_source, words.json)
+    return _models_job(words) if isinstance(words, ModelsOptions) else _quantize_job(words, token_source)
+
+
+def _quantize_job(words: QuantizeOptions, token_source: str) -> QuantizeJob:
+    wanted = isq_type(words.type).name.lower()
+    if words.out.suffix != ".gguf":
+        raise UsageError(f"{words.out} is to be a GGUF file", hint="give it a name that ends in .gguf")
+    if words.out.exists():
+        raise UsageError(f"{words.out} is there already", hint="remove it, or give another name")
+    if not words.out.parent.is_dir():
+        raise UsageError(f"{words.out.parent} is no folder", hint="make it first")
+    return QuantizeJob(anywhere(words.source, None), token_source, words.out, wanted)
 
 
 def _models_job(words: ModelsOptions) -> ModelsJob:
@@ -227,39 +250,28 @@ def _sampling(options: GlobalOptions, selection: Selection | None) -> SamplingPa
         limit = CHAT_MAX_TOKENS if options.prompt is None else PROMPT_MAX_TOKENS
     if options.stop and "" in options.stop:
         raise UsageError("--stop '' would stop every answer at once", hint="give the text to stop at")
-    repeat_last_n = None if selection is None else selection.options.repeat_last_n
-    if repeat_last_n is None:
-        repeat_last_n = SAMPLING.repeat_last_n if selection is None else selection.row.repeat_last_n
     seed = options.seed
-    _check("--seed", seed, 0, LARGEST_SEED)
+    check_range("--seed", seed, 0, LARGEST_SEED)
     return SamplingParams(
-        temperature=_number("--temperature", options.temperature, SAMPLING.temperature, 0),
-        top_k=int(_number("--top-k", options.top_k, SAMPLING.top_k, 0)),
-        top_p=_number("--top-p", options.top_p, SAMPLING.top_p, 0, 1),
-        min_p=_number("--min-p", options.min_p, SAMPLING.min_p, 0, 1),
+        temperature=number("--temperature", options.temperature, SAMPLING.temperature, 0),
+        top_k=int(number("--top-k", options.top_k, SAMPLING.top_k, 0)),
+        top_p=number("--top-p", options.top_p, SAMPLING.top_p, 0, 1),
+        min_p=number("--min-p", options.min_p, SAMPLING.min_p, 0, 1),
         repetition_penalty=_repetition(options.repeat_penalty),
-        frequency_penalty=_number("--frequency-penalty", options.frequency_penalty, SAMPLING.frequency_penalty),
-        presence_penalty=_number("--presence-penalty", options.presence_penalty, SAMPLING.presence_penalty),
-        repeat_last_n=repeat_last_n,
+        frequency_penalty=number("--frequency-penalty", options.frequency_penalty, SAMPLING.frequency_penalty),
+        presence_penalty=number("--presence-penalty", options.presence_penalty, SAMPLING.presence_penalty),
+        repeat_last_n=_repeat_last_n(selection),
         seed=secrets.randbits(32) if seed is None else seed,
         max_tokens=limit,
         stop=tuple(options.stop or ()),
     )
 
 
-def _number(name: str, value: float | None, default: float, least: float = -math.inf, most: float = math.inf) -> float:
-    _check(name, value, least, most)
-    return default if value is None else value
-
-
-def _check(name: str, value: float | None, least: float, most: float) -> None:
-    if value is None or (math.isfinite(value) and least <= value <= most):
-        return
-    if math.isinf(most):
-        allowed = "a finite number" if math.isinf(least) else f"at least {least:g}"
-    else:
-        allowed = f"from {least} to {most}"
-    raise UsageError(f"{name} {value} is out of range", hint=f"it must be {allowed}")
+def _repeat_last_n(selection: Selection | None) -> int:
+    if selection is None:
+        return SAMPLING.repeat_last_n
+    given = selection.options.repeat_last_n
+    return selection.row.repeat_last_n if given is None else given
 
 
 def _repetition(value: float | None) -> float:
@@ -270,7 +282,8 @@ def _repetition(value: float | None) -> float:
     return value
 
 
-def _load_options(words: Words, job: Job) -> LoadOptions:
+def _load_options(words: Words, job: Job | None) -> LoadOptions:
+    """``job``: None is serving."""
     options = words.options
     defaults = LoadOptions()
     if isinstance(job, BenchJob):
@@ -280,10 +293,14 @@ def _load_options(words: Words, job: Job) -> LoadOptions:
         max_seqs = options.max_seqs or max(MAX_SEQS, copies)
         prefix_cache_n = defaults.prefix_cache_n if options.prefix_cache_n is None else options.prefix_cache_n
     row_options = words.selection.options if words.selection else None
+    _check_kv_dir(options)
     return LoadOptions(
         max_seqs=max_seqs,
         prefix_cache_n=prefix_cache_n,
         no_kv_cache=options.no_kv_cache,
+        kv_memory=byte_count("--kv-memory", options.kv_memory) if options.kv_memory else defaults.kv_memory,
+        kv_dir=options.kv_dir,
+        kv_dir_bytes=byte_count("--kv-dir-size", options.kv_dir_size) if options.kv_dir_size else defaults.kv_dir_bytes,
         chat_template=options.chat_template or _row_template(words.selection),
         tokenizer_json=row_options.tokenizer_json if row_options else None,
         tok_model_id=None if row_options is None or isinstance(row_options, PlainOptions) else row_options.tok_model_id,
@@ -293,6 +310,16 @@ def _load_options(words: Words, job: Job) -> LoadOptions:
         dtype=options.dtype or defaults.dtype,
         isq=_isq(options.isq, words.selection),
     )
+
+
+def _check_kv_dir(options: GlobalOptions) -> None:
+    if options.kv_dir is None:
+        if options.kv_dir_size:
+            raise UsageError("--kv-dir-size needs --kv-dir", hint="name the folder, or leave the size out")
+        return
+    for name, is_off in (("--no-kv-cache", options.no_kv_cache), ("--prefix-cache-n 0", options.prefix_cache_n == 0)):
+        if is_off:
+            raise UsageError(f"--kv-dir keeps what {name} throws away", hint="leave one of them out")
 
 
 def _row_template(selection: Selection | None) -> str | None:

@@ -79,7 +79,8 @@ def _file_source(row: Row, options: QuantizedOptions) -> ModelSource:
         )
     filename = filename or row.quantized_filename
     if filename is None:
-        raise UsageError(f"{row.name} needs -f FILE", hint=f"mistralrs -i {row.name} -f model.gguf")
+        command = f"-i auto {where}" if where else f"-i {row.name} -f model.gguf"
+        raise UsageError(f"{row.name} needs -f FILE", hint=f"mistralrs {command}")
     gqa = (options.gqa if isinstance(options, GgmlOptions) else None) or row.gqa
     if where == "" or (where is not None and Path(where).exists()):
         path = Path(where) / filename if where and Path(where).is_dir() else Path(filename)

@@ -15,15 +15,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from mistralrs import __version__
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.errors import LoadError, RequestError
 
 if TYPE_CHECKING:
-    from mistralrs.engine.engine import Engine, EngineStats
+    from mistralrs.engine.engine import Engine
     from mistralrs.engine.events import Stream
+    from mistralrs.engine.stats import EngineStats
     from mistralrs.loading.pipeline import Model
     from mistralrs.loading.text_source import TextSource
+    from mistralrs.text.chat_template import ChatTemplate
     from mistralrs.text.tokenizer import Tokenizer
+
+SPILL_BYTES = 512 << 20
+"""KV of older sequences, beyond ``prefix_cache_n``, that stays where it is until its memory is needed."""
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and of how much; a total of 0 is unknown."""
@@ -50,7 +56,15 @@ class LoadOptions:
     """How to load it."""
 
     max_seqs: int = 16
+    max_queue: int | None = None
+    """Requests that may wait beside those that run; None: any number."""
     prefix_cache_n: int = 16
+    kv_memory: int | None = None
+    """Bytes of the KV cache at most; None: half of what the weights leave."""
+    kv_dir: Path | None = None
+    """A folder in which KV outlives the process; None: it does not."""
+    kv_dir_bytes: int = 8 << 30
+    """What that folder may hold."""
     no_kv_cache: bool = False
     chat_template: str | None = None
     """Jinja text, or a path that ends in .json or .jinja; wins over the model's own."""
@@ -95,13 +109,15 @@ class LocalModel:
     """A loaded model with its engine; a context manager. Safe from any thread."""
 
     def __init__(self, model: Model, engine: Engine, info: ModelInfo) -> None:
-        self._model = model
-        self._engine = engine
+        self.engine = engine
+        """For requests that ``chat`` and ``complete`` do not make."""
         # the engine's thread must not be inside native code when the interpreter goes away
         weakref.finalize(self, engine.close)
         self.info = info
         self.tokenizer: Tokenizer = model.tokenizer
+        self.template: ChatTemplate | None = model.template
         self.has_template = model.template is not None
+        self.hidden_size = model.spec.hidden_size
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
@@ -123,10 +139,11 @@ class LocalModel:
             dtype=options.dtype,
             isq=options.isq,
             gqa=source.gqa,
+            kv_memory=options.kv_memory,
         )
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
-        engine = _start_engine(model, options)
+        engine = _start_engine(model, options, backend=resolved.backend.name)
         info = ModelInfo(
             # the folder of a model in the hub's cache is called by its commit
             name=source.repo if source.repo and path.is_dir() else model.name,
@@ -145,15 +162,14 @@ class LocalModel:
 
     def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
         """The prompt that ``chat`` sends. Raises ``RequestError``, also when there is no chat template."""
+        from mistralrs.text.builtin_templates import template_hint
         from mistralrs.text.chat_template import encode_chat
 
-        if self._model.template is None:
+        if self.template is None:
             raise RequestError(
-                f"{self.info.name} has no chat template, so it cannot be chatted with",
-                hint="pass one with --chat-template (chat_templates/ has some)",
-                param="messages",
+                f"{self.info.name} has no chat template, so it cannot chat", hint=template_hint(), param="messages"
             )
-        return tuple(encode_chat(self._model.template, self.tokenizer, messages))
+        return tuple(encode_chat(self.template, self.tokenizer, messages))
 
     def count(self, messages: Sequence[Mapping[str, object]]) -> int:
         """Prompt tokens that ``chat`` would send."""
@@ -163,18 +179,18 @@ class LocalModel:
         self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
     ) -> Stream:
         """Answers a conversation. Raises ``RequestError`` and ``ContextLengthError`` at once."""
-        return self._engine.submit(Request(self.tokens_of(messages), sampling, truncate=truncate, trim_space=True))
+        return self.engine.submit(Request(self.tokens_of(messages), sampling, truncate=truncate, trim_space=True))
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
         """Continues token ids. Raises ``RequestError`` and ``ContextLengthError`` at once."""
-        return self._engine.submit(Request(tuple(prompt), sampling))
+        return self.engine.submit(Request(tuple(prompt), sampling))
 
     def stats(self) -> EngineStats:
-        return self._engine.stats()
+        return self.engine.stats()
 
     def close(self) -> None:
         """Ends what runs."""
-        self._engine.close()
+        self.engine.close()
 
     def __enter__(self) -> LocalModel:
         return self
@@ -185,22 +201,33 @@ class LocalModel:
         self.close()
 
 
-def _start_engine(model: Model, options: LoadOptions) -> Engine:
+def _start_engine(model: Model, options: LoadOptions, *, backend: str) -> Engine:
     from mistralrs.engine.engine import Engine
+    from mistralrs.engine.kv_store import KvStore
     from mistralrs.engine.model_runner import ModelRunner
 
+    store = None
+    if options.kv_dir is not None and options.prefix_cache_n and not options.no_kv_cache:
+        # blocks of another backend would differ in their last bits, or in their layout
+        name = f"{model.fingerprint} {backend} {__version__}"
+        store = KvStore(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=name)
+    num_blocks = sum(group.num_blocks for group in model.limits.kv_groups)
     return Engine(
         ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
         model.tokenizer,
         EngineConfig(
-            num_blocks=model.limits.num_blocks,
+            kv_groups=model.limits.kv_groups,
             max_model_len=model.max_model_len,
             max_seqs=options.max_seqs,
+            max_queue=options.max_queue,
             max_batch_tokens=options.max_batch_tokens,
+            max_prompt_logits=model.limits.max_logits - options.max_seqs,
             block_size=model.limits.block_size,
             prefix_cache_n=options.prefix_cache_n,
+            spill_blocks=SPILL_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
             no_kv_cache=options.no_kv_cache,
         ),
+        store=store,
     )
 
 

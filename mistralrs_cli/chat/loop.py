@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mistralrs.errors import MistralrsError, RequestError
+from mistralrs.text.builtin_templates import template_hint
 from mistralrs_cli.chat import commands
 from mistralrs_cli.chat.render import banner
 from mistralrs_cli.chat.session import Chat
@@ -15,9 +16,7 @@ from mistralrs_cli.output import Streams
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
     """Chat until the user leaves or the input ends; returns the exit code."""
     if not model.has_template:
-        raise RequestError(
-            f"{model.info.name} has no chat template", hint="--chat-template FILE gives it one, for example chatml.json"
-        )
+        raise RequestError(f"{model.info.name} has no chat template, so it cannot chat", hint=template_hint())
     chat = Chat(model, job, streams)
     if streams.interactive:
         return _from_terminal(chat, streams)

@@ -13,7 +13,10 @@ import pytest
 import mistralrs
 from tests.cli.terminal import ROOT, environment
 
-HEAVY = ("torch", "numpy", "tokenizers", "gguf", "huggingface_hub", "jinja2", "prompt_toolkit", "rich", "asyncio")
+HEAVY = (
+    "torch", "numpy", "tokenizers", "gguf", "huggingface_hub", "jinja2", "prompt_toolkit", "rich", "asyncio", "fastapi",
+    "uvicorn",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,8 @@ HEAVY = ("torch", "numpy", "tokenizers", "gguf", "huggingface_hub", "jinja2", "p
         ["-i", "--prompt", "x"],
         ["--prompt", "x", "--top-p", "7"],
         ["-i", "gguf", "-f", "/absent.gguf"],
+        ["--port", "1234", "--isolate-keys"],
+        ["--port", "1234", "gguf", "-f", "/absent.gguf"],
     ],
     ids=" ".join,
 )
@@ -55,3 +60,24 @@ def test_version_is_the_project_s() -> None:
 
 def test_public_names_are_there() -> None:
     assert all(hasattr(mistralrs, name) for name in mistralrs.__all__)
+
+
+@pytest.mark.parametrize("module", ["mistralrs_cli.app", "mistralrs_cli.commands"])
+def test_ctrl_c_while_it_is_imported_ends_it_quietly(tmp_path: Path, module: str) -> None:
+    code = f"""
+import os, signal, sys, time
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+sys.meta_path.insert(0, Interrupting())
+from mistralrs_cli.start import start
+start()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--help"], env=environment(tmp_path), cwd=ROOT, capture_output=True, timeout=60
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, b"", b"")

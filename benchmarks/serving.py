@@ -1,0 +1,173 @@
+"""Tokens a second and time to first token over HTTP, beside the same engine in process and beside other servers.
+
+    python -m benchmarks.serving MODEL.gguf [--llamacpp PY] [--openvino PY] [--requests 256]
+
+The first PY is a Python that has llama-cpp-python[server], the second one with openvino-genai, whose
+ContinuousBatchingPipeline runs in its process. All get the same requests, greedy, one candidate after the other;
+nothing else should run. Prints one JSON line; progress goes to stderr. Run it from the project's root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.events import Delta, Failed, Finished
+from tests.soak.http_load import Ask, Heard, run_streams, workload
+
+OPENVINO = """
+import json, sys, time
+import openvino_genai as g
+path, requests = sys.argv[1], json.load(sys.stdin)
+scheduler = g.SchedulerConfig(); scheduler.cache_size = 4; scheduler.max_num_seqs = int(sys.argv[2])
+pipe = g.ContinuousBatchingPipeline(path, scheduler, "CPU")
+def config(n):
+    c = g.GenerationConfig(); c.max_new_tokens = n; c.do_sample = False; return c
+pipe.generate(["warm up"], [config(4)])
+started = time.perf_counter()
+results = pipe.generate([p for p, _ in requests], [config(n) for _, n in requests])
+seconds = time.perf_counter() - started
+tokenizer = pipe.get_tokenizer()
+tokens = sum(tokenizer.encode(result.m_generation_ids[0]).input_ids.shape[1] for result in results)
+print(json.dumps({"seconds": seconds, "tokens": tokens}))
+"""
+
+
+def main() -> None:
+    args = _arguments()
+    requests = list(itertools.islice(workload(7, max_tokens=args.max_tokens), args.requests))
+    results: dict[str, dict[str, float]] = {}
+    if "in process" in args.only:
+        results["in process"] = _in_process(args.model, requests, args.streams)
+    if "http" in args.only:
+        command = [sys.executable, "-m", "mistralrs_cli", "--port", "{port}", "--max-seqs", str(args.streams), "auto"]
+        results["http"] = _over_http([*command, str(args.model)], requests, args.streams)
+    if args.llamacpp:
+        command = [args.llamacpp, "-m", "llama_cpp.server", "--model", str(args.model), "--port", "{port}"]
+        extra = ["--n_ctx", "4096", "--n_threads", "2", "--n_threads_batch", "2"]
+        # one request at a time: a share of the requests tells its rate
+        some = requests[: max(args.streams, args.requests // 8)]
+        results["llama.cpp"] = _over_http([*command, *extra], some, args.streams)
+    if args.openvino:
+        results["openvino"] = _openvino(args.openvino, args.model, requests, args.streams)
+    print(json.dumps({"streams": args.streams, "requests": args.requests, **results}))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--llamacpp", metavar="PY")
+    parser.add_argument("--openvino", metavar="PY")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--only", nargs="+", default=["in process", "http"])
+    return parser.parse_args()
+
+
+def _in_process(path: Path, requests: list[Ask], streams: int) -> dict[str, float]:
+    """The same requests, submitted by as many threads as there are streams over HTTP."""
+    source = ModelSource(architecture=None, path=path, repo=None, filename=None)
+    with LocalModel.load(source, LoadOptions(max_seqs=streams)) as model:
+
+        def serve(request: Ask) -> Heard:
+            started, heard = time.perf_counter(), Heard()
+            prompt = model.tokenizer.encode(request.prompt, special=False, bos=model.tokenizer.add_bos)
+            for event in model.complete(prompt, SamplingParams(temperature=0, max_tokens=request.max_tokens)):
+                if isinstance(event, Delta) and event.text:
+                    heard.pieces.append(time.perf_counter() - started)
+                elif isinstance(event, Finished):
+                    heard.tokens = event.usage.completion_tokens
+                elif isinstance(event, Failed):
+                    heard.error = event.error.message
+            heard.seconds = time.perf_counter() - started
+            return heard
+
+        serve(requests[0])
+        started = time.perf_counter()
+        with ThreadPoolExecutor(streams) as pool:
+            heard = list(pool.map(serve, requests))
+        return _figures(heard, time.perf_counter() - started)
+
+
+def _over_http(command: list[str], requests: list[Ask], streams: int) -> dict[str, float]:
+    with _server(command) as port:
+        asyncio.run(run_streams("127.0.0.1", port, iter(requests[:1]), streams=1, count=1))
+        started = time.perf_counter()
+        answers = asyncio.run(
+            run_streams("127.0.0.1", port, iter(requests), streams=streams, count=len(requests)),
+        )
+        return _figures([heard for _, heard in answers], time.perf_counter() - started)
+
+
+@contextmanager
+def _server(command: list[str]) -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    words = [word.format(port=port) for word in command]
+    with subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            _wait(port, server)
+            yield port
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
+                if json.load(answer)["data"]:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            if server.poll() is not None:
+                raise SystemExit("the server ended before it was ready") from None
+        time.sleep(0.2)
+    raise SystemExit("the server did not become ready")
+
+
+def _openvino(python: str, path: Path, requests: list[Ask], streams: int) -> dict[str, float]:
+    text = json.dumps([[request.prompt, request.max_tokens] for request in requests])
+    command = [python, "-c", OPENVINO, str(path), str(streams)]
+    found = json.loads(subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout)
+    return {"tokens_per_s": round(found["tokens"] / found["seconds"], 1), "seconds": round(found["seconds"], 1)}
+
+
+def _figures(heard: list[Heard], seconds: float) -> dict[str, float]:
+    failed = [one.error for one in heard if one.error]
+    if failed:
+        print(f"{len(failed)} requests failed: {failed[0]}", file=sys.stderr)
+    first = sorted(one.pieces[0] for one in heard if one.pieces)
+    figures = {
+        "tokens_per_s": sum(one.tokens for one in heard) / seconds,
+        "first_p50_s": statistics.median(first),
+        "first_p95_s": first[int(len(first) * 0.95)],
+        "seconds": seconds,
+        "failed": float(len(failed)),
+    }
+    print(figures, file=sys.stderr)
+    return {name: round(value, 2) for name, value in figures.items()}
+
+
+if __name__ == "__main__":
+    main()

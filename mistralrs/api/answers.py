@@ -1,0 +1,262 @@
+"""The bodies of answers, declared for the documentation of the interface; what is sent is built elsewhere.
+
+Knows fields and types. A test holds real answers against these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class Part(BaseModel):
+    """A part of an answer; what is not declared is not sent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CachedTokens(Part):
+    cached_tokens: int
+    """Prompt tokens that were known from earlier requests."""
+
+
+class ReasoningTokens(Part):
+    reasoning_tokens: int
+
+
+class Usage(Part):
+    """Each prompt is counted once, and all that was generated, shown or not."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens
+
+
+class Timings(Part):
+    """Sums over all choices; rates in tokens a second, null where no time passed."""
+
+    avg_tok_per_sec: float | None
+    avg_prompt_tok_per_sec: float | None
+    avg_compl_tok_per_sec: float | None
+    total_time_sec: float
+    total_prompt_time_sec: float
+    """Until the first token of a choice, waiting included."""
+    total_completion_time_sec: float
+    """From there on."""
+    seed: int
+    """Choice i drew with seed + i."""
+
+
+class ChunkTimings(Part):
+    """Of one choice until now."""
+
+    completion_tokens: int
+    total_time_sec: float
+    avg_compl_tok_per_sec: float | None
+
+
+class CandidateToken(Part):
+    token: str
+    logprob: float
+    """Natural logarithm; -9999 for what cannot come."""
+    bytes: list[int]
+    """Need not be whole characters."""
+
+
+class DrawnToken(CandidateToken):
+    top_logprobs: list[CandidateToken]
+
+
+class ChatLogprobs(Part):
+    content: list[DrawnToken]
+
+
+class CompletionLogprobs(Part):
+    """Lists of equal length; the first token of an echoed prompt has no probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+    """Characters from the beginning of the choice's text."""
+
+
+class AnswerMessage(Part):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Part):
+    index: int
+    message: AnswerMessage
+    finish_reason: FinishReason
+    logprobs: ChatLogprobs | None
+
+
+class _Answer(Part):
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+    system_fingerprint: Literal["local"]
+
+
+class ChatCompletion(_Answer):
+    """The answer to ``POST /v1/chat/completions``"""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: Timings
+
+
+class ChunkDelta(Part):
+    role: Literal["assistant"] | None = None
+    """Only in a choice's first chunk."""
+    content: str | None = None
+    """Not in its last."""
+
+
+class ChatChunkChoice(Part):
+    index: int
+    delta: ChunkDelta
+    finish_reason: FinishReason | None
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletionChunk(_Answer):
+    """An event of a streamed answer to ``POST /v1/chat/completions``"""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    """Empty in the chunk that holds the usage."""
+    usage: Usage | None = None
+    """Only with ``include_usage``."""
+    timings: Timings | ChunkTimings | None = None
+    """In the last choice's last chunk, and in others with ``timings_per_token``."""
+
+
+class CompletionChoice(Part):
+    index: int
+    text: str
+    finish_reason: FinishReason
+    logprobs: CompletionLogprobs | None
+
+
+class Completion(_Answer):
+    """The answer to ``POST /v1/completions``"""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+    timings: Timings
+
+
+class CompletionChunkChoice(Part):
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: CompletionLogprobs | None
+
+
+class CompletionChunk(_Answer):
+    """An event of a streamed answer to ``POST /v1/completions``"""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+    timings: Timings | ChunkTimings | None = None
+
+
+class EmbeddingEntry(Part):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """Numbers, or the base64 of little-endian float32."""
+
+
+class EmbeddingUsage(Part):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Part):
+    """The answer to ``POST /v1/embeddings``"""
+
+    object: Literal["list"]
+    data: list[EmbeddingEntry]
+    model: str
+    usage: EmbeddingUsage
+
+
+class ModelMeta(Part):
+    n_ctx: int
+    n_ctx_train: int
+
+
+class ModelCard(Part):
+    """A model, with the length of its context under every name that clients look for."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    context_length: int
+    meta: ModelMeta
+
+
+class ModelList(Part):
+    """The answer to ``GET /v1/models``"""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class ErrorFacts(Part):
+    message: str
+    type: str
+    param: str | None
+    """The path of the field, such as ``messages[2].content``."""
+    code: str | None
+
+
+class Error(Part):
+    """Any answer with a status from 400 on, and the last event of a stream that failed."""
+
+    error: ErrorFacts
+    partial_response: dict[str, Any] | None = None
+    """What there was of the answer when the engine failed."""
+
+
+class PieceOfText(Part):
+    id: int
+    piece: str | list[int]
+    """Bytes, where they are no text."""
+
+
+class Tokens(Part):
+    """The answer to ``POST /tokenize``"""
+
+    tokens: list[int] | list[PieceOfText]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(Part):
+    """The answer to ``POST /detokenize``: the text under the names of llama.cpp and vLLM."""
+
+    content: str
+    prompt: str
+
+
+class AppliedTemplate(Part):
+    """The answer to ``POST /apply-template``"""
+
+    prompt: str

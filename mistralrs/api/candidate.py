@@ -1,0 +1,119 @@
+"""What has been heard of each answer to a prompt, and what all of them cost. Knows no shape of an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from mistralrs.engine.events import Delta, Event, Failed, Finished, FinishReason, PromptLogprobs, TokenLogprob, Usage
+from mistralrs.errors import EngineError, MistralrsError
+
+if TYPE_CHECKING:
+    from mistralrs.engine.config import Request
+
+CANCELLED = "request_cancelled"
+"""The code of an answer that was ended by another than who asked."""
+
+
+class Candidate:
+    """One stream's events so far."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+        self.logprobs: list[TokenLogprob] = []
+        self.num_tokens = 0
+        self.reason: FinishReason | None = None
+        """Why it is complete; None: it is not."""
+        self.usage: Usage | None = None
+        self._texts: list[str] = []
+        self._started = time.perf_counter()
+        self._first_token: float | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Of the tokens drawn, if log-probabilities were asked for."""
+        return sum(logprob.logprob for logprob in self.logprobs)
+
+    def hear(self, event: Event) -> MistralrsError | None:
+        """Takes note of an event. Returns the error, if it is the end of an answer that will not be complete."""
+        if isinstance(event, Delta):
+            self._hear_delta(event)
+        elif isinstance(event, PromptLogprobs):
+            self.prompt_logprobs = event.logprobs
+        elif isinstance(event, Finished):
+            self.usage = event.usage
+            if event.reason == "cancelled":
+                return cancelled()
+            self.reason = event.reason
+            self.num_tokens = event.usage.completion_tokens  # the token that ends a text is in no delta
+        elif isinstance(event, Failed):
+            self.usage = event.usage
+            return event.error
+        return None
+
+    def timings(self) -> dict[str, float | int | None]:
+        """Of what has come so far, by the clock of who listens."""
+        now = time.perf_counter()
+        since_first = 0.0 if self._first_token is None else now - self._first_token
+        return {
+            "completion_tokens": self.num_tokens,
+            "total_time_sec": now - self._started,
+            "avg_compl_tok_per_sec": _rate(self.num_tokens - 1, since_first),
+        }
+
+    def _hear_delta(self, delta: Delta) -> None:
+        if self._first_token is None:
+            self._first_token = time.perf_counter()
+        self._texts.append(delta.text)
+        self.logprobs += delta.logprobs
+        self.num_tokens += len(delta.tokens)
+
+
+def cancelled() -> EngineError:
+    """What ended an answer that somebody else than its reader cancelled."""
+    return EngineError("the request was cancelled", code=CANCELLED)
+
+
+def usage(candidates: Sequence[Candidate], *, per_prompt: int) -> dict[str, object]:
+    """Tokens in OpenAI's shape: each prompt is counted once, and all that was generated, shown or not."""
+    firsts = candidates[::per_prompt]
+    prompt = sum(len(candidate.request.prompt) for candidate in firsts)
+    cached = sum(candidate.usage.cached_tokens for candidate in firsts if candidate.usage)
+    completion = sum(candidate.num_tokens for candidate in candidates)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def timings(candidates: Iterable[Candidate], *, seed: int) -> dict[str, object]:
+    """Rates in tokens a second, null where no time passed, and times in seconds: sums over all candidates, waiting
+    included. ``seed`` is that of the first one."""
+    known = [candidate for candidate in candidates if candidate.usage]
+    usages = [candidate.usage for candidate in known if candidate.usage]
+    prompt_tokens = sum(usage.prompt_tokens for usage in usages)
+    completion_tokens = sum(candidate.num_tokens for candidate in known)
+    prompt_s = sum(usage.prompt_s for usage in usages)
+    completion_s = sum(usage.completion_s for usage in usages)
+    return {
+        "avg_tok_per_sec": _rate(prompt_tokens + completion_tokens, prompt_s + completion_s),
+        "avg_prompt_tok_per_sec": _rate(prompt_tokens, prompt_s),
+        "avg_compl_tok_per_sec": _rate(completion_tokens, completion_s),
+        "total_time_sec": prompt_s + completion_s,
+        "total_prompt_time_sec": prompt_s,
+        "total_completion_time_sec": completion_s,
+        "seed": seed,
+    }
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if seconds > 0 else None

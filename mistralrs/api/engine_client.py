@@ -1,0 +1,350 @@
+"""What a server needs of an engine: submit a request, hear its events on an event loop, learn that the engine is dead.
+
+Behind one protocol are an engine of this process and one in a process of its own. Knows no HTTP and no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from mistralrs.api.engine_link import CLOSING_S, EngineLink
+from mistralrs.api.engine_messages import (
+    AskStats,
+    Cancel,
+    Died,
+    Load,
+    Loaded,
+    Logged,
+    NotLoaded,
+    Progressed,
+    Stats,
+    Step,
+    Submit,
+    unpack,
+)
+from mistralrs.engine.admission import check_queue, check_request, fit_prompt
+from mistralrs.engine.events import Delta, End, Event, Failed, Finished, Usage
+from mistralrs.errors import EngineError, LoadError
+
+if TYPE_CHECKING:
+    from mistralrs.api.local import LoadOptions, LocalModel, ModelInfo, ModelSource, Progress
+    from mistralrs.engine.config import EngineConfig, Request
+    from mistralrs.engine.engine import Engine
+    from mistralrs.engine.stats import EngineStats
+    from mistralrs.text.chat_template import ChatTemplate
+    from mistralrs.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What is known of the model without the engine: all that preparing a request and reading its answer take."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    max_len: int
+    """Tokens that one sequence can have, prompt and answer together."""
+    vocab_size: int
+    """Ids from here on are never drawn and not accepted."""
+    hidden_size: int
+    """Values in an embedding."""
+
+    @classmethod
+    def of(cls, model: LocalModel) -> ServedModel:
+        engine = model.engine
+        return cls(model.info, model.tokenizer, model.template, engine.max_len, engine.vocab_size, model.hidden_size)
+
+
+class AsyncStream:
+    """One choice's events on an event loop: any number of news, then exactly one Finished or Failed.
+
+    To be used on that loop alone; one task at a time may iterate.
+    """
+
+    BACKLOG = 256
+    """Unread events beyond which Deltas are made one, so that who does not read costs little more than its text."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self.cancelled = False
+        """The caller wants no more; the engine may not have noticed yet."""
+        self._on_cancel = on_cancel
+        self._unread: deque[Event] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self.num_tokens = 0
+        """Tokens of all Deltas so far, read or not."""
+        self._complete = False  # the last event is here
+        self._read = False  # and was read
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event. Cancelling the wait for it loses nothing."""
+        if self._read:
+            raise StopAsyncIteration
+        while not self._unread:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        event = self._unread.popleft()
+        self._read = isinstance(event, End)
+        return event
+
+    def cancel(self) -> None:
+        """Ends the stream within one step with ``Finished("cancelled")``; does nothing if it has ended."""
+        if not self.cancelled:
+            self.cancelled = True
+            if not self._complete:
+                self._on_cancel()
+
+    def put(self, event: Event) -> None:
+        """For the engine alone."""
+        if len(self._unread) >= self.BACKLOG:
+            self._merge()
+        self._unread.append(event)
+        if isinstance(event, Delta):
+            self.num_tokens += len(event.tokens)
+        else:
+            self._complete = isinstance(event, End)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _merge(self) -> None:
+        deltas = [event for event in self._unread if isinstance(event, Delta)]
+        others = [event for event in self._unread if not isinstance(event, Delta)]  # come before every Delta
+        text = "".join(delta.text for delta in deltas)
+        tokens = tuple(token for delta in deltas for token in delta.tokens)
+        logprobs = tuple(logprob for delta in deltas for logprob in delta.logprobs)
+        self._unread = deque([*others, Delta(text, tokens, logprobs)])
+
+
+class EngineClient(Protocol):
+    """An engine as a server sees it. To be used on one event loop."""
+
+    @property
+    def model(self) -> ServedModel: ...
+
+    @property
+    def fault(self) -> EngineError | None:
+        """Why it serves nothing any more; None while it lives."""
+
+    def submit(self, request: Request) -> AsyncStream:
+        """Queues a request.
+
+        Raises RequestError and ContextLengthError for it, QueueFullError when too many wait, EngineError if the engine
+        has ended.
+        """
+
+    async def stats(self) -> EngineStats:
+        """Raises EngineError if the engine has ended."""
+
+    async def close(self) -> None:
+        """Ends the engine; open streams end with ``Finished("cancelled")``. Idempotent."""
+
+
+class InProcessEngine:
+    """An engine of this process, for tests and comparisons. To be made on its event loop, and closed before that."""
+
+    def __init__(self, engine: Engine, model: ServedModel) -> None:
+        """Takes ``engine`` over, before its first request."""
+        self.model = model
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._events: list[tuple[AsyncStream, Event]] = []
+        engine.after_step = self._flush
+
+    @property
+    def fault(self) -> EngineError | None:
+        return self._engine.fault
+
+    def submit(self, request: Request) -> AsyncStream:
+        stream = AsyncStream(lambda: handle.cancel())
+        handle = self._engine.submit_to(partial(self._deliver, stream), request)
+        return stream
+
+    async def stats(self) -> EngineStats:
+        _require_life(self.fault)
+        return self._engine.stats()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._engine.close)
+
+    def _deliver(self, stream: AsyncStream, event: Event) -> None:  # by the engine's thread
+        self._events.append((stream, event))
+
+    def _flush(self) -> None:  # by the engine's thread
+        if self._events:
+            self._loop.call_soon_threadsafe(_distribute, self._events)
+            self._events = []
+
+
+def _distribute(events: list[tuple[AsyncStream, Event]]) -> None:
+    for stream, event in events:
+        stream.put(event)
+
+
+class RemoteEngine:
+    """An engine in a process of its own, which ends when this object is closed and when this process ends.
+
+    Whatever befalls that process ends the open streams with Failed and is then said by ``fault``.
+    """
+
+    model: ServedModel
+
+    def __init__(self, progress: Progress | None) -> None:
+        """For ``start`` alone."""
+        self.fault: EngineError | None = None
+        self._progress = progress
+        self._link: EngineLink
+        self._config: EngineConfig
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._numbers = itertools.count()
+        self._open: dict[int, tuple[AsyncStream, Request]] = {}
+        self._asking: deque[asyncio.Future[EngineStats]] = deque()
+        self._closing = False
+
+    @classmethod
+    async def start(
+        cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None
+    ) -> RemoteEngine:
+        """Starts the process and loads the model in it. Raises LoadError and UsageError.
+
+        On Linux the process does not outlive the thread that calls this.
+        """
+        engine = cls(progress)
+        engine._link = await EngineLink.open(engine._receive, engine._lose)
+        try:
+            engine._link.send(Load(source, options, logger.getEffectiveLevel()))
+            await engine._loaded
+        except BaseException:
+            engine._closing = True
+            engine._link.kill()
+            await asyncio.shield(engine._ended)
+            raise
+        return engine
+
+    def submit(self, request: Request) -> AsyncStream:
+        """As ``EngineClient`` says. What the engine would refuse is refused here, before anything is sent."""
+        _require_life(self.fault)
+        check_request(request, self.model.vocab_size)
+        prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size)
+        check_queue(len(self._open), self._config)
+        fitted = replace(request, prompt=tuple(prompt), truncate=False)
+        number = next(self._numbers)
+        stream = AsyncStream(partial(self._cancel, number))
+        self._open[number] = stream, fitted
+        self._link.send(Submit(number, fitted))
+        return stream
+
+    async def stats(self) -> EngineStats:
+        _require_life(self.fault)
+        answer: asyncio.Future[EngineStats] = self._loop.create_future()
+        self._asking.append(answer)
+        self._link.send(AskStats())
+        return await answer
+
+    async def close(self) -> None:
+        if self.fault is None:
+            self._closing = True
+            self.fault = EngineError("the engine is closed", hint="start it again")
+            self._link.hang_up()
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                await asyncio.shield(self._ended)
+        except TimeoutError:
+            logger.warning("the engine's process did not end within %.0f s and is killed", CLOSING_S)
+            self._link.kill()
+            await asyncio.shield(self._ended)
+
+    def _cancel(self, number: int) -> None:
+        if self.fault is None:
+            self._link.send(Cancel(number))
+
+    def _receive(self, message: object) -> None:
+        match message:
+            case Step(events):
+                for packed in events:
+                    self._deliver(*unpack(packed))
+            case Stats(stats):
+                _settle(self._asking.popleft(), stats)
+            case Logged(record):
+                target = logging.getLogger(record.name)
+                if target.isEnabledFor(record.levelno):
+                    target.handle(record)
+            case Progressed(what, done, total):
+                if self._progress is not None:
+                    self._progress(what, done, total)
+            case Loaded(model, config):
+                self.model, self._config = model, config
+                _settle(self._loaded, None)
+            case NotLoaded(error):
+                _settle(self._loaded, error)
+            case Died(fault):
+                self.fault = fault
+            case _:
+                raise TypeError(f"the engine's process sent {message!r}")
+
+    def _deliver(self, number: int, event: Event) -> None:
+        stream, _ = self._open[number]
+        if isinstance(event, End):
+            del self._open[number]
+        stream.put(event)
+
+    def _lose(self) -> None:
+        """The process has hung up: it is dead or about to end."""
+        is_known = self.fault is not None
+        self.fault = self.fault or EngineError("the engine's process has ended", hint="start it again")
+        self._burial = self._loop.create_task(self._bury(is_known=is_known))
+
+    async def _bury(self, *, is_known: bool) -> None:
+        """Waits for the end of the process, says how it ended if nobody did, and ends what is open."""
+        code = await self._link.exit_code()
+        killed = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else ""
+        how = killed or f"ended with exit code {code}"
+        fault = self.fault
+        if fault is None or not is_known:
+            fault = self.fault = EngineError(f"the engine's process {how}", hint="start it again")
+        if not self._loaded.done():
+            hint = "does the model fit into memory?" if code == -signal.SIGKILL else None
+            self._loaded.set_exception(LoadError(f"{fault.message} while it loaded the model", hint=hint))
+        elif not self._closing:
+            logger.error("%s", fault.message)
+        for stream, request in self._open.values():
+            usage = Usage(len(request.prompt), 0, stream.num_tokens, 0.0, 0.0, 0.0, request.sampling.seed)
+            stream.put(Finished("cancelled", usage) if self._closing else Failed(fault, usage))
+        self._open.clear()
+        for answer in self._asking:
+            _settle(answer, fault)
+        self._asking.clear()
+        self._ended.set_result(None)
+
+
+def _require_life(fault: EngineError | None) -> None:
+    if fault is not None:
+        raise EngineError(fault.message, hint=fault.hint, code=fault.code)
+
+
+def _settle(future: asyncio.Future[T], result: T | Exception) -> None:
+    """Nothing if the future is settled already, or whoever waited for it has gone."""
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

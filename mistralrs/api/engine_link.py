@@ -1,0 +1,103 @@
+"""The server's end of an engine's process: starts it, carries messages both ways, and waits for its end.
+
+Knows the messages' frames and none of their meanings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import cast
+
+from mistralrs.api.engine_messages import Unframer, frame
+from mistralrs.errors import LoadError
+
+CHILD = "mistralrs.api.engine_process"
+"""The module that the process runs."""
+CLOSING_S = 10.0
+"""How long a process that has hung up, or is to, may take to end before it is killed; it needs a step."""
+
+
+class EngineLink(asyncio.Protocol):
+    """A process and the socket to it; of one event loop."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], receive: Callable[[object], None], lose: Callable[[], None]
+    ) -> None:
+        """For ``open`` alone."""
+        self._process = process
+        self._receive = receive
+        self._lose = lose
+        self._unframer = Unframer()
+        self._transport: asyncio.WriteTransport
+
+    @classmethod
+    async def open(cls, receive: Callable[[object], None], lose: Callable[[], None]) -> EngineLink:
+        """Starts the process. ``receive`` is called with each message, ``lose`` when the process has hung up.
+
+        On Linux the process does not outlive the thread that calls this. Raises LoadError.
+        """
+        process, connection = _start_process()
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(lambda: cls(process, receive, lose), sock=connection)
+        return link
+
+    def send(self, message: object) -> None:
+        """Never waits. To be called while the process has not hung up."""
+        self._transport.write(frame(message))
+
+    def hang_up(self) -> None:
+        """Lets the process know that nothing more comes; it answers what it can, and ends."""
+        self._transport.write_eof()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def exit_code(self) -> int:
+        """The code of a process that has hung up, as ``subprocess`` has it; one that lingers is killed."""
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + CLOSING_S
+        while (code := self._process.poll()) is None:
+            await asyncio.sleep(0.005)
+            if loop.time() > patience:
+                self.kill()
+        return code
+
+    # Called by the event loop:
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # that of another event loop, such as uvloop, only looks like one
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._unframer.feed(data):
+            self._receive(message)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lose()
+
+
+def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The process and this end of the socket to it.
+
+    A fresh interpreter: a fork would inherit the state of threads that it does not have.
+    """
+    here, there = socket.socketpair()
+    command = [sys.executable, "-P", "-m", CHILD, str(there.fileno())]
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    with there:
+        try:
+            process = subprocess.Popen(
+                command,
+                pass_fds=[there.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        except OSError as error:
+            here.close()
+            raise LoadError(f"the engine's process cannot be started: {error}") from error
+    return process, here

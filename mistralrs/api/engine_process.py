@@ -1,0 +1,199 @@
+"""The engine's own process: loads a model, serves what its parent sends, and ends with it.
+
+Run by ``engine_link`` with the number of an inherited socket. Knows no HTTP and writes no log of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import logging.handlers
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from queue import SimpleQueue
+
+from mistralrs.api.engine_client import ServedModel
+from mistralrs.api.engine_messages import (
+    AskStats,
+    Cancel,
+    Died,
+    Load,
+    Loaded,
+    Logged,
+    NotLoaded,
+    PackedEvent,
+    Progressed,
+    Stats,
+    Step,
+    Submit,
+    Unframer,
+    frame,
+    pack,
+)
+from mistralrs.api.local import LocalModel
+from mistralrs.engine.config import Request
+from mistralrs.engine.engine import Engine
+from mistralrs.engine.events import End, Event, Failed, Handle, Usage
+from mistralrs.errors import LoadError, MistralrsError
+
+logger = logging.getLogger("mistralrs.api.engine_process")  # which is run as __main__
+
+
+def main() -> int:
+    """The exit code: 0 after an orderly end, else that of the error."""
+    # A terminal's Ctrl-C and a service manager's SIGTERM reach both processes; the parent decides when this one ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _die_with_parent()
+    faulthandler.enable()
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        channel = Channel(connection)
+        messages = channel.messages()
+        load = next(messages, None)
+        if not isinstance(load, Load):  # the parent is gone already
+            return 1
+        logging.basicConfig(level=load.log_level, handlers=[_LogRelay(channel)])
+        try:
+            model = _load(load, channel)
+        except MistralrsError as error:
+            channel.send(NotLoaded(error))
+            return error.exit_code
+        with model:
+            channel.send(Loaded(ServedModel.of(model), model.engine.config))
+            return _serve(model.engine, channel, messages)
+
+
+def _load(load: Load, channel: Channel) -> LocalModel:
+    def progress(what: str, done: int, total: int) -> None:
+        channel.send(Progressed(what, done, total))
+
+    try:
+        return LocalModel.load(load.source, load.options, progress=progress)
+    except MistralrsError:
+        raise
+    except Exception as error:
+        logger.exception("loading failed")
+        raise LoadError(f"the model cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _serve(engine: Engine, channel: Channel, messages: Iterator[object]) -> int:
+    """Until the parent says no more, or the engine has died."""
+    desk = _Desk(engine, channel)
+    engine.after_step = desk.flush
+    desk.flush()  # in case that the engine's thread is dead already
+    for message in messages:
+        match message:
+            case Submit(number, request):
+                desk.submit(number, request)
+            case Cancel(number):
+                desk.cancel(number)
+            case AskStats():
+                channel.send(Stats(engine.stats()))
+            case _:
+                raise TypeError(f"the parent sent {message!r}")
+    fault = engine.fault
+    engine.close()
+    if fault is None:
+        return 0
+    channel.send(Died(fault))
+    return fault.exit_code
+
+
+class Channel:
+    """This end of the socket. ``send`` may be called from any thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._hung_up = False
+
+    def send(self, message: object) -> None:
+        """Waits while the parent does not read. Without a parent nothing is sent: the end of ``messages`` tells."""
+        data = frame(message)
+        with self._lock:
+            if self._hung_up:
+                return
+            try:
+                self._connection.sendall(data)
+            except OSError:
+                self._hung_up = True
+
+    def messages(self) -> Iterator[object]:
+        """What the parent sends, until it closes its end or ``stop_reading`` is called."""
+        unframer = Unframer()
+        with contextlib.suppress(ConnectionResetError):  # the parent is gone and has left something unread
+            while data := self._connection.recv(1 << 18):
+                yield from unframer.feed(data)
+
+    def stop_reading(self) -> None:
+        """Ends ``messages``. From any thread."""
+        self._connection.shutdown(socket.SHUT_RD)
+
+
+class _Desk:
+    """Between the parent's numbers of streams and the engine's handles; a step's events leave together."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._handles: dict[int, Handle] = {}
+        self._lock = threading.Lock()  # a request may end before its handle is put away
+        self._events: list[PackedEvent] = []
+
+    def submit(self, number: int, request: Request) -> None:
+        try:
+            with self._lock:
+                self._handles[number] = self._engine.submit_to(partial(self._deliver, number), request)
+        except MistralrsError as error:  # the parent checks as the engine does, but knows less of its state
+            usage = Usage(len(request.prompt), 0, 0, 0.0, 0.0, 0.0, request.sampling.seed)
+            self._channel.send(Step([pack(number, Failed(error, usage))]))
+
+    def cancel(self, number: int) -> None:
+        """Does nothing if the request has ended: its end may be on the way while this was."""
+        with self._lock:
+            handle = self._handles.get(number)
+        if handle is not None:
+            handle.cancel()
+
+    def _deliver(self, number: int, event: Event) -> None:
+        self._events.append(pack(number, event))
+        if isinstance(event, End):
+            with self._lock:
+                del self._handles[number]
+
+    def flush(self) -> None:
+        """To be called by the engine's thread, which delivers, after each step."""
+        if self._events:
+            self._channel.send(Step(self._events))
+            self._events = []
+        if self._engine.fault is not None:
+            self._channel.stop_reading()
+
+
+class _LogRelay(logging.handlers.QueueHandler):
+    """Sends records of the log to the parent."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(SimpleQueue())
+        self._channel = channel
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._channel.send(Logged(record))
+
+
+def _die_with_parent() -> None:
+    """So that the process also ends when it cannot notice, in the middle of loading. Where there is no such call, the
+    end of the socket is noticed afterwards."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

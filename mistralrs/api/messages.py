@@ -1,0 +1,184 @@
+"""From the messages of a body to the ids of a prompt: contents become text, and the model's template is asked.
+
+Knows roles, contents and what a template makes of them; knows no sampling and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from mistralrs.api.types import ContentPart, Message, TemplateOptions
+from mistralrs.errors import RequestError
+from mistralrs.text.chat_template import ChatTemplate, encode_chat
+from mistralrs.text.tokenizer import Tokenizer
+
+PART_SEPARATOR = "\n"
+"""Between the text parts of one content: clients send paragraphs, files and quotes as parts of their own."""
+MAX_EXTRAS = 16
+"""Kinds of fields beside role and content, and as many variables: each may cost a rendering."""
+RESERVED = frozenset({"messages", "add_generation_prompt", "continue_final", "continue_final_message", "chat_template"})
+"""What no variable of a template may be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as the template gets them, and how it is asked."""
+
+    messages: list[dict[str, object]]
+    add_generation_prompt: bool
+    continue_final: bool
+    variables: Mapping[str, object]
+    unused: tuple[str, ...]
+    """Paths of fields that change nothing about the prompt, such as ``messages.name``."""
+
+    def text(self, template: ChatTemplate) -> str:
+        """The prompt. Raises RequestError where the template refuses the messages or fails on them."""
+        return _rendered(template, self.messages, self)
+
+    def tokens(self, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The prompt's ids; what people wrote gives no control token. Raises RequestError as ``text`` does."""
+        return tuple(
+            encode_chat(
+                template,
+                tokenizer,
+                self.messages,
+                add_generation_prompt=self.add_generation_prompt,
+                continue_final=self.continue_final,
+                **self.variables,
+            )
+        )
+
+
+def conversation(messages: Sequence[Message], options: TemplateOptions, template: ChatTemplate) -> Conversation:
+    """What is to be rendered. Raises RequestError for what cannot be."""
+    variables = options.chat_template_kwargs or {}
+    _check_variables(variables)
+    continue_final = bool(options.continue_final_message)
+    add_generation_prompt = (
+        not continue_final if options.add_generation_prompt is None else options.add_generation_prompt
+    )
+    if continue_final and add_generation_prompt:
+        raise RequestError(
+            "add_generation_prompt and continue_final_message exclude each other", param="continue_final_message"
+        )
+    plain = [_plain(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    asked = Conversation(plain, add_generation_prompt, continue_final, variables, ())
+    extras = sorted({key for message in plain for key in message} - {"role", "content"})
+    if len(extras) > MAX_EXTRAS:
+        raise RequestError(f"the messages have more than {MAX_EXTRAS} kinds of fields", param="messages")
+    unused = _unused(template, asked, extras) if extras or variables else ()
+    return Conversation(plain, add_generation_prompt, continue_final, variables, unused)
+
+
+def missing_template(name: str) -> RequestError:
+    """Of a model that cannot be chatted with."""
+    return RequestError(
+        f"{name} has no chat template, so it cannot be chatted with",
+        hint="use /v1/completions, or start the server with --chat-template",
+        param="messages",
+    )
+
+
+def _check_variables(variables: Mapping[str, Any]) -> None:
+    reserved = sorted(RESERVED & variables.keys())
+    if reserved:
+        raise RequestError(
+            f"chat_template_kwargs cannot set {reserved[0]}", param=f"chat_template_kwargs.{reserved[0]}"
+        )
+    if len(variables) > MAX_EXTRAS:
+        raise RequestError(f"chat_template_kwargs has more than {MAX_EXTRAS} variables", param="chat_template_kwargs")
+
+
+def _plain(message: Message, path: str) -> dict[str, object]:
+    """A message as templates expect it: a text, and whatever else it holds."""
+    plain: dict[str, object] = {"role": message.role, "content": _text(message, path)}
+    for key, value in {
+        "name": message.name,
+        "tool_calls": [_call(call) for call in message.tool_calls or ()],
+        "tool_call_id": message.tool_call_id,
+        **(message.model_extra or {}),
+    }.items():
+        # what a client copies from an answer holds nulls and empty lists that say nothing
+        if value is not None and value != []:
+            plain[key] = value
+    return plain
+
+
+def _text(message: Message, path: str) -> str:
+    if message.content is None:
+        extra = message.model_extra or {}
+        if message.role == "assistant" and (message.tool_calls or extra.get("function_call") or extra.get("refusal")):
+            return ""  # most templates cannot add null to a text
+        raise RequestError(
+            f"{path}.content is null; only an assistant's message with tool_calls may have no content",
+            param=f"{path}.content",
+        )
+    return PART_SEPARATOR.join(
+        _part_text(part, f"{path}.content[{place}]") for place, part in enumerate(message.content)
+    )
+
+
+def _part_text(part: ContentPart, path: str) -> str:
+    if part.type != "text":
+        raise RequestError(
+            f"{path} is of type {part.type[:64]!r}; this model takes text parts only",
+            code="unsupported_content_part",
+            param=path,
+        )
+    if part.text is None:
+        raise RequestError(f"{path}.text is required", param=f"{path}.text")
+    return part.text
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call whose arguments are an object, which templates expect; the API has them as JSON in a string."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return dict(call)
+    try:
+        arguments = from_json(function["arguments"])  # bounds how deep it is, as of all that is read
+    except ValueError:
+        return dict(call)  # a model may have written anything: it is shown as it was
+    if not isinstance(arguments, dict):
+        return dict(call)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _unused(template: ChatTemplate, asked: Conversation, extras: Sequence[str]) -> tuple[str, ...]:
+    """Paths of those fields and variables without which the prompt is the same."""
+    paths = [*(("messages", key) for key in extras), *(("chat_template_kwargs", key) for key in asked.variables)]
+    whole = asked.text(template)
+    if _without(template, asked, paths) != whole:
+        paths = [path for path in paths if _without(template, asked, [path]) == whole]
+    return tuple(f"{where}.{key}" for where, key in paths)
+
+
+def _without(template: ChatTemplate, asked: Conversation, paths: Sequence[tuple[str, str]]) -> str | None:
+    """The prompt without these; None where the template does not do without."""
+    messages = [
+        {key: value for key, value in message.items() if ("messages", key) not in paths} for message in asked.messages
+    ]
+    variables = {key: value for key, value in asked.variables.items() if ("chat_template_kwargs", key) not in paths}
+    try:
+        return _rendered(template, messages, asked, variables=variables)
+    except RequestError:
+        return None
+
+
+def _rendered(
+    template: ChatTemplate,
+    messages: list[dict[str, object]],
+    asked: Conversation,
+    *,
+    variables: Mapping[str, object] | None = None,
+) -> str:
+    return template.render_any(
+        messages,
+        add_generation_prompt=asked.add_generation_prompt,
+        continue_final=asked.continue_final,
+        **(asked.variables if variables is None else variables),
+    )

@@ -1,0 +1,186 @@
+"""The one table of what a request may say: each parameter's names, its endpoints, and what becomes of it.
+
+A parameter is applied, or refused with a sentence why, or ignored and named. Knows names, not ranges (``types``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mistralrs.api.types import Body
+from mistralrs.errors import RequestError
+
+Endpoint = Literal["chat", "completions", "embeddings", "tokenize", "detokenize", "apply_template"]
+Use = Literal["applied", "refused", "ignored"]
+
+BOTH: tuple[Endpoint, ...] = ("chat", "completions")
+CHAT: tuple[Endpoint, ...] = ("chat",)
+COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
+TEMPLATED: tuple[Endpoint, ...] = ("chat", "tokenize", "apply_template")
+
+MAX_NAMES = 32
+"""Of ignored parameters in a header or a sentence; more are only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A row of the table."""
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    use: Use = "applied"
+    why: str = ""
+    """Of what is not applied: the reason, to follow the name."""
+    aliases: tuple[str, ...] = ()
+    harmless: tuple[object, ...] = ()
+    """Values of a refused parameter that ask for nothing, and so are accepted. null always is."""
+
+
+_NOT_YET = "is not supported yet"
+_LOCAL = "has no meaning on a local server"
+_NO_TOOLS = "has no effect without tools"
+_TEXT_ONLY = "is not supported: the answer is text"
+
+
+def _applied(endpoints: tuple[Endpoint, ...], *names: str) -> Iterator[Parameter]:
+    return (Parameter(name, endpoints) for name in names)
+
+
+def _ignored(endpoints: tuple[Endpoint, ...], why: str, *names: str) -> Iterator[Parameter]:
+    return (Parameter(name, endpoints, "ignored", why) for name in names)
+
+
+def _refused(
+    endpoints: tuple[Endpoint, ...], why: str, *names: str, harmless: tuple[object, ...] = ()
+) -> Iterator[Parameter]:
+    return (Parameter(name, endpoints, "refused", why, harmless=harmless) for name in names)
+
+
+PARAMETERS: tuple[Parameter, ...] = (
+    *_applied((*BOTH, "embeddings", "tokenize", "detokenize", "apply_template"), "model"),
+    *_applied(TEMPLATED, "messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+    *_applied(("completions", "tokenize"), "prompt"),
+    *_applied(BOTH, "stream", "stream_options", "n", "max_tokens", "logprobs", "timings_per_token", "cache_prompt"),
+    *_applied(BOTH, "stop", "stop_token_ids", "ignore_eos", "min_tokens", "seed", "logit_bias"),
+    *_applied(BOTH, "temperature", "top_k", "top_p", "min_p", "samplers"),
+    Parameter("typical_p", BOTH, aliases=("typ_p",)),
+    Parameter("repetition_penalty", BOTH, aliases=("repeat_penalty",)),
+    *_applied(BOTH, "presence_penalty", "frequency_penalty", "repeat_last_n", "xtc_probability", "xtc_threshold"),
+    *_applied(BOTH, "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    *_applied(CHAT, "max_completion_tokens", "top_logprobs"),
+    *_applied(COMPLETIONS, "best_of", "echo", "suffix"),
+    *_applied(("embeddings",), "input", "encoding_format", "dimensions", "pooling"),
+    *_applied(("tokenize",), "content", "add_special", "add_special_tokens", "parse_special", "with_pieces"),
+    *_applied(("detokenize",), "tokens"),
+    *_ignored((*BOTH, "embeddings"), _LOCAL, "user"),
+    *_ignored(BOTH, _LOCAL, "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "metadata", "store"),
+    *_ignored(BOTH, _LOCAL, "service_tier"),
+    *_ignored(CHAT, "is not known to this model", "reasoning_effort", "verbosity"),
+    *_ignored(CHAT, _NO_TOOLS, "parallel_tool_calls"),
+    *_ignored(CHAT, "only hints at the answer", "prediction"),
+    *_refused(BOTH, _NOT_YET, "response_format", harmless=({"type": "text"},)),
+    *_refused(BOTH, _NOT_YET, "grammar", harmless=("",)),
+    *_refused(BOTH, _NOT_YET, "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *_refused(BOTH, _NOT_YET, "structured_outputs", "json_schema"),
+    *_refused(BOTH, _NOT_YET, "adapters", "lora", harmless=([],)),
+    *_refused(CHAT, _NOT_YET, "tools", "functions", harmless=([],)),
+    *_refused(CHAT, _NOT_YET, "tool_choice", "function_call", harmless=("none",)),
+    *_refused(CHAT, _TEXT_ONLY, "modalities", harmless=(["text"],)),
+    *_refused(CHAT, _TEXT_ONLY, "audio"),
+    *_refused(CHAT, "is not supported: this server does not search the web", "web_search_options"),
+    *_refused(CHAT, "is not supported: only who starts the server chooses the template", "chat_template"),
+)
+
+
+def rows(endpoint: Endpoint) -> dict[str, Parameter]:
+    """The parameters of an endpoint by name."""
+    return {parameter.name: parameter for parameter in PARAMETERS if endpoint in parameter.endpoints}
+
+
+_ROWS: dict[str, dict[str, Parameter]] = {
+    endpoint: rows(endpoint) for parameter in PARAMETERS for endpoint in parameter.endpoints
+}
+_CANONICAL = {alias: parameter.name for parameter in PARAMETERS for alias in parameter.aliases}
+
+
+def unserved(endpoint: Endpoint, body: Body) -> tuple[str, ...]:
+    """Names of the given fields that change nothing, in their order.
+
+    Raises RequestError for a refused field, and for a parameter that is given under two names.
+    """
+    known = _ROWS[endpoint]
+    names = []
+    for name, value in _given(body):
+        parameter = known.get(name)
+        if parameter is None:
+            canonical = _CANONICAL.get(name)
+            if canonical in known:  # as a field of its own it would not be here
+                raise RequestError(f"{canonical} and {name} are the same parameter; send one of them", param=name)
+            names.append(name)
+        elif parameter.use == "ignored":
+            names.append(name)
+        elif parameter.use == "refused" and value not in parameter.harmless:
+            raise RequestError(f"{name} {parameter.why}", code="unsupported_parameter", param=name)
+    return tuple(names)
+
+
+def _given(body: Body) -> Iterator[tuple[str, object]]:
+    """Fields that hold something, unknown ones after the known."""
+    for name in type(body).model_fields:
+        if name in body.model_fields_set and getattr(body, name) is not None:
+            yield name, getattr(body, name)
+    for name, value in (body.model_extra or {}).items():
+        if value is not None:
+            yield name, value
+
+
+def unknown_within(path: str, body: Body | None) -> tuple[str, ...]:
+    """Names of a part's fields that nobody reads, such as ``stream_options.x``."""
+    extra = {} if body is None else body.model_extra or {}
+    return tuple(f"{path}.{name}" for name, value in extra.items() if value is not None)
+
+
+def refuse_ignored(names: Iterable[str]) -> None:
+    """What a strict server does instead of ignoring: raises RequestError if there are any."""
+    listed = tuple(names)
+    if listed:
+        shown = ignored_header(listed)
+        raise RequestError(
+            f"these parameters would be ignored: {shown}",
+            hint="leave them out, or start the server without --strict",
+            code="unsupported_parameter",
+            param=shown.split(", ")[0],
+        )
+
+
+def ignored_header(names: Iterable[str]) -> str:
+    """Names as the value of the header ``x-mistralrs-ignored``: printable ASCII of bounded length.
+
+    Names are whatever a client made up, so what is no letter, digit, ``_``, ``.``, ``-``, ``[`` or ``]`` becomes ``?``.
+    """
+    listed = tuple(names)
+    shown = [re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", name[:64]) for name in listed[:MAX_NAMES]]
+    return ", ".join(shown + [f"and {len(listed) - MAX_NAMES} more"] * (len(listed) > MAX_NAMES))
+
+
+def capabilities() -> dict[str, object]:
+    """The table as ``GET /v1/capabilities`` shows it, by endpoint."""
+    return {endpoint: _shown(known) for endpoint, known in _ROWS.items()}
+
+
+def _shown(known: dict[str, Parameter]) -> dict[str, object]:
+    applied = [
+        {"name": row.name, "aliases": list(row.aliases)} if row.aliases else {"name": row.name}
+        for row in known.values()
+        if row.use == "applied"
+    ]
+    refused = [
+        {"name": row.name, "why": row.why, "accepted_values": [None, *row.harmless]}
+        for row in known.values()
+        if row.use == "refused"
+    ]
+    ignored = [{"name": row.name, "why": row.why} for row in known.values() if row.use == "ignored"]
+    return {"applied": applied, "refused": refused, "ignored": ignored}

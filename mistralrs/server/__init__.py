@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: HTTP to requests of ``api``, and back. Knows no tensor and no file format."""

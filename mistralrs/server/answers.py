@@ -1,0 +1,106 @@
+"""The bodies of answers that are the server's own, declared for the documentation; the others are ``api.answers``'.
+
+Knows fields and types. What is sent is built elsewhere; a test holds real answers against these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from mistralrs.api import answers
+from mistralrs.api.answers import Part
+
+
+class Version(Part):
+    """The answer to ``GET /version``"""
+
+    version: str
+
+
+class AppliedParameter(Part):
+    """It does what it says."""
+
+    name: str
+    aliases: list[str] | None = None
+
+
+class RefusedParameter(Part):
+    """It is an error, unless its value is one of these."""
+
+    name: str
+    why: str
+    accepted_values: list[Any]
+
+
+class IgnoredParameter(Part):
+    """It changes nothing and is named in the header x-mistralrs-ignored; a strict server refuses it."""
+
+    name: str
+    why: str
+
+
+class ParameterTable(Part):
+    """The parameters of an endpoint. Others are ignored."""
+
+    applied: list[AppliedParameter]
+    refused: list[RefusedParameter]
+    ignored: list[IgnoredParameter]
+
+
+class Capabilities(Part):
+    """The answer to ``GET /v1/capabilities``"""
+
+    object: Literal["capabilities"]
+    endpoints: dict[str, ParameterTable]
+
+
+class RequestFacts(Part):
+    """A request under way."""
+
+    id: str
+    """As in its answer; ``DELETE /v1/requests/{id}`` takes this or the next."""
+    object: Literal["request"]
+    request_id: str
+    """As in the header x-request-id."""
+    endpoint: str
+    state: Literal["queued", "prefill", "decode"]
+    choices: int
+    tokens: int
+    """Drawn so far."""
+    age_s: float
+
+
+class RequestList(Part):
+    """The answer to ``GET /v1/requests``: those that came with the same key."""
+
+    object: Literal["list"]
+    data: list[RequestFacts]
+
+
+class Cancelled(Part):
+    """The answer to ``DELETE /v1/requests/{id}``; the request itself ends with the error ``request_cancelled``."""
+
+    id: str
+    object: Literal["request"]
+    cancelled: Literal[True]
+
+
+ALL: tuple[type[BaseModel], ...] = (
+    answers.ChatCompletion,
+    answers.ChatCompletionChunk,
+    answers.Completion,
+    answers.CompletionChunk,
+    answers.EmbeddingList,
+    answers.ModelList,
+    answers.Tokens,
+    answers.Detokenized,
+    answers.AppliedTemplate,
+    answers.Error,
+    Version,
+    Capabilities,
+    RequestList,
+    Cancelled,
+)
+"""Every answer that is JSON, and the chunks of streams."""

@@ -1,0 +1,93 @@
+"""From the bytes of a request to something that the engine can be asked. Knows sizes and media types; what fields mean
+is ``api``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+
+from mistralrs.api.engine_client import ServedModel
+from mistralrs.api.prepare import Policy
+from mistralrs.api.types import BodyType, parse
+from mistralrs.errors import RequestError
+from mistralrs.server.middleware import context_of
+from mistralrs.server.presence import unless_gone
+from mistralrs.server.service import Service
+
+DISCARDED = 4
+"""So many times the limit is read and thrown away, so that a client which sends first and reads then hears why."""
+PREPARING = 2
+"""Requests that are prepared at once: templates and tokenizers take a processor, and streams need one too."""
+
+PreparedType = TypeVar("PreparedType")
+
+
+class Reader:
+    """Reads bodies for one server."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._limiter = CapacityLimiter(PREPARING)
+
+    async def prepared(
+        self,
+        request: Request,
+        kind: type[BodyType],
+        prepare: Callable[[BodyType, ServedModel, Policy], PreparedType],
+    ) -> PreparedType:
+        """The body, checked and made ready; other requests are served meanwhile.
+
+        Raises RequestError for what is wrong with it, EngineError if there is no engine, ClientGoneError if it is not
+        wanted any more.
+        """
+        context = context_of(request.scope)
+        model = self._service.admit().model
+        policy = self._service.policy(context.identity)
+        data = await read_bytes(request, self._service.settings.max_body_bytes)
+        self._service.record("request", context.id, path=context.path, body=data)
+        work = to_thread.run_sync(lambda: prepare(parse(kind, data), model, policy), limiter=self._limiter)
+        return await unless_gone(request.receive, work)
+
+
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """The body, of which never more than ``max_bytes`` are kept. Raises RequestError if it is longer, or is no JSON."""
+    _check_media_type(request.headers.get("content-type"))
+    length = request.headers.get("content-length", "")
+    too_long = length.isdecimal() and int(length) > max_bytes
+    if too_long and "expect" in request.headers:  # who asks before sending has sent nothing yet
+        raise _too_large(max_bytes)
+    pieces: list[bytes] = []
+    total = 0
+    async for piece in request.stream():
+        total += len(piece)
+        if too_long or total > max_bytes:
+            too_long = True
+            pieces.clear()
+            if total > max_bytes * DISCARDED:
+                break
+        else:
+            pieces.append(piece)
+    if too_long:
+        raise _too_large(max_bytes)
+    return b"".join(pieces)
+
+
+def _check_media_type(given: str | None) -> None:
+    """Nothing but JSON, also not what says nothing: any web page may send that to any server without being asked."""
+    media_type = (given or "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise RequestError(
+            f"the body is to be JSON, and its media type is {media_type[:64] or 'not given'}",
+            hint="send the header Content-Type: application/json",
+            code="unsupported_media_type",
+        )
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(
+        f"the body is larger than {max_bytes} bytes", hint="send less at once", code="request_too_large"
+    )

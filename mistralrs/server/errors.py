@@ -1,0 +1,110 @@
+"""The one place that gives an error its HTTP status, and its body in the shape that OpenAI's clients read.
+
+Knows codes and exceptions; does not know how an answer is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from starlette.exceptions import HTTPException
+
+from mistralrs.errors import EngineError, MistralrsError, RequestError
+
+INVALID_REQUEST = "invalid_request_error"
+RATE_LIMIT = "rate_limit_error"
+UNAVAILABLE = "service_unavailable_error"
+SERVER = "server_error"
+
+STATUSES: Mapping[str, tuple[int, str]] = {
+    "invalid_api_key": (401, INVALID_REQUEST),
+    "forbidden_host": (403, INVALID_REQUEST),
+    "model_not_found": (404, INVALID_REQUEST),
+    "request_not_found": (404, INVALID_REQUEST),
+    "unknown_url": (404, INVALID_REQUEST),
+    "method_not_allowed": (405, INVALID_REQUEST),
+    "request_timeout": (408, INVALID_REQUEST),
+    "request_too_large": (413, INVALID_REQUEST),
+    "unsupported_media_type": (415, INVALID_REQUEST),
+    "queue_full": (429, RATE_LIMIT),
+    "request_cancelled": (499, INVALID_REQUEST),
+    "engine_dead": (503, UNAVAILABLE),
+    "model_loading": (503, UNAVAILABLE),
+    "shutting_down": (503, UNAVAILABLE),
+    "too_many_connections": (503, UNAVAILABLE),
+    "deadline_exceeded": (504, SERVER),
+}
+"""Status and type of a code. One that is not here: 400 of a RequestError, 500 of anything else."""
+
+RETRY_AFTER_S = {"queue_full": 1, "model_loading": 5, "shutting_down": 5, "engine_dead": 30, "too_many_connections": 1}
+"""Seconds after which it is worth asking again."""
+
+_FRAMEWORK_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+"""Codes for what the framework refuses by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """An error as it goes over the wire."""
+
+    status: int
+    body: dict[str, object]
+    """``{"error": {"message", "type", "param", "code"}}``"""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def code(self) -> str:
+        error = self.body["error"]
+        assert isinstance(error, dict)
+        return str(error["code"])
+
+
+def answer_to(error: BaseException, *, partial: Mapping[str, object] | None = None) -> ErrorAnswer:
+    """The answer to a request that ended with ``error``; ``partial`` is what there was of its answer until then.
+
+    What is not an error of ours is a defect: it is called so, and its words stay inside.
+    """
+    if isinstance(error, HTTPException):
+        return _from_framework(error)
+    code, message, param = _facts(error)
+    status, kind = STATUSES.get(code, (400, INVALID_REQUEST) if isinstance(error, RequestError) else (500, SERVER))
+    body = _body(message, kind, code, param)
+    if partial is not None and status >= 500:
+        body["partial_response"] = dict(partial)
+    headers = {}
+    if code in RETRY_AFTER_S:
+        headers["retry-after"] = str(RETRY_AFTER_S[code])
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if status == 413:  # the rest of it is not going to be read
+        headers["connection"] = "close"
+    return ErrorAnswer(status, body, headers)
+
+
+def _facts(error: BaseException) -> tuple[str, str, str | None]:
+    """Code, message and param."""
+    if isinstance(error, MemoryError):
+        return "out_of_memory", "there is not enough memory for this request", None
+    if not isinstance(error, MistralrsError):
+        return "internal_error", f"the server met a defect ({type(error).__name__}); what it prints says more", None
+    message = error.message if error.hint is None else f"{error.message} ({error.hint})"
+    if isinstance(error, RequestError):
+        return error.code, message, error.param
+    return error.code if isinstance(error, EngineError) else "internal_error", message, None
+
+
+def _from_framework(error: HTTPException) -> ErrorAnswer:
+    code = _FRAMEWORK_CODES.get(error.status_code, "invalid_value")
+    words = {
+        "unknown_url": "there is nothing at this address; /docs shows what there is",
+        "method_not_allowed": "this address does not know that method",
+    }
+    kind = INVALID_REQUEST if error.status_code < 500 else SERVER
+    return ErrorAnswer(
+        error.status_code, _body(words.get(code, error.detail), kind, code, None), dict(error.headers or {})
+    )
+
+
+def _body(message: str, kind: str, code: str, param: str | None) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

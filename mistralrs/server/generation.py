@@ -1,0 +1,96 @@
+"""Chat and text completions over HTTP: from a body to a whole answer or a stream, and an end to it when nobody listens.
+
+Knows requests and connections; what is asked and answered is ``api``'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mistralrs.api.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from mistralrs.api.chunks import DONE
+from mistralrs.api.prepare import Prepared, prepare_chat, prepare_completion
+from mistralrs.api.respond import Answer, answer_id
+from mistralrs.api.types import ChatCompletionRequest, CompletionRequest
+from mistralrs.server.bodies import Reader
+from mistralrs.server.errors import answer_to
+from mistralrs.server.live import LiveRequest
+from mistralrs.server.log import Kind, RequestLog
+from mistralrs.server.middleware import context_of
+from mistralrs.server.notes import Notes
+from mistralrs.server.openapi import ENGINE_ERRORS, operation
+from mistralrs.server.presence import unless_gone
+from mistralrs.server.responses import EventStream, JsonResponse, to_json
+from mistralrs.server.service import Service
+
+_DATA = b"data: "
+_ERROR = b'data: {"error"'
+
+
+def generation_routes(service: Service, reader: Reader) -> APIRouter:
+    """The routes, bound to a server."""
+    router = APIRouter()
+    chatting = operation(
+        "Answer a conversation",
+        ChatCompletion,
+        body=ChatCompletionRequest,
+        chunk=ChatCompletionChunk,
+        errors=ENGINE_ERRORS,
+    )
+    completing = operation(
+        "Continue a text", Completion, body=CompletionRequest, chunk=CompletionChunk, errors=ENGINE_ERRORS
+    )
+
+    @router.post("/v1/chat/completions", **chatting)
+    async def chat(request: Request) -> Response:
+        return await _answer(service, request, await reader.prepared(request, ChatCompletionRequest, prepare_chat))
+
+    @router.post("/v1/completions", **completing)
+    async def complete(request: Request) -> Response:
+        return await _answer(service, request, await reader.prepared(request, CompletionRequest, prepare_completion))
+
+    return router
+
+
+async def _answer(service: Service, request: Request, prepared: Prepared) -> Response:
+    """Submits what was prepared, and answers. Raises what the engine refuses before an answer has begun."""
+    context = context_of(request.scope)
+    id = answer_id(prepared)
+    answer = Answer(
+        prepared,
+        id=id,
+        created=int(time.time()),
+        model_name=service.model_name,
+        error_body=lambda error: answer_to(error).body,
+    )
+    headers = Notes.of(prepared).headers(service.model_name)
+    live = service.begin(id, context, prepared.requests)
+    if prepared.stream:
+        return EventStream(
+            answer.events(live.streams) if service.log is None else _logged(service.log, context.id, answer, live),
+            headers=headers,
+            keep_alive_s=service.settings.keep_alive_ms / 1000,
+            close=lambda: service.end(live),
+        )
+    try:
+        body = to_json(await unless_gone(request.receive, answer.whole(live.streams)))
+    finally:
+        service.end(live)
+    service.record("response", context.id, status=200, body=body)
+    return JsonResponse(body, headers=headers)
+
+
+async def _logged(log: RequestLog, id: str, answer: Answer, live: LiveRequest) -> AsyncGenerator[bytes]:
+    """The events of an answer, which also go into the log."""
+    async with aclosing(answer.events(live.streams)) as events:
+        async for event in events:
+            if event != DONE:
+                kind: Kind = "error" if event.startswith(_ERROR) else "chunk"
+                log.record(kind, id, body=event.removeprefix(_DATA).rstrip())
+            yield event

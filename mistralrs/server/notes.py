@@ -1,0 +1,40 @@
+"""Where an answer is not to the letter of its request, and the headers that say so. Knows no endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from mistralrs.api.parameters import ignored_header
+from mistralrs.api.prepare import Prepared, PreparedEmbeddings
+
+IGNORED = "x-mistralrs-ignored"
+"""Parameters that changed nothing."""
+TRUNCATED = "x-mistralrs-truncated"
+"""Tokens that were cut from the beginning of prompts."""
+MODEL = "x-mistralrs-model"
+"""The model that answered, where another was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What is to be said about one answer."""
+
+    ignored: tuple[str, ...] = ()
+    truncated_tokens: int = 0
+    other_model: str | None = None
+    """The model that was asked for, if it is not the one that answers."""
+
+    @classmethod
+    def of(cls, prepared: Prepared | PreparedEmbeddings) -> Notes:
+        return cls(prepared.ignored, prepared.truncated_tokens, prepared.other_model)
+
+    def headers(self, model_name: str) -> dict[str, str]:
+        headers = {}
+        if self.ignored:
+            headers[IGNORED] = ignored_header(self.ignored)
+        if self.truncated_tokens:
+            headers[TRUNCATED] = str(self.truncated_tokens)
+        if self.other_model is not None:
+            headers[MODEL] = quote(model_name, safe="/:@+-._~ ")
+        return headers

@@ -1,0 +1,98 @@
+"""Answers as ASGI messages: JSON, errors, and streams of events that are kept alive. Knows nothing of what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mistralrs.server.errors import ErrorAnswer
+
+PING = b": ping\n\n"
+"""A comment, which every client of server-sent events passes over."""
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+def to_json(value: object) -> bytes:
+    """JSON of one line; a number that JSON cannot say is a defect and raises ``ValueError``."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
+
+
+class JsonResponse(Response):
+    """A value as JSON, or bytes that are JSON already."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return content if isinstance(content, bytes) else to_json(content)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, with a comment whenever nothing was sent for ``keep_alive_s`` seconds.
+
+    ``close`` is called once nobody listens any more, also if the client went away before the first event.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes],
+        *,
+        headers: Mapping[str, str],
+        keep_alive_s: float,
+        close: Callable[[], None],
+    ) -> None:
+        super().__init__(events, headers={**headers, **STREAM_HEADERS})
+        self._events = events
+        self._close = close
+        self._keep_alive_s = keep_alive_s
+        self._sent_at = time.monotonic()
+        self._sending = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pinging = asyncio.create_task(self._ping(send))
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    await self._send(send, event)
+        finally:
+            pinging.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, event: bytes) -> None:
+        self._sending = True
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        self._sending = False
+        self._sent_at = time.monotonic()
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            silence = time.monotonic() - self._sent_at
+            if silence < self._keep_alive_s:
+                await asyncio.sleep(self._keep_alive_s - silence)
+            elif self._sending:  # the client does not read what there is
+                await asyncio.sleep(self._keep_alive_s)
+            else:
+                await self._send(send, PING)
+
+
+async def send_error(send: Send, answer: ErrorAnswer) -> None:
+    """Sends a whole answer."""
+    body = to_json(answer.body)
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **answer.headers}
+    encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,88 @@
+"""What the routes share: the engine behind the server and how it fares, the requests under way, numbers and log.
+
+Knows no route and no connection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from mistralrs.api.engine_client import EngineClient
+from mistralrs.api.prepare import Policy
+from mistralrs.api.respond import submit
+from mistralrs.engine.config import Request
+from mistralrs.errors import EngineError
+from mistralrs.server.live import LiveRequest, LiveRequests
+from mistralrs.server.log import Kind, RequestLog
+from mistralrs.server.metrics import Metrics
+from mistralrs.server.middleware import Context
+from mistralrs.server.settings import ServerSettings
+
+
+class Service:
+    """One server. It has no engine until ``open``; from then on, until that dies, it serves."""
+
+    def __init__(self, settings: ServerSettings, log: RequestLog | None = None) -> None:
+        self.settings = settings
+        self.log = log
+        self.metrics = Metrics()
+        self.live = LiveRequests(self.metrics)
+        self.draining = False
+        """It is to end: what runs may go on, nothing new begins."""
+        self.created = int(time.time())
+        self._engine: EngineClient | None = None
+
+    def open(self, engine: EngineClient) -> None:
+        """Serves with ``engine`` from now on."""
+        self._engine = engine
+
+    @property
+    def model_name(self) -> str:
+        """The model's id in answers. Raises as ``engine`` does."""
+        return self.settings.model_name or self.engine.model.info.name
+
+    @property
+    def engine(self) -> EngineClient:
+        """Raises EngineError if there is none, or a dead one."""
+        engine = self._engine
+        if engine is None:
+            raise EngineError("the model is being loaded", hint="ask again in a moment", code="model_loading")
+        if engine.fault is not None:
+            raise EngineError(engine.fault.message, hint="the server has to be started again", code="engine_dead")
+        return engine
+
+    def admit(self) -> EngineClient:
+        """The engine for a new request. Raises as ``engine`` does, and when the server is to end."""
+        if self.draining:
+            raise EngineError("the server is shutting down", hint="ask again", code="shutting_down")
+        return self.engine
+
+    def policy(self, identity: str) -> Policy:
+        """What is decided about requests that came with the key of ``identity``."""
+        settings = self.settings
+        return Policy(
+            model_name=self.model_name,
+            strict=settings.strict,
+            strict_model=settings.strict_model,
+            truncate=settings.truncate,
+            sampling=settings.sampling,
+            identity=identity if settings.isolate_keys else "",
+            deadline_s=settings.request_timeout,
+        )
+
+    def begin(self, id: str, context: Context, requests: Sequence[Request]) -> LiveRequest:
+        """Submits the requests of one answer, or none of them. Raises what the engine raises."""
+        live = LiveRequest(id, context.id, context.path, context.identity)
+        self.live.open(live, submit(self.admit(), requests))
+        return live
+
+    def end(self, live: LiveRequest) -> None:
+        """Cancels what is left of a request, and forgets it. Idempotent."""
+        if self.live.close(live):
+            self.record("cancelled", live.request_id, answer=live.id, tokens=live.tokens)
+
+    def record(self, kind: Kind, id: str, *, body: bytes | None = None, **facts: object) -> None:
+        """Writes a line into the log, if there is one."""
+        if self.log is not None:
+            self.log.record(kind, id, body=body, **facts)

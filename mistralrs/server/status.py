@@ -1,0 +1,127 @@
+"""Routes that tell how the server fares and what it serves, and the one that ends a request. Knows no prompt."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from mistralrs import __version__
+from mistralrs.api.answers import ModelCard, ModelList
+from mistralrs.api.parameters import capabilities
+from mistralrs.errors import EngineError, RequestError
+from mistralrs.server import answers
+from mistralrs.server.middleware import context_of
+from mistralrs.server.openapi import operation
+from mistralrs.server.responses import JsonResponse
+from mistralrs.server.service import Service
+
+
+def status_routes(service: Service) -> APIRouter:
+    """The routes about the server itself."""
+    router = APIRouter()
+
+    @router.get("/", **operation("Whether there is a server", text="text/plain", errors=()))
+    async def root() -> Response:
+        return PlainTextResponse("OK")
+
+    @router.get("/health", **operation("Whether requests are served", text="text/plain", errors=(503,)))
+    async def health() -> Response:
+        service.admit()
+        return PlainTextResponse("OK")
+
+    @router.get("/ready", **operation("The same as /health", text="text/plain", errors=(503,)))
+    async def ready() -> Response:
+        return await health()
+
+    @router.get("/version", **operation("The server's version", answers.Version, errors=()))
+    async def version() -> Response:
+        return JsonResponse({"version": __version__})
+
+    @router.get("/metrics", **operation("Numbers for Prometheus", text="text/plain"))
+    async def metrics() -> Response:
+        try:
+            stats = await service.engine.stats()
+        except EngineError:  # loading, or dead: what the server counts is there all the same
+            stats = None
+        if service.log is not None:
+            service.metrics.log_lost.set(service.log.lost)
+        return Response(service.metrics.render(stats), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def model_routes(service: Service) -> APIRouter:
+    """The routes about what is served."""
+    router = APIRouter()
+
+    @router.get("/v1/models", **operation("The models, of which there is one", ModelList, errors=(503,)))
+    async def models() -> Response:
+        return JsonResponse({"object": "list", "data": [_model(service)]})
+
+    @router.get("/v1/models/{id:path}", **operation("One model", ModelCard, errors=(404, 503)))
+    async def model(id: str) -> Response:
+        if id not in (service.model_name, "default"):
+            raise RequestError(
+                f"there is no model {id!r} here, but {service.model_name!r}", code="model_not_found", param="model"
+            )
+        return JsonResponse(_model(service))
+
+    @router.get("/v1/capabilities", **operation("What becomes of each parameter", answers.Capabilities))
+    async def table() -> Response:
+        return JsonResponse({"object": "capabilities", "endpoints": capabilities()})
+
+    return router
+
+
+def request_routes(service: Service) -> APIRouter:
+    """The routes about requests under way. A key's requests are its own."""
+    router = APIRouter()
+
+    @router.get("/v1/requests", **operation("The requests under way", answers.RequestList, errors=(503,)))
+    async def requests(request: Request) -> Response:
+        waiting = (await service.engine.stats()).waiting
+        states = service.live.states(waiting)
+        now = time.monotonic()
+        data = [
+            {
+                "id": live.id,
+                "object": "request",
+                "request_id": live.request_id,
+                "endpoint": live.endpoint,
+                "state": states[live.id],
+                "choices": len(live.streams),
+                "tokens": live.tokens,
+                "age_s": round(now - live.started, 3),
+            }
+            for live in service.live.of(context_of(request.scope).identity)
+        ]
+        return JsonResponse({"object": "list", "data": data})
+
+    @router.delete("/v1/requests/{id}", **operation("Cancel a request", answers.Cancelled, errors=(404,)))
+    async def cancel(id: str, request: Request) -> Response:
+        live = service.live.find(id, context_of(request.scope).identity)
+        live.stop(EngineError("the request was cancelled by DELETE /v1/requests", code="request_cancelled"))
+        return JsonResponse({"id": live.id, "object": "request", "cancelled": True})
+
+    return router
+
+
+def _model(service: Service) -> dict[str, object]:
+    """The model under every name of the context's length that clients look for."""
+    model = service.engine.model
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "local",
+        "max_model_len": model.max_len,
+        "context_length": model.max_len,
+        "meta": {
+            "n_ctx": model.max_len,
+            "n_ctx_train": model.info.context_length,
+        },
+    }

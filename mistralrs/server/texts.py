@@ -1,0 +1,66 @@
+"""Routes between text, tokens and vectors. What they mean is ``tokens``' and ``api``'s."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mistralrs.api.answers import AppliedTemplate, Detokenized, EmbeddingList, Tokens
+from mistralrs.api.prepare import prepare_embeddings
+from mistralrs.api.respond import embeddings
+from mistralrs.api.types import ApplyTemplateRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from mistralrs.server import tokens
+from mistralrs.server.bodies import Reader
+from mistralrs.server.middleware import context_of
+from mistralrs.server.notes import Notes
+from mistralrs.server.openapi import ENGINE_ERRORS, operation
+from mistralrs.server.presence import unless_gone
+from mistralrs.server.responses import JsonResponse, to_json
+from mistralrs.server.service import Service
+
+
+def text_routes(service: Service, reader: Reader) -> APIRouter:
+    """The routes, bound to a server."""
+    router = APIRouter()
+
+    tokenizing = operation("The tokens of a text", Tokens, body=TokenizeRequest)
+    detokenizing = operation("The text of tokens", Detokenized, body=DetokenizeRequest)
+    rendering = operation("The prompt of a conversation", AppliedTemplate, body=ApplyTemplateRequest)
+    embedding = operation("Vectors of texts", EmbeddingList, body=EmbeddingRequest, errors=ENGINE_ERRORS)
+
+    @router.post("/tokenize", **tokenizing)
+    async def tokenize(request: Request) -> Response:
+        body, notes = await reader.prepared(request, TokenizeRequest, tokens.tokenize)
+        return _json(service, request, body, notes)
+
+    @router.post("/detokenize", **detokenizing)
+    async def detokenize(request: Request) -> Response:
+        body, notes = await reader.prepared(request, DetokenizeRequest, tokens.detokenize)
+        return _json(service, request, body, notes)
+
+    @router.post("/apply-template", **rendering)
+    async def apply_template(request: Request) -> Response:
+        body, notes = await reader.prepared(request, ApplyTemplateRequest, tokens.apply_template)
+        return _json(service, request, body, notes)
+
+    @router.post("/v1/embeddings", **embedding)
+    async def embed(request: Request) -> Response:
+        prepared = await reader.prepared(request, EmbeddingRequest, prepare_embeddings)
+        live = service.begin(f"embd-{uuid.uuid4().hex}", context_of(request.scope), prepared.requests)
+        try:
+            work = embeddings(prepared, live.streams, model_name=service.model_name)
+            body = await unless_gone(request.receive, work)
+        finally:
+            service.end(live)
+        return _json(service, request, body, Notes.of(prepared))
+
+    return router
+
+
+def _json(service: Service, request: Request, body: dict[str, object], notes: Notes) -> Response:
+    data = to_json(body)
+    service.record("response", context_of(request.scope).id, status=200, body=data)
+    return JsonResponse(data, headers=notes.headers(service.model_name))

@@ -1,0 +1,103 @@
+"""What /tokenize, /detokenize and /apply-template mean: from their bodies to their answers. Knows no HTTP.
+
+What llama.cpp and vLLM call by different names has both. Fields that a body's text has no use for are named as ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mistralrs.api import parameters
+from mistralrs.api.engine_client import ServedModel
+from mistralrs.api.messages import Conversation, conversation, missing_template
+from mistralrs.api.parameters import Endpoint
+from mistralrs.api.prepare import Policy, check_model
+from mistralrs.api.types import ApplyTemplateRequest, DetokenizeRequest, TemplateOptions, TokenizeRequest
+from mistralrs.errors import RequestError
+from mistralrs.server.notes import Notes
+from mistralrs.text.tokenizer import Tokenizer
+
+Answered = tuple[dict[str, object], Notes]
+
+_OF_TEXTS = ("add_special_tokens", "parse_special")
+_OF_MESSAGES = tuple(TemplateOptions.model_fields)
+
+
+def tokenize(body: TokenizeRequest, model: ServedModel, policy: Policy) -> Answered:
+    """Raises RequestError for what cannot be read."""
+    sources = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
+    if len(sources) != 1:
+        raise RequestError(
+            "exactly one of content, prompt and messages is to be given", param=sources[1] if sources else "content"
+        )
+    if body.messages is None:
+        vain = [name for name in _OF_MESSAGES if getattr(body, name) is not None]
+        tokens = _text_tokens(body, model)
+    else:
+        asked = _conversation(body, model, policy)
+        vain = [name for name in _OF_TEXTS if getattr(body, name) is not None]
+        vain += asked.unused
+        assert model.template is not None
+        tokens = list(asked.tokens(model.template, model.tokenizer))
+    shown = [_piece(token, model.tokenizer) for token in tokens] if body.with_pieces else tokens
+    answer: dict[str, object] = {"tokens": shown, "count": len(tokens), "max_model_len": model.max_len}
+    return answer, _notes("tokenize", body, policy, vain)
+
+
+def detokenize(body: DetokenizeRequest, model: ServedModel, policy: Policy) -> Answered:
+    """Control tokens are spelled out, so that ``tokenize`` gives the same tokens again. Raises RequestError."""
+    tokenizer = model.tokenizer
+    for place, token in enumerate(body.tokens):
+        if token >= tokenizer.vocab_size:
+            raise RequestError(f"{token} is no token; the last is {tokenizer.vocab_size - 1}", param=f"tokens[{place}]")
+    start = next((place for place, token in enumerate(body.tokens) if tokenizer.token_bytes(token)), len(body.tokens))
+    leading = "".join(tokenizer.token_text(token) for token in body.tokens[:start])
+    spelled = b"".join(tokenizer.token_bytes(t) or tokenizer.token_text(t).encode() for t in body.tokens[start:])
+    text = spelled.decode("utf-8", "replace")
+    if tokenizer.space_prefix:  # written by the tokenizer, not by whoever wrote the text
+        text = text.removeprefix(" ")
+    return {"content": leading + text, "prompt": leading + text}, _notes("detokenize", body, policy, ())
+
+
+def apply_template(body: ApplyTemplateRequest, model: ServedModel, policy: Policy) -> Answered:
+    """Raises RequestError where the template refuses the messages or fails on them."""
+    asked = _conversation(body, model, policy)
+    assert model.template is not None
+    return {"prompt": asked.text(model.template)}, _notes("apply_template", body, policy, asked.unused)
+
+
+def _conversation(body: TokenizeRequest | ApplyTemplateRequest, model: ServedModel, policy: Policy) -> Conversation:
+    if model.template is None:
+        raise missing_template(policy.model_name)
+    assert body.messages is not None
+    return conversation(body.messages, body, model.template)
+
+
+def _text_tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
+    text = body.content if body.content is not None else body.prompt
+    assert text is not None
+    bos = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
+    tokenizer = model.tokenizer
+    return tokenizer.encode(text, special=body.parse_special is not False, bos=bos and tokenizer.add_bos)
+
+
+def _piece(token: int, tokenizer: Tokenizer) -> dict[str, object]:
+    """A token's text, or its bytes where they are no text."""
+    data = tokenizer.token_bytes(token) or tokenizer.token_text(token).encode()
+    try:
+        return {"id": token, "piece": data.decode()}
+    except UnicodeDecodeError:
+        return {"id": token, "piece": list(data)}
+
+
+def _notes(
+    endpoint: Endpoint,
+    body: TokenizeRequest | DetokenizeRequest | ApplyTemplateRequest,
+    policy: Policy,
+    vain: Iterable[str],
+) -> Notes:
+    other_model = check_model(body.model, policy)
+    ignored = (*parameters.unserved(endpoint, body), *vain)
+    if policy.strict:
+        parameters.refuse_ignored(ignored)
+    return Notes(ignored, 0, other_model)

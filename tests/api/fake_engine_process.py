@@ -1,0 +1,88 @@
+"""An engine's process as the real one is, with a model whose mishaps a prompt can choose."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from mistralrs.api import engine_process
+from mistralrs.api.local import LoadOptions, ModelInfo, ModelSource, Progress
+from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.config import EngineConfig
+from mistralrs.engine.engine import Engine
+from mistralrs.ops.kv_groups import KvGroup
+from mistralrs.text.chat_template import ChatTemplate
+from tests.engine.fakes import VOCAB, FakeRunner, FakeTokenizer
+
+CONFIG = EngineConfig(
+    kv_groups=(KvGroup(200),), max_model_len=400, max_seqs=3, max_queue=2, max_batch_tokens=32, block_size=4
+)
+INFO = ModelInfo("fake", "fake", "F32", CONFIG.max_model_len, "cpu", 1, 0, 0, 0, 0.0, ())
+
+# A prompt that begins with one of these meets its mishap.
+FAILS = VOCAB - 1
+LACKS_MEMORY = VOCAB - 2
+KILLS_THE_THREAD = VOCAB - 3
+CRASHES = VOCAB - 4
+HANGS = VOCAB - 5
+"""In the step, until that is aborted."""
+IGNORES_ABORT = VOCAB - 6
+
+STEP_S = 0.005
+"""What every step takes at least."""
+
+
+class FakeModel:
+    """What a LocalModel shows to the process."""
+
+    info = INFO
+    tokenizer = FakeTokenizer()
+    template = ChatTemplate("{{ messages[0].content }}", bos="", eos="<end>")
+    hidden_size = 8
+
+    def __init__(self) -> None:
+        runner = FakeRunner(block_size=CONFIG.block_size)
+        runner.before = self._befall
+        self.engine = Engine(runner, self.tokenizer, CONFIG)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress) -> FakeModel:
+        progress("weights", 1, 2)
+        if source.path == Path("takes long"):
+            time.sleep(60)
+        if source.path == Path("takes too much memory"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if source.path == Path("has a bug"):
+            raise ZeroDivisionError("by zero")
+        return cls()
+
+    def __enter__(self) -> FakeModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.engine.close()
+
+    def _befall(self, batch: Batch, abort: Abort) -> None:
+        tokens = {token for token, position in zip(batch.tokens, batch.positions, strict=True) if position == 0}
+        if FAILS in tokens:
+            raise ValueError("out of luck")
+        if LACKS_MEMORY in tokens:
+            raise MemoryError
+        if KILLS_THE_THREAD in tokens:
+            self.engine._scheduler.commit = None  # type: ignore[method-assign,assignment]
+        if CRASHES in tokens:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if IGNORES_ABORT in tokens:
+            time.sleep(60)
+        while HANGS in tokens and not abort.is_set():
+            time.sleep(0.001)
+        time.sleep(STEP_S)
+
+
+if __name__ == "__main__":
+    engine_process.LocalModel = FakeModel  # type: ignore[attr-defined,assignment]
+    sys.exit(engine_process.main())

@@ -1,0 +1,126 @@
+"""Every row that runs, from its words to its tokens: nothing but its name, and its own repository on a stand-in hub.
+
+The repositories hold tiny models of each row's architecture and format; the tokens are those of `transformers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+from mistralrs.api.selectors import ROWS, Row
+from mistralrs.engine.events import Delta, Finished
+from mistralrs_cli.commands import parse
+from mistralrs_cli.job import PromptJob, Task, understand
+from mistralrs_cli.model import load_model
+from tests.architectures import VARIANTS, Variant, greedy, reference, write_folder
+from tests.ggml_writer import write_ggml_of
+from tests.gguf_of import write_gguf
+from tests.hub import Hub, Repository, serving
+from tests.tiny import CHAT_TEMPLATE
+
+COUNT = 16
+GLOBAL = (
+    "--dtype", "f32", "--threads", "1", "--temperature", "0", "--frequency-penalty", "0", "--presence-penalty", "0",
+    "--max-tokens", str(COUNT), "--prompt", "the cat is on the hat",
+)  # fmt: skip
+
+# A GGML file says nothing of rotary scaling, of the norms' epsilon, and of heads that share a key head.
+MODELS = VARIANTS | {"llama": Variant("llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5})}
+
+RUNNING = [row for row in ROWS.values() if row.adapter is None]
+
+
+class Tiny:
+    """A tiny model of every architecture, in the forms that rows have; each written when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = cache(lambda name: write_folder(root / name, MODELS[name]))
+        self.gguf = cache(lambda name: write_gguf(root / f"{name}.gguf", self.folder(name)))
+        self.ggml = cache(lambda: write_ggml_of(root / "llama.bin", self.folder("llama")))
+        self.reference: Callable[[str], PreTrainedModel] = cache(lambda name: reference(self.folder(name)))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serving({}, monkeypatch, tmp_path / "hub") as hub:
+        yield hub
+
+
+def answered(*words: str) -> tuple[list[int], list[int]]:
+    """The prompt's tokens and those of the answer."""
+    parsed = parse([*GLOBAL, *words])
+    assert parsed is not None
+    task = understand(parsed)
+    assert isinstance(task, Task)
+    assert isinstance(task.job, PromptJob)
+    messages = [{"role": "user", "content": task.job.prompt}]
+    model = load_model(task.source, task.load, lambda what, done, total: None)
+    try:
+        prompt = list(model.tokens_of(messages))  # type: ignore[attr-defined]  # the command line has no use for it
+        *deltas, end = model.chat(messages, replace(task.job.sampling, ignore_eos=True))
+    finally:
+        model.close()
+    assert isinstance(end, Finished), end
+    return prompt, [token for event in deltas if isinstance(event, Delta) for token in event.tokens]
+
+
+def served(row: Row, tiny: Tiny) -> dict[str, Repository]:
+    """The repository that the row takes its model from."""
+    assert row.architecture is not None
+    if row.format == "plain":
+        assert row.base_repo is not None
+        files = {path.name: path.read_bytes() for path in tiny.folder(row.architecture).iterdir()}
+        return {row.base_repo: Repository(files)}
+    assert row.quantized_repo is not None
+    assert row.quantized_filename is not None
+    path = tiny.ggml() if row.format == "ggml" else tiny.gguf(row.architecture)
+    return {row.quantized_repo: Repository({row.quantized_filename: path.read_bytes()})}
+
+
+@pytest.mark.parametrize("row", [row for row in RUNNING if row.architecture], ids=lambda row: row.name)
+def test_a_row_alone_answers_with_the_tokens_of_transformers(row: Row, tiny: Tiny, hub: Hub) -> None:
+    hub.repositories |= served(row, tiny)
+    prompt, tokens = answered(row.name)
+    assert row.architecture is not None
+    assert tokens == greedy(tiny.reference(row.architecture), prompt, count=COUNT)
+
+
+@pytest.mark.parametrize("form", ["folder", "file of a folder", "gguf", "ggml", "repository"])
+def test_auto_takes_anything(form: str, tiny: Tiny, hub: Hub) -> None:
+    words = ["auto", "owner/tiny"]
+    if form == "repository":
+        hub.repositories["owner/tiny"] = Repository({"tiny.gguf": tiny.gguf("llama").read_bytes()})
+    else:
+        folder = tiny.folder("llama")
+        paths = {
+            "folder": folder,
+            "file of a folder": folder / "model.safetensors",
+            "gguf": tiny.gguf("llama"),
+            "ggml": tiny.ggml(),
+        }
+        words = ["auto", str(paths[form])]
+    # a GGML file has no template, and its tokens are others
+    prompt, tokens = answered("--chat-template", CHAT_TEMPLATE, *words)
+    assert tokens == greedy(tiny.reference("llama"), prompt, count=COUNT)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+def test_the_gguf_row_takes_any_architecture(name: str, tiny: Tiny) -> None:
+    prompt, tokens = answered("gguf", "-f", str(tiny.gguf(name)))
+    assert tokens == greedy(tiny.reference(name), prompt, count=COUNT)
+
+
+def test_no_row_is_left_out() -> None:
+    assert {row.name for row in RUNNING if row.architecture is None} == {"auto", "gguf"}
+    assert {row.architecture for row in RUNNING} - {None} <= MODELS.keys()

@@ -1,0 +1,69 @@
+"""One server for all clients, and where those are that cannot live beside this project's own packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import ROOT, RunningServer
+
+KEY = "sk-test-of-the-clients"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+CLIENTS = Path(os.environ.get("MISTRALRS_CLIENTS", ROOT / ".clients"))
+"""Environments of clients that do not fit into this one, as `make clients` makes them."""
+RUN_S = 120.0
+
+QUESTION = "What is the capital of France?"
+ANSWER = "The capital of France is Paris."
+"""The default model's, greedy."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of this folder is one group; the hook sees the tests of other folders too."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.clients)
+
+
+@pytest.fixture(scope="session")
+def server(default_model: Path) -> Iterator[RunningServer]:
+    """Serves the default model to who has the key. At the end nothing is under way, and it ends in order."""
+    environment = {"MISTRALRS_DEFAULT_MODEL": str(default_model)}
+    with RunningServer("--api-key", KEY, environment=environment) as process:
+        yield process
+        assert process.until_quiet(20, headers=HEADERS)
+        assert process.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def model(server: RunningServer) -> str:
+    """The served model's id."""
+    status, found = server.ask("GET", "/v1/models", headers=HEADERS)
+    assert status == 200
+    name: str = found["data"][0]["id"]
+    return name
+
+
+Observe = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def observe(server: RunningServer, model: str) -> Observe:
+    """Runs a program of a client outside of this interpreter, and returns the JSON object that it prints."""
+
+    def run(*command: str, environment: Mapping[str, str]) -> dict[str, Any]:
+        told = {"BASE_URL": server.base_url, "API_KEY": KEY, "MODEL": model, "QUESTION": QUESTION}
+        done = subprocess.run(
+            command, env={**os.environ, **told, **environment}, capture_output=True, text=True, timeout=RUN_S
+        )
+        assert done.returncode == 0, done.stderr
+        seen: dict[str, Any] = json.loads(done.stdout)
+        return seen
+
+    return run

@@ -1,0 +1,45 @@
+"""A server without a socket, and an engine whose answers a test decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mistralrs.api.engine_client import ServedModel
+from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from tests.server.fake import FakeEngine
+from tests.server.harness import Served
+
+NO_FILE = ModelSource(None, None, None, None)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_llama: Path) -> Iterator[LocalModel]:
+    """A tiny model whose engine runs."""
+    source = ModelSource(None, tiny_llama, None, None)
+    with LocalModel.load(source, LoadOptions(threads=1, isa="torch", max_seqs=4)) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def model(tiny: LocalModel) -> ServedModel:
+    """What is known of it without its engine."""
+    return ServedModel.of(tiny)
+
+
+@pytest.fixture
+async def engine(model: ServedModel) -> FakeEngine:
+    return FakeEngine(model)
+
+
+@pytest.fixture
+async def server(engine: FakeEngine) -> Served:
+    """A server with the usual settings that serves with ``engine``."""
+    return Served(engine)

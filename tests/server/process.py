@@ -1,0 +1,125 @@
+"""A server behind a real socket, in a process that can be told to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from mistralrs.api.engine_client import ServedModel
+from tests.server.harness import CHAT
+
+SERVING = re.compile(r"Serving (\S+) at (https?)://(\S+):(\d+)/v1 \((.*)\)")
+
+
+class ServerProcess:
+    """Started by ``with``; killed at its end, if it still runs."""
+
+    def __init__(
+        self, model: ServedModel, folder: Path, *, loading: str = "", files: int | None = None, **settings: Any
+    ) -> None:
+        """``files``: how many the system lets it open."""
+        pickled = folder / "model.pickle"
+        pickled.write_bytes(pickle.dumps(model))
+        command = [sys.executable, "-m", "tests.server.fake_server", str(pickled), json.dumps(settings), loading]
+        if files is not None:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root, env=environment)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.lines.append(line.rstrip("\n"))
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    @property
+    def serving(self) -> re.Match[str]:
+        """What it says once it serves."""
+        wait_for(
+            lambda: any(SERVING.match(line) for line in self.lines) or self._process.poll() is not None, seconds=20
+        )
+        found = next(filter(None, map(SERVING.match, self.lines)), None)
+        assert found is not None, self.lines
+        return found
+
+    @property
+    def port(self) -> int:
+        return int(self.serving[4])
+
+    def client(self, **keywords: Any) -> httpx.Client:
+        scheme = self.serving[2]
+        return httpx.Client(base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=30, **keywords)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def tell(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        """The exit code."""
+        code = self._process.wait(seconds)
+        self._reader.join()
+        return code
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def metric(self, name: str) -> float:
+        with self.client() as client:
+            text = client.get("/metrics").text
+        return float(next(line for line in text.splitlines() if line.startswith(f"{name} ")).split()[1])
+
+
+def question(word: str, **more: Any) -> dict[str, Any]:
+    return {"messages": word, **more}
+
+
+def ask(word: str, *, stream: bool = True, n: int = 1, length: int | None = None, more: str = "") -> bytes:
+    """A request as bytes; ``length`` is what it says of its body."""
+    body = json.dumps(question(word, stream=stream, n=n)).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}"
+    return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    pieces = []
+    while piece := connection.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)

@@ -1,0 +1,125 @@
+"""The server in front of real engines: what it answers is what the model says, and nothing of a request stays."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mistralrs.api.engine_client import InProcessEngine, ServedModel
+from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.events import Delta
+from tests.server.harness import CHAT, COMPLETIONS, Served, events, until
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = [{"role": "user", "content": "the end of the"}]
+GREEDY = {"messages": MESSAGES, "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def local(tiny_llama: Path) -> Iterator[LocalModel]:
+    source = ModelSource(None, tiny_llama, None, None)
+    with LocalModel.load(source, LoadOptions(threads=1, isa="torch", max_seqs=4)) as model:
+        yield model
+
+
+@pytest.fixture
+async def real(local: LocalModel) -> AsyncIterator[Served]:
+    server = Served(InProcessEngine(local.engine, ServedModel.of(local)))
+    yield server
+    await until(lambda: local.stats().running == 0)
+    stats = local.stats()
+    assert (stats.waiting, stats.free_blocks) == (0, stats.num_blocks)
+
+
+@pytest.fixture(scope="module")
+def spoken(tiny_llama: Path) -> str:
+    """What the model says without a server."""
+    source = ModelSource(None, tiny_llama, None, None)
+    with LocalModel.load(source, LoadOptions(threads=1, isa="torch")) as model:
+        stream = model.chat(MESSAGES, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+        return "".join(event.text for event in stream if isinstance(event, Delta))
+
+
+async def test_whole_and_streamed_the_answer_is_the_models(real: Served, spoken: str) -> None:
+    whole = await real.post(CHAT, GREEDY)
+    assert whole.json()["choices"][0]["message"]["content"] == spoken
+    assert whole.json()["usage"]["completion_tokens"] == 12
+    *chunks, done = events(await real.post(CHAT, {**GREEDY, "stream": True}))
+    assert done == "[DONE]"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == spoken
+
+
+async def test_requests_at_the_same_time_get_the_answers_they_get_alone(real: Served, spoken: str) -> None:
+    answers = await asyncio.gather(*(real.post(CHAT, {**GREEDY, "stream": bool(i % 2)}) for i in range(8)))
+    for answer in answers:
+        if answer.headers["content-type"] == "application/json":
+            assert answer.json()["choices"][0]["message"]["content"] == spoken
+
+
+async def test_the_second_time_the_prompt_is_known(real: Served) -> None:
+    body = {"prompt": list(range(10, 74)), "max_tokens": 2, "ignore_eos": True}
+    first, second = [(await real.post(COMPLETIONS, body)).json()["usage"] for _ in range(2)]
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    assert second["prompt_tokens_details"]["cached_tokens"] == 48
+
+
+async def test_vectors_have_a_length_of_one(real: Served, local: LocalModel) -> None:
+    data = (await real.post("/v1/embeddings", {"input": ["the end", "of the"]})).json()["data"]
+    for entry in data:
+        assert len(entry["embedding"]) == local.hidden_size
+        assert math.isclose(math.hypot(*entry["embedding"]), 1, rel_tol=1e-5)
+    assert data[0]["embedding"] != data[1]["embedding"]
+
+
+async def test_a_cancelled_request_leaves_the_engine(real: Served, local: LocalModel) -> None:
+    body = {"prompt": "the", "ignore_eos": True, "n": 3}
+    asked = asyncio.create_task(real.client.post(COMPLETIONS, json=body, headers={"x-request-id": "mine"}))
+    await until(lambda: local.stats().running == 3)
+    assert (await real.client.delete("/v1/requests/mine")).status_code == 200
+    assert (await asked).status_code == 499
+
+
+_SERVE = """
+import sys
+from pathlib import Path
+from mistralrs.api.local import LoadOptions, ModelSource
+from mistralrs.server.run import serve
+from mistralrs.server.settings import ServerSettings
+source = ModelSource(None, Path(sys.argv[1]), None, None)
+sys.exit(serve(source, LoadOptions(threads=1, isa="torch"), ServerSettings(port=0)))
+"""
+
+
+def test_a_server_with_an_engine_of_its_own_process(tiny_llama: Path, spoken: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", _SERVE, str(tiny_llama)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+", line)
+            assert found is not None, line + process.stderr.read()
+            with httpx.Client(base_url=found[0], timeout=30) as client:
+                answer = client.post(CHAT, json=GREEDY)
+                assert answer.json()["choices"][0]["message"]["content"] == spoken
+                with client.stream("POST", CHAT, json={**GREEDY, "max_tokens": 400, "stream": True}) as response:
+                    lines = response.iter_lines()
+                    assert next(lines).startswith("data: ")
+                assert client.post(CHAT, json=GREEDY).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
