@@ -11,24 +11,28 @@ NATIVE ?= on
 
 BIN := $(VENV)/bin
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
+# Under Google's terms for Gemma, so neither fetched nor tested unless asked for, and never shipped.
+GEMMA := .models/gemma-3-270m.Q4_K_M.gguf
 SETTINGS := $(VENV)/settings.txt
 BUILD_TOOLS := $(VENV)/build-tools
 INSTALLED := $(VENV)/installed
 FIXTURES := .fixtures/complete
 WITHOUT_KERNELS := $(if $(filter off,$(NATIVE)),--config-settings wheel.cmake=false)
 REPORTS := docs/reports
+# Clients that cannot live in the virtual environment: one for litellm, which wants other versions, and an npm package.
+CLIENTS := .clients
 # Scripts that write the golden files in tests/ from programs that nobody here wrote, and the Python that has these.
 ORACLES := $(sort $(wildcard scripts/make_*.py))
 ORACLE_PYTHON ?= $(BIN)/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv model fixtures chat test check soak oracles bench wheel clean FORCE
+.PHONY: help venv model gemma fixtures chat test test-gemma check soak clients oracles bench wheel clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the commands
 	@echo "Commands:"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) NATIVE=$(NATIVE)"
 
 chat: $(INSTALLED) $(MODEL) ## set everything up and chat with the default model
@@ -37,6 +41,10 @@ chat: $(INSTALLED) $(MODEL) ## set everything up and chat with the default model
 test: export HF_HUB_OFFLINE = 1
 test: $(INSTALLED) $(MODEL) $(FIXTURES) ## set everything up and run the tests
 	$(BIN)/python -m pytest -m "not network and not gpu"
+
+test-gemma: export HF_HUB_OFFLINE = 1
+test-gemma: $(INSTALLED) $(GEMMA) ## run the tests that need Gemma 3 270M
+	$(BIN)/python -m pytest tests/gemma
 
 check: export HF_HUB_OFFLINE = 1
 check: $(INSTALLED) ## formatter, linter, types, import rules and the fast tests
@@ -50,11 +58,22 @@ venv: $(INSTALLED) ## make the virtual environment, install and build everything
 
 model: $(MODEL) ## fetch the default model
 
+gemma: $(GEMMA) ## fetch Gemma 3 270M, a second model for the tests, under its own terms
+
 fixtures: $(FIXTURES) ## fetch the vocabularies that the tokenizer tests compare with
 
 soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports
 	@mkdir -p $(REPORTS)
 	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --load tests.soak.loads:load_and_answer --report $(REPORTS)/gguf-mutations.md
+	$(BIN)/python -m tests.soak.schema_cases --count 2000 --report $(REPORTS)/schema-cases.md
+	$(BIN)/python -m tests.soak.hostile --count 2000 --model $(MODEL) --report $(REPORTS)/hostile-requests.md
+
+clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests that speak to the server with them
+	$(BIN)/pip install --editable ".[dev,clients]" --no-build-isolation $(WITHOUT_KERNELS)
+	test -d $(CLIENTS)/litellm || $(PYTHON) -m venv $(CLIENTS)/litellm
+	$(CLIENTS)/litellm/bin/pip install "litellm==1.106.2"
+	if command -v npm >/dev/null; then npm install --prefix $(CLIENTS)/npm openai@6; fi
+	$(BIN)/python -m pytest -m clients tests/clients
 
 oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again; ORACLE_PYTHON has llama-cpp-python
 	@set -e; for script in $(ORACLES); do echo "$$script"; $(ORACLE_PYTHON) "$$script"; done
@@ -94,6 +113,9 @@ endif
 
 $(MODEL): | $(VENV)/pyvenv.cfg
 	$(BIN)/python scripts/fetch_model.py $@
+
+$(GEMMA): | $(VENV)/pyvenv.cfg
+	$(BIN)/python scripts/fetch_gemma.py $@
 
 $(FIXTURES): scripts/fetch_vocabularies.py | $(VENV)/pyvenv.cfg
 	$(BIN)/python $< .fixtures/vocabularies

@@ -62,3 +62,11 @@ twice what int8 activations with one scale for 32 columns cost there when the mo
 
 KL_HIGH = 1e-5
 """The same with two int8 terms everywhere: a half-precision cache is what is left, and costs a tenth of this."""
+
+GREEDY_TIE = 0.05
+"""In nats: how near two tokens must be, for llama.cpp in float32 or for us, that either may count as the most likely
+one."""
+
+GREEDY_ROUNDED = 0.15
+"""The same in the default precision, which rounds most activations to 8 bits: that moves the margin between two tokens
+by up to 0.4 nats. llama.cpp, which rounds all of them, is as far from itself in float32."""

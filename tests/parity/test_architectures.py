@@ -20,7 +20,8 @@ from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import FormatError
 from mistralrs.loading.pipeline import BLOCK_SIZE
 from mistralrs.models.registry import HF_MODEL_TYPES
-from tests.architectures import VARIANTS, WINDOW, greedy, reference, write_folder
+from tests.architectures import VARIANTS, WINDOW, Variant, greedy, reference, write_folder
+from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import PLAIN, Layout, write_gguf
 from tests.ops.harness import for_every_isa
 from tests.parity import llamacpp
@@ -79,9 +80,9 @@ def expected_logits(folder: Path, tokens: list[int]) -> torch.Tensor:
     return logits
 
 
-def f32(path: Path, *, isa: str | None = None) -> Running:
+def f32(path: Path, *, isa: str | None = None, gqa: int = 1) -> Running:
     # torch with two threads waits for a busy core a hundred times longer than such small tensors take
-    return Running.load(path, precision="f32", isa=isa, threads=1 if isa == "torch" else 2)
+    return Running.load(path, precision="f32", isa=isa, threads=1 if isa == "torch" else 2, gqa=gqa)
 
 
 def assert_close(logits: torch.Tensor, expected: torch.Tensor, *, tolerance: float) -> None:
@@ -182,6 +183,17 @@ def test_formats_give_the_same_logits(name: str, isa: str | None, folders: Folde
         assert torch.equal(f32(path, isa=isa).whole(tokens), expected), path.name
 
 
+@pytest.mark.parametrize("isa", BACKENDS)
+@pytest.mark.parametrize("type_", ["F32", "F16"])
+def test_a_ggml_file_gives_the_same_logits(type_: str, isa: str | None, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "plain", Variant("llama", {"rms_norm_eps": 1e-5}))
+    path = write_ggml_of(tmp_path / "plain.bin", folder, type_=type_)
+    tokens = texts()[0].tokens
+    expected = f32(folder, isa=isa).whole(tokens)
+    assert torch.equal(f32(write_gguf(tmp_path / "plain.gguf", folder), isa=isa).whole(tokens), expected)
+    assert torch.equal(f32(path, isa=isa, gqa=2).whole(tokens), expected)
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("name", IN_GGUF)
 def test_bfloat16_is_rounded_alike(name: str, folders: Folders, tmp_path: Path) -> None:
@@ -261,9 +273,13 @@ def test_experts_that_are_not_chosen_are_not_read(isa: str | None, folders: Fold
 
 
 @pytest.mark.parametrize("name", ["phi3-long"])
-def test_a_long_context_ends_where_its_short_factors_do(name: str, folders: Folders, tmp_path: Path) -> None:
+def test_a_long_context_ends_where_its_short_factors_do(
+    name: str, folders: Folders, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for path in (folders(name), write_gguf(tmp_path / "tiny.gguf", folders(name))):
+        caplog.clear()
         model = f32(path).model
+        assert "the context ends at 256 tokens: Phi-3's factors for up to 512 are not used yet" in caplog.text
         assert model.max_model_len == 256
         assert model.limits.max_blocks * BLOCK_SIZE == 256
 
