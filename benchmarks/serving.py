@@ -61,7 +61,8 @@ def main() -> None:
         results["http"] = _over_http([*command, str(args.model)], requests, args.streams)
     if args.llamacpp:
         command = [args.llamacpp, "-m", "llama_cpp.server", "--model", str(args.model), "--port", "{port}"]
-        extra = ["--n_ctx", "4096", "--n_threads", "2", "--n_threads_batch", "2"]
+        # it would break off an answer when the next request comes
+        extra = ["--n_ctx", "4096", "--n_threads", "2", "--n_threads_batch", "2", "--interrupt_requests", "false"]
         # one request at a time: a share of the requests tells its rate
         some = requests[: max(args.streams, args.requests // 8)]
         results["llama.cpp"] = _over_http([*command, *extra], some, args.streams)
