@@ -67,6 +67,8 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --load tests.soak.loads:load_and_answer --report $(REPORTS)/gguf-mutations.md
 	$(BIN)/python -m tests.soak.schema_cases --count 2000 --report $(REPORTS)/schema-cases.md
 	$(BIN)/python -m tests.soak.hostile --count 2000 --model $(MODEL) --report $(REPORTS)/hostile-requests.md
+	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md
+	$(BIN)/python -m tests.soak.server_load --seconds 180 --streams 64 --report $(REPORTS)/server-load.md
 
 clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests that speak to the server with them
 	$(BIN)/pip install --editable ".[dev,clients]" --no-build-isolation $(WITHOUT_KERNELS)

@@ -62,7 +62,9 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     _require("top_k", params.top_k, params.top_k >= 0, "at least 0 (0 is off)")
     _require("top_p", params.top_p, True, "a number (at most 0 or at least 1 is off)")
     _require("min_p", params.min_p, 0 <= params.min_p <= 1, "between 0 and 1")
-    _require("repetition_penalty", params.repetition_penalty, params.repetition_penalty > 0, "more than 0 (1 is off)")
+    _require(
+        "repetition_penalty", params.repetition_penalty, params.repetition_penalty >= 0.01, "at least 0.01 (1 is off)"
+    )
     _require("frequency_penalty", params.frequency_penalty, True, "a number")
     _require("presence_penalty", params.presence_penalty, True, "a number")
     _require("repeat_last_n", params.repeat_last_n, params.repeat_last_n >= 0, "at least 0 (0 looks at nothing)")

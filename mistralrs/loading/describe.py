@@ -264,8 +264,7 @@ def _text_info(model: _Open) -> TextInfo:
 
 
 def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:
-    """What ``tokens`` of context take in the cache."""
-    shape = KvShape(
-        blocks=(1,) * len(spec.layers), kv_heads=spec.kv_heads, head_dim=spec.head_dim, block_size=BLOCK_SIZE
-    )
-    return backend.kv_cache(shape).nbytes * tokens // BLOCK_SIZE
+    """What ``tokens`` of context take in the cache: in each layer, as many of them as its window shows."""
+    shape = KvShape(blocks=(1,), kv_heads=spec.kv_heads, head_dim=spec.head_dim, block_size=BLOCK_SIZE)
+    kept = sum(min(layer.window or tokens, tokens) for layer in spec.layers)
+    return backend.kv_cache(shape).nbytes * kept // BLOCK_SIZE

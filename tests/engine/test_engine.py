@@ -440,7 +440,7 @@ def test_close_ends_open_streams_and_refuses_new_ones() -> None:
         ("top_k", (-1,)),
         ("top_p", (float("nan"),)),
         ("min_p", (-0.1, 1.5, float("nan"))),
-        ("repetition_penalty", (0.0, -1.0, float("inf"))),
+        ("repetition_penalty", (0.0, -1.0, 1e-300, float("inf"))),
         ("frequency_penalty", (float("nan"),)),
         ("presence_penalty", (float("inf"),)),
         ("repeat_last_n", (-1,)),

@@ -7,6 +7,7 @@ Knows HTTP and the completion stream; not which server answers.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -47,13 +48,13 @@ class Heard:
     error: str = ""
 
 
-def workload(seed: int, *, max_tokens: int, hang_up: float = 0.0) -> Iterator[Ask]:
-    """Requests without end: prompt lengths spread evenly on a logarithmic scale; a share ``hang_up`` leaves early."""
+def workload(seed: int, *, max_tokens: int, hang_up_every: int = 0) -> Iterator[Ask]:
+    """Requests without end: prompt lengths spread evenly on a logarithmic scale; one in so many leaves early."""
     random = Random(seed)
-    while True:
+    for number in itertools.count(1):
         words = round(SHORTEST * (LONGEST / SHORTEST) ** random.random())
         prompt = " ".join(random.choice(WORDS) for _ in range(words))
-        leaves = random.random() < hang_up
+        leaves = hang_up_every and number % hang_up_every == 0
         # zero pieces: gone while the prompt is still computed
         yield Ask(prompt, max_tokens, random.randrange(max_tokens // 2) if leaves else None)
 

@@ -21,7 +21,7 @@ from tests.conftest import DEFAULT_MODEL
 from tests.serving import RunningServer
 from tests.soak.http_load import Ask, Heard, run_streams, workload
 
-DISTINCT = 60
+DISTINCT = 120
 """Different prompts; each is asked many times, in ever different company."""
 MAX_TOKENS = 48
 GROWTH = 1.05
@@ -95,7 +95,7 @@ class Result:
 
 def drill(server: RunningServer, *, streams: int, seconds: float, distinct: int = DISTINCT) -> Result:
     """Every prompt alone first, then all of them at once."""
-    requests = list(itertools.islice(workload(11, max_tokens=MAX_TOKENS, hang_up=0.2), distinct))
+    requests = list(itertools.islice(workload(11, max_tokens=MAX_TOKENS, hang_up_every=5), distinct))
     plain = (Ask(request.prompt, request.max_tokens) for request in requests)
     alone = asyncio.run(run_streams(server.host, server.port, plain, streams=1, count=distinct))
     answers, samples = asyncio.run(_load(server, itertools.cycle(requests), streams, seconds))
