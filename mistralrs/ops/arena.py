@@ -1,11 +1,12 @@
-"""Memory for weights, cache and buffers: anonymous mappings with huge pages, handed out as spans.
+"""Memory for weights, cache and buffers: private anonymous mappings, handed out as spans.
 
-Decode is bound by memory, and 2 MiB pages read up to twice as fast as 4 KiB ones (docs/log.md). Pages are touched only
-when they are written. A span keeps its mapping alive; tensors are views of it. Knows nothing of what is stored.
+Decode is bound by memory, and 2 MiB pages are read faster than 4 KiB ones (docs/log.md). Pages are touched only when they
+are written. A span keeps its mapping alive; tensors are views of it. Knows nothing of what is stored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 from dataclasses import dataclass
@@ -33,22 +34,21 @@ class Span:
 class Arena:
     """One mapping of ``capacity`` bytes; ``take`` hands out aligned pieces of it, in order."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, huge_pages: bool = False) -> None:
+        """``huge_pages``: for what is large and will be filled; what is touched here and there would take too much."""
         size = capacity + HUGE_PAGE
         try:
-            self._map = mmap.mmap(-1, size)
+            # private: Python's default is shared memory, which has huge pages on few systems
+            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as error:
             raise LoadError(
                 f"cannot reserve {capacity / 2**20:.0f} MiB of memory: {error}",
                 hint="use a smaller model, a shorter context or fewer sequences (--max-seqs)",
             ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
+            # a kernel without transparent huge pages is slower, nothing else
+            with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a kernel without transparent huge pages: slower, nothing else
-                self.huge_pages = False
-            else:
-                self.huge_pages = True
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._base = -(-base // HUGE_PAGE) * HUGE_PAGE
         self._bytes = memoryview(self._map)[self._base - base :]

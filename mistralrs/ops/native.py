@@ -160,7 +160,7 @@ class NativeBackend:
         return int(size) + (4 * matrix.rows if matrix.bias else 0) + 128
 
     def reserve(self, nbytes: int) -> None:
-        self._arena = Arena(nbytes)
+        self._arena = Arena(nbytes, huge_pages=True)
 
     def _take(self, nbytes: int) -> Span:
         arena = self._arena
@@ -210,7 +210,7 @@ class NativeBackend:
         """One scratch for all operations: only one runs at a time."""
         need = cpu.load().mrs_project_scratch(tokens, columns, terms)
         if self._scratch is None or len(self._scratch.bytes) < need:
-            self._scratch = Arena(need).take(need)
+            self._scratch = Arena(need, huge_pages=True).take(need)
         return self._scratch
 
     def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:

@@ -47,7 +47,7 @@ class Workspace:
         }
         self.sizes = sizes
         rotary = [(tokens, 2, half) for half in sizes.rotary]
-        self.arena = Arena(buffers_bytes(*shapes.values(), *rotary))
+        self.arena = Arena(buffers_bytes(*shapes.values(), *rotary), huge_pages=True)
         self.rotary = [buffer(self.arena, *shape) for shape in rotary]
         self.x: Buffer
         self.q: Buffer
