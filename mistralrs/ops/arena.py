@@ -1,7 +1,7 @@
 """Memory for weights, cache and buffers: private anonymous mappings, handed out as spans.
 
-Decode is bound by memory, and 2 MiB pages are read faster than 4 KiB ones (docs/log.md). Pages are touched only when they
-are written. A span keeps its mapping alive; tensors are views of it. Knows nothing of what is stored.
+Decode is bound by memory, and 2 MiB pages are read faster than 4 KiB ones (docs/log.md). Pages are touched only when
+they are written. A span keeps its mapping alive; tensors are views of it. Knows nothing of what is stored.
 """
 
 from __future__ import annotations
