@@ -1,0 +1,44 @@
+"""What the arena asks of the operating system; that it was not given once went unnoticed for long."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mistralrs.ops.arena import HUGE_PAGE, Arena
+
+
+def flags(address: int) -> set[str]:
+    """Of the mapping that holds an address, as the kernel abbreviates them."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(part, 16) for part in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "VmFlags:":
+            return set(line.split()[1:])
+    raise AssertionError("no mapping holds the address")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("huge_pages", [False, True])
+def test_memory_is_private_and_huge_pages_are_asked_for_where_wanted(huge_pages: bool) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("this kernel has no transparent huge pages")
+    span = Arena(4 * HUGE_PAGE, huge_pages=huge_pages).take(4 * HUGE_PAGE)
+    assert span.address % HUGE_PAGE == 0
+    found = flags(span.address)
+    assert "sh" not in found  # shared
+    assert ("hg" in found) == huge_pages
+
+
+def test_memory_is_zeroed_and_aligned() -> None:
+    arena = Arena(1000)
+    first, second = arena.take(10), arena.take(20)
+    assert (first.address % 64, second.address - first.address) == (0, 64)
+    assert bytes(second.bytes) == bytes(20)
+    with pytest.raises(MemoryError):
+        arena.take(4 * HUGE_PAGE)
