@@ -27,7 +27,7 @@ ORACLE_PYTHON ?= $(BIN)/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv model gemma fixtures chat test test-gemma check soak clients oracles bench wheel clean FORCE
+.PHONY: help venv model gemma fixtures chat test test-gemma lint check soak clients oracles bench wheel clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -46,12 +46,14 @@ test-gemma: export HF_HUB_OFFLINE = 1
 test-gemma: $(INSTALLED) $(GEMMA) ## run the tests that need Gemma 3 270M
 	$(BIN)/python -m pytest tests/gemma
 
-check: export HF_HUB_OFFLINE = 1
-check: $(INSTALLED) ## formatter, linter, types, import rules and the fast tests
+lint: $(INSTALLED) ## formatter, linter, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: export HF_HUB_OFFLINE = 1
+check: lint ## the same, and the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not model and not network and not gpu"
 
 venv: $(INSTALLED) ## make the virtual environment, install and build everything
