@@ -113,8 +113,9 @@ class KvBlocks:
             self._register(sequence)
         if self._slides:
             starts = self._first_blocks(sequence.num_computed)
-            # of what windows pass, the prompt's may be wanted again
-            self._save(sequence, sequence.num_passed, [min(start, len(self._vouched(sequence))) for start in starts])
+            if self._shelf is not None:  # of what windows pass, the prompt's may be wanted again
+                prompt = len(self._vouched(sequence))
+                self._save(sequence, sequence.num_passed, [min(start, prompt) for start in starts])
             for pool, table, passed, start in zip(
                 self.pools, sequence.tables, sequence.num_passed, starts, strict=True
             ):
