@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#define MRS_ABI_VERSION 4
+#define MRS_ABI_VERSION 5
 
 struct mrs_pool;
 struct mrs_op;
@@ -62,7 +62,8 @@ struct mrs_project {
   int32_t num_members;
   int32_t finish;
   int32_t activation;
-  int32_t terms;             // 1, or 2: a value and its remainder, each rounded to int8
+  float refine_above;        // 32 columns whose largest value is above this many times a row's average of these are
+                             // rounded to two int8 terms, a value and its remainder; the others to one
   int32_t logits_only;       // nonzero: read only the rows named by step.logit_rows
 };
 
@@ -123,7 +124,8 @@ struct mrs_moe {
   float *hidden;                // (tokens * used, ffn)
   float *outputs;               // (tokens * used, cols)
   int32_t *routes;              // mrs_moe_routes() int32
-  uint8_t *scratch;             // mrs_project_scratch(tokens * used + 8 * experts, max(cols, ffn), terms) bytes
+  uint8_t *scratch;             // mrs_project_scratch(tokens * used + 8 * experts, max(cols, ffn)) bytes
   mrs_norm norm;
-  int32_t experts, used, activation, terms;
+  float refine_above;           // as in mrs_project, for gate, up and down
+  int32_t experts, used, activation;
 };

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -71,7 +71,7 @@ class Project(c.Structure):
         ("num_members", c.c_int32),
         ("finish", c.c_int32),
         ("activation", c.c_int32),
-        ("terms", c.c_int32),
+        ("refine_above", c.c_float),
         ("logits_only", c.c_int32),
     ]
 
@@ -144,10 +144,10 @@ class Moe(c.Structure):
         ("routes", c.c_void_p),
         ("scratch", c.c_void_p),
         ("norm", Norm),
+        ("refine_above", c.c_float),
         ("experts", c.c_int32),
         ("used", c.c_int32),
         ("activation", c.c_int32),
-        ("terms", c.c_int32),
     ]
 
 
@@ -214,7 +214,7 @@ def _declare(lib: c.CDLL) -> None:
         "mrs_struct_bytes": (c.c_int64, [c.c_int]),
         "mrs_table_at": (c.POINTER(Table), [c.c_int]),
         "mrs_packed_bytes": (c.c_int64, [c.c_int, c.c_int64, c.c_int64]),
-        "mrs_project_scratch": (c.c_int64, [c.c_int64, c.c_int64, c.c_int]),
+        "mrs_project_scratch": (c.c_int64, [c.c_int64, c.c_int64]),
         "mrs_moe_routes": (c.c_int64, [c.c_int64, c.c_int64, c.c_int64]),
         "mrs_run": (None, [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]),
         "mrs_pack": (

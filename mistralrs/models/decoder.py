@@ -36,24 +36,25 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """In how many int8 terms each projection takes its input (1 or 2), and how keys and values are kept.
+    """From where on each projection refines its input (``Backend.project``), and how keys and values are kept.
 
-    The second term costs prefill as much as the first; decode is bound by memory and hardly notices.
+    Where everything is refined, prefill does the work twice; decode is bound by memory and hardly notices.
     """
 
-    qkv: int
-    output: int
-    gate_up: int
-    down: int
-    head: int
+    qkv: float
+    output: float
+    gate_up: float
+    down: float
+    head: float
     kv: Literal["f16", "f32"] = "f16"
 
 
 PRECISIONS: dict[str, Precision] = {
-    # where rounding hurts most for what it costs (docs/log.md); the head is computed for few rows
-    "default": Precision(qkv=2, output=1, gate_up=1, down=2, head=2),
-    "high": Precision(qkv=2, output=2, gate_up=2, down=2, head=2),
-    "f32": Precision(qkv=2, output=2, gate_up=2, down=2, head=2, kv="f32"),
+    # where rounding hurts most for what it costs (docs/log.md); what the activation and up make stands out everywhere,
+    # in places that differ from token to token, and the head is computed for few rows
+    "default": Precision(qkv=1.5, output=1.5, gate_up=1.5, down=0, head=0),
+    "high": Precision(qkv=0, output=0, gate_up=0, down=0, head=0),
+    "f32": Precision(qkv=0, output=0, gate_up=0, down=0, head=0, kv="f32"),
 }
 
 
@@ -131,7 +132,7 @@ class _Assembly:
                 work.x,
                 [work.logits],
                 norm=norm,
-                terms=self.precision.head,
+                refine_above=self.precision.head,
                 logits_only=True,
                 softcap=spec.final_softcap,
             )
@@ -172,8 +173,8 @@ class _Assembly:
             q_norm=self._head_norm("q_norm", layer),
             k_norm=self._head_norm("k_norm", layer),
             post_norm=self._norm("post_attention_norm", layer) if spec.post_norms else None,
-            qkv_terms=self.precision.qkv,
-            output_terms=self.precision.output,
+            refine_qkv=self.precision.qkv,
+            refine_output=self.precision.output,
         )
 
     def _mlp(self, layer: int) -> list[Op]:
@@ -186,8 +187,8 @@ class _Assembly:
             down=self.parts.linears(["down"], layer=layer)[0],
             activation=spec.activation,
             post_norm=self._norm("post_ffn_norm", layer) if spec.post_norms else None,
-            input_terms=self.precision.gate_up,
-            down_terms=self.precision.down,
+            refine_input=self.precision.gate_up,
+            refine_down=self.precision.down,
         )
 
     def _experts(self, layer: int) -> list[Op]:
@@ -201,7 +202,7 @@ class _Assembly:
                 down=self.parts.experts("expert_down", layer=layer),
                 used=self.spec.experts_used,
                 activation=self.spec.activation,
-                terms=self.precision.down,
+                refine_above=self.precision.down,
             )
         ]
 

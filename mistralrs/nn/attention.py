@@ -46,8 +46,8 @@ def attention(
     q_norm: Norm | None,
     k_norm: Norm | None,
     post_norm: Norm | None,
-    qkv_terms: int,
-    output_terms: int,
+    refine_qkv: float,
+    refine_output: float,
 ) -> Attention:
     """``post_norm`` is applied to what is added; ``group`` is the layer's KV group."""
     attend = backend.attend(
@@ -65,17 +65,17 @@ def attention(
         window=shape.window,
         softcap=shape.softcap,
     )
-    read = [backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, terms=qkv_terms), attend]
-    return Attention(read, added(backend, work, output, work.attended, post_norm=post_norm, terms=output_terms))
+    read = [backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, refine_above=refine_qkv), attend]
+    return Attention(read, added(backend, work, output, work.attended, post_norm=post_norm, refine_above=refine_output))
 
 
 def added(
-    backend: Backend, work: Workspace, weight: Weight, source: Buffer, *, post_norm: Norm | None, terms: int
+    backend: Backend, work: Workspace, weight: Weight, source: Buffer, *, post_norm: Norm | None, refine_above: float
 ) -> list[Op]:
     """x += [post_norm](weight source)."""
     if post_norm is None:
-        return [backend.project([weight], source, [work.x], finish="add", terms=terms)]
+        return [backend.project([weight], source, [work.x], finish="add", refine_above=refine_above)]
     return [
-        backend.project([weight], source, [work.projected], terms=terms),
+        backend.project([weight], source, [work.projected], refine_above=refine_above),
         backend.add_norm(work.projected, work.x, post_norm),
     ]

@@ -19,8 +19,8 @@ def mlp(
     down: Weight,
     activation: Activation,
     post_norm: Norm | None,
-    input_terms: int,
-    down_terms: int,
+    refine_input: float,
+    refine_down: float,
 ) -> list[Op]:
     """``inputs``: gate and up, or up alone. ``post_norm`` is applied to what is added."""
     read = backend.project(
@@ -30,6 +30,6 @@ def mlp(
         norm=norm,
         finish="gated" if len(inputs) == 2 else "activate",
         activation=activation,
-        terms=input_terms,
+        refine_above=refine_input,
     )
-    return [read, *added(backend, work, down, work.ffn, post_norm=post_norm, terms=down_terms)]
+    return [read, *added(backend, work, down, work.ffn, post_norm=post_norm, refine_above=refine_down)]

@@ -7,6 +7,7 @@ last and runs everywhere.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -111,14 +112,16 @@ class Backend(Protocol):
         norm: Norm | None = None,
         finish: Finish = "store",
         activation: Activation = "silu",
-        terms: int = 1,
+        refine_above: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
     ) -> Op:
         """out = weight x for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
 
-        ``terms``: int8 terms that an activation is rounded to, 1 or 2, for quantised weights.
+        ``refine_above``: for quantised weights, activations are rounded to int8 with one scale for 32 columns; where
+        the largest of these is above so many times the average of a row's largest ones, what rounding left takes a
+        second int8 term. 0: everywhere; infinity: nowhere.
         ``logits_only``: only the rows of x that the step wants logits of.
         ``softcap``: outputs become softcap * tanh(output / softcap); 0: they do not.
         """
@@ -163,11 +166,12 @@ class Backend(Protocol):
         down: Sequence[Weight],
         used: int,
         activation: Activation,
-        terms: int,
+        refine_above: float,
     ) -> Op:
         """x += sum over each token's ``used`` best experts of weight * down(act(gate(norm(x))) * up(norm(x))).
 
-        Weights: the softmax over all experts of the router, of the chosen ones, divided by their sum.
+        Weights: the softmax over all experts of the router, of the chosen ones, divided by their sum. ``refine_above``
+        as in ``project``.
         """
         ...
 

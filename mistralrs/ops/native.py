@@ -6,6 +6,7 @@ Imports neither torch nor numpy.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -206,9 +207,9 @@ class NativeBackend:
             raise ValueError("the kernels' cache blocks hold 16 tokens")
         return PackedKv(shape)
 
-    def _scratch_for(self, tokens: int, columns: int, terms: int) -> Span:
+    def _scratch_for(self, tokens: int, columns: int) -> Span:
         """One scratch for all operations: only one runs at a time."""
-        need = cpu.load().mrs_project_scratch(tokens, columns, terms)
+        need = cpu.load().mrs_project_scratch(tokens, columns)
         if self._scratch is None or len(self._scratch.bytes) < need:
             self._scratch = Arena(need, huge_pages=True).take(need)
         return self._scratch
@@ -237,12 +238,12 @@ class NativeBackend:
         norm: Norm | None = None,
         finish: Finish = "store",
         activation: Activation = "silu",
-        terms: int = 1,
+        refine_above: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
     ) -> Op:
         packed = [_packed(weight) for weight in weights]
-        scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1], terms)
+        scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1])
         struct = cpu.Project(
             run=self._table.project,
             x=x.address,
@@ -254,7 +255,7 @@ class NativeBackend:
             num_members=len(packed),
             finish=_FINISH[finish],
             activation=_ACTIVATION[activation],
-            terms=terms,
+            refine_above=refine_above,
             logits_only=int(logits_only),
         )
         return NativeOp(struct, self._pool, (packed, x, tuple(outs), norm, scratch))
@@ -316,12 +317,12 @@ class NativeBackend:
         down: Sequence[Weight],
         used: int,
         activation: Activation,
-        terms: int,
+        refine_above: float,
     ) -> Op:
         tokens, hidden = work.x.shape
         experts, pairs, ffn = len(gate), tokens * used, gate[0].rows
         routes = cpu.load().mrs_moe_routes(tokens, experts, used)
-        scratch = self._scratch_for(pairs + 8 * experts, max(hidden, ffn), terms)
+        scratch = self._scratch_for(pairs + 8 * experts, max(hidden, ffn))
         normed, middle, outputs, table = (4 * tokens * hidden, 4 * pairs * ffn, 4 * pairs * hidden, 4 * routes)
         arena = Arena(normed + middle + outputs + table + 256)
         arrays = [_weights(weights) for weights in (gate, up, down)]
@@ -341,7 +342,7 @@ class NativeBackend:
             experts=experts,
             used=used,
             activation=_ACTIVATION[activation],
-            terms=terms,
+            refine_above=refine_above,
         )
         return NativeOp(struct, self._pool, (work, router, tuple(gate), tuple(up), tuple(down), arrays, arena, scratch))
 

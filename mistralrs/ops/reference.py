@@ -7,6 +7,7 @@ int8 activations, so that both differ by the rounding of float32 sums alone.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,20 +91,23 @@ class ReferenceKv:
             array.copy_(values.view_as(array))
 
 
-def round_to_int8(x: torch.Tensor, terms: int) -> torch.Tensor:
-    """x (tokens, columns) after rounding to ``terms`` int8 terms, each with one scale for 32 columns."""
+def round_to_int8(x: torch.Tensor, refine_above: float) -> torch.Tensor:
+    """x (tokens, columns) after rounding to int8 with one scale for 32 columns.
+
+    Groups whose largest value is above ``refine_above`` times the average of their row's are rounded to two terms.
+    """
     groups = x.view(x.shape[0], -1, 32)
     amax = groups.abs().amax(-1, keepdim=True)
     scale = amax / 127
     # a true division, not 127 times the reciprocal as torch would make of 127 / amax; the bound keeps it finite
     inverse = torch.where(amax > 1e-34, torch.full_like(amax, 127) / amax, 0)
     first = torch.round(groups * inverse)
-    rounded = first * scale
-    if terms == 2:
-        # as one fused multiply-add: the product is exact in float64, and then so is the difference
-        rest = (groups.double() - first.double() * scale.double()).float()
-        rounded = rounded + torch.round(rest * (inverse * 254)) * (scale / 254)
-    return rounded.view_as(x)
+    # as one fused multiply-add: the product is exact in float64, and then so is the difference
+    rest = (groups.double() - first.double() * scale.double()).float()
+    # in float64, where no order of summation makes a difference that could be seen
+    refined = amax > refine_above * amax.double().mean(1, keepdim=True)
+    second = torch.where(refined, torch.round(rest * (inverse * 254)) * (scale / 254), 0)
+    return (first * scale + second).view_as(x)
 
 
 def normalise(x: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -125,7 +129,7 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, terms: int) -> list[torch.Tensor]:
+def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, refine_above: float) -> list[torch.Tensor]:
     """x (tokens, columns) times each weight; int8 activations for the quantised ones."""
     rounded = None
     values = []
@@ -134,7 +138,7 @@ def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, terms: int) ->
             values.append(weight.product(x))
             continue
         if rounded is None:
-            rounded = round_to_int8(x, terms)
+            rounded = round_to_int8(x, refine_above)
         values.append(weight.product(rounded))
     return values
 
@@ -147,7 +151,7 @@ class _Project:
     norm: Norm | None
     finish: Finish
     activation: Activation
-    terms: int
+    refine_above: float
     logits_only: bool
     softcap: float
 
@@ -157,7 +161,7 @@ class _Project:
             x = x[args.arrays["logit_rows"].tensor[: args.num_logits]]
         if not len(x):
             return
-        values = products(self.weights, normalise(x, self.norm) if self.norm else x, self.terms)
+        values = products(self.weights, normalise(x, self.norm) if self.norm else x, self.refine_above)
         activate = ACTIVATIONS[self.activation]
         if self.finish == "gated":
             values = [activate(values[0]) * values[1]]
@@ -263,7 +267,7 @@ class _Moe:
     experts: Sequence[tuple[ReferenceWeight, ReferenceWeight, ReferenceWeight]]
     used: int
     activation: Activation
-    terms: int
+    refine_above: float
 
     def __call__(self, args: StepArgs) -> None:
         x = self.work.x.tensor[: args.num_tokens]
@@ -275,8 +279,8 @@ class _Moe:
         for index, (gate, up, down) in enumerate(self.experts):  # ascending: the order in which a token adds them
             tokens, ranks = torch.nonzero(chosen == index, as_tuple=True)
             if len(tokens):
-                first, second = products([gate, up], normed[tokens], self.terms)
-                [out] = products([down], ACTIVATIONS[self.activation](first) * second, self.terms)
+                first, second = products([gate, up], normed[tokens], self.refine_above)
+                [out] = products([down], ACTIVATIONS[self.activation](first) * second, self.refine_above)
                 total[tokens] += best[tokens, ranks, None] * out
         x += total
 
@@ -322,12 +326,12 @@ class ReferenceBackend:
         norm: Norm | None = None,
         finish: Finish = "store",
         activation: Activation = "silu",
-        terms: int = 1,
+        refine_above: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
     ) -> Op:
         plain = [_plain(weight) for weight in weights]
-        return _Project(plain, x, tuple(outs), norm, finish, activation, terms, logits_only, softcap)
+        return _Project(plain, x, tuple(outs), norm, finish, activation, refine_above, logits_only, softcap)
 
     def attend(
         self,
@@ -376,7 +380,7 @@ class ReferenceBackend:
         down: Sequence[Weight],
         used: int,
         activation: Activation,
-        terms: int,
+        refine_above: float,
     ) -> Op:
         experts = [(_plain(g), _plain(u), _plain(d)) for g, u, d in zip(gate, up, down, strict=True)]
         return _Moe(
@@ -386,7 +390,7 @@ class ReferenceBackend:
             experts=experts,
             used=used,
             activation=activation,
-            terms=terms,
+            refine_above=refine_above,
         )
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:

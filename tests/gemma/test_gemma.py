@@ -32,7 +32,7 @@ def gemma() -> Path:
     return path
 
 
-@pytest.mark.parametrize("precision", greedy.TIES)
+@pytest.mark.parametrize("precision", greedy.PRECISIONS)
 def test_the_first_64_tokens_are_those_of_llama_cpp(gemma: Path, precision: greedy.Precision) -> None:
     greedy.check(gemma, "gemma3", precision=precision)
 

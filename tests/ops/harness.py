@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -144,7 +145,7 @@ class Projection:
     norm: Normalisation | None = None
     finish: Finish = "store"
     activation: Activation = "silu"
-    terms: int = 1
+    refine_above: float = math.inf
     logit_rows: tuple[int, ...] | None = None
     softcap: float = 0.0
     before: float = 0.0
@@ -169,7 +170,7 @@ class Projection:
             norm=self.norm.bind(arena) if self.norm else None,
             finish=self.finish,
             activation=self.activation,
-            terms=self.terms,
+            refine_above=self.refine_above,
             logits_only=self.logit_rows is not None,
             softcap=self.softcap,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 
@@ -26,7 +27,7 @@ def mixture(
     experts: int,
     used: int,
     names: Sequence[str] = ("F32", "F32", "F32"),
-    terms: int = 1,
+    refine_above: float = math.inf,
 ) -> torch.Tensor:
     """What is added to x (tokens, hidden), by experts of weights that depend on nothing but their number."""
     tokens = len(x)
@@ -46,7 +47,15 @@ def mixture(
     router = backend.place(random_matrix("F32", rows=experts, columns=HIDDEN, seed=7))
     norm = Normalisation(weight=1 + random_values(HIDDEN, seed=3) / 8).bind(Arena(4 * HIDDEN + 256))
     op = backend.moe(
-        work, norm=norm, router=router, gate=gate, up=up, down=down, used=used, activation="silu", terms=terms
+        work,
+        norm=norm,
+        router=router,
+        gate=gate,
+        up=up,
+        down=down,
+        used=used,
+        activation="silu",
+        refine_above=refine_above,
     )
     backend.program([op], step_args(tokens=tokens))()
     return work.x.tensor - x
@@ -64,17 +73,22 @@ def test_kernel_equals_twin(isa: str, experts: int, used: int) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("refine_above", [math.inf, 1.0, 0.0])
 @pytest.mark.parametrize("names", [("F32", "F16", "BF16"), ("Q4_K", "Q6_K", "F16"), ("Q8_0", "Q8_0", "F32")])
-def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: tuple[str, ...], terms: int) -> None:
+def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: tuple[str, ...], refine_above: float) -> None:
     """Bit for bit, whoever its neighbours are, whichever experts they share, and whatever the number of threads."""
     x = random_values(33, HIDDEN, seed=1)
     alone = torch.cat(
-        [mixture(native(isa), x[t : t + 1], experts=6, used=2, names=names, terms=terms) for t in range(33)]
+        [
+            mixture(native(isa), x[t : t + 1], experts=6, used=2, names=names, refine_above=refine_above)
+            for t in range(33)
+        ]
     )
     random = Random(1)
     for count in (2, 8, 9, 33):
         tokens = random.sample(range(33), count)
         threads = random.choice((1, 2, 3))
-        together = mixture(native(isa, threads=threads), x[tokens], experts=6, used=2, names=names, terms=terms)
+        together = mixture(
+            native(isa, threads=threads), x[tokens], experts=6, used=2, names=names, refine_above=refine_above
+        )
         assert torch.equal(together, alone[tokens])

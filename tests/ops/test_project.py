@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 from random import Random
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from mistralrs.ops.backend import Activation, Finish
+from mistralrs.ops.reference import round_to_int8
 from mistralrs.ops.weight import Matrix
 from mistralrs.quant.types import TYPES
 from tests.ops.harness import (
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.native
 
 ROWS = (1, 15, 16, 17, 48, 130)
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33)
-TERMS = (1, 2)
+REFINED = (math.inf, 1.0, 0.0)
 TWO_MEMBERS = (("Q4_1", "Q8_0"), ("Q4_K", "Q6_K"), ("Q5_0", "F16"), ("F32", "BF16"), ("Q2_K", "Q4_0"))
 
 
@@ -67,7 +69,7 @@ def assert_products_equal(
     x = case.x if case.logit_rows is None else case.x[list(case.logit_rows)]
     for matrix, result, wanted in zip(case.matrices, results, expected, strict=True):
         allowed = PRODUCT * (magnitude(matrix, x) + abs(case.before))
-        if isa == "portable" and case.terms == 2:
+        if isa == "portable" and case.refine_above < math.inf:
             allowed = allowed + cost_of_ties(matrix, x)
         worst = ((result - wanted).abs() / allowed).max().item()
         assert worst <= 1, f"{worst:.1f} times the tolerance: {matrix.name} {matrix.rows} x {matrix.columns}, {len(x)}"
@@ -76,14 +78,14 @@ def assert_products_equal(
 @for_every_isa
 @pytest.mark.parametrize("name", TYPES)
 def test_kernel_equals_twin(isa: str, name: str) -> None:
-    """Every row count, each with two draws of width, token count and terms."""
+    """Every row count, each with two draws of width, token count and refinement."""
     random = Random(f"{isa} {name}")
     for number, rows in enumerate(ROWS * 2):
-        columns, tokens, terms = random.choice(widths(name)), random.choice(TOKENS), random.choice(TERMS)
+        columns, tokens, refine_above = random.choice(widths(name)), random.choice(TOKENS), random.choice(REFINED)
         matrix = random_matrix(
             name, rows=rows, columns=columns, seed=number, bias=number % 3 == 1, ordered=number % 2 == 1
         )
-        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=number), terms=terms)
+        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=number), refine_above=refine_above)
         assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
 
 
@@ -91,27 +93,29 @@ def test_kernel_equals_twin(isa: str, name: str) -> None:
 @for_every_isa
 @pytest.mark.parametrize("name", TYPES)
 def test_kernel_equals_twin_in_every_size(isa: str, name: str) -> None:
-    for seed, (rows, columns, tokens, terms) in enumerate(product(ROWS, widths(name), TOKENS, TERMS)):
+    for seed, (rows, columns, tokens, refine_above) in enumerate(product(ROWS, widths(name), TOKENS, REFINED)):
         matrix = random_matrix(name, rows=rows, columns=columns, seed=seed)
-        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=seed), terms=terms)
+        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=seed), refine_above=refine_above)
         assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
 
 
 @for_every_isa
-@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("refine_above", REFINED)
 @pytest.mark.parametrize(
     "names",
     [("Q4_1", "Q8_0"), ("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "F16", "Q5_1"), ("Q3_K", "BF16"), ("F32", "F16", "BF16")],
 )
 @pytest.mark.parametrize("finish", ["store", "add"])
-def test_members_of_different_types_and_heights(isa: str, names: tuple[str, ...], finish: Finish, terms: int) -> None:
+def test_members_of_different_types_and_heights(
+    isa: str, names: tuple[str, ...], finish: Finish, refine_above: float
+) -> None:
     matrices = tuple(
         random_matrix(name, rows=rows, columns=512, seed=rows, bias=rows == 48, ordered=rows == 17)
         for name, rows in zip(names, (48, 17, 130), strict=False)
     )
     for tokens in (1, 5, 9):
         x = random_values(tokens, 512, seed=tokens)
-        case = Projection(matrices=matrices, x=x, finish=finish, terms=terms, before=0.75)
+        case = Projection(matrices=matrices, x=x, finish=finish, refine_above=refine_above, before=0.75)
         assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
 
 
@@ -130,14 +134,14 @@ def test_activations(isa: str, activation: Activation) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("refine_above", REFINED)
 @pytest.mark.parametrize("names", TWO_MEMBERS)
-def test_gated(isa: str, names: tuple[str, str], terms: int) -> None:
+def test_gated(isa: str, names: tuple[str, str], refine_above: float) -> None:
     """act(first) * second, where an error of one counts as often as the other is large."""
     for tokens, rows in ((1, 17), (4, 48), (9, 15)):
         first, second = (random_matrix(name, rows=rows, columns=256, seed=seed) for seed, name in enumerate(names))
         x = random_values(tokens, 256, seed=rows)
-        case = Projection(matrices=(first, second), x=x, finish="gated", terms=terms)
+        case = Projection(matrices=(first, second), x=x, finish="gated", refine_above=refine_above)
         a, b = replace(case, finish="store").run(twin())
         gate = torch.nn.functional.silu(a)
         allowed = PRODUCT * 1.1 * (magnitude(first, x) * b.abs() + magnitude(second, x) * gate.abs())
@@ -152,7 +156,7 @@ def test_only_the_rows_that_are_asked_for(isa: str) -> None:
     matrix = random_matrix("Q4_1", rows=130, columns=96, seed=5)
     x = random_values(9, 96, seed=6)
     for rows in ((8,), (0, 3, 4, 8), tuple(range(9))):
-        case = Projection(matrices=(matrix,), x=x, terms=2, logit_rows=rows)
+        case = Projection(matrices=(matrix,), x=x, refine_above=0.0, logit_rows=rows)
         results = case.run(native(isa))
         assert_products_equal(case, results, case.run(twin()), isa=isa)
         assert torch.equal(results[0], replace(case.only(*rows), logit_rows=None).run(native(isa))[0])
@@ -185,9 +189,12 @@ def test_norm(isa: str, kind: str, columns: int) -> None:
     values, expected = normed(native(isa), x, norm), normed(twin(), x, norm)
     assert ((values - expected).abs() <= NORM * expected.abs().amax(-1, keepdim=True)).all()
     for name in ("F32", "Q8_0") if columns % 32 == 0 else ("F16",):
-        for terms in TERMS:
+        for refine_above in REFINED:
             case = Projection(
-                matrices=(random_matrix(name, rows=48, columns=columns, seed=3),), x=x, norm=norm, terms=terms
+                matrices=(random_matrix(name, rows=48, columns=columns, seed=3),),
+                x=x,
+                norm=norm,
+                refine_above=refine_above,
             )
             apart = replace(case, x=values, norm=None)
             [result] = case.run(native(isa))
@@ -201,18 +208,18 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
     """Bit for bit, at every batch size, whoever its neighbours are."""
     columns = widths(name)[-1]
     random = Random(name)
-    for terms in TERMS:
+    for refine_above in REFINED:
         case = Projection(
             matrices=(random_matrix(name, rows=48, columns=columns, seed=1, bias=True),),
             x=random_values(33, columns, seed=2),
             norm=Normalisation(weight=1 + random_values(columns, seed=3) / 8),
-            terms=terms,
+            refine_above=refine_above,
         )
         [alone] = [torch.cat([case.only(token).run(native(isa))[0] for token in range(33)])]
         assert torch.equal(case.run(native(isa))[0], alone)
         for count in (2, 3, 4, 5, 7, 8, 9, 16):
             tokens = random.sample(range(33), count)
-            assert torch.equal(case.only(*tokens).run(native(isa))[0], alone[tokens]), (terms, count)
+            assert torch.equal(case.only(*tokens).run(native(isa))[0], alone[tokens]), (refine_above, count)
 
 
 @for_every_isa
@@ -224,7 +231,7 @@ def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
     for tokens, finish in product((1, 7, 40), finishes):
         norm = Normalisation(weight=1 + random_values(512, seed=3) / 8)
         x = random_values(tokens, 512, seed=tokens)
-        case = Projection(matrices=matrices, x=x, norm=norm, finish=finish, terms=2, before=0.5)
+        case = Projection(matrices=matrices, x=x, norm=norm, finish=finish, refine_above=0.0, before=0.5)
         first, *others = [case.run(native(isa, threads=threads)) for threads in (1, 2, 3)]
         for other in others:
             assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -234,9 +241,11 @@ def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("name", TYPES)
 def test_instruction_sets_agree(name: str) -> None:
     columns = widths(name)[-1]
-    for terms in TERMS:
+    for refine_above in REFINED:
         x = random_values(9, columns, seed=4)
-        case = Projection(matrices=(random_matrix(name, rows=130, columns=columns, seed=3),), x=x, terms=terms)
+        case = Projection(
+            matrices=(random_matrix(name, rows=130, columns=columns, seed=3),), x=x, refine_above=refine_above
+        )
         first, *others = [case.run(native(isa)) for isa in ISAS]
         for isa, other in zip(ISAS[1:], others, strict=True):
             assert_products_equal(case, other, first, isa=isa)
@@ -254,6 +263,25 @@ def test_rounding_is_that_of_the_definition(isa: str) -> None:
     [result], [expected] = case.run(native(isa)), case.run(twin())
     assert torch.equal(result, expected)
     assert torch.equal(result, torch.round(x))
+
+
+@for_every_isa
+def test_what_stands_out_is_refined(isa: str) -> None:
+    """Groups above so many times their row's average keep 15 bits, the others 8, each row for itself."""
+    x = random_values(9, 128, seed=8).clamp(-0.9, 0.9).unflatten(1, (4, 32))
+    x[:, :, 0] = 1
+    x[:4, 2] *= 4  # the average of the largest values is 1.75: 2.3 times as much
+    x[4:, 1] *= 2  # 1.25: 1.6 times as much
+    x = x.flatten(1)
+    matrix = random_matrix("Q8_0", rows=48, columns=128, seed=2)
+    case = Projection(matrices=(matrix,), x=x, refine_above=2.0)
+    once, twice = (round_to_int8(x, level).unflatten(1, (4, 32)) for level in (math.inf, 0.0))
+    assert not torch.equal(once, twice)
+    expected = once.clone()
+    expected[:4, 2] = twice[:4, 2]
+    assert torch.equal(round_to_int8(x, 2.0), expected.flatten(1))
+    [result] = case.run(native(isa))
+    assert_products_equal(case, [result], [expected.flatten(1) @ decoded(matrix).T], isa=isa)
 
 
 def _identity_q8_0() -> memoryview:

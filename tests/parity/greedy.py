@@ -13,11 +13,11 @@ from typing import Literal
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished, Stream, TokenLogprob
-from tests.tolerances import GREEDY_ROUNDED, GREEDY_TIE
+from tests.tolerances import GREEDY_TIE
 
 Precision = Literal["default", "high"]
 
-TIES: dict[Precision, float] = {"default": GREEDY_ROUNDED, "high": GREEDY_TIE}
+PRECISIONS: tuple[Precision, ...] = ("default", "high")
 GOLDEN = Path(__file__).parent / "golden"
 COUNT = 64
 """Tokens after each prompt."""
@@ -76,7 +76,7 @@ def read(name: str) -> list[Golden]:
 
 def check(model: Path, name: str, *, precision: Precision) -> None:
     """The model's greedy tokens are the golden ones, each up to the first where the two best are as good as equal."""
-    golden, tie = read(name), TIES[precision]
+    golden = read(name)
     sampling = SamplingParams(temperature=0.0, max_tokens=COUNT, ignore_eos=True, logprobs=BEST)
     same = 0
     options = LoadOptions(threads=2, precision=precision)
@@ -85,7 +85,7 @@ def check(model: Path, name: str, *, precision: Precision) -> None:
             assert running.tokenizer.encode(entry.prompt, special=True, bos=running.tokenizer.add_bos) == entry.ids
         streams = [running.complete(entry.ids, sampling) for entry in golden]
         for entry, stream in zip(golden, streams, strict=True):
-            same += _agreeing(entry, list(_drawn(stream)), tie)
+            same += _agreeing(entry, list(_drawn(stream)))
     # ties must not excuse everything
     assert same >= COUNT * len(golden) // 2, f"only {same} tokens were compared"
 
@@ -98,7 +98,7 @@ def _drawn(stream: Stream) -> Iterator[TokenLogprob]:
             assert isinstance(event, Finished), event
 
 
-def _agreeing(golden: Golden, ours: list[TokenLogprob], tie: float) -> int:
+def _agreeing(golden: Golden, ours: list[TokenLogprob]) -> int:
     """How many tokens are the same; fails unless what differs first is a tie, for llama.cpp or for us."""
     assert len(ours) == len(golden.tokens) == COUNT
     for place, (token, drawn) in enumerate(zip(golden.tokens, ours, strict=True)):
@@ -107,7 +107,7 @@ def _agreeing(golden: Golden, ours: list[TokenLogprob], tie: float) -> int:
         scores = {each.token: each.logprob for each in drawn.top}
         ours_apart = drawn.logprob - scores[token] if token in scores else float("inf")
         theirs_apart = golden.margins[place] if golden.second[place] == drawn.token else float("inf")
-        assert min(ours_apart, theirs_apart) <= tie, (
+        assert min(ours_apart, theirs_apart) <= GREEDY_TIE, (
             f"token {place} after {golden.prompt!r} is {drawn.token} ({drawn.text!r}), not {token}: "
             f"better by {ours_apart:.3f} nats here, worse by {theirs_apart:.3f} there"
         )

@@ -10,6 +10,6 @@ from tests.parity import greedy
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("precision", greedy.TIES)
+@pytest.mark.parametrize("precision", greedy.PRECISIONS)
 def test_the_first_64_tokens_are_those_of_llama_cpp(default_model: Path, precision: greedy.Precision) -> None:
     greedy.check(default_model, "smollm2", precision=precision)
