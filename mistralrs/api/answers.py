@@ -50,6 +50,10 @@ class Timings(Part):
     """From there on."""
     seed: int
     """Choice i drew with seed + i."""
+    draft_n: int | None = None
+    """Tokens that were guessed ahead; only where there were some."""
+    draft_n_accepted: int | None = None
+    """Those of them that came."""
 
 
 class ChunkTimings(Part):

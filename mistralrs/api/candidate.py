@@ -97,13 +97,15 @@ def usage(candidates: Sequence[Candidate], *, per_prompt: int) -> dict[str, obje
 
 def timings(candidates: Iterable[Candidate], *, seed: int) -> dict[str, object]:
     """Rates in tokens a second, null where no time passed, and times in seconds: sums over all candidates, waiting
-    included. ``seed`` is that of the first one."""
+    included. ``seed`` is that of the first one. Guesses are told, in llama.cpp's words, where there were some."""
     known = [candidate for candidate in candidates if candidate.usage]
     usages = [candidate.usage for candidate in known if candidate.usage]
     prompt_tokens = sum(usage.prompt_tokens for usage in usages)
     completion_tokens = sum(candidate.num_tokens for candidate in known)
     prompt_s = sum(usage.prompt_s for usage in usages)
     completion_s = sum(usage.completion_s for usage in usages)
+    drafted = sum(usage.drafted_tokens for usage in usages)
+    accepted = sum(usage.accepted_tokens for usage in usages)
     return {
         "avg_tok_per_sec": _rate(prompt_tokens + completion_tokens, prompt_s + completion_s),
         "avg_prompt_tok_per_sec": _rate(prompt_tokens, prompt_s),
@@ -112,6 +114,7 @@ def timings(candidates: Iterable[Candidate], *, seed: int) -> dict[str, object]:
         "total_prompt_time_sec": prompt_s,
         "total_completion_time_sec": completion_s,
         "seed": seed,
+        **({"draft_n": drafted, "draft_n_accepted": accepted} if drafted else {}),
     }
 
 

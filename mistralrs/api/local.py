@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from mistralrs.engine.stats import EngineStats
     from mistralrs.loading.pipeline import Model
     from mistralrs.loading.text_source import TextSource
+    from mistralrs.ops.backend import Backend
     from mistralrs.text.chat_template import ChatTemplate
     from mistralrs.text.tokenizer import Tokenizer
+
+MAX_DRAFT = 7
+"""Tokens guessed ahead at most, unless the caller says so: with the known one, what kernels compute together."""
 
 SPILL_BYTES = 512 << 20
 """KV of older sequences, beyond ``prefix_cache_n``, that stays where it is until its memory is needed."""
@@ -66,6 +70,8 @@ class LoadOptions:
     kv_dir_bytes: int = 8 << 30
     """What that folder may hold."""
     no_kv_cache: bool = False
+    max_draft: int | None = None
+    """Tokens guessed ahead for one sequence, at most; 0: none; None: some, where they cannot change an answer."""
     chat_template: str | None = None
     """Jinja text, or a path that ends in .json or .jinja; wins over the model's own."""
     tokenizer_json: Path | None = None
@@ -143,7 +149,7 @@ class LocalModel:
         )
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
-        engine = _start_engine(model, options, backend=resolved.backend.name)
+        engine = _start_engine(model, options, resolved.backend)
         info = ModelInfo(
             # the folder of a model in the hub's cache is called by its commit
             name=source.repo if source.repo and path.is_dir() else model.name,
@@ -201,7 +207,7 @@ class LocalModel:
         self.close()
 
 
-def _start_engine(model: Model, options: LoadOptions, *, backend: str) -> Engine:
+def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engine:
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.kv_store import KvStore
     from mistralrs.engine.model_runner import ModelRunner
@@ -209,7 +215,7 @@ def _start_engine(model: Model, options: LoadOptions, *, backend: str) -> Engine
     store = None
     if options.kv_dir is not None and options.prefix_cache_n and not options.no_kv_cache:
         # blocks of another backend would differ in their last bits, or in their layout
-        name = f"{model.fingerprint} {backend} {__version__}"
+        name = f"{model.fingerprint} {backend.name} {__version__}"
         store = KvStore(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=name)
     num_blocks = sum(group.num_blocks for group in model.limits.kv_groups)
     return Engine(
@@ -226,9 +232,16 @@ def _start_engine(model: Model, options: LoadOptions, *, backend: str) -> Engine
             prefix_cache_n=options.prefix_cache_n,
             spill_blocks=SPILL_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
             no_kv_cache=options.no_kv_cache,
+            max_draft=_max_draft(options, backend),
         ),
         store=store,
     )
+
+
+def _max_draft(options: LoadOptions, backend: Backend) -> int:
+    if options.max_draft is not None:
+        return options.max_draft
+    return MAX_DRAFT if backend.batch_invariant else 0
 
 
 def _import_torch() -> None:

@@ -35,6 +35,8 @@ def check_config(config: EngineConfig) -> None:
             raise UsageError(f"kv_groups has one of {group.num_blocks} blocks; each must have at least 1")
     if config.max_prompt_logits < 0:
         raise UsageError(f"max_prompt_logits is {config.max_prompt_logits}; it must be at least 0")
+    if config.max_draft < 0:
+        raise UsageError(f"max_draft is {config.max_draft}; it must be at least 0 (0 guesses nothing)")
     if config.max_queue is not None and config.max_queue < 0:
         raise UsageError(f"max_queue is {config.max_queue}; it must be at least 0 (0 lets nobody wait)")
     if config.prefix_cache_n < 0:

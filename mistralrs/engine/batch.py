@@ -26,7 +26,7 @@ class Batch:
     seq_starts: list[int]
     """(num_seqs + 1,) ranges of the flat arrays."""
     context_lens: list[int]
-    """(num_seqs,) tokens of the sequence once this step is done."""
+    """(num_seqs,) tokens of the sequence once this step is done, guessed ones included."""
     block_tables: list[list[list[int]]]
     """(kv_groups, num_seqs) the blocks that hold those tokens, perhaps more; those before the window mean nothing."""
     logit_rows: list[int]
@@ -41,6 +41,7 @@ class Batch:
             end = chunk.start + chunk.count
             positions = range(chunk.start, end)
             batch.tokens.extend(chunk.sequence.tokens[chunk.start : end])
+            batch.tokens.extend(chunk.draft)
             batch.positions.extend(positions)
             batch.seq_starts.append(len(batch.tokens))
             batch.context_lens.append(end)
@@ -49,7 +50,8 @@ class Batch:
                 tables.append(list(table))
             batch.logit_rows.extend(len(batch.tokens) - end + position for position in chunk.scored)
             if chunk.samples:
-                batch.logit_rows.append(len(batch.tokens) - 1)
+                last = len(batch.tokens) - 1
+                batch.logit_rows.extend(range(last - len(chunk.draft), last + 1))
         return batch
 
     @classmethod

@@ -35,6 +35,8 @@ class EngineConfig:
     """Blocks of older ones, in each KV group, that stay until their memory is needed."""
     no_kv_cache: bool = False
     """Recompute every sequence from its first token at each step."""
+    max_draft: int = 0
+    """Tokens guessed for one sequence in one step, at most; 0 is off. Nothing is guessed without a KV cache."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from mistralrs.engine.events import Event, Handle, Stream
 from mistralrs.engine.job import Job
 from mistralrs.engine.kv_shelf import KvShelf
 from mistralrs.engine.kv_store import KvStore
+from mistralrs.engine.pace import PrefillPace
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.stats import EngineStats
@@ -60,32 +61,6 @@ class Runner(Protocol):
 
     def import_block(self, group: int, block: int, data: bytes) -> None:
         """Puts that back; raises ValueError if its length is wrong."""
-
-
-class PrefillPace:
-    """How many prefill tokens a step may hold so that streams beside it wait about a quarter of a second."""
-
-    SECONDS = 0.25
-    LEAST = 16
-    """Smaller chunks cost a whole pass over the weights for next to nothing."""
-    WEIGHT = 0.3
-    """Of the newest measurement in the exponential average."""
-
-    def __init__(self) -> None:
-        self._rate: float | None = None  # tokens a second
-
-    def limit(self, max_batch_tokens: int) -> int:
-        """Tokens that the measured rate allows; all of them before the first measurement."""
-        if self._rate is None:
-            return max_batch_tokens
-        return max(min(int(self._rate * self.SECONDS), max_batch_tokens), self.LEAST)
-
-    def measure(self, tokens: int, seconds: float) -> None:
-        """Takes note of a step that computed so many prefill tokens; a handful tells nothing."""
-        if tokens < self.LEAST:
-            return
-        rate = tokens / max(seconds, 1e-6)
-        self._rate = rate if self._rate is None else self._rate + self.WEIGHT * (rate - self._rate)
 
 
 class Engine:
@@ -180,6 +155,8 @@ class Engine:
             prompt_tokens=self._num_prompt_tokens,
             cached_tokens=scheduler.num_cached_tokens,
             completion_tokens=self._num_completion_tokens,
+            drafted_tokens=scheduler.num_drafted,
+            accepted_tokens=scheduler.num_accepted,
             steps=self._num_steps,
             preemptions=scheduler.num_preemptions,
         )
@@ -252,7 +229,7 @@ class Engine:
         logits = self._forward(plan)
         if logits is not None:
             drawn = self._draw(plan, logits)
-            self._scheduler.commit(plan, {number: draw.token for number, draw in drawn.items()})
+            self._scheduler.commit(plan, {number: draws[0].token for number, draws in drawn.items()})
             self._publish(plan, drawn)
             self._report(plan, time.perf_counter() - started)
 
@@ -272,30 +249,35 @@ class Engine:
         self._answer()
         if self._abort.is_set():
             return None
-        prefill = sum(chunk.count for chunk in plan.chunks if chunk.count > 1)
+        prefill = sum(chunk.num_known for chunk in plan.chunks if chunk.num_known > 1)
         self._pace.measure(prefill, time.perf_counter() - started)
         return logits
 
-    def _draw(self, plan: Plan, logits: torch.Tensor) -> dict[int, Draw]:
-        """Draws by sequence. A row that cannot be drawn fails its own request; cancelled ones are left out."""
-        drawn: dict[int, Draw] = {}
+    def _draw(self, plan: Plan, logits: torch.Tensor) -> dict[int, list[Draw]]:
+        """By sequence what is drawn after its known tokens: one token, and one after each guess that was right.
+
+        A row that cannot be drawn fails its own request; cancelled ones are left out.
+        """
+        drawn: dict[int, list[Draw]] = {}
         try:
-            jobs, logits = self._observe(plan, logits)
-            results = self._sampler.sample(logits, [job.row() for job in jobs])
+            drawing, logits = self._observe(plan, logits)
+            rows = [row for chunk in drawing for row in self._jobs[chunk.sequence.id].rows(chunk.draft)]
+            results = iter(self._sampler.sample(logits, rows))
         except Exception as error:
             logger.exception("drawing failed")
             self._fail_batch(plan, error)
             return drawn
-        for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, EngineError):
-                self._fail(job, result)
+        for chunk in drawing:
+            first, *others = itertools.islice(results, len(chunk.draft) + 1)
+            if isinstance(first, EngineError):
+                self._fail(self._jobs[chunk.sequence.id], first)
             else:
-                drawn[job.sequence.id] = result
+                drawn[chunk.sequence.id] = _agreeing(first, others, chunk.draft)
         return drawn
 
-    def _observe(self, plan: Plan, logits: torch.Tensor) -> tuple[list[Job], torch.Tensor]:
-        """Shows jobs what they want of their prompts. Returns those that draw, and the logits that each draws by."""
-        jobs: list[Job] = []
+    def _observe(self, plan: Plan, logits: torch.Tensor) -> tuple[list[Chunk], torch.Tensor]:
+        """Shows jobs what they want of their prompts. Returns the chunks that draw, and their logits."""
+        drawing: list[Chunk] = []
         rows: list[int] = []
         row = token = 0
         for chunk in plan.chunks:
@@ -304,12 +286,13 @@ class Engine:
                 self._show(job, chunk, logits[row : row + len(chunk.scored), : self.vocab_size], token)
             row += len(chunk.scored)
             if chunk.samples:
+                end = row + 1 + len(chunk.draft)
                 if job is not None and chunk.sequence.id in self._jobs:
-                    jobs.append(job)
-                    rows.append(row)
-                row += 1
+                    drawing.append(chunk)
+                    rows.extend(range(row, end))
+                row = end
             token += chunk.count
-        return jobs, logits if len(rows) == len(logits) else logits[rows]
+        return drawing, logits if len(rows) == len(logits) else logits[rows]
 
     def _show(self, job: Job, chunk: Chunk, logits: torch.Tensor, first: int) -> None:
         """``first``: the place of the chunk's first token in the batch."""
@@ -320,31 +303,43 @@ class Engine:
         except EngineError as error:
             self._fail(job, error)
 
-    def _publish(self, plan: Plan, drawn: dict[int, Draw]) -> None:
+    def _publish(self, plan: Plan, drawn: dict[int, list[Draw]]) -> None:
         now = time.perf_counter()
-        for sequence in (chunk.sequence for chunk in plan.chunks):
-            if sequence.prompt_end is not None and sequence.finish_reason is not None and sequence.id in self._jobs:
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if sequence.id in drawn:
+                self._hear(chunk, drawn[sequence.id], now)
+            elif sequence.prompt_end is not None and sequence.finish_reason is not None and sequence.id in self._jobs:
                 self._num_prompt_tokens += sequence.num_prompt
                 self._jobs.pop(sequence.id).finish(sequence.finish_reason, now)
-        for number, draw in drawn.items():
-            job = self._jobs[number]
+
+    def _hear(self, chunk: Chunk, draws: list[Draw], now: float) -> None:
+        """Tells a job what was drawn in a step, token by token until one ends it. The first is committed already."""
+        sequence = chunk.sequence
+        job = self._jobs[sequence.id]
+        if len(sequence.tokens) == sequence.num_prompt + 1:
+            self._num_prompt_tokens += sequence.num_prompt
+        for place, draw in enumerate(draws):
+            if place > 0:
+                self._scheduler.advance(sequence, draw.token)
             self._num_completion_tokens += 1
-            if len(job.sequence.tokens) == job.sequence.num_prompt + 1:
-                self._num_prompt_tokens += job.sequence.num_prompt
             delta, reason = job.hear(draw, now)
             if delta.text or delta.tokens:
                 job.stream.put(delta)
             if reason is not None:
-                # Blocks are free before the caller hears of the end.
-                self._scheduler.remove(job.sequence, keep=True)
-                del self._jobs[number]
-                job.finish(reason, now)
+                break
+        self._scheduler.settle(chunk)
+        if reason is not None:
+            # Blocks are free before the caller hears of the end.
+            self._scheduler.remove(sequence, keep=True)
+            del self._jobs[sequence.id]
+            job.finish(reason, now)
 
     def _report(self, plan: Plan, seconds: float) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             lengths: tuple[list[int], list[int]] = ([], [])
             for chunk in plan.chunks:
-                lengths[chunk.start >= chunk.sequence.num_prompt].append(chunk.start + chunk.count)
+                lengths[chunk.start >= chunk.sequence.num_prompt].append(chunk.start + chunk.num_known)
             logger.debug("Prompt%s Completion%s - %dms", *lengths, round(seconds * 1000))
 
     def _add(self, job: Job) -> None:
@@ -385,6 +380,19 @@ class Engine:
 
 def _nothing() -> None:
     pass
+
+
+def _agreeing(first: Draw, others: list[Draw | EngineError], draft: tuple[int, ...]) -> list[Draw]:
+    """The draws that count: each but the first stands behind a guess, which must be the token drawn in its place.
+
+    One that cannot be drawn is left to the next step, which meets it behind known tokens.
+    """
+    draws = [first]
+    for guess, draw in zip(draft, others, strict=True):
+        if draws[-1].token != guess or isinstance(draw, EngineError):
+            break
+        draws.append(draw)
+    return draws
 
 
 def _failure(error: Exception) -> MistralrsError:

@@ -45,6 +45,10 @@ class Usage:
     first_token_s: float
     """From submission to the first text in the stream; 0.0 if there was none."""
     seed: int
+    drafted_tokens: int = 0
+    """Tokens that were guessed and computed before it was known whether they come."""
+    accepted_tokens: int = 0
+    """Those of them that came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One step's news. ``text`` may be empty while bytes or a possible stop string are held back."""
+    """What was drawn. ``text`` may be empty while bytes or a possible stop string are held back."""
 
     text: str
     tokens: tuple[int, ...]

@@ -83,9 +83,13 @@ class Job:
             if start + count == self.sequence.num_prompt:
                 self.stream.put(Embedding(self._pool.embedding()))
 
-    def row(self) -> Row:
-        """What the next token is to be drawn by."""
-        sampling, tokens = self.sequence.sampling, self.sequence.tokens
+    def rows(self, draft: tuple[int, ...]) -> list[Row]:
+        """What the next token is to be drawn by, and the one after each token of ``draft`` if all before it come."""
+        known = self.sequence.tokens
+        return [self._row(known), *(self._row([*known, *draft[: place + 1]]) for place in range(len(draft)))]
+
+    def _row(self, tokens: list[int]) -> Row:
+        sampling = self.sequence.sampling
         too_early = len(tokens) - self.sequence.num_prompt < sampling.min_tokens
         return Row(sampling, tokens, banned=self._ends if too_early else (), dry=self._dry)
 
@@ -141,4 +145,6 @@ class Job:
             completion_s=max(self._last_token - first, 0.0),
             first_token_s=0.0 if self._first_text is None else self._first_text - self._submitted,
             seed=self.sequence.sampling.seed,
+            drafted_tokens=self.sequence.draft.num_drafted,
+            accepted_tokens=self.sequence.draft.num_accepted,
         )

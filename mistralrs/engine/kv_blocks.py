@@ -95,10 +95,13 @@ class KvBlocks:
         self._vouch(sequence, len(digests))
         return True
 
-    def extend(self, sequence: Sequence) -> bool:
-        """Gives a running sequence the blocks that its next step needs; returns False, and gives none, if they lack."""
-        wanted = self._wanted(sequence, sequence.num_computed)
-        missing = [count - len(table) for count, table in zip(wanted, sequence.tables, strict=True)]
+    def extend(self, sequence: Sequence, *, ahead: int = 0) -> bool:
+        """Gives a running sequence the blocks that its next step needs; returns False, and gives none, if they lack.
+
+        ``ahead``: tokens that the step computes beyond those that are known.
+        """
+        wanted = self._wanted(sequence, sequence.num_computed, ahead=ahead)
+        missing = [max(count - len(table), 0) for count, table in zip(wanted, sequence.tables, strict=True)]
         if any(missing):  # in most steps there is room for one more token
             for pool, count in zip(self.pools, missing, strict=True):
                 if count > pool.num_free:
@@ -106,6 +109,13 @@ class KvBlocks:
             for pool, table, count in zip(self.pools, sequence.tables, missing, strict=True):
                 table += pool.allocate(count)
         return True
+
+    def trim(self, sequence: Sequence) -> None:
+        """Takes from a running sequence the blocks that it needs no more, because tokens ahead did not come."""
+        wanted = self._wanted(sequence, sequence.num_computed)
+        for pool, table, count in zip(self.pools, sequence.tables, wanted, strict=True):
+            pool.release(table[count:])
+            del table[count:]
 
     def commit(self, sequence: Sequence) -> None:
         """After a step of a sequence: makes full blocks findable, gives back those that no token to come can see."""
@@ -157,9 +167,9 @@ class KvBlocks:
         """In each group, the first block that is needed from ``position`` on."""
         return [first_block(position, window=window, block_size=self._block_size) for window in self._windows]
 
-    def _wanted(self, sequence: Sequence, num_computed: int) -> list[int]:
+    def _wanted(self, sequence: Sequence, num_computed: int, *, ahead: int = 0) -> list[int]:
         """In each group, the blocks that a table should have: for all known tokens, or for those of one step."""
-        known, size = len(sequence.tokens), self._block_size
+        known, size = len(sequence.tokens) + ahead, self._block_size
         soon = min(known, num_computed + self._step)
         return [-(-(soon if window else known) // size) for window in self._windows]
 

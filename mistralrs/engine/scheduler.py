@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mistralrs.engine.config import EngineConfig
 from mistralrs.engine.kv_blocks import KvBlocks, Shelf
 from mistralrs.engine.sequence import Sequence, State
+
+DRAFT_ROWS = 8
+"""Known tokens and guesses beyond which a step has no more guesses. So few share one pass over the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,13 @@ class Chunk:
     """The chunk reaches the last known token, so the step draws the next one."""
     scored: range = range(0)
     """Positions whose logits are wanted for the tokens of the prompt that follow them."""
+    draft: tuple[int, ...] = ()
+    """The last of these tokens are only guessed. The step then also draws what comes after each of them."""
+
+    @property
+    def num_known(self) -> int:
+        """How many of its tokens are not guessed."""
+        return self.count - len(self.draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,13 @@ class Scheduler:
         self.num_cached_tokens = 0
         """Prompt tokens of all admitted sequences that prefix hits saved."""
         self.num_preemptions = 0
+        self.num_drafted = 0
+        """Tokens that were guessed and computed."""
+        self.num_accepted = 0
+        """Those of them that were right."""
         self._config = config
+        self._drafts = config.max_draft > 0 and not config.no_kv_cache
+        self._drafted: list[Sequence] = []  # they have blocks for what the last plan guessed
         self._spare_rows = 0  # of logits in the step that is being planned, beside one of every sequence
 
     @property
@@ -84,6 +100,7 @@ class Scheduler:
 
         ``prefill_limit``: prefill tokens that the step may hold beside decode rows; alone they may fill the budget.
         """
+        self._take_back()
         preempted = self._make_room()
         self._spare_rows = self._config.max_prompt_logits
         decodes = [s for s in self.running if s.num_remaining == 1][: self._config.max_batch_tokens]
@@ -100,24 +117,40 @@ class Scheduler:
             budget -= chunks[-1].count
         if self.has_work and not chunks:
             raise RuntimeError("the scheduler has work and found none to do")
+        if self._drafts and len(chunks) == len(decodes) and not self.waiting:
+            self._add_drafts(chunks)
         return Plan(chunks)
 
     def commit(self, plan: Plan, sampled: Mapping[int, int]) -> None:
-        """Records a step that was computed: ``sampled`` maps sequence ids to the drawn tokens.
+        """Records a step that was computed: ``sampled`` maps sequence ids to the tokens drawn after the known ones.
 
-        Sequences that were removed since the plan was made are passed over.
+        Sequences that were removed since the plan was made are passed over. Of guesses nothing is recorded yet.
         """
         for chunk in plan.chunks:
             sequence = chunk.sequence
             if sequence.state is not State.RUNNING:
                 continue
-            sequence.num_computed += chunk.count
+            sequence.num_computed += chunk.num_known
             sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
             self.blocks.commit(sequence)
             if chunk.samples:
                 self._append(sequence, sampled[sequence.id])
             elif sequence.prompt_end is not None and sequence.num_remaining == 0:
                 self._finish(sequence, sequence.prompt_end)
+
+    def advance(self, sequence: Sequence, token: int) -> None:
+        """Records that the last known token is what the step had guessed, and that ``token`` was drawn after it."""
+        sequence.num_computed += 1
+        self.blocks.commit(sequence)
+        self._append(sequence, token)
+
+    def settle(self, chunk: Chunk) -> None:
+        """Counts how much was right of what was guessed, once all that came of a step of a sequence is recorded."""
+        if chunk.draft:
+            drafted, accepted = len(chunk.draft), chunk.sequence.num_computed - (chunk.start + chunk.num_known)
+            chunk.sequence.draft.judge(drafted, accepted, known=len(chunk.sequence.tokens))
+            self.num_drafted += drafted
+            self.num_accepted += accepted
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless every block is in one place and held as often as running sequences have it."""
@@ -149,6 +182,36 @@ class Scheduler:
         samples = count == sequence.num_remaining and sequence.prompt_end is None
         self._spare_rows -= max(len(scored) + samples - 1, 0)
         return Chunk(sequence, start, count, samples, scored)
+
+    def _add_drafts(self, chunks: list[Chunk]) -> None:
+        """Adds guesses to a step of single tokens, evenly, as far as there is room that nobody else needs."""
+        rows = min(DRAFT_ROWS - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_rows)
+        if rows < 1:
+            return
+        drafts = [self._propose(chunk, rows) for chunk in chunks]
+        shortest_first = sorted(range(len(chunks)), key=lambda index: len(drafts[index]))
+        for place, index in enumerate(shortest_first):
+            chunk, share = chunks[index], rows // (len(chunks) - place)
+            draft = drafts[index][:share]
+            while draft and not self.blocks.extend(chunk.sequence, ahead=len(draft)):
+                draft = draft[:-1]
+            if draft:
+                chunks[index] = replace(chunk, count=chunk.count + len(draft), draft=draft)
+                self._drafted.append(chunk.sequence)
+                rows -= len(draft)
+
+    def _propose(self, chunk: Chunk, rows: int) -> tuple[int, ...]:
+        sequence = chunk.sequence
+        # One token is drawn after the guesses.
+        count = min(rows, self._config.max_draft, sequence.max_len - len(sequence.tokens) - 1)
+        return sequence.draft.propose(sequence.tokens, count) if chunk.samples and count > 0 else ()
+
+    def _take_back(self) -> None:
+        """Takes the blocks back that guesses were given and do not need any more: no other sequence goes short."""
+        for sequence in self._drafted:
+            if sequence.state is State.RUNNING:
+                self.blocks.trim(sequence)
+        self._drafted.clear()
 
     def _make_room(self) -> bool:
         """Gives running sequences, oldest first, the blocks they need. Returns whether one was preempted for it."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 from mistralrs.engine.block_pool import chain_digest, root_digest
 from mistralrs.engine.config import Request, SamplingParams
+from mistralrs.engine.draft import Draft
 
 
 class State(Enum):
@@ -55,6 +56,8 @@ class Sequence:
     """Leading entries of each table that mean nothing: the group's window has passed their blocks."""
     num_registered: int = 0
     """Leading blocks that others may share."""
+    draft: Draft = field(default_factory=Draft)
+    """Guesses at what is drawn next."""
     state: State = State.WAITING
     finish_reason: Literal["stop", "length"] | None = None
     _chain: list[bytes] = field(default_factory=list)

@@ -21,6 +21,10 @@ class EngineStats:
     cached_tokens: int
     """Prompt tokens that prefix hits saved."""
     completion_tokens: int
+    drafted_tokens: int
+    """Tokens that were guessed and computed before it was known whether they come."""
+    accepted_tokens: int
+    """Those of them that came."""
     steps: int
     """Forward passes, those that failed or were cut short included."""
     preemptions: int

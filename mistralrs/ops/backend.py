@@ -79,6 +79,8 @@ class Backend(Protocol):
 
     name: str
     threads: int
+    batch_invariant: bool
+    """A token's result is the same bits in every batch."""
 
     def place(self, matrix: Matrix) -> Weight: ...
 

@@ -149,6 +149,7 @@ class NativeBackend:
         self.isa = isa or next(iter(tables))
         self.name = f"cpu {self.isa}"
         self.threads = threads or physical_cores()
+        self.batch_invariant = True
         self._table = tables[self.isa]
         self._pool = _Pool(self.threads)
         self._arena: Arena | None = None

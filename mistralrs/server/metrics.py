@@ -1,7 +1,7 @@
 """What ``GET /metrics`` tells, in the words of Prometheus. Knows numbers; does not know where they are used.
 
-Counters of requests and their times are kept here, one observation a step of a stream; what the engine counts itself is
-read from it when somebody asks.
+Counters of requests and their times are kept here, one observation a piece of an answer; what the engine counts itself
+is read from it when somebody asks.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _COUNTERS = {
     "mistralrs_prompt_tokens": ("Tokens of prompts whose first token has been drawn.", "prompt_tokens"),
     "mistralrs_prefix_hit_tokens": ("Prompt tokens that the prefix cache saved.", "cached_tokens"),
     "mistralrs_completion_tokens": ("Tokens drawn.", "completion_tokens"),
+    "mistralrs_draft_tokens": ("Tokens guessed ahead and computed.", "drafted_tokens"),
+    "mistralrs_draft_tokens_accepted": ("Tokens guessed ahead that came.", "accepted_tokens"),
     "mistralrs_engine_steps": ("Forward passes.", "steps"),
     "mistralrs_preemptions": ("Times that a running sequence had to wait again for want of KV blocks.", "preemptions"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.local import MAX_DRAFT, LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import ContextLengthError, LoadError, MistralrsError, RequestError, UsageError
@@ -47,6 +47,15 @@ def test_info(model: LocalModel, path: Path) -> None:
         info.kv_bytes == 16 * 128 * 2 * 2 * 2 * 16 * 2
     )  # sequences, tokens, layers, KV heads, k and v, head_dim, half
     assert model.has_template
+
+
+@pytest.mark.native
+def test_guesses_are_made_where_they_cannot_change_an_answer(model: LocalModel, path: Path) -> None:
+    """The twin in torch adds up in an order that depends on the batch, so there they must be asked for."""
+    assert model.engine.config.max_draft == MAX_DRAFT > 0
+    for isa, asked, made in (("torch", None, 0), ("torch", 3, 3), (None, 0, 0)):
+        with LocalModel.load(source(path), LoadOptions(threads=1, isa=isa, max_draft=asked)) as other:
+            assert other.engine.config.max_draft == made
 
 
 def test_count_is_what_chat_sends(model: LocalModel) -> None:

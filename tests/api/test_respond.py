@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -186,6 +187,20 @@ def test_rates_without_time_are_null() -> None:
     nothing = Usage(4, 0, 0, prompt_s=0.0, completion_s=0.0, first_token_s=0.0, seed=5)
     timings = whole(chat(), [Finished("stop", nothing)])["timings"]
     assert timings["avg_compl_tok_per_sec"] is timings["avg_tok_per_sec"] is timings["avg_prompt_tok_per_sec"] is None
+
+
+def test_guesses_are_told_where_there_were_some() -> None:
+    ends = [
+        replace(usage(3), drafted_tokens=drafted, accepted_tokens=accepted) for drafted, accepted in ((9, 4), (0, 0))
+    ]
+    choices: list[list[Event]] = [[Delta("a", (1,), ()), Finished("stop", end)] for end in ends]
+    body = whole(chat(n=2), *choices)
+    assert (body["timings"]["draft_n"], body["timings"]["draft_n_accepted"]) == (9, 4)
+    answers.ChatCompletion.model_validate(body)
+    last = chunks(streamed(chat(), choices[0]))[-1]
+    assert (last["timings"]["draft_n"], last["timings"]["draft_n_accepted"]) == (9, 4)
+    answers.ChatCompletionChunk.model_validate(last)
+    assert "draft_n" not in whole(chat(), choices[1])["timings"]
 
 
 def test_log_probabilities_of_a_chat() -> None:

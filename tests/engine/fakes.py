@@ -43,13 +43,21 @@ class FakeTokenizer:
         return "<end>" if token == EOS else self.token_bytes(token).decode("utf-8", "replace")
 
 
-def history_logits(history: list[tuple[int, int]], *, eos_bias: float) -> torch.Tensor:
-    """(VOCAB,) logits from (token, position) pairs; ``eos_bias`` is added to the end token's."""
-    digest = hashlib.blake2b(b"".join(pack("<qq", *pair) for pair in history), digest_size=8).digest()
-    seed = int.from_bytes(digest, "little") % 2**62
-    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
+def history_logits(history: list[tuple[int, int]], *, eos_bias: float, habit: float = 0.0) -> torch.Tensor:
+    """(VOCAB,) logits from (token, position) pairs; ``eos_bias`` is added to the end token's.
+
+    ``habit``: the weight of a part that the last token decides alone, so that texts repeat themselves.
+    """
+    logits = _noise(b"".join(pack("<qq", *pair) for pair in history)) * 2
+    if habit:
+        logits += _noise(pack("<q", history[-1][0])) * habit
     logits[EOS] += eos_bias
     return logits
+
+
+def _noise(data: bytes) -> torch.Tensor:
+    seed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") % 2**62
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
 class FakeRunner:
@@ -60,9 +68,12 @@ class FakeRunner:
 
     vocab_size = VOCAB
 
-    def __init__(self, *, block_size: int, windows: Sequence[int] = (0,), eos_bias: float = -100.0) -> None:
+    def __init__(
+        self, *, block_size: int, windows: Sequence[int] = (0,), eos_bias: float = -100.0, habit: float = 0.0
+    ) -> None:
         self.block_size = block_size
         self.eos_bias = eos_bias
+        self.habit = habit
         self.windows = windows
         self.memory: list[dict[int, tuple[int, int]]] = [{} for _ in windows]
         self.batches: list[Batch] = []
@@ -80,7 +91,7 @@ class FakeRunner:
             start, end = batch.seq_starts[index : index + 2]
             assert batch.positions[start:end] == list(range(length - (end - start), length))
             wanted = [batch.positions[row] + 1 for row in batch.logit_rows if start <= row < end]
-            rows.extend(history_logits(self._seen(batch, index, count), eos_bias=self.eos_bias) for count in wanted)
+            rows.extend(self._logits(self._seen(batch, index, count)) for count in wanted)
         assert len(rows) == len(batch.logit_rows)
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
@@ -99,6 +110,9 @@ class FakeRunner:
         if len(pairs) != self.block_size:
             raise ValueError(f"{len(pairs)} tokens in a block")
         self.memory[group].update({block * self.block_size + place: (a, b) for place, (a, b) in enumerate(pairs)})
+
+    def _logits(self, seen: list[tuple[int, int]]) -> torch.Tensor:
+        return history_logits(seen, eos_bias=self.eos_bias, habit=self.habit)
 
     def _seen(self, batch: Batch, index: int, count: int) -> list[tuple[int, int]]:
         """What the last of a sequence's first ``count`` tokens sees in each group, one behind the other."""

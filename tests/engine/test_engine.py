@@ -16,8 +16,9 @@ import torch
 
 from mistralrs.engine.batch import Abort, Batch
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
-from mistralrs.engine.engine import Engine, PrefillPace
+from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Stream
+from mistralrs.engine.pace import PrefillPace
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError, UsageError
 from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import EOS, VOCAB, FakeRunner, FakeTokenizer, Turnstile, history_logits
@@ -28,9 +29,11 @@ PROMPT = tuple(range(20, 45))
 
 
 @contextmanager
-def serving(config: EngineConfig = CONFIG, *, eos_bias: float = -100.0) -> Iterator[tuple[Engine, FakeRunner]]:
+def serving(
+    config: EngineConfig = CONFIG, *, eos_bias: float = -100.0, habit: float = 0.0
+) -> Iterator[tuple[Engine, FakeRunner]]:
     windows = [group.window for group in config.kv_groups]
-    runner = FakeRunner(block_size=config.block_size, windows=windows, eos_bias=eos_bias)
+    runner = FakeRunner(block_size=config.block_size, windows=windows, eos_bias=eos_bias, habit=habit)
     with closing(Engine(runner, FakeTokenizer(), config)) as engine:  # type: ignore[arg-type]
         yield engine, runner
         engine._scheduler.check_integrity()

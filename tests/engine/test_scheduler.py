@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mistralrs.engine.batch import Batch
 from mistralrs.engine.config import EngineConfig, SamplingParams
-from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
+from mistralrs.engine.scheduler import DRAFT_ROWS, Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence, State
 from mistralrs.ops.kv_groups import KvGroup, blocks_of_one
 
@@ -36,17 +36,19 @@ def config(
     return EngineConfig(kv_groups=groups, **values)  # type: ignore[arg-type]
 
 
-def next_token(history: Row[int]) -> int:
-    """1 to 50, or the end token once in 40 times."""
+def next_token(history: Row[int], *, habit: bool = False) -> int:
+    """1 to 50, or the end token once in 40 times. ``habit``: three times in four the last token decides alone."""
     value = hashlib.blake2b(str(list(history)).encode()).digest()[0]
+    if habit and value % 4:
+        return history[-1] * 3 % 11 + 1
     return EOS if value % 40 == 0 else value % 50 + 1
 
 
-def continuation(prompt: Row[int], max_len: int, *, endless: bool = False) -> list[int]:
+def continuation(prompt: Row[int], max_len: int, *, endless: bool = False, habit: bool = False) -> list[int]:
     """What a sequence must end as, whatever the schedule; ``endless`` ones ignore the end token."""
     tokens = list(prompt)
     while len(tokens) < max_len:
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens, habit=habit))
         if tokens[-1] == EOS and not endless:
             break
     return tokens
@@ -82,8 +84,9 @@ class FakeShelf:
 class Drill:
     """Runs a scheduler against a memory of tokens, checking every step."""
 
-    def __init__(self, config: EngineConfig, *, shelf: FakeShelf | None = None) -> None:
+    def __init__(self, config: EngineConfig, *, shelf: FakeShelf | None = None, habit: bool = False) -> None:
         self.config = config
+        self.habit = habit
         self.scheduler = Scheduler(config, shelf)
         self.memory: list[dict[int, tuple[int, int]]] = shelf.memory if shelf else [{} for _ in config.kv_groups]
         self.count = 0
@@ -107,7 +110,19 @@ class Drill:
         assert len(self.scheduler.running) <= self.config.max_seqs
         order = [s.id for s in (*self.scheduler.running, *self.scheduler.waiting)]
         assert order == sorted(order), "first come, first served"
+        self.check_drafts(plan)
         return plan
+
+    def check_drafts(self, plan: Plan) -> None:
+        """Guesses take nothing that another needs, and at least one token can come after them."""
+        drafted = [chunk for chunk in plan.chunks if chunk.draft]
+        rows = sum(1 + len(chunk.draft) for chunk in plan.chunks)
+        assert not drafted or rows <= DRAFT_ROWS
+        assert not drafted or (all(chunk.num_known == 1 for chunk in plan.chunks) and not self.scheduler.waiting)
+        assert rows <= len(plan.chunks) + self.config.max_prompt_logits
+        for chunk in drafted:
+            assert len(chunk.draft) <= self.config.max_draft
+            assert len(chunk.sequence.tokens) + len(chunk.draft) < chunk.sequence.max_len
 
     def compute(self, plan: Plan) -> dict[int, int]:
         batch = Batch.from_plan(plan, block_size=self.config.block_size)
@@ -117,11 +132,14 @@ class Drill:
             memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
             for chunk, table in zip(plan.chunks, tables, strict=True):
                 self.look_back(chunk, table, group.window, memory)
-        return {chunk.sequence.id: next_token(chunk.sequence.tokens) for chunk in plan.chunks if chunk.samples}
+        return {chunk.sequence.id: self.draw(chunk.sequence) for chunk in plan.chunks if chunk.samples}
+
+    def draw(self, sequence: Sequence) -> int:
+        return next_token(sequence.tokens, habit=self.habit)
 
     def look_back(self, chunk: Chunk, table: list[int], window: int, memory: dict[int, tuple[int, int]]) -> None:
         """All that the tokens of a chunk see must lie where the table says."""
-        size, tokens = self.config.block_size, chunk.sequence.tokens
+        size, tokens = self.config.block_size, [*chunk.sequence.tokens, *chunk.draft]
         seen = range(max(0, chunk.start - window + 1) if window else 0, chunk.start + chunk.count)
         assert [memory[table[p // size] * size + p % size] for p in seen] == [(tokens[p], p) for p in seen]
 
@@ -129,7 +147,19 @@ class Drill:
         plan = self.plan(prefill_limit)
         self.scheduler.commit(plan, self.compute(plan))
         self.scheduler.check_integrity()
+        for chunk in plan.chunks:
+            self.advance(chunk)
         return plan
+
+    def advance(self, chunk: Chunk) -> None:
+        """Records what came as it was guessed."""
+        sequence = chunk.sequence
+        for guess in chunk.draft:
+            if sequence.state is not State.RUNNING or sequence.tokens[-1] != guess:
+                break
+            self.scheduler.advance(sequence, self.draw(sequence))
+            self.scheduler.check_integrity()
+        self.scheduler.settle(chunk)
 
     def run(self) -> int:
         steps = 0
@@ -477,6 +507,8 @@ ARRIVALS = st.lists(
     spill_blocks=st.sampled_from([0, 0, 1, 4, 100]),
     shelf=st.sampled_from([None, 0, 3, 7]),
     no_kv_cache=st.booleans(),
+    max_draft=st.sampled_from([0, 1, 3, 15]),
+    max_prompt_logits=st.sampled_from([0, 2, 64]),
     prefill_limit=st.integers(1, 20),
     drop_every=st.integers(2, 9),
 )
@@ -491,7 +523,7 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
     limits = config(max_model_len=48, **changes)
     memory: list[dict[int, tuple[int, int]]] = [{} for _ in limits.kv_groups]
     kept = None if shelf is None else FakeShelf(memory, block_size=limits.block_size, lose_every=shelf)
-    drill = Drill(limits, shelf=kept)
+    drill = Drill(limits, shelf=kept, habit=True)
     texts = [[(17 * text + i * i) % 50 + 1 for i in range(40)] for text in range(3)]
     served: list[tuple[Sequence, list[int], int]] = []
     cancels: dict[int, list[Sequence]] = {}
@@ -519,7 +551,7 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
         advance()
         assert clock < 20000
     for sequence, prompt, max_tokens in served:
-        expected = continuation(prompt, min(len(prompt) + max_tokens, drill.scheduler.max_len))
+        expected = continuation(prompt, min(len(prompt) + max_tokens, drill.scheduler.max_len), habit=True)
         assert sequence.tokens == expected[: len(sequence.tokens)]
         assert sequence.tokens == expected or sequence.finish_reason is None
     assert drill.scheduler.blocks.num_free == drill.num_blocks

@@ -114,6 +114,21 @@ def test_in_a_batch_is_alone(
     assert ask_all(model, [*QUESTIONS[::-1], *QUESTIONS], sampling) == [*expected[sampling][::-1], *expected[sampling]]
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("max_draft", [1, 15])
+def test_guessed_ahead_is_one_by_one(load: Load, model: LocalModel, sampling: SamplingParams, max_draft: int) -> None:
+    """Alone and in company, with right guesses and wrong ones; the questions are asked to repeat themselves."""
+    texts = [f"{text} Say it again: {text}" for text in QUESTIONS[:3]]
+    longer = replace(sampling, max_tokens=80)
+    expected = [ask(model, text, longer)[0] for text in texts]
+    with load(max_draft=max_draft) as guessing:
+        assert [ask(guessing, text, longer)[0] for text in texts] == expected
+        assert ask_all(guessing, texts, longer) == expected
+        stats = guessing.stats()
+        assert stats.drafted_tokens > stats.accepted_tokens
+        assert stats.accepted_tokens > 0 or sampling is DRAWN
+
+
 def test_asked_again_is_asked_once(model: LocalModel, expected: dict[SamplingParams, list[Answer]]) -> None:
     assert [ask(model, text, GREEDY)[0] for text in QUESTIONS] == expected[GREEDY]
 

@@ -86,6 +86,8 @@ class FakeEngine:
             prompt_tokens=100,
             cached_tokens=40,
             completion_tokens=50,
+            drafted_tokens=30,
+            accepted_tokens=20,
             steps=70,
             preemptions=1,
         )

@@ -91,6 +91,8 @@ async def test_metrics_count_requests_and_show_the_engine(server: Served, engine
     assert "mistralrs_inter_token_seconds_count 1.0" in text
     assert "mistralrs_kv_blocks_free 60.0" in text
     assert "mistralrs_prefix_hit_tokens_total 40.0" in text
+    assert "mistralrs_draft_tokens_total 30.0" in text
+    assert "mistralrs_draft_tokens_accepted_total 20.0" in text
     engine.die()
     assert "mistralrs_kv_blocks" not in (await server.get("/metrics")).text
 

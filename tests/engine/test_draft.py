@@ -1,0 +1,268 @@
+"""Guesses at the next tokens: which are made, what is learnt from them, and what room the scheduler gives them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mistralrs.engine.config import EngineConfig
+from mistralrs.engine.draft import FIRST, LENGTHS, LONGEST_PAUSE, MOST, Draft
+from mistralrs.engine.engine import Engine
+from mistralrs.engine.scheduler import DRAFT_ROWS, Plan
+from mistralrs.errors import UsageError
+from mistralrs.ops.kv_groups import KvGroup
+from tests.engine.fakes import FakeRunner, FakeTokenizer
+from tests.engine.test_scheduler import Drill, config, continuation
+
+WRONG = 60
+"""A token that no drill draws."""
+
+
+def naive(tokens: list[int], count: int) -> tuple[int, ...]:
+    """What followed the last time that the last three tokens, or else two, were there before."""
+    for length in LENGTHS:
+        for end in range(len(tokens) - 1, length - 1, -1):
+            if tokens[end - length : end] == tokens[-length:]:
+                return tuple(tokens[end : end + count])
+    return ()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 4), min_size=1, max_size=80),
+    looks=st.lists(st.tuples(st.integers(1, 80), st.integers(0, 6)), min_size=1, max_size=20),
+)
+def test_the_index_finds_what_a_search_finds(tokens: list[int], looks: list[tuple[int, int]]) -> None:
+    """However many tokens have come since it was asked last."""
+    draft = Draft()
+    for length, count in sorted(looks):
+        known = tokens[:length]
+        assert draft.propose(known, count) == naive(known, min(count, FIRST))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 2), min_size=4, max_size=60),
+    counts=st.lists(st.integers(1, 20), min_size=60, max_size=60),
+    rights=st.lists(st.integers(0, 20), min_size=60, max_size=60),
+)
+def test_guesses_are_bounded_and_judged(tokens: list[int], counts: list[int], rights: list[int]) -> None:
+    draft = Draft()
+    drafted = accepted = 0
+    for length, count, right in zip(range(1, len(tokens) + 1), counts, rights, strict=False):
+        proposed = draft.propose(tokens[:length], count)
+        assert len(proposed) <= min(count, MOST)
+        if proposed:
+            assert proposed == naive(tokens[:length], len(proposed))
+            right = min(right, len(proposed))
+            draft.judge(len(proposed), right, known=length)
+            drafted, accepted = drafted + len(proposed), accepted + right
+    assert (draft.num_drafted, draft.num_accepted) == (drafted, accepted)
+
+
+def test_guesses_grow_while_they_are_right_and_shrink_when_they_are_not() -> None:
+    tokens = list(range(30)) * 2 + [0, 1, 2]
+    draft = Draft()
+    lengths = []
+    for accepted in ("all", "all", "all", "few", "half", "few", "few", "few", "all"):
+        proposed = len(draft.propose(tokens, 20))
+        lengths.append(proposed)
+        right = {"all": proposed, "half": -(-proposed // 2), "few": min(1, (proposed - 1) // 2)}[accepted]
+        draft.judge(proposed, right, known=0)
+    assert lengths == [3, 7, 15, 15, 7, 7, 3, 1, 1]
+    assert len(draft.propose(tokens, 20)) == 3
+
+
+def test_each_pause_is_twice_as_long_until_something_was_right() -> None:
+    tokens = [1, 2] * 200
+    draft, guessed_at = Draft(), []
+    for length in range(4, 268):
+        proposed = draft.propose(tokens[:length], 1)
+        if proposed:
+            guessed_at.append(length)
+            draft.judge(1, 0, known=length + 1)
+    steps = [after - before - 1 for before, after in itertools.pairwise(guessed_at)]
+    assert steps == [1, 2, 4, 8, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE]
+    assert draft.propose(tokens[:267], 1) == ()
+    draft.judge(2, 1, known=0)
+    draft.judge(1, 0, known=400)
+    assert draft.propose([*tokens, 1], 1) == (2,)
+
+
+def test_a_text_is_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for each new token, the index takes in what is new."""
+    taken: list[int] = []
+    original = Draft._index
+
+    def index(self: Draft, tokens: list[int]) -> None:
+        before = len(self._behind)
+        original(self, tokens)
+        taken.append(len(self._behind) - before)
+
+    monkeypatch.setattr(Draft, "_index", index)
+    draft, tokens = Draft(), list(range(500))
+    for _ in range(5):
+        assert draft.propose(tokens, 3) == ()
+        tokens.append(len(tokens))
+    assert taken == [498 + 497, 2, 2, 2, 2]
+
+
+# What the scheduler makes of them
+
+
+def guess_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every guess is as long as it may be, and wrong."""
+    monkeypatch.setattr(Draft, "propose", lambda self, tokens, count: (WRONG,) * count)
+
+
+def guess_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every guess is as long as it may be, and right."""
+
+    def propose(self: Draft, tokens: list[int], count: int) -> tuple[int, ...]:
+        return tuple(continuation(tokens, len(tokens) + count, endless=True)[len(tokens) :])
+
+    monkeypatch.setattr(Draft, "propose", propose)
+
+
+def drafts(plan: Plan) -> list[int]:
+    return [len(chunk.draft) for chunk in plan.chunks]
+
+
+@pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
+def test_right_guesses_save_steps(windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    guess_right(monkeypatch)
+    drill = Drill(config(windows=windows, max_draft=15))
+    sequence = drill.add(range(1, 30), max_tokens=65, endless=True)
+    assert drill.run() == 1 + 8  # the first token comes with the prompt
+    assert sequence.tokens == continuation(range(1, 30), 29 + 65, endless=True)
+    assert (drill.scheduler.num_drafted, drill.scheduler.num_accepted) == (56, 56)
+    assert (sequence.draft.num_drafted, sequence.draft.num_accepted) == (56, 56)
+
+
+def test_an_end_among_right_guesses_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    guess_right(monkeypatch)
+    ended = 0
+    for first in range(1, 40):
+        drill = Drill(config(max_draft=15))
+        sequence = drill.add([first], max_tokens=60)
+        drill.run()
+        assert sequence.tokens == continuation([first], 61)
+        assert sequence.draft.num_accepted <= sequence.draft.num_drafted
+        ended += sequence.finish_reason == "stop" and sequence.draft.num_accepted < sequence.draft.num_drafted
+    assert ended
+
+
+@pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
+@pytest.mark.parametrize("num_blocks", [14, 17, 64])
+def test_wrong_guesses_change_no_step(
+    windows: tuple[int, ...], num_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody loses blocks to them, nothing of them is kept, and who comes later finds what there would be."""
+    guess_wrong(monkeypatch)
+    seen = []
+    for max_draft in (0, 5):
+        drill = Drill(config(num_blocks, windows=windows, max_batch_tokens=8, max_draft=max_draft))
+        sequences = [drill.add([number + 1] * 6, max_tokens=18 + number, endless=True) for number in range(3)]
+        steps = drill.run()
+        later = [drill.add([*sequence.tokens, 1], max_tokens=2) for sequence in sequences]
+        drill.run()
+        scheduler = drill.scheduler
+        hits = [sequence.num_cached for sequence in later]
+        seen.append((steps, scheduler.num_preemptions, hits, scheduler.blocks.num_cached))
+        assert (scheduler.num_drafted > 0, scheduler.num_accepted) == (max_draft > 0, 0)
+        assert [sequence.tokens for sequence in sequences] == [
+            continuation([number + 1] * 6, 24 + number, endless=True) for number in range(3)
+        ]
+    assert seen[0] == seen[1]
+
+
+def test_rows_are_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    guess_wrong(monkeypatch)
+    drill = Drill(config(max_seqs=DRAFT_ROWS, max_draft=15, num_blocks=200))
+    plans = []
+    for number in range(DRAFT_ROWS):
+        drill.add([number + 1] * 4, max_tokens=50, endless=True)
+        drill.step()
+        plans.append(drafts(drill.step()))
+    assert plans == [[7], [3, 3], [1, 2, 2], [1] * 4, [0, 0, 1, 1, 1], [0] * 4 + [1] * 2, [0] * 6 + [1], [0] * 8]
+
+
+def test_short_guesses_leave_their_rows_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {1: 0, 2: 1, 3: 9}
+    monkeypatch.setattr(Draft, "propose", lambda self, tokens, count: (WRONG,) * min(wanted[tokens[0]], count))
+    drill = Drill(config(max_draft=15))
+    for first in wanted:
+        drill.add([first] * 4, max_tokens=50, endless=True)
+    drill.step()
+    assert drafts(drill.step()) == [0, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 6),
+        ({"max_draft": 0}, 0),
+        ({"max_draft": 2}, 2),
+        ({"max_batch_tokens": 4}, 3),
+        ({"max_prompt_logits": 1}, 1),
+        ({"no_kv_cache": True}, 0),
+        ({"num_blocks": 2}, 3),  # one token is drawn after the guesses, for which there is no room
+    ],
+    ids=str,
+)
+def test_guesses_fit_into_the_limits(changes: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    guess_wrong(monkeypatch)
+    drill = Drill(config(**{"max_draft": 6, **changes}))
+    drill.add([1, 2, 3], max_tokens=20, endless=True)
+    drill.step()
+    assert drafts(drill.step()) == [expected]
+
+
+def test_near_the_end_guesses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    guess_wrong(monkeypatch)
+    drill = Drill(config(max_draft=4))
+    drill.add([1, 2, 3], max_tokens=7, endless=True)
+    drill.step()
+    assert [drafts(drill.step()) for _ in range(6)] == [[4], [4], [3], [2], [1], [0]]
+
+
+def test_nothing_is_guessed_beside_prompts_or_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    guess_wrong(monkeypatch)
+    drill = Drill(config(max_draft=4, max_seqs=2))
+    drill.add([1, 2, 3], max_tokens=30, endless=True)
+    assert [drafts(drill.step()) for _ in range(2)] == [[0], [4]]
+    drill.add(range(1, 50), max_tokens=3, endless=True)
+    drill.add(range(1, 50), max_tokens=3, endless=True)
+    plans = [drill.step() for _ in range(8)]
+    assert [(chunk.sequence.id, chunk.num_known) for plan in plans for chunk in plan.chunks if chunk.sequence.id] == [
+        *((1, 31), (1, 18), (1, 1), (1, 1)),
+        *((2, 1), (2, 1), (2, 1)),
+    ]
+    assert [drafts(plan) for plan in plans] == [[0, 0]] * 4 + [[0, 0], [4, 1], [4, 0], [4]]
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_blocks_of_wrong_guesses_are_there_for_others(dropped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a plan that was dropped, as that of a step which was cancelled."""
+    guess_wrong(monkeypatch)
+    drill = Drill(config(num_blocks=3, max_draft=3))
+    old = drill.add([1, 2], max_tokens=9, endless=True)
+    young = drill.add([3, 4, 5], max_tokens=9, endless=True)
+    drill.step()
+    if dropped:
+        assert drafts(drill.plan()) == [3, 0]
+    assert drafts(drill.step()) == [3, 0]  # the guesses of the old one take the last block, which the young one needs
+    assert [len(sequence.tables[0]) for sequence in (old, young)] == [2, 1]
+    assert drafts(drill.step()) == [0, 3]
+    assert [len(sequence.tables[0]) for sequence in (old, young)] == [1, 2]
+    assert drill.scheduler.num_preemptions == 0
+
+
+def test_max_draft_is_not_negative() -> None:
+    limits = EngineConfig(kv_groups=(KvGroup(9),), max_model_len=20, max_draft=-1)
+    with pytest.raises(UsageError, match="max_draft is -1"):
+        Engine(FakeRunner(block_size=4), FakeTokenizer(), limits)  # type: ignore[arg-type]
