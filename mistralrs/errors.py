@@ -1,4 +1,7 @@
-"""The errors that a user can meet, each with what happened and what to do next. Knows nothing else of the package."""
+"""The errors that a user can meet, each with what happened and what to do next. Knows nothing else of the package.
+
+Those that a caller can avoid by asking for something else are also ``ValueError``.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,13 @@ class MistralrsError(Exception):
         return _restored, (type(self), self.args, self.__dict__)
 
 
-class UsageError(MistralrsError):
+class UsageError(MistralrsError, ValueError):
     """The words on the command line or the arguments of a call do not fit together."""
 
     exit_code = 2
 
 
-class LoadError(MistralrsError):
+class LoadError(MistralrsError, ValueError):
     """A model, tokenizer, template or adapter cannot be loaded."""
 
     exit_code = 3
@@ -43,7 +46,7 @@ class FormatError(LoadError):
         self.reason = reason
 
 
-class RequestError(MistralrsError):
+class RequestError(MistralrsError, ValueError):
     """A request cannot be served as asked. ``code`` and ``param`` follow the OpenAI error shape."""
 
     exit_code = 4

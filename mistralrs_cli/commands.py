@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mistralrs.api.selectors import ROWS, Row, row_named
+from mistralrs.api.selectors import ROWS, Row, defaults_of, required_of, row_named
 from mistralrs.errors import UsageError
 from mistralrs_cli.global_options import GlobalOptions
 from mistralrs_cli.option import parameters
 from mistralrs_cli.options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
-from mistralrs_cli.rows import AdapterOptions, WeightOptions, option_classes, overview, required, row_defaults, summary
+from mistralrs_cli.rows import AdapterOptions, WeightOptions, option_classes, overview, summary
 
 Tool = InspectOptions | ModelsOptions | QuantizeOptions
 
@@ -136,7 +136,7 @@ def _row_command(name: str) -> Any:
         parts = [each(**{field.name: options[field.name] for field in fields(each)}) for each in classes]
         return Words(context.obj[0], Selection(row, *parts), None, context.meta[_TYPED])  # type: ignore[arg-type]
 
-    shown, needed = row_defaults(row), required(row)
+    shown, needed = defaults_of(row), required_of(row)
     declared = [parameters(each, shown_defaults=shown, required=needed) for each in classes]
     _declare(select, [parameter for group in declared for parameter in group])
     return _single_command(name, select, help=summary(row))

@@ -156,6 +156,15 @@ class GlobalOptions:
     no_kv_cache: bool = option(
         False, "--no-kv-cache", modes=TALK, help="Compute the whole sequence again at every step."
     )
+    draft: int | None = option(
+        None,
+        "--draft",
+        metavar="N",
+        min=0,
+        modes=RUN,
+        show_default="7, bench: 0",
+        help="Tokens to guess ahead from what was said before, at most; the answer stays the same. 0: off.",
+    )
     kv_memory: str | None = option(
         None,
         "--kv-memory",

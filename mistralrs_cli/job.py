@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.api.local import LoadOptions, ModelSource
+from mistralrs.api.row_choice import check_together, in_situ_type, repeat_last_n_of, template_of
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
-from mistralrs.text.builtin_templates import builtin_template
 from mistralrs_cli.commands import Selection, Words
 from mistralrs_cli.global_options import GlobalOptions, given
 from mistralrs_cli.option import ALL, Mode
-from mistralrs_cli.options import InspectOptions, ModelsOptions, PlainOptions, QuantizedOptions, QuantizeOptions
+from mistralrs_cli.options import InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.serve import ServeJob, serve_job
-from mistralrs_cli.source import anywhere, find_source
+from mistralrs_cli.source import WORDING, anywhere, choice_of, find_source
 from mistralrs_cli.values import byte_count, check_range, number
 
 CHAT_MAX_TOKENS = 4096
@@ -268,10 +268,7 @@ def _sampling(options: GlobalOptions, selection: Selection | None) -> SamplingPa
 
 
 def _repeat_last_n(selection: Selection | None) -> int:
-    if selection is None:
-        return SAMPLING.repeat_last_n
-    given = selection.options.repeat_last_n
-    return selection.row.repeat_last_n if given is None else given
+    return SAMPLING.repeat_last_n if selection is None else repeat_last_n_of(choice_of(selection))
 
 
 def _repetition(value: float | None) -> float:
@@ -286,62 +283,43 @@ def _load_options(words: Words, job: Job | None) -> LoadOptions:
     """``job``: None is serving."""
     options = words.options
     defaults = LoadOptions()
+    max_draft = options.draft
     if isinstance(job, BenchJob):
         max_seqs, prefix_cache_n = max(job.concurrency), 0
+        if max_draft is None:  # what is measured is the model, not how often its text repeats itself
+            max_draft = 0
     else:
         copies = job.copies if isinstance(job, PromptJob) else 1
         max_seqs = options.max_seqs or max(MAX_SEQS, copies)
         prefix_cache_n = defaults.prefix_cache_n if options.prefix_cache_n is None else options.prefix_cache_n
-    row_options = words.selection.options if words.selection else None
-    _check_kv_dir(options)
+    choice = choice_of(words.selection) if words.selection else None
+    _check_together(options)
     return LoadOptions(
         max_seqs=max_seqs,
         prefix_cache_n=prefix_cache_n,
         no_kv_cache=options.no_kv_cache,
+        max_draft=max_draft,
         kv_memory=byte_count("--kv-memory", options.kv_memory) if options.kv_memory else defaults.kv_memory,
         kv_dir=options.kv_dir,
         kv_dir_bytes=byte_count("--kv-dir-size", options.kv_dir_size) if options.kv_dir_size else defaults.kv_dir_bytes,
-        chat_template=options.chat_template or _row_template(words.selection),
-        tokenizer_json=row_options.tokenizer_json if row_options else None,
-        tok_model_id=None if row_options is None or isinstance(row_options, PlainOptions) else row_options.tok_model_id,
+        chat_template=options.chat_template or (template_of(choice) if choice else None),
+        tokenizer_json=choice.tokenizer_json if choice else None,
+        tok_model_id=choice.tok_model_id if choice else None,
         token_source=options.token_source or defaults.token_source,
         precision=options.precision or defaults.precision,
         threads=options.threads,
         dtype=options.dtype or defaults.dtype,
-        isq=_isq(options.isq, words.selection),
+        isq=in_situ_type(options.isq, choice.row if choice else None, WORDING),
     )
 
 
-def _check_kv_dir(options: GlobalOptions) -> None:
-    if options.kv_dir is None:
-        if options.kv_dir_size:
-            raise UsageError("--kv-dir-size needs --kv-dir", hint="name the folder, or leave the size out")
-        return
-    for name, is_off in (("--no-kv-cache", options.no_kv_cache), ("--prefix-cache-n 0", options.prefix_cache_n == 0)):
-        if is_off:
-            raise UsageError(f"--kv-dir keeps what {name} throws away", hint="leave one of them out")
-
-
-def _row_template(selection: Selection | None) -> str | None:
-    """The template that the row has for its own file, unless the user named another file or other text files."""
-    if selection is None or selection.row.template is None:
-        return None
-    options = selection.options
-    own = isinstance(options, QuantizedOptions) and not (
-        options.quantized_model_id or options.quantized_filename or options.tok_model_id
+def _check_together(options: GlobalOptions) -> None:
+    if options.kv_dir_size and options.kv_dir is None:
+        raise UsageError("--kv-dir-size needs --kv-dir", hint="name the folder, or leave the size out")
+    check_together(
+        kv_dir=options.kv_dir is not None,
+        no_kv_cache=options.no_kv_cache,
+        prefix_cache_n=options.prefix_cache_n,
+        max_draft=options.draft,
+        wording=WORDING,
     )
-    return builtin_template(selection.row.template) if own else None
-
-
-def _isq(name: str | None, selection: Selection | None) -> str | None:
-    """The type that ``--isq`` names; weights that are quantised already are refused by name."""
-    if name is None:
-        return None
-    wanted = isq_type(name)
-    if selection is None or selection.row.format in ("gguf", "ggml"):
-        what = "the default model" if selection is None else selection.row.name
-        raise UsageError(
-            f"--isq {name}: {what} is a file that is quantised already",
-            hint="--isq is for safetensors: mistralrs --isq TYPE -i auto REPO",
-        )
-    return wanted.name.lower()

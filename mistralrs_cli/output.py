@@ -197,12 +197,14 @@ def stats_line(usage: Usage, context_length: int) -> str:
     """What one answer took, on one line."""
     used = usage.prompt_tokens + usage.completion_tokens
     share = 100 * used // context_length if context_length else 0
+    drafts = f"drafts {grouped(usage.accepted_tokens)}/{grouped(usage.drafted_tokens)}"
     return " · ".join(
         (
             f"{grouped(usage.completion_tokens)} tok",
             f"{generation_rate(usage):.1f} tok/s",
             f"first {usage.first_token_s:.1f} s",
             f"cached {grouped(usage.cached_tokens)}/{grouped(usage.prompt_tokens)}",
+            *([drafts] if usage.drafted_tokens else []),
             f"context {grouped(used)}/{grouped(context_length)} ({share} %)",
             f"seed {usage.seed}",
         )

@@ -84,6 +84,9 @@ def _write_stats(finished: Sequence[Finished], job: PromptJob, stderr: TextIO) -
     stderr.write(f"Prompt T/s = {prompt}\nCompletion T/s = {completion}\n")
     if job.stats:
         stderr.write(f"Seed = {job.sampling.seed}\n")
+        drafted = sum(usage.drafted_tokens for usage in usages)
+        if drafted:
+            stderr.write(f"Drafts = {sum(usage.accepted_tokens for usage in usages)}/{drafted}\n")
     cut = sum(each.reason == "length" for each in finished)
     if cut:
         stderr.write(f"stopped at {job.sampling.max_tokens} tokens: --max-tokens allows more\n")

@@ -35,28 +35,6 @@ def option_classes(row: Row) -> list[type[WeightOptions] | type[AdapterOptions]]
     return [WEIGHT_OPTIONS[row.format], *([ADAPTER_OPTIONS[row.adapter]] if row.adapter else [])]
 
 
-def row_defaults(row: Row) -> dict[str, str]:
-    """What help says of the defaults that are the row's own, by field."""
-    defaults = {
-        "model_id": row.base_repo,
-        "quantized_model_id": row.quantized_repo,
-        "quantized_filename": row.quantized_filename,
-        "xlora_model_id": row.adapter_repo,
-        "adapters_model_id": row.adapter_repo,
-        "gqa": str(row.gqa),
-        "repeat_last_n": str(row.repeat_last_n),
-    }
-    return {option: default for option, default in defaults.items() if default}
-
-
-def required(row: Row) -> frozenset[str]:
-    """The fields of options that must be given."""
-    weights = {"plain": "model_id", "gguf": "quantized_filename", "ggml": "quantized_filename"}.get(row.format)
-    adapter = {"x-lora": "xlora_model_id", "lora": "adapters_model_id"}.get(row.adapter or "")
-    names = {name for name in (weights, adapter) if name} - row_defaults(row).keys()
-    return frozenset(names | {"order"} if row.adapter else names)
-
-
 def summary(row: Row) -> str:
     """What a row is for."""
     what = f"a {row.architecture} model" if row.architecture else "any supported model"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from mistralrs.api.selectors import ROWS, Row
+from mistralrs.api.selectors import ROWS, Row, defaults_of
 from mistralrs_cli.global_options import GlobalOptions
 from mistralrs_cli.options import (
     AutoOptions,
@@ -26,7 +26,6 @@ from mistralrs_cli.options import (
     QuantizeOptions,
     XLoraOptions,
 )
-from mistralrs_cli.rows import row_defaults
 
 REFERENCE = "docs/cli.md"
 README = "README.md"
@@ -45,7 +44,7 @@ _AFTER_ROWS = (
     ("After `models`", ModelsOptions),
     ("After `quantize`", QuantizeOptions),
 )
-_OF_THE_ROW = {*row_defaults(ROWS["x-lora-mistral"]), *row_defaults(ROWS["lora-mistral-gguf"])} - {
+_OF_THE_ROW = {*defaults_of(ROWS["x-lora-mistral"]), *defaults_of(ROWS["lora-mistral-gguf"])} - {
     "gqa",
     "repeat_last_n",
 }

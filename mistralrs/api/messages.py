@@ -74,13 +74,11 @@ def conversation(messages: Sequence[Message], options: TemplateOptions, template
     return Conversation(plain, add_generation_prompt, continue_final, variables, unused)
 
 
-def missing_template(name: str) -> RequestError:
+def missing_template(
+    name: str, *, hint: str = "use /v1/completions, or start the server with --chat-template"
+) -> RequestError:
     """Of a model that cannot be chatted with."""
-    return RequestError(
-        f"{name} has no chat template, so it cannot be chatted with",
-        hint="use /v1/completions, or start the server with --chat-template",
-        param="messages",
-    )
+    return RequestError(f"{name} has no chat template, so it cannot be chatted with", hint=hint, param="messages")
 
 
 def _check_variables(variables: Mapping[str, Any]) -> None:

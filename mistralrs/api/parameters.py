@@ -143,14 +143,14 @@ def unknown_within(path: str, body: Body | None) -> tuple[str, ...]:
     return tuple(f"{path}.{name}" for name, value in extra.items() if value is not None)
 
 
-def refuse_ignored(names: Iterable[str]) -> None:
+def refuse_ignored(names: Iterable[str], *, hint: str = "leave them out, or start the server without --strict") -> None:
     """What a strict server does instead of ignoring: raises RequestError if there are any."""
     listed = tuple(names)
     if listed:
         shown = ignored_header(listed)
         raise RequestError(
             f"these parameters would be ignored: {shown}",
-            hint="leave them out, or start the server without --strict",
+            hint=hint,
             code="unsupported_parameter",
             param=shown.split(", ")[0],
         )

@@ -1,6 +1,6 @@
 """The table of rows: every way to name a model, as architecture x format x adapter, with the defaults of its options.
 
-A row becomes a subcommand, a line of the documentation, and later a ``Which`` and a line of the test matrix. Knows no
+A row becomes a subcommand, a class of ``Which``, a line of the documentation and one of the test matrix. Knows no
 file and no torch: it says what a user may ask for, not how it is loaded.
 """
 
@@ -44,6 +44,29 @@ class Row:
 def row_named(name: str) -> Row | None:
     """The row of that name; ``xlora-`` is accepted for ``x-lora-``. None: there is none."""
     return ROWS.get("x-" + name[1:] if name.startswith("xlora-") else name)
+
+
+def defaults_of(row: Row) -> dict[str, str]:
+    """The defaults of fields that are the row's own, by field, as text."""
+    defaults = {
+        "model_id": row.base_repo,
+        "quantized_model_id": row.quantized_repo,
+        "quantized_filename": row.quantized_filename,
+        "xlora_model_id": row.adapter_repo,
+        "adapters_model_id": row.adapter_repo,
+        "gqa": str(row.gqa),
+        "repeat_last_n": str(row.repeat_last_n),
+    }
+    return {field: default for field, default in defaults.items() if default}
+
+
+def required_of(row: Row) -> frozenset[str]:
+    """The fields that must be given."""
+    weights = {"plain": "model_id", "gguf": "quantized_filename", "ggml": "quantized_filename", "any": "source"}
+    wanted = {weights[row.format]}
+    if row.adapter is not None:
+        wanted |= {{"x-lora": "xlora_model_id", "lora": "adapters_model_id"}[row.adapter], "order"}
+    return frozenset(wanted - defaults_of(row).keys())
 
 
 def _adapted(adapter: Adapter, base: Row, adapter_repo: str | None = None) -> Row:

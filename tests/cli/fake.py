@@ -84,6 +84,7 @@ class FakeModel:
         self.info = FakeInfo(passed_over=(slower,) if slower else ())
         self.has_template = options.chat_template != "none"
         self.tokenizer = FakeTokenizer()
+        self._max_draft = options.max_draft or 0
         self._loaded = {"source": asdict(source), "options": asdict(options)}
 
     def chat(
@@ -93,7 +94,17 @@ class FakeModel:
         word = text.partition(" ")[0].partition("\n")[0]
 
         def usage(done: int) -> Usage:
-            return Usage(2000, 1812, done, prompt_s=0.5, completion_s=0.25, first_token_s=0.6, seed=sampling.seed)
+            return Usage(
+                2000,
+                1812,
+                done,
+                prompt_s=0.5,
+                completion_s=0.25,
+                first_token_s=0.6,
+                seed=sampling.seed,
+                drafted_tokens=3 * self._max_draft,
+                accepted_tokens=self._max_draft,
+            )
 
         if word == "too-long":
             raise ContextLengthError(9000, CONTEXT_LENGTH)

@@ -127,6 +127,13 @@ def test_every_answer_option_arrives() -> None:
     )
 
 
+def test_guessing_ahead_is_left_to_the_model_and_out_of_measurements() -> None:
+    for words, chat, bench in (((), None, 0), (("--draft", "0"), 0, 0), (("--draft", "5"), 5, 5)):
+        assert task(*words, "-i").load.max_draft == chat
+        assert task(*words, "bench").load.max_draft == bench
+    assert task("-i", "--no-kv-cache", "--draft", "0").load.max_draft == 0
+
+
 def test_prompt_options_arrive() -> None:
     found = task("--prompt", "x", "--prompt-concurrency", "20", "--prompt-max-tokens", "5", "--no-stdin")
     assert isinstance(found.job, PromptJob)
@@ -170,6 +177,7 @@ def test_bench_options_arrive(folder: Path) -> None:
         (["--max-seqs", "16", "bench"], "--max-seqs needs -i or --prompt"),
         (["--no-kv-cache", "bench"], "--no-kv-cache needs -i or --prompt"),
         (["--stats", "bench"], "--stats needs -i or --prompt"),
+        (["-i", "--draft", "3", "--no-kv-cache"], "--draft guesses nothing with --no-kv-cache"),
         (["--prompt", "x", "--max-tokens", "1", "--prompt-max-tokens", "1"], "say the same"),
         (["--prompt", "-", "--no-stdin"], "--no-stdin forbids it"),
         (["-i", "--top-p", "1.5"], "--top-p 1.5 is out of range"),

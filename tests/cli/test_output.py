@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import replace
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -124,6 +125,8 @@ def test_stats_line() -> None:
     )
     expected = "312 tok · 21.4 tok/s · first 0.6 s · cached 1 812/1 840 · context 2 152/8 192 (26 %) · seed 42"
     assert stats_line(usage, 8192) == expected
+    drafted = stats_line(replace(usage, drafted_tokens=1300, accepted_tokens=96), 8192)
+    assert drafted == expected.replace(" · context", " · drafts 96/1 300 · context")
     assert generation_rate(Usage(5, 0, 0, 0.0, 0.0, 0.0, 0)) == 0.0
     assert "0 tok · 0.0 tok/s" in stats_line(Usage(0, 0, 0, 0.0, 0.0, 0.0, 0), 0)
 

@@ -74,6 +74,19 @@ def test_a_second_start_finds_what_the_first_computed(tiny_llama: Path, tmp_path
     assert answers[0]["choices"] == answers[1]["choices"]
 
 
+def test_guesses_are_counted(tiny_llama: Path) -> None:
+    body = {"prompt": "once upon a time " * 4, "temperature": 0, "max_tokens": 60, "ignore_eos": True}
+    with RunningServer("--draft", "4", "gguf", "-f", str(tiny_llama)) as server:
+        _, answer = server.ask("POST", "/v1/completions", body)
+        drafted, accepted = answer["timings"]["draft_n"], answer["timings"]["draft_n_accepted"]
+        _, metrics = server.ask("GET", "/metrics")
+    assert drafted > 0
+    assert f"mistralrs_draft_tokens_total {float(drafted)}\n" in metrics
+    assert f"mistralrs_draft_tokens_accepted_total {float(accepted)}\n" in metrics
+    with RunningServer("gguf", "-f", str(tiny_llama)) as server:
+        assert server.ask("POST", "/v1/completions", body)[1]["choices"] == answer["choices"]
+
+
 def refused(*arguments: str) -> tuple[int, str]:
     """The exit code of a server that does not come to serve, and what it says."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])

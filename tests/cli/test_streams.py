@@ -156,6 +156,8 @@ def test_concurrent_answers_in_order_with_their_own_seeds(program: Program) -> N
     assert [json.loads(answer)["seed"] for answer in answers] == [40, 41, 42]
     # 3 x 2000 prompt tokens in 0.5 s each, side by side; 3 x 1 token in 0.25 s each
     assert err == "Prompt T/s = 12000.0\nCompletion T/s = 12.0\nSeed = 40\n"
+    drafted = program("--prompt", "x", "--prompt-concurrency", "2", "--seed", "40", "--stats", "--draft", "4")[2]
+    assert drafted.splitlines()[2:] == ["Seed = 40", "Drafts = 8/24"]
     code, out, err = program("--prompt", "fail", "--prompt-concurrency", "2")
     assert (code, err.count("error: the engine broke")) == (1, 2)
 

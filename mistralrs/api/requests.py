@@ -1,0 +1,186 @@
+"""What a Python caller asks of a ``Runner``: messages, and requests with the argument order of mistral.rs.
+
+A request becomes the body that the server reads (``types``), which holds the only rules there are. What no argument is
+for goes by the body's own name: ``seed=1``, ``min_p=0.1``, ``stream_options={"include_usage": True}``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from mistralrs.api import parameters, types
+from mistralrs.errors import RequestError
+
+_PYTHON_NAMES = {"n": "n_choices", "stop": "stop_seqs", "echo": "echo_prompt"}
+"""Arguments by the body's name, where the two differ."""
+
+Body = TypeVar("Body", bound=types.SamplingBody)
+
+
+class Role(enum.StrEnum):
+    """Who a message is from."""
+
+    System = "system"
+    User = "user"
+    Assistant = "assistant"
+    Tool = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: ``Message(Role.User, "Hello!")``. It is checked by the request that it becomes a part of."""
+
+    role: Role | str
+    content: str | Sequence[Mapping[str, Any]] | None
+    """A text, or parts of type ``text``. None: of an assistant that called tools."""
+    name: str | None = field(default=None, kw_only=True)
+    tool_calls: Sequence[Mapping[str, Any]] | None = field(default=None, kw_only=True)
+    tool_call_id: str | None = field(default=None, kw_only=True)
+
+
+class ChatCompletionRequest:
+    """Asks for the answer to a conversation."""
+
+    body: types.ChatCompletionRequest
+    """What the server would have read."""
+
+    def __init__(
+        self,
+        messages: str | Sequence[Message | Mapping[str, Any]],
+        model: str | None = None,
+        logprobs: bool = False,
+        n_choices: int = 1,
+        logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
+        top_logprobs: int | None = None,
+        max_tokens: int | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        stop_seqs: str | Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stream: bool = False,
+        grammar: str | None = None,
+        grammar_type: str | None = None,
+        **fields: Any,
+    ) -> None:
+        """``messages``: messages, dicts as the server reads them, or the text of one user. ``model`` changes nothing:
+        a runner has one. ``fields``: others of the body, by its names. Raises RequestError for what cannot be served.
+        """
+        given = {
+            "messages": messages,
+            "model": model,
+            "logprobs": logprobs,
+            "n": n_choices,
+            "logit_bias": logit_bias,
+            "top_logprobs": top_logprobs,
+            "max_tokens": max_tokens,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "stop": stop_seqs,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "stream": stream,
+            "grammar": _grammar(grammar, grammar_type),
+        }
+        self.body = _validated(types.ChatCompletionRequest, "chat", given, fields)
+
+
+class CompletionRequest:
+    """Asks for the continuation of a text."""
+
+    body: types.CompletionRequest
+    """What the server would have read."""
+
+    def __init__(
+        self,
+        prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        model: str | None = None,
+        best_of: int | None = None,
+        echo_prompt: bool = False,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | Mapping[str, float] | None = None,
+        max_tokens: int | None = None,
+        n_choices: int = 1,
+        stop_seqs: str | Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        suffix: str | None = None,
+        top_k: int | None = None,
+        grammar: str | None = None,
+        grammar_type: str | None = None,
+        **fields: Any,
+    ) -> None:
+        """``prompt``: a text, token ids, or several of either. ``best_of``: None is ``n_choices``. The others are as in
+        ``ChatCompletionRequest``. Raises RequestError for what cannot be served.
+        """
+        given = {
+            "prompt": prompt,
+            "model": model,
+            "best_of": best_of,
+            "echo": echo_prompt,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "logit_bias": logit_bias,
+            "max_tokens": max_tokens,
+            "n": n_choices,
+            "stop": stop_seqs,
+            "temperature": temperature,
+            "top_p": top_p,
+            "suffix": suffix,
+            "top_k": top_k,
+            "grammar": _grammar(grammar, grammar_type),
+        }
+        self.body = _validated(types.CompletionRequest, "completions", given, fields)
+
+
+def refuse_ignored(names: Sequence[str]) -> None:
+    """Raises RequestError if there are any: in Python nobody reads a header that names what was ignored."""
+    parameters.refuse_ignored(names, hint="leave them out")
+
+
+def _validated(
+    kind: type[Body], endpoint: parameters.Endpoint, given: Mapping[str, Any], fields: Mapping[str, Any]
+) -> Body:
+    for name, python_name in _PYTHON_NAMES.items():
+        if name in fields:
+            raise TypeError(f"{name} is called {python_name} here")
+    try:
+        body = kind.model_validate_json(_json({**given, **fields}))
+    except ValidationError as error:
+        errors = [
+            {**each, "loc": (_PYTHON_NAMES.get(str(each["loc"][0]), each["loc"][0]), *each["loc"][1:])}
+            for each in error.errors(include_url=False, include_input=False)
+        ]
+        raise types.validation_error(errors) from None
+    refuse_ignored(parameters.unserved(endpoint, body))
+    return body
+
+
+def _json(fields: Mapping[str, Any]) -> bytes:
+    """A body as clients send it: what is checked is then the same for all. Raises RequestError for what is no text."""
+    parts = []
+    for name, value in fields.items():
+        try:
+            parts.append(to_json(name) + b":" + to_json(value))
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            python_name = _PYTHON_NAMES.get(name, name)
+            raise RequestError(f"{python_name} cannot be written as JSON: {error}", param=python_name) from error
+    return b"{" + b",".join(parts) + b"}"
+
+
+def _grammar(text: str | None, kind: str | None) -> dict[str, str] | None:
+    if text is None and kind is None:
+        return None
+    if text is None or kind is None:
+        missing, there = ("grammar", "grammar_type") if text is None else ("grammar_type", "grammar")
+        raise RequestError(f"{there} needs {missing}", param=missing)
+    return {"type": kind, "value": text}

@@ -1,0 +1,188 @@
+"""From a row and what is given beside its name to the files and the text of a model, whoever names them. Opens nothing.
+
+The command line and ``Which`` write the same fields in different ways, which a ``Wording`` knows; what they mean, and
+what does not fit together, is here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mistralrs.api.local import ModelSource
+from mistralrs.api.selectors import Row
+from mistralrs.errors import LoadError, UsageError
+from mistralrs.quant.quantize import isq_type
+from mistralrs.text.builtin_templates import builtin_template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowChoice:
+    """A row and the fields that name its weights. None: not given, so that the row's default counts."""
+
+    row: Row
+    source: str | None = None
+    """Of a row that takes anything: a hub repository, a folder or a file."""
+    filename: str | None = None
+    """The file in it."""
+    model_id: str | None = None
+    """Of a row for safetensors: a hub repository, a folder or a file."""
+    quantized_model_id: str | None = None
+    """Of a row for one file: a hub repository, a folder, or "" for a local file."""
+    quantized_filename: str | None = None
+    tok_model_id: str | None = None
+    tokenizer_json: Path | None = None
+    gqa: int | None = None
+    repeat_last_n: int | None = None
+
+
+class Wording(Protocol):
+    """How a caller writes what an error speaks of."""
+
+    def name(self, field: str) -> str:
+        """A field or an option: ``-f``."""
+
+    def given(self, field: str, value: object) -> str:
+        """The same with a value, which is True for a switch: ``-f model.gguf``."""
+
+    def call(self, row: str, **fields: object) -> str:
+        """How to ask for a row with these fields: ``mistralrs -i auto model.gguf``."""
+
+
+def find_source(choice: RowChoice, wording: Wording) -> ModelSource:
+    """What a row and its fields name.
+
+    Raises ``UsageError`` when they name nothing, and ``LoadError`` when a local file is missing or the row is one with
+    adapters, which cannot be loaded yet.
+    """
+    row = choice.row
+    if row.adapter is not None:
+        base = row.name.removeprefix(f"{row.adapter}-")
+        raise LoadError(
+            f"{row.name}: adapters are not there yet, so nothing was loaded", hint=f"{base} runs without an adapter"
+        )
+    if row.format == "plain":
+        return _plain_source(choice, wording)
+    return _any_source(choice, wording) if row.format == "any" else _file_source(choice, wording)
+
+
+def anywhere(
+    word: str, filename: str | None, wording: Wording, *, architecture: str | None = None, gqa: int = 1
+) -> ModelSource:
+    """A model named by one word: a path, if there is something, else a hub repository.
+
+    ``filename``: the file in it. Raises ``LoadError`` when a local file is missing.
+    """
+    place = Path(word).expanduser()
+    if place.exists():
+        path = place / filename if filename is not None and place.is_dir() else place
+        if filename is not None and path.name != Path(filename).name:
+            given = wording.given("filename", filename)
+            raise UsageError(f"{word} is a file, so {given} means nothing", hint="leave one of them out")
+        return ModelSource(architecture, _existing(path, wording), None, None, gqa)
+    if word.startswith((".", "/", "~")) or place.suffix in (".gguf", ".safetensors", ".bin"):
+        raise LoadError(f"{word} does not exist", hint="name a file, a folder, or a hub repository as OWNER/NAME")
+    return ModelSource(architecture, None, word, filename, gqa)
+
+
+def template_of(choice: RowChoice) -> str | None:
+    """The template that the row has for its own file, unless another file or other text files are named."""
+    named = (choice.quantized_model_id, choice.quantized_filename, choice.tok_model_id)
+    return None if choice.row.template is None or any(named) else builtin_template(choice.row.template)
+
+
+def repeat_last_n_of(choice: RowChoice) -> int:
+    """Tokens that the penalties look back on."""
+    return choice.row.repeat_last_n if choice.repeat_last_n is None else choice.repeat_last_n
+
+
+def in_situ_type(name: str | None, row: Row | None, wording: Wording) -> str | None:
+    """The type that weights become while they are loaded, a key of ``quant.quantize.ISQ_TYPES``; None stays None.
+
+    ``row``: None is the default model. Raises ``UsageError`` for a word that is no such type, and for a row whose
+    weights are quantised already.
+    """
+    if name is None:
+        return None
+    wanted = isq_type(name)
+    if row is None or row.format in ("gguf", "ggml"):
+        what = "the default model" if row is None else row.name
+        raise UsageError(
+            f"{wording.given('isq', name)}: {what} is a file that is quantised already",
+            hint=f"{wording.name('isq')} is for safetensors: {wording.call('auto', source='REPO', isq='TYPE')}",
+        )
+    return wanted.name.lower()
+
+
+def check_together(
+    *, kv_dir: bool, no_kv_cache: bool, prefix_cache_n: int | None, max_draft: int | None, wording: Wording
+) -> None:
+    """Raises ``UsageError`` for options of loading of which one undoes another.
+
+    ``kv_dir``: a folder for KV is named. ``prefix_cache_n``: None is some; ``max_draft``: None is not said.
+    """
+    without_cache, without_reuse = wording.given("no_kv_cache", True), wording.given("prefix_cache_n", 0)
+    for is_vain, reason in (
+        (kv_dir and no_kv_cache, f"{wording.name('kv_dir')} keeps what {without_cache} throws away"),
+        (kv_dir and prefix_cache_n == 0, f"{wording.name('kv_dir')} keeps what {without_reuse} throws away"),
+        (max_draft and no_kv_cache, f"{wording.name('max_draft')} guesses nothing with {without_cache}"),
+    ):
+        if is_vain:
+            raise UsageError(reason, hint="leave one of them out")
+
+
+def _plain_source(choice: RowChoice, wording: Wording) -> ModelSource:
+    row = choice.row
+    model = choice.model_id if choice.model_id is not None else row.base_repo
+    if not model:
+        raise UsageError(
+            f"{row.name} needs {wording.given('model_id', 'REPO')} or a path",
+            hint=wording.call(row.name, model_id="OWNER/NAME"),
+        )
+    return anywhere(model, None, wording, architecture=row.architecture)
+
+
+def _any_source(choice: RowChoice, wording: Wording) -> ModelSource:
+    word = choice.source or choice.filename
+    if not word:
+        example = wording.call(choice.row.name, source="OWNER/NAME")
+        raise UsageError(
+            f"{choice.row.name} needs a model", hint=f"{example}, or the path of a folder or a file in its place"
+        )
+    return anywhere(word, choice.filename if choice.source else None, wording, gqa=choice.gqa or choice.row.gqa)
+
+
+def _file_source(choice: RowChoice, wording: Wording) -> ModelSource:
+    """An empty ``quantized_model_id`` and a path that exists make the file local, anything else is a repository."""
+    row, where, filename = choice.row, choice.quantized_model_id, choice.quantized_filename
+    if where is None and row.quantized_repo is None:
+        where = ""
+    if where is None and filename is not None and Path(filename).is_file():
+        local, repo = (wording.given("quantized_model_id", each) for each in ("", row.quantized_repo))
+        raise UsageError(
+            f"{filename} is here, but {row.name} looks for it in {row.quantized_repo}",
+            hint=f"add {local} for the local file, or {repo}",
+        )
+    filename = filename or row.quantized_filename
+    if filename is None:
+        call = wording.call("auto", source=where) if where else wording.call(row.name, quantized_filename="model.gguf")
+        raise UsageError(f"{row.name} needs {wording.given('quantized_filename', 'FILE')}", hint=call)
+    gqa = choice.gqa or row.gqa
+    if where == "" or (where is not None and Path(where).exists()):
+        path = Path(where) / filename if where and Path(where).is_dir() else Path(filename)
+        return ModelSource(row.architecture, _existing(path, wording, files_only=row.name), None, None, gqa)
+    return ModelSource(row.architecture, None, where or row.quantized_repo, filename, gqa)
+
+
+def _existing(path: Path, wording: Wording, *, files_only: str | None = None) -> Path:
+    """``path``, if something is there. ``files_only``: the row that takes no folder."""
+    if path.is_file() or (path.is_dir() and files_only is None):
+        return path
+    names = f"{wording.name('filename' if files_only is None else 'quantized_filename')} names the file"
+    if path.is_dir():
+        call = wording.call("auto", source=str(path))
+        raise LoadError(f"{path} is a folder, not a file", hint=f"{names}; a folder of safetensors runs with: {call}")
+    if files_only is not None:
+        names += f"; {wording.given('quantized_model_id', 'REPO')} takes one from a hub repository"
+    raise LoadError(f"{path} does not exist", hint=names)

@@ -1,0 +1,280 @@
+"""A model in this process for Python callers: ``Runner(Which.MistralGGUF()).send_chat_completion_request(...)``.
+
+Puts a row, a loaded model, a request and its answer together; what each of them is, others know. Who waits here waits
+in a queue, which lets other threads run.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel
+
+from mistralrs.api.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from mistralrs.api.composer import Composer
+from mistralrs.api.engine_client import ServedModel
+from mistralrs.api.local import LoadOptions, LocalModel, ModelInfo
+from mistralrs.api.messages import missing_template
+from mistralrs.api.prepare import Policy, Prepared, prepare_chat, prepare_completion
+from mistralrs.api.requests import ChatCompletionRequest, CompletionRequest, refuse_ignored
+from mistralrs.api.respond import answer_id, submit
+from mistralrs.api.row_choice import check_together, find_source, in_situ_type, repeat_last_n_of, template_of
+from mistralrs.api.which import Which
+from mistralrs.api.which_fields import PythonWording
+from mistralrs.engine.config import Request, SamplingParams
+from mistralrs.engine.events import End, Event, Handle
+from mistralrs.errors import MistralrsError, UsageError
+
+if TYPE_CHECKING:
+    from mistralrs.engine.engine import Engine
+    from mistralrs.engine.stats import EngineStats
+
+Whole = TypeVar("Whole", bound=BaseModel)
+Chunk = TypeVar("Chunk", bound=BaseModel)
+
+WORDING = PythonWording()
+_DATA = b"data: "
+_LEAST = {"max_seqs": 1, "prefix_cache_n": 0, "threads": 1, "kv_memory": 1, "max_draft": 0}
+"""Options of loading that are numbers."""
+_WORDS = {name: get_args(get_type_hints(LoadOptions)[name]) for name in ("precision", "dtype")}
+"""Options of loading that are one of a few words."""
+
+
+class Runner:
+    """A loaded model; a context manager. Safe from any number of threads, whose requests run in one batch."""
+
+    def __init__(
+        self,
+        which: Which,
+        max_seqs: int = 16,
+        no_kv_cache: bool = False,
+        prefix_cache_n: int = 16,
+        token_source: str = "cache",
+        chat_template: str | os.PathLike[str] | None = None,
+        *,
+        in_situ_quant: str | None = None,
+        precision: Literal["default", "high"] = "default",
+        dtype: Literal["auto", "bf16", "f16", "f32"] = "auto",
+        threads: int | None = None,
+        kv_memory: int | None = None,
+        kv_dir: str | os.PathLike[str] | None = None,
+        max_draft: int | None = None,
+    ) -> None:
+        """Loads the model, and fetches it first if it is not here. ``LoadOptions`` tells of the options;
+        ``in_situ_quant`` is the type that safetensors are quantised to while they are loaded.
+
+        Raises TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``.
+        """
+        if not isinstance(which, Which):
+            raise TypeError(f"which must be a row of Which, not {type(which).__name__}")
+        if not isinstance(in_situ_quant, str | None):
+            raise TypeError(f"in_situ_quant must be str | None, not {type(in_situ_quant).__name__}")
+        choice = which.choice()
+        options = LoadOptions(
+            max_seqs=max_seqs,
+            prefix_cache_n=prefix_cache_n,
+            kv_memory=kv_memory,
+            kv_dir=None if kv_dir is None else Path(kv_dir),
+            no_kv_cache=no_kv_cache,
+            max_draft=max_draft,
+            chat_template=template_of(choice) if chat_template is None else os.fspath(chat_template),
+            tokenizer_json=choice.tokenizer_json,
+            tok_model_id=choice.tok_model_id,
+            token_source=token_source,
+            precision=precision,
+            threads=threads,
+            dtype=dtype,
+            isq=in_situ_type(in_situ_quant, choice.row, WORDING),
+        )
+        _check(options)
+        self._model = LocalModel.load(find_source(choice, WORDING), options)
+        self._served = ServedModel.of(self._model)
+        sampling = SamplingParams(repeat_last_n=repeat_last_n_of(choice))
+        self._policy = Policy(model_name=self._model.info.name, sampling=sampling)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded, and what serves it."""
+        return self._model.info
+
+    def send_chat_completion_request(
+        self, request: ChatCompletionRequest
+    ) -> ChatCompletion | AnswerStream[ChatCompletionChunk]:
+        """Answers a conversation: whole, or with ``stream=True`` piece by piece.
+
+        Raises ``RequestError`` and ``ContextLengthError`` for what cannot be served, ``EngineError`` for what the
+        engine could not finish, also because the runner was closed.
+        """
+        if not isinstance(request, ChatCompletionRequest):
+            raise TypeError(f"request must be a ChatCompletionRequest, not {type(request).__name__}")
+        if self._served.template is None:
+            hint = "send a CompletionRequest, or give the runner a chat_template"
+            raise missing_template(self._policy.model_name, hint=hint)
+        prepared = prepare_chat(request.body, self._served, self._policy)
+        return self._answer(prepared, ChatCompletion, ChatCompletionChunk)
+
+    def send_completion_request(self, request: CompletionRequest) -> Completion | AnswerStream[CompletionChunk]:
+        """Continues a text: whole, or with ``stream=True`` piece by piece. Raises what a chat raises."""
+        if not isinstance(request, CompletionRequest):
+            raise TypeError(f"request must be a CompletionRequest, not {type(request).__name__}")
+        prepared = prepare_completion(request.body, self._served, self._policy)
+        return self._answer(prepared, Completion, CompletionChunk)
+
+    def stats(self) -> EngineStats:
+        """How the engine fares."""
+        return self._model.stats()
+
+    def close(self) -> None:
+        """Ends what runs, with ``EngineError`` for who waits for it, and frees the engine's thread. Idempotent."""
+        self._model.close()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(self, prepared: Prepared, whole: type[Whole], chunk: type[Chunk]) -> Whole | AnswerStream[Chunk]:
+        refuse_ignored(prepared.ignored)
+        model_name = self._policy.model_name
+        composer = Composer(prepared, id=answer_id(prepared), created=int(time.time()), model_name=model_name)
+        news = _News(self._model.engine, prepared.requests)
+        if prepared.stream:
+            return AnswerStream(self._model, news, composer, chunk)
+        try:
+            for _ in _heard(news, composer):
+                pass
+        except BaseException:  # Ctrl-C, for one
+            news.cancel()
+            raise
+        return whole.model_validate(composer.so_far())
+
+
+class AnswerStream(Generic[Chunk]):
+    """An answer under way, to be iterated for its chunks; a context manager. One thread at a time may iterate.
+
+    Who closes it, or lets go of it, cancels what has not come yet. An ``EngineError`` ends it.
+    """
+
+    def __init__(self, model: LocalModel, news: _News, composer: Composer, kind: type[Chunk]) -> None:
+        """For ``Runner`` alone."""
+        self._model = model  # the engine would end with it
+        self._news = news
+        self._pieces = _pieces(news, composer)
+        self._kind = kind
+        self._closed = False
+
+    def __iter__(self) -> AnswerStream[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        if self._closed:
+            raise StopIteration
+        try:
+            piece = next(self._pieces)
+        except MistralrsError:
+            if self._closed:  # by another thread, while this one waited
+                raise StopIteration from None
+            raise
+        return self._kind.model_validate_json(piece.removeprefix(_DATA))
+
+    def close(self) -> None:
+        """Cancels the rest, which frees its place within a step; does nothing at the end. From any thread."""
+        self._closed = True
+        self._news.cancel()
+
+    def __enter__(self) -> AnswerStream[Chunk]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._news.cancel()
+
+
+class _News:
+    """The events of an answer's requests as they come, for one thread that waits; all are submitted or none."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        self._engine = engine
+        self._events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+        self._num_open = 0
+        self._handles = submit(self, requests)
+
+    def submit(self, request: Request) -> Handle:
+        """For ``submit`` of the answer's requests, in their order."""
+        deliver = _delivery(self._events, self._num_open)
+        self._num_open += 1
+        return self._engine.submit_to(deliver, request)
+
+    def __iter__(self) -> Iterator[tuple[int, Event]]:
+        while self._num_open:
+            place, event = self._events.get()
+            self._num_open -= isinstance(event, End)
+            yield place, event
+
+    def cancel(self) -> None:
+        """From any thread, any number of times."""
+        for handle in self._handles:
+            handle.cancel()
+
+
+def _delivery(events: SimpleQueue[tuple[int, Event]], place: int) -> Callable[[Event], None]:
+    return lambda event: events.put((place, event))
+
+
+def _pieces(news: _News, composer: Composer) -> Iterator[bytes]:
+    """The chunks of a stream. No method, or a stream that nobody holds would go on until garbage is collected."""
+    for place, event in _heard(news, composer):
+        yield from composer.chunks(place, event)
+    yield from composer.last_chunks()
+
+
+def _heard(news: _News, composer: Composer) -> Iterator[tuple[int, Event]]:
+    """The events, which the composer has heard. Raises the error that ends one of the requests, and cancels the others.
+
+    A step that fails gives one error to all who waited for it, so each of them gets a copy.
+    """
+    for place, event in news:
+        error = composer.hear(place, event)
+        if error is not None:
+            news.cancel()
+            raise copy.copy(error)
+        yield place, event
+
+
+def _check(options: LoadOptions) -> None:
+    """Raises TypeError and ``UsageError`` for options that are wrong in themselves or do not fit together."""
+    for name, least in _LEAST.items():
+        value = getattr(options, name)
+        if value is None and getattr(LoadOptions(), name) is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+        if value < least:
+            raise UsageError(f"{name} is {value}", hint=f"it must be at least {least}")
+    for name, words in _WORDS.items():
+        if getattr(options, name) not in words:
+            raise UsageError(f"{name} is {getattr(options, name)!r}", hint=f"choose one of: {', '.join(words)}")
+    for name, kind in (("no_kv_cache", bool), ("token_source", str)):
+        if not isinstance(getattr(options, name), kind):
+            raise TypeError(f"{name} must be {kind.__name__}, not {type(getattr(options, name)).__name__}")
+    check_together(
+        kv_dir=options.kv_dir is not None,
+        no_kv_cache=options.no_kv_cache,
+        prefix_cache_n=options.prefix_cache_n,
+        max_draft=options.max_draft,
+        wording=WORDING,
+    )

@@ -1,0 +1,69 @@
+"""``Which``: every row of the table as a class of its own, in whose fields a Python caller names a model.
+
+Made from the table, as is ``which.pyi``, which says the same to type checkers. Knows no file: what the fields mean is
+``row_choice``'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mistralrs.api.row_choice import RowChoice
+from mistralrs.api.selectors import ROWS, Row, required_of
+from mistralrs.api.which_fields import class_name, described, fields_of
+from mistralrs.errors import UsageError
+
+
+class Which:
+    """The model that a ``Runner`` is to load, named by a row: ``Which.MistralGGUF()``, ``Which.Auto("model.gguf")``.
+
+    Each row is a class of its own. A field that is left out or None has the row's default; one that has none and must
+    be given raises TypeError, and so does one of a wrong type. A number out of its range raises ``UsageError``.
+    """
+
+    row: ClassVar[Row]
+
+    def __init__(self) -> None:
+        raise TypeError("Which itself is no model: choose a row of it, such as Which.Auto(source)")
+
+    def __post_init__(self) -> None:
+        needed = required_of(self.row)
+        for name, kind in fields_of(self.row).items():
+            where = f"Which.{type(self).__name__}: {name}"
+            value = getattr(self, name)
+            is_known = isinstance(value, kind.types) and not isinstance(value, bool)
+            if value is None:
+                if name in needed:
+                    raise TypeError(f"{where} must be given")
+            elif not is_known:
+                raise TypeError(f"{where} must be {kind.annotation}, not {type(value).__name__}")
+            elif kind.least is not None and value < kind.least:
+                raise UsageError(f"{where} is {value}", hint=f"it must be at least {kind.least}")
+
+    def choice(self) -> RowChoice:
+        """The row and the fields that name its weights."""
+        meant = {each.name for each in fields(RowChoice)}
+        given = {name: getattr(self, name) for name in fields_of(self.row) if name in meant}
+        if given["tokenizer_json"] is not None:
+            given["tokenizer_json"] = Path(given["tokenizer_json"])
+        return RowChoice(row=self.row, **given)
+
+
+def _class_of(row: Row) -> type[Which]:
+    name = class_name(row)
+    members: dict[str, Any] = {"row": row, "__doc__": described(row), "__qualname__": f"Which.{name}"}
+    made = make_dataclass(
+        name,
+        [(field, kind.annotation, None) for field, kind in fields_of(row).items()],
+        bases=(Which,),
+        namespace=members,
+        frozen=True,
+    )
+    made.__module__ = __name__
+    return made
+
+
+for _row in ROWS.values():
+    setattr(Which, class_name(_row), _class_of(_row))

@@ -1,0 +1,95 @@
+"""The fields that rows have in Python: their order, what they may hold, and how a caller of ``Runner`` writes them.
+
+Knows names and ranges; what the fields mean is ``row_choice``'s.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mistralrs.api.selectors import ROWS, Adapter, Format, Row, defaults_of, required_of
+
+_FILE = ("tok_model_id", "tokenizer_json", "quantized_model_id", "quantized_filename")
+_FIELDS: dict[tuple[Format, Adapter | None], tuple[str, ...]] = {
+    ("plain", None): ("model_id", "tokenizer_json", "repeat_last_n"),
+    ("gguf", None): (*_FILE, "repeat_last_n"),
+    ("ggml", None): (*_FILE, "repeat_last_n", "gqa"),
+    ("any", None): ("source", "filename", "tok_model_id", "tokenizer_json", "repeat_last_n", "gqa"),
+    ("plain", "x-lora"): (
+        "model_id", "tokenizer_json", "xlora_model_id", "repeat_last_n", "order", "tgt_non_granular_index",
+    ),
+    ("gguf", "x-lora"): (*_FILE, "repeat_last_n", "xlora_model_id", "order", "tgt_non_granular_index"),
+    ("ggml", "x-lora"): (*_FILE, "repeat_last_n", "xlora_model_id", "order", "gqa", "tgt_non_granular_index"),
+    ("plain", "lora"): ("model_id", "tokenizer_json", "adapters_model_id", "repeat_last_n", "order"),
+    ("gguf", "lora"): (*_FILE, "repeat_last_n", "adapters_model_id", "order"),
+    ("ggml", "lora"): (*_FILE, "repeat_last_n", "adapters_model_id", "order", "gqa"),
+}  # fmt: skip
+"""The fields of rows in the order of mistral.rs, where they are given by position."""
+_FIELDS_OF_ITS_OWN = {"lora-mistral-gguf": (*_FILE, "adapters_model_id", "repeat_last_n", "order")}
+"""The row whose order is another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a field may hold beside None."""
+
+    annotation: str
+    types: tuple[type, ...]
+    least: int | None = None
+    """Of a number."""
+
+
+_TEXT = Kind("str | None", (str,))
+_KINDS = {
+    "tokenizer_json": Kind("str | os.PathLike[str] | None", (str, os.PathLike)),
+    "order": Kind("str | os.PathLike[str] | None", (str, os.PathLike)),
+    "repeat_last_n": Kind("int | None", (int,), least=0),
+    "tgt_non_granular_index": Kind("int | None", (int,), least=0),
+    "gqa": Kind("int | None", (int,), least=1),
+}
+"""By field; others are text."""
+
+
+def fields_of(row: Row) -> dict[str, Kind]:
+    """A row's fields in their order."""
+    names = _FIELDS_OF_ITS_OWN.get(row.name) or _FIELDS[row.format, row.adapter]
+    return {name: _KINDS.get(name, _TEXT) for name in names}
+
+
+def class_name(row: Row) -> str:
+    """A row's name as a class of ``Which``: ``x-lora-llama-ggml`` is ``XLoraLlamaGGML``."""
+    return "".join(word.upper() if word in ("gguf", "ggml") else word.capitalize() for word in row.name.split("-"))
+
+
+def described(row: Row) -> str:
+    """What a row's class says of itself: the row, and what fields are that are left out or None."""
+    left_out = ", ".join(
+        f"{name}={value if name in ('gqa', 'repeat_last_n') else repr(value)}"
+        for name, value in defaults_of(row).items()
+        if name in fields_of(row)
+    )
+    needed = ", ".join(name for name in fields_of(row) if name in required_of(row))
+    return f"The row ``{row.name}``. Needs {needed or 'nothing'}; defaults: {left_out}."
+
+
+class PythonWording:
+    """Fields and options as arguments, rows as calls."""
+
+    _OPTIONS: ClassVar = {"isq": "in_situ_quant"}
+
+    def name(self, field: str) -> str:
+        """The argument."""
+        return self._OPTIONS.get(field, field)
+
+    def given(self, field: str, value: object) -> str:
+        """The argument with its value."""
+        return f"{self.name(field)}={value!r}"
+
+    def call(self, row: str, **fields: object) -> str:
+        """What makes the row; with options, what makes its runner."""
+        inner = ", ".join(self.given(field, value) for field, value in fields.items() if field not in self._OPTIONS)
+        outer = "".join(f", {self.given(field, value)}" for field, value in fields.items() if field in self._OPTIONS)
+        which = f"Which.{class_name(ROWS[row])}({inner})"
+        return f"Runner({which}{outer})" if outer else which

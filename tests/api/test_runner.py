@@ -1,0 +1,430 @@
+"""``Runner``: the examples as printed, and answers that are the same whole, streamed, alone and among many."""
+
+from __future__ import annotations
+
+import gc
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mistralrs
+from mistralrs import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    CompletionRequest,
+    CompletionResponse,
+    ContextLengthError,
+    EngineError,
+    LoadError,
+    Message,
+    RequestError,
+    Role,
+    Runner,
+    UsageError,
+    Which,
+)
+from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.runner import AnswerStream
+from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.events import Delta
+from tests.architectures import VARIANTS, write_folder
+from tests.gguf_edits import drop, edited
+from tests.gguf_of import write_gguf
+from tests.hub import Repository, serving
+from tests.tiny import TinyConfig, write_tiny
+
+ROOT = Path(__file__).parents[2]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 1900, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("runner") / "tiny.gguf", TinyConfig(context=2048)).path
+
+
+@pytest.fixture(scope="module")
+def runner(file: Path) -> Iterator[Runner]:
+    with Runner(Which.GGUF(quantized_filename=str(file)), threads=1) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("runner") / "tiny-llama", VARIANTS["llama"])
+
+
+def chat(runner: Runner, text: str = "hello", **fields: Any) -> ChatCompletionResponse:
+    answer = runner.send_chat_completion_request(ChatCompletionRequest(text, **(GREEDY | fields)))
+    assert isinstance(answer, ChatCompletionResponse)
+    return answer
+
+
+def complete(runner: Runner, text: str = "the cat", **fields: Any) -> CompletionResponse:
+    answer = runner.send_completion_request(CompletionRequest(text, **(GREEDY | fields)))
+    assert isinstance(answer, CompletionResponse)
+    return answer
+
+
+def begun(runner: Runner) -> AnswerStream[Any]:
+    """A long stream, of which a piece has come."""
+    stream = runner.send_completion_request(CompletionRequest("the cat", **LONG))
+    assert isinstance(stream, AnswerStream)
+    assert next(stream).choices[0].finish_reason is None
+    return stream
+
+
+def until_idle(runner: Runner) -> None:
+    """Waits until nothing runs, which must not take as long as the streams would."""
+    deadline = time.monotonic() + 5
+    while runner.stats().running:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    stats = runner.stats()
+    assert stats.free_blocks == stats.num_blocks
+
+
+# The examples
+
+
+def blocks(name: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_of_the_readme_is_that_of_mistral_rs() -> None:
+    assert "    which=Which.MistralGGUF(\n        tok_model_id=" in blocks("README.md")[0]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/python.md"])
+def test_examples_run_as_printed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mistral = write_folder(tmp_path / "mistral", VARIANTS["mistral"])
+    weights = write_gguf(tmp_path / "mistral.gguf", mistral).read_bytes()
+    qwen = write_folder(tmp_path / "qwen2", VARIANTS["qwen2"])
+    repositories = {
+        "mistralai/Mistral-7B-Instruct-v0.1": Repository(contents(mistral)),
+        "TheBloke/Mistral-7B-Instruct-v0.1-GGUF": Repository({"mistral-7b-instruct-v0.1.Q4_K_M.gguf": weights}),
+        "Qwen/Qwen2.5-1.5B-Instruct": Repository(contents(qwen)),
+    }
+    names: dict[str, Any] = {}
+    with serving(repositories, monkeypatch, tmp_path / "hub"):
+        for block in blocks(name):
+            exec(block, names)
+    names["runner"].close()
+    out = capsys.readouterr().out
+    assert out.strip()
+    if name == "README.md":
+        assert names["res"].usage.completion_tokens > 0
+        assert out == f"{names['res'].choices[0].message.content}\n{names['res'].usage}\n"
+    else:
+        assert len(names["answers"]) == 8
+        assert "F16 quantised to Q8_0" in out
+        assert out.endswith("grammar grammar is not supported yet\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Answers
+
+
+def test_what_was_loaded(runner: Runner) -> None:
+    info = runner.info
+    assert (info.name, info.architecture, info.quantization, info.threads) == ("tiny", "llama", "F32", 1)
+
+
+def test_a_chat(runner: Runner) -> None:
+    answer = chat(runner)
+    [choice] = answer.choices
+    assert (answer.object, answer.model, choice.message.role, choice.finish_reason) == (
+        "chat.completion",
+        "tiny",
+        "assistant",
+        "length",
+    )
+    assert answer.usage.completion_tokens == 12
+    assert answer.usage.total_tokens == 12 + answer.usage.prompt_tokens
+    assert answer.timings.avg_compl_tok_per_sec is not None
+    messages = [Message(Role.User, "hello")]
+    again = runner.send_chat_completion_request(ChatCompletionRequest(messages, "any", **GREEDY))
+    assert isinstance(again, ChatCompletionResponse)
+    assert again.choices == answer.choices
+
+
+def test_a_completion(runner: Runner) -> None:
+    plain = complete(runner)
+    dressed = complete(runner, n_choices=2, echo_prompt=True, suffix="!", logprobs=1)
+    assert [choice.text for choice in dressed.choices] == [f"the cat{plain.choices[0].text}!"] * 2
+    logprobs = dressed.choices[1].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs[0] is None
+    assert len(logprobs.tokens) == dressed.usage.prompt_tokens + 12
+    best = complete(runner, best_of=3, temperature=1, seed=1)
+    assert len(best.choices) == 1
+    assert best.usage.completion_tokens == 36
+
+
+@pytest.mark.parametrize("fields", [{}, {"n_choices": 3, "temperature": 1.5, "seed": 5}, {"logprobs": True}])
+def test_streamed_is_whole(runner: Runner, fields: dict[str, Any]) -> None:
+    answer = chat(runner, **fields)
+    request = ChatCompletionRequest("hello", stream=True, stream_options={"include_usage": True}, **(GREEDY | fields))
+    stream = runner.send_chat_completion_request(request)
+    assert isinstance(stream, AnswerStream)
+    *chunks, last = stream
+    assert list(stream) == []
+    assert last.choices == []
+    assert last.usage is not None
+    assert last.usage.completion_tokens == answer.usage.completion_tokens
+    for choice in answer.choices:
+        parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
+        assert "".join(part.delta.content or "" for part in parts) == choice.message.content
+        assert [part.finish_reason for part in parts if part.finish_reason] == [choice.finish_reason]
+        tokens = [token for part in parts if part.logprobs for token in part.logprobs.content]
+        assert tokens == (choice.logprobs.content if choice.logprobs else [])
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def test_a_streamed_completion_is_whole(runner: Runner) -> None:
+    stream = runner.send_completion_request(CompletionRequest("the cat", stream=True, echo_prompt=True, **GREEDY))
+    assert isinstance(stream, AnswerStream)
+    text = "".join(chunk.choices[0].text for chunk in stream)
+    assert text == complete(runner, echo_prompt=True).choices[0].text
+
+
+def test_the_row_s_repeat_last_n_is_the_default_of_requests(runner: Runner, file: Path) -> None:
+    looking: dict[str, Any] = {"repetition_penalty": 5.0, "max_tokens": 24}
+    with Runner(Which.GGUF(quantized_filename=str(file), repeat_last_n=1), threads=1) as short:
+        forgetful = complete(short, **looking)
+        assert forgetful.choices == complete(runner, repeat_last_n=1, **looking).choices
+        assert complete(short, repeat_last_n=64, **looking).choices == complete(runner, **looking).choices
+    assert forgetful.choices != complete(runner, **looking).choices
+
+
+# Threads and ends
+
+
+def test_eight_threads_give_what_one_gives(runner: Runner) -> None:
+    def ask(seed: int) -> str:
+        return chat(runner, f"{seed} cats", temperature=1.2, seed=seed, max_tokens=40).choices[0].message.content
+
+    alone = [ask(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == alone
+    assert len(set(alone)) > 1
+
+
+def test_requests_of_several_threads_run_in_one_batch(runner: Runner) -> None:
+    streams = [begun(runner) for _ in range(3)]
+    try:
+        assert runner.stats().running == 3
+        assert chat(runner).usage.completion_tokens == 12  # while they run
+    finally:
+        for stream in streams:
+            stream.close()
+    until_idle(runner)
+
+
+def let_go(stream: list[AnswerStream[Any]]) -> None:
+    stream.clear()
+    gc.collect()
+
+
+def leave(stream: list[AnswerStream[Any]]) -> None:
+    with stream[0]:
+        pass
+
+
+def close(stream: list[AnswerStream[Any]]) -> None:
+    stream[0].close()
+    stream[0].close()
+    assert list(stream[0]) == []
+
+
+@pytest.mark.parametrize("end", [let_go, leave, close])
+def test_who_leaves_a_stream_frees_its_place(runner: Runner, end: Callable[[list[AnswerStream[Any]]], None]) -> None:
+    stream = [begun(runner)]
+    assert runner.stats().running == 1
+    drawn = runner.stats().completion_tokens
+    end(stream)
+    until_idle(runner)
+    assert runner.stats().completion_tokens - drawn < LONG["max_tokens"] - 100
+
+
+def test_a_stream_that_was_never_read_is_cancelled_too(runner: Runner) -> None:
+    drawn = runner.stats().completion_tokens
+    runner.send_completion_request(CompletionRequest("the cat", **LONG))
+    until_idle(runner)
+    assert runner.stats().completion_tokens - drawn < LONG["max_tokens"] - 100
+
+
+def test_closed_by_another_thread_a_stream_ends(runner: Runner) -> None:
+    stream = begun(runner)
+    threading.Timer(0.05, stream.close).start()
+    assert sum(len(chunk.choices) for chunk in stream) < LONG["max_tokens"]
+    until_idle(runner)
+
+
+def test_a_stream_keeps_its_model(file: Path) -> None:
+    stream = Runner(Which.GGUF(quantized_filename=str(file)), threads=1).send_completion_request(
+        CompletionRequest("the cat", stream=True, **GREEDY)
+    )
+    gc.collect()
+    assert isinstance(stream, AnswerStream)
+    assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
+
+
+def test_closing_ends_what_runs(file: Path) -> None:
+    runner = Runner(Which.GGUF(quantized_filename=str(file)), threads=1)
+    stream = begun(runner)
+    threading.Timer(0.05, runner.close).start()
+    with pytest.raises(EngineError, match="the request was cancelled"):
+        list(stream)
+    runner.close()
+    runner.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        chat(runner)
+
+
+def test_a_failed_step_is_told_to_everyone_and_is_no_end(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._model.engine._runner, "forward", fail)
+        with pytest.raises(EngineError, match="the model failed: RuntimeError: no luck"):
+            chat(runner, n_choices=2)
+        request = ChatCompletionRequest("hello", stream=True, **GREEDY)
+        stream = runner.send_chat_completion_request(request)
+        with pytest.raises(EngineError, match="no luck"):
+            list(stream)
+        assert list(stream) == []
+    assert chat(runner).choices[0].finish_reason == "length"
+    until_idle(runner)
+
+
+# In-situ quantisation
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "Q4_1"])
+def test_in_situ_quantisation_is_that_of_the_command_line(folder: Path, kind: str) -> None:
+    source = ModelSource("llama", folder, None, None)
+    sampling = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    with LocalModel.load(source, LoadOptions(isq=kind.lower(), threads=1)) as model:
+        prompt = model.tokenizer.encode("the cat", special=True, bos=model.tokenizer.add_bos)
+        expected = "".join(event.text for event in model.complete(prompt, sampling) if isinstance(event, Delta))
+        said = model.info.quantization
+    with Runner(Which.Llama(str(folder)), in_situ_quant=kind, threads=1) as runner:
+        assert runner.info.quantization == said == f"F16 quantised to {kind.upper()}"
+        assert complete(runner).choices[0].text == expected
+
+
+def test_in_situ_quantisation_is_refused_as_on_the_command_line(file: Path) -> None:
+    with pytest.raises(UsageError, match="gguf is a file that is quantised already"):
+        Runner(Which.GGUF(quantized_filename=str(file)), in_situ_quant="q4_k")
+    with pytest.raises(UsageError, match="'q9'") as refused:
+        Runner(Which.Llama(), in_situ_quant="q9")
+    assert "q8_0" in (refused.value.hint or "")
+    with pytest.raises(LoadError, match="is a GGUF file, whose"):
+        Runner(Which.Auto(str(file)), in_situ_quant="q4_k")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"max_seqs": 0}, UsageError, "max_seqs is 0"),
+        ({"max_seqs": "16"}, TypeError, "max_seqs must be a whole number, not str"),
+        ({"max_seqs": None}, TypeError, "max_seqs must be a whole number, not NoneType"),
+        ({"prefix_cache_n": -1}, UsageError, "prefix_cache_n is -1"),
+        ({"threads": 0}, UsageError, "threads is 0"),
+        ({"kv_memory": True}, TypeError, "kv_memory must be a whole number, not bool"),
+        ({"max_draft": -1}, UsageError, "max_draft is -1"),
+        ({"precision": "best"}, UsageError, "precision is 'best'"),
+        ({"dtype": "f64"}, UsageError, "dtype is 'f64'"),
+        ({"no_kv_cache": 1}, TypeError, "no_kv_cache must be bool, not int"),
+        ({"token_source": None}, TypeError, "token_source must be str, not NoneType"),
+        ({"in_situ_quant": 4}, TypeError, "in_situ_quant must be"),
+        ({"kv_dir": "kv", "no_kv_cache": True}, UsageError, "kv_dir keeps what no_kv_cache=True throws away"),
+        ({"max_draft": 4, "no_kv_cache": True}, UsageError, "max_draft guesses nothing"),
+        ({"num_device_layers": 4}, TypeError, "num_device_layers"),
+    ],
+)
+def test_options_are_refused_before_anything_is_read(options: dict[str, Any], kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        Runner(Which.GGUF(quantized_filename="absent.gguf"), **options)
+
+
+def test_options_reach_the_model(file: Path, tmp_path: Path) -> None:
+    which = Which.GGUF(quantized_filename=str(file))
+    with Runner(which, 2, False, 1, "literal:x", "{{ messages[0].content }}", threads=1, kv_dir=tmp_path) as runner:
+        assert chat(runner, "the cat").choices[0].message.content.lstrip() == complete(runner).choices[0].text.lstrip()
+        assert runner._model.engine.config.max_seqs == 2
+        assert runner._model.engine.config.prefix_cache_n == 1
+    assert any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_asked(runner: Runner) -> None:
+    with pytest.raises(TypeError, match="which must be a row of Which, not str"):
+        Runner("mistral")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="request must be a ChatCompletionRequest, not CompletionRequest"):
+        runner.send_chat_completion_request(CompletionRequest("x"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="request must be a CompletionRequest, not str"):
+        runner.send_completion_request("x")  # type: ignore[arg-type]
+    with pytest.raises(ContextLengthError, match="2048 tokens"):
+        chat(runner, "x" * 3000)
+    with pytest.raises(RequestError, match="logit_bias"):
+        chat(runner, logit_bias={10**6: 1.0})
+    with pytest.raises(RequestError, match=r"would be ignored: messages\.mood"):
+        runner.send_chat_completion_request(ChatCompletionRequest([{"role": "user", "content": "x", "mood": "good"}]))
+    with pytest.raises(RequestError, match=r"would be ignored: stream_options\.x"):
+        chat(runner, stream_options={"x": 1})
+
+
+def test_a_model_that_cannot_chat_completes(file: Path, tmp_path: Path) -> None:
+    bare = edited(file, tmp_path / "bare.gguf", drop("tokenizer.chat_template"))
+    with Runner(Which.GGUF(quantized_filename=str(bare)), threads=1) as runner:
+        with pytest.raises(RequestError, match="tiny has no chat template") as refused:
+            chat(runner)
+        assert "chat_template" in (refused.value.hint or "")
+        assert complete(runner).usage.completion_tokens == 12
+
+
+def test_adapters_are_not_there_yet() -> None:
+    with pytest.raises(LoadError, match="lora-mistral: adapters are not there yet") as refused:
+        Runner(Which.LoraMistral(order="order.json"))
+    assert isinstance(refused.value, ValueError)
+
+
+# The names
+
+
+def test_public_names_are_imported_when_they_are_asked_for() -> None:
+    assert set(mistralrs.__all__) <= set(dir(mistralrs))
+    assert mistralrs.ChatCompletionResponse.__name__ == "ChatCompletion"
+    with pytest.raises(AttributeError, match="module 'mistralrs' has no attribute 'Runer'"):
+        _ = mistralrs.Runer  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [("import mistralrs", {"torch", "numpy", "pydantic"}), ("from mistralrs import Runner, Which", {"torch", "numpy"})],
+)
+def test_importing_costs_little(statement: str, absent: set[str]) -> None:
+    program = f"{statement}; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "mistralrs.errors" in loaded
+    assert not loaded & absent
