@@ -126,10 +126,7 @@ class AsyncStream:
     def _merge(self) -> None:
         deltas = [event for event in self._unread if isinstance(event, Delta)]
         others = [event for event in self._unread if not isinstance(event, Delta)]  # come before every Delta
-        text = "".join(delta.text for delta in deltas)
-        tokens = tuple(token for delta in deltas for token in delta.tokens)
-        logprobs = tuple(logprob for delta in deltas for logprob in delta.logprobs)
-        self._unread = deque([*others, Delta(text, tokens, logprobs)])
+        self._unread = deque([*others, Delta.joined(deltas)])
 
 
 class EngineClient(Protocol):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from mistralrs.engine.admission import check_config, check_queue, check_request, fit_prompt
 from mistralrs.engine.batch import Abort, Batch
 from mistralrs.engine.config import EngineConfig, Request
-from mistralrs.engine.events import Event, Handle, Stream
+from mistralrs.engine.events import Delta, Event, Handle, Stream
 from mistralrs.engine.job import Job
 from mistralrs.engine.kv_shelf import KvShelf
 from mistralrs.engine.kv_store import KvStore
@@ -319,16 +319,20 @@ class Engine:
         job = self._jobs[sequence.id]
         if len(sequence.tokens) == sequence.num_prompt + 1:
             self._num_prompt_tokens += sequence.num_prompt
+        news = []
         for place, draw in enumerate(draws):
             if place > 0:
                 self._scheduler.advance(sequence, draw.token)
             self._num_completion_tokens += 1
             delta, reason = job.hear(draw, now)
-            if delta.text or delta.tokens:
-                job.stream.put(delta)
+            news.append(delta)
             if reason is not None:
                 break
         self._scheduler.settle(chunk)
+        # Together: who has left can notice it only between two pieces.
+        delta = Delta.joined(news)
+        if delta.text or delta.tokens:
+            job.stream.put(delta)
         if reason is not None:
             # Blocks are free before the caller hears of the end.
             self._scheduler.remove(sequence, keep=True)

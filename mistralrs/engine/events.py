@@ -5,7 +5,7 @@ Knows nothing of how they come about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
@@ -69,13 +69,23 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What was drawn. ``text`` may be empty while bytes or a possible stop string are held back."""
+    """One step's news. ``text`` may be empty while bytes or a possible stop string are held back."""
 
     text: str
     tokens: tuple[int, ...]
     """Tokens drawn, those of a stop string included, the end-of-sequence token not."""
     logprobs: tuple[TokenLogprob, ...]
     """One a token if asked for, otherwise empty."""
+
+    @classmethod
+    def joined(cls, deltas: Iterable[Delta]) -> Delta:
+        """All of them as one."""
+        deltas = list(deltas)
+        return cls(
+            "".join(delta.text for delta in deltas),
+            tuple(token for delta in deltas for token in delta.tokens),
+            tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        )
 
 
 @dataclass(frozen=True, slots=True)

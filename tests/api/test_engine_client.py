@@ -280,7 +280,8 @@ async def test_answers_are_those_of_the_model(client: EngineClient, model: Local
     answers = await asyncio.gather(*map(collect, streams))
     for request, (deltas, end) in zip(requests(), answers, strict=True):
         *expected, expected_end = model.engine.submit(request)
-        assert deltas == expected
+        # how they fall into steps depends on who runs beside them
+        assert Delta.joined(deltas) == Delta.joined(expected)  # type: ignore[arg-type]
         assert isinstance(end, Finished)
         assert isinstance(expected_end, Finished)
         assert end.reason == expected_end.reason
@@ -341,7 +342,7 @@ async def test_one_who_does_not_read_does_not_hold_up_the_others(client: EngineC
     idle = client.submit(Request(PROMPT, replace(LONG, max_tokens=100)))
     deltas, end = await collect(client.submit(requests()[2]))
     assert isinstance(end, Finished)
-    assert len(deltas) == 8
+    assert sum(len(delta.tokens) for delta in deltas) == 8
     deltas, end = await collect(idle)
     assert sum(len(delta.tokens) for delta in deltas) == end.usage.completion_tokens == 100
 

@@ -33,7 +33,7 @@ LOOSE = 9.0
 @dataclass(frozen=True, slots=True)
 class Answer:
     events: tuple[Event, ...]
-    """But the last one."""
+    """But the last one, all Deltas as one: guesses decide how they fall into steps."""
     end: str
     """A reason, or the message of an error."""
     prompt_tokens: int
@@ -44,7 +44,19 @@ def hear(events: list[Event]) -> tuple[Answer, Usage]:
     *news, end = events
     assert isinstance(end, Finished | Failed)
     said = end.reason if isinstance(end, Finished) else end.error.message
-    return Answer(tuple(news), said, end.usage.prompt_tokens, end.usage.completion_tokens), end.usage
+    deltas = [event for event in news if isinstance(event, Delta)]
+    before = [event for event in news if not isinstance(event, Delta)]
+    assert news == [*before, *deltas]
+    counts = (end.usage.prompt_tokens, end.usage.completion_tokens)
+    return Answer((*before, Delta.joined(deltas)), said, *counts), end.usage
+
+
+def test_a_step_is_one_delta() -> None:
+    """Who writes it out learns between two of them that nobody listens any more."""
+    with serving(GUESSING, habit=RIGID) as (engine, _):
+        *news, end = engine.submit(Request(PROMPT, GREEDY))
+        assert isinstance(end, Finished)
+        assert len(news) == engine.stats().steps < end.usage.completion_tokens
 
 
 def ask(
