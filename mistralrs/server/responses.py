@@ -68,6 +68,9 @@ class EventStream(StreamingResponse):
             async with aclosing(self._events) as events:
                 async for event in events:
                     await self._send(send, event)
+                    # Events that are ready and a socket that takes them are no pause. In this one a connection is
+                    # lost that is gone, before more is written to it.
+                    await asyncio.sleep(0)
         finally:
             pinging.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
