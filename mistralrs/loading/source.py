@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mistralrs.errors import LoadError, UsageError
+from mistralrs.user_dirs import expand_user
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -115,11 +116,11 @@ def companion(place: str, name: str, *, token: str | None = None, progress: Prog
     An existing folder wins over a repository of the same name. Raises LoadError as ``fetch`` does, and when ``place``
     looks like a path and is no folder.
     """
-    folder = Path(place).expanduser()
-    if folder.is_dir():
+    folder = expand_user(place)
+    if os.path.isdir(folder):
         path = folder / name
         return path if path.is_file() else None
-    if folder.exists() or place.startswith((".", "/", "~")):
+    if os.path.exists(folder) or place.startswith((".", "/", "~")):
         raise LoadError(f"{place}: there is no such folder", hint="name a folder, or a hub repository as owner/name")
     return fetch_optional(place, name, token=token, progress=progress)
 
@@ -158,14 +159,24 @@ def _is_inside(name: str) -> bool:
 def _cached(file: _RemoteFile) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
+    if not has_cache():
+        return None
     found = try_to_load_from_cache(file.repo, file.name, revision=file.revision)
     return Path(found) if isinstance(found, str) else None
+
+
+def has_cache() -> bool:
+    """Whether the hub's cache has a place. Without a home folder, and without ``HF_HOME``, it has none."""
+    from huggingface_hub import constants
+
+    # The client takes a ~ that nobody could expand as the name of a folder in the working directory.
+    return not constants.HF_HUB_CACHE.startswith("~")
 
 
 def _known_absent(file: _RemoteFile) -> bool:
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
-    return try_to_load_from_cache(file.repo, file.name, revision=file.revision) is _CACHED_NO_EXIST
+    return has_cache() and (try_to_load_from_cache(file.repo, file.name, revision=file.revision) is _CACHED_NO_EXIST)
 
 
 def _download(file: _RemoteFile, token: str | None, progress: Progress | None) -> Path:
@@ -173,6 +184,8 @@ def _download(file: _RemoteFile, token: str | None, progress: Progress | None) -
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # whichever client library it is of
 
     _refuse_offline(file)
+    if not has_cache():
+        raise LoadError(f"{file}: there is no home folder that could keep it", hint="set HF_HOME to a folder of yours")
     timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _ANSWER_SECONDS
     # False: the hub's client would otherwise look for a token by itself.
     sent_token: str | bool = token or False

@@ -6,9 +6,9 @@ Knows the words of ``--token-source`` and nothing of repositories. A token is ne
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from mistralrs.errors import UsageError
+from mistralrs.user_dirs import expand_user
 
 DEFAULT_VARIABLE = "HUGGING_FACE_HUB_TOKEN"
 _FORMS = "literal:TOKEN, env, env:NAME, path:FILE, cache or none"
@@ -46,7 +46,13 @@ def token(source: str) -> str | None:
 def _cached_token() -> str | None:
     from huggingface_hub import get_token
 
-    return get_token()
+    try:
+        return get_token()
+    except PermissionError as error:  # of another user's home folder
+        raise UsageError(
+            f"--token-source cache: {error.filename} may not be read by this user",
+            hint="name another source, such as none, or set HF_HOME to a folder of yours",
+        ) from error
 
 
 def _variable(name: str) -> str:
@@ -58,7 +64,7 @@ def _variable(name: str) -> str:
 def _file(name: str) -> str:
     if not name:
         raise UsageError("--token-source: the file after 'path:' is missing", hint=f"it is one of {_FORMS}")
-    path = Path(name).expanduser()
+    path = expand_user(name)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prompt_toolkit.history import FileHistory
 
+from mistralrs.user_dirs import user_folder
 
-def history_file() -> Path:
-    """Where the file belongs; it need not exist."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "mistralrs" / "history"
+
+def history_file() -> Path | None:
+    """Where the file belongs; it need not exist. None: the user has no home folder."""
+    folder = user_folder("XDG_STATE_HOME", ".local/state")
+    return None if folder is None else folder / "history"
 
 
 class PrivateHistory(FileHistory):
     """Entries in prompt_toolkit's file format, appended one by one; only the user may read the file.
 
-    An entry that begins with a space is kept in memory alone. When the file cannot be written, ``complain`` is told
-    once and the chat goes on without it.
+    An entry that begins with a space is kept in memory alone. When the file cannot be read or written, ``complain`` is
+    told once and the chat goes on without it. ``path``: None is no file.
     """
 
-    def __init__(self, path: Path, *, complain: Callable[[str], None]) -> None:
-        super().__init__(str(path))
+    def __init__(self, path: Path | None, *, complain: Callable[[str], None]) -> None:
+        super().__init__(os.devnull if path is None else str(path))
         self._path = path
         self._complain = complain
         self._writable = True
+
+    def load_history_strings(self) -> Iterable[str]:
+        """The entries, the youngest first; none of a file that cannot be read, which is neither written then."""
+        try:
+            return list(super().load_history_strings())
+        except OSError as error:
+            self._give_up(str(error))
+            return []
 
     def store_string(self, string: str) -> None:
         """Append an entry, in one write, so that two chats cannot mix theirs."""
         if string.startswith(" ") or not self._writable:
             return
         lines = "".join(f"+{line}\n" for line in string.split("\n"))
+        if self._path is None:
+            self._give_up("there is no home folder; XDG_STATE_HOME names another one")
+            return
         entry = f"\n# {datetime.datetime.now()}\n{lines}".encode(errors="replace")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,5 +56,8 @@ class PrivateHistory(FileHistory):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            self._writable = False
-            self._complain(f"the history is not kept: {error}")
+            self._give_up(str(error))
+
+    def _give_up(self, reason: str) -> None:
+        self._writable = False
+        self._complain(f"the history is not kept: {reason}")
