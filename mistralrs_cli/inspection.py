@@ -10,7 +10,7 @@ from mistralrs.api.local import locate
 from mistralrs.loading.describe import Description, TextInfo, TokenInfo, describe
 from mistralrs_cli.exits import leaving_at_once
 from mistralrs_cli.job import InspectJob
-from mistralrs_cli.output import ProgressLine, Sanitiser, Streams, byte_size, grouped
+from mistralrs_cli.output import ProgressLine, Sanitiser, Streams, byte_size, clean_block, escape_reordering, grouped
 
 
 def run_inspect(job: InspectJob, streams: Streams) -> int:
@@ -67,7 +67,7 @@ def _text(text: TextInfo) -> Iterator[str]:
     yield _line("end", ", ".join(_token(token) for token in text.eos) or "none")
     if text.sample is not None:
         yield "template, with a sample conversation:"
-        shown = Sanitiser().feed(text.sample)
+        shown = escape_reordering(Sanitiser().feed(text.sample))
         yield from (f"    {line}" for line in shown.split("\n"))
     else:
         yield _line("template", f"refuses the sample: {text.refusal}" if text.refusal else "none: it cannot chat")
@@ -78,4 +78,4 @@ def _token(token: TokenInfo) -> str:
 
 
 def _line(name: str, value: str) -> str:
-    return f"{name:<13} {Sanitiser().feed(value)}".replace("\n", " ")
+    return f"{name:<13} {clean_block(value)}".replace("\n", " ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
@@ -18,6 +19,13 @@ from mistralrs.errors import MistralrsError
 SEPARATOR = "=" * 23
 """Stands between the answers of a concurrent run."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""Embeddings, overrides and isolates: what follows may be shown in another order than it is written."""
+_UNSEEN_CATEGORIES = ("Cf", "Cs", "Zl", "Zp")
+_SEEN_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u0890\u0891\u08e2\U000110bd\U000110cd")
+"""Signs around numbers in Arabic and Kaithi: Unicode calls them format characters, and they are drawn."""
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
+"""Letters of Hangul that are drawn as nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +113,38 @@ class Sanitiser:
         return self._ground(character)
 
 
+def escape_reordering(text: str) -> str:
+    """Prose, with the characters as escapes that could show it, or the line that it stands on, in another order.
+
+    Marks of direction, joiners and tags stay: Arabic, Hebrew, Persian and emoji need them.
+    """
+    return _REORDERING.sub(_escaped, text)
+
+
+def escape_unseen(text: str) -> str:
+    """A name or a message, with all characters as escapes that are not drawn: two names that differ look different."""
+    return text if text.isascii() else "".join([_escape_if_unseen(character) for character in text])
+
+
+def _escape_if_unseen(character: str) -> str:
+    if unicodedata.category(character) in _UNSEEN_CATEGORIES and character not in _SEEN_FORMATS:
+        return _escape(character)
+    return _escape(character) if character in _FILLERS else character
+
+
+def _escape(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return _escape(match[0])
+
+
 class AnswerWriter:
     """Writes one answer as it comes and ends it with exactly one line feed.
 
-    On a terminal the text is sanitised; anywhere else it is raw. ``text`` is all that the model said, raw.
+    On a terminal the text is sanitised, and what would reorder it is shown as an escape; anywhere else it is raw.
+    ``text`` is all that the model said, raw.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -120,7 +156,7 @@ class AnswerWriter:
     def write(self, text: str) -> None:
         """Show a piece; line feeds at its end wait until something follows them."""
         self.text += text
-        shown = self._held + (self._sanitiser.feed(text) if self._sanitiser else text)
+        shown = self._held + (escape_reordering(self._sanitiser.feed(text)) if self._sanitiser else text)
         kept = shown.rstrip("\n")
         self._held = shown[len(kept) :]
         if kept:
@@ -170,15 +206,20 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def clean_line(text: str) -> str:
-    """Text on one line and without controls: it may come from a file that nobody checked."""
-    return " ".join(Sanitiser().feed(text).split())
+    """Text on one line, without controls, and with nothing unseen: it may come from a file that nobody checked."""
+    return " ".join(clean_block(text).split())
+
+
+def clean_block(text: str) -> str:
+    """As ``clean_line``, of several lines, which stay."""
+    return escape_unseen(Sanitiser().feed(text))
 
 
 def print_error(stream: TextIO, error: MistralrsError) -> None:
     """One line of what happened and, where there is one, a hint of what next."""
     stream.write(f"error: {clean_line(error.message)}\n")
     if error.hint:
-        lines = Sanitiser().feed(error.hint).splitlines()
+        lines = clean_block(error.hint).splitlines()
         stream.write("hint: " + "\n      ".join(lines) + "\n")
     stream.flush()
 

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from mistralrs.errors import MistralrsError
 from mistralrs_cli.model import Info
-from mistralrs_cli.output import clean_line, grouped, is_terminal, print_error
+from mistralrs_cli.output import clean_block, clean_line, grouped, is_terminal, print_error
 
 
 class Notes:
@@ -17,7 +17,8 @@ class Notes:
         self._stream = stream
 
     def say(self, *lines: str) -> None:
-        """Write lines."""
+        """Write lines, which may quote what nobody checked."""
+        lines = tuple(map(clean_block, lines))
         if is_terminal(self._stream):
             from rich.console import Console
 

@@ -233,6 +233,15 @@ def test_the_model_cannot_drive_the_terminal(home: Path) -> None:
         assert b"\xc2\x9b" not in terminal.raw
 
 
+def test_nothing_reorders_the_terminal(home: Path) -> None:
+    with Terminal(["--prompt", "a\u202eb\u2066c\u200d"], environment(home)) as terminal:
+        assert terminal.exit_code() == 0
+        assert terminal.raw.startswith("you said: a\\u202eb\\u2066c\u200d".encode())
+    with Terminal(["--prompt", "x"], environment(home, FAKE_LOAD_ERROR="a\u202eb\u200d")) as terminal:
+        assert terminal.exit_code() == 3
+        assert terminal.raw.startswith(b"error: a\\u202eb\\u200d\r\n")
+
+
 def test_history_is_private_appended_and_keeps_secrets_out(home: Path) -> None:
     with start(home) as terminal:
         terminal.send("first", ALT_ENTER, "second line", ENTER)

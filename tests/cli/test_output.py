@@ -6,6 +6,7 @@ import io
 import itertools
 from dataclasses import replace
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from mistralrs_cli.output import (
     ProgressLine,
     Sanitiser,
     clean_line,
+    escape_reordering,
     generation_rate,
     print_error,
     stats_line,
@@ -101,6 +103,59 @@ def test_writer_is_raw_except_on_a_terminal() -> None:
         writer.end()
         assert stream.getvalue() == written
         assert writer.text == "a\x1b[1mb"
+
+
+OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@given(st.text(alphabet=st.sampled_from(OVERRIDES + "ab\n")), st.integers(0, 9))
+def test_nothing_reorders_a_terminal(text: str, cut: int) -> None:
+    stream = FakeTerminal()
+    writer = AnswerWriter(stream)
+    for piece in (text[:cut], text[cut:]):
+        writer.write(piece)
+    writer.end()
+    assert not set(OVERRIDES) & set(stream.getvalue())
+    assert stream.getvalue().rstrip("\n") == "".join(
+        f"\\u{ord(character):04x}" if character in OVERRIDES else character for character in text
+    ).rstrip("\n")
+    assert writer.text == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u05e9\u05dc\u05d5\u05dd\u200f! (C++\u200e)",  # Hebrew with marks of direction
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \u061c12",  # Persian with a joiner that does not join
+        "\U0001f469\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",  # a family, a heart
+        "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",  # the flag of Scotland
+        "co\u00adop",
+    ],
+)
+def test_honest_answers_are_untouched(text: str) -> None:
+    assert escape_reordering(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("model\u202eguff.exe", "model\\u202eguff.exe"),
+        ("a\u2066b\u2069", "a\\u2066b\\u2069"),
+        ("a\u200eb\u200fc\u061cd", "a\\u200eb\\u200fc\\u061cd"),
+        ("lla\u200bma\u200c\u200d\u2060\ufeff", "lla\\u200bma\\u200c\\u200d\\u2060\\ufeff"),
+        ("one\u2028two\u2029three", "one\\u2028two\\u2029three"),
+        ("a\ufff9b\ufffac\ufffb", "a\\ufff9b\\ufffac\\ufffb"),
+        ("a\U000e0001\U000e0041", "a\\U000e0001\\U000e0041"),
+        ("a\u3164b", "a\\u3164b"),
+        ("bad\udcff.gguf", "bad\\udcff.gguf"),
+        ("\u05e9\u05dc\u05d5\u05dd \u0645\u0631 \u0661\u06dd \u4e16 \U0001f600 \u2764\ufe0f e\u0301", None),
+    ],
+)
+def test_names_show_what_is_in_them(name: str, shown: str | None) -> None:
+    assert clean_line(name) == (name if shown is None else shown)
+    stream = io.StringIO()
+    print_error(stream, MistralrsError(f"{name}: no such file", hint=name))
+    assert stream.getvalue() == f"error: {shown or name}: no such file\nhint: {shown or name}\n"
 
 
 def test_errors_are_one_line_and_a_hint_without_controls() -> None:
