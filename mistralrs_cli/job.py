@@ -22,6 +22,7 @@ from mistralrs_cli.option import ALL, Mode
 from mistralrs_cli.options import InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.serve import ServeJob, serve_job
 from mistralrs_cli.source import WORDING, anywhere, choice_of, find_source
+from mistralrs_cli.stdin import without_mark
 from mistralrs_cli.values import byte_count, check_range, number
 
 CHAT_MAX_TOKENS = 4096
@@ -126,7 +127,7 @@ def understand(words: Words) -> Task | Tool:
     sampling = _sampling(options, words.selection)
     job: Job
     if mode is Mode.CHAT:
-        job = ChatJob(sampling, options.system, options.truncate_sequence, options.stats)
+        job = ChatJob(sampling, _system(options), options.truncate_sequence, options.stats)
     elif mode is Mode.PROMPT:
         job = _prompt_job(options, sampling)
     else:
@@ -211,10 +212,14 @@ def _prompt_job(options: GlobalOptions, sampling: SamplingParams) -> PromptJob:
         append_stdin=not options.no_stdin,
         copies=options.prompt_concurrency or 1,
         sampling=sampling,
-        system=options.system,
+        system=_system(options),
         truncate=options.truncate_sequence,
         stats=options.stats,
     )
+
+
+def _system(options: GlobalOptions) -> str | None:
+    return None if options.system is None else without_mark(options.system)
 
 
 def _bench_job(words: Words, sampling: SamplingParams) -> BenchJob:

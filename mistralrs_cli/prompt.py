@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TextIO
@@ -15,19 +13,22 @@ from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.job import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.output import SEPARATOR, AnswerWriter, Streams, is_terminal, per_second, print_error
+from mistralrs_cli.stdin import holds_text, text_pieces, warn_of_waiting, without_mark
 
 
 def prompt_text(job: PromptJob, stdin: TextIO) -> str:
-    """What is asked: the prompt, and a blank line and stdin's text when stdin is a pipe or a file.
+    """The text to ask: the prompt, and a blank line and stdin's text when stdin is a pipe, a socket or a file.
 
-    Line feeds at the end of stdin are dropped. Raises ``RequestError`` when nothing is asked at all.
+    Line feeds at the end of stdin are dropped, and byte-order marks at the beginning of both. Raises ``RequestError``
+    when nothing is asked at all, and ``MistralrsError`` when stdin cannot be read.
     """
     if job.prompt == "-":
-        parts = [stdin.read().rstrip("\n")]
-    elif job.append_stdin and _is_pipe_or_file(stdin):
-        parts = [job.prompt, stdin.read().rstrip("\n")]
+        parts = [_all_of(stdin)]
+    elif job.append_stdin and holds_text(stdin):
+        warn_of_waiting(stdin)
+        parts = [without_mark(job.prompt), _all_of(stdin)]
     else:
-        parts = [job.prompt]
+        parts = [without_mark(job.prompt)]
     text = "\n\n".join(part for part in parts if part.strip())
     if not text:
         raise RequestError("the prompt is empty", hint='mistralrs --prompt "What is the capital of France?"')
@@ -100,7 +101,5 @@ def throughput(usages: Sequence[Usage], *, prompt: bool) -> float:
     return per_second(tokens, seconds / max(1, len(usages)))
 
 
-def _is_pipe_or_file(stream: TextIO) -> bool:
-    """Whether reading ``stream`` comes to an end by itself; a terminal or another device may never."""
-    mode = os.fstat(stream.fileno()).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+def _all_of(stdin: TextIO) -> str:
+    return "".join(text_pieces(stdin)).rstrip("\n")

@@ -11,6 +11,7 @@ from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.job import ChatJob
 from mistralrs_cli.model import Model
 from mistralrs_cli.output import Streams
+from mistralrs_cli.stdin import lines
 
 
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
@@ -60,8 +61,7 @@ def _act(chat: Chat, text: str) -> str:
 
 def _from_lines(chat: Chat, streams: Streams) -> int:
     """Every line that is not blank is a turn, and always text."""
-    for line in streams.stdin:
-        text = line.rstrip("\n")
+    for text in lines(streams.stdin):
         if not text.strip():
             continue
         try:

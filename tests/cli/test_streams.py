@@ -129,6 +129,7 @@ def test_stdin_is_context(program: Program) -> None:
     assert program("--prompt", "sum up", "--no-stdin", stdin=b"text")[1] == "you said: sum up\n"
     assert program("--prompt", "-", stdin=b"from a pipe\n")[1] == "you said: from a pipe\n"
     assert program("--prompt", "-", stdin=b"bad \xff byte")[1] == "you said: bad \ufffd byte\n"
+    assert program("--prompt", "\ufeffsum up", stdin=b"\xef\xbb\xbftext")[1] == "you said: sum up\n\ntext\n"
 
 
 def test_stdin_from_a_file_and_from_nothing(program: Program, tmp_path: Path) -> None:
@@ -196,6 +197,7 @@ def test_piped_chat_takes_lines_as_text(program: Program) -> None:
     ]
     assert err == ""
     assert program("-i", stdin=b"") == (0, "", "")
+    assert program("-i", stdin="\ufeffa\r\nb\r\n".encode("utf-16-be"))[1] == "you said: a\nyou said: b\n"
 
 
 def test_piped_chat_outlives_errors(program: Program) -> None:

@@ -1,0 +1,126 @@
+"""Text from stdin: whether there is any to be read, and its characters as they come. Knows no prompt.
+
+A byte-order mark at the beginning says how the bytes are encoded and is no part of the text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fcntl
+import io
+import logging
+import os
+import select
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from mistralrs.errors import MistralrsError
+from mistralrs_cli.output import is_terminal
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+PATIENCE_S = 5.0
+"""How long a silent pipe is read before the user is told that it is."""
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_PIECE = 1 << 16
+_logger = logging.getLogger("mistralrs.cli")
+
+
+def holds_text(stdin: TextIO) -> bool:
+    """Whether there is text in stdin that nobody has to type: in a file, a pipe or a socket.
+
+    Another device than the null device may never come to an end: it is not read, which is said.
+    """
+    descriptor = stdin.fileno()
+    if is_terminal(stdin) or fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:  # as of nohup
+        return False
+    status = os.fstat(descriptor)
+    if not stat.S_ISCHR(status.st_mode):
+        return True
+    if status.st_rdev != os.stat(os.devnull).st_rdev:
+        _logger.warning("stdin is a device and is not read; --prompt - reads it, --no-stdin leaves it alone")
+    return False
+
+
+def text_pieces(stdin: TextIO) -> Iterator[str]:
+    """The text of stdin in pieces, each as soon as it has come; every end of a line is a line feed.
+
+    Without a byte-order mark the encoding is the locale's. Bytes that it does not know become U+FFFD. Raises
+    ``MistralrsError`` if stdin cannot be read.
+    """
+    decoder = io.IncrementalNewlineDecoder(_MarkDecoder(stdin.encoding), translate=True)
+    for data in _pieces(stdin.fileno()):
+        if text := decoder.decode(data):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text
+
+
+def lines(stdin: TextIO) -> Iterator[str]:
+    """The lines of stdin without their line feeds, each as soon as it has come. Raises as ``text_pieces`` does."""
+    begun: list[str] = []
+    for text in text_pieces(stdin):
+        first, *others = text.split("\n")
+        begun.append(first)
+        if others:
+            yield "".join(begun)
+            yield from others[:-1]
+            begun = [others[-1]]
+    if rest := "".join(begun):
+        yield rest
+
+
+def warn_of_waiting(stdin: TextIO) -> None:
+    """Wait until something can be read; say so when that takes long, because a forgotten pipe never ends."""
+    if not select.select([stdin], [], [], PATIENCE_S)[0]:
+        _logger.warning("waiting for the end of stdin, which belongs to the prompt; --no-stdin leaves it alone")
+
+
+def without_mark(text: str) -> str:
+    """``text`` without a byte-order mark at its beginning, as it comes from a file by way of a shell."""
+    return text.removeprefix("\ufeff")
+
+
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    while True:
+        try:
+            data = os.read(descriptor, _PIECE)
+        except BlockingIOError:  # whoever shares the pipe has made it one that does not wait
+            select.select([descriptor], [], [])
+            continue
+        except OSError as error:
+            raise MistralrsError(
+                f"stdin cannot be read: {error.strerror}", hint="--no-stdin leaves it alone"
+            ) from error
+        if not data:
+            return
+        yield data
+
+
+class _MarkDecoder(codecs.IncrementalDecoder):
+    """Decodes by the byte-order mark that the bytes begin with, else from ``encoding``."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(errors="replace")
+        self._encoding = encoding
+        self._start = b""
+        self._decoder: codecs.IncrementalDecoder | None = None
+
+    def decode(self, data: ReadableBuffer, final: bool = False) -> str:
+        if self._decoder is not None:
+            return self._decoder.decode(data, final)
+        self._start += bytes(data)
+        if not final and any(mark.startswith(self._start) and mark != self._start for mark, _ in _MARKS):
+            return ""  # it may become a mark
+        mark, encoding = next((each for each in _MARKS if self._start.startswith(each[0])), (b"", self._encoding))
+        self._decoder = codecs.getincrementaldecoder(encoding)(self.errors)
+        return self._decoder.decode(self._start[len(mark) :], final)
