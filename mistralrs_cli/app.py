@@ -6,7 +6,6 @@ Knows the order of things and nothing of how any of them is done.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mistralrs.errors import MistralrsError
+from mistralrs.process import has_working_folder
 from mistralrs_cli.exits import (
     CLOSED_OUTPUT,
     INTERRUPTED,
@@ -25,11 +25,14 @@ from mistralrs_cli.exits import (
     raise_terminated,
 )
 from mistralrs_cli.model import Loader, Model, load_model
+from mistralrs_cli.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
     from mistralrs_cli.global_options import GlobalOptions
     from mistralrs_cli.job import Task, Tool
     from mistralrs_cli.output import Streams
+
+GONE = "the working directory does not exist any more: cd to one that does"
 
 
 def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -> int:
@@ -38,31 +41,33 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -
     Catches what nothing below did: errors become one line on stderr, tracebacks are shown only when asked for.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not _prepare_streams():
-        return CLOSED_OUTPUT
+    answers_are_read = prepare_streams()
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
-        code = _run(arguments, load)
+        code = _run(arguments, load, answers_are_read=answers_are_read)
     except BaseException as error:
         code = _ending(error, debug="--debug" in arguments)
     return _close_output(code)
 
 
-def _run(arguments: Sequence[str], load: Loader) -> int:
+def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> int:
+    """``answers_are_read``: False is a stdout that was closed from the beginning, which only answers need."""
     with leaving_at_once():
         from mistralrs_cli.commands import parse
 
         words = parse(arguments)
         if words is None:
-            return 0
+            return 0 if answers_are_read else CLOSED_OUTPUT
         _start_logging(words.options)
         # Below here files are looked at and models are loaded; what that imports would only slow down --help.
-        from mistralrs_cli.job import ChatJob, PromptJob, Task, understand
+        from mistralrs_cli.job import ChatJob, PromptJob, Task, understand, writes_answers
         from mistralrs_cli.keyboard import kept_typing
         from mistralrs_cli.output import Streams
         from mistralrs_cli.prompt import prompt_text
 
         task = understand(words)
+        if writes_answers(task) and not answers_are_read:
+            return CLOSED_OUTPUT
         streams = Streams(sys.stdin, sys.stdout, sys.stderr)
         text = ""
         if isinstance(task, Task) and isinstance(task.job, PromptJob):
@@ -130,34 +135,26 @@ def _do(task: Task, model: Model, text: str, streams: Streams) -> int:
     return run_chat(model, job, streams)
 
 
-def _prepare_streams() -> bool:
-    """Make text that cannot be encoded or decoded appear replaced instead of ending the program.
-
-    False: stdout is closed, so there is nothing to do.
-    """
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull)  # noqa: SIM115  (for the rest of the process)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if sys.stdout is None:
-        return False
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    return True
-
-
 def _start_logging(options: GlobalOptions) -> None:
     """Log to stderr; only what the project says, because other libraries' debugging helps nobody here."""
     level = options.log_level
     if level is None:
         level = "debug" if "debug" in os.environ.get("RUST_LOG", "") else "warning"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_LogFormatter("%(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("mistralrs")
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
+
+
+class _LogFormatter(logging.Formatter):
+    """Without controls: a message may quote a file that nobody checked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from mistralrs_cli.output import clean_block
+
+        return clean_block(super().format(record))
 
 
 def _ending(error: BaseException, *, debug: bool) -> int:
@@ -170,11 +167,11 @@ def _ending(error: BaseException, *, debug: bool) -> int:
         return TERMINATED
     if not isinstance(error, Exception):
         raise error
-    if debug or os.environ.get("MISTRALRS_DEBUG", "") not in ("", "0"):
-        traceback.print_exception(error, file=sys.stderr)
-    reported = error if isinstance(error, MistralrsError) else _unexpected(error)
-    from mistralrs_cli.output import print_error
+    from mistralrs_cli.output import clean_block, print_error
 
+    if debug or os.environ.get("MISTRALRS_DEBUG", "") not in ("", "0"):
+        sys.stderr.write(clean_block("".join(traceback.format_exception(error))))
+    reported = error if isinstance(error, MistralrsError) else _unexpected(error)
     print_error(sys.stderr, reported)
     return reported.exit_code
 
@@ -182,19 +179,17 @@ def _ending(error: BaseException, *, debug: bool) -> int:
 def _unexpected(error: Exception) -> MistralrsError:
     """An error that nobody below expected, in the shape of the others."""
     if isinstance(error, OSError):
-        return MistralrsError(str(error))
+        return MistralrsError(str(error), hint=None if has_working_folder() else GONE)
     return MistralrsError(
         f"unexpected {type(error).__name__}: {error}", hint="this is a defect; --debug shows where it happened"
     )
 
 
 def _close_output(code: int) -> int:
-    """Send what is still buffered; when nobody reads it, keep the interpreter from trying again at its end."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            if stream is sys.stdout:
-                code = CLOSED_OUTPUT if isinstance(error, BrokenPipeError) else code or 1
+    """Send the answers that are still buffered; when nobody reads them, keep the interpreter from trying again."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED_OUTPUT if isinstance(error, BrokenPipeError) else code or 1
     return code

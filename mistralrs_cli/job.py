@@ -135,6 +135,13 @@ def understand(words: Words) -> Task | Tool:
     return Task(job, find_source(words.selection), _load_options(words, job))
 
 
+def writes_answers(task: Task | Tool) -> bool:
+    """Whether what is asked for goes to stdout; serving, quantising and deleting bring nothing to read there."""
+    if isinstance(task, ModelsJob):
+        return task.delete is None
+    return isinstance(task, Task | InspectJob)
+
+
 def _mode(words: Words) -> Mode:
     """The one mode that was asked for; refuses every option that would mean nothing in it."""
     options = words.options

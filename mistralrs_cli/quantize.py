@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mistralrs.api.local import locate
 from mistralrs.loading.quantize import quantize_model
+from mistralrs.process import import_torch_without_working_folder
 from mistralrs_cli.exits import leaving_at_once
 from mistralrs_cli.job import QuantizeJob
 from mistralrs_cli.output import ProgressLine, Streams, byte_size, clean_line
@@ -15,6 +16,7 @@ def run_quantize(job: QuantizeJob, streams: Streams) -> int:
     try:
         with leaving_at_once(progress.clear):
             source = locate(job.source, token_source=job.token_source, progress=progress)
+        import_torch_without_working_folder()
         quantize_model(source, job.out, job.type, name=_name(job.source.repo), progress=progress)
     finally:
         progress.clear()

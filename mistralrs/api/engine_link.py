@@ -15,6 +15,7 @@ from typing import cast
 
 from mistralrs.api.engine_messages import Unframer, frame
 from mistralrs.errors import LoadError
+from mistralrs.process import has_working_folder, open_standard_descriptors
 
 CHILD = "mistralrs.api.engine_process"
 """The module that the process runs."""
@@ -86,9 +87,10 @@ def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
 
     A fresh interpreter: a fork would inherit the state of threads that it does not have.
     """
+    open_standard_descriptors()  # the child would take a socket of that number for its stdout or stderr
     here, there = socket.socketpair()
     command = [sys.executable, "-P", "-m", CHILD, str(there.fileno())]
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    path = os.pathsep.join(_import_path())
     with there:
         try:
             process = subprocess.Popen(
@@ -101,3 +103,14 @@ def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
             here.close()
             raise LoadError(f"the engine's process cannot be started: {error}") from error
     return process, here
+
+
+def _import_path() -> list[str]:
+    """The folders that this process imports from, all absolute.
+
+    Relative ones are left out where the working directory does not exist any more: they hold nothing, and an
+    interpreter would not start with them.
+    """
+    if has_working_folder():
+        return [os.path.abspath(entry) for entry in sys.path]
+    return [entry for entry in sys.path if os.path.isabs(entry)]

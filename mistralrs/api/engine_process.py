@@ -41,6 +41,7 @@ from mistralrs.engine.config import Request
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import End, Event, Failed, Handle, Usage
 from mistralrs.errors import LoadError, MistralrsError
+from mistralrs.process import open_standard_descriptors
 
 logger = logging.getLogger("mistralrs.api.engine_process")  # which is run as __main__
 
@@ -51,7 +52,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
-    faulthandler.enable()
+    open_standard_descriptors()  # a parent that was detached may have none to pass on
+    faulthandler.enable(2)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         channel = Channel(connection)
         messages = channel.messages()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from mistralrs import __version__
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.errors import LoadError, RequestError
+from mistralrs.process import import_torch_without_working_folder
 
 if TYPE_CHECKING:
     from mistralrs.engine.engine import Engine
@@ -129,6 +130,7 @@ class LocalModel:
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
         """Finds, checks and loads the model. Raises ``LoadError`` or ``UsageError``."""
         started = time.perf_counter()
+        import_torch_without_working_folder()
         # torch is not needed until the first token is drawn: it is imported while files are read and packed
         threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
         from mistralrs.loading.pipeline import LoadPlan, load

@@ -45,8 +45,9 @@ Start = Callable[[], Awaitable[EngineClient]]
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """One line on stderr, if there is one: without it, print would write to stdout."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
 
 
 def serve(

@@ -33,7 +33,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     model = home / "default.gguf"
     model.touch()
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL", "TMPDIR")}
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]))
     return {
         **kept,
         "HOME": str(home),
