@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mistralrs.api.local import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
-from mistralrs.errors import UsageError
+from mistralrs.errors import LoadError, UsageError
+from mistralrs.files import read_text
 from mistralrs.server.settings import ServerSettings
 from mistralrs_cli.global_options import GlobalOptions
 from mistralrs_cli.output import ProgressLine, Streams, clean_line
@@ -22,6 +23,7 @@ from mistralrs_cli.values import byte_count, check_range, positive
 MAX_QUEUE = 4096
 """Room for one request of as many prompts as there may be, and as much again."""
 KEYS_VARIABLE = "MISTRALRS_API_KEY"
+_KEYS_BYTES = 1 << 20
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+", re.IGNORECASE)
 
 
@@ -109,11 +111,9 @@ def api_keys(options: GlobalOptions, variable: str | None) -> tuple[str, ...]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--api-key-file {path}: {error.strerror}", hint="name a file that can be read") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--api-key-file {path}: not UTF-8", hint="a key a line, as text") from error
+        text = read_text(path, limit=_KEYS_BYTES, hint="name a text file with a key a line", pipe=True)
+    except LoadError as error:
+        raise UsageError(f"--api-key-file {error.message}", hint=error.hint) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -19,6 +19,8 @@ from mistralrs.quant.types import QuantType
 
 Value = TypeVar("Value", bool, int, float, str, list[object])
 Default = TypeVar("Default")
+_AT_ONCE = 1 << 16
+"""Bytes that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class Checkpoint(Protocol):
 
     def release(self, tensor: RawTensor) -> None:
         """Gives back the memory pages that lie wholly within the tensor; reading it again fetches them again."""
+        ...
+
+    def check_written(self) -> None:
+        """FormatError when a file ends in a hole, as a download does whose room was taken before its bytes came."""
         ...
 
     def close(self) -> None: ...
@@ -102,6 +108,20 @@ class MappedCheckpoint:
         if first < end:
             span.mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
 
+    def check_written(self) -> None:
+        """FormatError when all of a file from its last matrix on is zeros: room that was taken for a download whose
+        bytes never came. No model has such a matrix and only such vectors behind it."""
+        last: dict[int, Span] = {}
+        for span in (self._spans or {}).values():
+            before = last.get(id(span.mapping))
+            if len(span.shape) > 1 and (before is None or before.start < span.start):
+                last[id(span.mapping)] = span
+        for span in last.values():
+            if span.size and _is_zero(span.mapping, span.start):
+                size = len(span.mapping) - span.start
+                reason = f"the last {size} bytes of the file are zeros: the download did not end"
+                raise FormatError(str(self.path), "data", reason)
+
     def close(self) -> None:
         """Lets go of the maps, which are gone once the last ``RawTensor.data`` in use is."""
         self.tensors = MappingProxyType({})
@@ -148,6 +168,15 @@ class DescribedCheckpoint(MappedCheckpoint):
         return self.require(key, kind) if key in self.metadata else default
 
 
+def _is_zero(mapping: mmap.mmap, start: int) -> bool:
+    """Whether all bytes from ``start`` on are zeros. Looks at the end first, where a sound file has others."""
+    for end in range(len(mapping), start, -_AT_ONCE):
+        piece = mapping[max(start, end - _AT_ONCE) : end]
+        if piece.count(0) < len(piece):
+            return False
+    return True
+
+
 def map_file(path: Path, *, hint: str) -> mmap.mmap:
     """The whole file as private memory that is read when touched.
 
@@ -167,14 +196,8 @@ def map_file(path: Path, *, hint: str) -> mmap.mmap:
         ) from error
 
 
-def refuse_pickle(path: Path, data: mmap.mmap) -> None:
-    """LoadError when the file is what ``torch.save`` writes, zipped or plain."""
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5")):
-        raise pickle_error(path)
-
-
 def pickle_error(path: Path) -> LoadError:
-    """The refusal of a pickled checkpoint."""
+    """The refusal of a pickled checkpoint that is known by its name alone."""
     return LoadError(
         f"{path} is a pickled PyTorch checkpoint, which can run any code when it is read; it is not supported",
         hint="use the model's safetensors or GGUF files; transformers' save_pretrained writes safetensors",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-from mistralrs.errors import FormatError, LoadError
+from mistralrs.errors import FormatError
+from mistralrs.files import read_json
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
-from mistralrs.models.architecture import Default, Value
+from mistralrs.loading.cursor import shown
+from mistralrs.models.architecture import MAX_HEAD_DIM, Default, Value
 from mistralrs.ops.weight import read_vector
 
 
@@ -25,7 +27,12 @@ class _TensorFacts:
     def vector(self, tensor: str) -> Sequence[float]:
         """A vector's values; empty if there is none of that name."""
         found = self._checkpoint.tensors.get(tensor)
-        return read_vector(found.name, found.type, found.data) if found else ()
+        if found is None:
+            return ()
+        if prod(found.shape) > MAX_HEAD_DIM:
+            reason = f"has {prod(found.shape)} values; more than {MAX_HEAD_DIM} rotary factors are refused"
+            raise FormatError(str(self._checkpoint.path), f"tensor {shown(tensor)}", reason)
+        return read_vector(found.name, found.type, found.data)
 
 
 class GgufFacts(_TensorFacts):
@@ -59,7 +66,7 @@ class HfFacts(_TensorFacts):
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise FormatError(str(self._path), f"key {key}", f"is {value!r}, expected {kind.__name__}")
+            raise FormatError(str(self._path), f"key {key}", f"is {shown(value)}, expected {kind.__name__}")
         return value
 
     def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
@@ -68,12 +75,4 @@ class HfFacts(_TensorFacts):
 
 def read_config(path: Path) -> dict[str, object]:
     """A `config.json`. Raises ``LoadError``."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoadError(f"{path} cannot be read: {error.strerror}", hint="a model folder has a config.json") from error
-    except ValueError as error:
-        raise LoadError(f"{path} is no JSON: {error}", hint="fetch the model again") from error
-    if not isinstance(config, dict):
-        raise LoadError(f"{path} holds no JSON object", hint="fetch the model again")
-    return config
+    return read_json(path, hint="a model folder has a config.json, as the model's repository has it: fetch it again")

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mistralrs.errors import FormatError, LoadError
-from mistralrs.loading.checkpoint import DescribedCheckpoint, Span, map_file, refuse_pickle
+from mistralrs.files import HEAD_BYTES, refuse_other_kinds
+from mistralrs.loading.checkpoint import DescribedCheckpoint, Span, map_file
 from mistralrs.loading.cursor import U32, Cursor, round_up, shown
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES, QuantType
 
@@ -72,12 +73,6 @@ _VERSIONS: dict[tuple[bytes, int], _Version] = {
 MAGICS = frozenset(magic for magic, _ in _VERSIONS)
 """What such a file can begin with."""
 
-_OTHER_MAGICS = {
-    b"GGUF": ("a GGUF file", "use it as such: mistralrs -i gguf -f FILE"),
-    b"algg": ("a LoRA adapter of llama.cpp", "merge it into its model with the tools that made it"),
-    b"nsgg": ("a saved session of llama.cpp", "give the path of a model"),
-}
-
 
 class GgmlFile(DescribedCheckpoint):
     """An open GGML file; a context manager. Its metadata has GGUF's keys."""
@@ -97,7 +92,7 @@ class GgmlFile(DescribedCheckpoint):
         Raises LoadError when there is no such file or it cannot be read, FormatError when it is not what it should be.
         """
         mapping = map_file(path, hint=_DAMAGED)
-        refuse_pickle(path, mapping)
+        refuse_other_kinds(path, mapping[:HEAD_BYTES], expected={"ggml"})
         cursor = Cursor(path, mapping, limit=MAX_VOCABULARY_BYTES, hint=_DAMAGED)
         version = _read_version(cursor)
         sizes = _Sizes(*_HEADER.unpack(cursor.read_bytes(_HEADER.size)))
@@ -123,9 +118,6 @@ class _Sizes(NamedTuple):
 
 def _read_version(cursor: Cursor) -> _Version:
     magic = cursor.read_bytes(4)
-    if magic in _OTHER_MAGICS:
-        what, hint = _OTHER_MAGICS[magic]
-        raise cursor.error(f"is that of {what}", hint=hint)
     number = 0 if magic == b"lmgg" else cursor.read(U32)
     version = _VERSIONS.get((magic, number))
     if version is None:

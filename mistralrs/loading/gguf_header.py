@@ -13,7 +13,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from mistralrs.loading.checkpoint import Span, map_file, refuse_pickle
+from mistralrs.files import HEAD_BYTES, refuse_other_kinds
+from mistralrs.loading.checkpoint import Span, map_file
 from mistralrs.loading.cursor import U32, U64, Cursor, round_up, shown
 from mistralrs.quant.types import BY_GGML_ID, QuantType
 
@@ -61,7 +62,7 @@ def read_part(path: Path) -> GgufPart:
     Raises LoadError when there is no such file or it cannot be read, FormatError when it is not what it should be.
     """
     mapping = map_file(path, hint=_DAMAGED)
-    refuse_pickle(path, mapping)
+    refuse_other_kinds(path, mapping[:HEAD_BYTES], expected={"gguf"})
     header = _Header(path, mapping)
     version = header.read_version()
     tensor_count, entry_count = header.read_count(), header.read_count()

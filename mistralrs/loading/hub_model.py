@@ -6,12 +6,13 @@ model come from one commit, however long ago the first of them was fetched.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mistralrs.errors import LoadError
+from mistralrs.files import read_json
 from mistralrs.loading.checkpoint import pickle_error
 from mistralrs.loading.facts import read_config
 from mistralrs.loading.gguf import part_names
@@ -104,8 +105,9 @@ def _fetch_first(repo: str, names: Sequence[str], token: str | None, progress: P
 def _indexed_names(index: Path) -> list[str]:
     """The files that an index of weights names; what else is in it is checked when the model is opened."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        weights: Any = read_json(index, hint="delete it, so that it is fetched anew")["weight_map"]
+        names = set(weights.values())
+    except (KeyError, TypeError, AttributeError) as error:
         raise LoadError(
             f"{index} is no index of weights: {error!r}", hint="delete it, so that it is fetched anew"
         ) from error

@@ -60,6 +60,7 @@ class CheckpointParts:
         self._done = 0
         self._vectors: list[Arena] = []
         self._check_all()
+        checkpoint.check_written()
         self.placed_bytes = sum(
             backend.placed_bytes(self.planned(place)) for place in self.places() if self.is_matrix(place)
         )

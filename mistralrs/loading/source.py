@@ -119,7 +119,7 @@ def companion(place: str, name: str, *, token: str | None = None, progress: Prog
     folder = expand_user(place)
     if os.path.isdir(folder):
         path = folder / name
-        return path if path.is_file() else None
+        return path if os.path.exists(path) else None
     if os.path.exists(folder) or place.startswith((".", "/", "~")):
         raise LoadError(f"{place}: there is no such folder", hint="name a folder, or a hub repository as owner/name")
     return fetch_optional(place, name, token=token, progress=progress)

@@ -5,7 +5,6 @@ Knows the names of the files and which of them wins; what is in them is read by 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mistralrs.errors import LoadError
+from mistralrs.files import TEMPLATE_BYTES, read_json, read_text
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class TextSource:
             return given if given is not None else tokenizer.token_text(token) if token is not None else ""
 
         return ChatTemplate(
-            choice.source,
+            choice.source.removeprefix("\ufeff"),  # a byte-order mark that came from a file into this text
             bos=text(choice.bos, tokenizer.bos_id),
             eos=text(choice.eos, tokenizer.eos_id),
             unk=text(None, tokenizer.unk_id),
@@ -100,7 +100,7 @@ class TextSource:
 
     def _tokenizer(self, place: _Place, *, config_json: bool) -> Tokenizer:
         path = self.tokenizer_json or place.file("tokenizer.json")
-        if path is not None and not path.is_file():
+        if path is not None and not path.exists():
             raise LoadError(f"{path} does not exist", hint="--tokenizer-json names a tokenizer.json")
         ends = place.end_ids("generation_config.json") + (place.end_ids("config.json") if config_json else [])
         if path is None:
@@ -136,7 +136,7 @@ class _Place:
 
     def json(self, name: str) -> dict[str, Any]:
         path = self.file(name)
-        return _read_json(path) if path is not None else {}
+        return read_json(path, hint=_REPAIR) if path is not None else {}
 
     def tokenizer_config(self, *, added_tokens: bool) -> TokenizerConfig:
         """What the files say. ``added_tokens``: of those too, which a `tokenizer.json` has itself."""
@@ -158,7 +158,7 @@ class _Place:
         """`chat_template.jinja`, or what `tokenizer_config.json` has: a text, or several with a name each."""
         path = self.file("chat_template.jinja")
         if path is not None:
-            return _read_text(path)
+            return _read_template(path)
         found = self.json("tokenizer_config.json").get("chat_template")
         if isinstance(found, list):
             found = self._default_of(found)
@@ -181,11 +181,11 @@ def choose_template(choice: str) -> TemplateChoice:
     if choice.endswith(".json"):
         return _template_file(Path(choice))
     if choice.endswith(".jinja"):
-        return TemplateChoice(_read_text(Path(choice)))
+        return TemplateChoice(_read_template(Path(choice)))
     if "{" in choice:  # no template does without
         return TemplateChoice(choice)
     if os.path.isfile(choice):
-        return TemplateChoice(_read_text(Path(choice)))
+        return TemplateChoice(_read_template(Path(choice)))
     if choice in builtin_names():
         return TemplateChoice(builtin_template(choice))
     raise LoadError(
@@ -195,7 +195,9 @@ def choose_template(choice: str) -> TemplateChoice:
 
 
 def _template_file(path: Path) -> TemplateChoice:
-    fields = _read_json(path)
+    if not path.exists():
+        raise LoadError(f"{path} does not exist", hint=_TEMPLATES)
+    fields: dict[str, Any] = read_json(path, hint=_REPAIR)
     source = fields.get("chat_template")
     if not isinstance(source, str):
         raise LoadError(f"{path}: there is no text under the key chat_template", hint=_TEMPLATES)
@@ -205,21 +207,7 @@ def _template_file(path: Path) -> TemplateChoice:
     return TemplateChoice(source, bos=fields.get("bos_token"), eos=fields.get("eos_token"))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise LoadError(f"{path} does not exist", hint=_TEMPLATES) from error
-    except (ValueError, OSError) as error:
-        raise LoadError(f"{path} cannot be read as text: {error}", hint=_REPAIR) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path} cannot be read as JSON: {error}", hint=_REPAIR) from error
-    if not isinstance(value, dict):
-        raise LoadError(f"{path} holds no JSON object", hint=_REPAIR)
-    return value
+def _read_template(path: Path) -> str:
+    if not path.exists():
+        raise LoadError(f"{path} does not exist", hint=_TEMPLATES)
+    return read_text(path, limit=TEMPLATE_BYTES, hint=_REPAIR)

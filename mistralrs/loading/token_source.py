@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 
-from mistralrs.errors import UsageError
+from mistralrs.errors import LoadError, UsageError
+from mistralrs.files import read_text
 from mistralrs.user_dirs import expand_user
 
+_FILE_BYTES = 1 << 16
 DEFAULT_VARIABLE = "HUGGING_FACE_HUB_TOKEN"
 _FORMS = "literal:TOKEN, env, env:NAME, path:FILE, cache or none"
 _ELSEWHERE = f"put a token there, or name another source: {_FORMS}"
@@ -66,11 +68,9 @@ def _file(name: str) -> str:
         raise UsageError("--token-source: the file after 'path:' is missing", hint=f"it is one of {_FORMS}")
     path = expand_user(name)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--token-source: {path}: {error.strerror}", hint=_ELSEWHERE) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--token-source: {path} is not a text file", hint=_ELSEWHERE) from error
+        text = read_text(path, limit=_FILE_BYTES, hint=_ELSEWHERE, pipe=True)
+    except LoadError as error:
+        raise UsageError(f"--token-source: {error.message}", hint=error.hint) from error
     return _checked(text, f"{path} is empty")
 
 

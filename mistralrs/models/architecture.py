@@ -10,6 +10,14 @@ from typing import Protocol, TypeVar
 from mistralrs.errors import LoadError
 from mistralrs.models.spec import DecoderSpec
 
+MAX_LAYERS = 1000
+MAX_HEADS = 1 << 14
+MAX_HEAD_DIM = 1 << 14
+MAX_WIDTH = 1 << 24
+"""Of hidden states and feed-forwards."""
+MAX_CONTEXT = 1 << 27
+"""Tokens. Every one of these limits is some hundred times what models have; loops and buffers are as long."""
+
 Value = TypeVar("Value", bool, int, float, str, list[object], dict[str, object])
 Default = TypeVar("Default")
 
@@ -35,18 +43,35 @@ class Facts(Protocol):
 def layer_count(facts: Facts, key: str) -> int:
     """How many layers there are, before any of them takes memory. Raises ``LoadError`` for a count that is absurd."""
     count = facts.require(key, int)
-    if not 1 <= count <= 1000:
-        raise LoadError(f"{count} layers are not between 1 and 1000")
+    if not 1 <= count <= MAX_LAYERS:
+        raise LoadError(f"{count} layers are not between 1 and {MAX_LAYERS}")
     return count
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Raises ``LoadError`` for a width of heads that is absurd, before anything is made for each column."""
+    if head_dim > MAX_HEAD_DIM:
+        raise LoadError(f"heads of {head_dim} columns are wider than {MAX_HEAD_DIM}")
+
+
+def check_shape(hidden: int, heads: int, kv_heads: int) -> None:
+    """Raises ``LoadError`` for counts that no decoder can have."""
+    if min(hidden, heads, kv_heads) < 1 or heads % kv_heads or hidden > MAX_WIDTH or heads > MAX_HEADS:
+        raise LoadError(f"{heads} heads, {kv_heads} KV heads and width {hidden} do not fit together")
 
 
 def checked(spec: DecoderSpec) -> DecoderSpec:
     """``spec`` if its numbers can be computed with. Raises ``LoadError``."""
     if min(spec.ffn_size, spec.head_dim) < 1:
         raise LoadError(f"heads of {spec.head_dim} and a feed-forward of {spec.ffn_size} are too small")
-    for layer in spec.layers:
-        if layer.window < 0:
-            raise LoadError(f"a sliding window of {layer.window} tokens is none")
+    if spec.ffn_size > MAX_WIDTH:
+        raise LoadError(f"a feed-forward of {spec.ffn_size} is wider than {MAX_WIDTH}")
+    check_head_dim(spec.head_dim)
+    if not 1 <= spec.max_position <= MAX_CONTEXT:
+        raise LoadError(f"a context of {spec.max_position} tokens is not between 1 and {MAX_CONTEXT}")
+    for window in spec.windows:
+        if not 0 <= window <= MAX_CONTEXT:
+            raise LoadError(f"a sliding window of {window} tokens is none")
     positive = [spec.norm_eps, 1.0 if spec.attention_scale is None else spec.attention_scale]
     if not all(0 < value < math.inf for value in positive):
         raise LoadError(f"norm epsilon {positive[0]} or attention scale {positive[1]} is not positive")

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from mistralrs.errors import LoadError
-from mistralrs.models.architecture import Facts, Piece, Pieces, Written, checked, layer_count
+from mistralrs.models.architecture import (
+    Facts,
+    Piece,
+    Pieces,
+    Written,
+    check_head_dim,
+    check_shape,
+    checked,
+    layer_count,
+)
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 
 ROPE_FACTORS = "rope_freqs.weight"
+_SMALLEST, _LARGEST = 1e-30, 1e30
+"""Between these, powers and products of rotary numbers stay finite."""
 UNUSED = (ROPE_FACTORS, "blk.*.attn_rot_embd", "rope_factors_long.weight", "rope_factors_short.weight")
 
 NAMES = {
@@ -98,12 +108,6 @@ def read_spec(
     return checked(DecoderSpec(**(fields | more)))
 
 
-def check_shape(hidden: int, heads: int, kv_heads: int) -> None:
-    """Raises ``LoadError`` for counts that no decoder can have."""
-    if min(hidden, heads, kv_heads) < 1 or heads % kv_heads:
-        raise LoadError(f"{heads} heads, {kv_heads} KV heads and width {hidden} do not fit together")
-
-
 def read_rope(facts: Facts, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
     """The rotary embedding. ``factors``: None takes those of Llama 3 files, if there are any."""
     dim = facts.get(f"{prefix}.rope.dimension_count", int, default=head_dim)
@@ -125,13 +129,14 @@ def read_rope(facts: Facts, prefix: str, head_dim: int, *, factors: Sequence[flo
 
 def checked_rope(rope: Rope, head_dim: int) -> Rope:
     """``rope`` if it can be computed. Raises ``LoadError``."""
+    check_head_dim(head_dim)
     if not 0 < rope.dim <= head_dim or rope.dim % 2:
         raise LoadError(f"a rotary width of {rope.dim} does not fit heads of {head_dim}")
     if rope.factors and (
-        len(rope.factors) != rope.dim // 2 or not all(0 < factor < math.inf for factor in rope.factors)
+        len(rope.factors) != rope.dim // 2 or not all(_SMALLEST < factor < _LARGEST for factor in rope.factors)
     ):
         raise LoadError(f"{len(rope.factors)} rotary factors for {rope.dim // 2} frequencies, or one is not positive")
-    if not all(0 < number < math.inf for number in (rope.base, rope.linear_factor, rope.scale)):
+    if not all(_SMALLEST < number < _LARGEST for number in (rope.base, rope.linear_factor, rope.scale)):
         raise LoadError(f"rotary base {rope.base}, factor {rope.linear_factor} or scale {rope.scale} is not positive")
     return rope
 

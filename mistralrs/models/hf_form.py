@@ -11,8 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mistralrs.errors import LoadError
-from mistralrs.models.architecture import Facts, Piece, Pieces, checked, layer_count
-from mistralrs.models.gguf_form import check_shape, checked_rope
+from mistralrs.models.architecture import (
+    Facts,
+    Piece,
+    Pieces,
+    check_head_dim,
+    check_shape,
+    checked,
+    layer_count,
+)
+from mistralrs.models.gguf_form import checked_rope
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
@@ -114,6 +122,7 @@ def rope_settings(facts: Facts, kind: str | None = None) -> dict[str, Any]:
 
 def read_rope(facts: Facts, head_dim: int, settings: dict[str, Any] | None = None) -> Rope:
     """A rotary embedding. Raises ``LoadError`` for a scaling that is not supported."""
+    check_head_dim(head_dim)
     settings = rope_settings(facts) if settings is None else settings
     given = settings.get("partial_rotary_factor", facts.get("partial_rotary_factor", float, default=1.0))
     share = _number(given, "partial_rotary_factor")

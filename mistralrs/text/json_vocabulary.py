@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 
 from mistralrs.errors import LoadError
+from mistralrs.files import TOKENIZER_BYTES, read_json_text
 from mistralrs.text.vocabulary import (
     BYTE,
     CONTROL,
@@ -85,10 +86,7 @@ def read_json_vocabulary(
 def _content(source: Path | str) -> tuple[str, str]:
     if isinstance(source, str):
         return "the tokenizer's text", source
-    try:
-        return str(source), source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"{source} cannot be read: {error}", hint=_HINT) from error
+    return str(source), read_json_text(source, limit=TOKENIZER_BYTES, hint=_HINT)
 
 
 def _tokens(name: str, fields: dict[str, object], backend: Tokenizer) -> tuple[list[str], list[int]]:

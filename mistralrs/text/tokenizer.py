@@ -6,6 +6,7 @@ models or of how a token was chosen.
 
 from __future__ import annotations
 
+import codecs
 import copy
 import logging
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import tokenizers
 
 from mistralrs.errors import LoadError
+from mistralrs.files import read_bytes, refuse_other_kinds
 from mistralrs.text.control import ControlTexts
 from mistralrs.text.gguf_metadata import PROBE, Value, gguf_metadata
 from mistralrs.text.gguf_vocabulary import read_gguf_vocabulary
@@ -88,13 +90,13 @@ class Tokenizer:
 
         ``config`` is what the files beside it say. Raises LoadError when the file is broken or of another kind.
         """
-        try:
-            size = path.stat().st_size
-            if size > _MAX_MODEL_BYTES:
-                raise LoadError(f"{path} has {size} bytes; more than {_MAX_MODEL_BYTES} are no tokenizer.model")
-            data = path.read_bytes()
-        except OSError as error:
-            raise LoadError(f"{path} cannot be read: {error}") from error
+        hint = "fetch the model's tokenizer.model again, or name a tokenizer.json with --tokenizer-json"
+        data = read_bytes(path, limit=_MAX_MODEL_BYTES, hint=hint)
+        if not data:
+            raise LoadError(f"{path} is empty", hint=hint)
+        data = data.removeprefix(codecs.BOM_UTF8)  # of tiktoken's format, which is a text
+        if not is_tiktoken(data):
+            refuse_other_kinds(path, data, expected=set())
         read = read_tiktoken_vocabulary if is_tiktoken(data) else read_sentencepiece_vocabulary
         return cls(*read(data, str(path), config))
 

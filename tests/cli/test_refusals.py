@@ -25,6 +25,7 @@ from tests.gguf_edits import drop, edited, put
 from tests.gguf_of import write_gguf
 from tests.hub import Hub, Repository, send_to, serving
 from tests.loading.gguf_bytes import Bytes
+from tests.test_files import KINDS
 from tests.tiny import write_tiny
 
 Run = Callable[..., tuple[int, str, str]]
@@ -208,7 +209,7 @@ FILES: dict[str, tuple[int, Callable[[Files], list[str]], str, str]] = {
     "no weights": (LOAD, lambda f: auto(f.without("model.safetensors")), "has no .safetensors file", ""),
     "empty": (LOAD, lambda f: local("gguf", f.written("a.gguf", b"")), "the file is empty", "fetch it again"),
     "cut off": (LOAD, lambda f: local("gguf", f.written("a", f.gguf.read_bytes()[:-99])), "past the end", "fetch it"),
-    "no model": (LOAD, lambda f: auto(f.written("a.txt", b"words")), "header: starts with b'word'", "fetch it"),
+    "no model": (LOAD, lambda f: auto(f.written("a.txt", b"words")), "is a text that begins with 'words'", "download"),
     "one of two parts": (
         LOAD,
         lambda f: local("gguf", edited(f.gguf, f.here / "a-00001-of-00002.gguf", put("split.count", 2))),
@@ -254,6 +255,53 @@ def test_a_chat_is_refused_before_the_first_line_is_asked_for(
     assert out == ""
 
 
+PLACES: dict[str, tuple[str, Callable[[Files, Path], list[str]]]] = {
+    "GGUF": ("a.gguf", lambda f, path: local("gguf", path)),
+    "GGML": ("a.bin", lambda f, path: local("llama-ggml", path)),
+    "safetensors": ("model.safetensors", lambda f, path: auto(path.parent)),
+    "one file of safetensors": ("model.safetensors", lambda f, path: auto(path)),
+    "index": ("model.safetensors.index.json", lambda f, path: auto(path.parent)),
+    "config.json": ("config.json", lambda f, path: auto(path.parent)),
+    "tokenizer.json": ("tokenizer.json", lambda f, path: auto(path.parent)),
+    "tokenizer.model": ("tokenizer.model", lambda f, path: auto(path.parent)),
+    "tokenizer_config.json": ("tokenizer_config.json", lambda f, path: auto(path.parent)),
+    "--tokenizer-json": (
+        "t.json",
+        lambda f, path: ["gguf", "-m", "", "-f", str(f.gguf), "--tokenizer-json", str(path)],
+    ),
+    "--chat-template": ("t.jinja", lambda f, path: ["--chat-template", str(path), *local("gguf", f.gguf)]),
+}
+"""Where a file may be, and how it is then used."""
+
+
+@pytest.mark.parametrize("kind", ["git-lfs", "page", "zip", "gzip", "old torch", "torch", "zeros", "text"])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_no_model_is_recognised_wherever_one_is_read(place: str, kind: str, files: Files, run: Run) -> None:
+    if (place, kind) in {("--chat-template", "text")}:
+        return  # it is one
+    data, _, said, hint = KINDS[kind]
+    name, words = PLACES[place]
+    folder = files.copy()
+    if name == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
+    (folder / name).write_bytes(data)
+    refused(run, LOAD, said, hint, words(files, folder / name))
+    (folder / name).write_bytes(b"")
+    if place != "--chat-template":
+        refused(run, LOAD, "empty", "", words(files, folder / name))
+
+
+def test_a_download_that_took_its_room_and_did_not_end(files: Files, run: Run) -> None:
+    folder = files.copy()
+    for path, words in (
+        (folder / "model.safetensors", auto(folder)),
+        (files.written("a.gguf", files.gguf.read_bytes()), local("gguf", files.here / "a.gguf")),
+    ):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) * 2 // 3] + bytes(len(data) - len(data) * 2 // 3))
+        refused(run, LOAD, "bytes of the file are zeros: the download did not end", "fetch it again", words)
+
+
 REMOTE: dict[str, tuple[int, list[str], str, str]] = {
     "gated": (LOAD, ["auto", "owner/gated"], "owner/gated is gated", "--token-source"),
     "gated, wrong token": (
@@ -261,7 +309,9 @@ REMOTE: dict[str, tuple[int, list[str], str, str]] = {
     ),
     "private": (LOAD, ["auto", "owner/private"], "no repository owner/private, or it cannot be seen", "--token-source"),
     "no variable": (USAGE, ["--token-source", "env:NO_SUCH", "auto", "owner/gated"], "variable NO_SUCH is not set", ""),
-    "no token file": (USAGE, ["--token-source", "path:/no/file", "auto", "owner/gated"], "/no/file: No such file", ""),
+    "no token file": (
+        USAGE, ["--token-source", "path:/no/file", "auto", "owner/gated"], "/no/file cannot be read: No such file", ""
+    ),
     "no source of tokens": (USAGE, ["--token-source", "hf_abc", "auto", "owner/gated"], "is not a source", "env:NAME"),
     "no repository": (LOAD, ["llama", "-m", "owner/none"], "no repository owner/none", "check the name"),
     "no revision": (LOAD, ["auto", "owner/public@v9"], "owner/public has no revision 'v9'", "commits"),

@@ -158,9 +158,9 @@ def test_keys_of_a_file_and_of_the_environment(folder: Path, monkeypatch: pytest
         (["--port", "-1"], "'--port'"),
         (["--port", "1", "--api-key", ""], "--api-key: a key is empty"),
         (["--port", "1", "--api-key", "a b"], "--api-key: a key has a space"),
-        (["--port", "1", "--api-key-file", "absent"], "--api-key-file absent: No such file"),
+        (["--port", "1", "--api-key-file", "absent"], "--api-key-file absent cannot be read: No such file"),
         (["--port", "1", "--api-key-file", "blank"], "--api-key-file blank: no key in it"),
-        (["--port", "1", "--api-key-file", "binary"], "--api-key-file binary: not UTF-8"),
+        (["--port", "1", "--api-key-file", "binary"], "--api-key-file binary is not UTF-8"),
         (["--port", "1", "--isolate-keys"], "--isolate-keys needs API keys"),
         (["--port", "1", "--cors-origin", "example.org"], "--cors-origin example.org: not an origin"),
         (["--port", "1", "--cors-origin", "https://example.org/"], "not an origin"),
@@ -187,7 +187,7 @@ def test_keys_of_a_file_and_of_the_environment(folder: Path, monkeypatch: pytest
 )
 def test_refused(folder: Path, words: list[str], said: str) -> None:
     (folder / "blank").write_text("\n \n")
-    (folder / "binary").write_bytes(b"\xff\xfe")
+    (folder / "binary").write_bytes(b"\xff\x01")
     with pytest.raises(UsageError) as refused:
         job(*words)
     assert said in refused.value.message

@@ -148,10 +148,10 @@ def test_every_truncation_is_refused(version: str, tmp_path: Path) -> None:
 K = "layers.0.attention.wk"
 BROKEN: dict[str, tuple[bytes, str]] = {
     "magic": (b"abcd" + bytes(50), "header: starts with b'abcd'"),
-    "GGUF": (b"GGUF" + bytes(50), "header: is that of a GGUF file"),
-    "adapter": (b"algg" + bytes(50), "is that of a LoRA adapter"),
-    "session": (b"nsgg" + bytes(50), "is that of a saved session"),
-    "pickle": (b"PK\3\4" + bytes(50), "is a pickled PyTorch checkpoint"),
+    "GGUF": (b"GGUF" + bytes(50), "is a GGUF file"),
+    "adapter": (b"algg" + bytes(50), "is a LoRA adapter"),
+    "session": (b"nsgg" + bytes(50), "is a saved session"),
+    "pickle": (b"PK\3\4" + bytes(26) + b"x/data.pkl", "is a pickled PyTorch checkpoint"),
     "old pickle": (b"\x80\2}q" + bytes(50), "is a pickled PyTorch checkpoint"),
     "version": (struct.pack("<II", 0x67676A74, 4) + bytes(50), "has version 4 of ggjt"),
     "version of ggmf": (struct.pack("<II", 0x67676D66, 2) + bytes(50), "has version 2 of ggmf"),

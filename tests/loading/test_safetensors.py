@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from mistralrs.errors import FormatError, LoadError
-from mistralrs.loading.safetensors import INDEX_NAME, MAX_CONTAINERS, MAX_HEADER_BYTES, SafetensorsFile
+from mistralrs.files import MAX_CONTAINERS
+from mistralrs.loading.safetensors import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsFile
 from tests.loading.mutations import check_and_read
 from tests.loading.test_gguf import mapped
 
@@ -160,7 +161,7 @@ def test_the_same_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "the file is empty"),
+        ("", "index.json is empty"),
         ("[]", "is not a JSON object"),
         ("{", "is not JSON"),
         ("{}", "weight_map: is missing"),

@@ -47,7 +47,42 @@ def rendered(source: TextSource, place: Path, **options: Any) -> str:
     return template.render(HELLO)
 
 
+def marked(content: object, encoding: str) -> bytes:
+    """With a byte-order mark."""
+    text = content if isinstance(content, str) else json.dumps(content)
+    return ("\ufeff" + text).encode(encoding)
+
+
 # tokenizer
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    place = folder(
+        tmp_path / "model",
+        tokenizer__json=marked(tokenizer_json(), encoding),
+        tokenizer_config__json=marked({"eos_token": "<|im_sep|>"}, encoding),
+        generation_config__json=marked({"eos_token_id": 1}, encoding),
+        config__json=marked({"eos_token_id": 2}, encoding),
+        chat_template__jinja=marked(OWN, encoding),
+        mine__json=marked({"chat_template": "mine {{ messages[0].content }}"}, encoding),
+        mine__jinja=marked("other {{ messages[0].content }}", encoding),
+    )
+    tokenizer, template = TextSource().for_model(str(place))
+    assert (tokenizer.eos_id, tokenizer.eos_ids >= {1, 2, 3}) == (3, True)
+    assert template is not None
+    assert template.render(HELLO) == "own hello"
+    for name, said in (("mine.json", "mine hello"), ("mine.jinja", "other hello")):
+        assert rendered(TextSource(chat_template=str(place / name)), place) == said
+
+
+def test_a_mark_inside_a_template_text_is_no_text(tmp_path: Path) -> None:
+    """As a `tokenizer_config.json` or a GGUF file may have taken it over from a file."""
+    place = with_json(tmp_path, tokenizer_config__json={"chat_template": "\ufeff" + OWN})
+    assert rendered(TextSource(), place) == "own hello"
+    template = TextSource().template("\ufeff" + OWN, Tokenizer.from_gguf(byte_level()))
+    assert template is not None
+    assert template.render(HELLO) == "own hello"
 
 
 def test_a_tokenizer_json_wins_over_a_model(tmp_path: Path) -> None:
@@ -118,10 +153,10 @@ def test_a_named_token_that_is_not_there_is_left_out_and_told(tmp_path: Path, ca
 REFUSED: list[tuple[str, dict[str, object]]] = [
     ("has no tokenizer.json and no tokenizer.model", {}),
     ("is not a usable tokenizer.json", {"tokenizer__json": "{}"}),
-    ("cannot be read as JSON", {"tokenizer__model": model(), "tokenizer_config__json": "{"}),
-    ("cannot be read as JSON", {"tokenizer__model": model(), "tokenizer_config__json": "[" * 100_000}),
-    ("cannot be read as text", {"tokenizer__model": model(), "tokenizer_config__json": b"\xff"}),
-    ("holds no JSON object", {"tokenizer__model": model(), "generation_config__json": []}),
+    ("is not JSON", {"tokenizer__model": model(), "tokenizer_config__json": "{"}),
+    ("is not JSON", {"tokenizer__model": model(), "tokenizer_config__json": "[" * 100_000}),
+    ("is not UTF-8", {"tokenizer__model": model(), "tokenizer_config__json": b"\xff"}),
+    ("is not a JSON object", {"tokenizer__model": model(), "generation_config__json": []}),
     ("eos_token_id is 'x'", {"tokenizer__model": model(), "generation_config__json": {"eos_token_id": "x"}}),
     ("eos_token_id is True", {"tokenizer__model": model(), "config__json": {"eos_token_id": True}}),
     (r"eos_token_id is \[-1\]", {"tokenizer__model": model(), "config__json": {"eos_token_id": [-1]}}),

@@ -60,7 +60,7 @@ def test_cache_is_what_the_hubs_tools_use(no_tokens_around: Path, monkeypatch: p
         ("env:NOT_THERE", "NOT_THERE is not set"),
         ("env:", "the name after 'env:' is missing"),
         ("path:", "the file after 'path:' is missing"),
-        ("path:/no/such/file", "/no/such/file: No such file"),
+        ("path:/no/such/file", "/no/such/file cannot be read: No such file"),
         ("literal", "not a source of tokens"),
         ("path", "not a source of tokens"),
         ("cache:x", "'cache:...' is not a source"),
@@ -79,9 +79,9 @@ def test_empty_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="empty is empty"):
         token(f"path:{tmp_path / 'empty'}")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="not a text file"):
+    with pytest.raises(UsageError, match="binary is not UTF-16-LE"):
         token(f"path:{tmp_path / 'binary'}")
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="is not a regular file"):
         token(f"path:{tmp_path}")
 
 
