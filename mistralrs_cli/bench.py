@@ -75,7 +75,7 @@ def _tests(model: Model, job: BenchJob) -> list[Test]:
         prompt = tuple(tokenizer.encode(GENERATION_PROMPT, special=False, bos=tokenizer.add_bos))
         tests.append(Test("tg", job.n_gen, prompt, max_tokens=job.n_gen))
     if job.n_prompt:
-        ids = tuple((FIRST_TOKEN + index) % tokenizer.vocab_size for index in range(job.n_prompt))
+        ids = tuple((FIRST_TOKEN + index) % model.vocab_size for index in range(job.n_prompt))
         tests.append(Test("pp", job.n_prompt, ids, max_tokens=1))
     return tests
 

@@ -50,8 +50,6 @@ class Vocabulary(Protocol):
     """What a benchmark needs of a tokenizer."""
 
     @property
-    def vocab_size(self) -> int: ...
-    @property
     def add_bos(self) -> bool: ...
 
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]: ...
@@ -66,6 +64,9 @@ class Model(Protocol):
     def has_template(self) -> bool: ...
     @property
     def tokenizer(self) -> Vocabulary: ...
+    @property
+    def vocab_size(self) -> int:
+        """Ids from here on are in no prompt and no answer."""
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False

@@ -240,7 +240,8 @@ class RemoteEngine:
         """As ``EngineClient`` says. What the engine would refuse is refused here, before anything is sent."""
         _require_life(self.fault)
         check_request(request, self.model.vocab_size)
-        prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size)
+        spell = self.model.tokenizer.token_text
+        prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size, spell=spell)
         check_queue(len(self._open), self._config)
         fitted = replace(request, prompt=tuple(prompt), truncate=False)
         number = next(self._numbers)

@@ -125,6 +125,7 @@ class LocalModel:
         self.template: ChatTemplate | None = model.template
         self.has_template = model.template is not None
         self.hidden_size = model.spec.hidden_size
+        self.vocab_size: int = engine.vocab_size
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:

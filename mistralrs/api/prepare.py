@@ -283,7 +283,7 @@ def _fitted(requests: Sequence[Request], model: ServedModel, param: str) -> tupl
     fitted, cut = [], 0
     for request in requests:
         try:
-            prompt = tuple(fit_prompt(request, model.max_len, model.vocab_size))
+            prompt = tuple(fit_prompt(request, model.max_len, model.vocab_size, spell=model.tokenizer.token_text))
         except RequestError as error:
             error.param = param
             raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mistralrs.engine.config import SAMPLERS, EngineConfig, Request, SamplingParams
 from mistralrs.errors import ContextLengthError, QueueFullError, RequestError, UsageError
@@ -121,8 +121,11 @@ def _require(name: str, value: float, in_range: bool, range_words: str) -> None:
         raise RequestError(f"{name} is {value}; it must be {range_words}", param=name)
 
 
-def fit_prompt(request: Request, max_len: int, vocab_size: int) -> list[int]:
-    """The prompt's tokens, cut at the front if it is longer than ``max_len`` and the request allows it.
+def fit_prompt(
+    request: Request, max_len: int, vocab_size: int, *, spell: Callable[[int], str] | None = None
+) -> list[int]:
+    """The prompt's tokens, cut at the front if it is longer than ``max_len`` and the request allows it. ``spell`` gives
+    the text of a token, empty for one that the tokenizer does not have.
 
     Raises RequestError for an empty prompt or ids outside the vocabulary, ContextLengthError for one that does not fit.
     """
@@ -131,8 +134,7 @@ def fit_prompt(request: Request, max_len: int, vocab_size: int) -> list[int]:
         raise RequestError("the prompt has no tokens", hint="send some text", param="prompt")
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         outside = next(token for token in prompt if not 0 <= token < vocab_size)
-        message = f"the prompt holds token {outside}; the vocabulary has the ids 0 to {vocab_size - 1}"
-        raise RequestError(message, param="prompt")
+        raise _outside(outside, "" if spell is None else spell(outside), vocab_size)
     if len(prompt) <= max_len:
         return list(prompt)
     max_tokens = request.sampling.max_tokens if request.pooling is None else 0
@@ -140,6 +142,18 @@ def fit_prompt(request: Request, max_len: int, vocab_size: int) -> list[int]:
     if not kept:
         raise ContextLengthError(len(prompt), max_len)
     return list(kept)
+
+
+def _outside(token: int, text: str, vocab_size: int) -> RequestError:
+    """The refusal of a token for which the model has no embedding, though its tokenizer may have a text."""
+    if text:
+        return RequestError(
+            f"the prompt holds token {token}, {text[:64]!r}, for which this model has no embedding",
+            hint="leave it out of the prompt: the tokenizer has it, the model does not",
+            param="prompt",
+        )
+    message = f"the prompt holds token {token}; the vocabulary has the ids 0 to {vocab_size - 1}"
+    return RequestError(message, param="prompt")
 
 
 def _truncated(prompt: Sequence[int], max_len: int, max_tokens: int | None) -> Sequence[int]:

@@ -85,8 +85,10 @@ class Engine:
         self._runner = runner
         self._tokenizer = tokenizer
         self.config = config
-        # A padded vocabulary has ids without a token: they are never drawn.
+        # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither is
+        # ever drawn.
         self.vocab_size = min(runner.vocab_size, tokenizer.vocab_size)
+        self._eos_ids = frozenset(token for token in tokenizer.eos_ids if token < self.vocab_size)
         self.after_step = _nothing
         self._shelf = None if store is None else KvShelf(store, runner)
         self._scheduler = Scheduler(config, self._shelf)
@@ -130,14 +132,14 @@ class Engine:
 
     def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], H]) -> H:
         check_request(request, self.vocab_size)
-        prompt = fit_prompt(request, self.max_len, self.vocab_size)
+        prompt = fit_prompt(request, self.max_len, self.vocab_size, spell=self._tokenizer.token_text)
         with self._gate:
             if self._fault is not None:
                 raise EngineError(self._fault.message, hint=self._fault.hint)
             check_queue(len(self._jobs), self.config)
             number = next(self._ids)
             stream = handle(partial(self._cancel, number))
-            sequence = Sequence.of(number, request, prompt, limit=self.max_len, eos_ids=self._tokenizer.eos_ids)
+            sequence = Sequence.of(number, request, prompt, limit=self.max_len, eos_ids=self._eos_ids)
             job = Job(sequence, stream, request=request, tokenizer=self._tokenizer, submitted=time.perf_counter())
             self._jobs[number] = job
             self._inbox.put(partial(self._add, job))

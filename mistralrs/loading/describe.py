@@ -19,7 +19,7 @@ from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
 from mistralrs.loading.ggml import GgmlFile
 from mistralrs.loading.gguf import GgufFile
 from mistralrs.loading.parts import CheckpointParts, count_parameters
-from mistralrs.loading.pipeline import BLOCK_SIZE, gguf_form_of, hugging_face_form, kind_of, read_spec
+from mistralrs.loading.pipeline import BLOCK_SIZE, check_vocabulary, gguf_form_of, hugging_face_form, kind_of, read_spec
 from mistralrs.loading.safetensors import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
 from mistralrs.models.architecture import Form, Piece
@@ -188,6 +188,7 @@ def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
     architecture, form = hugging_face_form(path, config, None)
     spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
     tokenizer, template = TextSource().for_model(str(folder), builtin=ARCHITECTURES[architecture].template)
+    check_vocabulary(path, tokenizer, spec)
     names = ("tokenizer.json", "tokenizer.model")
     kind = next(name for name in names if (folder / name).is_file())
     return _Open(file, "safetensors", architecture, form, spec, kind, tokenizer, template)
@@ -197,6 +198,7 @@ def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str
     spec = read_spec(file.path, form, GgufFacts(file))
     source = TextSource()
     tokenizer = source.tokenizer(file.metadata)
+    check_vocabulary(file.path, tokenizer, spec)
     own = file.get("tokenizer.chat_template", str, default=None)
     template = source.template(own, tokenizer, builtin=ARCHITECTURES[architecture].template)
     kind = file.require("tokenizer.ggml.model", str)

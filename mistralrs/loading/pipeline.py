@@ -300,12 +300,23 @@ def _text(
 
 
 def check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> None:
-    """No token may lie outside the embedding: the kernels do not look."""
-    if 0 < spec.vocab_size < tokenizer.vocab_size:  # 0: there is no embedding, which is said later
+    """Raises ``LoadError`` when ordinary text could become tokens that have no row in the embedding.
+
+    Tokens that were added to the vocabulary may lack one, as that of images in a model for text: they are never drawn,
+    and a prompt with one is refused by name.
+    """
+    rows = spec.vocab_size
+    if not 0 < rows < tokenizer.vocab_size:  # 0: there is no embedding, which is said later
+        return
+    words = tokenizer.words_beyond(rows)
+    if words:
         raise LoadError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {spec.vocab_size}",
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {rows}; "
+            f"{words} of the others are words or pieces of words",
             hint="the tokenizer belongs to another model",
         )
+    if tokenizer.eos_ids and min(tokenizer.eos_ids) >= rows:
+        logger.warning("the model has no embedding for the tokens that end an answer, so none ends before its limit")
 
 
 def _place(

@@ -49,7 +49,7 @@ _logger = logging.getLogger(__name__)
 
 def gguf_metadata(vocabulary: Vocabulary, backend: Tokenizer, *, ends: Set[int], size: int) -> dict[str, Value]:
     """The keys and values. ``ends``: tokens that end an answer; ``size``: tokens that there are to be, of which those
-    beyond the vocabulary stand for nothing.
+    beyond the vocabulary stand for nothing. Tokens of the vocabulary beyond it are left out.
 
     Raises ``LoadError`` for a tokenizer that such a file cannot hold.
     """
@@ -57,7 +57,8 @@ def gguf_metadata(vocabulary: Vocabulary, backend: Tokenizer, *, ends: Set[int],
     if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise _refusal(f"is {model['type']}, or byte pairs that mark the parts of words; supported: byte pairs alone")
     merges: Merges = [(first, second) for first, second in model["merges"]]
-    filled = _filled(vocabulary, {first + second for first, second in merges}, size)
+    ends = frozenset(token for token in ends if token < size)
+    filled = _filled(_cut_to(vocabulary, size), {first + second for first, second in merges}, size)
     section: dict[str, Value] = {
         "tokens": filled.texts,
         "token_type": filled.kinds,
@@ -76,6 +77,25 @@ def gguf_metadata(vocabulary: Vocabulary, backend: Tokenizer, *, ends: Set[int],
 def _refusal(reason: str) -> LoadError:
     hint = "another tokenizer.json or tokenizer.model of the same model, put in its place, may be one that it can hold"
     return LoadError(f"a GGUF file cannot hold this tokenizer: it {reason}", hint=hint)
+
+
+def _cut_to(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    """The vocabulary without the tokens from ``size`` on."""
+    bos, eos, unk = (
+        None if token is None or token >= size else token
+        for token in (vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id)
+    )
+    return replace(
+        vocabulary,
+        texts=vocabulary.texts[:size],
+        kinds=vocabulary.kinds[:size],
+        bos_id=bos,
+        eos_id=eos,
+        unk_id=unk,
+        end_ids=frozenset(token for token in vocabulary.end_ids if token < size),
+        add_bos=vocabulary.add_bos and bos is not None,
+        strips={token: strips for token, strips in vocabulary.strips.items() if token < size},
+    )
 
 
 def _filled(vocabulary: Vocabulary, merged: Set[str], size: int) -> Vocabulary:

@@ -26,7 +26,7 @@ from mistralrs.text.json_vocabulary import read_json_vocabulary
 from mistralrs.text.sentencepiece_model import read_sentencepiece_vocabulary
 from mistralrs.text.tiktoken_model import is_tiktoken, read_tiktoken_vocabulary
 from mistralrs.text.tokenizer_config import TokenizerConfig
-from mistralrs.text.vocabulary import BYTE, BYTE_OF_LETTER, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from mistralrs.text.vocabulary import BYTE, BYTE_OF_LETTER, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 _MAX_MODEL_BYTES = 64 << 20
 """Of a `tokenizer.model`. Real ones have 0.5 to 5 MB."""
@@ -100,19 +100,34 @@ class Tokenizer:
         read = read_tiktoken_vocabulary if is_tiktoken(data) else read_sentencepiece_vocabulary
         return cls(*read(data, str(path), config))
 
+    def words_beyond(self, size: int) -> int:
+        """How many tokens with an id of ``size`` or more ordinary text can become. Tokens that were added to a
+        vocabulary, such as those that stand for images, do not count."""
+        return sum(kind in (NORMAL, BYTE) for kind in self._vocabulary.kinds[size:])
+
     def to_gguf(self, *, size: int) -> dict[str, Value]:
-        """What a GGUF file with an embedding of ``size`` rows says of this tokenizer, for ``from_gguf``.
+        """What a GGUF file with an embedding of ``size`` rows says of this tokenizer, for ``from_gguf``. Tokens without
+        a row are left out with a warning, as llama.cpp's converter leaves them out: such a file has a token for every
+        row.
 
         Raises LoadError when such a file cannot hold it. Where it does not say how text with combining characters or
         beside control tokens is read, a warning says so.
         """
+        left_out = [text for text in self._vocabulary.texts[size:] if text]
+        if left_out:
+            names = ", ".join(map(ascii, left_out[:3])) + (" and others" if len(left_out) > 3 else "")
+            _logger.warning("the model has no embedding for %s: the GGUF file does not have these tokens", names)
         metadata = gguf_metadata(self._vocabulary, self._backend, ends=self.eos_ids, size=size)
-        read = Tokenizer.from_gguf(metadata)
+        read, probe = Tokenizer.from_gguf(metadata), PROBE
+        for text in left_out:
+            probe = probe.replace(text, "")
         for special in (False, True):
-            if read.encode(PROBE, special=special) != self.encode(PROBE, special=special):
+            if read.encode(probe, special=special) != self.encode(probe, special=special):
                 raise LoadError("a GGUF file cannot hold this tokenizer: the same text would become other tokens")
         controls = [self.bos_id, *sorted(self.eos_ids), *self._vocabulary.strips]
-        near = [f"a {self.token_text(token)} b" for token in dict.fromkeys(controls) if token is not None]
+        near = [
+            f"a {self.token_text(token)} b" for token in dict.fromkeys(controls) if token is not None and token < size
+        ]
         changed = [
             text for text in ("e\u0301", *near) if read.encode(text, special=True) != self.encode(text, special=True)
         ]

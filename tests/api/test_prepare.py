@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_ids_beyond_the_vocabulary_are_refused() -> None:
     with pytest.raises(RequestError) as raised:
         embed(input=[[1], [MODEL.vocab_size]])
     assert raised.value.param == "input"
+
+
+def test_a_token_without_an_embedding_is_named() -> None:
+    """A tokenizer may have more tokens than the model, such as those of images."""
+    short = replace(MODEL, vocab_size=MODEL.vocab_size - 1)
+    last = MODEL.tokenizer.token_text(short.vocab_size)
+    with pytest.raises(RequestError, match=re.escape(f"token {short.vocab_size}, {last!r}, for which this model")):
+        complete(POLICY, short, prompt=[1, short.vocab_size])
+    with pytest.raises(RequestError, match="the vocabulary has the ids 0 to"):
+        complete(POLICY, short, prompt=[MODEL.vocab_size])
 
 
 def test_a_model_without_a_template_completes_only() -> None:

@@ -35,7 +35,6 @@ class FakeInfo:
 class FakeTokenizer:
     """A character is a token."""
 
-    vocab_size = VOCABULARY
     add_bos = False
 
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
@@ -84,6 +83,7 @@ class FakeModel:
         self.info = FakeInfo(passed_over=(slower,) if slower else ())
         self.has_template = options.chat_template != "none"
         self.tokenizer = FakeTokenizer()
+        self.vocab_size = VOCABULARY
         self._max_draft = options.max_draft or 0
         self._loaded = {"source": asdict(source), "options": asdict(options)}
 
