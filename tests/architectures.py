@@ -128,14 +128,17 @@ def write_folder(
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     file = path / "model.safetensors"
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
-    weights = {name: _weight(name, shape, variant) for name, shape in shapes.items()}
+    weights = {
+        name: weight_of(name, shape, norms_minus_one=variant.model_type in NORMS_MINUS_ONE)
+        for name, shape in shapes.items()
+    }
     if decoded_as is not None:
         weights = {name: _decoded(name, weight, decoded_as) for name, weight in weights.items()}
     stored = {
         name: weight.to(torch.float16 if keeps_float(name, shapes[name]) else dtype) for name, weight in weights.items()
     }
     save_file(stored, file, metadata={"format": "pt"})
-    _write_tokenizer(path)
+    write_tokenizer(path)
     return path
 
 
@@ -180,9 +183,10 @@ def _rows(model: PreTrainedModel) -> int:
     return rows
 
 
-def _weight(name: str, shape: tuple[int, ...], variant: Variant) -> torch.Tensor:
+def weight_of(name: str, shape: tuple[int, ...], *, norms_minus_one: bool) -> torch.Tensor:
+    """The numbers of a tensor of that name, on the float16 grid."""
     if len(shape) == 1:
-        offset = 0 if name.endswith(".bias") or variant.model_type in NORMS_MINUS_ONE else 1
+        offset = 0 if name.endswith(".bias") or norms_minus_one else 1
         return torch.from_numpy(offset + hashed_weights(name, shape, scale=0.25))
     # embeddings and heads four times larger than a projection: logits then spread enough for one token to win clearly
     gain = 4 if shape[0] >= TOKENIZER_SIZE else 1
@@ -197,7 +201,8 @@ def _decoded(name: str, weight: torch.Tensor, type_: str) -> torch.Tensor:
     return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), storage), storage))
 
 
-def _write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path) -> None:
+    """Writes a byte-level tokenizer with a chat template."""
     ids = {token: index for index, token in enumerate(vocabulary())}
     merges = [(first, second) for first, second in (merge.split(" ") for merge in MERGES)]
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import NamedTuple, Protocol, Self, TypeVar
@@ -97,6 +97,14 @@ class MappedCheckpoint:
         if tensor is None:
             raise FormatError(str(self.path), f"tensor {shown(name)}", "is missing")
         return tensor
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keeps the tensors that ``names`` has, under the names that it gives them. None may be given twice."""
+        assert self._spans is not None
+        assert len(set(names.values())) == len(names)
+        self._spans = {new: self._spans[old] for old, new in names.items()}
+        tensors = {new: replace(self.tensors[old], name=new) for old, new in names.items()}
+        self.tensors = MappingProxyType(tensors)
 
     def release(self, tensor: RawTensor) -> None:
         """Gives back the memory pages that lie wholly within the tensor; reading it again fetches them again."""

@@ -15,11 +15,19 @@ from pathlib import Path
 
 from mistralrs.errors import RequestError
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
-from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
+from mistralrs.loading.facts import GgufFacts, HfFacts, read_text_config
 from mistralrs.loading.ggml import GgmlFile
 from mistralrs.loading.gguf import GgufFile
 from mistralrs.loading.parts import CheckpointParts, count_parameters
-from mistralrs.loading.pipeline import BLOCK_SIZE, check_vocabulary, gguf_form_of, hugging_face_form, kind_of, read_spec
+from mistralrs.loading.pipeline import (
+    BLOCK_SIZE,
+    check_vocabulary,
+    gguf_form_of,
+    hugging_face_form,
+    kind_of,
+    naming,
+    read_spec,
+)
 from mistralrs.loading.safetensors import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
 from mistralrs.models.architecture import Form, Piece
@@ -184,7 +192,7 @@ def _opened(path: Path, gqa: int) -> Iterator[_Open]:
 
 def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
     folder = path if path.is_dir() else path.parent
-    config = read_config(folder / "config.json")
+    config = read_text_config(file, folder / "config.json")
     architecture, form = hugging_face_form(path, config, None)
     spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
     tokenizer, template = TextSource().for_model(str(folder), builtin=ARCHITECTURES[architecture].template)
@@ -197,10 +205,11 @@ def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
 def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: Form) -> _Open:
     spec = read_spec(file.path, form, GgufFacts(file))
     source = TextSource()
-    tokenizer = source.tokenizer(file.metadata)
-    check_vocabulary(file.path, tokenizer, spec)
-    own = file.get("tokenizer.chat_template", str, default=None)
-    template = source.template(own, tokenizer, builtin=ARCHITECTURES[architecture].template)
+    with naming(file.path):
+        tokenizer = source.tokenizer(file.metadata)
+        check_vocabulary(file.path, tokenizer, spec)
+        own = file.get("tokenizer.chat_template", str, default=None)
+        template = source.template(own, tokenizer, builtin=ARCHITECTURES[architecture].template)
     kind = file.require("tokenizer.ggml.model", str)
     before = file.get("tokenizer.ggml.pre", str, default=None)
     kind = _TEXT_CLASSES.get(kind, kind) + (f", split as {before}" if before else "")

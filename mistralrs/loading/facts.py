@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-from mistralrs.errors import FormatError
+from mistralrs.errors import FormatError, LoadError
 from mistralrs.files import read_json
-from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
+from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint, MappedCheckpoint
 from mistralrs.loading.cursor import shown
 from mistralrs.models.architecture import MAX_HEAD_DIM, Default, Value
+from mistralrs.models.multimodal import text_config, text_names
 from mistralrs.ops.weight import read_vector
+
+logger = logging.getLogger(__name__)
 
 
 class _TensorFacts:
@@ -71,6 +75,25 @@ class HfFacts(_TensorFacts):
 
     def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
         return default if self._config.get(key) is None else self.require(key, kind)
+
+
+def read_text_config(checkpoint: MappedCheckpoint, path: Path) -> dict[str, object]:
+    """The `config.json` at ``path`` of a checkpoint: of a multimodal one that of its language model, whose tensors are
+    then all that the checkpoint has, under the names of a text model. Raises ``LoadError``."""
+    config = read_config(path)
+    text = text_config(config)
+    if text is None:
+        return config
+    names = text_names(checkpoint.tensors)
+    if len(set(names.values())) < len(names):
+        raise LoadError(f"{path.parent} has the tensors of its language model twice", hint="fetch the model again")
+    logger.warning(
+        "%s: images are not read: the language model runs without the vision part (%d tensors)",
+        path.parent,
+        len(checkpoint.tensors) - len(names),
+    )
+    checkpoint.rename(names)
+    return text
 
 
 def read_config(path: Path) -> dict[str, object]:

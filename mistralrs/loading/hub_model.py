@@ -19,6 +19,7 @@ from mistralrs.loading.gguf import part_names
 from mistralrs.loading.pipeline import hugging_face_form
 from mistralrs.loading.safetensors import INDEX_NAME, SINGLE_NAME, refuse_quantised_config
 from mistralrs.loading.source import NotReachedError, Progress, cached, fetch, fetch_optional, list_files
+from mistralrs.models.multimodal import text_config
 
 _CONFIG = "config.json"
 _TEXT = (
@@ -28,6 +29,8 @@ _TEXT = (
     "chat_template.jinja",
     "tokenizer.json",
 )
+_OF_PROCESSORS = ("chat_template.json",)
+"""Where multimodal models may have their template."""
 _OLDER_TEXT = ("tokenizer.model", "added_tokens.json")
 """Of models without a `tokenizer.json`."""
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -52,16 +55,17 @@ def fetch_model(
         return _fetch_single_file(repo, token, progress)
     at = _pinned(repo, config, _CONFIG)
     content = read_config(config)
+    text = text_config(content)
     if "model_type" in content:  # repositories of GGUF files may have a config.json that says nothing
         refuse_quantised_config(config)
-        hugging_face_form(Path(repo), content, architecture)
+        hugging_face_form(Path(repo), content if text is None else text, architecture)
     weights = _fetch_first(at, (INDEX_NAME, SINGLE_NAME), token, progress)
     if weights is None:
         return _fetch_single_file(repo, token, progress)
     if weights.name == INDEX_NAME:
         for name in _indexed_names(weights):
             fetch(at, name, token=token, progress=progress)
-    _fetch_text(at, token, progress)
+    _fetch_text(at, _TEXT if text is None else (*_OF_PROCESSORS, *_TEXT), token, progress)
     return config.parent
 
 
@@ -120,14 +124,15 @@ def _indexed_names(index: Path) -> list[str]:
     return sorted(names)
 
 
-def _fetch_text(repo: str, token: str | None, progress: Progress | None) -> None:
-    """The tokenizer's and the template's files, as far as there are any.
+def _fetch_text(repo: str, names: Sequence[str], token: str | None, progress: Progress | None) -> None:
+    """The tokenizer's and the template's files, as far as there are any; the last of ``names`` is that which replaces
+    older ones.
 
     Where the hub is out of reach, those that the cache has must do: other tools, which may have put the model there,
     do not note which files a repository lacks.
     """
     try:
-        found = [fetch_optional(repo, name, token=token, progress=progress) for name in _TEXT]
+        found = [fetch_optional(repo, name, token=token, progress=progress) for name in names]
         if found[-1] is None:
             for name in _OLDER_TEXT:
                 fetch_optional(repo, name, token=token, progress=progress)
@@ -152,8 +157,10 @@ def _fetch_single_file(repo: str, token: str | None, progress: Progress | None) 
 
 
 def _models(names: Sequence[str]) -> list[str]:
-    """One name for each model: of a split model its first part."""
-    return [name for name in names if part_names(name)[0] == name]
+    """One name for each model: of a split model its first part. The vision part of a multimodal model is called
+    mmproj, by the custom of llama.cpp; it is none where there is another."""
+    first = [name for name in names if part_names(name)[0] == name]
+    return [name for name in first if "mmproj" not in PurePosixPath(name).name.lower()] or first
 
 
 def _only(place: str, models: Sequence[str]) -> str:

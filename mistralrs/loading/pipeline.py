@@ -13,7 +13,7 @@ from typing import Literal
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
 from mistralrs.loading.convert import Conversion, Dtype
-from mistralrs.loading.facts import GgufFacts, HfFacts, read_config
+from mistralrs.loading.facts import GgufFacts, HfFacts, read_text_config
 from mistralrs.loading.fingerprint import fingerprint
 from mistralrs.loading.ggml import MAGICS as GGML_MAGICS
 from mistralrs.loading.ggml import GgmlFile
@@ -24,7 +24,8 @@ from mistralrs.loading.safetensors import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
 from mistralrs.models.architecture import Facts, Form
 from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
-from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, HF_MODEL_TYPES
+from mistralrs.models.multimodal import TEXT_TYPES
+from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, GGUF_TEXT_PARTS, HF_MODEL_TYPES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.memory import available_bytes
@@ -220,7 +221,7 @@ def load_folder(
     """Loads safetensors: a Hugging Face folder, or one file or index in it. Otherwise as ``load_gguf``."""
     folder = path if path.is_dir() else path.parent
     with SafetensorsFile.open(path) as file:
-        config = read_config(folder / "config.json")
+        config = read_text_config(file, folder / "config.json")
         found, form = hugging_face_form(path, config, architecture)
         spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
@@ -235,7 +236,7 @@ def hugging_face_form(path: Path, config: Mapping[str, object], wanted: str | No
     found = HF_MODEL_TYPES.get(kind) if isinstance(kind, str) else None
     form = ARCHITECTURES[found].hugging_face if found else None
     if found is None or form is None:
-        raise _unsupported(path, kind, HF_MODEL_TYPES)
+        raise _unsupported(path, kind, (*HF_MODEL_TYPES, *TEXT_TYPES))
     if wanted is not None and wanted != found:
         raise _another(path, repr(found), wanted, f"{found} -m")
     return found, form
@@ -244,21 +245,29 @@ def hugging_face_form(path: Path, config: Mapping[str, object], wanted: str | No
 def gguf_form_of(file: GgufFile, wanted: str | None) -> tuple[str, Form]:
     """The file's architecture, if it is supported and the one that is wanted."""
     found = file.require("general.architecture", str)
-    form = ARCHITECTURES[found].gguf if found in ARCHITECTURES else None
+    if found == "clip":
+        raise LoadError(
+            f"{file.path} holds the vision part of a multimodal model",
+            hint="give the file with its language model, which lies beside it; images are not read",
+        )
+    architecture, form = GGUF_TEXT_PARTS.get(found, (found, None))
+    if form is None and found in ARCHITECTURES:
+        form = ARCHITECTURES[found].gguf
     if form is None:
-        raise _unsupported(file.path, found, (name for name, row in ARCHITECTURES.items() if row.gguf))
+        known = (name for name, row in ARCHITECTURES.items() if row.gguf)
+        raise _unsupported(file.path, found, (*known, *GGUF_TEXT_PARTS))
     if wanted is not None:
         # Some go by the name of another, from which only their experts tell them apart.
         experts = file.get(f"{found}.expert_count", int, default=0) > 0
-        if (found, experts) != (GGUF_NAMES[wanted], ARCHITECTURES[wanted].mixture):
+        if (architecture, experts) != (GGUF_NAMES[wanted], ARCHITECTURES[wanted].mixture):
             raise _another(file.path, f"{found!r}{' with experts' if experts else ''}", wanted, "gguf -f")
-    return found, form
+    return architecture, form
 
 
 def _unsupported(path: Path, found: object, supported: Iterable[str]) -> LoadError:
     return LoadError(
         f"{path} holds the architecture {found!r}, which is not supported yet",
-        hint=f"supported: {', '.join(sorted(supported))}",
+        hint=f"supported: {', '.join(sorted(set(supported)))}",
     )
 
 

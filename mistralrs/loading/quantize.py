@@ -18,7 +18,7 @@ from typing import cast
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.convert import Conversion
-from mistralrs.loading.facts import HfFacts, read_config
+from mistralrs.loading.facts import HfFacts, read_text_config
 from mistralrs.loading.gguf import GgufFile
 from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
 from mistralrs.loading.parts import CheckpointParts, Place, adjacent_to_halves, bias_name, tensor_name
@@ -79,7 +79,7 @@ def _planned(
 ) -> tuple[CheckpointParts, dict[str, Value], list[_Tensor]]:
     """Where the parts come from, and all that the file will have; every check is done."""
     folder = source if source.is_dir() else source.parent
-    config = read_config(folder / "config.json")
+    config = read_text_config(file, folder / "config.json")
     architecture, form = hugging_face_form(source, config, None)
     facts = HfFacts(file, folder / "config.json", config)
     spec = read_spec(source, form, facts)

@@ -148,22 +148,30 @@ class _Place:
 
     def end_ids(self, name: str) -> list[int]:
         """What a file with ``eos_token_id`` says: nothing, one or several."""
-        value = self.json(name).get("eos_token_id")
+        fields = self.json(name)
+        value = fields.get("eos_token_id")
+        if value is None and isinstance(fields.get("text_config"), dict):  # of a multimodal checkpoint
+            value = fields["text_config"].get("eos_token_id")
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(token) is int and token >= 0 for token in ids):
             raise LoadError(f"{name} of {self.name}: eos_token_id is {value!r}, expected token ids", hint=_REPAIR)
         return ids
 
     def template(self) -> str | None:
-        """`chat_template.jinja`, or what `tokenizer_config.json` has: a text, or several with a name each."""
+        """`chat_template.jinja`, or what `tokenizer_config.json` has: a text, or several with a name each; or what
+        multimodal checkpoints had in a file of its own, `chat_template.json`."""
         path = self.file("chat_template.jinja")
         if path is not None:
             return _read_template(path)
-        found = self.json("tokenizer_config.json").get("chat_template")
+        place = "tokenizer_config.json"
+        found = self.json(place).get("chat_template")
+        if found is None:
+            place = "chat_template.json"
+            found = self.json(place).get("chat_template")
         if isinstance(found, list):
             found = self._default_of(found)
         if found is not None and not isinstance(found, str):
-            raise LoadError(f"tokenizer_config.json of {self.name}: chat_template is not a text", hint=_REPAIR)
+            raise LoadError(f"{place} of {self.name}: chat_template is not a text", hint=_REPAIR)
         return found
 
     def _default_of(self, entries: list[object]) -> object:

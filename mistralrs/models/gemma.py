@@ -115,11 +115,12 @@ def _gemma3_hf(facts: Facts) -> DecoderSpec:
     head_dim = facts.require("head_dim", int)
     pattern = facts.get("sliding_window_pattern", int, default=_PATTERN)
     sliding = hf_form.windows(facts, _all_but_sixth(layer_count(facts, "num_hidden_layers"), pattern))
-    local = hf_form.rope_settings(facts, "sliding_attention")
-    if facts.get("rope_parameters", dict, default=None) is None:
-        local = {"rope_theta": facts.get("rope_local_base_freq", float, default=10000.0)}
+    given = facts.get("rope_parameters", dict, default={})
+    base = facts.get("rope_local_base_freq", float, default=10000.0)
+    sliding_rope = given.get("sliding_attention")
+    local = {"rope_theta": base} | (sliding_rope if isinstance(sliding_rope, dict) else {})
     ropes = (
-        hf_form.read_rope(facts, head_dim, hf_form.rope_settings(facts, "full_attention")),
+        hf_form.read_rope(facts, head_dim, hf_form.rope_settings(facts, "full_attention", theta=1e6)),
         hf_form.read_rope(facts, head_dim, local),
     )
     return hf_form.read_spec(

@@ -109,14 +109,16 @@ def windows(facts: Facts, default: tuple[bool, ...] | None = None) -> tuple[bool
     return tuple(kind == "sliding_attention" for kind in kinds)
 
 
-def rope_settings(facts: Facts, kind: str | None = None) -> dict[str, Any]:
-    """The rotary settings as one flat mapping; ``kind``: of these layers, where layers differ."""
+def rope_settings(facts: Facts, kind: str | None = None, *, theta: float = 10000.0) -> dict[str, Any]:
+    """The rotary settings as one flat mapping; ``kind``: of these layers, where layers differ. ``theta`` is the base
+    where none is given."""
     given = facts.get("rope_parameters", dict, default=None)
     if given is not None:
         nested = given.get(kind) if kind else None
-        return dict(nested if isinstance(nested, Mapping) else given)
-    settings = dict(facts.get("rope_scaling", dict, default={}))
-    settings.setdefault("rope_theta", facts.get("rope_theta", float, default=10000.0))
+        settings = dict(nested if isinstance(nested, Mapping) else given)
+    else:
+        settings = dict(facts.get("rope_scaling", dict, default={}))
+    settings.setdefault("rope_theta", facts.get("rope_theta", float, default=theta))
     return settings
 
 

@@ -29,6 +29,10 @@ def _qwen2_gguf(facts: Facts) -> DecoderSpec:
     return gguf_form.read_spec(facts, "qwen2")
 
 
+def _qwen2vl_gguf(facts: Facts) -> DecoderSpec:
+    return gguf_form.read_spec(facts, "qwen2vl")
+
+
 def _qwen3_hf(facts: Facts) -> DecoderSpec:
     return hf_form.read_spec(facts, layers=_layers(facts), qk_norm=True)
 
@@ -41,6 +45,10 @@ def _qwen3_gguf(facts: Facts) -> DecoderSpec:
     return gguf_form.read_spec(facts, "qwen3", qk_norm=True)
 
 
+def _qwen3vl_gguf(facts: Facts) -> DecoderSpec:
+    return gguf_form.read_spec(facts, "qwen3vl", qk_norm=True)
+
+
 QWEN2 = Architecture(
     Form(_qwen2_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_qwen2_gguf_write),
     Form(_qwen2_hf, hf_form.pieces, unused=hf_form.UNUSED),
@@ -49,3 +57,7 @@ QWEN3 = Architecture(
     Form(_qwen3_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_qwen3_gguf_write),
     Form(_qwen3_hf, hf_form.pieces, unused=hf_form.UNUSED),
 )
+
+QWEN2VL_GGUF = Form(_qwen2vl_gguf, gguf_form.pieces, unused=gguf_form.UNUSED)
+QWEN3VL_GGUF = Form(_qwen3vl_gguf, gguf_form.pieces, unused=gguf_form.UNUSED)
+"""The language models of Qwen2-VL, 2.5-VL and 3-VL, whose rotary embedding is the plain one without images."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mistralrs.models.architecture import Architecture
+from mistralrs.models.architecture import Architecture, Form
 from mistralrs.models.gemma import GEMMA, GEMMA2, GEMMA3
 from mistralrs.models.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from mistralrs.models.phi import PHI2, PHI3
-from mistralrs.models.qwen import QWEN2, QWEN3
+from mistralrs.models.qwen import QWEN2, QWEN2VL_GGUF, QWEN3, QWEN3VL_GGUF
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,
@@ -24,6 +24,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 GGUF_NAMES: dict[str, str] = {name: {"mistral": "llama", "mixtral": "llama"}.get(name, name) for name in ARCHITECTURES}
 """What GGUF files say in ``general.architecture``."""
+
+GGUF_TEXT_PARTS: dict[str, tuple[str, Form]] = {
+    "qwen2vl": ("qwen2", QWEN2VL_GGUF),
+    "qwen3vl": ("qwen3", QWEN3VL_GGUF),
+}
+"""``general.architecture`` of the language models of multimodal ones, where it is a name of their own -> architecture
+and form."""
 
 HF_MODEL_TYPES: dict[str, str] = {
     "llama": "llama",

@@ -35,6 +35,11 @@ SHARDED = {
 }
 SINGLE = {"config.json": CONFIG, "model.safetensors": b"all", "tokenizer.model": b"m", "added_tokens.json": b"{}"}
 GGUFS = {"config.json": b"{}", "a.Q4_K_M.gguf": b"q4", "a.Q8_0.gguf": b"q8", "README.md": b""}
+IMAGES = {
+    **SINGLE,
+    "config.json": json.dumps({"model_type": "llava", "text_config": {"model_type": "llama"}}).encode(),
+    "chat_template.json": b"{}",
+}
 SPLIT = {"Q4/b-00001-of-00002.gguf": b"one", "Q4/b-00002-of-00002.gguf": b"two"}
 
 
@@ -45,6 +50,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "owner/single": Repository(dict(SINGLE)),
         "owner/ggufs": Repository(dict(GGUFS)),
         "owner/split": Repository(dict(SPLIT)),
+        "owner/images": Repository(dict(IMAGES)),
+        "owner/parts": Repository({"b.Q4_K_M.gguf": b"q4", "mmproj-b-f16.gguf": b"vision"}),
         "owner/gated": Repository(dict(SINGLE), gated=True),
         "owner/pickle": Repository({"config.json": CONFIG, "pytorch_model-00001-of-00002.bin": b"p", "x.json": b""}),
         "owner/ggml": Repository({"config.json": CONFIG, "llama.ggmlv3.q4_0.bin": b"g", "b.safetensors": b"s"}),
@@ -112,6 +119,19 @@ def test_a_repository_with_one_gguf_model_gives_its_file(hub: Hub) -> None:
     assert fetch_model("owner/ggufs").read_bytes() == b"q4"
 
 
+def test_a_multimodal_model_is_fetched_for_its_text(hub: Hub) -> None:
+    assert names(fetch_model("owner/images", architecture="llama")) == IMAGES.keys()
+    with pytest.raises(LoadError, match="the architecture 'llama', not 'gemma3'"):
+        fetch_model("owner/images", architecture="gemma3")
+
+
+def test_the_vision_part_beside_a_gguf_model_is_none(hub: Hub, tmp_path: Path) -> None:
+    assert fetch_model("owner/parts").read_bytes() == b"q4"
+    for name in ("b.gguf", "mmproj-b.gguf"):
+        (tmp_path / name).touch()
+    assert local_model(tmp_path) == tmp_path / "b.gguf"
+
+
 def test_several_gguf_models_are_named(hub: Hub) -> None:
     with pytest.raises(LoadError, match="owner/ggufs has 2 GGUF models") as caught:
         fetch_model("owner/ggufs")
@@ -153,6 +173,9 @@ def test_a_gated_model_with_its_token(hub: Hub) -> None:
     [
         ({"model_type": "mamba"}, "'mamba', which is not supported"),
         ({"model_type": "gemma"}, "'gemma', not 'llama'"),
+        ({"model_type": "mllama", "text_config": {"model_type": "llama"}}, "'mllama', which is not supported"),
+        ({"model_type": "llava", "text_config": {"model_type": "mistral"}}, "'mistral', not 'llama'"),
+        ({"model_type": "llava"}, "has no text_config"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantised with GPTQ"),
     ],
 )

@@ -85,6 +85,17 @@ def test_a_mark_inside_a_template_text_is_no_text(tmp_path: Path) -> None:
     assert template.render(HELLO) == "own hello"
 
 
+def test_multimodal_models_may_have_files_of_their_own(tmp_path: Path) -> None:
+    place = with_json(
+        tmp_path, chat_template__json={"chat_template": OWN}, config__json={"text_config": {"eos_token_id": 2}}
+    )
+    assert rendered(TextSource(), place) == "own hello"
+    tokenizer, _ = TextSource().for_model(str(place))
+    assert 2 in tokenizer.eos_ids
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "mine {{ messages[0].content }}"}')
+    assert rendered(TextSource(), place) == "mine hello"
+
+
 def test_a_tokenizer_json_wins_over_a_model(tmp_path: Path) -> None:
     tokenizer, template = TextSource().for_model(str(with_json(tmp_path, tokenizer__model=model())))
     assert tokenizer.vocab_size == 265
