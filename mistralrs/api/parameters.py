@@ -86,6 +86,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_refused(BOTH, _NOT_YET, "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
     *_refused(BOTH, _NOT_YET, "structured_outputs", "json_schema"),
     *_refused(BOTH, _NOT_YET, "adapters", "lora", harmless=([],)),
+    *_refused(BOTH, "is not supported: an answer ends before it", "include_stop_str_in_output", harmless=(False,)),
+    *_refused(BOTH, "is not supported: control tokens have no text", "skip_special_tokens", harmless=(True,)),
     *_refused(CHAT, _NOT_YET, "tools", "functions", harmless=([],)),
     *_refused(CHAT, _NOT_YET, "tool_choice", "function_call", harmless=("none",)),
     *_refused(CHAT, _TEXT_ONLY, "modalities", harmless=(["text"],)),

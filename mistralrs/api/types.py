@@ -193,6 +193,8 @@ class SamplingBody(Body):
     response_format: Any = None
     adapters: Any = None
     lora: Any = None
+    include_stop_str_in_output: Any = None
+    skip_special_tokens: Any = None
 
 
 class ChatCompletionRequest(SamplingBody, TemplateOptions):

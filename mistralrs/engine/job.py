@@ -99,7 +99,7 @@ class Job:
             self._first_token = now
         self._last_token = now
         if self.sequence.finish_reason == "stop":  # an end-of-sequence token has no text
-            return self._delta(self._text.finish(), now), "stop"
+            return self._delta(self._text.finish(draw.token), now), "stop"
         text = self._text.push(draw.token)
         reason: FinishReason | None = "stop" if self._text.stopped else self.sequence.finish_reason
         if reason is not None:

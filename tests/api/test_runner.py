@@ -202,6 +202,30 @@ def test_a_streamed_completion_is_whole(runner: Runner) -> None:
     assert text == complete(runner, echo_prompt=True).choices[0].text
 
 
+def test_a_stop_string_may_spell_a_control_token(runner: Runner) -> None:
+    """In a chat and in a completion, whole and streamed, for each choice; the token has no text and is counted."""
+    often: dict[str, Any] = {"logit_bias": {1: 9.0}, "temperature": 1.0, "seed": 3, "n_choices": 3, "max_tokens": 40}
+    free = complete(runner, logprobs=0, **often)
+    stopped = complete(runner, logprobs=0, stop_seqs=["<|im_start|>"], **often)
+    for choice, other in zip(free.choices, stopped.choices, strict=True):
+        assert choice.logprobs is not None
+        assert other.logprobs is not None
+        place = choice.logprobs.tokens.index("<|im_start|>")
+        assert other.finish_reason == "stop"
+        assert other.logprobs.tokens == choice.logprobs.tokens[: place + 1]
+        assert "<|im_start|>" not in choice.text
+        assert choice.text.startswith(other.text)
+    assert [
+        choice.finish_reason for choice in chat(runner, stop_seqs="<|im", **(often | {"max_tokens": 300})).choices
+    ] == ["stop"] * 3
+    request = CompletionRequest("the cat", stop_seqs="<|im_start|>", stream=True, **(GREEDY | often))
+    chunks = list(runner.send_completion_request(request))
+    for choice in stopped.choices:
+        parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]  # type: ignore[union-attr]
+        assert "".join(part.text for part in parts) == choice.text
+        assert parts[-1].finish_reason == "stop"
+
+
 def test_the_row_s_repeat_last_n_is_the_default_of_requests(runner: Runner, file: Path) -> None:
     looking: dict[str, Any] = {"repetition_penalty": 5.0, "max_tokens": 24}
     with Runner(Which.GGUF(quantized_filename=str(file), repeat_last_n=1), threads=1) as short:

@@ -61,6 +61,35 @@ def test_stop_tokens_end_an_answer_that_ignores_the_end_of_the_text() -> None:
         assert answer(engine.submit(Request(PROMPT, stopping)))[1:] == ([], "stop", 1)
 
 
+def test_a_stop_string_may_spell_control_tokens() -> None:
+    """Between letters, and as the token that ends the answer."""
+    sampling = replace(SAMPLED, ignore_eos=True, logit_bias=LETTERS, logprobs=0)
+    ends = 0
+    with serving(eos_bias=2.0) as engine:
+        for seed in range(8):
+            sampling = replace(sampling, seed=seed)
+            text, tokens, reason, _ = answer(engine.submit(Request(PROMPT, sampling)))
+            assert reason == "length"
+            assert len(text) == len([token for token in tokens if token != EOS])
+            if EOS not in tokens[1:-1]:
+                continue
+            ends += 1
+            place = tokens.index(EOS, 1)
+            letters = [FakeTokenizer().token_text(token) for token in tokens]
+            for first, last in ((place, place + 1), (place - 1, place + 1), (place, place + 2), (place - 1, place + 2)):
+                stopping = replace(sampling, stop=("never<end>", "".join(letters[first:last])))
+                before, drawn, reason, count = answer(engine.submit(Request(PROMPT, stopping)))
+                found = next(end for end in range(len(letters) + 1) if stopping.stop[1] in "".join(letters[:end]))
+                assert (reason, count, drawn) == ("stop", found, tokens[:found])
+                assert before == "".join(letters[: found - (last - first)]).replace("<end>", "")
+            stopping = replace(sampling, ignore_eos=False, stop=(letters[place - 1] + "<end>",))
+            before, drawn, reason, count = answer(engine.submit(Request(PROMPT, stopping)))
+            if tokens[0] != EOS:
+                assert (before, drawn, reason) == ("".join(letters[: place - 1]), tokens[:place], "stop")
+                assert count == place + 1
+    assert ends >= 4
+
+
 @pytest.mark.parametrize("min_tokens", [0, 1, 7, 24])
 @pytest.mark.parametrize("samplers", [SAMPLED.samplers, ("top_k", "temperature")])
 def test_nothing_ends_an_answer_before_min_tokens(min_tokens: int, samplers: tuple[str, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,22 +13,27 @@ from mistralrs.text.stream import TextStream, partial_suffix
 
 
 class Bytes:
-    """A tokenizer whose tokens are given byte strings."""
+    """A tokenizer whose tokens are given byte strings, and control tokens by their names."""
 
-    def __init__(self, tokens: list[bytes], *, space_prefix: bool = False) -> None:
+    def __init__(self, tokens: Sequence[bytes | str], *, space_prefix: bool = False) -> None:
         self.tokens = tokens
         self.space_prefix = space_prefix
 
     def token_bytes(self, token: int) -> bytes:
-        return self.tokens[token]
+        piece = self.tokens[token]
+        return piece if isinstance(piece, bytes) else b""
+
+    def token_text(self, token: int) -> str:
+        piece = self.tokens[token]
+        return piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
 
 
-def pushed(pieces: list[bytes], *stop: str) -> tuple[list[str], TextStream]:
+def pushed(pieces: Sequence[bytes | str], *stop: str) -> tuple[list[str], TextStream]:
     stream = TextStream(Bytes(pieces), stop=stop)
     return [stream.push(token) for token in range(len(pieces))], stream
 
 
-def whole(pieces: list[bytes], *stop: str) -> str:
+def whole(pieces: Sequence[bytes | str], *stop: str) -> str:
     parts, stream = pushed(pieces, *stop)
     return "".join(parts) + stream.finish()
 
@@ -89,6 +96,66 @@ def test_a_stop_string_may_end_in_the_replacement_of_a_broken_character() -> Non
     assert stream.stopped
 
 
+CHAT: tuple[bytes | str, ...] = (b"one", "<end>", b"\n", "<start>", b"us", b"er\n", b"two")
+"""A model that goes on with the next turn of a chat."""
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        ((), "one\nuser\ntwo"),
+        (("<start>",), "one\n"),
+        (("<end>",), "one"),
+        (("<end>", "<start>"), "one"),
+        (("e<end>",), "on"),
+        (("<end>\n<start>",), "one"),
+        (("<end>\n<start>user",), "one"),
+        (("\n<start>user\ntw",), "one"),
+        (("<start>user", "<start>us"), "one\n"),
+        (("\n<start>uses", "<start>user"), "one\n"),
+        (("\n<st",), "one"),
+        (("<",), "one"),
+        (("start>", ">\n", "end", "nd>\n<start>"), "one\nuser\ntwo"),
+        (("<start>two", "<end><start>"), "one\nuser\ntwo"),
+        (("e\nu", "\nuser"), "one\nuser\ntwo"),
+    ],
+    ids=str,
+)
+def test_control_tokens_are_looked_for_by_their_names_and_never_shown(stop: tuple[str, ...], shown: str) -> None:
+    parts, stream = pushed(CHAT, *stop)
+    assert "".join(parts) + stream.finish() == shown
+    assert stream.stopped == (shown != "one\nuser\ntwo")
+    assert stream.finish() == ""
+
+
+def test_only_text_that_may_belong_to_a_stop_string_is_held_back_beside_control_tokens() -> None:
+    parts, stream = pushed([b"a", "<end>", b"\n", b"b", "<end>", b"c", "<", b"dd"], "<end>\nu", "d>d", "<e")
+    assert (parts, stream.stopped) == (["a", "", "", "", "", "", "", ""], True)
+    parts, stream = pushed([b"a", "<end>", b"\n", b"b", "<end>", b"c"], "<end>\nu", "d>c")
+    assert parts == ["a", "", "", "\nb", "", "c"]
+    assert (stream.stopped, stream.finish()) == (False, "")
+
+
+def test_a_control_token_in_the_middle_of_a_character_leaves_it_whole() -> None:
+    assert whole([b"a\xc3", "<end>", b"\xa9b"], "x") == "aéb"
+    assert whole([b"a\xc3", "<end>", b"\xa9b"], "<end>") == "a"
+
+
+def test_the_token_that_ends_an_answer_may_complete_a_stop_string() -> None:
+    for piece in (b"END", "END"):
+        stream = TextStream(Bytes([b"a\n", piece]), stop=["\nEND"])
+        assert (stream.push(0), stream.finish(1), stream.stopped) == ("a", "", True)
+        stream = TextStream(Bytes([b"a\n", piece]), stop=["\nENDS"])
+        assert (stream.push(0), stream.finish(1), stream.stopped) == ("a", "\n", False)
+    stream = TextStream(Bytes([b"a\xc3", "END"]), stop=["\ufffdEND"])
+    assert (stream.push(0), stream.finish(1), stream.stopped) == ("a", "", True)
+
+
+def test_a_control_token_leaves_the_first_word_its_space() -> None:
+    stream = TextStream(Bytes(["<start>", b" a"], space_prefix=True), stop=["b"], trim_space=True)
+    assert [stream.push(0), stream.push(1)] == ["", "a"]
+
+
 @pytest.mark.parametrize("stop", [[""], ["x", ""]])
 def test_an_empty_stop_string_is_refused(stop: list[str]) -> None:
     with pytest.raises(RequestError, match="a stop string is empty"):
@@ -124,6 +191,35 @@ def test_what_is_held_back_is_the_beginning_of_a_stop_string(text: str, lengths:
     assert not (stopped and rest)
     assert rest == "" or any(word.startswith(rest) and word != rest for word in stop)
     assert "".join(parts) + rest == oracle(text, stop)
+
+
+def oracle_with_names(pieces: list[bytes | str], stop: list[str]) -> str:
+    """The same where some tokens are names: what is shown of the spelled text is what is no name."""
+    spelled, is_name, is_inside = "", [], []
+    for piece in pieces:
+        text = piece if isinstance(piece, str) else piece.decode()
+        spelled += text
+        is_name += [isinstance(piece, str)] * len(text)
+        is_inside += [isinstance(piece, str) and place > 0 for place in range(len(text))]
+    end = len(spelled)
+    for stopped in range(len(spelled) + 1):
+        starts = [stopped - len(word) for word in stop if spelled[:stopped].endswith(word)]
+        starts = [start for start in starts if not is_inside[start]]
+        if starts:
+            end = min(starts)
+            break
+    return "".join(letter for letter, hidden in zip(spelled[:end], is_name, strict=False) if not hidden)
+
+
+@given(
+    pieces=st.lists(st.sampled_from(["aé", "ab", "a", b"a", b"b", "é".encode(), b"ab", b"ba "]), max_size=16),
+    stop=STOPS,
+)
+def test_names_are_looked_for_as_text_is(pieces: list[bytes | str], stop: list[str]) -> None:
+    assert whole(pieces, *stop) == oracle_with_names(pieces, stop)
+    ended = TextStream(Bytes([*pieces, "ab"]), stop=stop)
+    shown = "".join(map(ended.push, range(len(pieces)))) + ended.finish(len(pieces))
+    assert shown == oracle_with_names([*pieces, "ab"], stop)
 
 
 @given(text=st.text("ab", max_size=12), words=st.lists(st.text("ab", min_size=1, max_size=5), max_size=4))
