@@ -53,7 +53,6 @@ class GlobalOptions:
         None,
         "--prompt-max-tokens",
         metavar="N",
-        min=1,
         show_default="128",
         modes=frozenset({Mode.PROMPT}),
         help="Tokens to generate at most; the same as --max-tokens.",
@@ -68,7 +67,12 @@ class GlobalOptions:
         None, "--temperature", metavar="X", modes=ANSWER, show_default="0.1", help="0 takes the most likely token."
     )
     top_k: int | None = option(
-        None, "--top-k", metavar="N", modes=ANSWER, show_default="32", help="Draw from this many tokens; 0: from all."
+        None,
+        "--top-k",
+        metavar="N",
+        modes=ANSWER,
+        show_default="32",
+        help="Draw from this many tokens; 0 or -1: from all.",
     )
     top_p: float | None = option(
         None,
@@ -76,7 +80,7 @@ class GlobalOptions:
         metavar="X",
         modes=ANSWER,
         show_default="0.1",
-        help="Draw from the fewest tokens with this probability.",
+        help="Draw from the fewest tokens with this probability; 0: the likeliest, 1: all.",
     )
     min_p: float | None = option(
         None,
@@ -111,16 +115,20 @@ class GlobalOptions:
         help="Subtracted once a token was used.",
     )
     seed: int | None = option(
-        None, "--seed", metavar="N", modes=ANSWER, show_default="random", help="The same seed gives the same text."
+        None,
+        "--seed",
+        metavar="N",
+        modes=ANSWER,
+        show_default="random",
+        help="The same seed gives the same text; -1: a random one.",
     )
     max_tokens: int | None = option(
         None,
         "--max-tokens",
         metavar="N",
-        min=1,
         modes=ANSWER,
         show_default="4096, 128 with --prompt",
-        help="Tokens to generate at most for one answer.",
+        help="Tokens to generate at most for one answer; -1: to the end of the context.",
     )
     stop: list[str] | None = option(
         None, "--stop", metavar="TEXT", modes=ANSWER, help="End the answer before this text. May be repeated."

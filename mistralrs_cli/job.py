@@ -5,14 +5,22 @@ Looks whether a local file is there, so that this is said before anything slow b
 
 from __future__ import annotations
 
-import math
-import secrets
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.api.local import LoadOptions, ModelSource
 from mistralrs.api.row_choice import check_together, in_situ_type, repeat_last_n_of, template_of
+from mistralrs.api.sentinels import (
+    LARGEST_SEED,
+    LEAST_MAX_TOKENS,
+    LEAST_SEED,
+    MAX_INT,
+    max_tokens_of,
+    seed_of,
+    top_k_of,
+)
+from mistralrs.engine.admission import RANGES
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
@@ -23,14 +31,13 @@ from mistralrs_cli.options import InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.serve import ServeJob, serve_job
 from mistralrs_cli.source import WORDING, anywhere, choice_of, find_source
 from mistralrs_cli.stdin import without_mark
-from mistralrs_cli.values import byte_count, check_range, number
+from mistralrs_cli.values import byte_count, check_range, number, shortened
 
 CHAT_MAX_TOKENS = 4096
 PROMPT_MAX_TOKENS = 128
 MAX_SEQS = 16
 SAMPLING = SamplingParams(temperature=0.1, top_k=32, top_p=0.1, frequency_penalty=0.1, presence_penalty=0.1)
 """How the terminal draws unless told otherwise."""
-LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,40 +262,44 @@ def _concurrency(text: str) -> tuple[int, ...]:
 
 def _sampling(options: GlobalOptions, selection: Selection | None) -> SamplingParams:
     """The seed, penalties and limits of one answer; the numbers are checked here, before anything is loaded."""
-    if options.max_tokens is not None and options.prompt_max_tokens is not None:
-        raise UsageError("--max-tokens and --prompt-max-tokens say the same", hint="give one of them")
-    limit = options.max_tokens or options.prompt_max_tokens
-    if limit is None:
-        limit = CHAT_MAX_TOKENS if options.prompt is None else PROMPT_MAX_TOKENS
     if options.stop and "" in options.stop:
         raise UsageError("--stop '' would stop every answer at once", hint="give the text to stop at")
-    seed = options.seed
-    check_range("--seed", seed, 0, LARGEST_SEED)
+    check_range("--seed", options.seed, LEAST_SEED, LARGEST_SEED)
     return SamplingParams(
-        temperature=number("--temperature", options.temperature, SAMPLING.temperature, 0),
-        top_k=int(number("--top-k", options.top_k, SAMPLING.top_k, 0)),
-        top_p=number("--top-p", options.top_p, SAMPLING.top_p, 0, 1),
-        min_p=number("--min-p", options.min_p, SAMPLING.min_p, 0, 1),
-        repetition_penalty=_repetition(options.repeat_penalty),
-        frequency_penalty=number("--frequency-penalty", options.frequency_penalty, SAMPLING.frequency_penalty),
-        presence_penalty=number("--presence-penalty", options.presence_penalty, SAMPLING.presence_penalty),
+        temperature=_real("--temperature", "temperature", options.temperature),
+        top_k=top_k_of(int(number("--top-k", options.top_k, SAMPLING.top_k, -1, MAX_INT))),
+        top_p=_real("--top-p", "top_p", options.top_p),
+        min_p=_real("--min-p", "min_p", options.min_p),
+        repetition_penalty=_real("--repeat-penalty", "repetition_penalty", options.repeat_penalty),
+        frequency_penalty=_real("--frequency-penalty", "frequency_penalty", options.frequency_penalty),
+        presence_penalty=_real("--presence-penalty", "presence_penalty", options.presence_penalty),
         repeat_last_n=_repeat_last_n(selection),
-        seed=secrets.randbits(32) if seed is None else seed,
-        max_tokens=limit,
+        seed=seed_of(options.seed),
+        max_tokens=_max_tokens(options),
         stop=tuple(options.stop or ()),
     )
 
 
+def _max_tokens(options: GlobalOptions) -> int | None:
+    if options.max_tokens is not None and options.prompt_max_tokens is not None:
+        raise UsageError("--max-tokens and --prompt-max-tokens say the same", hint="give one of them")
+    for name, value in (("--max-tokens", options.max_tokens), ("--prompt-max-tokens", options.prompt_max_tokens)):
+        if value is not None:
+            if value == 0 or not LEAST_MAX_TOKENS <= value <= MAX_INT:
+                hint = f"it must be from 1 to {MAX_INT}, or -1 for no limit but the context"
+                raise UsageError(f"{name} {shortened(value)} is out of range", hint=hint)
+            return max_tokens_of(value)
+    return CHAT_MAX_TOKENS if options.prompt is None else PROMPT_MAX_TOKENS
+
+
+def _real(name: str, parameter: str, value: float | None) -> float:
+    """The value of a sampling option, in the range that the parameter has everywhere."""
+    default: float = getattr(SAMPLING, parameter)
+    return number(name, value, default, RANGES[parameter].least, RANGES[parameter].most)
+
+
 def _repeat_last_n(selection: Selection | None) -> int:
     return SAMPLING.repeat_last_n if selection is None else repeat_last_n_of(choice_of(selection))
-
-
-def _repetition(value: float | None) -> float:
-    if value is None:
-        return SAMPLING.repetition_penalty
-    if not math.isfinite(value) or value <= 0:
-        raise UsageError(f"--repeat-penalty {value} is out of range", hint="it must be above 0; 1 is off")
-    return value
 
 
 def _load_options(words: Words, job: Job | None) -> LoadOptions:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mistralrs.api.sentinels import MAX_INT
 from mistralrs.quant.quantize import ISQ_TYPES
 from mistralrs_cli.option import argument, option
 
@@ -45,9 +46,10 @@ def _repeat_last_n() -> Any:
         None,
         "--repeat-last-n",
         metavar="N",
-        min=0,
+        min=-1,
+        max=MAX_INT,
         show_default="64",
-        help="Tokens that the penalties look back on, the prompt's included.",
+        help="Tokens that the penalties look back on, the prompt's included; -1: all.",
     )
 
 

@@ -88,9 +88,11 @@ def _write_stats(finished: Sequence[Finished], job: PromptJob, stderr: TextIO) -
         drafted = sum(usage.drafted_tokens for usage in usages)
         if drafted:
             stderr.write(f"Drafts = {sum(usage.accepted_tokens for usage in usages)}/{drafted}\n")
-    cut = sum(each.reason == "length" for each in finished)
-    if cut:
+    cut = {each.usage.completion_tokens for each in finished if each.reason == "length"}
+    if job.sampling.max_tokens in cut:
         stderr.write(f"stopped at {job.sampling.max_tokens} tokens: --max-tokens allows more\n")
+    if cut - {job.sampling.max_tokens}:
+        stderr.write("stopped at the end of the model's context\n")
     stderr.flush()
 
 

@@ -19,13 +19,19 @@ def number(name: str, value: float | None, default: float, least: float = -math.
 
 def check_range(name: str, value: float | None, least: float, most: float) -> None:
     """None is in every range; what is no finite number in none."""
-    if value is None or (math.isfinite(value) and least <= value <= most):
+    if value is None or (least <= value <= most and (isinstance(value, int) or math.isfinite(value))):
         return
     if math.isinf(most):
         allowed = "a finite number" if math.isinf(least) else f"at least {least:g}"
     else:
         allowed = f"from {least} to {most}"
-    raise UsageError(f"{name} {value} is out of range", hint=f"it must be {allowed}")
+    raise UsageError(f"{name} {shortened(value)} is out of range", hint=f"it must be {allowed}")
+
+
+def shortened(value: float) -> str:
+    """A number for a sentence; one of thousands of digits has only the first of them."""
+    digits = str(value)
+    return digits if len(digits) <= 32 else f"{digits[:24]}..."
 
 
 def positive(name: str, value: float | None, *, hint: str) -> None:

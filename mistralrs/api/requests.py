@@ -154,7 +154,8 @@ def _validated(
         if name in fields:
             raise TypeError(f"{name} is called {python_name} here")
     try:
-        body = kind.model_validate_json(_json({**given, **fields}))
+        # an argument of None is not there, so that another name of the field may be
+        body = kind.model_validate_json(_json({k: v for k, v in given.items() if v is not None} | dict(fields)))
     except ValidationError as error:
         errors = [
             {**each, "loc": (_PYTHON_NAMES.get(str(each["loc"][0]), each["loc"][0]), *each["loc"][1:])}

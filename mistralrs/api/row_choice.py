@@ -13,6 +13,7 @@ from typing import Protocol
 
 from mistralrs.api.local import ModelSource
 from mistralrs.api.selectors import Row
+from mistralrs.api.sentinels import look_back_of
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs.text.builtin_templates import builtin_template
@@ -95,8 +96,8 @@ def template_of(choice: RowChoice) -> str | None:
 
 
 def repeat_last_n_of(choice: RowChoice) -> int:
-    """Tokens that the penalties look back on."""
-    return choice.row.repeat_last_n if choice.repeat_last_n is None else choice.repeat_last_n
+    """Tokens that the penalties look back on; -1 is all."""
+    return choice.row.repeat_last_n if choice.repeat_last_n is None else look_back_of(choice.repeat_last_n)
 
 
 def in_situ_type(name: str | None, row: Row | None, wording: Wording) -> str | None:

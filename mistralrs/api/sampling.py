@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mistralrs.api.sentinels import look_back_of, max_tokens_of, seed_of, top_k_of
 from mistralrs.api.types import SamplingBody
 from mistralrs.engine.admission import check
 from mistralrs.engine.config import SamplingParams
@@ -27,13 +27,13 @@ _SAMPLER_NAMES = {"typ_p": "typical_p", "typical": "typical_p", "temp": "tempera
 def sampling_params(
     body: SamplingBody, defaults: SamplingParams, model: ServedModel, *, max_tokens: int | None, logprobs: int | None
 ) -> SamplingParams:
-    """What the body says, over ``defaults``, whose seed and logprobs are not used. Without a seed in the body it is a
-    random one. Raises RequestError for what this model cannot do."""
+    """What the body says, over ``defaults``, whose seed and logprobs are not used. Without a seed in the body, and
+    for -1, it is a random one. Raises RequestError for what this model cannot do."""
     changes: dict[str, Any] = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
-        changes["top_k"] = max(body.top_k, 0)
+        changes["top_k"] = top_k_of(body.top_k)
     if body.repeat_last_n is not None:
-        changes["repeat_last_n"] = model.max_len if body.repeat_last_n < 0 else body.repeat_last_n
+        changes["repeat_last_n"] = look_back_of(body.repeat_last_n)
     if body.dry_penalty_last_n is not None:
         changes["dry_last_n"] = None if body.dry_penalty_last_n < 0 else body.dry_penalty_last_n
     if body.dry_sequence_breakers is not None:
@@ -47,9 +47,8 @@ def sampling_params(
     if body.samplers is not None:
         changes["samplers"] = _samplers(body.samplers)
     if max_tokens is not None:
-        changes["max_tokens"] = max_tokens
-    seed = secrets.randbits(32) if body.seed is None else body.seed
-    sampling = replace(defaults, **changes, seed=seed, logprobs=logprobs)
+        changes["max_tokens"] = max_tokens_of(max_tokens)
+    sampling = replace(defaults, **changes, seed=seed_of(body.seed), logprobs=logprobs)
     check(sampling, model.vocab_size)
     return sampling
 

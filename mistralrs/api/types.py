@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     AllowInfNan,
     BaseModel,
@@ -24,10 +25,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mistralrs.engine.admission import MAX_BREAKER_LENGTH, MAX_BREAKERS
+from mistralrs.api.sentinels import LARGEST_SEED, LEAST_MAX_TOKENS, LEAST_SEED, MAX_INT
+from mistralrs.engine.admission import MAX_BREAKER_LENGTH, MAX_BREAKERS, RANGES
 from mistralrs.errors import RequestError
 
-MAX_INT = 2**31 - 1
 MAX_CHOICES = 128
 """Answers to one prompt."""
 MAX_PROMPTS = 2048
@@ -44,10 +45,9 @@ Flag = Annotated[bool, Strict()]
 Int = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), AllowInfNan(False)]
 Token = Annotated[Int, Field(ge=0, le=MAX_INT)]
+Limit = Annotated[Int, Field(ge=LEAST_MAX_TOKENS, le=MAX_INT)]
 StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Breaker = Annotated[Text, Field(min_length=1, max_length=MAX_BREAKER_LENGTH)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Penalty = Annotated[Number, Field(ge=-100, le=100)]
 
 
 def _says(words: str) -> WrapValidator:
@@ -60,6 +60,17 @@ def _says(words: str) -> WrapValidator:
             raise PydanticCustomError("shape", f"Input should be {words}") from None
 
     return WrapValidator(validate)
+
+
+def _within(name: str) -> Any:
+    """The range of one of the engine's parameters."""
+    return Field(ge=RANGES[name].least, le=RANGES[name].most)
+
+
+def _no_zero(limit: int) -> int:
+    if limit == 0:
+        raise PydanticCustomError("limit", "Input should be at least 1, or -1 for no limit")
+    return limit
 
 
 def _as_parts(content: object) -> object:
@@ -140,31 +151,34 @@ class SamplingBody(Body):
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    """Choice i draws with seed + i; null is a random one, which ``timings`` tells."""
+    seed: Annotated[Int, Field(ge=LEAST_SEED, le=LARGEST_SEED)] | None = None
+    """Choice i draws with seed + i; null and -1 are a random one, which ``timings`` tells."""
     stop: Stop | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOPS)] | None = None
     min_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
     ignore_eos: Flag | None = None
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    temperature: Annotated[Number, _within("temperature")] | None = None
+    """0 takes the most likely token."""
     top_k: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
     """-1 and 0 are off."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    min_p: Share | None = None
-    typical_p: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+    top_p: Annotated[Number, _within("top_p")] | None = None
+    """0 takes the most likely token; 1 is off."""
+    min_p: Annotated[Number, _within("min_p")] | None = None
+    typical_p: Annotated[Number, _within("typical_p")] | None = Field(
         None, validation_alias=AliasChoices("typical_p", "typ_p")
     )
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = Field(
+    """0 takes the most likely token; 1 is off."""
+    presence_penalty: Annotated[Number, _within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[Number, _within("frequency_penalty")] | None = None
+    repetition_penalty: Annotated[Number, _within("repetition_penalty")] | None = Field(
         None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
     )
     repeat_last_n: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
     """Tokens that the three penalties look back on; -1 is all."""
-    xtc_probability: Share | None = None
-    xtc_threshold: Share | None = None
-    dry_multiplier: Annotated[Number, Field(ge=0, le=1000)] | None = None
-    dry_base: Annotated[Number, Field(ge=1, le=1000)] | None = None
+    xtc_probability: Annotated[Number, _within("xtc_probability")] | None = None
+    xtc_threshold: Annotated[Number, _within("xtc_threshold")] | None = None
+    dry_multiplier: Annotated[Number, _within("dry_multiplier")] | None = None
+    dry_base: Annotated[Number, _within("dry_base")] | None = None
     dry_allowed_length: Annotated[Int, Field(ge=1, le=MAX_INT)] | None = None
     dry_penalty_last_n: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
     """-1 is all."""
@@ -201,8 +215,11 @@ class ChatCompletionRequest(SamplingBody, TemplateOptions):
     """``POST /v1/chat/completions``"""
 
     messages: Messages
-    max_completion_tokens: Annotated[Int, Field(ge=1, le=MAX_INT)] | None = None
-    max_tokens: Annotated[Int, Field(ge=1, le=MAX_INT)] | None = None
+    max_completion_tokens: Annotated[Limit, AfterValidator(_no_zero)] | None = None
+    """null, -1 and -2: to the end of the text or of the context."""
+    max_tokens: Annotated[Limit, AfterValidator(_no_zero)] | None = Field(
+        None, validation_alias=AliasChoices("max_tokens", "n_predict")
+    )
     """Counts only where ``max_completion_tokens`` is not given."""
     logprobs: Flag | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -225,8 +242,8 @@ class CompletionRequest(SamplingBody):
     """``POST /v1/completions``"""
 
     prompt: Prompt
-    max_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
-    """null: to the end of the text or of the context. 0: nothing, which with ``echo`` leaves the prompt."""
+    max_tokens: Limit | None = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
+    """null, -1 and -2: to the end of the text or of the context. 0: nothing, which with ``echo`` leaves the prompt."""
     best_of: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
     echo: Flag | None = None
     suffix: Text | None = None

@@ -45,7 +45,7 @@ _TEXT = Kind("str | None", (str,))
 _KINDS = {
     "tokenizer_json": Kind("str | os.PathLike[str] | None", (str, os.PathLike)),
     "order": Kind("str | os.PathLike[str] | None", (str, os.PathLike)),
-    "repeat_last_n": Kind("int | None", (int,), least=0),
+    "repeat_last_n": Kind("int | None", (int,), least=-1),
     "tgt_non_granular_index": Kind("int | None", (int,), least=0),
     "gqa": Kind("int | None", (int,), least=1),
 }

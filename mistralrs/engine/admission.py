@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from mistralrs.engine.config import SAMPLERS, EngineConfig, Request, SamplingParams
 from mistralrs.errors import ContextLengthError, QueueFullError, RequestError, UsageError
@@ -23,6 +24,32 @@ MAX_BREAKER_LENGTH = 64
 """Characters."""
 MAX_PROMPT_LOGPROBS = 100
 """Beside a prompt token's own; a long prompt has many places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a parameter may be, both ends included."""
+
+    least: float
+    most: float
+    note: str = ""
+    """Which of them is off."""
+
+
+RANGES: Mapping[str, Range] = {
+    "temperature": Range(0, 100),
+    "top_p": Range(0, 1, "1 is off"),
+    "min_p": Range(0, 1, "0 is off"),
+    "typical_p": Range(0, 1, "1 is off"),
+    "repetition_penalty": Range(0.01, 100, "1 is off"),
+    "frequency_penalty": Range(-100, 100, "0 is off"),
+    "presence_penalty": Range(-100, 100, "0 is off"),
+    "xtc_probability": Range(0, 1, "0 is off"),
+    "xtc_threshold": Range(0, 1),
+    "dry_multiplier": Range(0, 1000, "0 is off"),
+    "dry_base": Range(1, 1000),
+}
+"""Fields of SamplingParams that are real numbers. Bodies and the command line have the same ranges."""
 
 
 def check_config(config: EngineConfig) -> None:
@@ -60,15 +87,11 @@ def check_request(request: Request, vocab_size: int) -> None:
 
 def check(params: SamplingParams, vocab_size: int) -> None:
     """Raises RequestError naming the first of these parameters that is out of its range."""
-    _require("temperature", params.temperature, params.temperature >= 0, "at least 0")
+    for name, allowed in RANGES.items():
+        value = getattr(params, name)
+        words = f"between {allowed.least} and {allowed.most}" + (f" ({allowed.note})" if allowed.note else "")
+        _require(name, value, allowed.least <= value <= allowed.most, words)
     _require("top_k", params.top_k, params.top_k >= 0, "at least 0 (0 is off)")
-    _require("top_p", params.top_p, True, "a number (at most 0 or at least 1 is off)")
-    _require("min_p", params.min_p, 0 <= params.min_p <= 1, "between 0 and 1")
-    _require(
-        "repetition_penalty", params.repetition_penalty, params.repetition_penalty >= 0.01, "at least 0.01 (1 is off)"
-    )
-    _require("frequency_penalty", params.frequency_penalty, True, "a number")
-    _require("presence_penalty", params.presence_penalty, True, "a number")
     _require("repeat_last_n", params.repeat_last_n, params.repeat_last_n >= 0, "at least 0 (0 looks at nothing)")
     _require("seed", params.seed, -(2**63) <= params.seed < 2**64, "a 64-bit integer")
     if params.max_tokens is not None:
@@ -88,11 +111,6 @@ def check(params: SamplingParams, vocab_size: int) -> None:
 
 
 def _check_stages(params: SamplingParams) -> None:
-    _require("typical_p", params.typical_p, 0 <= params.typical_p <= 1, "between 0 and 1 (1 is off)")
-    _require("xtc_probability", params.xtc_probability, 0 <= params.xtc_probability <= 1, "between 0 and 1 (0 is off)")
-    _require("xtc_threshold", params.xtc_threshold, 0 <= params.xtc_threshold <= 1, "between 0 and 1")
-    _require("dry_multiplier", params.dry_multiplier, params.dry_multiplier >= 0, "at least 0 (0 is off)")
-    _require("dry_base", params.dry_base, params.dry_base >= 1, "at least 1")
     _require("dry_allowed_length", params.dry_allowed_length, params.dry_allowed_length >= 1, "at least 1")
     if params.dry_last_n is not None:
         _require("dry_last_n", params.dry_last_n, params.dry_last_n >= 0, "at least 0 (0 looks at nothing)")

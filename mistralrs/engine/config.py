@@ -48,13 +48,13 @@ class SamplingParams:
     top_k: int = 0
     """0 is off."""
     top_p: float = 1.0
-    """At most 0 or at least 1 is off."""
+    """0 takes the most likely token; 1 is off."""
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repeat_last_n: int = 64
-    """Tokens that the three penalties look back on, prompt included; 0 is none."""
+    """Tokens that the three penalties look back on, prompt included; 0 is none; more than there are is all."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     max_tokens: int | None = None
@@ -68,7 +68,8 @@ class SamplingParams:
     logprobs: int | None = None
     """None is off; k asks for the drawn token's and the k best log-probabilities."""
     typical_p: float = 1.0
-    """The share that the tokens make up whose surprise is nearest to the expected one; 1 is off."""
+    """The share that the tokens make up whose surprise is nearest to the expected one; 0 takes the most likely token;
+    1 is off."""
     xtc_probability: float = 0.0
     """How often XTC leaves out likely tokens; 0 is off."""
     xtc_threshold: float = 0.1

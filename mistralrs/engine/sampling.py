@@ -96,7 +96,7 @@ class Sampler:
                 continue
             if cuts is not None:
                 tokens[index] = choose(scores[index, : self._vocab_size], row, cuts)
-            elif row.params.temperature < GREEDY_BELOW:
+            elif row.params.temperature < GREEDY_BELOW or row.params.top_p == 0:
                 greedy.append(index)
             else:
                 drawn.append(index)
@@ -210,7 +210,7 @@ def _draw_dense(weights: torch.Tensor, mass: torch.Tensor, row: Row) -> int:
 
 def _wanted(params: SamplingParams, mass: torch.Tensor) -> float:
     """The mass that top-p keeps of all that there is; infinite if it is off."""
-    return params.top_p * mass[-1].item() if 0 < params.top_p < 1 else math.inf
+    return params.top_p * mass[-1].item() if params.top_p < 1 else math.inf
 
 
 def _nucleus(weights: torch.Tensor, wanted: float) -> torch.Tensor:

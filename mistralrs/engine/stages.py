@@ -75,8 +75,6 @@ def _is_on(stage: str, params: SamplingParams) -> bool:
         return params.repeat_last_n > 0 and (
             (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
         )
-    if stage == "top_p":
-        return 0 < params.top_p < 1
     return any(getattr(params, name) != value for name, value in _OFF[stage].items())
 
 
@@ -126,6 +124,10 @@ class _Left:
         """Leaves those at these places: numbers, or bool (n,)."""
         self.ids, self.values = self.ids[places], self.values[places]
 
+    def keep_likeliest(self) -> None:
+        """Leaves the first of those with the largest score."""
+        self.keep(self.values.argmax().unsqueeze(0))
+
     def change(self, scores: torch.Tensor) -> None:
         """Gives all tokens other scores (vocab_size,)."""
         self.scores, self.values = scores, scores[self.ids]
@@ -137,7 +139,7 @@ class _Left:
 
 def _temperature(left: _Left, row: Row) -> None:
     if row.params.temperature < GREEDY_BELOW:
-        left.keep(left.values.argmax().unsqueeze(0))
+        left.keep_likeliest()
     else:
         left.change(left.scores / min(row.params.temperature, HOTTEST))
 
@@ -152,7 +154,11 @@ def _top_k(left: _Left, row: Row) -> None:
 
 
 def _typical_p(left: _Left, row: Row) -> None:
-    """Leaves the tokens whose surprise is nearest to the expected one."""
+    """Leaves the tokens whose surprise is nearest to the expected one; for a share of 0 the likeliest token, as top-p
+    does, although its surprise may not be the nearest."""
+    if row.params.typical_p == 0:
+        left.keep_likeliest()
+        return
     weights = left.weights()
     mass = weights.sum()
     surprise = left.values.amax() - left.values + mass.log()
@@ -161,6 +167,9 @@ def _typical_p(left: _Left, row: Row) -> None:
 
 
 def _top_p(left: _Left, row: Row) -> None:
+    if row.params.top_p == 0:
+        left.keep_likeliest()
+        return
     top = left.values.amax()
     mass = (left.scores - top).exp().sum().item()
     left.keep(_first_to_reach(top - left.values, left.weights(), row.params.top_p * mass))

@@ -189,7 +189,7 @@ def test_a_request_that_says_nothing_gets_the_servers_defaults() -> None:
         ({"presence_penalty": -2, "frequency_penalty": 2}, {"presence_penalty": -2, "frequency_penalty": 2}),
         ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
         ({"repeat_penalty": 1.1, "repeat_last_n": 0}, {"repetition_penalty": 1.1, "repeat_last_n": 0}),
-        ({"repeat_last_n": -1}, {"repeat_last_n": MAX_LEN}),
+        ({"repeat_last_n": -1}, {"repeat_last_n": 2**31 - 1}),
         ({"typical_p": 0.9}, {"typical_p": 0.9}),
         ({"typ_p": 0.9}, {"typical_p": 0.9}),
         ({"xtc_probability": 0.5, "xtc_threshold": 0.2}, {"xtc_probability": 0.5, "xtc_threshold": 0.2}),
@@ -251,6 +251,10 @@ def test_seeds() -> None:
     prepared = chat(seed=2**63 - 1, n=3)
     assert [request.sampling.seed - prepared.seed for request in prepared.requests] == [0, 1, 2]
     assert chat(seed=-5).seed == -5
+    random = [chat(seed=-1, n=2) for _ in range(20)]
+    assert len({prepared.seed for prepared in random}) == 20
+    for prepared in random:
+        assert [request.sampling.seed for request in prepared.requests] == [prepared.seed, prepared.seed + 1]
 
 
 def test_log_probabilities_of_a_chat() -> None:

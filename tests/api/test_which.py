@@ -128,6 +128,7 @@ def test_fields_mean_what_the_options_mean(tmp_path: Path) -> None:
     assert find_source(choice, WORDING) == told.source
     assert (choice.tok_model_id, choice.tokenizer_json) == (told.load.tok_model_id, told.load.tokenizer_json)
     assert repeat_last_n_of(choice) == told.job.sampling.repeat_last_n == 7
+    assert repeat_last_n_of(Which.Mistral(repeat_last_n=-1).choice()) == 2**31 - 1  # all
     assert Which.Mistral(tokenizer_json=Path("t.json")).choice().tokenizer_json == Path("t.json")
 
 
@@ -152,7 +153,7 @@ def test_adapters_are_refused_in_the_words_of_the_command_line(row: Row) -> None
         ("Mistral", {"tokenizer_json": 3}, TypeError, r"tokenizer_json must be str \| os.PathLike"),
         ("Mistral", {"repeat_last_n": "64"}, TypeError, r"repeat_last_n must be int \| None, not str"),
         ("Mistral", {"repeat_last_n": True}, TypeError, r"repeat_last_n must be int \| None, not bool"),
-        ("Mistral", {"repeat_last_n": -1}, UsageError, "Which.Mistral: repeat_last_n is -1"),
+        ("Mistral", {"repeat_last_n": -2}, UsageError, "Which.Mistral: repeat_last_n is -2"),
         ("LlamaGGML", {"gqa": 0}, UsageError, "Which.LlamaGGML: gqa is 0"),
         ("MistralGGUF", {"gqa": 8}, TypeError, "gqa"),
         ("Mistral", {"modelid": "a/b"}, TypeError, "modelid"),

@@ -164,9 +164,13 @@ def test_concurrent_answers_in_order_with_their_own_seeds(program: Program) -> N
 
 
 def test_a_cut_is_said(program: Program) -> None:
-    assert (
-        program("--prompt", "long", "--stats")[2].splitlines()[-1] == "stopped at 128 tokens: --max-tokens allows more"
-    )
+    """By the limit, or by the end of the context before it."""
+    for limit, said in (
+        ("1", "stopped at 1 tokens: --max-tokens allows more"),
+        ("128", "stopped at the end of the model's context"),
+        ("-1", "stopped at the end of the model's context"),
+    ):
+        assert program("--prompt", "long", "--stats", "--max-tokens", limit)[2].splitlines()[-1] == said
 
 
 def test_options_reach_the_model(program: Program, tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def plain_kept(scores: list[float], params: SamplingParams) -> list[tuple[int, f
     ranked = sorted(((weight / total, -token) for token, weight in enumerate(weights)), reverse=True)
     if params.top_k > 0:
         ranked = ranked[: params.top_k]
-    if 0 < params.top_p < 1:
+    if params.top_p == 0:
+        ranked = ranked[:1]
+    elif params.top_p < 1:
         before, kept = 0.0, 0
         while kept < len(ranked) and before < params.top_p:
             before += ranked[kept][0]
@@ -76,6 +78,8 @@ OPTIONS = {
     "top_k beyond the tiles": SamplingParams(top_k=100),
     "top_k of all": SamplingParams(top_k=VOCAB),
     "top_p": SamplingParams(top_p=0.9),
+    "no top_p": SamplingParams(top_p=0.0),
+    "no top_p and top_k": SamplingParams(top_p=0.0, top_k=40, temperature=3.0),
     "small top_p": SamplingParams(top_p=0.01),
     "top_p and hot": SamplingParams(top_p=0.97, temperature=4.0),
     "top_k and top_p": SamplingParams(top_k=40, top_p=0.5),

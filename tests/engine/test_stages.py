@@ -94,6 +94,8 @@ def plain_stage(
             return [entry for entry in ranked if entry[0] >= params.min_p * ranked[0][0]]
         case "top_p":
             return reach(ranked, params.top_p * all_of_them)
+        case "typical_p" if params.typical_p == 0:
+            return ranked[:1]
         case "typical_p":
             entropy = -sum(p * math.log(p) for p, _ in ranked)
             return reach(sorted(ranked, key=lambda entry: abs(-math.log(entry[0]) - entropy)), params.typical_p)
@@ -128,6 +130,22 @@ def test_stages_in_any_order_are_what_the_plain_rules_say() -> None:
         assert draw(logits, params, tokens).token == token, order
         sizes.add(len(ids))
     assert len(sizes) > 40
+
+
+def test_no_share_at_all_leaves_the_likeliest_of_what_is_left() -> None:
+    logits = random_logits(1, spread=2.0)
+    for stage in ("top_p", "typical_p"):
+        params = SamplingParams(temperature=2.0, top_k=20, **{stage: 0.0})
+        assert kept(logits, params, ("temperature", "top_k", stage), [1]) == [int(logits.argmax())]
+        assert kept(logits, params, (stage, "temperature", "top_k"), [1]) == [int(logits.argmax())]
+        for seed in range(20):
+            assert draw(logits, replace(params, seed=seed), [1]).token == int(logits.argmax())
+            left_out = replace(params, seed=seed, samplers=("temperature", "top_k"))
+            assert draw(logits, left_out, [1]).token == draw(logits, replace(left_out, **{stage: 1.0}), [1]).token
+    zeros = torch.zeros(1000)
+    for stage in ("top_p", "typical_p"):
+        assert kept(zeros, SamplingParams(**{stage: 0.0}), (stage,), [1]) == [0]
+        assert draw(zeros, SamplingParams(**{stage: 0.0}), [1]).token == 0
 
 
 # The same as the fast path
