@@ -58,14 +58,23 @@ class RequestError(MistralrsError, ValueError):
         self.code = code
         self.param = param
 
+    def point_at(self, param: str, *, place: int | None = None) -> None:
+        """Says which parameter is meant; ``place``: which of its members, which the message then names too."""
+        self.param = param
+        if place is not None:
+            self.param = f"{param}[{place}]"
+            self.message = f"{self.param}: {self.message}"
+            self.args = (self.message,)
+
 
 class ContextLengthError(RequestError):
-    """The prompt is longer than the model's context."""
+    """The prompt is longer than the model's context, or fills it so that no answer has room."""
 
     def __init__(self, prompt_tokens: int, limit: int) -> None:
+        room = "" if prompt_tokens > limit else ", which leaves no room for an answer"
         super().__init__(
             f"This model's maximum context length is {limit} tokens. "
-            f"However, your messages resulted in {prompt_tokens} tokens.",
+            f"However, your messages resulted in {prompt_tokens} tokens{room}.",
             hint="shorten the prompt, or pass --truncate-sequence to drop its beginning",
             code="context_length_exceeded",
         )

@@ -279,13 +279,14 @@ def _request(
 
 
 def _fitted(requests: Sequence[Request], model: ServedModel, param: str) -> tuple[list[Request], int]:
-    """The requests with prompts that fit, and how many tokens that cost; errors name ``param``."""
+    """The requests with prompts that fit, and how many tokens that cost; errors name ``param``, and its member if there
+    are several."""
     fitted, cut = [], 0
-    for request in requests:
+    for place, request in enumerate(requests):
         try:
             prompt = tuple(fit_prompt(request, model.max_len, model.vocab_size, spell=model.tokenizer.token_text))
         except RequestError as error:
-            error.param = param
+            error.point_at(param, place=place if len(requests) > 1 else None)
             raise
         cut += len(request.prompt) - len(prompt)
         fitted.append(replace(request, prompt=prompt))

@@ -142,9 +142,10 @@ def _require(name: str, value: float, in_range: bool, range_words: str) -> None:
 def fit_prompt(
     request: Request, max_len: int, vocab_size: int, *, spell: Callable[[int], str] | None = None
 ) -> list[int]:
-    """The prompt's tokens, cut at the front if it is longer than ``max_len`` and the request allows it. ``spell`` gives
-    the text of a token, empty for one that the tokenizer does not have.
+    """The prompt's tokens, cut at the front if they leave no room in ``max_len`` and the request allows it. ``spell``
+    gives the text of a token, empty for one that the tokenizer does not have.
 
+    A prompt that nothing is to be generated for may be as long as ``max_len``, others need room for one token.
     Raises RequestError for an empty prompt or ids outside the vocabulary, ContextLengthError for one that does not fit.
     """
     prompt = request.prompt
@@ -153,9 +154,9 @@ def fit_prompt(
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         outside = next(token for token in prompt if not 0 <= token < vocab_size)
         raise _outside(outside, "" if spell is None else spell(outside), vocab_size)
-    if len(prompt) <= max_len:
-        return list(prompt)
     max_tokens = request.sampling.max_tokens if request.pooling is None else 0
+    if len(prompt) + (max_tokens != 0) <= max_len:
+        return list(prompt)
     kept = _truncated(prompt, max_len, max_tokens) if request.truncate else ()
     if not kept:
         raise ContextLengthError(len(prompt), max_len)

@@ -351,7 +351,7 @@ class Engine:
     def _add(self, job: Job) -> None:
         self._scheduler.add(job.sequence)
         self._next_deadline = min(self._next_deadline, job.deadline)
-        if job.sequence.finish_reason is not None:  # the prompt fills the context
+        if job.sequence.finish_reason is not None:  # nothing is to be generated
             del self._jobs[job.sequence.id]
             job.finish(job.sequence.finish_reason, time.perf_counter())
 

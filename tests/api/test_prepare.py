@@ -102,10 +102,9 @@ def test_several_prompts_have_their_choices_one_after_the_other(prompts: list[An
     assert (prepared.candidates, prepared.choices, prepared.seed) == (2, 2, 7)
 
 
-@pytest.mark.parametrize("fields", [{"prompt": ""}, {"prompt": ["a", ""]}])
-def test_a_prompt_without_tokens_is_refused(fields: dict[str, Any]) -> None:
+def test_a_prompt_without_tokens_is_refused() -> None:
     with pytest.raises(RequestError, match="no tokens") as raised:
-        complete(**fields)
+        complete(prompt="")
     assert raised.value.param == "prompt"
 
 
@@ -115,7 +114,7 @@ def test_ids_beyond_the_vocabulary_are_refused() -> None:
     assert raised.value.param == "prompt"
     with pytest.raises(RequestError) as raised:
         embed(input=[[1], [MODEL.vocab_size]])
-    assert raised.value.param == "input"
+    assert raised.value.param == "input[1]"
 
 
 def test_a_token_without_an_embedding_is_named() -> None:
@@ -143,7 +142,30 @@ def test_too_long_is_said_in_openais_words() -> None:
     assert error.param == "messages"
     with pytest.raises(ContextLengthError):
         complete(prompt="x" * 400)
-    assert complete(prompt="x" * MAX_LEN).requests
+    assert complete(prompt="x" * (MAX_LEN - 1)).requests
+    assert complete(prompt="x" * MAX_LEN, max_tokens=0).requests
+    assert embed(input="x" * MAX_LEN).requests
+    for fields in ({}, {"max_tokens": 1}, {"max_tokens": -1}, {"max_tokens": 1, "echo": True}):
+        with pytest.raises(ContextLengthError, match=f"in {MAX_LEN} tokens, which leaves no room for an answer"):
+            complete(prompt="x" * MAX_LEN, **fields)
+
+
+def test_of_several_prompts_that_which_is_meant_is_named() -> None:
+    for ask, name in ((complete, "prompt"), (embed, "input")):
+        for wrong, said in (("", "the prompt has no tokens"), ("x" * 400, "This model's maximum"), ([10**6], "holds")):
+            for prompts in (["a", wrong], ["a", "b", wrong, wrong]):
+                if isinstance(wrong, list):
+                    prompts = [[1] if prompt != wrong else wrong for prompt in prompts]
+                with pytest.raises(RequestError) as raised:
+                    ask(**{name: prompts})
+                place = f"{name}[{prompts.index(wrong)}]"
+                assert raised.value.param == place
+                assert raised.value.message.startswith(f"{place}: ")
+                assert said in raised.value.message
+                assert str(raised.value) == raised.value.message
+            with pytest.raises(RequestError) as raised:
+                ask(**{name: [wrong]})
+            assert raised.value.param == name
 
 
 def test_truncation_keeps_the_end_and_says_what_it_cut(caplog: pytest.LogCaptureFixture) -> None:

@@ -155,8 +155,6 @@ def test_a_full_context_ends_the_answer() -> None:
     with serving() as (engine, _):
         tokens, reason = answer(engine, Request(PROMPT, replace(SAMPLED, max_tokens=None)))
         assert (len(PROMPT) + len(tokens), reason) == (CONFIG.max_model_len, "length")
-        tokens, reason = answer(engine, Request((5,) * CONFIG.max_model_len, SAMPLED))
-        assert (tokens, reason) == ([], "length")
 
 
 def test_the_end_token_ends_without_text_unless_ignored() -> None:
@@ -497,9 +495,47 @@ def test_a_prompt_that_is_too_long_is_refused() -> None:
         engine.submit(Request((5,) * 41, SAMPLED))  # it could never have blocks
 
 
+@pytest.mark.parametrize("max_tokens", [None, 1, 500])
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(max_tokens: int | None) -> None:
+    with serving() as (engine, runner):
+        sampling = replace(SAMPLED, max_tokens=max_tokens)
+        with pytest.raises(ContextLengthError, match=r"is 120 tokens.*in 120 tokens, which leaves no room"):
+            engine.submit(Request((5,) * 120, sampling))
+        assert runner.batches == []
+        _, tokens, end = collect(engine.submit(Request((5,) * 119, sampling)))
+        assert isinstance(end, Finished)
+        assert (len(tokens), end.reason) == (1, "length")
+
+
+def test_a_prompt_that_nothing_follows_may_fill_the_context() -> None:
+    """To be scored, pooled or only counted."""
+    nothing = replace(SAMPLED, max_tokens=0)
+    with serving() as (engine, _):
+        for request in (
+            Request((5,) * 120, nothing),
+            Request((5,) * 120, nothing, prompt_logprobs=0),
+            Request((5,) * 120, SAMPLED, pooling="mean"),
+        ):
+            *news, end = engine.submit(request)
+            assert isinstance(end, Finished)
+            assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (120, 0)
+            assert len(news) == (request.prompt_logprobs is not None or request.pooling is not None)
+            with pytest.raises(ContextLengthError, match=r"in 121 tokens\."):
+                engine.submit(replace(request, prompt=(5,) * 121))
+
+
 @pytest.mark.parametrize(
     ("length", "max_tokens", "left"),
-    [(120, 50, 120), (121, None, 110), (150, 24, 96), (150, 119, 1), (150, 120, 110), (150, 500, 110)],
+    [
+        (119, 50, 119),
+        (120, 50, 70),
+        (120, None, 110),
+        (121, None, 110),
+        (150, 24, 96),
+        (150, 119, 1),
+        (150, 120, 110),
+        (150, 500, 110),
+    ],
 )
 def test_truncation_drops_the_first_tokens(
     length: int, max_tokens: int | None, left: int, caplog: pytest.LogCaptureFixture
