@@ -32,6 +32,7 @@ from mistralrs.api.engine_messages import (
 )
 from mistralrs.engine.admission import check_queue, check_request, fit_prompt
 from mistralrs.engine.events import Delta, End, Event, Failed, Finished, Usage
+from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import EngineError, LoadError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class ServedModel:
         return cls(model.info, model.tokenizer, model.template, engine.max_len, engine.vocab_size, model.hidden_size)
 
 
-class AsyncStream:
+class AsyncStream(ProcessBound):
     """One choice's events on an event loop: any number of news, then exactly one Finished or Failed.
 
     To be used on that loop alone; one task at a time may iterate.
@@ -77,6 +78,7 @@ class AsyncStream:
     """Unread events beyond which Deltas are made one, so that who does not read costs little more than its text."""
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
+        super().__init__()
         self.cancelled = False
         """The caller wants no more; the engine may not have noticed yet."""
         self._on_cancel = on_cancel
@@ -92,6 +94,7 @@ class AsyncStream:
 
     async def __anext__(self) -> Event:
         """The next event. Cancelling the wait for it loses nothing."""
+        self.require_process()
         if self._read:
             raise StopAsyncIteration
         while not self._unread:
@@ -194,8 +197,11 @@ def _distribute(events: list[tuple[AsyncStream, Event]]) -> None:
         stream.put(event)
 
 
-class RemoteEngine:
+class RemoteEngine(ProcessBound):
     """An engine in a process of its own, which ends when this object is closed and when this process ends.
+
+    A fork of this process has the same connection and must not use it: there everything raises EngineError but
+    ``close``, which does nothing.
 
     Whatever befalls that process ends the open streams with Failed and is then said by ``fault``.
     """
@@ -204,6 +210,7 @@ class RemoteEngine:
 
     def __init__(self, progress: Progress | None) -> None:
         """For ``start`` alone."""
+        super().__init__()
         self.fault: EngineError | None = None
         self._progress = progress
         self._link: EngineLink
@@ -238,6 +245,7 @@ class RemoteEngine:
 
     def submit(self, request: Request) -> AsyncStream:
         """As ``EngineClient`` says. What the engine would refuse is refused here, before anything is sent."""
+        self.require_process()
         _require_life(self.fault)
         check_request(request, self.model.vocab_size)
         spell = self.model.tokenizer.token_text
@@ -251,6 +259,7 @@ class RemoteEngine:
         return stream
 
     async def stats(self) -> EngineStats:
+        self.require_process()
         _require_life(self.fault)
         answer: asyncio.Future[EngineStats] = self._loop.create_future()
         self._asking.append(answer)
@@ -258,6 +267,8 @@ class RemoteEngine:
         return await answer
 
     async def close(self) -> None:
+        if self.is_elsewhere:
+            return
         if self.fault is None:
             self._closing = True
             self.fault = EngineError("the engine is closed", hint="start it again")
@@ -271,7 +282,7 @@ class RemoteEngine:
             await asyncio.shield(self._ended)
 
     def _cancel(self, number: int) -> None:
-        if self.fault is None:
+        if self.fault is None and not self.is_elsewhere:
             self._link.send(Cancel(number))
 
     def _receive(self, message: object) -> None:

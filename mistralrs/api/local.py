@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mistralrs import __version__
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
+from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import LoadError, RequestError
 from mistralrs.process import import_torch_without_working_folder
 
@@ -112,10 +113,11 @@ class ModelInfo:
     """Better backends that cannot run here, and why."""
 
 
-class LocalModel:
-    """A loaded model with its engine; a context manager. Safe from any thread."""
+class LocalModel(ProcessBound):
+    """A loaded model with its engine; a context manager. Safe from any thread, in the process that loaded it."""
 
     def __init__(self, model: Model, engine: Engine, info: ModelInfo) -> None:
+        super().__init__()
         self.engine = engine
         """For requests that ``chat`` and ``complete`` do not make."""
         # the engine's thread must not be inside native code when the interpreter goes away
@@ -171,6 +173,7 @@ class LocalModel:
 
     def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
         """The prompt that ``chat`` sends. Raises ``RequestError``, also when there is no chat template."""
+        self.require_process()
         from mistralrs.text.builtin_templates import template_hint
         from mistralrs.text.chat_template import encode_chat
 

@@ -30,6 +30,7 @@ from mistralrs.api.which import Which
 from mistralrs.api.which_fields import PythonWording
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import End, Event, Handle
+from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import MistralrsError, UsageError
 
 if TYPE_CHECKING:
@@ -47,8 +48,12 @@ _WORDS = {name: get_args(get_type_hints(LoadOptions)[name]) for name in ("precis
 """Options of loading that are one of a few words."""
 
 
-class Runner:
-    """A loaded model; a context manager. Safe from any number of threads, whose requests run in one batch."""
+class Runner(ProcessBound):
+    """A loaded model; a context manager. Safe from any number of threads, whose requests run in one batch.
+
+    It belongs to the process that made it: a fork of that gets ``EngineError`` at once, and copying or pickling it
+    raises ``TypeError``.
+    """
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Runner:
 
         Raises TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``.
         """
+        super().__init__()
         if not isinstance(which, Which):
             raise TypeError(f"which must be a row of Which, not {type(which).__name__}")
         if not isinstance(in_situ_quant, str | None):
@@ -114,6 +120,7 @@ class Runner:
         """
         if not isinstance(request, ChatCompletionRequest):
             raise TypeError(f"request must be a ChatCompletionRequest, not {type(request).__name__}")
+        self.require_process()
         if self._served.template is None:
             hint = "send a CompletionRequest, or give the runner a chat_template"
             raise missing_template(self._policy.model_name, hint=hint)
@@ -124,11 +131,13 @@ class Runner:
         """Continues a text: whole, or with ``stream=True`` piece by piece. Raises what a chat raises."""
         if not isinstance(request, CompletionRequest):
             raise TypeError(f"request must be a CompletionRequest, not {type(request).__name__}")
+        self.require_process()
         prepared = prepare_completion(request.body, self._served, self._policy)
         return self._answer(prepared, Completion, CompletionChunk)
 
     def stats(self) -> EngineStats:
         """How the engine fares."""
+        self.require_process()
         return self._model.stats()
 
     def close(self) -> None:
@@ -159,7 +168,7 @@ class Runner:
         return whole.model_validate(composer.so_far())
 
 
-class AnswerStream(Generic[Chunk]):
+class AnswerStream(ProcessBound, Generic[Chunk]):
     """An answer under way, to be iterated for its chunks; a context manager. One thread at a time may iterate.
 
     Who closes it, or lets go of it, cancels what has not come yet. An ``EngineError`` ends it.
@@ -167,6 +176,7 @@ class AnswerStream(Generic[Chunk]):
 
     def __init__(self, model: LocalModel, news: _News, composer: Composer, kind: type[Chunk]) -> None:
         """For ``Runner`` alone."""
+        super().__init__()
         self._model = model  # the engine would end with it
         self._news = news
         self._pieces = _pieces(news, composer)
@@ -179,6 +189,7 @@ class AnswerStream(Generic[Chunk]):
     def __next__(self) -> Chunk:
         if self._closed:
             raise StopIteration
+        self.require_process()
         try:
             piece = next(self._pieces)
         except MistralrsError:

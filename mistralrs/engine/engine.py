@@ -24,6 +24,7 @@ from mistralrs.engine.job import Job
 from mistralrs.engine.kv_shelf import KvShelf
 from mistralrs.engine.kv_store import KvStore
 from mistralrs.engine.pace import PrefillPace
+from mistralrs.engine.process import ProcessBound
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.stats import EngineStats
@@ -63,11 +64,13 @@ class Runner(Protocol):
         """Puts that back; raises ValueError if its length is wrong."""
 
 
-class Engine:
+class Engine(ProcessBound):
     """Serves requests until closed. ``submit``, ``stats`` and ``close`` may be called from any thread.
 
     A failing forward pass ends the requests of its batch, an unusable row its own request; the engine goes on. Should
     its thread die of something unforeseen, every open stream ends with Failed and ``submit`` raises EngineError.
+
+    In a fork of its process, where its thread is not, everything raises EngineError but ``close``, which does nothing.
     """
 
     after_step: Callable[[], None]
@@ -81,6 +84,7 @@ class Engine:
 
         ``store``: where KV outlives the engine, which closes it.
         """
+        super().__init__()
         check_config(config)
         self._runner = runner
         self._tokenizer = tokenizer
@@ -116,7 +120,7 @@ class Engine:
     @property
     def fault(self) -> EngineError | None:
         """Why the engine serves nothing any more: it died, or was closed. None while it lives."""
-        return self._fault
+        return self.foreign() if self.is_elsewhere else self._fault
 
     def submit(self, request: Request) -> Stream:
         """Queues a request.
@@ -131,6 +135,7 @@ class Engine:
         return self._enqueue(request, partial(Handle, put=deliver))
 
     def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], H]) -> H:
+        self.require_process()
         check_request(request, self.vocab_size)
         prompt = fit_prompt(request, self.max_len, self.vocab_size, spell=self._tokenizer.token_text)
         with self._gate:
@@ -147,6 +152,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot, from any thread."""
+        self.require_process()
         scheduler = self._scheduler
         return EngineStats(
             running=len(scheduler.running),
@@ -165,6 +171,8 @@ class Engine:
 
     def close(self) -> None:
         """Stops the thread, within a step; open streams end with reason "cancelled". Idempotent."""
+        if self.is_elsewhere:
+            return
         self._closing = True
         self._inbox.put(lambda: None)
         self._abort.set()
@@ -375,6 +383,8 @@ class Engine:
 
     def _cancel(self, number: int) -> None:
         """Called by any thread, after the stream was marked as cancelled."""
+        if self.is_elsewhere:
+            return
         self._inbox.put(partial(self._drop, number))
         if self._is_pointless():
             self._abort.set()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
 
+from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import MistralrsError
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -108,10 +109,11 @@ End = Finished | Failed
 Event = PromptLogprobs | Embedding | Delta | End
 
 
-class Handle:
+class Handle(ProcessBound):
     """A request under way. Its events are: any number of news, then exactly one Finished or Failed."""
 
     def __init__(self, on_cancel: Callable[[], None], put: Callable[[Event], None]) -> None:
+        super().__init__()
         self.cancelled = False
         """The caller wants no more; the engine may not have noticed yet."""
         self.put = put
@@ -137,7 +139,9 @@ class Stream(Handle):
         super().__init__(on_cancel, self._events.put)
 
     def __iter__(self) -> Iterator[Event]:
+        """Raises EngineError in a fork of the engine's process."""
         while not self._ended:
+            self.require_process()
             event = self._events.get()
             self._ended = isinstance(event, End)
             yield event

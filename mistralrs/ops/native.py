@@ -47,10 +47,12 @@ class _Pool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self._process = os.getpid()
         self.pointer = cpu.load().mrs_pool_create(threads)
 
     def __del__(self) -> None:
-        if getattr(self, "pointer", None):
+        # a forked process has no such threads: it would wait for ever for their end
+        if getattr(self, "pointer", None) and os.getpid() == self._process:
             cpu.load().mrs_pool_destroy(self.pointer)
 
 
