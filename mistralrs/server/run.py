@@ -228,13 +228,17 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
     """Bound sockets, one an address that the host's name means. Raises ``UsageError`` with what to do instead."""
     host, port = settings.host, settings.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--serve-ip {host} is no address of this machine", hint="127.0.0.1 or 0.0.0.0") from error
     listeners: list[socket.socket] = []
     chosen = port
     for family, _, _, _, address in dict.fromkeys(found):
-        each = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio sets TCP_NODELAY only for sockets that say their protocol; without it, the end of a short answer waits
+        # 40 ms for the client to confirm its beginning
+        each = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listeners.append(each)
         try:
             if os.name == "posix":  # elsewhere it would take a port away from whoever has it

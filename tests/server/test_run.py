@@ -173,6 +173,44 @@ def test_a_name_may_mean_several_addresses() -> None:
         listener.close()
 
 
+def has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as one:
+        try:
+            one.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "0.0.0.0"])
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.anyio
+async def test_no_connection_holds_back_short_packets(host: str, tls: bool, certificate: tuple[Path, Path]) -> None:
+    """Else the second half of a short answer waits for the client's delayed confirmation of the first."""
+    made: asyncio.Queue[asyncio.BaseTransport] = asyncio.Queue()
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.put_nowait(transport)
+
+    here = there = None
+    if tls:
+        here, there = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl._create_unverified_context()
+        here.load_cert_chain(*certificate)
+    if host == "::1" and not has_ipv6():
+        pytest.skip("there is no IPv6 here")
+    for listener in listen(ServerSettings(host=host, port=0)):
+        async with await asyncio.get_running_loop().create_server(Connection, sock=listener, ssl=here):
+            address = "::1" if listener.family == socket.AF_INET6 else "127.0.0.1"
+            _, writer = await asyncio.open_connection(address, listener.getsockname()[1], ssl=there)
+            transport = await made.get()
+            connection = transport.get_extra_info("socket")
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+            for each in (writer, transport):
+                each.close()
+            await writer.wait_closed()
+
+
 def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--log"):
         serve_engine(_nothing, ServerSettings(port=0, log=tmp_path / "nowhere" / "log"))
