@@ -62,8 +62,7 @@ def create_app(service: Service) -> ASGIApp:
     if settings.api_keys:
         app = ApiKeys(app, keys=settings.api_keys)
     app = _cross_origin(app, settings)
-    if settings.is_local and not settings.api_keys:
-        app = KnownHost(app)
+    app = KnownHost(app, local_only=settings.is_local and not settings.api_keys)
 
     def ended(context: Context) -> None:
         seconds = time.perf_counter() - context.started

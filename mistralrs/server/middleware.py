@@ -13,6 +13,8 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Address
+from urllib.parse import quote, unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,10 +29,14 @@ logger = logging.getLogger(__name__)
 
 CONTEXT = "mistralrs"
 """Key of the request's ``Context`` in the scope."""
+AUTHORITY = "mistralrs.authority"
+"""Key, in the scope, of the host and port in a request's target, where that is a whole URL (``GET http://...``)."""
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version"})
 """What needs no key: whether there is a server, and which."""
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _BARE = re.compile(r"/(?:chat/completions|completions|embeddings|models|models/.+)")
+_HOST = re.compile(r"(\[[^\[\]]*\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::([0-9]{0,5}))?")
+MAX_PORT = 65535
 
 
 @dataclass(slots=True)
@@ -58,9 +64,19 @@ def context_of(scope: Scope) -> Context:
     return context
 
 
-def canonical_path(path: str) -> str:
-    """The path that the routes know: without slashes at the end, and with the /v1 that some clients leave out."""
-    path = path.rstrip("/") or "/"
+def canonical_path(raw_path: str) -> str:
+    """The path that the routes know, of one that is still percent-encoded.
+
+    Empty pieces and a second /v1, which a base URL with a slash or a /v1 at its end brings about, are left out, and the
+    /v1 that some clients leave out is added. An encoded slash separates no pieces, and only the id of a model may have
+    one: elsewhere it stays encoded, so that no route knows it.
+    """
+    pieces = [unquote(piece) for piece in raw_path.split("/") if piece]
+    while pieces[:2] == ["v1", "v1"]:
+        del pieces[0]
+    first = pieces.index("models") + 1 if "models" in pieces[:2] else len(pieces)
+    shown = [piece.replace("/", "%2F") if place < first else piece for place, piece in enumerate(pieces)]
+    path = "/" + "/".join(shown)
     return f"/v1{path}" if _BARE.fullmatch(path) else path
 
 
@@ -78,7 +94,7 @@ class RequestContext:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         id = asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex
-        context = Context(id, canonical_path(scope["path"]), time.perf_counter())
+        context = Context(id, canonical_path(_raw_path(scope)), time.perf_counter())
         scope = {**scope, "path": context.path, CONTEXT: context}
         if scope["method"] == "HEAD":  # the connection leaves out the body
             scope["method"] = "GET"
@@ -111,31 +127,76 @@ class RequestContext:
 
 
 class KnownHost:
-    """Refuses names that are not this machine's, while only this machine is served without a key.
+    """Refuses requests whose host is missing, ambiguous or malformed, whoever may call.
 
-    A web page may point its own name at 127.0.0.1; for a browser, this server would then be that page's.
+    With ``local_only`` it also refuses names that are not this machine's, for a server that has no key: a web page may
+    point its own name at 127.0.0.1; for a browser, this server would then be that page's.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, local_only: bool) -> None:
         self._app = app
+        self._local_only = local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_loopback(_hostname(Headers(scope=scope).get("host", "localhost"))):
-            error = RequestError(
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except RequestError as error:
+                await send_error(send, answer_to(error))
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        host = host_of(scope)
+        if self._local_only and host is not None and not is_loopback(host):
+            raise RequestError(
                 "this server is for this machine alone, under a name of it",
                 hint="ask for 127.0.0.1 or localhost; --api-key or --serve-ip opens it to other names",
                 code="forbidden_host",
             )
-            await send_error(send, answer_to(error))
-            return
-        await self._app(scope, receive, send)
 
 
-def _hostname(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+def host_of(scope: Scope) -> str | None:
+    """The name or address that a request is for, without port and brackets; None for HTTP/1.0, which need not say.
+
+    Raises ``RequestError`` for what RFC 9112, section 3.2, refuses: no Host header or several, one that is not a name
+    or an address with or without a port, and a target with another host than the header.
+    """
+    given = Headers(scope=scope).getlist("host")
+    if not given and scope["http_version"] in ("0.9", "1.0"):
+        return None
+    authority = scope.get(AUTHORITY)
+    found = _HOST.fullmatch(given[0]) if len(given) == 1 else None
+    if found is None or not _is_address(found[1]) or int(found[2] or 0) > MAX_PORT:
+        raise RequestError(
+            "the request must have one Host header, of a name or an address and perhaps a port",
+            hint="send it as Host: 127.0.0.1:1234",
+            code="invalid_host",
+        )
+    if authority is not None and authority.lower() != given[0].lower():
+        raise RequestError(
+            "the request's target names another host than its Host header",
+            hint="this server is no proxy: ask for a path, such as /v1/models",
+            code="invalid_host",
+        )
+    return found[1].strip("[]")
+
+
+def _is_address(name: str) -> bool:
+    """Whether brackets, if there are any, hold an IPv6 address."""
+    if not name.startswith("["):
+        return True
+    try:
+        IPv6Address(name[1:-1])
+    except ValueError:
+        return False
+    return True
+
+
+def _raw_path(scope: Scope) -> str:
+    """The path as it was sent; where a server keeps only the decoded one, that."""
+    raw = scope.get("raw_path")
+    return quote(scope["path"]) if raw is None else raw.decode("latin-1")
 
 
 class ApiKeys:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.server.errors import answer_to
+from mistralrs.server.middleware import AUTHORITY
 from mistralrs.server.responses import send_error
 from mistralrs.server.settings import ServerSettings
 
@@ -64,6 +66,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._expect_message()
+
+    def on_headers_complete(self) -> None:
+        scheme, separator, rest = self.url.partition(b"://")
+        if separator and b"/" not in scheme:
+            self.scope[AUTHORITY] = re.split(rb"[/?#]", rest, maxsplit=1)[0].decode("latin-1")  # type: ignore[literal-required]
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes -= len(body)

@@ -197,6 +197,42 @@ def test_what_is_no_http_is_400(server: ServerProcess, data: bytes) -> None:
     assert facts["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /version HTTP/1.1\r\n",
+        "GET /version HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n",
+        "GET /version HTTP/1.1\r\nHost: localhost\r\nhost: evil.example\r\n",
+        "GET /version HTTP/1.0\r\nHost: localhost\r\nHost: evil.example\r\n",
+        "GET /version HTTP/1.1\r\nHost: [::1].evil.example\r\n",
+        "GET http://evil.example/version HTTP/1.1\r\nHost: localhost\r\n",
+        "GET http://localhost:1@evil.example/version HTTP/1.1\r\nHost: localhost:1\r\n",
+        "GET http://localhost/version HTTP/1.1\r\nHost: evil.example\r\n",
+        "GET http://localhost/version HTTP/1.1\r\n",
+    ],
+)
+def test_a_request_is_for_one_host(server: ServerProcess, head: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        status, facts = answer(receive_all(connection))
+    assert (status, facts["code"]) == (400, "invalid_host")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /version HTTP/1.0\r\n",
+        "GET http://localhost:5/version HTTP/1.1\r\nHost: LOCALHOST:5\r\n",
+        "GET http://[::1]/version?a=http://b HTTP/1.1\r\nHost: [::1]\r\n",
+        "GET //version?a=http://b HTTP/1.1\r\nHost: localhost.:\r\n",
+    ],
+)
+def test_a_request_may_name_its_host_as_the_standard_allows(server: ServerProcess, head: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        assert receive_all(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_nonsense_behind_a_request_does_not_get_into_its_answer(server: ServerProcess) -> None:
     with server.connect() as connection:
         connection.sendall(ask("endless"))

@@ -27,6 +27,42 @@ async def test_wrong_addresses_get_errors_of_the_same_shape(server: Served, path
     assert ("allow" in response.headers) == (status == 405)
 
 
+ADDRESSES = {
+    CHAT: ["//v1/chat/completions", "/v1//chat/completions", "/v1/v1/chat/completions", "/v1/chat/completions//",
+           "//chat//completions/", "/v1/v1//v1/chat/completions", "/v1/%63hat/completions"],
+    "/tokenize": ["//tokenize", "/tokenize//"],
+    "/v1/models": ["//v1//models/", "/v1/v1/models", "//models", "/v1/models//"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "given"), [(path, given) for path, all in ADDRESSES.items() for given in all])
+async def test_base_urls_may_end_in_a_slash_or_repeat_the_version(engine: FakeEngine, path: str, given: str) -> None:
+    key = {"authorization": "Bearer first key"}
+    content = {CHAT: QUESTION, "/tokenize": {"content": "a"}}.get(path)
+    method = "GET" if content is None else "POST"
+    url = f"http://localhost:1234{given}"
+    answer = await Served(engine).client.request(method, url, json=content)
+    assert answer.status_code == 200
+    closed = Served(engine, KEYS).client
+    assert (await closed.request(method, url, json=content)).status_code == 401
+    assert (await closed.request(method, url, json=content, headers=key)).status_code == 200
+    elsewhere = await Served(engine).client.request(method, url, json=content, headers={"host": "evil.example"})
+    assert elsewhere.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1%2Fchat/completions", "/v1/chat%2Fcompletions", "/%2Fv1/chat/completions", "/v1/health", "/v1/version",
+     "/health/v1/models", "/health/%2E%2E/v1/models", "/v1/tokenize/%2E%2E/%2E%2E/health", "/health%2F..%2Fmetrics",
+     "/v1/v1/health", "//metrics", "/%2E/metrics", "/health;/metrics", "/health%00", "/v1%2Fmodels", "/%2Fhealth"],
+)  # fmt: skip
+async def test_odd_addresses_open_nothing(engine: FakeEngine, path: str) -> None:
+    closed = await Served(engine, KEYS).get(f"http://localhost:1234{path}")
+    assert (closed.status_code, fault(closed)["code"]) == (401, "invalid_api_key")
+    if path != "//metrics":
+        assert (await Served(engine).get(f"http://localhost:1234{path}")).status_code == 404
+
+
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", None])
 async def test_what_a_web_page_can_send_unasked_is_not_read(server: Served, media_type: str | None) -> None:
     headers = {} if media_type is None else {"content-type": media_type}
@@ -140,6 +176,22 @@ async def test_a_local_server_has_the_names_of_this_machine(server: Served, host
 async def test_a_local_server_has_no_other_name(server: Served, engine: FakeEngine, host: str) -> None:
     response = await server.post(CHAT, QUESTION, headers={"host": host})
     assert (response.status_code, fault(response)["code"]) == (403, "forbidden_host")
+    assert engine.submitted == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["[::1].evil.example", "[::1]evil", "[::1", "::1", "[evil.example]", "user@localhost", "localhost:port",
+     "localhost:1:2", "localhost:99999", "localhost, evil.example", "localhost/", "local host", "localh\xf6st", "127.0.0.1#"],
+)  # fmt: skip
+@pytest.mark.parametrize("settings", [ServerSettings(), KEYS, ServerSettings(host="0.0.0.0")])
+async def test_a_malformed_host_is_refused_by_every_server(
+    engine: FakeEngine, settings: ServerSettings, host: str
+) -> None:
+    server = Served(engine, settings)
+    for path in ("/health", "/v1/models"):
+        response = await server.get(path, headers={"host": host.encode("latin-1")})
+        assert (response.status_code, fault(response)["code"]) == (400, "invalid_host")
     assert engine.submitted == []
 
 
