@@ -137,24 +137,17 @@ def _do(task: Task, model: Model, text: str, streams: Streams) -> int:
 
 def _start_logging(options: GlobalOptions) -> None:
     """Log to stderr; only what the project says, because other libraries' debugging helps nobody here."""
+    from mistralrs_cli.log_format import LogFormatter
+
     level = options.log_level
     if level is None:
         level = "debug" if "debug" in os.environ.get("RUST_LOG", "") else "warning"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter(tracebacks=_shows_tracebacks(options.debug)))
     logger = logging.getLogger("mistralrs")
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
-
-
-class _LogFormatter(logging.Formatter):
-    """Without controls: a message may quote a file that nobody checked."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        from mistralrs_cli.output import clean_block
-
-        return clean_block(super().format(record))
 
 
 def _ending(error: BaseException, *, debug: bool) -> int:
@@ -169,11 +162,16 @@ def _ending(error: BaseException, *, debug: bool) -> int:
         raise error
     from mistralrs_cli.output import clean_block, print_error
 
-    if debug or os.environ.get("MISTRALRS_DEBUG", "") not in ("", "0"):
+    if _shows_tracebacks(debug):
         sys.stderr.write(clean_block("".join(traceback.format_exception(error))))
     reported = error if isinstance(error, MistralrsError) else _unexpected(error)
     print_error(sys.stderr, reported)
     return reported.exit_code
+
+
+def _shows_tracebacks(debug: bool) -> bool:
+    """``debug``: the option."""
+    return debug or os.environ.get("MISTRALRS_DEBUG", "") not in ("", "0")
 
 
 def _unexpected(error: Exception) -> MistralrsError:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from queue import SimpleQueue
@@ -40,7 +41,7 @@ from mistralrs.api.local import LocalModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import End, Event, Failed, Handle, Usage
-from mistralrs.errors import LoadError, MistralrsError
+from mistralrs.errors import EngineError, LoadError, MistralrsError
 from mistralrs.process import open_standard_descriptors
 
 logger = logging.getLogger("mistralrs.api.engine_process")  # which is run as __main__
@@ -48,9 +49,11 @@ logger = logging.getLogger("mistralrs.api.engine_process")  # which is run as __
 
 def main() -> int:
     """The exit code: 0 after an orderly end, else that of the error."""
-    # A terminal's Ctrl-C and a service manager's SIGTERM reach both processes; the parent decides when this one ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # A terminal's Ctrl-C and hang-up, and a service manager's SIGTERM, reach both processes; the parent decides when
+    # this one ends.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     _die_with_parent()
     open_standard_descriptors()  # a parent that was detached may have none to pass on
     faulthandler.enable(2)
@@ -60,15 +63,21 @@ def main() -> int:
         load = next(messages, None)
         if not isinstance(load, Load):  # the parent is gone already
             return 1
-        logging.basicConfig(level=load.log_level, handlers=[_LogRelay(channel)])
+        logging.basicConfig(level=load.log_level, handlers=[LogRelay(channel)])
         try:
             model = _load(load, channel)
         except MistralrsError as error:
+            # it crosses with the error, for whoever shows tracebacks
+            error.add_note(f"In the engine's process:\n{traceback.format_exc().rstrip()}")
             channel.send(NotLoaded(error))
             return error.exit_code
+        threading.excepthook = lambda failed: _die(channel, failed.exc_value)
         with model:
             channel.send(Loaded(ServedModel.of(model), model.engine.config))
-            return _serve(model.engine, channel, messages)
+            try:
+                return _serve(model.engine, channel, messages)
+            except Exception as error:
+                return _die(channel, error)
 
 
 def _load(load: Load, channel: Channel) -> LocalModel:
@@ -77,11 +86,26 @@ def _load(load: Load, channel: Channel) -> LocalModel:
 
     try:
         return LocalModel.load(load.source, load.options, progress=progress)
-    except MistralrsError:
+    except (MistralrsError, SystemExit):
         raise
-    except Exception as error:
-        logger.exception("loading failed")
-        raise LoadError(f"the model cannot be loaded: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # a panic in a library that is written in Rust is no Exception
+        raise LoadError(f"the model cannot be loaded: {_words(error)}") from error
+
+
+def _die(channel: Channel, error: BaseException | None) -> int:
+    """Tells the parent what the process dies of, and makes it end. Returns the exit code.
+
+    From any thread; a thread's death leaves others waiting for it, so it is the death of all.
+    """
+    logger.error("the engine's process met a defect", exc_info=error)
+    fault = EngineError(f"the engine died: {_words(error)}", hint="start it again")
+    channel.send_last(Died(fault))
+    channel.stop_reading()
+    return fault.exit_code
+
+
+def _words(error: BaseException | None) -> str:
+    return "a thread ended" if error is None else f"{type(error).__name__}: {error}"
 
 
 def _serve(engine: Engine, channel: Channel, messages: Iterator[object]) -> int:
@@ -126,6 +150,11 @@ class Channel:
             except OSError:
                 self._hung_up = True
 
+    def send_last(self, message: object) -> None:
+        """As ``send``; nothing is sent after it."""
+        self.send(message)
+        self._hung_up = True
+
     def messages(self) -> Iterator[object]:
         """What the parent sends, until it closes its end or ``stop_reading`` is called."""
         unframer = Unframer()
@@ -135,7 +164,8 @@ class Channel:
 
     def stop_reading(self) -> None:
         """Ends ``messages``. From any thread."""
-        self._connection.shutdown(socket.SHUT_RD)
+        with contextlib.suppress(OSError):  # the parent is gone
+            self._connection.shutdown(socket.SHUT_RD)
 
 
 class _Desk:
@@ -178,15 +208,35 @@ class _Desk:
             self._channel.stop_reading()
 
 
-class _LogRelay(logging.handlers.QueueHandler):
-    """Sends records of the log to the parent."""
+class LogRelay(logging.handlers.QueueHandler):
+    """Sends records of the log to the parent, which decides how they are shown."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(SimpleQueue())
         self._channel = channel
 
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """The record with its message put together, and nothing in it that may not be pickled.
+
+        An error's words stand in the message; its traceback is beside it as text, where every formatter looks for it.
+        """
+        message, trace = record.getMessage(), None
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            message = f"{message}: {_words(record.exc_info[1])}"
+            trace = _PLAIN.formatException(record.exc_info)
+        facts = {name: getattr(record, name) for name in _CROSSING}
+        return logging.makeLogRecord({**facts, "msg": message, "exc_text": trace})
+
     def enqueue(self, record: logging.LogRecord) -> None:
         self._channel.send(Logged(record))
+
+
+_PLAIN = logging.Formatter()
+_CROSSING = (
+    *("name", "levelno", "levelname", "created", "msecs", "process", "processName", "thread", "threadName"),
+    *("pathname", "filename", "module", "lineno", "funcName"),
+)
+"""What every record has beside its message."""
 
 
 def _die_with_parent() -> None:

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -98,6 +99,7 @@ class _Serving:
 
     async def run(self, start: Start) -> int:
         server = _Uvicorn(_config(self._service))
+        asyncio.get_running_loop().set_exception_handler(_report_defect)
         with _stopping_on_signals(asyncio.get_running_loop(), self._stop):
             connections = asyncio.create_task(server.serve(self._listeners))
             try:
@@ -163,6 +165,11 @@ class _Serving:
             logger.warning("slower than it could be: %s", reason)
 
 
+def _report_defect(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs what no caller can be told, as everything else is logged; asyncio would print its traceback."""
+    logger.error("a defect: %s", context["message"], exc_info=context.get("exception"))
+
+
 async def _death(engine: EngineClient) -> None:
     while engine.fault is None:
         await asyncio.sleep(WATCH_S)
@@ -190,7 +197,7 @@ def _config(service: Service) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="error",
+        log_level="critical",  # a defect in the application is reported by it, once
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -31,9 +31,15 @@ CRASHES = VOCAB - 4
 HANGS = VOCAB - 5
 """In the step, until that is aborted."""
 IGNORES_ABORT = VOCAB - 6
+PANICS = VOCAB - 7
+"""As a library that is written in Rust does: with what is no Exception."""
 
 STEP_S = 0.005
 """What every step takes at least."""
+
+
+class Panic(BaseException):
+    """What a library that is written in Rust raises where it met a defect of its own."""
 
 
 class FakeModel:
@@ -58,6 +64,8 @@ class FakeModel:
             os.kill(os.getpid(), signal.SIGKILL)
         if source.path == Path("has a bug"):
             raise ZeroDivisionError("by zero")
+        if source.path == Path("panics"):
+            raise Panic("unwrap on None")
         return cls()
 
     def __enter__(self) -> FakeModel:
@@ -74,6 +82,8 @@ class FakeModel:
             raise MemoryError
         if KILLS_THE_THREAD in tokens:
             self.engine._scheduler.commit = None  # type: ignore[method-assign,assignment]
+        if PANICS in tokens:
+            raise Panic("unwrap on None")
         if CRASHES in tokens:
             os.kill(os.getpid(), signal.SIGSEGV)
         if IGNORES_ABORT in tokens:

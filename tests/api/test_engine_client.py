@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ import pytest
 
 from mistralrs.api import engine_client, engine_link
 from mistralrs.api.engine_client import AsyncStream, EngineClient, InProcessEngine, RemoteEngine, ServedModel
-from mistralrs.api.engine_messages import Cancel, Step, Submit, Unframer, frame, pack, unpack
+from mistralrs.api.engine_messages import Cancel, Logged, Step, Submit, Unframer, frame, pack, unpack
+from mistralrs.api.engine_process import LogRelay
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import (
@@ -363,7 +365,8 @@ async def test_a_failing_pass_ends_its_batch_and_the_engine_goes_on(
     # What the other process logs is logged here.
     records = [record for record in caplog.records if record.name == "mistralrs.engine.engine"]
     assert [record.levelno for record in records] == [logging.ERROR] * 2
-    assert "out of luck" in records[0].getMessage()
+    assert records[0].getMessage() == "a forward pass failed: ValueError: out of luck"
+    assert "Traceback" in (records[0].exc_text or "")
 
 
 async def test_a_full_queue_is_told_at_once_and_waiting_can_be_cancelled(fragile: RemoteEngine) -> None:
@@ -426,6 +429,41 @@ async def test_the_end_of_the_engines_thread_is_told_and_ends_the_process(caplog
         with pytest.raises(EngineError, match="TypeError"):
             await engine.stats()
     assert "the engine died" in caplog.text
+
+
+async def test_a_panic_of_the_engines_thread_is_told_and_ends_the_process(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with faking() as engine:
+        _, end = await collect(engine.submit(Request((fake.PANICS, *PROMPT), GREEDY)))
+        assert isinstance(end, Failed)
+        assert end.error.message == "the engine died: Panic: unwrap on None"
+        await engine._ended
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_record_of_the_log_crosses_whatever_it_holds() -> None:
+    received: list[object] = []
+
+    class Wire:
+        def send(self, message: object) -> None:
+            received.extend(Unframer().feed(frame(message)))
+
+    source = logging.Logger("far.away")
+    source.addHandler(LogRelay(Wire()))  # type: ignore[arg-type]
+    try:
+        raise KeyError("lost")
+    except KeyError:
+        source.warning("%d%% of %s", 5, object(), exc_info=True, extra={"lock": threading.Lock()})
+    [message] = received
+    assert isinstance(message, Logged)
+    record = message.record
+    assert (record.name, record.levelname, record.lineno > 0) == ("far.away", "WARNING", True)
+    assert re.fullmatch(r"5% of <object .*>: KeyError: 'lost'", record.getMessage())
+    shown = logging.Formatter("%(levelname)s %(name)s: %(message)s").format(record)
+    assert shown.startswith("WARNING far.away: 5% of")
+    assert shown.count("Traceback") == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV], ids=lambda how: how.name)
@@ -525,12 +563,22 @@ async def test_what_cannot_be_loaded_is_told_as_in_this_process(source: ModelSou
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("takes too much memory", "killed by signal 9 .* while it loaded"), ("has a bug", "ZeroDivisionError: by zero")],
+    [
+        ("takes too much memory", "killed by signal 9 .* while it loaded"),
+        ("has a bug", "ZeroDivisionError: by zero"),
+        ("panics", "Panic: unwrap on None"),
+    ],
 )
-async def test_a_process_that_dies_of_loading(path: str, words: str) -> None:
-    with pytest.raises(LoadError, match=words):
+async def test_a_process_that_dies_of_loading(
+    path: str, words: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LoadError, match=words) as failed:
         async with faking(path):
             pass
+    # Where it happened is told with the error and nowhere else.
+    traces = "".join(getattr(failed.value, "__notes__", ()))
+    assert traces.count("in load") == (path != "takes too much memory")
+    assert (caplog.records, capfd.readouterr()) == ([], ("", ""))
 
 
 async def test_giving_up_while_it_loads_leaves_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,6 +42,44 @@ def test_ctrl_c_ends_it_in_order(tiny_llama: Path) -> None:
     with RunningServer("gguf", "-f", str(tiny_llama)) as server:
         assert server.stop(signal.SIGINT) == 0
     assert len(server.said) == 1
+
+
+_MISHAP = """
+import sys
+from mistralrs.api import engine_link
+from mistralrs_cli.app import main
+engine_link.CHILD = "tests.api.fake_engine_process"
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("options", "traces"), [((), 0), (("--log-level", "debug"), 0), (("--debug",), 1)])
+def test_a_defect_while_loading_is_one_line_and_its_place_is_for_who_asks(
+    tmp_path: Path, options: tuple[str, ...], traces: int
+) -> None:
+    (tmp_path / "has a bug").mkdir()
+    said = subprocess.run(
+        [sys.executable, "-c", _MISHAP, "--port", "0", *options, "auto", "has a bug"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    lines = said.stderr.splitlines()
+    assert (said.returncode, lines[-1]) == (3, "error: the model cannot be loaded: ZeroDivisionError: by zero")
+    assert said.stderr.count('raise ZeroDivisionError("by zero")') == traces
+    if not traces:
+        assert [line for line in lines if not line.startswith("DEBUG ")] == lines[-1:]
+
+
+def test_lines_of_the_engines_process_look_like_those_of_the_server(tiny_llama: Path) -> None:
+    with RunningServer("--log-level", "debug", "gguf", "-f", str(tiny_llama)) as server:
+        assert server.ask("POST", CHAT, BODY)[0] == 200
+    logged = [line for line in server.said if not line.startswith("Serving ")]
+    assert all(
+        re.match(r"(DEBUG|INFO|WARNING|ERROR) [a-z_.]+: (?!(DEBUG|INFO|WARNING|ERROR):)", line) for line in logged
+    )
+    assert any(" mistralrs.engine.engine: Prompt" in line for line in logged)
 
 
 def test_options_reach_the_server(tiny_llama: Path, tmp_path: Path) -> None:

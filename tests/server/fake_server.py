@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 from mistralrs.api.engine_client import ServedModel
 from mistralrs.engine.config import Request
-from mistralrs.engine.events import Delta, Event, Finished
+from mistralrs.engine.events import Delta, Event, Finished, Usage
 from mistralrs.errors import LoadError, MistralrsError
 from mistralrs.server.run import serve_engine
 from mistralrs.server.settings import ServerSettings
@@ -43,7 +44,21 @@ def blocked(request: Request) -> Iterable[Event | float]:
     time.sleep(30)
 
 
-WORDS = {"endless": endless, "silent": silent, "broken": broken, "slow": slow, "flood": flood, "blocked": blocked}
+def defective(request: Request) -> Iterable[Event | float]:
+    """Ends as no engine does."""
+    yield Delta("begun", (1,), ())
+    yield Finished("stop", cast(Usage, None))
+
+
+WORDS = {
+    "endless": endless,
+    "silent": silent,
+    "broken": broken,
+    "slow": slow,
+    "flood": flood,
+    "blocked": blocked,
+    "defective": defective,
+}
 
 
 def by_word(engine: FakeEngine) -> Callable[[Request], Iterable[Event | float]]:

@@ -182,7 +182,8 @@ async def test_a_local_server_has_no_other_name(server: Served, engine: FakeEngi
 @pytest.mark.parametrize(
     "host",
     ["[::1].evil.example", "[::1]evil", "[::1", "::1", "[evil.example]", "user@localhost", "localhost:port",
-     "localhost:1:2", "localhost:99999", "localhost, evil.example", "localhost/", "local host", "localh\xf6st", "127.0.0.1#"],
+     "localhost:1:2", "localhost:99999", "localhost, evil.example", "localhost/", "local host", "localh\xf6st",
+     "127.0.0.1#"],
 )  # fmt: skip
 @pytest.mark.parametrize("settings", [ServerSettings(), KEYS, ServerSettings(host="0.0.0.0")])
 async def test_a_malformed_host_is_refused_by_every_server(

@@ -119,6 +119,16 @@ def test_the_death_of_the_engine_is_told_and_ends_it(model: ServedModel, tmp_pat
         assert server.lines[-1] == "error: the engine died"
 
 
+def test_a_defect_in_the_midst_of_a_stream_is_logged_once(model: ServedModel, tmp_path: Path) -> None:
+    with ServerProcess(model, tmp_path) as server:
+        with server.client() as client, pytest.raises(httpx.RemoteProtocolError):
+            client.post(CHAT, json=question("defective", stream=True))
+        server.tell(signal.SIGTERM)
+        assert server.wait() == 0
+        assert sum("Traceback" in line for line in server.lines) == 1  # nobody set up a log without them
+        assert sum("met a defect" in line for line in server.lines) == 1
+
+
 def test_a_model_that_cannot_be_loaded_ends_it(model: ServedModel, tmp_path: Path) -> None:
     with ServerProcess(model, tmp_path, loading="fail") as server:
         assert server.wait() == 3

@@ -1,0 +1,27 @@
+"""How records of the log look on stderr: a line each, and tracebacks only for whoever asked for them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+from mistralrs_cli.output import clean_block, clean_line
+
+
+class LogFormatter(logging.Formatter):
+    """``LEVEL logger: message``, with the words of the error that a record is about."""
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        """``tracebacks``: below the line, where the error came from."""
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or lines with a traceback."""
+        if self._tracebacks:
+            return clean_block(super().format(record))
+        shown = copy.copy(record)  # other handlers may want the rest
+        shown.exc_info = shown.exc_text = shown.stack_info = None
+        error = record.exc_info[1] if record.exc_info else None
+        words = "" if error is None else f": {type(error).__name__}: {error}"
+        return clean_line(super().format(shown) + words)
