@@ -33,6 +33,7 @@ from mistralrs.server.generation import generation_routes
 from mistralrs.server.middleware import OPEN_PATHS, ApiKeys, Context, KnownHost, RequestContext, context_of
 from mistralrs.server.openapi import TITLE, describe
 from mistralrs.server.presence import ClientGoneError
+from mistralrs.server.redaction import KeyRedactor
 from mistralrs.server.responses import JsonResponse, to_json
 from mistralrs.server.service import Service
 from mistralrs.server.settings import ServerSettings
@@ -64,13 +65,20 @@ def create_app(service: Service) -> ASGIApp:
     app = _cross_origin(app, settings)
     app = KnownHost(app, local_only=settings.is_local and not settings.api_keys)
 
+    keys = KeyRedactor(settings.api_keys)
+
     def ended(context: Context) -> None:
         seconds = time.perf_counter() - context.started
         status = context.status or CLIENT_GONE
         service.metrics.ended(context.route, status, seconds)
-        logger.info("%s %r: %d after %.0f ms", context.id, context.path, status, seconds * 1000)
+        if logger.isEnabledFor(logging.INFO):
+            id, path = keys.text(context.id), keys.text(context.path)
+            logger.info("%s %r: %d after %.0f ms", id, path, status, seconds * 1000)
 
-    return RequestContext(app, ended=ended)
+    def failed(context: Context) -> None:
+        logger.exception("request %s met a defect", keys.text(context.id))
+
+    return RequestContext(app, ended=ended, failed=failed)
 
 
 def _routes(service: Service) -> FastAPI:

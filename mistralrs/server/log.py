@@ -1,14 +1,14 @@
 """The file that requests and answers are appended to: one JSON object a line, written by one thread.
 
 Knows nothing of HTTP: it is handed an id, a kind and bytes of JSON. Handing over never waits. What a crash leaves is
-whole lines, but for the last, which the next start ends; what the disk does not take is counted and said once.
+whole lines, but for the last, which the next start ends; what the disk does not take is counted and said.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import threading
 import time
 from collections import deque
@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 from mistralrs.errors import UsageError
+from mistralrs.server.log_file import COMPLAIN_S, LogFile
+from mistralrs.server.redaction import KeyRedactor
 
 Kind = Literal["request", "response", "chunk", "error", "cancelled"]
-
-COMPLAIN_S = 600.0
-"""After saying that records are lost it is not said again for so long."""
 
 _logger = logging.getLogger(__name__)
 
@@ -49,25 +48,26 @@ class RequestLog:
     """
 
     BACKLOG = 32 * 1024 * 1024
+    CLOSING_S = 3.0
+    """How long ``close`` waits for a disk, or for somebody who reads a pipe."""
 
     def __init__(self, path: Path, *, bodies: bool = True, secrets: Sequence[str] = ()) -> None:
         """``secrets`` are crossed out wherever they occur; ``bodies`` False leaves out what was said."""
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = LogFile(path)
         except OSError as error:
             raise UsageError(f"--log {path}: {error.strerror}", hint="name a file that can be written") from error
         self.lost = 0
         """Records that could not be written."""
         self._path = path
         self._bodies = bodies
-        # as they look inside a JSON string; short ones would cross out innocent text
-        self._secrets = [json.dumps(secret, ensure_ascii=False)[1:-1].encode() for secret in secrets if len(secret) > 7]
-        self._half_line = _ends_within_a_line(self._file)
+        self._redactor = KeyRedactor(secrets)
         self._quiet_until = 0.0
         self._untold = 0  # lost, and not yet said in the file
         self._waiting: deque[_Record] = deque()
         self._waiting_cost = 0
-        self._closing = False
+        self._is_reopening = False
+        self._closes_at = math.inf
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="mistralrs-log", daemon=True)
         self._thread.start()
@@ -80,73 +80,111 @@ class RequestLog:
             body = None
         record = _Record(datetime.now().astimezone(), kind, id, facts, body)
         with self._news:
-            if self._closing:
+            if self._is_closing:
                 return
             if self._waiting_cost + record.cost > self.BACKLOG:
-                self._lose("the disk is too slow")
+                self._lose(1, "the disk is too slow, or nobody reads it")
                 return
             self._waiting.append(record)
             self._waiting_cost += record.cost
             self._news.notify()
 
-    def close(self) -> None:
-        """Writes what is waiting and ends. Idempotent."""
+    def reopen(self) -> None:
+        """Opens the file anew, as whoever has renamed it wants; never waits. From any thread."""
         with self._news:
-            if self._closing:
-                return
-            self._closing = True
+            self._file.reopen()
+            self._is_reopening = True
             self._news.notify()
-        self._thread.join()
-        os.close(self._file)
+
+    def close(self) -> None:
+        """Writes what is waiting and ends, after ``CLOSING_S`` seconds at the latest. Idempotent."""
+        with self._news:
+            if self._is_closing:
+                return
+            self._closes_at = time.monotonic() + self.CLOSING_S
+            self._news.notify()
+        self._thread.join(self.CLOSING_S + 1)
+        if self._thread.is_alive():  # within a write that does not return
+            with self._news:
+                self._lose(1 + len(self._waiting), "the disk does not answer")
+                self._waiting.clear()
+        else:
+            self._file.close()
+        if self.lost:
+            _logger.error("the log %s lacks %d records", self._path, self.lost)
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._closes_at < math.inf
 
     def _run(self) -> None:
-        while True:
+        is_over = False
+        while not is_over:
             with self._news:
-                while not self._waiting and not self._closing:
-                    self._news.wait()
-                if not self._waiting:
-                    return
-                record = self._waiting.popleft()
-                self._waiting_cost -= record.cost
-            self._write(record)
+                self._news.wait_for(lambda: self._waiting or self._is_closing or self._is_reopening)
+                is_reopening, self._is_reopening = self._is_reopening, False
+                is_over = not self._waiting and self._is_closing
+                record = self._waiting.popleft() if self._waiting else None
+                self._waiting_cost -= record.cost if record is not None else 0
+            if is_reopening:
+                self._follow()
+            if record is not None:
+                self._write(record)
+
+    def _follow(self) -> None:
+        """At once, and not with the next record: whoever renamed the file may be waiting for the new one."""
+        try:
+            self._file.follow()
+        except OSError as error:
+            self._complain(error.strerror or str(error))
 
     def _write(self, record: _Record) -> None:
         lines = self._line(record)
         untold = self._untold
         if untold:
             lines = _dump({"time": record.when.isoformat(), "kind": "lost", "records": untold}) + b"\n" + lines
-        if self._half_line:
-            lines = b"\n" + lines
         try:
-            self._write_all(lines)
+            self._file.append(lines, is_worth_waiting=lambda: time.monotonic() < self._closes_at)
         except OSError as error:
             with self._news:
-                self._lose(error.strerror or str(error))
+                self._lose(1, error.strerror or str(error))
+                if isinstance(error, BlockingIOError):  # it is closing, and the others would meet the same
+                    self._lose(len(self._waiting), "nobody reads it")
+                    self._waiting.clear()
         else:
             with self._news:
                 self._untold -= untold
 
-    def _write_all(self, data: bytes) -> None:
-        """One call for one line wherever the system takes it whole, so that nothing can come between its parts."""
-        while data:
-            written = os.write(self._file, data)
-            self._half_line = data[written - 1 : written] != b"\n"
-            data = data[written:]
-
     def _line(self, record: _Record) -> bytes:
-        head: dict[str, object] = {"time": record.when.isoformat(), "kind": record.kind, "id": record.id}
-        line = _dump(head | record.facts)
+        facts = {
+            name: self._redactor.text(value) if isinstance(value, str) else value
+            for name, value in {"id": record.id, **record.facts}.items()
+        }
+        line = _dump({"time": record.when.isoformat(), "kind": record.kind, **facts})
         if record.body is not None:
-            body = _one_line(record.body) if record.kind == "request" else record.body
-            line = line[:-1] + b',"body":' + body + b"}"
-        for secret in self._secrets:
-            line = line.replace(secret, b"[key]")
+            line = line[:-1] + b',"body":' + self._body(record.kind, record.body) + b"}"
         return line + b"\n"
 
-    def _lose(self, why: str) -> None:
+    def _body(self, kind: Kind, body: bytes) -> bytes:
+        """JSON without line breaks and without keys; what is no JSON, or too deep, becomes a string."""
+        # in UTF-16 no request is served, and yet a key is to be found in it
+        text = body.decode(json.detect_encoding(body), errors="replace")
+        if kind != "request" and not self._redactor.finds(text):
+            return body
+        try:
+            value = json.loads(body.decode(), parse_constant=_refuse)
+            line = _dump(value)
+            return _dump(self._redactor.value(value)) if self._redactor.finds(line.decode()) else line
+        except (ValueError, RecursionError):
+            return _dump(self._redactor.text(text))
+
+    def _lose(self, count: int, why: str) -> None:
         """Called with the lock held."""
-        self.lost += 1
-        self._untold += 1
+        self.lost += count
+        self._untold += count
+        self._complain(why)
+
+    def _complain(self, why: str) -> None:
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + COMPLAIN_S
             _logger.error("the log %s is not complete: %s; the server goes on", self._path, why)
@@ -156,19 +194,5 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
-def _one_line(body: bytes) -> bytes:
-    """JSON without line breaks; what is no JSON becomes a string."""
-    try:
-        return _dump(json.loads(body.decode(), parse_constant=_refuse))
-    except (ValueError, RecursionError):
-        return _dump(body.decode(errors="replace"))
-
-
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
-
-
-def _ends_within_a_line(file: int) -> bool:
-    """A process was killed while it wrote here."""
-    size = os.fstat(file).st_size
-    return size > 0 and os.pread(file, 1, size - 1) != b"\n"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import re
 import time
 import uuid
@@ -24,8 +23,6 @@ from mistralrs.errors import RequestError
 from mistralrs.server.errors import answer_to
 from mistralrs.server.responses import send_error
 from mistralrs.server.settings import is_loopback
-
-logger = logging.getLogger(__name__)
 
 CONTEXT = "mistralrs"
 """Key of the request's ``Context`` in the scope."""
@@ -83,10 +80,14 @@ def canonical_path(raw_path: str) -> str:
 class RequestContext:
     """The outermost: gives a request its id, an answer its headers, and an error that nobody caught its answer."""
 
-    def __init__(self, app: ASGIApp, *, ended: Observer) -> None:
-        """``ended`` is told of each request when its answer is complete or its client gone."""
+    def __init__(self, app: ASGIApp, *, ended: Observer, failed: Observer) -> None:
+        """``ended`` is told of each request when its answer is complete or its client gone.
+
+        ``failed`` is told before that, while the error is being handled, of one that met a defect.
+        """
         self._app = app
         self._ended = ended
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -116,7 +117,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:
-            logger.exception("request %s met a defect", context.id)
+            self._failed(context)
             if not context.status:
                 await send_error(send_with_headers, answer_to(error))
             elif not is_complete:  # what has begun cannot be taken back: the connection's end tells

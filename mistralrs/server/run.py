@@ -62,7 +62,8 @@ def serve(
     """Serves a model until told to end, and returns the exit code.
 
     Listens before the model is loaded, and answers 503 until it is; ``announce`` gets the lines for whoever started it.
-    SIGTERM and SIGINT drain and return 0, a second one ends the process at once. Raises ``UsageError`` for an address,
+    SIGTERM and SIGINT drain and return 0, a second one ends the process at once. SIGHUP opens the log anew; it drains
+    where the terminal that the server was started on has closed. Raises ``UsageError`` for an address,
     a certificate or a log file that cannot be used, ``LoadError`` for a model that cannot be loaded and ``EngineError``
     once the engine is dead.
     """
@@ -100,7 +101,9 @@ class _Serving:
     async def run(self, start: Start) -> int:
         server = _Uvicorn(_config(self._service))
         asyncio.get_running_loop().set_exception_handler(_report_defect)
-        with _stopping_on_signals(asyncio.get_running_loop(), self._stop):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_report_defect)
+        with _stopping_on_signals(loop, self._stop), _hearing_hangups(loop, self._on_hangup):
             connections = asyncio.create_task(server.serve(self._listeners))
             try:
                 return await self._serve(start, connections)
@@ -149,6 +152,14 @@ class _Serving:
                 while self._service.live:
                     await asyncio.sleep(0.02)
         return not self._service.live
+
+    def _on_hangup(self, is_terminal_gone: bool) -> None:
+        if is_terminal_gone:
+            self._stop.set()
+        elif self._service.log is not None:
+            self._service.log.reopen()
+        else:
+            logger.info("SIGHUP opens the log anew, and there is none")
 
     def _tell(self, engine: EngineClient) -> None:
         settings = self._settings
@@ -229,6 +240,29 @@ def _stopping_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _hearing_hangups(loop: asyncio.AbstractEventLoop, hear: Callable[[bool], None]) -> Iterator[None]:
+    """SIGHUP calls ``hear`` with whether it came because a terminal is gone that the process has as a stream.
+
+    Where SIGHUP was ignored, as by ``nohup``, the end of the terminal is nothing to the process.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    terminals = [stream for stream in range(3) if os.isatty(stream)]
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        is_terminal_gone = not is_ignored and not all(map(os.isatty, terminals))
+        loop.call_soon_threadsafe(hear, is_terminal_gone)
+
+    previous = signal.signal(signal.SIGHUP, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def listen(settings: ServerSettings) -> list[socket.socket]:

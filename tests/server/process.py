@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -29,9 +31,16 @@ class ServerProcess:
     """Started by ``with``; killed at its end, if it still runs."""
 
     def __init__(
-        self, model: ServedModel, folder: Path, *, loading: str = "", files: int | None = None, **settings: Any
+        self,
+        model: ServedModel,
+        folder: Path,
+        *,
+        loading: str = "",
+        files: int | None = None,
+        terminal: int | None = None,
+        **settings: Any,
     ) -> None:
-        """``files``: how many the system lets it open."""
+        """``files``: how many the system lets it open. ``terminal``: what it is started on."""
         pickled = folder / "model.pickle"
         pickled.write_bytes(pickle.dumps(model))
         command = [sys.executable, "-m", "tests.server.fake_server", str(pickled), json.dumps(settings), loading]
@@ -39,7 +48,20 @@ class ServerProcess:
             command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         root = Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root, env=environment)
+
+        def take_terminal() -> None:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env=environment,
+            preexec_fn=None if terminal is None else take_terminal,
+        )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -105,6 +107,60 @@ def test_a_second_signal_ends_it_at_once(
         assert not server.has_ended
         server.tell(number)
         assert server.wait(2) == code
+
+
+def test_sighup_opens_the_log_anew(model: ServedModel, tmp_path: Path) -> None:
+    log, old = tmp_path / "log", tmp_path / "log.1"
+    with ServerProcess(model, tmp_path, log=str(log)) as server, server.client() as client:
+        for id in ("before", "after"):
+            headers = {"x-request-id": id}
+            assert client.post(CHAT, json=question("hi"), headers=headers).status_code == 200
+            if id == "before":
+                wait_for(lambda: '"response"' in log.read_text())
+                log.rename(old)
+                server.tell(signal.SIGHUP)
+                wait_for(log.exists)
+        server.tell(signal.SIGTERM)
+        assert server.wait() == 0
+    for file, id in ((old, "before"), (log, "after")):
+        assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [id] * 2
+
+
+def test_a_detached_server_without_a_log_outlives_sighup(model: ServedModel, tmp_path: Path) -> None:
+    with ServerProcess(model, tmp_path) as server, server.client() as client:
+        for _ in range(3):
+            server.tell(signal.SIGHUP)
+            assert client.post(CHAT, json=question("hi")).status_code == 200
+        server.tell(signal.SIGTERM)
+        assert server.wait() == 0
+        assert len(server.lines) == 1
+
+
+def test_the_end_of_its_terminal_lets_requests_end_first(model: ServedModel, tmp_path: Path) -> None:
+    ours, terminal = pty.openpty()
+    with ServerProcess(model, tmp_path, terminal=terminal) as server:
+        os.close(terminal)
+        answers = in_background(server, "slow")
+        server.tell(signal.SIGHUP)  # by hand, while the terminal is there
+        time.sleep(0.2)
+        with server.client() as client:
+            assert client.get("/health").status_code == 200
+        os.close(ours)
+        assert server.wait() == 0
+        wait_for(lambda: bool(answers))
+        assert answers[0].json()["choices"][0]["message"]["content"] == "begun"
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(model: ServedModel, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ServerProcess(model, tmp_path, log=str(pipe)) as server:
+        with server.client() as client:
+            for _ in range(20):
+                assert client.post(CHAT, json=question("hi " + "x" * 5000)).status_code in (200, 400)
+        server.tell(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "lacks 40 records" in server.lines[-1]
 
 
 def test_the_death_of_the_engine_is_told_and_ends_it(model: ServedModel, tmp_path: Path) -> None:
