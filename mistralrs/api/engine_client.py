@@ -30,8 +30,10 @@ from mistralrs.api.engine_messages import (
     Submit,
     unpack,
 )
+from mistralrs.api.engine_pulse import PULSE_S, EnginePulse, stalled
+from mistralrs.api.open_stream import OpenStream
 from mistralrs.engine.admission import check_queue, check_request, fit_prompt
-from mistralrs.engine.events import Delta, End, Event, Failed, Finished, Usage
+from mistralrs.engine.events import Delta, End, Event, Failed, Finished
 from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import EngineError, LoadError
 
@@ -46,6 +48,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+STATS_S = 2.0
+"""How long an engine is waited for that is to tell its numbers."""
+GRACE_S = 1.0
+"""How long after a request's deadline the engine, which ends the request itself, is waited for."""
+CANCEL_S = 2.0
+"""How long it is waited for after a request was cancelled; it needs a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,10 @@ class EngineClient(Protocol):
     def fault(self) -> EngineError | None:
         """Why it serves nothing any more; None while it lives."""
 
+    @property
+    def stalled(self) -> EngineError | None:
+        """Why it serves nothing at the moment though it lives: it stands still, and may go on. None while it works."""
+
     def submit(self, request: Request) -> AsyncStream:
         """Queues a request.
 
@@ -150,7 +163,7 @@ class EngineClient(Protocol):
         """
 
     async def stats(self) -> EngineStats:
-        """Raises EngineError if the engine has ended."""
+        """Raises EngineError if the engine has ended, or does not answer within ``STATS_S`` seconds."""
 
     async def close(self) -> None:
         """Ends the engine; open streams end with ``Finished("cancelled")``. Idempotent."""
@@ -165,11 +178,21 @@ class InProcessEngine:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._events: list[tuple[AsyncStream, Event]] = []
+        self._pulse = EnginePulse()
+        self._look()
         engine.after_step = self._flush
 
     @property
     def fault(self) -> EngineError | None:
         return self._engine.fault
+
+    @property
+    def stalled(self) -> EngineError | None:
+        return self._pulse.stall
+
+    def _look(self) -> None:
+        self._pulse.look(self._engine.stats())
+        self._timer = self._loop.call_later(PULSE_S, self._look)
 
     def submit(self, request: Request) -> AsyncStream:
         stream = AsyncStream(lambda: handle.cancel())
@@ -181,6 +204,7 @@ class InProcessEngine:
         return self._engine.stats()
 
     async def close(self) -> None:
+        self._timer.cancel()
         await asyncio.to_thread(self._engine.close)
 
     def _deliver(self, stream: AsyncStream, event: Event) -> None:  # by the engine's thread
@@ -203,7 +227,8 @@ class RemoteEngine(ProcessBound):
     A fork of this process has the same connection and must not use it: there everything raises EngineError but
     ``close``, which does nothing.
 
-    Whatever befalls that process ends the open streams with Failed and is then said by ``fault``.
+    Whatever befalls that process ends the open streams with Failed and is then said by ``fault``. While it stands
+    still, deadlines and cancelling end streams all the same, a little later than the engine would.
     """
 
     model: ServedModel
@@ -219,7 +244,9 @@ class RemoteEngine(ProcessBound):
         self._loaded: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._numbers = itertools.count()
-        self._open: dict[int, tuple[AsyncStream, Request]] = {}
+        self._open: dict[int, OpenStream] = {}
+        self._pulse = EnginePulse()
+        self._watching: asyncio.Task[None] | None = None
         self._asking: deque[asyncio.Future[EngineStats]] = deque()
         self._closing = False
 
@@ -241,7 +268,13 @@ class RemoteEngine(ProcessBound):
             engine._link.kill()
             await asyncio.shield(engine._ended)
             raise
+        watch = engine._pulse.watch(engine._ask, lambda: engine.fault is not None)
+        engine._watching = engine._loop.create_task(watch)
         return engine
+
+    @property
+    def stalled(self) -> EngineError | None:
+        return self._pulse.stall
 
     def submit(self, request: Request) -> AsyncStream:
         """As ``EngineClient`` says. What the engine would refuse is refused here, before anything is sent."""
@@ -254,17 +287,23 @@ class RemoteEngine(ProcessBound):
         fitted = replace(request, prompt=tuple(prompt), truncate=False)
         number = next(self._numbers)
         stream = AsyncStream(partial(self._cancel, number))
-        self._open[number] = stream, fitted
+        self._open[number] = OpenStream(stream, fitted)
         self._link.send(Submit(number, fitted))
+        if fitted.deadline_s is not None:
+            error = EngineError("the request took longer than it may", code="deadline_exceeded")
+            self._end_after(fitted.deadline_s + GRACE_S, number, error)
         return stream
 
     async def stats(self) -> EngineStats:
         self.require_process()
         _require_life(self.fault)
-        answer: asyncio.Future[EngineStats] = self._loop.create_future()
-        self._asking.append(answer)
-        self._link.send(AskStats())
-        return await answer
+        if self.stalled is not None:
+            raise self.stalled
+        try:
+            async with asyncio.timeout(STATS_S):
+                return await self._ask()
+        except TimeoutError:
+            raise stalled(f"the engine did not answer within {STATS_S:g} s") from None
 
     async def close(self) -> None:
         if self.is_elsewhere:
@@ -281,11 +320,35 @@ class RemoteEngine(ProcessBound):
             self._link.kill()
             await asyncio.shield(self._ended)
 
+    def _ask(self) -> asyncio.Future[EngineStats]:
+        answer: asyncio.Future[EngineStats] = self._loop.create_future()
+        self._asking.append(answer)
+        self._link.send(AskStats())
+        return answer
+
     def _cancel(self, number: int) -> None:
         if self.fault is None and not self.is_elsewhere:
             self._link.send(Cancel(number))
+            self._end_after(CANCEL_S, number, None)
+
+    def _end_after(self, seconds: float, number: int, error: EngineError | None) -> None:
+        """Ends a stream if the engine has not until then; ``error`` None: as cancelled."""
+        entry = self._open[number]
+        entry.stop_timer()
+        entry.timer = self._loop.call_later(seconds, self._end, number, error)
+
+    def _end(self, number: int, error: EngineError | None) -> None:
+        entry = self._open.pop(number)
+        usage = entry.usage()
+        if error is None:
+            entry.stream.put(Finished("cancelled", usage))
+            return
+        entry.stream.put(Failed(error, usage))
+        if self.fault is None:
+            self._link.send(Cancel(number))  # for the engine, when it goes on
 
     def _receive(self, message: object) -> None:
+        self._pulse.hear()
         match message:
             case Step(events):
                 for packed in events:
@@ -310,13 +373,18 @@ class RemoteEngine(ProcessBound):
                 raise TypeError(f"the engine's process sent {message!r}")
 
     def _deliver(self, number: int, event: Event) -> None:
-        stream, _ = self._open[number]
+        entry = self._open.get(number)
+        if entry is None:  # it was ended without the engine
+            return
         if isinstance(event, End):
+            entry.stop_timer()
             del self._open[number]
-        stream.put(event)
+        entry.stream.put(event)
 
     def _lose(self) -> None:
         """The process has hung up: it is dead or about to end."""
+        if self._watching is not None:
+            self._watching.cancel()
         is_known = self.fault is not None
         self.fault = self.fault or EngineError("the engine's process has ended", hint="start it again")
         self._burial = self._loop.create_task(self._bury(is_known=is_known))
@@ -334,9 +402,9 @@ class RemoteEngine(ProcessBound):
             self._loaded.set_exception(LoadError(f"{fault.message} while it loaded the model", hint=hint))
         elif not self._closing:
             logger.error("%s", fault.message)
-        for stream, request in self._open.values():
-            usage = Usage(len(request.prompt), 0, stream.num_tokens, 0.0, 0.0, 0.0, request.sampling.seed)
-            stream.put(Finished("cancelled", usage) if self._closing else Failed(fault, usage))
+        for entry in self._open.values():
+            entry.stop_timer()
+            entry.stream.put(Finished("cancelled", entry.usage()) if self._closing else Failed(fault, entry.usage()))
         self._open.clear()
         for answer in self._asking:
             _settle(answer, fault)

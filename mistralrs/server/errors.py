@@ -30,6 +30,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "queue_full": (429, RATE_LIMIT),
     "request_cancelled": (499, INVALID_REQUEST),
     "engine_dead": (503, UNAVAILABLE),
+    "engine_stalled": (503, UNAVAILABLE),
     "model_loading": (503, UNAVAILABLE),
     "shutting_down": (503, UNAVAILABLE),
     "too_many_connections": (503, UNAVAILABLE),
@@ -37,7 +38,14 @@ STATUSES: Mapping[str, tuple[int, str]] = {
 }
 """Status and type of a code. One that is not here: 400 of a RequestError, 500 of anything else."""
 
-RETRY_AFTER_S = {"queue_full": 1, "model_loading": 5, "shutting_down": 5, "engine_dead": 30, "too_many_connections": 1}
+RETRY_AFTER_S = {
+    "queue_full": 1,
+    "too_many_connections": 1,
+    "model_loading": 5,
+    "shutting_down": 5,
+    "engine_stalled": 5,
+    "engine_dead": 30,
+}
 """Seconds after which it is worth asking again."""
 
 _FRAMEWORK_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}

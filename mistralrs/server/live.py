@@ -123,7 +123,7 @@ class LiveRequests:
             "there is no such request under way", hint="GET /v1/requests lists them", code="request_not_found"
         )
 
-    def states(self, waiting: int) -> dict[str, str]:
+    def states(self, waiting: float) -> dict[str, str]:
         """``queued``, ``prefill`` or ``decode`` by id, where the engine has so many streams waiting.
 
         It takes them in the order in which they came, so that the youngest are those that wait.

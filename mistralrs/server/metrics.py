@@ -69,6 +69,9 @@ class Metrics:
         self.open_requests = Gauge(
             "mistralrs_requests_open", "Requests being answered, waiting ones included.", registry=self._registry
         )
+        self.serving = Gauge(
+            "mistralrs_serving", "1 while requests are served, as /health says.", registry=self._registry
+        )
         self.log_lost = Gauge("mistralrs_log_records_lost", "Records missing in the log.", registry=self._registry)
 
     def ended(self, endpoint: str, status: int, seconds: float) -> None:

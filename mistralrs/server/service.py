@@ -53,10 +53,22 @@ class Service:
         return engine
 
     def admit(self) -> EngineClient:
-        """The engine for a new request. Raises as ``engine`` does, and when the server is to end."""
+        """The engine for a new request. Raises as ``engine`` does, when it stands still or the server is to end."""
         if self.draining:
             raise EngineError("the server is shutting down", hint="ask again", code="shutting_down")
-        return self.engine
+        engine = self.engine
+        if engine.stalled is not None:
+            raise engine.stalled
+        return engine
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether a new request would be taken."""
+        try:
+            self.admit()
+        except EngineError:
+            return False
+        return True
 
     def policy(self, identity: str) -> Policy:
         """What is decided about requests that came with the key of ``identity``."""

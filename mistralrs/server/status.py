@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from fastapi import APIRouter
@@ -45,8 +46,9 @@ def status_routes(service: Service) -> APIRouter:
     async def metrics() -> Response:
         try:
             stats = await service.engine.stats()
-        except EngineError:  # loading, or dead: what the server counts is there all the same
+        except EngineError:  # loading, dead or standing still: what the server counts is there all the same
             stats = None
+        service.metrics.serving.set(service.is_serving)
         if service.log is not None:
             service.metrics.log_lost.set(service.log.lost)
         return Response(service.metrics.render(stats), media_type=CONTENT_TYPE_LATEST)
@@ -83,7 +85,13 @@ def request_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/requests", **operation("The requests under way", answers.RequestList, errors=(503,)))
     async def requests(request: Request) -> Response:
-        waiting = (await service.engine.stats()).waiting
+        engine = service.engine
+        try:
+            waiting: float = (await engine.stats()).waiting
+        except EngineError:
+            if engine.fault is not None:
+                raise
+            waiting = math.inf  # it stands still, and so does whatever has not begun
         states = service.live.states(waiting)
         now = time.monotonic()
         data = [

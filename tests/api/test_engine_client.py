@@ -24,10 +24,11 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api import engine_client, engine_link
+from mistralrs.api import engine_client, engine_link, engine_pulse
 from mistralrs.api.engine_client import AsyncStream, EngineClient, InProcessEngine, RemoteEngine, ServedModel
 from mistralrs.api.engine_messages import Cancel, Logged, Step, Submit, Unframer, frame, pack, unpack
 from mistralrs.api.engine_process import LogRelay
+from mistralrs.api.engine_pulse import EnginePulse
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import (
@@ -41,6 +42,7 @@ from mistralrs.engine.events import (
     TokenLogprob,
     Usage,
 )
+from mistralrs.engine.stats import EngineStats
 from mistralrs.errors import (
     ContextLengthError,
     EngineError,
@@ -495,6 +497,94 @@ async def test_the_death_of_the_process_is_survived(how: signal.Signals, caplog:
             engine.submit(Request(PROMPT, GREEDY))
     assert f"was killed by signal {how.value} " in caplog.text
     assert resources() == before
+
+
+def busy(steps: int, running: int = 1) -> EngineStats:
+    return EngineStats(running, 0, 8, 8, 0, 0, 0, 0, 0, 0, steps, 0)
+
+
+def test_an_engine_stands_still_that_neither_answers_nor_steps() -> None:
+    silent, working, idle = EnginePulse(), EnginePulse(), EnginePulse()
+    for number in range(engine_pulse.WITHOUT_STEP + 1):
+        assert (silent.stall is None) == (number <= engine_pulse.UNANSWERED)
+        assert working.stall is None
+        silent.ask()
+        for pulse, stats in ((working, busy(3)), (idle, busy(3, 0))):
+            pulse.ask()
+            pulse.hear()
+            pulse.look(stats)
+    assert idle.stall is None
+    assert working.stall is not None
+    assert (working.stall.code, "in one step" in working.stall.message) == ("engine_stalled", True)
+    working.look(busy(4))
+    silent.hear()
+    assert (working.stall, silent.stall) == (None, None)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_process_that_stands_still_is_told_and_may_go_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_pulse, "PULSE_S", 0.05)
+    for name in ("GRACE_S", "CANCEL_S", "STATS_S"):
+        monkeypatch.setattr(engine_client, name, 0.05)
+    before = resources()
+    async with faking() as engine:
+        late = engine.submit(Request(PROMPT, LONG, deadline_s=0.5))
+        unwanted, patient = (engine.submit(Request(PROMPT, LONG)) for _ in range(2))
+        for stream in (late, unwanted, patient):
+            await stream.__anext__()
+        os.kill(pid_of(engine), signal.SIGSTOP)
+        await until(lambda: engine.stalled is not None)
+        with pytest.raises(EngineError) as unanswered:
+            await engine.stats()
+        assert unanswered.value.code == "engine_stalled"
+        unwanted.cancel()
+        assert await reason(unwanted) == "cancelled"
+        deltas, end = await collect(late)
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, EngineError)
+        assert end.error.code == "deadline_exceeded"
+        assert end.usage.completion_tokens == late.num_tokens > sum(len(delta.tokens) for delta in deltas)
+        assert engine.fault is None
+        os.kill(pid_of(engine), signal.SIGCONT)
+        assert await reason(patient) == "length"
+        await until(lambda: engine.stalled is None)
+        assert await reason(engine.submit(Request(PROMPT, GREEDY))) == "length"
+        stats = await engine.stats()
+        assert (stats.running, stats.waiting, stats.free_blocks) == (0, 0, stats.num_blocks)
+        await until(lambda: "the engine goes on" in caplog.text)
+    assert [record.levelname for record in caplog.records if "engine" in record.message] == ["ERROR", "WARNING"]
+    assert resources() == before
+
+
+async def test_a_step_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_pulse, "PULSE_S", 0.05)
+    monkeypatch.setattr(engine_client, "CLOSING_S", 0.2)
+    monkeypatch.setattr(engine_pulse, "WITHOUT_STEP", 5)
+    async with faking() as engine:
+        assert await reason(engine.submit(Request(PROMPT, GREEDY))) == "length"
+        engine.submit(Request((fake.IGNORES_ABORT, *PROMPT), GREEDY))
+        await until(lambda: engine.stalled is not None)
+        assert engine.stalled is not None
+        assert "in one step" in engine.stalled.message
+
+
+async def test_a_server_that_stands_still_misses_nothing(fragile: RemoteEngine) -> None:
+    much = SamplingParams(ignore_eos=True, logprobs=20)
+    streams = [fragile.submit(Request(PROMPT, much)) for _ in range(3)]
+    await streams[0].__anext__()
+    time.sleep(1.5)  # the socket fills up, and the engine waits
+    assert fragile.stalled is None
+    for stream in streams:
+        assert await reason(stream) == "length"
+        assert stream.num_tokens == fake.CONFIG.max_model_len - len(PROMPT)
+    assert fragile.stalled is None
 
 
 async def test_closing_ends_open_streams_and_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:

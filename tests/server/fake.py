@@ -56,6 +56,7 @@ class FakeEngine:
         self.refusal: MistralrsError | None = None
         """What ``submit`` raises."""
         self.fault: EngineError | None = None
+        self.stalled: EngineError | None = None
         self.submitted: list[Request] = []
         self.num_cancelled = 0
         self.is_closed = False
@@ -74,8 +75,8 @@ class FakeEngine:
         return stream
 
     async def stats(self) -> EngineStats:
-        if self.fault is not None:
-            raise self.fault
+        if self.fault or self.stalled:
+            raise self.fault or self.stalled or AssertionError
         running = len(self._playing) - self.waiting
         return EngineStats(
             running=running,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -98,28 +101,85 @@ from mistralrs.api.local import LoadOptions, ModelSource
 from mistralrs.server.run import serve
 from mistralrs.server.settings import ServerSettings
 source = ModelSource(None, Path(sys.argv[1]), None, None)
-sys.exit(serve(source, LoadOptions(threads=1, isa="torch"), ServerSettings(port=0)))
+settings = ServerSettings(port=0, request_timeout=float(sys.argv[2]), drain_seconds=0.2)
+sys.exit(serve(source, LoadOptions(threads=1, isa="torch"), settings))
 """
 
 
-def test_a_server_with_an_engine_of_its_own_process(tiny_llama: Path, spoken: str) -> None:
+@contextmanager
+def serving(model: Path, *, request_timeout: float = 600) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A server with an engine of its own process, and a client of it."""
+    command = [sys.executable, "-c", _SERVE, str(model), str(request_timeout)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", _SERVE, str(tiny_llama)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
             found = re.search(r"http://127\.0\.0\.1:\d+", line)
             assert found is not None, line + process.stderr.read()
-            with httpx.Client(base_url=found[0], timeout=30) as client:
-                answer = client.post(CHAT, json=GREEDY)
-                assert answer.json()["choices"][0]["message"]["content"] == spoken
-                with client.stream("POST", CHAT, json={**GREEDY, "max_tokens": 400, "stream": True}) as response:
-                    lines = response.iter_lines()
-                    assert next(lines).startswith("data: ")
-                assert client.post(CHAT, json=GREEDY).status_code == 200
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-            assert process.stderr.read() == ""
+            with httpx.Client(base_url=found[0], timeout=60) as client:
+                yield process, client
         finally:
             process.kill()
+
+
+def engine_of(process: subprocess.Popen[str]) -> int:
+    [child] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(child)
+
+
+def test_an_engine_that_stands_still_and_goes_on(tiny_llama: Path) -> None:
+    with serving(tiny_llama, request_timeout=2) as (process, client):
+        assert client.post(CHAT, json=GREEDY).status_code == 200
+        os.kill(engine_of(process), signal.SIGSTOP)
+        late = client.post(CHAT, json=GREEDY)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        *_, last = events(client.post(CHAT, json={**GREEDY, "stream": True}))
+        assert last["error"]["code"] == "deadline_exceeded"
+        while (health := client.get("/health")).status_code == 200:
+            pass
+        assert (health.status_code, health.json()["error"]["code"]) == (503, "engine_stalled")
+        assert client.post(CHAT, json=GREEDY).status_code == 503
+        assert 'endpoint="/v1/chat/completions",status="504"' in client.get("/metrics").text
+        assert client.get("/v1/requests").json()["data"] == []
+        os.kill(engine_of(process), signal.SIGCONT)
+        while client.get("/health").status_code == 503:
+            pass
+        assert client.post(CHAT, json=GREEDY).status_code == 200
+        assert "mistralrs_kv_blocks " in client.get("/metrics").text
+        os.kill(engine_of(process), signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0
+
+
+def test_a_server_that_stands_still_and_goes_on(tiny_llama: Path, spoken: str) -> None:
+    long = {**GREEDY, "max_tokens": 400, "stream": True}
+    with serving(tiny_llama) as (process, client):
+        [*expected, done] = events(client.post(CHAT, json=long))
+        assert done == "[DONE]"
+        with client.stream("POST", CHAT, json=long) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(2)
+            process.send_signal(signal.SIGCONT)
+            rest = [line for line in (first, *lines) if line.startswith("data: ")]
+        assert (len(rest) > 1, rest[-1]) == (True, "data: [DONE]")
+        deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in rest[:-1]]
+        said = "".join(delta.get("content", "") for delta in deltas)
+        assert said == "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in expected)
+        assert client.get("/health").status_code == 200
+
+
+def test_a_server_with_an_engine_of_its_own_process(tiny_llama: Path, spoken: str) -> None:
+    with serving(tiny_llama) as (process, client):
+        answer = client.post(CHAT, json=GREEDY)
+        assert answer.json()["choices"][0]["message"]["content"] == spoken
+        with client.stream("POST", CHAT, json={**GREEDY, "max_tokens": 400, "stream": True}) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+        assert client.post(CHAT, json=GREEDY).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""

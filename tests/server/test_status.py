@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from mistralrs.api import answers
+from mistralrs.errors import EngineError
 from mistralrs.server import answers as own
 from mistralrs.server.settings import ServerSettings
 from tests.server.fake import FakeEngine, endless, silent
@@ -112,6 +113,37 @@ async def test_requests_under_way_are_listed_and_can_be_ended(server: Served, en
     assert error["error"]["code"] == "request_cancelled"
     assert engine.num_cancelled == 1
     assert (await server.get("/v1/requests")).json()["data"] == []
+
+
+async def test_an_engine_that_stands_still_is_told_and_may_go_on(server: Served, engine: FakeEngine) -> None:
+    engine.script = endless
+    stream = asyncio.create_task(server.post(CHAT, {**QUESTION, "stream": True}, headers={"x-request-id": "old"}))
+    await until(lambda: any(live.tokens for live in server.service.live.of("")))
+    engine.script = silent
+    asked = asyncio.create_task(server.post(CHAT, QUESTION, headers={"x-request-id": "new"}))
+    await until(lambda: engine.num_playing == 2)
+    engine.stalled = EngineError("it stands still", code="engine_stalled")
+    for path in ("/health", "/ready"):
+        unwell = await server.get(path)
+        assert (unwell.status_code, fault(unwell)["code"], unwell.headers["retry-after"]) == (
+            503,
+            "engine_stalled",
+            "5",
+        )
+    assert (await server.chat()).status_code == 503
+    assert (await server.get("/v1/models")).status_code == 200
+    metrics = (await server.get("/metrics")).text
+    assert "mistralrs_serving 0.0" in metrics
+    assert "mistralrs_requests_open 2.0" in metrics
+    assert "mistralrs_kv_blocks" not in metrics
+    listed = (await server.get("/v1/requests")).json()["data"]
+    assert {facts["request_id"]: facts["state"] for facts in listed} == {"old": "decode", "new": "queued"}
+    engine.stalled = None
+    assert (await server.get("/health")).status_code == 200
+    assert "mistralrs_serving 1.0" in (await server.get("/metrics")).text
+    for id in ("old", "new"):
+        await server.client.delete(f"/v1/requests/{id}")
+    await asyncio.gather(stream, asked)
 
 
 async def test_ending_a_whole_answer_is_499(server: Served, engine: FakeEngine) -> None:

@@ -1,0 +1,84 @@
+"""Whether an engine that lives also goes on: it is asked again and again, and its steps are counted.
+
+Knows questions and answers and counts them instead of the time: who asks may have stood still as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mistralrs.errors import EngineError
+
+if TYPE_CHECKING:
+    from mistralrs.engine.stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+PULSE_S = 1.0
+"""Seconds between two questions."""
+UNANSWERED = 5
+"""Questions in a row without a word from the engine, after which it counts as standing still."""
+WITHOUT_STEP = 600
+"""Answers in a row that tell of work and of no new step. One step of a large model on a slow machine takes minutes."""
+
+
+class EnginePulse:
+    """What the questions so far have brought."""
+
+    def __init__(self) -> None:
+        self._unanswered = 0
+        self._without_step = 0
+        self._steps = -1
+
+    def ask(self) -> None:
+        """A question is asked, or an older one still waits."""
+        self._unanswered += 1
+
+    def hear(self) -> None:
+        """Something came from the engine, whatever it is."""
+        self._unanswered = 0
+
+    def look(self, stats: EngineStats) -> None:
+        """Takes the answer to a question."""
+        has_work = stats.running + stats.waiting > 0
+        self._without_step = self._without_step + 1 if has_work and stats.steps == self._steps else 0
+        self._steps = stats.steps
+
+    async def watch(self, ask: Callable[[], asyncio.Future[EngineStats]], has_ended: Callable[[], bool]) -> None:
+        """Asks the engine again and again, one question at a time, and logs when it stops and when it goes on."""
+        told = None
+        question = ask()
+        try:
+            while True:
+                self.ask()
+                await asyncio.sleep(PULSE_S)
+                if has_ended():
+                    return
+                if question.done():
+                    self.look(question.result())
+                    question = ask()
+                stall = self.stall
+                if stall is not None and told is None:
+                    logger.error("%s", stall.message)
+                elif stall is None and told is not None:
+                    logger.warning("the engine goes on")
+                told = stall
+        finally:
+            question.cancel()  # nobody asks for its answer any more
+
+    @property
+    def stall(self) -> EngineError | None:
+        """Why the engine counts as standing still; None while it goes on."""
+        if self._unanswered > UNANSWERED:
+            return stalled(f"the engine has not answered for {UNANSWERED * PULSE_S:g} s")
+        if self._without_step >= WITHOUT_STEP:
+            return stalled(f"the engine has been in one step for {WITHOUT_STEP * PULSE_S:g} s")
+        return None
+
+
+def stalled(message: str) -> EngineError:
+    """The error for who asks something of an engine that stands still."""
+    return EngineError(message, hint="it may go on; if it does not, start it again", code="engine_stalled")

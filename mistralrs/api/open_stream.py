@@ -1,0 +1,32 @@
+"""What the server's side of an engine keeps of a stream whose end has not come. Knows no process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mistralrs.engine.events import Usage
+
+if TYPE_CHECKING:
+    from mistralrs.api.engine_client import AsyncStream
+    from mistralrs.engine.config import Request
+
+
+@dataclass(slots=True)
+class OpenStream:
+    """A stream, what was asked, and a timer for an engine that stands still."""
+
+    stream: AsyncStream
+    request: Request
+    timer: asyncio.TimerHandle | None = None
+    """Ends it if the engine does not."""
+
+    def usage(self) -> Usage:
+        """As far as it is known without the engine."""
+        request = self.request
+        return Usage(len(request.prompt), 0, self.stream.num_tokens, 0.0, 0.0, 0.0, request.sampling.seed)
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
