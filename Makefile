@@ -71,6 +71,7 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	$(BIN)/python -m tests.soak.hostile --count 2000 --model $(MODEL) --report $(REPORTS)/hostile-requests.md
 	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md
 	$(BIN)/python -m tests.soak.server_load --seconds 180 --streams 64 --report $(REPORTS)/server-load.md
+	$(BIN)/python -m benchmarks.latency $(MODEL) --report $(REPORTS)/latency.md
 
 clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests that speak to the server with them
 	$(BIN)/pip install --editable ".[dev,clients]" --no-build-isolation $(WITHOUT_KERNELS)
