@@ -45,7 +45,7 @@ SITUATIONS = ((0, CHAT), (1, CHAT), (1, TOKENIZE), (12, CHAT), (12, TOKENIZE))
 
 @dataclass(slots=True)
 class Waits:
-    """What was measured in one situation, in seconds."""
+    """The waits measured in one situation, in seconds."""
 
     clients: int
     address: str
@@ -155,7 +155,7 @@ def _probe(client: Client, waits: Waits, over: threading.Event) -> None:
 
 @contextmanager
 def posting(server: RunningServer, clients: int, address: str, waits: Waits) -> Iterator[None]:
-    """So many clients post meanwhile; what became of their bodies is counted in ``waits``."""
+    """A context in which ``clients`` clients post; their answers are counted by status in ``waits`` at its end."""
     if not clients:
         yield
         return
@@ -202,7 +202,7 @@ def _post(address: str, port: int, data: bytes, statuses: Counter[str]) -> None:
 
 
 def findings(measured: list[Waits]) -> list[str]:
-    """What should not be; empty if all is well."""
+    """The waits that are too long and the requests that failed, a line each; empty if all is well."""
     found = []
     for waits in measured:
         for kind, limit in (("GET /health", HEALTH_LIMIT_S), ("next token", PAUSE_LIMIT_S)):

@@ -236,7 +236,7 @@ _CROSSING = (
     *("name", "levelno", "levelname", "created", "msecs", "process", "processName", "thread", "threadName"),
     *("pathname", "filename", "module", "lineno", "funcName"),
 )
-"""What every record has beside its message."""
+"""Attributes that every record has beside its message."""
 
 
 def _die_with_parent() -> None:

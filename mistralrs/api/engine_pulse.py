@@ -26,7 +26,7 @@ WITHOUT_STEP = 600
 
 
 class EnginePulse:
-    """What the questions so far have brought."""
+    """The questions asked so far and the answers to them."""
 
     def __init__(self) -> None:
         self._unanswered = 0

@@ -1,4 +1,4 @@
-"""What the server's side of an engine keeps of a stream whose end has not come. Knows no process."""
+"""A stream whose end has not come, as the server's side of an engine keeps it. Knows no process."""
 
 from __future__ import annotations
 

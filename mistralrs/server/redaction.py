@@ -134,7 +134,7 @@ def _spelt(part: str) -> str:
 
 
 def _cores(key: str) -> Iterator[str]:
-    """What base64 has of the key at each of the three places where it may begin, whatever stands around it."""
+    """The base64 of the key at each of the three offsets where it may begin, whatever stands around it."""
     data = key.encode()
     for offset in range(3):
         coded = base64.b64encode(bytes(offset) + data).decode()

@@ -39,7 +39,7 @@ STEP_S = 0.005
 
 
 class Panic(BaseException):
-    """What a library that is written in Rust raises where it met a defect of its own."""
+    """The kind of error that a library written in Rust raises for a defect of its own."""
 
 
 class FakeModel:
