@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -137,8 +138,18 @@ def tokens(count: int) -> list[tuple[bytes, float]]:
     return [*start, *((piece.encode(), float(-rank)) for rank, piece in enumerate(pieces))]
 
 
-def write_ggml(path: Path, model: TinyModel, *, version: str, type_: str = "F32") -> TinyModel:
-    """The same model as a GGML file; its matrices stored as ``type_``. It must have a head of its own."""
+def write_ggml(
+    path: Path,
+    model: TinyModel,
+    *,
+    version: str,
+    type_: str = "F32",
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> TinyModel:
+    """The same model as a GGML file; its matrices stored as ``type_``. It must have a head of its own.
+
+    ``others``: types of parts that have another, such as ``q_proj``.
+    """
     config, format_ = model.config, FORMATS[version]
     if config.tied or config.heads * config.head_dim != config.hidden:
         raise ValueError("a GGML file has a head, and heads that make up the width")
@@ -149,9 +160,9 @@ def write_ggml(path: Path, model: TinyModel, *, version: str, type_: str = "F32"
     weights: dict[str, Weights] = {}
     for name, original in model.weights.items():
         heads = _paired_heads(name, config)
-        stored, decoded = quantise(_paired(original, heads), type_ if original.ndim == 2 else "F32", format_.layout)
-        type_id = TYPE_IDS[type_ if original.ndim == 2 else "F32"]
-        data += tensor_start(ggml_name(name).encode(), original.shape[::-1], type_id)
+        kind = others.get(name.split(".")[-2], type_ if original.ndim == 2 else "F32")
+        stored, decoded = quantise(_paired(original, heads), kind, format_.layout)
+        data += tensor_start(ggml_name(name).encode(), original.shape[::-1], TYPE_IDS[kind])
         data += padding(format_, len(data)) + stored
         weights[name] = _unpaired(decoded, heads)
     path.write_bytes(data)

@@ -1,5 +1,7 @@
 """What a stored matrix becomes before it is placed: types that no kernel knows are expanded, floats change their type,
 and safetensors may be quantised. torch is imported only when there is something to do.
+
+Vectors are no matrices: ``ops.weight.read_vector`` decodes norms, biases and rotary factors of any type.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ logger = logging.getLogger(__name__)
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _AT_ONCE = 1 << 20
 """Weights that are decoded at once, to four bytes each: what conversion takes besides its result."""
-_WHOLE = frozenset({"router"})
-"""Parts that are small and decide much: where others are quantised, they are F32."""
+READ_AS_FLOATS = frozenset({"router"})
+"""Parts that kernels read as floats, whatever a file stores them as: what is quantised is decoded, and stays so. They
+are small and decide much."""
 
 Dtype = Literal["auto", "bf16", "f16", "f32"]
 
@@ -41,21 +44,21 @@ class Conversion:
 
     def target(self, part: str, matrix: Matrix) -> QuantType:
         """The type in which a matrix will be placed. Raises ``LoadError`` for one that cannot be."""
-        if matrix.type.name in EXPANDED:
+        if matrix.columns % matrix.type.block_len:
+            raise LoadError(f"{matrix.name}: rows of {matrix.columns} do not split in blocks of {matrix.type.name}")
+        if part in READ_AS_FLOATS and (matrix.type.name not in _FLOATS or self.quantise is not None):
+            return TYPES["F32"]
+        if matrix.type.name in EXPANDED and matrix.columns % I8.block_len == 0:
             return I8
-        if matrix.type.name in DECODED:
+        if matrix.type.name in EXPANDED or matrix.type.name in DECODED:
             return TYPES["F32"]
         if matrix.type.name in _FLOATS:
-            if self.quantise is not None and part in _WHOLE:
-                return TYPES["F32"]
             if self.quantise is not None:
                 target = target_of(self.quantise, matrix.columns)
                 self._say(target.reason)
                 return target.type or matrix.type
             if self.dtype in ("bf16", "f16"):
                 return TYPES[self.dtype.upper()]
-        if matrix.columns % matrix.type.block_len:
-            raise LoadError(f"{matrix.name}: rows of {matrix.columns} do not split in blocks of {matrix.type.name}")
         return matrix.type
 
     def _say(self, reason: str | None) -> None:

@@ -19,6 +19,9 @@ from mistralrs.ops.arena import Arena, Buffer, buffer
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.weight import Matrix, Weight, read_vector
 
+_WITHOUT_BIAS = frozenset({"embedding", "q_norm", "k_norm"})
+"""Parts to which nothing adds a bias: a file that has one was made for another architecture."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -81,7 +84,7 @@ class CheckpointParts:
         fused: Counter[str] = Counter()
         for place in self.places():
             tensor = self._tensor(place)
-            used |= {tensor.name, bias_name(tensor.name)}
+            used |= {tensor.name} if place.part in _WITHOUT_BIAS else {tensor.name, bias_name(tensor.name)}
             if not self._piece(place).whole:
                 fused[tensor.name] += self._shapes[place.part][0]
         for name, rows in fused.items():
@@ -139,8 +142,9 @@ class CheckpointParts:
         found = self._checkpoint.tensors.get(bias_name(tensor.name))
         if found is None:
             return None
-        if found.shape != (tensor.shape[0],):
-            reason = f"has shape {found.shape}, expected {(tensor.shape[0],)}"
+        expected = tensor.shape[:-1] or tensor.shape  # of stacked experts (experts, rows); of a norm as long as it is
+        if found.shape != expected:
+            reason = f"has shape {found.shape}, expected {expected}"
             raise FormatError(str(self._checkpoint.path), f"tensor {found.name}", reason)
         values = read_vector(found.name, found.type, found.data)[start : start + rows]
         return values if order is None else array("f", (values[i] for i in order))

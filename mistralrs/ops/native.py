@@ -17,6 +17,16 @@ from mistralrs_kernels import cpu
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, Buffer, Span
 from mistralrs.ops.backend import Activation, BackendUnavailable, Finish, KvShape, Norm, Op, Rotary
+from mistralrs.ops.native_checks import (
+    check_attend,
+    check_embed,
+    check_kv,
+    check_matrix,
+    check_moe,
+    check_norm,
+    check_project,
+    check_stored,
+)
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import StepArgs, Workspace
 from mistralrs.quant.types import QuantType
@@ -60,6 +70,7 @@ class PackedWeight:
     """A matrix in panels of 16 rows (``csrc/layout.h``)."""
 
     def __init__(self, matrix: Matrix, span: Span, bias: Buffer | None, table: cpu.Table) -> None:
+        self.name = matrix.name
         self.type: QuantType = matrix.type
         self.rows = matrix.rows
         self.columns = matrix.columns
@@ -84,6 +95,8 @@ class PackedKv:
     """The cache as one span a layer; see ``csrc/attend.inc`` for what a block holds."""
 
     def __init__(self, shape: KvShape) -> None:
+        check_kv(shape)
+        self.shape = shape
         wide = -(-shape.head_dim // 16) * 16
         self.wide = shape.dtype == "f32"
         self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.wide else 2)
@@ -158,9 +171,8 @@ class NativeBackend:
         self._scratch: Span | None = None
 
     def placed_bytes(self, matrix: Matrix) -> int:
+        check_matrix(matrix.name, matrix.type, rows=matrix.rows, columns=matrix.columns)
         size = cpu.load().mrs_packed_bytes(matrix.type.ggml_id, matrix.rows, matrix.columns)
-        if size < 0:
-            raise LoadError(f"{matrix.name}: {matrix.columns} columns are no multiple of {matrix.type.name}'s block")
         return int(size) + (4 * matrix.rows if matrix.bias else 0) + 128
 
     def reserve(self, nbytes: int) -> None:
@@ -173,6 +185,7 @@ class NativeBackend:
         return arena.take(nbytes)
 
     def place(self, matrix: Matrix) -> PackedWeight:
+        check_stored(matrix)
         lib = cpu.load()
         span = self._take(self.placed_bytes(matrix) - 128 - (4 * matrix.rows if matrix.bias else 0))
         bias = None
@@ -182,7 +195,7 @@ class NativeBackend:
         source = ctypes.addressof(ctypes.c_char.from_buffer(matrix.data)) if len(matrix.data) else 0
         order = ctypes.c_void_p(matrix.order.buffer_info()[0]) if matrix.order is not None else None
         row_bytes = matrix.type.row_bytes(matrix.columns)
-        lib.mrs_pack(
+        status = lib.mrs_pack(
             matrix.type.ggml_id,
             source,
             row_bytes,
@@ -192,6 +205,8 @@ class NativeBackend:
             span.address,
             self._pool.pointer,
         )
+        if status:
+            raise LoadError(f"{matrix.name}: the kernels cannot pack {matrix.type.name}")
         return PackedWeight(matrix, span, bias, self._table)
 
     def quantise(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
@@ -219,6 +234,7 @@ class NativeBackend:
 
     def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
         packed = _packed(weight)
+        check_embed(packed, work, rotaries)
         tables = [
             cpu.Rotary(rotary.inv_freq.address, rotary.table.address, rotary.scale, rotary.inv_freq.shape[0])
             for rotary in rotaries
@@ -246,6 +262,7 @@ class NativeBackend:
         softcap: float = 0.0,
     ) -> Op:
         packed = [_packed(weight) for weight in weights]
+        check_project(packed, x, outs, norm, finish)
         scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1])
         struct = cpu.Project(
             run=self._table.project,
@@ -281,6 +298,15 @@ class NativeBackend:
         softcap: float = 0.0,
     ) -> Op:
         assert isinstance(kv, PackedKv)
+        check_attend(
+            work,
+            kv.shape,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            rotary=rotary,
+            norms=(q_norm, k_norm),
+        )
         struct = cpu.Attend(
             run=self._table.attend,
             q=work.q.address,
@@ -292,7 +318,7 @@ class NativeBackend:
             q_norm=q_norm.weight.address if q_norm else None,
             k_norm=k_norm.weight.address if k_norm else None,
             block_bytes=kv.block_bytes,
-            norm_eps=q_norm.eps if q_norm else 0.0,
+            norm_eps=next((norm.eps for norm in (q_norm, k_norm) if norm), 0.0),
             scale=scale,
             softcap=softcap,
             window=window,
@@ -306,6 +332,7 @@ class NativeBackend:
         return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm))
 
     def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
+        check_norm(norm, x.shape[-1])
         struct = cpu.AddNorm(self._table.add_norm, y.address, x.address, _norm(norm), x.shape[-1])
         return NativeOp(struct, self._pool, (y, x, norm))
 
@@ -322,13 +349,15 @@ class NativeBackend:
         activation: Activation,
         refine_above: float,
     ) -> Op:
+        packed = [[_packed(weight) for weight in weights] for weights in (gate, up, down)]
+        check_moe(work, norm=norm, router=_packed(router), gate=packed[0], up=packed[1], down=packed[2], used=used)
         tokens, hidden = work.x.shape
         experts, pairs, ffn = len(gate), tokens * used, gate[0].rows
         routes = cpu.load().mrs_moe_routes(tokens, experts, used)
         scratch = self._scratch_for(pairs + 8 * experts, max(hidden, ffn))
         normed, middle, outputs, table = (4 * tokens * hidden, 4 * pairs * ffn, 4 * pairs * hidden, 4 * routes)
         arena = Arena(normed + middle + outputs + table + 256)
-        arrays = [_weights(weights) for weights in (gate, up, down)]
+        arrays = [_structs(weights) for weights in packed]
         struct = cpu.Moe(
             run=self._table.moe,
             x=work.x.address,
@@ -360,12 +389,9 @@ def _packed(weight: Weight) -> PackedWeight:
     return weight
 
 
-def _weights(weights: Sequence[Weight]) -> ctypes.Array[cpu.Weight]:
-    """The structs of weights of one type, one behind the other."""
-    packed = [_packed(weight) for weight in weights]
-    if len({weight.type.name for weight in packed}) != 1:
-        raise LoadError("the experts of a layer are stored in different types", hint="quantise the model again")
-    return (cpu.Weight * len(packed))(*(weight.struct for weight in packed))
+def _structs(weights: Sequence[PackedWeight]) -> ctypes.Array[cpu.Weight]:
+    """The structs of weights, one behind the other."""
+    return (cpu.Weight * len(weights))(*(weight.struct for weight in weights))
 
 
 def _norm(norm: Norm | None) -> cpu.Norm:

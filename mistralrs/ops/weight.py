@@ -46,7 +46,10 @@ class Weight(Protocol):
 
 
 def read_vector(name: str, type: QuantType, data: memoryview) -> array[float]:
-    """A stored vector of F32, F16 or BF16 as float32; raises ``LoadError`` for any other type."""
+    """A stored vector as float32, decoded if it is quantised.
+
+    Raises ``LoadError`` for a length that does not split in the type's blocks.
+    """
     if type.name == "F32":
         return array("f", data.tobytes())
     if type.name == "F16":
@@ -54,4 +57,17 @@ def read_vector(name: str, type: QuantType, data: memoryview) -> array[float]:
     if type.name == "BF16":
         halves = array("H", data.tobytes())
         return array("f", array("I", (half << 16 for half in halves)).tobytes())
-    raise LoadError(f"{name}: a vector of type {type.name} is not supported")
+    if len(data) % type.block_bytes:
+        raise LoadError(f"{name}: {len(data)} bytes do not split in blocks of {type.name}")
+    return _decoded_vector(type, data)
+
+
+def _decoded_vector(type: QuantType, data: memoryview) -> array[float]:
+    import torch
+
+    from mistralrs.quant.reference import dequantise
+
+    columns = len(data) // type.block_bytes * type.block_len
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, -1)
+    values = dequantise(type, raw, columns)
+    return array("f", values.numpy().tobytes())

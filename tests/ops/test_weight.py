@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,8 @@ from mistralrs.ops.backend import Backend, Rotary
 from mistralrs.ops.native import NativeBackend
 from mistralrs.ops.weight import Matrix, read_vector
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
-from mistralrs.quant.types import TYPES
+from mistralrs.quant.reference import dequantise
+from mistralrs.quant.types import DECODED, EXPANDED, TYPES
 from tests.ops.harness import FLOATS, decoded, for_every_isa, native, random_matrix, twin
 from tests.tolerances import ROTARY
 
@@ -106,11 +108,15 @@ def test_a_width_that_is_no_multiple_of_a_block_is_refused(name: str) -> None:
         backend.placed_bytes(matrix)
 
 
-def test_vectors_of_every_plain_type() -> None:
+def test_vectors_of_every_type() -> None:
     values = torch.tensor([0.0, 1.0, -2.5, 65504.0, 6e-8])
     for name, dtype in (("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)):
         stored = values.to(dtype)
         read = read_vector("v", TYPES[name], stored.view(torch.uint8).numpy().data.cast("B"))
         assert read.tolist() == stored.float().tolist()
-    with pytest.raises(LoadError, match="v: a vector of type Q8_0 is not supported"):
-        read_vector("v", TYPES["Q8_0"], memoryview(bytes(34)))
+    for type_ in (TYPES | EXPANDED | DECODED).values():
+        data = np.random.default_rng(1).integers(0, 60, (1, type_.row_bytes(512)), dtype=np.uint8)
+        expected = dequantise(type_, torch.from_numpy(data), 512)
+        assert torch.tensor(read_vector("v", type_, data.data.cast("B"))).equal(expected[0]), type_.name
+    with pytest.raises(LoadError, match="v: 33 bytes do not split in blocks of Q8_0"):
+        read_vector("v", TYPES["Q8_0"], memoryview(bytes(33)))
