@@ -29,10 +29,15 @@ class KvShelf:
         return _key(digest, group) in self._store
 
     def load(self, digest: bytes, group: int, block: int) -> bool:
-        data = self._store.get(_key(digest, group))
+        key = _key(digest, group)
+        data = self._store.get(key)
         if data is None:
             return False
-        self._blocks.import_block(group, block, data)
+        try:
+            self._blocks.import_block(group, block, data)
+        except ValueError:  # whole, yet of another length: nobody here wrote it
+            self._store.discard(key)
+            return False
         return True
 
     def save(self, digest: bytes, group: int, block: int) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 from random import Random
-from threading import Lock
+from threading import Event, Lock, Thread
 
 import pytest
 
 from mistralrs.engine import kv_store
+from mistralrs.engine.block_folder import BlockFolder
+from mistralrs.engine.kv_shelf import KvShelf
 from mistralrs.engine.kv_store import KvStore
 from mistralrs.errors import UsageError
 
@@ -55,6 +59,7 @@ def test_another_fingerprint_finds_nothing(tmp_path: Path) -> None:
     first.close()
     other = store(tmp_path, fingerprint="another model")
     assert other.get(digest(1)) is None
+    assert digest(1) not in other
     other.close()
 
 
@@ -113,12 +118,11 @@ def test_bounded_and_the_least_recently_used_go(tmp_path: Path) -> None:
 def test_a_full_disk_is_survived_and_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(path: Path, data: bytes) -> int:
-        path.touch()
+    def full(*names: object, **folders: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     kept = store(tmp_path)
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     with caplog.at_level(logging.WARNING, "mistralrs"):
         for number in range(3):
             kept.put(digest(number), block(number))
@@ -134,13 +138,13 @@ def test_what_comes_too_fast_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(kv_store, "PENDING_BYTES", 2500)
     kept = store(tmp_path)
     gate = Lock()
-    write = KvStore._write
+    write = BlockFolder.write
 
-    def slow(self: KvStore, digest: bytes, payload: bytes) -> int:
+    def slow(self: BlockFolder, digest: bytes, data: bytes) -> None:
         with gate:
-            return write(self, digest, payload)
+            write(self, digest, data)
 
-    monkeypatch.setattr(KvStore, "_write", slow)
+    monkeypatch.setattr(BlockFolder, "write", slow)
     with gate:
         for number in range(4):
             kept.put(digest(number), block(number))
@@ -160,20 +164,230 @@ def test_stale_parts_are_removed(tmp_path: Path) -> None:
     first.put(digest(1), block(1))
     first.close()
     [path] = files(tmp_path)
-    old, new = path.with_name("a.1.part"), path.with_name("b.2.part")
-    for part in (old, new):
+    old, new, foreign = (path.with_name(name) for name in ("a" * 32 + ".1.part", "b" * 32 + ".2.part", "film.part"))
+    for part in (old, new, foreign):
         part.write_bytes(b"half")
-    os.utime(old, (time.time() - 3600,) * 2)
+    for part in (old, foreign):
+        os.utime(part, (time.time() - 3600,) * 2)
     store(tmp_path).close()
     assert not old.exists()
     assert new.exists()
+    assert foreign.exists()
+
+
+# A folder that others use
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    kept = store(folder)
+    kept.put(digest(1), block(1))
+    kept.close()
+    [path] = files(folder)
+    modes = [stat.S_IMODE(place.stat().st_mode) for place in (folder, path.parent, path)]
+    assert [f"{mode:o}" for mode in modes] == ["700", "700", "600"]
+    path.parent.chmod(0o755)  # as older versions made it
+    store(folder).close()
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def odd_entries(folder: Path, elsewhere: Path) -> None:
+    """Puts there what is no block, under names of blocks and others."""
+    names = (format(number, "x") * 32 + ".kv" for number in range(1, 16))
+    (folder / ("z" * 32 + ".kv")).write_bytes(b"no hex digits")
+    (folder / ("A" * 32 + ".kv")).write_bytes(b"capitals")
+    (folder / "x.part").mkdir()
+    (folder / ("0" * 32 + ".1.part")).mkdir()
+    (folder / "notes.txt").write_bytes(b"mine")
+    (folder / next(names)).mkdir()
+    (folder / next(names)).symlink_to(elsewhere / "nowhere")
+    (folder / next(names)).symlink_to(elsewhere / "victim")
+    os.mkfifo(folder / next(names))
+    with (folder / next(names)).open("wb") as huge:
+        huge.truncate(1 << 40)
+    os.utime(folder / "x.part", (1, 1))
+
+
+def test_what_is_no_block_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(kv_store._wrap(bytes.fromhex("3" * 32), b"from elsewhere"))
+    first = store(tmp_path / "kv")
+    first.put(digest(1), block(1))
+    first.close()
+    [path] = files(tmp_path / "kv")
+    odd_entries(path.parent, tmp_path)
+    before = sorted(path.parent.iterdir())
+    again = store(tmp_path / "kv", limit=1 << 50)
+    assert again.get(digest(1)) == block(1)
+    for number in range(1, 16):
+        assert again.get(bytes.fromhex(format(number, "x") * 32)) is None
+    again.close()
+    assert sorted(path.parent.iterdir()) == before
+    assert (tmp_path / "victim").read_bytes().endswith(b"from elsewhere")
+
+
+def test_what_is_no_block_any_more_is_missing(tmp_path: Path) -> None:
+    """Replaced behind the store's back; neither waited for nor followed."""
+    (tmp_path / "victim").write_bytes(kv_store._wrap(digest(1), block(1)))
+    kept = store(tmp_path / "kv")
+    for number in range(4):
+        kept.put(digest(number), block(number))
+    kept.close()
+    paths = files(tmp_path / "kv")
+    again = store(tmp_path / "kv")
+    for path in paths:
+        path.unlink()
+    os.mkfifo(paths[0])
+    paths[1].symlink_to(tmp_path / "victim")
+    paths[2].mkdir()
+    assert [again.get(digest(number)) for number in range(4)] == [None] * 4
+    for number in (0, 1):  # written anew, in place of the odd ones
+        again.put(digest(number), block(number + 10))
+    again.close()
+    assert [again.get(digest(number)) for number in (0, 1)] == [block(10), block(11)]
+    assert (tmp_path / "victim").read_bytes().endswith(block(1))
+
+
+def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
+    store(tmp_path / "kv").close()
+    [own] = (tmp_path / "kv").iterdir()
+    own.rename(tmp_path / "elsewhere")
+    own.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"cannot hold KV blocks: (Not a directory|Too many levels)"):
+        store(tmp_path / "kv")
+    victim = tmp_path / "elsewhere" / (digest(9).hex() + ".kv")
+    victim.write_bytes(bytes(1000))
+    own.unlink()
+    own.with_name("f" * 32).symlink_to(tmp_path / "elsewhere")
+    store(tmp_path / "kv", limit=0).close()  # makes room where it can
+    assert victim.exists()
+
+
+def test_an_unreadable_block_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays where it is until its block is written anew."""
+    kept = store(tmp_path)
+    kept.put(digest(1), block(1))
+    kept.close()
+    again = store(tmp_path)
+    opened = os.open
+
+    def refuse(path: str, flags: int, *arguments: int, **more: int) -> int:
+        if flags & os.O_ACCMODE == os.O_RDONLY and path.endswith(".kv"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, flags, *arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        assert again.get(digest(1)) is None
+    assert len(files(tmp_path)) == 1
+    again.put(digest(1), block(2))
+    again.close()
+    assert again.get(digest(1)) == block(2)
+
+
+def test_a_block_that_cannot_be_marked_as_used_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that may only be read; it was forgotten and removed."""
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    kept = store(tmp_path)
+    kept.put(digest(1), block(1))
+    kept.close()
+    again = store(tmp_path)
+    monkeypatch.setattr(os, "utime", refuse)
+    assert again.get(digest(1)) == block(1)
+    again.close()
+
+
+def test_started_beside_a_writer_that_replaces_blocks(tmp_path: Path) -> None:
+    """Files come and go between the listing and the look at them."""
+    kept = store(tmp_path, limit=20 * 1048)
+    stop = Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            kept.put(digest(number % 100), block(number % 100))
+
+    writer = Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(60):
+            found = store(tmp_path)
+            for number in range(0, 100, 7):
+                assert found.get(digest(number)) in (block(number), None)
+            found.close()
+    finally:
+        stop.set()
+        writer.join()
+        kept.close()
+
+
+def test_two_in_one_process_write_the_same_block(tmp_path: Path) -> None:
+    both = [store(tmp_path) for _ in range(2)]
+    for number in range(50):
+        for each in both:
+            each.put(digest(number), block(number))
+    for each in both:
+        each.close()
+        assert each.num_lost == 0
+    assert len(files(tmp_path)) == 50
+
+
+class Narrow:
+    """A cache whose blocks are 1000 bytes long."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, bytes] = {}
+
+    def export_block(self, group: int, block: int) -> bytes:
+        return self.held[block]
+
+    def import_block(self, group: int, block: int, data: bytes) -> None:
+        if len(data) != 1000:
+            raise ValueError(f"a block has 1000 bytes, not {len(data)}")
+        self.held[block] = data
+
+
+def test_a_whole_block_of_another_length_is_missing(tmp_path: Path) -> None:
+    """Nobody here wrote it, yet its checksum is right; it ended the engine."""
+    cache = Narrow()
+    cache.held = {0: block(0, 999), 1: block(1)}
+    shelf = KvShelf(store(tmp_path), cache)
+    for number in (0, 1):
+        shelf.save(digest(number), 0, number)
+    shelf.close()
+    shelf = KvShelf(store(tmp_path), cache)
+    assert [shelf.load(digest(number), 0, 2) for number in (0, 1)] == [False, True]
+    assert cache.held[2] == block(1)
+    shelf.close()
+    assert not KvShelf(store(tmp_path), cache).has(digest(0), 0)
+
+
+def test_all_fingerprints_share_the_limit(tmp_path: Path) -> None:
+    """Blocks of models, settings and versions that nobody uses any more go first."""
+    size = 1000 + 48
+    old = store(tmp_path, fingerprint="an old version")
+    for number in range(6):
+        old.put(digest(number), block(number))
+    old.close()
+    for path in files(tmp_path):
+        os.utime(path, (1, 1))
+    new = store(tmp_path, limit=8 * size)
+    for number in range(6):
+        new.put(digest(number), block(number))
+    new.close()
+    assert len(files(tmp_path)) == 8
+    assert all(new.get(digest(number)) == block(number) for number in range(6))
+    assert digest(5) in store(tmp_path, fingerprint="an old version")
 
 
 WRITER = """
 import sys
 from pathlib import Path
 from random import Random
-from threading import Lock
+from threading import Event, Lock, Thread
 from mistralrs.engine.kv_store import KvStore
 store = KvStore(Path(sys.argv[1]), limit=1 << 30, fingerprint="model")
 print("ready", flush=True)
