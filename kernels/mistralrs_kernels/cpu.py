@@ -7,6 +7,7 @@ imported.
 from __future__ import annotations
 
 import ctypes as c
+import hashlib
 import importlib.metadata
 import os
 from functools import cache
@@ -183,6 +184,19 @@ def library_path() -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
+def _named_path() -> Path:
+    path = Path(os.environ["MISTRALRS_KERNELS"]) if os.environ.get("MISTRALRS_KERNELS") else library_path()
+    if path is None:
+        raise KernelError("not built")
+    return path
+
+
+@cache
+def digest() -> str:
+    """Of the library's bytes, 32 hex digits: two builds of one version may differ. Raises ``KernelError``."""
+    return hashlib.blake2b(_named_path().read_bytes(), digest_size=16).hexdigest()
+
+
 @cache
 def load() -> c.CDLL:
     """The library with its signatures set.
@@ -192,9 +206,7 @@ def load() -> c.CDLL:
     """
     if os.environ.get("MISTRALRS_NO_NATIVE", "") not in ("", "0"):
         raise KernelError("switched off by MISTRALRS_NO_NATIVE")
-    path = Path(os.environ["MISTRALRS_KERNELS"]) if os.environ.get("MISTRALRS_KERNELS") else library_path()
-    if path is None:
-        raise KernelError("not built")
+    path = _named_path()
     try:
         lib = c.CDLL(str(path))
     except OSError as error:

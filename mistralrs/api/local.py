@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from mistralrs import __version__
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import LoadError, RequestError
@@ -151,6 +150,7 @@ class LocalModel(ProcessBound):
             isq=options.isq,
             gqa=source.gqa,
             kv_memory=options.kv_memory,
+            keeps_kv=_keeps_kv(options),
         )
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
@@ -219,10 +219,8 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
     from mistralrs.engine.model_runner import ModelRunner
 
     store = None
-    if options.kv_dir is not None and options.prefix_cache_n and not options.no_kv_cache:
-        # blocks of another backend would differ in their last bits, or in their layout
-        name = f"{model.fingerprint} {backend.name} {__version__}"
-        store = KvStore(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=name)
+    if options.kv_dir is not None and model.fingerprint is not None:
+        store = KvStore(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=model.fingerprint)
     num_blocks = sum(group.num_blocks for group in model.limits.kv_groups)
     return Engine(
         ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
@@ -242,6 +240,10 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
         ),
         store=store,
     )
+
+
+def _keeps_kv(options: LoadOptions) -> bool:
+    return options.kv_dir is not None and options.prefix_cache_n > 0 and not options.no_kv_cache
 
 
 def _max_draft(options: LoadOptions, backend: Backend) -> int:

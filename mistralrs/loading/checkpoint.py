@@ -6,6 +6,7 @@ Knows no format and nothing of what the tensors are for. Needs neither torch nor
 from __future__ import annotations
 
 import mmap
+import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.cursor import round_up, shown
+from mistralrs.loading.digest_cache import FileIdentity
 from mistralrs.quant.types import QuantType
 
 Value = TypeVar("Value", bool, int, float, str, list[object])
@@ -50,6 +52,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def files(self) -> Sequence[MappedFile]:
+        """Those that hold tensors."""
+        ...
+
+    @property
     def tensors(self) -> Mapping[str, RawTensor]: ...
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that name; FormatError when there is none."""
@@ -63,13 +70,25 @@ class Checkpoint(Protocol):
         """FormatError when a file ends in a hole, as a download does whose room was taken before its bytes came."""
         ...
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor begins: the index of its file, and bytes in it."""
+        ...
+
     def close(self) -> None: ...
+
+
+class MappedFile(mmap.mmap):
+    """A file that is mapped."""
+
+    path: Path
+    identity: FileIdentity
+    """Of the file when it was mapped."""
 
 
 class Span(NamedTuple):
     """Where a tensor lies: ``start`` and ``size`` in bytes of the file that is mapped."""
 
-    mapping: mmap.mmap
+    mapping: MappedFile
     type: QuantType
     shape: tuple[int, ...]
     start: int
@@ -79,8 +98,10 @@ class Span(NamedTuple):
 class MappedCheckpoint:
     """A ``Checkpoint`` over maps of whole files; a context manager."""
 
-    def __init__(self, path: Path, files: Sequence[mmap.mmap], spans: Mapping[str, Span]) -> None:
+    def __init__(self, path: Path, files: Sequence[MappedFile], spans: Mapping[str, Span]) -> None:
         self.path = path
+        used = {id(span.mapping) for span in spans.values()}
+        self.files: Sequence[MappedFile] = [file for file in files if id(file) in used]
         self.file_bytes = sum(map(len, files))
         views = {id(file): memoryview(file) for file in files}
         self.tensors: Mapping[str, RawTensor] = MappingProxyType(
@@ -130,8 +151,16 @@ class MappedCheckpoint:
                 reason = f"the last {size} bytes of the file are zeros: the download did not end"
                 raise FormatError(str(self.path), "data", reason)
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor begins: the index of its file, and bytes in it."""
+        if self._spans is None:
+            raise ValueError(f"{self.path} is closed")
+        span = self._spans[name]
+        return next(index for index, file in enumerate(self.files) if file is span.mapping), span.start
+
     def close(self) -> None:
         """Lets go of the maps, which are gone once the last ``RawTensor.data`` in use is."""
+        self.files = ()
         self.tensors = MappingProxyType({})
         self._spans = None
 
@@ -151,7 +180,7 @@ class DescribedCheckpoint(MappedCheckpoint):
     """
 
     def __init__(
-        self, path: Path, files: Sequence[mmap.mmap], spans: Mapping[str, Span], *, metadata: dict[str, object]
+        self, path: Path, files: Sequence[MappedFile], spans: Mapping[str, Span], *, metadata: dict[str, object]
     ) -> None:
         super().__init__(path, files, spans)
         self.metadata: Mapping[str, object] = MappingProxyType(metadata)
@@ -185,7 +214,7 @@ def _is_zero(mapping: mmap.mmap, start: int) -> bool:
     return True
 
 
-def map_file(path: Path, *, hint: str) -> mmap.mmap:
+def map_file(path: Path, *, hint: str) -> MappedFile:
     """The whole file as private memory that is read when touched.
 
     Raises LoadError when there is no such file or it cannot be read, FormatError when it is empty.
@@ -197,7 +226,9 @@ def map_file(path: Path, *, hint: str) -> mmap.mmap:
         if status.st_size == 0:
             raise FormatError(str(path), "header", "the file is empty", hint=hint)
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped.path, mapped.identity = path, FileIdentity.of(os.fstat(file.fileno()))
+            return mapped
     except OSError as error:
         raise LoadError(
             f"{path} cannot be read: {error.strerror}", hint="check the path and its permissions"

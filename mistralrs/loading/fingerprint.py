@@ -1,20 +1,149 @@
-"""What tells one model's weights from another's, without reading them all. Knows checkpoints; no architecture."""
+"""The name of everything that decides the content of a KV block beside its tokens.
+
+Blocks on disk are found by it, so two models must never share one: it goes by the whole content of the model's files
+(BLAKE3), by the settings that change results, and by the code that computes. Knows no architecture.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import logging
+import mmap
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
 
-from mistralrs.loading.checkpoint import Checkpoint
+from mistralrs import __version__
+from mistralrs.errors import LoadError
+from mistralrs.loading.checkpoint import Checkpoint, MappedFile
+from mistralrs.loading.digest_cache import DigestCache, FileIdentity, default_folder
 
-SAMPLE = 4096
-"""Bytes that are read from the beginning and from the end of each tensor."""
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 8 << 20
+"""Bytes that are hashed before their pages are given back."""
+_COMPUTING = ("loading", "models", "nn", "ops", "quant")
+"""Packages whose code decides what is computed."""
 
 
-def fingerprint(checkpoint: Checkpoint, *facts: object) -> str:
-    """A digest (32 hex digits) of names, types, shapes and samples of all tensors, and of what else is to count."""
-    digest = hashlib.blake2b(repr(facts).encode(), digest_size=16, person=b"checkpoint")
+def fingerprint(checkpoint: Checkpoint, contents: Sequence[str], *facts: object) -> str:
+    """A digest (64 hex digits) of what is computed with.
+
+    ``contents``: the digests of all files whose tensors take part: those of ``checkpoint``; an adapter's would stand
+    behind them. ``facts``: what else changes results, with a ``repr`` that says all of it.
+    """
+    from blake3 import blake3
+
+    digest = blake3(repr((__version__, code_digest(), tuple(contents), facts)).encode())
     for name, tensor in sorted(checkpoint.tensors.items()):
-        digest.update(repr((name, tensor.type.name, tensor.shape)).encode())
-        digest.update(tensor.data[:SAMPLE])
-        digest.update(tensor.data[-SAMPLE:])
+        place = checkpoint.place(name)
+        digest.update(repr((name, tensor.type.name, tensor.shape, place)).encode())
     return digest.hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Of the sources that decide what is computed: between two releases they change and the version does not."""
+    from blake3 import blake3
+
+    digest = blake3()
+    root = Path(__file__).parents[1]
+    for path in sorted(path for package in _COMPUTING for path in (root / package).rglob("*.py")):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(root)} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+class ContentHashing:
+    """Hashes files in a thread of its own, beside whoever packs their weights; a context manager.
+
+    A file whose digest is in the cache is not read. One that is hashed is read in order and ahead of the packing, so
+    that both need the disk once.
+    """
+
+    def __init__(self, files: Sequence[MappedFile], *, folder: Path | None = None) -> None:
+        """``folder``: where digests are remembered; None: in the user's cache, if there is a home."""
+        self._files = files
+        found = folder or default_folder()
+        self._cache = None if found is None else DigestCache(found)
+        self._digests: list[str] = []
+        self._error: Exception | None = None
+        self._stop = Event()
+        self._thread = Thread(target=self._hash_all, name="mistralrs-hash", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._files:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._files:
+            self._thread.join()
+
+    def result(self) -> tuple[str, ...]:
+        """The digest of each file (64 hex digits). To be called when all weights have been read.
+
+        Raises ``LoadError`` when a file is no longer what it was when it was mapped: its weights may be those of before
+        and of after.
+        """
+        if self._files:
+            self._thread.join()
+        for file in self._files:
+            try:
+                same = FileIdentity.of(os.stat(file.path)) == file.identity
+            except OSError:
+                same = False
+            if not same:
+                raise LoadError(
+                    f"{file.path} changed while it was loaded", hint="load it again when nothing writes to it"
+                )
+        if self._error is not None:
+            raise self._error
+        return tuple(self._digests)
+
+    def _hash_all(self) -> None:
+        try:
+            for file in self._files:
+                digest = None if self._cache is None else self._cache.get(file.identity)
+                if digest is None:
+                    digest = self._hash(file)
+                    if digest is None:
+                        return
+                    self._remember(file, digest)
+                self._digests.append(digest)
+        except Exception as error:  # raised where the digests are asked for
+            self._error = error
+
+    def _hash(self, file: MappedFile) -> str | None:
+        """The file's digest as `b3sum` prints it; None: nobody waits for it any more."""
+        from blake3 import blake3
+
+        size, view = len(file), memoryview(file)
+        # threads of its own: the global pool of the library would not survive a fork
+        digest = blake3(max_threads=os.cpu_count() or 1)
+        for start in range(0, size, AT_ONCE):
+            if self._stop.is_set():
+                return None
+            end = min(start + AT_ONCE, size)
+            if end < size:
+                file.madvise(mmap.MADV_WILLNEED, end, min(AT_ONCE, size - end))
+            digest.update(view[start:end])
+            file.madvise(mmap.MADV_DONTNEED, start, end - start)
+        return digest.hexdigest()
+
+    def _remember(self, file: MappedFile, digest: str) -> None:
+        if not file.identity.is_settled():
+            return
+        try:
+            if self._cache is None:
+                raise OSError("there is no home folder")
+            self._cache.put(file.identity, digest)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            logger.warning("the digest of %s is computed anew at each start: %s", file.path, reason)

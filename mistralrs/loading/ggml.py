@@ -15,14 +15,13 @@ Blocks of an older layout are types of their own (`quant.types`): `Q4_0_V1` and 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.files import HEAD_BYTES, refuse_other_kinds
-from mistralrs.loading.checkpoint import DescribedCheckpoint, Span, map_file
+from mistralrs.loading.checkpoint import DescribedCheckpoint, MappedFile, Span, map_file
 from mistralrs.loading.cursor import U32, Cursor, round_up, shown
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES, QuantType
 
@@ -78,7 +77,7 @@ class GgmlFile(DescribedCheckpoint):
     """An open GGML file; a context manager. Its metadata has GGUF's keys."""
 
     def __init__(
-        self, path: Path, mapping: mmap.mmap, spans: dict[str, Span], *, metadata: dict[str, object], version: str
+        self, path: Path, mapping: MappedFile, spans: dict[str, Span], *, metadata: dict[str, object], version: str
     ) -> None:
         super().__init__(path, [mapping], spans, metadata=metadata)
         self.version = version
@@ -169,7 +168,7 @@ def _token(cursor: Cursor, token: int, data: bytes) -> tuple[str, int]:
         raise cursor.error("is not UTF-8") from error
 
 
-def _read_tensors(cursor: Cursor, mapping: mmap.mmap, version: _Version) -> dict[str, Span]:
+def _read_tensors(cursor: Cursor, mapping: MappedFile, version: _Version) -> dict[str, Span]:
     spans: dict[str, Span] = {}
     while cursor.position < cursor.file_size:
         cursor.place = f"tensor {len(spans)}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mistralrs.files import HEAD_BYTES, refuse_other_kinds
-from mistralrs.loading.checkpoint import Span, map_file
+from mistralrs.loading.checkpoint import MappedFile, Span, map_file
 from mistralrs.loading.cursor import U32, U64, Cursor, round_up, shown
 from mistralrs.quant.types import BY_GGML_ID, QuantType
 
@@ -50,7 +50,7 @@ class GgufPart(NamedTuple):
     """One file and what its header says."""
 
     path: Path
-    mapping: mmap.mmap
+    mapping: MappedFile
     version: int
     metadata: dict[str, object]
     spans: dict[str, Span]
@@ -225,7 +225,7 @@ def _alignment(header: _Header, metadata: dict[str, object]) -> int:
     return alignment
 
 
-def _locate(header: _Header, data: mmap.mmap, infos: list[_TensorInfo], *, alignment: int) -> dict[str, Span]:
+def _locate(header: _Header, data: MappedFile, infos: list[_TensorInfo], *, alignment: int) -> dict[str, Span]:
     """Where each tensor lies in the file, by name in the file's order; all checks of offsets are here."""
     data_start = round_up(header.position, alignment)
     spans: dict[str, Span] = {}

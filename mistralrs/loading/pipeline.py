@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
 from mistralrs.loading.convert import Conversion, Dtype
 from mistralrs.loading.facts import GgufFacts, HfFacts, read_text_config
-from mistralrs.loading.fingerprint import fingerprint
+from mistralrs.loading.fingerprint import ContentHashing, fingerprint
 from mistralrs.loading.ggml import MAGICS as GGML_MAGICS
 from mistralrs.loading.ggml import GgmlFile
 from mistralrs.loading.gguf import GgufFile
@@ -57,8 +57,8 @@ class Model:
     file_bytes: int
     parameters: int
     max_model_len: int
-    fingerprint: str
-    """Of everything that decides the content of a KV block beside its tokens."""
+    fingerprint: str | None
+    """Of everything that decides the content of a KV block beside its tokens; None: the plan did not ask for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,8 @@ class LoadPlan:
     """Query heads that share a KV head, which a GGML file does not say."""
     kv_memory: int | None = None
     """Bytes of the KV cache at most; None: half of what the weights leave."""
+    keeps_kv: bool = False
+    """Whether KV outlives the process, so that the model needs a fingerprint: its files are hashed."""
 
 
 Progress = Callable[[str, int, int], None]
@@ -163,35 +165,34 @@ def _load_described(
 ) -> Model:
     spec = read_spec(file.path, form, GgufFacts(file))
     tokenizer, template = _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
-    decoder, limits = _place(file, form, spec, backend, plan, progress)
+    placed = _place(file, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
-    return _model(file, decoder, tokenizer, template, spec, limits, architecture, name, plan)
+    return _model(file, placed, tokenizer, template, spec, architecture, name, plan)
 
 
 def _model(
     checkpoint: Checkpoint,
-    decoder: Decoder,
+    placed: _Placed,
     tokenizer: Tokenizer,
     template: ChatTemplate | None,
     spec: DecoderSpec,
-    limits: Limits,
     architecture: str,
     name: str,
     plan: LoadPlan,
 ) -> Model:
     return Model(
-        decoder=decoder,
+        decoder=placed.decoder,
         tokenizer=tokenizer,
         template=template,
         spec=spec,
-        limits=limits,
+        limits=placed.limits,
         architecture=architecture,
         name=name,
         quantization=_storage(checkpoint, plan),
         file_bytes=checkpoint.file_bytes,
         parameters=count_parameters(checkpoint),
-        max_model_len=min(limits.max_blocks * BLOCK_SIZE, spec.max_position),
-        fingerprint=fingerprint(checkpoint, spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE),
+        max_model_len=min(placed.limits.max_blocks * BLOCK_SIZE, spec.max_position),
+        fingerprint=placed.fingerprint,
     )
 
 
@@ -226,8 +227,8 @@ def load_folder(
         spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
         check_vocabulary(path, tokenizer, spec)
-        decoder, limits = _place(file, form, spec, backend, plan, progress)
-        return _model(file, decoder, tokenizer, template, spec, limits, found, folder.resolve().name, plan)
+        placed = _place(file, form, spec, backend, plan, progress)
+        return _model(file, placed, tokenizer, template, spec, found, folder.resolve().name, plan)
 
 
 def hugging_face_form(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, Form]:
@@ -328,6 +329,12 @@ def check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> Non
         logger.warning("the model has no embedding for the tokens that end an answer, so none ends before its limit")
 
 
+class _Placed(NamedTuple):
+    decoder: Decoder
+    limits: Limits
+    fingerprint: str | None
+
+
 def _place(
     checkpoint: Checkpoint,
     form: Form,
@@ -335,15 +342,19 @@ def _place(
     backend: Backend,
     plan: LoadPlan,
     progress: Progress | None,
-) -> tuple[Decoder, Limits]:
-    """Checks all parts, plans the memory, then takes it."""
+) -> _Placed:
+    """Checks all parts, plans the memory, then takes it; hashes the files beside that, if the plan asks for it."""
     report = (lambda done, total: progress("weights", done, total)) if progress else None
     conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
-    with naming(checkpoint.path):
+    with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
         parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, progress=report)
         limits = _plan_memory(spec, plan, parts.placed_bytes)
         backend.reserve(parts.placed_bytes)
-        return build_decoder(spec, parts, backend, limits, precision=PRECISIONS[plan.precision]), limits
+        decoder = build_decoder(spec, parts, backend, limits, precision=PRECISIONS[plan.precision])
+        if not plan.keeps_kv:
+            return _Placed(decoder, limits, None)
+        facts = (spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE, backend.results)
+        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts))
 
 
 def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:

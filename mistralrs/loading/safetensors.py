@@ -9,7 +9,6 @@ project's README.
 from __future__ import annotations
 
 import math
-import mmap
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.files import HEAD_BYTES, parse_json, read_json, refuse_other_kinds
-from mistralrs.loading.checkpoint import MappedCheckpoint, Span, map_file, pickle_error
+from mistralrs.loading.checkpoint import MappedCheckpoint, MappedFile, Span, map_file, pickle_error
 from mistralrs.loading.cursor import U64, Cursor, shown
 from mistralrs.quant.types import TYPES
 
@@ -151,7 +150,7 @@ def refuse_quantised_config(config: Path) -> None:
     raise LoadError(f"{config.parent} holds a model quantised {how}, which is not supported", hint=_QUANTISED_HINT)
 
 
-def _read_file(path: Path) -> tuple[mmap.mmap, dict[str, Span]]:
+def _read_file(path: Path) -> tuple[MappedFile, dict[str, Span]]:
     """One file and where each of its tensors lies, by the names in the file."""
     mapping = map_file(path, hint=_DAMAGED)
     refuse_other_kinds(path, mapping[:HEAD_BYTES], expected={"safetensors"})
@@ -173,7 +172,7 @@ def _check_metadata(cursor: Cursor, metadata: object) -> None:
         raise cursor.error("is not an object of texts")
 
 
-def _locate(cursor: Cursor, mapping: mmap.mmap, entries: Mapping[str, object]) -> dict[str, Span]:
+def _locate(cursor: Cursor, mapping: MappedFile, entries: Mapping[str, object]) -> dict[str, Span]:
     """Where each tensor lies; all checks of offsets are here."""
     start = cursor.position
     spans = {name: _span(cursor, mapping, name, entry, start) for name, entry in entries.items()}
@@ -191,7 +190,7 @@ def _locate(cursor: Cursor, mapping: mmap.mmap, entries: Mapping[str, object]) -
     return spans
 
 
-def _span(cursor: Cursor, mapping: mmap.mmap, name: str, entry: object, data_start: int) -> Span:
+def _span(cursor: Cursor, mapping: MappedFile, name: str, entry: object, data_start: int) -> Span:
     cursor.place = f"tensor {shown(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise cursor.error("is not an object of dtype, shape and data_offsets")

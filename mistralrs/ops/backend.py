@@ -82,6 +82,11 @@ class Backend(Protocol):
     batch_invariant: bool
     """A token's result is the same bits in every batch."""
 
+    @property
+    def results(self) -> str:
+        """The name of the code that computes: what it computed under one name is what it would compute again."""
+        ...
+
     def place(self, matrix: Matrix) -> Weight: ...
 
     def placed_bytes(self, matrix: Matrix) -> int:

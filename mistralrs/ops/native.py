@@ -170,6 +170,10 @@ class NativeBackend:
         self._arena: Arena | None = None
         self._scratch: Span | None = None
 
+    @property
+    def results(self) -> str:
+        return f"{self.name} {cpu.digest()}"
+
     def placed_bytes(self, matrix: Matrix) -> int:
         check_matrix(matrix.name, matrix.type, rows=matrix.rows, columns=matrix.columns)
         size = cpu.load().mrs_packed_bytes(matrix.type.ggml_id, matrix.rows, matrix.columns)

@@ -296,6 +296,10 @@ class ReferenceBackend:
         if threads:
             torch.set_num_threads(threads)
 
+    @property
+    def results(self) -> str:
+        return f"{self.name} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+
     def placed_bytes(self, matrix: Matrix) -> int:
         return matrix.rows * matrix.columns * 4
 

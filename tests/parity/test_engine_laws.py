@@ -16,6 +16,7 @@ import pytest
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished, Stream, TokenLogprob, Usage
+from mistralrs.loading.gguf import GgufFile
 from mistralrs.ops.kv_groups import blocks_of_one
 from tests.architectures import VARIANTS, WINDOW, write_folder
 from tests.tiny import StorageTypes, TinyConfig, write_tiny
@@ -174,6 +175,29 @@ def test_what_a_stopped_engine_computed_is_computed(
     assert sum(usage.cached_tokens for _, usage in results) > 0
     with load(prefix_cache_n=16, kv_dir=tmp_path, precision="high") as other:  # what it left is not for this one
         assert ask(other, QUESTIONS[3], GREEDY)[1].cached_tokens == 0
+
+
+def test_what_another_model_left_is_not_found(tmp_path: Path) -> None:
+    """Also where it differs in one byte of a key projection, far from both ends of it; its answers were wrong."""
+    paths = [tmp_path / name for name in ("one.gguf", "two.gguf")]
+    config = TinyConfig(hidden=256, head_dim=64, feed_forward=256, context=1024)
+    data = bytearray(write_tiny(paths[0], config).path.read_bytes())
+    with GgufFile.open(paths[0]) as file:
+        _, start = file.place("blk.0.attn_k.weight")
+    data[start + 65536 + 3] ^= 0x40  # the exponent of a float
+    paths[1].write_bytes(data)
+
+    def answers(path: Path, **options: Any) -> list[tuple[Answer, Usage]]:
+        with LocalModel.load(ModelSource(None, path, None, None), LoadOptions(threads=2, **options)) as model:
+            return [ask(model, QUESTIONS[3], GREEDY) for _ in range(2)]
+
+    [first, hit], [second, _] = (answers(path, kv_dir=tmp_path / "kv") for path in paths)
+    assert hit[1].cached_tokens > 64
+    assert second[1].cached_tokens == 0
+    assert second[0] == answers(paths[1])[0][0]
+    assert second[0] != first[0]
+    again = answers(paths[0], kv_dir=tmp_path / "kv")[0]
+    assert (again[0], again[1].cached_tokens) == (first[0], hit[1].cached_tokens)
 
 
 def test_what_is_asked_at_once_is_computed_once(load: Load, expected: dict[SamplingParams, list[Answer]]) -> None:

@@ -1,0 +1,120 @@
+"""Digests of files that were hashed before, so that a large file is read for its digest once.
+
+A file is known by its device, inode, size and times; whoever changes it changes one of them. Knows no format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+NAME = "digests.json"
+MAX_ENTRIES = 1024
+"""Files that are remembered; the oldest go first."""
+MAX_BYTES = 1 << 20
+"""A longer cache was not written here."""
+SETTLED_NS = 2_000_000_000
+"""A file that was changed since may change again without another time: no file system's clock is coarser."""
+
+_VERSION = 1
+_KEY = re.compile(r"\d+(:\d+){4}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class FileIdentity(NamedTuple):
+    """Which file it is, and which state of it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def key(self) -> str:
+        return ":".join(map(str, self))
+
+    def is_settled(self) -> bool:
+        """Whether a later change would show in the times."""
+        return max(self.mtime_ns, self.ctime_ns) < time.time_ns() - SETTLED_NS
+
+
+def default_folder() -> Path | None:
+    """The user's folder for caches of this program (XDG base directories); None: there is no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # a relative one is to be ignored, says the specification
+        return Path(base) / "mistralrs"
+    try:
+        return Path.home() / ".cache" / "mistralrs"
+    except RuntimeError:  # neither HOME nor an entry in the password database
+        return None
+
+
+class DigestCache:
+    """A small JSON file in ``folder``. Several processes may use it: the last to write wins, and nothing is wrong.
+
+    What is damaged, or may have been written by others, counts as empty and is written anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+
+    def get(self, file: FileIdentity) -> str | None:
+        """The digest of a file in this state (64 hex digits); None: it is not known."""
+        return self._read().get(file.key())
+
+    def put(self, file: FileIdentity, digest: str) -> None:
+        """Remembers a digest. Raises OSError when it cannot be written."""
+        entries = self._read()
+        entries.pop(file.key(), None)
+        entries[file.key()] = digest
+        kept = dict(list(entries.items())[-MAX_ENTRIES:])
+        self._write(json.dumps({"version": _VERSION, "digests": kept}, indent=0).encode())
+
+    def _read(self) -> dict[str, str]:
+        try:
+            content = json.loads(_own_file(self.path))
+            entries = content["digests"] if content["version"] == _VERSION else {}
+            valid = all(_KEY.fullmatch(key) and _DIGEST.fullmatch(digest) for key, digest in entries.items())
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            return {}  # there is none, or it is not what is written here
+        return dict(entries) if valid else {}
+
+    def _write(self, data: bytes) -> None:
+        """Replaces the file in one step; it is whole at every moment."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self.path.with_name(f"{NAME}.{secrets.token_hex(8)}.part")
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.replace(part, self.path)
+            except OSError:
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    part.unlink()
+                raise
+
+
+def _own_file(path: Path) -> bytes:
+    """The bytes of a regular file that nobody else may write. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise OSError(f"{path} is not a file of this user alone")
+        if status.st_size > MAX_BYTES:
+            raise OSError(f"{path} has {status.st_size} bytes")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES)
+    finally:
+        os.close(descriptor)
