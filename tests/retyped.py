@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gguf
 import numpy as np
@@ -123,7 +124,23 @@ def difference(path: Path, *, isa: str | None = None, gqa: int = 1) -> float:
     for position in range(len(TOKENS) - DECODED_ALONE, len(TOKENS)):
         [row] = kernels.step((text, position, position + 1))
         assert torch.equal(row[0], logits[position]), f"token {position} alone is another"
-    expected = Running.load(path, precision="f32", threads=1, isa="torch", gqa=gqa).whole(TOKENS)
+    return _apart(logits, _plain_logits(path, gqa))
+
+
+def rounding(path: Path, *, gqa: int = 1) -> float:
+    """How far plain torch is from itself with activations that are not rounded to int8, in the same unit.
+
+    Two roundings of one value differ where float32 sums do by their last bit, and a model may amplify that.
+    """
+    rounded = _plain_logits(path, gqa)
+    with patch("mistralrs.ops.reference.round_to_int8", lambda x, refine_above: x):
+        return _apart(rounded, _plain_logits(path, gqa))
+
+
+def _plain_logits(path: Path, gqa: int) -> torch.Tensor:
+    return Running.load(path, precision="f32", threads=1, isa="torch", gqa=gqa).whole(TOKENS)
+
+
+def _apart(logits: torch.Tensor, expected: torch.Tensor) -> float:
     assert bool(expected.isfinite().all()), "the logits are not finite"
-    spread = max(float(expected.amax() - expected.amin()), 1e-6)
-    return float((logits - expected).abs().max()) / spread
+    return float((logits - expected).abs().max()) / max(float(expected.amax() - expected.amin()), 1e-6)

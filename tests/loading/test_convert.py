@@ -81,6 +81,24 @@ def test_weights_that_are_not_finite_cannot_be_quantised() -> None:
         placed(matrix, Conversion(quantise=isq_type("q4_k")), twin())
 
 
+@pytest.mark.parametrize("name", sorted(TYPES | EXPANDED | DECODED))
+@pytest.mark.parametrize("conversion", [Conversion(), Conversion("f16"), Conversion(quantise=isq_type("q4_k"))])
+def test_a_router_is_placed_as_floats(name: str, conversion: Conversion) -> None:
+    """Kernels read it as such, whatever it is stored as and whatever others become."""
+    type_ = (TYPES | EXPANDED | DECODED)[name]
+    matrix = matrix_of(type_, finite_rows(type_, rows=3, columns=COLUMNS))
+    assert conversion.target("router", matrix).name in ("F32", "F16", "BF16")
+
+
+def test_old_blocks_of_16_that_do_not_fill_one_of_32_are_decoded() -> None:
+    data = finite_rows(EXPANDED["Q4_2"], rows=3, columns=48)
+    matrix = Matrix("weight", EXPANDED["Q4_2"], 3, 48, np.ascontiguousarray(data).data.cast("B"))
+    conversion = Conversion()
+    assert conversion.target("up", matrix) is TYPES["F32"]
+    weights = twin().place(conversion.convert(matrix, TYPES["F32"], twin())).dense()
+    assert torch.equal(weights, dequantise(EXPANDED["Q4_2"], torch.from_numpy(data), 48))
+
+
 def test_rows_must_split_in_blocks() -> None:
     data = random_bytes(TYPES["Q4_K"], rows=2, columns=256, seed=4)
     matrix = Matrix("weight", TYPES["Q4_K"], 2, 100, data.data.cast("B"))
