@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from mistralrs.user_dirs import user_folder
+
 NAME = "digests.json"
 MAX_ENTRIES = 1024
 """Files that are remembered; the oldest go first."""
@@ -51,13 +53,7 @@ class FileIdentity(NamedTuple):
 
 def default_folder() -> Path | None:
     """The user's folder for caches of this program (XDG base directories); None: there is no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # a relative one is to be ignored, says the specification
-        return Path(base) / "mistralrs"
-    try:
-        return Path.home() / ".cache" / "mistralrs"
-    except RuntimeError:  # neither HOME nor an entry in the password database
-        return None
+    return user_folder("XDG_CACHE_HOME", ".cache")
 
 
 class DigestCache:

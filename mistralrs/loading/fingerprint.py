@@ -16,7 +16,6 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-from mistralrs import __version__
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import Checkpoint, MappedFile
 from mistralrs.loading.digest_cache import DigestCache, FileIdentity, default_folder
@@ -37,7 +36,7 @@ def fingerprint(checkpoint: Checkpoint, contents: Sequence[str], *facts: object)
     """
     from blake3 import blake3
 
-    digest = blake3(repr((__version__, code_digest(), tuple(contents), facts)).encode())
+    digest = blake3(repr((code_digest(), tuple(contents), facts)).encode())
     for name, tensor in sorted(checkpoint.tensors.items()):
         place = checkpoint.place(name)
         digest.update(repr((name, tensor.type.name, tensor.shape, place)).encode())
