@@ -68,13 +68,17 @@ class RequestError(MistralrsError, ValueError):
 
 
 class ContextLengthError(RequestError):
-    """The prompt is longer than the model's context, or fills it so that no answer has room."""
+    """The prompt is longer than the model's context, or fills it so that no answer has room.
 
-    def __init__(self, prompt_tokens: int, limit: int) -> None:
+    ``at_least``: the prompt has that many tokens or more; it was too long to be tokenized.
+    """
+
+    def __init__(self, prompt_tokens: int, limit: int, *, at_least: bool = False) -> None:
+        least = "at least " if at_least else ""
         room = "" if prompt_tokens > limit else ", which leaves no room for an answer"
         super().__init__(
             f"This model's maximum context length is {limit} tokens. "
-            f"However, your messages resulted in {prompt_tokens} tokens{room}.",
+            f"However, your messages resulted in {least}{prompt_tokens} tokens{room}.",
             hint="shorten the prompt, or pass --truncate-sequence to drop its beginning",
             code="context_length_exceeded",
         )

@@ -26,7 +26,8 @@ def relay(stream: AnswerStream, writer: AnswerWriter) -> Finished:
 
 
 class Interruption:
-    """While entered, the first Ctrl-C cancels the watched answers, a second one raises ``KeyboardInterrupt``.
+    """While entered, the first Ctrl-C cancels the watched answers, a second one raises ``KeyboardInterrupt``; so does
+    the first while no answer is watched, which ends the work on a prompt.
 
     An exception out of the blue could lose what an answer had already brought; a cancelled stream still ends in order.
     """
@@ -55,6 +56,8 @@ class Interruption:
         if self.happened:
             raise KeyboardInterrupt
         self.happened = True
+        if not self._streams:
+            raise KeyboardInterrupt
         # In another thread, because this one may hold the very lock that cancelling takes.
         threading.Thread(target=self._cancel, daemon=True).start()
 

@@ -13,14 +13,14 @@ from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.job import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.output import SEPARATOR, AnswerWriter, Streams, is_terminal, per_second, print_error
-from mistralrs_cli.stdin import holds_text, text_pieces, warn_of_waiting, without_mark
+from mistralrs_cli.stdin import holds_text, read_all, warn_of_waiting, without_mark
 
 
 def prompt_text(job: PromptJob, stdin: TextIO) -> str:
     """The text to ask: the prompt, and a blank line and stdin's text when stdin is a pipe, a socket or a file.
 
     Line feeds at the end of stdin are dropped, and byte-order marks at the beginning of both. Raises ``RequestError``
-    when nothing is asked at all, and ``MistralrsError`` when stdin cannot be read.
+    when nothing is asked at all, or more than any model can read, and ``MistralrsError`` when stdin cannot be read.
     """
     if job.prompt == "-":
         parts = [_all_of(stdin)]
@@ -104,4 +104,4 @@ def throughput(usages: Sequence[Usage], *, prompt: bool) -> float:
 
 
 def _all_of(stdin: TextIO) -> str:
-    return "".join(text_pieces(stdin)).rstrip("\n")
+    return read_all(stdin).rstrip("\n")

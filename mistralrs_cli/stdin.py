@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from mistralrs.errors import MistralrsError
+from mistralrs.errors import MistralrsError, RequestError
 from mistralrs_cli.output import is_terminal
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _PIECE = 1 << 16
+MAX_CHARACTERS = 16 << 20
+"""The longest prompt. No context holds as much, so the rest is not even read."""
 _logger = logging.getLogger("mistralrs.cli")
 
 
@@ -65,16 +67,31 @@ def text_pieces(stdin: TextIO) -> Iterator[str]:
         yield text
 
 
+def read_all(stdin: TextIO) -> str:
+    """The whole text of stdin. Raises as ``text_pieces`` does, and ``RequestError`` for more than a prompt may have."""
+    pieces: list[str] = []
+    length = 0
+    for text in text_pieces(stdin):
+        length = _checked(length + len(text))
+        pieces.append(text)
+    return "".join(pieces)
+
+
 def lines(stdin: TextIO) -> Iterator[str]:
-    """The lines of stdin without their line feeds, each as soon as it has come. Raises as ``text_pieces`` does."""
+    """The lines of stdin without their line feeds, each as soon as it has come.
+
+    Raises as ``text_pieces`` does, and ``RequestError`` for a line that is longer than a prompt may be.
+    """
     begun: list[str] = []
+    length = 0
     for text in text_pieces(stdin):
         first, *others = text.split("\n")
         begun.append(first)
         if others:
             yield "".join(begun)
             yield from others[:-1]
-            begun = [others[-1]]
+            begun, length = [others[-1]], 0
+        length = _checked(length + len(begun[-1]))
     if rest := "".join(begun):
         yield rest
 
@@ -88,6 +105,15 @@ def warn_of_waiting(stdin: TextIO) -> None:
 def without_mark(text: str) -> str:
     """``text`` without a byte-order mark at its beginning, as it comes from a file by way of a shell."""
     return text.removeprefix("\ufeff")
+
+
+def _checked(length: int) -> int:
+    if length > MAX_CHARACTERS:
+        raise RequestError(
+            f"stdin holds more than {MAX_CHARACTERS} characters, which fit into no model's context",
+            hint="send a part of it",
+        )
+    return length
 
 
 def _pieces(descriptor: int) -> Iterator[bytes]:

@@ -36,6 +36,7 @@ from mistralrs.engine.admission import check_queue, check_request, fit_prompt
 from mistralrs.engine.events import Delta, End, Event, Failed, Finished
 from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import EngineError, LoadError
+from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
     from mistralrs.api.local import LoadOptions, LocalModel, ModelInfo, ModelSource, Progress
@@ -364,6 +365,7 @@ class RemoteEngine(ProcessBound):
                     self._progress(what, done, total)
             case Loaded(model, config):
                 self.model, self._config = model, config
+                workers.start()  # for the first request
                 _settle(self._loaded, None)
             case NotLoaded(error):
                 _settle(self._loaded, error)

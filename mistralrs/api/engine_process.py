@@ -43,6 +43,7 @@ from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import End, Event, Failed, Handle, Usage
 from mistralrs.errors import EngineError, LoadError, MistralrsError
 from mistralrs.process import open_standard_descriptors
+from mistralrs.text.worker import workers
 
 logger = logging.getLogger("mistralrs.api.engine_process")  # which is run as __main__
 
@@ -73,7 +74,9 @@ def main() -> int:
             return error.exit_code
         threading.excepthook = lambda failed: _die(channel, failed.exc_value)
         with model:
+            model.tokenizer.prepare()  # where it holds up nobody
             channel.send(Loaded(ServedModel.of(model), model.engine.config))
+            workers.close()  # whoever prepares requests has processes of its own
             try:
                 return _serve(model.engine, channel, messages)
             except Exception as error:

@@ -19,6 +19,7 @@ from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.process import ProcessBound
 from mistralrs.errors import LoadError, RequestError
 from mistralrs.process import import_torch_without_working_folder
+from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
     from mistralrs.engine.engine import Engine
@@ -133,6 +134,7 @@ class LocalModel(ProcessBound):
         """Finds, checks and loads the model. Raises ``LoadError`` or ``UsageError``."""
         started = time.perf_counter()
         import_torch_without_working_folder()
+        workers.start()  # the template's process gets ready meanwhile
         # torch is not needed until the first token is drawn: it is imported while files are read and packed
         threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
         from mistralrs.loading.pipeline import LoadPlan, load
@@ -171,27 +173,36 @@ class LocalModel(ProcessBound):
         )
         return cls(model, engine, info)
 
-    def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
-        """The prompt that ``chat`` sends. Raises ``RequestError``, also when there is no chat template."""
+    def tokens_of(self, messages: Sequence[Mapping[str, object]], *, truncate: bool = False) -> tuple[int, ...]:
+        """The prompt that ``chat`` sends; ``truncate``: at least as much of its end as fits.
+
+        Raises ``RequestError``, also when there is no chat template, and ``ContextLengthError`` for messages that are
+        far too long. Ctrl-C ends it.
+        """
         self.require_process()
         from mistralrs.text.builtin_templates import template_hint
-        from mistralrs.text.chat_template import encode_chat
+        from mistralrs.text.prompt_tokens import Room, check_texts, prompt_tokens
 
         if self.template is None:
             raise RequestError(
                 f"{self.info.name} has no chat template, so it cannot chat", hint=template_hint(), param="messages"
             )
-        return tuple(encode_chat(self.template, self.tokenizer, messages))
+        room = Room(self.engine.max_len, truncate)
+        said = [str(message.get("content") or "") for message in messages if message.get("role") != "assistant"]
+        check_texts(self.tokenizer, said, room)
+        pieces = self.template.prompt(messages, {}, controls=self.tokenizer.control_resource).pieces
+        return prompt_tokens(self.tokenizer, pieces, room=room).ids
 
     def count(self, messages: Sequence[Mapping[str, object]]) -> int:
-        """Prompt tokens that ``chat`` would send."""
+        """Prompt tokens that ``chat`` would send. Raises as ``tokens_of`` does."""
         return len(self.tokens_of(messages))
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
     ) -> Stream:
         """Answers a conversation. Raises ``RequestError`` and ``ContextLengthError`` at once."""
-        return self.engine.submit(Request(self.tokens_of(messages), sampling, truncate=truncate, trim_space=True))
+        prompt = self.tokens_of(messages, truncate=truncate)
+        return self.engine.submit(Request(prompt, sampling, truncate=truncate, trim_space=True))
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
         """Continues token ids. Raises ``RequestError`` and ``ContextLengthError`` at once."""
@@ -203,6 +214,7 @@ class LocalModel(ProcessBound):
     def close(self) -> None:
         """Ends what runs."""
         self.engine.close()
+        workers.close()
 
     def __enter__(self) -> LocalModel:
         return self

@@ -6,14 +6,15 @@ Knows roles, contents and what a template makes of them; knows no sampling and n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic_core import from_json
 
 from mistralrs.api.types import ContentPart, Message, TemplateOptions
 from mistralrs.errors import RequestError
-from mistralrs.text.chat_template import ChatTemplate, encode_chat
+from mistralrs.text.chat_template import FIELDS, ChatTemplate, RenderedPrompt
+from mistralrs.text.prompt_tokens import prompt_tokens
 from mistralrs.text.tokenizer import Tokenizer
 
 PART_SEPARATOR = "\n"
@@ -37,19 +38,25 @@ class Conversation:
 
     def text(self, template: ChatTemplate) -> str:
         """The prompt. Raises RequestError where the template refuses the messages or fails on them."""
-        return _rendered(template, self.messages, self)
+        text = self.prompt(template).text
+        assert text is not None
+        return text
 
     def tokens(self, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The prompt's ids; what people wrote gives no control token. Raises RequestError as ``text`` does."""
-        return tuple(
-            encode_chat(
-                template,
-                tokenizer,
-                self.messages,
-                add_generation_prompt=self.add_generation_prompt,
-                continue_final=self.continue_final,
-                **self.variables,
-            )
+        return prompt_tokens(tokenizer, self.prompt(template, tokenizer).pieces).ids
+
+    def prompt(
+        self, template: ChatTemplate, tokenizer: Tokenizer | None = None, *, paths: Sequence[tuple[str, str]] = ()
+    ) -> RenderedPrompt:
+        """As ``ChatTemplate.prompt``: in pieces for a tokenizer, else as a text."""
+        return template.prompt(
+            self.messages,
+            self.variables,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final=self.continue_final,
+            paths=paths,
+            controls=None if tokenizer is None else tokenizer.control_resource,
         )
 
 
@@ -70,8 +77,11 @@ def conversation(messages: Sequence[Message], options: TemplateOptions, template
     extras = sorted({key for message in plain for key in message} - {"role", "content"})
     if len(extras) > MAX_EXTRAS:
         raise RequestError(f"the messages have more than {MAX_EXTRAS} kinds of fields", param="messages")
-    unused = _unused(template, asked, extras) if extras or variables else ()
-    return Conversation(plain, add_generation_prompt, continue_final, variables, unused)
+    paths = [*((FIELDS, key) for key in extras), *(("chat_template_kwargs", key) for key in variables)]
+    if not paths:
+        return asked
+    unused = tuple(".".join(paths[place]) for place in asked.prompt(template, paths=paths).unused)
+    return replace(asked, unused=unused)
 
 
 def missing_template(
@@ -144,39 +154,3 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         return dict(call)
     return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _unused(template: ChatTemplate, asked: Conversation, extras: Sequence[str]) -> tuple[str, ...]:
-    """Paths of those fields and variables without which the prompt is the same."""
-    paths = [*(("messages", key) for key in extras), *(("chat_template_kwargs", key) for key in asked.variables)]
-    whole = asked.text(template)
-    if _without(template, asked, paths) != whole:
-        paths = [path for path in paths if _without(template, asked, [path]) == whole]
-    return tuple(f"{where}.{key}" for where, key in paths)
-
-
-def _without(template: ChatTemplate, asked: Conversation, paths: Sequence[tuple[str, str]]) -> str | None:
-    """The prompt without these; None where the template does not do without."""
-    messages = [
-        {key: value for key, value in message.items() if ("messages", key) not in paths} for message in asked.messages
-    ]
-    variables = {key: value for key, value in asked.variables.items() if ("chat_template_kwargs", key) not in paths}
-    try:
-        return _rendered(template, messages, asked, variables=variables)
-    except RequestError:
-        return None
-
-
-def _rendered(
-    template: ChatTemplate,
-    messages: list[dict[str, object]],
-    asked: Conversation,
-    *,
-    variables: Mapping[str, object] | None = None,
-) -> str:
-    return template.render_any(
-        messages,
-        add_generation_prompt=asked.add_generation_prompt,
-        continue_final=asked.continue_final,
-        **(asked.variables if variables is None else variables),
-    )

@@ -6,7 +6,8 @@ token, and BOS comes first where the tokenizer's configuration says so. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ from mistralrs.api.types import (
 from mistralrs.engine.admission import fit_prompt
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
+from mistralrs.text.prompt_tokens import PromptTokens, Room, check_texts, prompt_tokens
 
 if TYPE_CHECKING:
     from mistralrs.api.engine_client import ServedModel
@@ -98,6 +100,9 @@ def prepare_chat(body: ChatCompletionRequest, model: ServedModel, policy: Policy
     unserved = parameters.unserved("chat", body)
     if model.template is None:
         raise missing_template(policy.model_name)
+    said = [part.text for each in body.messages if each.role != "assistant" for part in each.content or () if part.text]
+    with _naming("messages"):
+        check_texts(model.tokenizer, said, Room(model.max_len, policy.truncate))
     asked = conversation(body.messages, body, model.template)
     ignored = _ignored((*unserved, *_stream_options(body), *asked.unused), policy)
     if body.top_logprobs and not body.logprobs:
@@ -105,9 +110,10 @@ def prepare_chat(body: ChatCompletionRequest, model: ServedModel, policy: Policy
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     sampling = sampling_params(body, policy.sampling, model, max_tokens=max_tokens, logprobs=logprobs)
-    prompt = asked.tokens(model.template, model.tokenizer)
+    pieces = asked.prompt(model.template, model.tokenizer).pieces
+    prompt = _tokens(pieces, model, policy, "messages")
     # a continued message goes on as it is; an answer's first word brings a space that nobody meant
-    request = _request(prompt, sampling, body, policy, trim_space=not asked.continue_final)
+    request = _request(prompt.ids, sampling, body, policy, trim_space=not asked.continue_final)
     [request], truncated = _fitted([request], model, "messages")
     choices = body.n or 1
     return Prepared(
@@ -118,7 +124,7 @@ def prepare_chat(body: ChatCompletionRequest, model: ServedModel, policy: Policy
         seed=sampling.seed,
         ignored=ignored,
         other_model=other_model,
-        truncated_tokens=truncated,
+        truncated_tokens=prompt.dropped + truncated,
         stream=bool(body.stream),
         include_usage=_include_usage(body),
         timings_per_token=bool(body.timings_per_token),
@@ -139,7 +145,7 @@ def prepare_completion(body: CompletionRequest, model: ServedModel, policy: Poli
     # the best are found by their log-probability, shown or not
     logprobs = 0 if body.logprobs is None and candidates > choices else body.logprobs
     sampling = sampling_params(body, policy.sampling, model, max_tokens=body.max_tokens, logprobs=logprobs)
-    prompts = _tokens(members, model)
+    prompts, dropped = _prompts(members, model, policy, "prompt")
     whole = [_request(prompt, sampling, body, policy) for prompt in prompts]
     if body.echo:
         whole = [replace(request, prompt_logprobs=body.logprobs) for request in whole]
@@ -152,12 +158,12 @@ def prepare_completion(body: CompletionRequest, model: ServedModel, policy: Poli
         seed=sampling.seed,
         ignored=ignored,
         other_model=other_model,
-        truncated_tokens=truncated,
+        truncated_tokens=dropped + truncated,
         stream=bool(body.stream),
         include_usage=_include_usage(body),
         timings_per_token=bool(body.timings_per_token),
         logprobs=body.logprobs,
-        echo=_echo(members, prompts, requests, model) if body.echo else None,
+        echo=_echo(members, prompts, requests, model, is_whole=not dropped) if body.echo else None,
         suffix=body.suffix or "",
     )
 
@@ -170,6 +176,7 @@ def prepare_embeddings(body: EmbeddingRequest, model: ServedModel, policy: Polic
         raise RequestError(
             f"dimensions is {body.dimensions}; this model's embeddings have {model.hidden_size}", param="dimensions"
         )
+    prompts, dropped = _prompts(_members(body.input), model, policy, "input")
     requests, truncated = _fitted(
         [
             Request(
@@ -180,12 +187,13 @@ def prepare_embeddings(body: EmbeddingRequest, model: ServedModel, policy: Polic
                 identity=policy.identity,
                 deadline_s=policy.deadline_s,
             )
-            for prompt in _tokens(_members(body.input), model)
+            for prompt in prompts
         ],
         model,
         "input",
     )
-    return PreparedEmbeddings(tuple(requests), body.encoding_format or "float", ignored, other_model, truncated)
+    cut = dropped + truncated
+    return PreparedEmbeddings(tuple(requests), body.encoding_format or "float", ignored, other_model, cut)
 
 
 def check_model(name: str | None, policy: Policy) -> str | None:
@@ -210,12 +218,37 @@ def _members(prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int
     return [ids] if ids else [member for member in prompt if not isinstance(member, int)]
 
 
-def _tokens(members: Sequence[str | Sequence[int]], model: ServedModel) -> list[tuple[int, ...]]:
-    tokenizer = model.tokenizer
-    return [
-        tuple(tokenizer.encode(member, special=True, bos=tokenizer.add_bos) if isinstance(member, str) else member)
-        for member in members
-    ]
+def _prompts(
+    members: Sequence[str | Sequence[int]], model: ServedModel, policy: Policy, param: str
+) -> tuple[list[tuple[int, ...]], int]:
+    """The ids of raw prompts, and how many tokens at least were dropped before they were even made."""
+    prompts, dropped = [], 0
+    for member in members:
+        if isinstance(member, str):
+            tokens = _tokens([(member, True)], model, policy, param, bos=model.tokenizer.add_bos)
+            prompts.append(tokens.ids)
+            dropped += tokens.dropped
+        else:
+            prompts.append(tuple(member))
+    return prompts, dropped
+
+
+def _tokens(
+    pieces: Sequence[tuple[str, bool]], model: ServedModel, policy: Policy, param: str, *, bos: bool = False
+) -> PromptTokens:
+    """As ``prompt_tokens``; errors name ``param``."""
+    with _naming(param):
+        return prompt_tokens(model.tokenizer, pieces, room=Room(model.max_len, policy.truncate), bos=bos)
+
+
+@contextlib.contextmanager
+def _naming(param: str, *, place: int | None = None) -> Iterator[None]:
+    """Names the parameter in errors; ``place``: and which of its members."""
+    try:
+        yield
+    except RequestError as error:
+        error.point_at(param, place=place)
+        raise
 
 
 def _echo(
@@ -223,12 +256,16 @@ def _echo(
     prompts: Sequence[tuple[int, ...]],
     requests: Sequence[Request],
     model: ServedModel,
+    *,
+    is_whole: bool,
 ) -> tuple[Echo, ...]:
-    """Prompts as they were sent, or what their tokens say where ids were sent or the prompt was cut."""
+    """Prompts as they were sent, or what their tokens say where ids were sent or a prompt was cut."""
     tokenizer = model.tokenizer
     return tuple(
         Echo(
-            member if isinstance(member, str) and request.prompt == prompt else tokenizer.decode(request.prompt),
+            member
+            if isinstance(member, str) and request.prompt == prompt and is_whole
+            else tokenizer.decode(request.prompt),
             tokenizer.token_text(request.prompt[0]),
             tokenizer.token_bytes(request.prompt[0]),
             tokenizer.space_prefix,
@@ -283,11 +320,8 @@ def _fitted(requests: Sequence[Request], model: ServedModel, param: str) -> tupl
     are several."""
     fitted, cut = [], 0
     for place, request in enumerate(requests):
-        try:
+        with _naming(param, place=place if len(requests) > 1 else None):
             prompt = tuple(fit_prompt(request, model.max_len, model.vocab_size, spell=model.tokenizer.token_text))
-        except RequestError as error:
-            error.point_at(param, place=place if len(requests) > 1 else None)
-            raise
         cut += len(request.prompt) - len(prompt)
         fitted.append(replace(request, prompt=prompt))
     return fitted, cut

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 
 from mistralrs.api.engine_client import ServedModel
@@ -15,13 +14,12 @@ from mistralrs.api.prepare import Policy
 from mistralrs.api.types import BodyType, parse
 from mistralrs.errors import RequestError
 from mistralrs.server.middleware import context_of
+from mistralrs.server.preparation import Preparation, check_shape
 from mistralrs.server.presence import unless_gone
 from mistralrs.server.service import Service
 
 DISCARDED = 4
 """So many times the limit is read and thrown away, so that a client which sends first and reads then hears why."""
-PREPARING = 2
-"""Requests that are prepared at once: templates and tokenizers take a processor, and streams need one too."""
 
 PreparedType = TypeVar("PreparedType")
 
@@ -31,7 +29,7 @@ class Reader:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._limiter = CapacityLimiter(PREPARING)
+        self._preparation = Preparation()
 
     async def prepared(
         self,
@@ -49,8 +47,12 @@ class Reader:
         policy = self._service.policy(context.identity)
         data = await read_bytes(request, self._service.settings.max_body_bytes)
         self._service.record("request", context.id, path=context.path, body=data)
-        work = to_thread.run_sync(lambda: prepare(parse(kind, data), model, policy), limiter=self._limiter)
-        return await unless_gone(request.receive, work)
+
+        def work() -> PreparedType:
+            check_shape(data)
+            return prepare(parse(kind, data), model, policy)
+
+        return await unless_gone(request.receive, self._preparation.run(work, size=len(data)))
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 from fastapi import APIRouter
@@ -18,7 +19,7 @@ from mistralrs.server.middleware import context_of
 from mistralrs.server.notes import Notes
 from mistralrs.server.openapi import ENGINE_ERRORS, operation
 from mistralrs.server.presence import unless_gone
-from mistralrs.server.responses import JsonResponse, to_json
+from mistralrs.server.responses import JsonResponse, to_json_in_slices
 from mistralrs.server.service import Service
 
 
@@ -34,17 +35,17 @@ def text_routes(service: Service, reader: Reader) -> APIRouter:
     @router.post("/tokenize", **tokenizing)
     async def tokenize(request: Request) -> Response:
         body, notes = await reader.prepared(request, TokenizeRequest, tokens.tokenize)
-        return _json(service, request, body, notes)
+        return await _json(service, request, body, notes)
 
     @router.post("/detokenize", **detokenizing)
     async def detokenize(request: Request) -> Response:
         body, notes = await reader.prepared(request, DetokenizeRequest, tokens.detokenize)
-        return _json(service, request, body, notes)
+        return await _json(service, request, body, notes)
 
     @router.post("/apply-template", **rendering)
     async def apply_template(request: Request) -> Response:
         body, notes = await reader.prepared(request, ApplyTemplateRequest, tokens.apply_template)
-        return _json(service, request, body, notes)
+        return await _json(service, request, body, notes)
 
     @router.post("/v1/embeddings", **embedding)
     async def embed(request: Request) -> Response:
@@ -55,12 +56,12 @@ def text_routes(service: Service, reader: Reader) -> APIRouter:
             body = await unless_gone(request.receive, work)
         finally:
             service.end(live)
-        return _json(service, request, body, Notes.of(prepared))
+        return await _json(service, request, body, Notes.of(prepared))
 
     return router
 
 
-def _json(service: Service, request: Request, body: dict[str, object], notes: Notes) -> Response:
-    data = to_json(body)
+async def _json(service: Service, request: Request, body: dict[str, object], notes: Notes) -> Response:
+    data = await asyncio.to_thread(to_json_in_slices, body)
     service.record("response", context_of(request.scope).id, status=200, body=data)
     return JsonResponse(data, headers=notes.headers(service.model_name))

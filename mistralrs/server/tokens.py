@@ -5,7 +5,7 @@ What llama.cpp and vLLM call by different names has both. Fields that a body's t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mistralrs.api import parameters
 from mistralrs.api.engine_client import ServedModel
@@ -15,10 +15,13 @@ from mistralrs.api.prepare import Policy, check_model
 from mistralrs.api.types import ApplyTemplateRequest, DetokenizeRequest, TemplateOptions, TokenizeRequest
 from mistralrs.errors import RequestError
 from mistralrs.server.notes import Notes
+from mistralrs.text.prompt_tokens import prompt_tokens
 from mistralrs.text.tokenizer import Tokenizer
 
 Answered = tuple[dict[str, object], Notes]
 
+MAX_TEXT_BYTES = 1 << 20
+"""Bytes of UTF-8 that /tokenize takes at once."""
 _OF_TEXTS = ("add_special_tokens", "parse_special")
 _OF_MESSAGES = tuple(TemplateOptions.model_fields)
 
@@ -38,7 +41,7 @@ def tokenize(body: TokenizeRequest, model: ServedModel, policy: Policy) -> Answe
         vain = [name for name in _OF_TEXTS if getattr(body, name) is not None]
         vain += asked.unused
         assert model.template is not None
-        tokens = list(asked.tokens(model.template, model.tokenizer))
+        tokens = _tokens(asked.prompt(model.template, model.tokenizer).pieces, model.tokenizer)
     shown = [_piece(token, model.tokenizer) for token in tokens] if body.with_pieces else tokens
     answer: dict[str, object] = {"tokens": shown, "count": len(tokens), "max_model_len": model.max_len}
     return answer, _notes("tokenize", body, policy, vain)
@@ -77,8 +80,19 @@ def _text_tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
     text = body.content if body.content is not None else body.prompt
     assert text is not None
     bos = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
-    tokenizer = model.tokenizer
-    return tokenizer.encode(text, special=body.parse_special is not False, bos=bos and tokenizer.add_bos)
+    return _tokens([(text, body.parse_special is not False)], model.tokenizer, bos=bos and model.tokenizer.add_bos)
+
+
+def _tokens(pieces: Sequence[tuple[str, bool]], tokenizer: Tokenizer, *, bos: bool = False) -> list[int]:
+    """The ids of a text, which no context bounds here."""
+    size = sum(len(text.encode("utf-8", "replace")) for text, _ in pieces)
+    if size > MAX_TEXT_BYTES:
+        raise RequestError(
+            f"the text has {size} bytes; more than {MAX_TEXT_BYTES} are not tokenized at once",
+            hint="send it in parts",
+            code="request_too_large",
+        )
+    return list(prompt_tokens(tokenizer, pieces, bos=bos).ids)
 
 
 def _piece(token: int, tokenizer: Tokenizer) -> dict[str, object]:

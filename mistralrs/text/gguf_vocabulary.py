@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.text.backends import MAX_PIECE_LENGTH, byte_level_backend, derived_merges, sentence_piece_backend
+from mistralrs.text.native import native_errors
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary, known_ends
 
@@ -35,12 +36,10 @@ def read_gguf_vocabulary(metadata: Mapping[str, object]) -> tuple[Vocabulary, To
     pre = _pre(metadata) if model == "gpt2" else "default"
     vocabulary = _vocabulary(metadata, sentence_piece=model == "llama", add_bos=PRETOKENIZERS[pre].add_bos)
     merges = _merges(metadata) if model == "gpt2" else derived_merges(vocabulary, _scores(metadata, vocabulary.texts))
-    try:
+    with native_errors(lambda words: LoadError(f"the tokenizer cannot be built: {words}", hint=_HINT)):
         if model == "gpt2":
             return vocabulary, byte_level_backend(vocabulary, pre, merges)
         return vocabulary, sentence_piece_backend(vocabulary, merges)
-    except Exception as error:  # the library raises nothing narrower
-        raise LoadError(f"the tokenizer cannot be built: {error}", hint=_HINT) from error
 
 
 def _vocabulary(metadata: Mapping[str, object], *, sentence_piece: bool, add_bos: bool) -> Vocabulary:

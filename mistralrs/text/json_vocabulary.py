@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.files import TOKENIZER_BYTES, read_json_text
+from mistralrs.text.components import Components
+from mistralrs.text.native import native_errors
 from mistralrs.text.vocabulary import (
     BYTE,
     CONTROL,
@@ -25,9 +29,11 @@ from mistralrs.text.vocabulary import (
     Vocabulary,
     known_ends,
 )
+from mistralrs.text.worker import TOKENIZER_LOADING, TOKENIZING, FailedError, LimitError, Resource, workers
 
 _logger = logging.getLogger(__name__)
 _HINT = "give the tokenizer.json of a fast tokenizer"
+_PROBE = "a"
 _BYTE_TEXTS = frozenset(f"<0x{byte:02X}>" for byte in range(0x100))
 
 
@@ -45,11 +51,7 @@ def read_json_vocabulary(
     is left out with a warning.
     """
     name, text = _content(source)
-    try:
-        fields = json.loads(text)
-        backend = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise LoadError(f"{name} is not a usable tokenizer.json: {error}", hint=_HINT) from error
+    fields, backend, (plain, framed) = _read(name, text)
     backend.no_truncation()
     backend.no_padding()
     texts, kinds = _tokens(name, fields, backend)
@@ -58,8 +60,6 @@ def read_json_vocabulary(
         eos = list(_known(name, texts, eos))
     bos_id = None if bos is None else _resolve(name, texts, bos)
     given_ends = [_resolve(name, texts, token) for token in eos]
-    plain = backend.encode("a", add_special_tokens=False).ids
-    framed = backend.encode("a", add_special_tokens=True).ids
     first = framed[0] if framed[1 : 1 + len(plain)] == plain != [] else None
     if bos_id is None:
         bos_id = first
@@ -87,6 +87,44 @@ def _content(source: Path | str) -> tuple[str, str]:
     if isinstance(source, str):
         return "the tokenizer's text", source
     return str(source), read_json_text(source, limit=TOKENIZER_BYTES, hint=_HINT)
+
+
+def _read(name: str, text: str) -> tuple[dict[str, Any], Tokenizer, list[list[int]]]:
+    """The file's fields, the library's tokenizer, and its tokens of a text without and with those that it puts around.
+
+    Parts of which the library may make anything are tried in another process first: there it may panic, run on and take
+    memory as it likes.
+    """
+
+    def unusable(words: str) -> LoadError:
+        return LoadError(f"{name} is not a usable tokenizer.json: {words}", hint=_HINT)
+
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise unusable(str(error)) from error
+    if not isinstance(fields, dict):
+        raise unusable("it holds no object")
+    with native_errors(unusable):
+        if Components.of_json(fields).quick_bytes:
+            backend = Tokenizer.from_str(text)
+            framed = [backend.encode(_PROBE, add_special_tokens=framed).ids for framed in (False, True)]
+        else:
+            framed = _tried(text, unusable)
+            backend = Tokenizer.from_str(text)
+    return fields, backend, framed
+
+
+def _tried(text: str, unusable: Callable[[str], LoadError]) -> list[list[int]]:
+    """The tokens of the probe, from another process."""
+    tokenizer = Resource("tokenizer", {}, lambda: text.encode("utf-8", "replace"), TOKENIZER_LOADING)
+    try:
+        answer, _ = workers.call(
+            "frame", {}, {"tokenizer": tokenizer}, limits=replace(TOKENIZING, cpu_s=2.0), payload=_PROBE.encode()
+        )
+    except (FailedError, LimitError) as error:
+        raise unusable(error.message) from None
+    return [[int(token) for token in ids] for ids in answer["ids"]]
 
 
 def _tokens(name: str, fields: dict[str, object], backend: Tokenizer) -> tuple[list[str], list[int]]:

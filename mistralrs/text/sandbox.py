@@ -1,7 +1,8 @@
 """Jinja as chat templates expect it, which is as `transformers` sets it up, in a sandbox with bounds.
 
 A template comes out of a model file that somebody else made. It cannot reach Python, change what it is given, loop for
-ever or print without end. What one built-in filter can do with a huge argument is not bounded. Knows no messages.
+ever or print without end. One operation may still take any time and memory, which is bounded by the process that runs
+it (``worker_process``). Knows no messages.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.text.backends import MAX_PIECE_LENGTH, derived_merges, sentence_piece_backend
+from mistralrs.text.native import native_errors
 from mistralrs.text.protobuf import WireError, fields, signed
 from mistralrs.text.tokenizer_config import TokenizerConfig
 from mistralrs.text.vocabulary import (
@@ -76,11 +77,9 @@ def read_sentencepiece_vocabulary(data: bytes, name: str, config: TokenizerConfi
     longest = max(map(len, vocabulary.texts))
     if longest > MAX_PIECE_LENGTH:
         raise LoadError(f"{name} has a token of {longest} characters; more than {MAX_PIECE_LENGTH} are refused")
-    try:
+    with native_errors(lambda words: LoadError(f"{name} cannot be used: {words}", hint=HINT)):
         merges = derived_merges(vocabulary, scores)
         return vocabulary, sentence_piece_backend(vocabulary, merges, squeeze_spaces=model.squeeze_spaces)
-    except Exception as error:  # the library raises nothing narrower
-        raise LoadError(f"{name} cannot be used: {error}", hint=HINT) from error
 
 
 def _read(data: memoryview) -> _Model:

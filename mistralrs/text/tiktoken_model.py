@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.text.backends import MAX_PIECE_LENGTH, byte_level_backend, derived_merges
+from mistralrs.text.native import native_errors
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.tokenizer_config import TokenizerConfig
 from mistralrs.text.vocabulary import BYTE_OF_LETTER, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, known_ends
@@ -46,10 +47,8 @@ def read_tiktoken_vocabulary(data: bytes, name: str, config: TokenizerConfig) ->
     ranks = [-float(token) for token in range(len(texts))]
     vocabulary = _vocabulary(texts, name, config, add_bos=PRETOKENIZERS[pre].add_bos)
     ranks += [0.0] * (len(vocabulary.texts) - len(ranks))
-    try:
+    with native_errors(lambda words: LoadError(f"{name} cannot be used: {words}", hint=HINT)):
         return vocabulary, byte_level_backend(vocabulary, pre, derived_merges(vocabulary, ranks))
-    except Exception as error:  # the library raises nothing narrower
-        raise LoadError(f"{name} cannot be used: {error}", hint=HINT) from error
 
 
 def _texts(data: bytes, name: str) -> list[str]:

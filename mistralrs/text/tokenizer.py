@@ -8,30 +8,50 @@ from __future__ import annotations
 
 import codecs
 import copy
+import json
 import logging
+import os
 import re
 import threading
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
-from mistralrs.errors import LoadError
+from mistralrs.errors import LoadError, RequestError
 from mistralrs.files import read_bytes, refuse_other_kinds
+from mistralrs.text.components import Components
 from mistralrs.text.control import ControlTexts
 from mistralrs.text.gguf_metadata import PROBE, Value, gguf_metadata
 from mistralrs.text.gguf_vocabulary import read_gguf_vocabulary
 from mistralrs.text.json_vocabulary import read_json_vocabulary
+from mistralrs.text.native import native_errors
 from mistralrs.text.sentencepiece_model import read_sentencepiece_vocabulary
 from mistralrs.text.tiktoken_model import is_tiktoken, read_tiktoken_vocabulary
+from mistralrs.text.token_bound import TokenBound
 from mistralrs.text.tokenizer_config import TokenizerConfig
 from mistralrs.text.vocabulary import BYTE, BYTE_OF_LETTER, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from mistralrs.text.worker import (
+    TOKENIZER_LOADING,
+    TOKENIZING,
+    FailedError,
+    LimitError,
+    Resource,
+    check_cancelled,
+    workers,
+)
+
+# The library would start threads of its own for a batch of one text, and warn at every fork that follows.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _MAX_MODEL_BYTES = 64 << 20
 """Of a `tokenizer.model`. Real ones have 0.5 to 5 MB."""
 _NO_CONFIG = TokenizerConfig()
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROLS = (CONTROL, UNKNOWN)
+_MADE_ON_DEMAND = ("_lock", "controls", "control_resource", "_resource")
 _logger = logging.getLogger(__name__)
 
 
@@ -55,7 +75,7 @@ class Tokenizer:
 
     def __getstate__(self) -> dict[str, object]:
         """All but the lock and what is made on demand: a tokenizer may cross to another process."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "controls")}
+        return {name: value for name, value in self.__dict__.items() if name not in _MADE_ON_DEMAND}
 
     def __setstate__(self, state: Mapping[str, object]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -152,27 +172,79 @@ class Tokenizer:
     @cached_property
     def controls(self) -> ControlTexts:
         """The spellings that ``encode(special=True)`` takes for control tokens."""
+        return ControlTexts(self._control_texts())
+
+    @cached_property
+    def control_resource(self) -> Resource:
+        """``controls``, for the process that keeps them out of the prompts of chats."""
+        texts = self._control_texts()
+        return Resource("controls", {}, lambda: json.dumps(texts).encode(), TOKENIZER_LOADING)
+
+    def _control_texts(self) -> dict[str, tuple[bool, bool]]:
         strips = self._vocabulary.strips
         tokens = zip(self._vocabulary.texts, self._vocabulary.kinds, strict=True)
-        return ControlTexts(
-            {t: strips.get(i, (False, False)) for i, (t, kind) in enumerate(tokens) if t and kind in (CONTROL, UNKNOWN)}
-        )
+        return {t: strips.get(i, (False, False)) for i, (t, kind) in enumerate(tokens) if t and kind in _CONTROLS}
 
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
         """Token ids. With ``special=False`` text that spells a control token stays text (what a user wrote).
         Bytes that the vocabulary has no token for are dropped, as llama.cpp does: SmolLM2's lacks six control
         characters and those of planes that Unicode does not use.
 
-        ``bos`` puts BOS in front unless it is there already or there is none. Lone surrogates become U+FFFD.
+        ``bos`` puts BOS in front unless it is there already or there is none. Lone surrogates become U+FFFD. A text
+        that may take long is tokenized in a process of its own, which Ctrl-C or a ``Cancellation`` ends. Raises
+        RequestError where the library fails or the text takes more time or memory than ``worker`` allows.
         """
         if _SURROGATE.search(text):
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        with self._lock:
-            self._backend.encode_special_tokens = not special
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        check_cancelled()
+        data = text.encode()
+        is_quick = len(data) <= self.quick_bytes
+        ids = self._encoded(text, special=special) if is_quick else self._encoded_elsewhere(data, special=special)
         if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        with native_errors(_not_tokenized), self._lock:
+            self._backend.encode_special_tokens = not special
+            # which lets other threads run, and ``encode`` does not
+            [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)
+            ids: list[int] = encoding.ids
+        return ids
+
+    def _encoded_elsewhere(self, data: bytes, *, special: bool) -> list[int]:
+        try:
+            _, ids = workers.call(
+                "encode", {"special": special}, {"tokenizer": self._resource}, limits=TOKENIZING, payload=data
+            )
+        except (FailedError, LimitError) as error:
+            raise _not_tokenized(error.message) from None
+        return array("I", ids).tolist()
+
+    def least_tokens(self, text: str, *, special: bool, enough: int) -> int:
+        """How many tokens the text has at least, without tokenizing it; stops counting beyond ``enough``."""
+        return self._bound.least(text, special=special, enough=enough)
+
+    def tail(self, text: str, *, special: bool, tokens: int) -> str:
+        """The end of the text that has more than so many tokens; all of it where none is certain to."""
+        return self._bound.tail(text, special=special, tokens=tokens)
+
+    @cached_property
+    def quick_bytes(self) -> int:
+        """Texts of so many bytes in UTF-8 are tokenized in a moment; 0: of any text nobody knows."""
+        return Components.of_backend(self._backend).quick_bytes
+
+    @cached_property
+    def _bound(self) -> TokenBound:
+        return TokenBound.of(self._vocabulary, self._backend)
+
+    def prepare(self) -> None:
+        """Makes what long texts will need, which then crosses to another process as well."""
+        assert self._bound
+
+    @cached_property
+    def _resource(self) -> Resource:
+        return Resource("tokenizer", {}, lambda: self._backend.to_str().encode(), TOKENIZER_LOADING)
 
     def token_bytes(self, token: int) -> bytes:
         """What a token adds to a text: bytes that need not be whole characters; none for control tokens."""
@@ -201,6 +273,10 @@ class Tokenizer:
         """The text of tokens, without control tokens and without the space that ``encode`` wrote in front."""
         text = b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
         return text.removeprefix(" ") if self.space_prefix else text
+
+
+def _not_tokenized(words: str) -> RequestError:
+    return RequestError(f"the text cannot be tokenized: {words}", hint="send another text, or a shorter one")
 
 
 def _byte_value(text: str) -> bytes | None:

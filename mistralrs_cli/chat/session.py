@@ -35,9 +35,12 @@ class Chat:
         writer = AnswerWriter(self._streams.stdout)
         messages = self.conversation.asking(text)
         with Interruption() as interruption:
-            answer = self.model.chat(messages, self._job.sampling, truncate=self._job.truncate)
             try:
-                finished = relay(interruption.watch(answer), writer)
+                answer = interruption.watch(self.model.chat(messages, self._job.sampling, truncate=self._job.truncate))
+            except KeyboardInterrupt:  # before there was an answer
+                return Finished("cancelled", Usage(0, 0, 0, 0.0, 0.0, 0.0, self._job.sampling.seed))
+            try:
+                finished = relay(answer, writer)
             except BaseException:
                 if writer.text:
                     writer.end()

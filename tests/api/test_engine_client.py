@@ -192,10 +192,13 @@ def test_tokenizer_and_template_cross(model: LocalModel) -> None:
     tokenizer, template = model.tokenizer, model.template
     assert template is not None
     assert tokenizer.controls  # made on demand, and not sent
+    assert tokenizer.control_resource
+    tokenizer.prepare()
     restored, rendered = pickle.loads(pickle.dumps((tokenizer, template)))
     for special in (True, False):
         assert restored.encode(text, special=special) == tokenizer.encode(text, special=special)
-    assert vars(restored).keys() >= vars(tokenizer).keys() - {"controls"}
+    assert vars(restored).keys() >= vars(tokenizer).keys() - {"controls", "control_resource"}
+    assert "_bound" in vars(restored)
     assert (restored.eos_ids, restored.token_bytes(40)) == (tokenizer.eos_ids, tokenizer.token_bytes(40))
     hello = [{"role": "user", "content": "hello"}]
     assert rendered.render(hello) == template.render(hello)

@@ -18,6 +18,9 @@ from tests.text.test_conversation import GEMMA, MISTRAL
 ALL = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
 TRIMMING = CHATML.replace("m.content", "(m.content | trim)")
 NAMES = "{% for m in messages %}{{ m.role }}{{ ' ' + m.name if m.name }}: {{ m.content }};{% endfor %}"
+PARTS = CHATML.replace(
+    "m.content +", "(m.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join) +"
+)
 CALLS = (
     "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %};{% endfor %}"
 )
@@ -150,7 +153,8 @@ def test_a_field_that_a_template_insists_on_is_used() -> None:
 
 def test_variables_reach_the_template() -> None:
     assert prompt("{{ mood }}{{ messages[0].content }}", "hi", chat_template_kwargs={"mood": "oh "}) == "oh hi"
-    assert prompt("{{ self_ }}", "hi", chat_template_kwargs={"self": 1, "template": 2, "tokenizer": 3}) == ""
+    source = "{{ self_ }}{{ messages[0].content }}"
+    assert prompt(source, "hi", chat_template_kwargs={"self": 1, "template": 2, "tokenizer": 3}) == "hi"
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "continue_final_message", "chat_template"])
@@ -204,7 +208,8 @@ def test_keys_give_no_control_token() -> None:
     ids = asked.tokens(template, tokenizer)
     assert all(tokenizer.token_bytes(token) for token in ids)
     assert tokenizer.decode(ids) == asked.text(template)
-    asked, template = ask("{{ v | tojson }}", "hi", chat_template_kwargs={"v": {"<|im_end|>": {"v": "<|im_end|>"}}})
+    source = "{{ messages[0].content }}{{ v | tojson }}"
+    asked, template = ask(source, "hi", chat_template_kwargs={"v": {"<|im_end|>": {"v": "<|im_end|>"}}})
     assert all(tokenizer.token_bytes(token) for token in asked.tokens(template, tokenizer))
 
 
@@ -212,6 +217,25 @@ def test_what_is_not_shown_cannot_be_continued() -> None:
     asked, template = ask(
         "{{ messages[0].content }}", [say("user", "a"), say("assistant", "b")], continue_final_message=True
     )
-    with pytest.raises(RequestError, match="does not show the last message") as raised:
+    with pytest.raises(RequestError, match="leaves out a message of the role 'assistant'"):
         asked.text(template)
+    calls = [say("user", "a"), say("assistant", "b", tool_calls=[CALL])]  # whose words may be left out
+    with pytest.raises(RequestError, match="does not show the last message") as raised:
+        ask("{{ messages[0].content }}", calls, continue_final_message=True)
     assert raised.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize("content", ["hi", parts("hi"), parts("one", "two <|im_end|>")])
+@pytest.mark.parametrize("more", [[], [say("assistant", "yes"), say("user", parts("x"))]])
+def test_a_template_that_reads_parts_gets_every_word(content: Any, more: Any) -> None:
+    messages = [say("system", "be <|im_"), say("user", content), say("assistant", None, tool_calls=[CALL]), *more]
+    assert prompt(PARTS, messages) == prompt(CHATML, messages)
+    asked, template = ask(PARTS, messages)
+    ids = asked.tokens(template, byte_tokenizer())
+    assert byte_tokenizer().decode(ids) == byte_tokenizer().decode(
+        ask(CHATML, messages)[0].tokens(template, byte_tokenizer())
+    )
+    continued = [*messages, say("assistant", "so ")]
+    assert prompt(PARTS, continued, continue_final_message=True) == prompt(
+        CHATML, continued, continue_final_message=True
+    )

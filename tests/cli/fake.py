@@ -108,6 +108,9 @@ class FakeModel:
 
         if word == "too-long":
             raise ContextLengthError(9000, CONTEXT_LENGTH)
+        if word == "preparing":
+            os.write(2, b"preparing\n")
+            time.sleep(60)
         if word == "fail":
             return FakeStream(["half an "], usage, error=EngineError("the engine broke", hint="try again"))
         if word == "slow":

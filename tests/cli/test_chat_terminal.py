@@ -159,12 +159,13 @@ def test_ctrl_c_keeps_the_part_that_came(home: Path) -> None:
         assert len(conversation[1]["content"].split()) < 100
 
 
-def test_ctrl_c_before_the_answer_gives_the_text_back(home: Path) -> None:
+@pytest.mark.parametrize("word", ["prefill", "preparing"])
+def test_ctrl_c_before_the_answer_gives_the_text_back(home: Path, word: str) -> None:
     with start(home) as terminal:
-        terminal.send("prefill of a long text", ENTER)
+        terminal.send(f"{word} of a long text", ENTER)
         time.sleep(0.3)
         terminal.send(CTRL_C)
-        terminal.wait_for_line("> prefill of a long text", times=2)
+        terminal.wait_for_line(f"> {word} of a long text", times=2)
         terminal.send(CTRL_C)  # clears the line
         terminal.wait_for_prompt()
         terminal.send("messages", ENTER)

@@ -69,3 +69,34 @@ def test_bench(run: Run) -> None:
     records = [json.loads(line) for line in out.splitlines()]
     assert [record["test"] for record in records] == ["tg4", "pp32", "tg4", "pp32"]
     assert all(record["tok_s_median"] > 0 for record in records)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ '%10000000000d' % 1 }}", "more than 256 MiB of memory"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out a message of the role 'user'"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(default_model: Path, template: str, reason: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mistralrs_cli", "--prompt", "hi", "--chat-template", template],
+        env={**os.environ, "MISTRALRS_DEFAULT_MODEL": str(default_model)},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 4
+    assert result.stdout == ""
+    assert reason in result.stderr
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_prompt_that_is_far_too_long_is_cut_or_refused(run: Run, default_model: Path) -> None:
+    words = "the number is 7 " * 400_000
+    _, err = run("--prompt", "-", "--truncate-sequence", "--max-tokens", "8180", "--seed", "1", stdin=words + "Why?")
+    assert "were cut" in err
+    with pytest.raises(AssertionError, match="at least"):
+        run("--prompt", "-", stdin=words)

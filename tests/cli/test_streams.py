@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mistralrs import __version__
+from mistralrs_cli.stdin import MAX_CHARACTERS
 from tests.cli.terminal import ROOT, environment
 
 
@@ -270,6 +271,26 @@ def test_signals(program: Program, arguments: list[str], number: signal.Signals,
         assert process.stderr.read() == b"closed\n"
     if number is signal.SIGINT:
         assert seen.endswith(b"\n")
+
+
+@pytest.mark.parametrize("arguments", [["--prompt", "preparing", "--no-stdin"], ["--prompt", "-"], ["-i"]])
+def test_ctrl_c_while_a_prompt_is_prepared(program: Program, arguments: list[str]) -> None:
+    with program.start(*arguments, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"preparing\n")
+        process.stdin.close()
+        assert process.stderr.readline() == b"preparing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("arguments", [["--prompt", "-"], ["--prompt", "sum up"], ["-i"]])
+def test_more_than_any_model_can_read_is_refused(program: Program, arguments: list[str]) -> None:
+    code, out, err = program(*arguments, stdin=b"7" * (MAX_CHARACTERS + 1))
+    assert (code, out) == (4, "")
+    assert err.startswith(f"error: stdin holds more than {MAX_CHARACTERS} characters")
 
 
 def test_interrupted_load(program: Program) -> None:

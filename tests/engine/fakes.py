@@ -30,6 +30,9 @@ class FakeTokenizer:
     add_bos = False
     space_prefix = False
 
+    def prepare(self) -> None:
+        """It needs nothing for long texts."""
+
     def token_bytes(self, token: int) -> bytes:
         if token == EOS:
             return b""

@@ -124,8 +124,10 @@ def serving(model: Path, *, request_timeout: float = 600) -> Iterator[tuple[subp
 
 
 def engine_of(process: subprocess.Popen[str]) -> int:
-    [child] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(child)
+    """The engine's process; the server has others, for templates."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    [engine] = [child for child in children if b"engine_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return int(engine)
 
 
 def test_an_engine_that_stands_still_and_goes_on(tiny_llama: Path) -> None:

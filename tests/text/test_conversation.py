@@ -15,7 +15,7 @@ from mistralrs.text.builtin_templates import builtin_template
 from mistralrs.text.chat_template import ChatTemplate, encode_chat
 from mistralrs.text.conversation import Message, TemplateRefusalError, render_conversation
 from mistralrs.text.tokenizer import Tokenizer
-from tests.text.vocabularies import byte_level
+from tests.text.vocabularies import FETCHED, byte_level
 
 # As these models' own files have them, but for the words.
 GEMMA = (
@@ -138,11 +138,102 @@ def test_parts_are_joined_as_parts() -> None:
         return repr(messages[0]["content"])
 
     parts = [{"type": "text", "text": "a"}]
-    rendered = render_conversation(render, [{"role": "user", "content": parts}, USER])
+    rendered = render_conversation(render, [{"role": "user", "content": parts}, USER], iter("\ue000"))
     texts = ("a", "\n\n", "Hi")
     assert rendered.text == repr([{"type": "text", "text": text} for text in texts])
     assert not rendered.system_moved
-    assert render_conversation(render, [{"role": "user", "content": ""}, USER]).text == "'Hi'"
+    assert render_conversation(render, [{"role": "user", "content": ""}, USER], iter("\ue000")).text == "'Hi'"
+
+
+LLAMA_GUARD = (
+    "{% for m in messages %}{{ m.role[0] }}:{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+    "{% endfor %};{% endfor %}"
+)
+PARTS_ONLY = [
+    LLAMA_GUARD,
+    LLAMA_GUARD.replace("{% if p.type == 'text' %}{{ p.text }}{% endif %}", "{{ p['text'] | trim }}"),
+    "{% for m in messages %}{{ m.role[0] }}:{{ (m.content | selectattr('type', 'equalto', 'text') | list)[0].text }};"
+    "{% endfor %}",
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content[0].text }};{% endfor %}",
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content[0]['text'].strip() }};{% endfor %}",
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content[0]['text'] if m.role == 'user' else m.content | map("
+    "attribute='text') | join }};{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", PARTS_ONLY)
+def test_a_template_that_knows_parts_only_gets_them(source: str) -> None:
+    # words that stand in the template, and in each other, as well
+    talk = [SYSTEM, USER, ANSWER, {"role": "user", "content": "e"}, {"role": "tool", "content": "content"}]
+    assert chat(source, talk) == "s:Be brief.;u:Hi;a:Hello!;u:e;t:content;"
+    mixed = [SYSTEM, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}, ANSWER]
+    assert chat(source, mixed) == "s:Be brief.;u:Hi;a:Hello!;"
+    assert chat(source, [USER, {**CALL, "content": ""}, MORE]) == "u:Hi;a:;u:there;"
+
+
+def test_a_template_that_reads_both_forms_gets_what_was_sent() -> None:
+    both = "{% for m in messages %}{{ m.content if m.content is string else 'P' ~ m.content[0].text }};{% endfor %}"
+    assert chat(both, [SYSTEM, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]) == "Be brief.;PHi;"
+
+
+def test_a_template_that_knows_parts_only_may_refuse_too() -> None:
+    picky = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + LLAMA_GUARD
+    assert chat(picky, [SYSTEM, USER, ANSWER]) == "u:Be brief.\n\nHi;a:Hello!;"
+
+
+@pytest.mark.parametrize(
+    ("source", "talk", "role"),
+    [
+        ("Hi {{ messages | length }}", [USER], "user"),
+        ("{{ messages[-1].content }}", [USER, ANSWER, MORE], "user"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", [USER, ANSWER, MORE], "assistant"),
+        ("{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}",
+         [USER, {**CALL, "content": ""}, {"role": "tool", "content": "42"}], "tool"),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.image }}{% endfor %}{% endfor %}", [USER], "user"),
+        (LLAMA_GUARD, [{"role": "user", "content": [{"type": "texts", "text": "Hi"}]}], "user"),
+        # a list as Python writes it is not what a template for texts means
+        ("{{ messages[0].content if messages[0].content is not string }}", [USER], "user"),
+    ],
+)  # fmt: skip
+def test_a_template_that_leaves_out_a_message_is_refused(source: str, talk: list[Message], role: str) -> None:
+    with pytest.raises(RequestError, match=f"leaves out a message of the role '{role}'") as caught:
+        chat(source, talk)
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("shown", "content"),
+    [
+        ("m.content.split('</think>')[-1] | trim", "<think>hm</think>\n\nfine"),
+        ("m.content.split('</think>')[-1] | trim", "<think>hm</think>"),
+        ("m.content.split('</think>')[-1] | trim", "<think>hm"),
+        ("m.content | trim | upper", "long enough that nobody writes it by chance "),
+        ("m.content | tojson(ensure_ascii=true)", 'wö "1"\n'),
+        ("m.content | replace('H', 'J')", "Hello"),
+        ("m.content[:2]", "Hello"),
+        ("m.content | length", "Hello"),
+        ("'yes' if m.content == 'Hello' else 'no'", "Hello"),
+        ("m.content.split('\n') | join('|')", "a\nb"),
+        ("'' if m.tool_calls else m.content", "I will call"),
+    ],
+)
+def test_what_a_template_does_to_words_on_purpose_it_may(shown: str, content: str) -> None:
+    source = "{% for m in messages %}{{ " + shown + " if m.role == 'assistant' else m.content }};{% endfor %}"
+    said = {"role": "assistant", "content": content, **({"tool_calls": [{}]} if "tool_calls" in shown else {})}
+    talk = [USER, said, MORE]
+    assert chat(source, talk) == ChatTemplate(source, bos="<s>", eos="</s>").render(talk)
+
+
+def test_every_template_that_llama_cpp_ships_shows_every_word() -> None:
+    paths = sorted(FETCHED.glob("*.jinja"))
+    if not paths:
+        pytest.skip("the templates are not here; to get them: make fixtures")
+    thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nfine"}
+    for path in paths:
+        template = ChatTemplate(path.read_text(encoding="utf-8"), bos="<s>", eos="</s>")
+        for talk in ([USER], [SYSTEM, USER, ANSWER, MORE], [USER, thought, MORE]):
+            if not any(name in path.name for name in ("plus-tool_use", "Hermes", "firefunction")):  # which need tools
+                assert "fine" in template.render_any(talk) or thought not in talk
 
 
 def test_a_failure_is_not_a_refusal() -> None:

@@ -9,6 +9,7 @@ import pytest
 from mistralrs.errors import LoadError, RequestError
 from mistralrs.text import sandbox
 from mistralrs.text.chat_template import ChatTemplate
+from mistralrs.text.rendering import Renderer
 
 MESSAGES = [{"role": "user", "content": "<b> é"}]
 
@@ -73,9 +74,9 @@ def test_variables_win() -> None:
 )  # fmt: skip
 def test_what_stops_a_template(source: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "MAX_STEPS", 20_000)  # for a fast test
-    template = ChatTemplate(source, bos="", eos="")
+    template = Renderer(source, {})
     with pytest.raises(RequestError, match=f"the chat template failed on the messages: .*{reason}") as caught:
-        template.render(MESSAGES)
+        template.render(MESSAGES, {}, add_generation_prompt=True)
     assert caught.value.param == "messages"
 
 

@@ -1,0 +1,267 @@
+"""Foreign code runs elsewhere: its work is bounded, work that nobody wants ends, and no process outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from types import FrameType
+from typing import NoReturn
+
+import pytest
+
+from mistralrs.errors import LoadError, RequestError
+from mistralrs.text import chat_template
+from mistralrs.text.chat_template import MAX_SOURCE, ChatTemplate
+from mistralrs.text.worker import Cancellation, CancelledError, Workers, workers
+
+HI = [{"role": "user", "content": "hi there"}]
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+ENDLESS = "{% for i in range(9999) %}{{ range(99999) | sum }}{% endfor %}"
+PATIENCE_S = 60.0
+"""A busy machine may take as long for nothing."""
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate(source, bos="", eos="")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renderings may take half a second."""
+    monkeypatch.setattr(chat_template, "RENDERING", replace(chat_template.RENDERING, cpu_s=0.5))
+
+
+def doubling(step: str) -> str:
+    return "{% set n = namespace(t='0123456789abcdef') %}{% for i in range(60) %}" + step + "{% endfor %}{{ n.t }}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        doubling("{% set n.t = n.t ~ n.t %}"),
+        doubling("{% set n.t = n.t + n.t %}"),
+        doubling("{% set t %}{{ n.t }}{{ n.t }}{% endset %}{% set n.t = t %}"),
+        "{% macro twice(t) %}{{ t }}{{ t }}{% endmacro %}" + doubling("{% set n.t = twice(n.t) %}"),
+        doubling("{% set t %}{% filter replace('0', n.t) %}{{ n.t ~ 0 }}{% endfilter %}{% endset %}{% set n.t = t %}"),
+        doubling("{% set n.t = [n.t, n.t] | join %}"),
+        "{{ '%10000000000d' % 1 }}",
+        "{{ 'a'.ljust(10 ** 10) }}{{ 'a'.rjust(10 ** 10) }}",
+        "{{ 'a'.zfill(10 ** 10) }}",
+        "{{ 'a'.center(10 ** 10) }}{{ 'a' | center(10 ** 10) }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{{ 'a'.expandtabs(10 ** 9) }}{{ 'a\tb' * 1000 }}{{ ('\t' * 1000).expandtabs(10 ** 9) }}",
+        "{{ ('a' * 9999999) | urlize | escape | wordwrap(1) | list | length }}",
+        "{{ strftime_now('%c' * 10 ** 7) }}",
+        "{{ ('a' * 9999) .replace('', 'b' * 99999) }}",
+        ENDLESS,
+    ],
+)  # fmt: skip
+def test_a_template_that_explodes_is_stopped_and_the_limit_is_named(source: str, hurried: None) -> None:
+    with pytest.raises(RequestError, match=r"the chat template took more than (0\.5 s|256 MiB)") as caught:
+        template(source).render_any(HI)
+    assert caught.value.param == "messages"
+    assert template(PLAIN).render_any(HI) == "hi there"
+
+
+def test_a_template_may_not_be_long() -> None:
+    with pytest.raises(LoadError, match="4000000 characters; more than"):
+        template("{{a}}" * 800_000)
+    with pytest.raises(LoadError, match=r"compiling the chat template took more than|does not compile"):
+        template("{% if a %}{{ [" + "[1]," * (MAX_SOURCE // 4 - 20) + "] }}{% endif %}{% for")
+
+
+def test_a_long_prompt_is_not_written(hurried: None) -> None:
+    with pytest.raises(RequestError, match="wrote 30000008 characters"):
+        template("{{ 'x' * 30000000 }}" + PLAIN).render_any(HI)
+
+
+def test_a_failure_is_in_the_templates_words() -> None:
+    chat = template("{{ messages[0].content + 1 }}")
+    for render in (chat.render, chat.render_any):
+        with pytest.raises(RequestError, match="failed on the messages: can only concatenate str"):
+            render(HI)
+
+
+def test_what_is_sent_arrives_as_it_is() -> None:
+    shown = template("{{ v | tojson }}{{ messages[0].content }}").render(
+        [{"role": "user", "content": "\ud800\x00é🦙"}], v={"a": [1, 2.5, None, True, 10**30]}
+    )
+    assert shown == '{"a": [1, 2.5, null, true, 1000000000000000000000000000000]}\ud800\x00é🦙'
+    with pytest.raises(RequestError, match="a value that JSON cannot say"):
+        template(PLAIN).render([{"role": "user", "content": {1, 2}}])
+    assert template(PLAIN).render(HI) == "hi there"
+
+
+def test_in_another_process_a_template_is_compiled_when_it_is_wanted() -> None:
+    chat = pickle.loads(pickle.dumps(ChatTemplate(PLAIN + "{{ eos_token }}", bos="", eos="</s>")))
+    assert chat.render(HI) == "hi there</s>"
+
+
+def test_what_a_process_has_forgotten_is_loaded_again() -> None:
+    chats = [template(PLAIN + str(number)) for number in range(40)]
+    for _ in range(2):
+        assert [chat.render(HI) for chat in chats] == [f"hi there{number}" for number in range(40)]
+
+
+def ids() -> set[int]:
+    """The ids of this process's children."""
+    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+        return set(map(int, file.read().split()))
+
+
+def is_alive(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture
+def none() -> Iterator[None]:
+    """No process is there that others started."""
+    workers.close()
+    yield
+    workers.close()
+
+
+def until_ended(processes: set[int]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while any(map(is_alive, processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@linux
+def test_it_is_given_no_keys(none: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("TZ", "UTC")
+    before = ids()
+    template(PLAIN)
+    [child] = ids() - before
+    with open(f"/proc/{child}/environ") as file:
+        names = {entry.partition("=")[0] for entry in file.read().split("\0")}
+    assert "TZ" in names
+    assert "HF_TOKEN" not in names
+    assert set(os.listdir(f"/proc/{child}/fd")) == {"0", "1", "2"}
+
+
+@linux
+def test_who_cancels_does_not_wait(none: None) -> None:
+    before = ids()
+    chat = template(ENDLESS)
+    [child] = ids() - before
+    cancellation = Cancellation()
+    raised: list[Exception] = []
+
+    def render() -> None:
+        with cancellation.entered():
+            try:
+                chat.render(HI)
+            except CancelledError as error:
+                raised.append(error)
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    time.sleep(0.2)
+    cancellation.cancel()
+    started = time.monotonic()
+    thread.join()
+    assert time.monotonic() - started < 4.0  # the template could go on for longer
+    assert len(raised) == 1
+    assert not is_alive(child)
+    assert template(PLAIN).render(HI) == "hi there"
+
+
+@linux
+def test_ctrl_c_ends_it(none: None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = ids()
+    chat = template(ENDLESS)
+    [child] = ids() - before
+    assert os.getpgid(child) != os.getpgid(0)  # a terminal's Ctrl-C would end it first
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            chat.render(HI)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert not is_alive(child)
+    assert template(PLAIN).render(HI) == "hi there"
+
+
+@linux
+@pytest.mark.parametrize("source", [PLAIN, ENDLESS])
+def test_it_dies_with_its_parent(source: str) -> None:
+    program = (
+        "import threading, time\n"
+        "from tests.text.test_worker import HI, ids, template\n"
+        f"chat = template({source!r})\n"
+        "threading.Thread(target=lambda: chat.render(HI), daemon=True).start()\n"
+        "time.sleep(0.3)\n"
+        "print(*ids(), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        children = set(map(int, parent.stdout.readline().split()))
+        assert children
+        parent.kill()
+    started = time.monotonic()
+    until_ended(children)
+    assert time.monotonic() - started < 4.0
+
+
+@linux
+def test_a_busy_process_gets_a_second_and_no_third(none: None) -> None:
+    before = ids()
+    chats = [template(PLAIN + "{% for i in range(300) %}{% if range(99999) | sum %}{% endif %}{% endfor %}")] * 6
+    threads = [threading.Thread(target=chat.render, args=(HI,)) for chat in chats]
+    for thread in threads:
+        thread.start()
+    most = 0
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, len(ids() - before))
+        time.sleep(0.005)
+    assert most == 2
+
+
+@linux
+def test_a_fork_has_its_own(none: None) -> None:
+    chat = template(PLAIN)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, chat.render(HI).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"hi there"
+    assert chat.render(HI) == "hi there"
+    os.close(read)
+    os.close(write)
+
+
+@linux
+def test_closing_ends_the_idle_ones() -> None:
+    own = Workers()
+    before = ids()
+    own.start()
+    own.start()
+    started = ids() - before
+    assert len(started) == 1
+    own.close()
+    assert not any(map(is_alive, started))
