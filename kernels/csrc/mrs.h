@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#define MRS_ABI_VERSION 5
+#define MRS_ABI_VERSION 6
 
 struct mrs_pool;
 struct mrs_op;

@@ -1,123 +1,302 @@
-// The pool: jobs are chunks claimed one by one; a worker joins a job by registering in the job's state word, and the
-// caller, once the chunks have run out, closes the job and waits only for those that are registered. A worker that the
-// system has put to sleep therefore delays nobody.
+// The pool: a job is chunks that are claimed one by one. A caller opens its job in a slot and computes it as the workers
+// do; a worker joins a job by registering in the slot's state word. Once the chunks have run out, the caller closes the
+// job and waits only for those that are registered, so a worker that the system has put to sleep delays nobody.
+//
+// Jobs of several callers run at the same time. A worker goes where the fewest are, and moves on between two chunks when
+// another job has two fewer, so no engine waits for another's step. Callers and workers together are never more than the
+// largest share asks for: with two callers on two cores, the worker sleeps.
 #include "pool.h"
 
+#include <pthread.h>
+
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-static inline void pause() { _mm_pause(); }
+static inline void relax() { _mm_pause(); }
 #elif defined(__aarch64__)
-static inline void pause() { asm volatile("yield"); }
+static inline void relax() { asm volatile("yield"); }
 #else
-static inline void pause() {}
+static inline void relax() {}
 #endif
+
+struct mrs_pool {
+  int threads;
+};
 
 namespace {
 using Clock = std::chrono::steady_clock;
 // How long a worker looks for the next job before it sleeps: longer than the gap between two ops of a step.
 constexpr auto kSpin = std::chrono::microseconds(150);
-constexpr uint64_t kOpen = 1ull << 31, kCount = kOpen - 1, kEpoch = 1ull << 32;
-}  // namespace
+// Jobs at a time that workers help with; a caller beyond them computes alone.
+constexpr int kSlots = 16;
+// A slot's state: workers registered, workers allowed, and whether the job is open.
+constexpr uint64_t kCount = 0xffff, kAllowedOne = 1ull << 16, kOpen = 1ull << 32;
 
-struct mrs_pool {
-  // high half: number of the job; bit 31: open; low bits: workers registered
+void name_thread() {
+#if defined(__linux__)
+  pthread_setname_np(pthread_self(), "mistralrs-pool");
+#endif
+}
+
+inline int registered(uint64_t state) { return int(state & kCount); }
+inline int allowed(uint64_t state) { return int(state / kAllowedOne & kCount); }
+
+struct Slot {
   alignas(64) std::atomic<uint64_t> state{0};
-  alignas(64) std::atomic<int64_t> next{0};
-  alignas(64) mrs_chunk_fn fn = nullptr;
+  alignas(64) std::atomic<int64_t> next{0};  // the first chunk that nobody has claimed
+  std::atomic<int64_t> chunks{0};
+  mrs_chunk_fn fn = nullptr;
   void *context = nullptr;
-  int64_t chunks = 0;
-  std::mutex job_mutex;  // two engines may share the pool: one job at a time
-  std::mutex park_mutex;
-  std::condition_variable park;
-  std::atomic<int> parked{0};
-  std::atomic<bool> stop{false};
-  std::vector<std::thread> workers;
+  alignas(64) std::atomic<bool> owned{false};  // by a caller
 
-  void work() {
-    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) fn(context, chunk);
-  }
+  bool has_chunks() const { return next.load(std::memory_order_relaxed) < chunks.load(std::memory_order_relaxed); }
 
-  bool join(uint64_t &seen) {
-    uint64_t s = state.load(std::memory_order_acquire);
-    if (!(s & kOpen) || s / kEpoch == seen) return false;
-    if (!state.compare_exchange_strong(s, s + 1, std::memory_order_acq_rel)) return false;
-    seen = s / kEpoch;
-    work();
-    state.fetch_sub(1, std::memory_order_acq_rel);
-    return true;
-  }
-
-  bool job_waiting(uint64_t seen) const {
-    uint64_t s = state.load(std::memory_order_seq_cst);
-    return stop.load(std::memory_order_relaxed) || ((s & kOpen) && s / kEpoch != seen);
-  }
-
-  void worker() {
-    uint64_t seen = 0;
-    while (!stop.load(std::memory_order_relaxed)) {
-      auto until = Clock::now() + kSpin;
-      bool joined = false;
-      while (!joined && Clock::now() < until) {
-        for (int i = 0; i < 32 && !(joined = join(seen)); ++i) pause();
-      }
-      if (joined) continue;
-      std::unique_lock<std::mutex> lock(park_mutex);
-      parked.fetch_add(1, std::memory_order_seq_cst);
-      park.wait(lock, [&] { return job_waiting(seen); });
-      parked.fetch_sub(1, std::memory_order_relaxed);
-    }
+  bool join() {
+    uint64_t s = state.load(std::memory_order_relaxed);
+    return (s & kOpen) && registered(s) < allowed(s) &&
+           state.compare_exchange_strong(s, s + 1, std::memory_order_acq_rel, std::memory_order_relaxed);
   }
 };
 
-void mrs_pool_for(mrs_pool *pool, mrs_chunk_fn fn, void *context, int64_t chunks) {
-  if (pool->workers.empty()) {
-    for (int64_t i = 0; i < chunks; ++i) fn(context, i);
-    return;
+class Pool {
+ public:
+  void run(int threads, mrs_chunk_fn fn, void *context, int64_t chunks) {
+    if (size_.load(std::memory_order_relaxed) < threads) start_after_fork();
+    Slot *slot = threads > 1 ? own_slot() : nullptr;
+    if (!slot) {
+      for (int64_t i = 0; i < chunks; ++i) fn(context, i);
+      return;
+    }
+    slot->fn = fn;
+    slot->context = context;
+    slot->chunks.store(chunks, std::memory_order_relaxed);
+    slot->next.store(0, std::memory_order_relaxed);
+    slot->state.store(kOpen | (threads - 1) * kAllowedOne, std::memory_order_seq_cst);
+    if (parked_.load(std::memory_order_seq_cst) > 0 && look().job) wake(threads - 1);
+    for (int64_t chunk; (chunk = slot->next.fetch_add(1, std::memory_order_relaxed)) < chunks;) fn(context, chunk);
+    slot->state.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int i = 0; slot->state.load(std::memory_order_acquire) & kCount; ++i) {
+      if (i < 2000)
+        relax();
+      else
+        std::this_thread::yield();  // a registered worker may be waiting for this very core
+    }
+    slot->owned.store(false, std::memory_order_release);
   }
-  std::lock_guard<std::mutex> job(pool->job_mutex);
-  pool->fn = fn;
-  pool->context = context;
-  pool->chunks = chunks;
-  pool->next.store(0, std::memory_order_relaxed);
-  uint64_t epoch = pool->state.load(std::memory_order_relaxed) / kEpoch + 1;
-  pool->state.store(epoch * kEpoch | kOpen, std::memory_order_seq_cst);
-  if (pool->parked.load(std::memory_order_seq_cst) > 0) {
-    { std::lock_guard<std::mutex> lock(pool->park_mutex); }
-    pool->park.notify_all();
+
+  // Both throw std::exception when the system starts no more threads; nothing has changed then.
+  void add_share(int threads) {
+    std::lock_guard<std::mutex> lock(shares_mutex);
+    shares.push_back(threads);
+    try {
+      resize();
+    } catch (const std::exception &) {
+      shares.pop_back();
+      resize();
+      throw;
+    }
   }
-  pool->work();
-  pool->state.fetch_and(~kOpen, std::memory_order_acq_rel);
-  for (int i = 0; pool->state.load(std::memory_order_acquire) & kCount; ++i) {
-    if (i < 2000)
-      pause();
-    else
-      std::this_thread::yield();  // a registered worker may be waiting for this very core
+
+  void remove_share(int threads) {
+    std::lock_guard<std::mutex> lock(shares_mutex);
+    shares.erase(std::find(shares.begin(), shares.end(), threads));
+    resize();
   }
+
+  int workers() {
+    std::lock_guard<std::mutex> lock(shares_mutex);
+    return int(workers_.size());
+  }
+
+  std::mutex shares_mutex;
+  std::vector<int> shares;
+
+ private:
+  // A child of fork has none of the threads: its pool is a new one, which starts them with its first job.
+  void start_after_fork() {
+    std::lock_guard<std::mutex> lock(shares_mutex);
+    try {
+      resize();
+    } catch (const std::exception &) {
+      // the results are the same with the workers that there are
+    }
+  }
+
+  void resize() {
+    const int wanted = shares.empty() ? 1 : *std::max_element(shares.begin(), shares.end());
+    while (int(workers_.size()) + 1 < wanted) {
+      const int index = int(workers_.size());
+      size_.store(index + 2);  // before the worker looks at it
+      try {
+        workers_.emplace_back([this, index] { work(index); });
+      } catch (const std::exception &) {
+        size_.store(index + 1);
+        throw;
+      }
+    }
+    if (int(workers_.size()) + 1 == wanted) return;
+    {
+      std::lock_guard<std::mutex> lock(park_mutex_);
+      size_.store(wanted);
+    }
+    park_.notify_all();
+    for (; int(workers_.size()) + 1 > wanted; workers_.pop_back()) workers_.back().join();
+  }
+
+  Slot *own_slot() {
+    for (int i = 0; i < kSlots; ++i) {
+      if (slots_[i].owned.load(std::memory_order_relaxed)) continue;
+      if (slots_[i].owned.exchange(true, std::memory_order_acquire)) continue;
+      for (int used = used_.load(); used <= i && !used_.compare_exchange_weak(used, i + 1);) {
+      }
+      return &slots_[i];
+    }
+    return nullptr;
+  }
+
+  void wake(int helpers) {
+    { std::lock_guard<std::mutex> lock(park_mutex_); }
+    if (helpers >= parked_.load(std::memory_order_relaxed)) {
+      park_.notify_all();
+    } else {
+      for (int i = 0; i < helpers; ++i) park_.notify_one();
+    }
+  }
+
+  struct Search {
+    Slot *job;  // the open job with the fewest workers that takes another, or null
+    bool full;  // no further thread shall compute
+  };
+
+  Search look() {
+    Slot *best = nullptr;
+    int computing = 0, fewest = 0;
+    for (int i = 0, used = used_.load(std::memory_order_seq_cst); i < used; ++i) {
+      const uint64_t s = slots_[i].state.load(std::memory_order_seq_cst);
+      if (!(s & kOpen)) continue;
+      computing += 1 + registered(s);
+      if (registered(s) >= allowed(s) || !slots_[i].has_chunks()) continue;
+      if (!best || registered(s) < fewest) best = &slots_[i], fewest = registered(s);
+    }
+    const bool full = computing >= size_.load(std::memory_order_relaxed);
+    return {full ? nullptr : best, full};
+  }
+
+  // Whether a worker has left the job for one that needs it more, or because too many threads compute. The decision
+  // holds for the state that it was made of, so of several workers no more leave than should.
+  bool left(Slot &slot) {
+    const int used = used_.load(std::memory_order_relaxed);
+    if (used == 1) return false;
+    for (;;) {
+      uint64_t mine = slot.state.load(std::memory_order_relaxed);
+      if (!(mine & kOpen)) return false;
+      int computing = 1 + registered(mine);
+      bool needed = false;
+      for (int i = 0; i < used; ++i) {
+        const uint64_t s = slots_[i].state.load(std::memory_order_relaxed);
+        if (&slots_[i] == &slot || !(s & kOpen)) continue;
+        computing += 1 + registered(s);
+        needed = needed || (registered(s) < allowed(s) && registered(s) + 1 < registered(mine) && slots_[i].has_chunks());
+      }
+      if (!needed && computing <= size_.load(std::memory_order_relaxed)) return false;
+      if (slot.state.compare_exchange_strong(mine, mine - 1, std::memory_order_acq_rel)) return true;
+    }
+  }
+
+  void help(Slot &slot) {
+    const mrs_chunk_fn fn = slot.fn;
+    void *const context = slot.context;
+    const int64_t chunks = slot.chunks.load(std::memory_order_relaxed);
+    for (int64_t chunk; (chunk = slot.next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+      fn(context, chunk);
+      if (left(slot)) return;
+    }
+    slot.state.fetch_sub(1, std::memory_order_acq_rel);
+  }
+
+  bool retired(int index) const { return index + 1 >= size_.load(std::memory_order_relaxed); }
+
+  // A job that the worker has joined; null after a while without one, at once when the callers need every core.
+  Slot *await_job() {
+    for (auto until = Clock::now() + kSpin; Clock::now() < until;) {
+      for (int i = 0; i < 32; ++i) {
+        const Search found = look();
+        if (found.job && found.job->join()) return found.job;
+        if (found.full) return nullptr;
+        relax();
+      }
+    }
+    return nullptr;
+  }
+
+  void work(int index) {
+    name_thread();
+    while (!retired(index)) {
+      if (Slot *job = await_job()) {
+        help(*job);
+        continue;
+      }
+      std::unique_lock<std::mutex> lock(park_mutex_);
+      parked_.fetch_add(1, std::memory_order_seq_cst);
+      park_.wait(lock, [&] { return retired(index) || look().job; });
+      parked_.fetch_sub(1, std::memory_order_relaxed);
+    }
+  }
+
+  Slot slots_[kSlots];
+  alignas(64) std::atomic<int> used_{1};  // slots that have ever had a job
+  std::atomic<int> size_{1};              // workers and one caller
+  std::atomic<int> parked_{0};
+  std::mutex park_mutex_;
+  std::condition_variable park_;
+  std::vector<std::thread> workers_;
+};
+
+// Never destroyed: workers may be asleep in it when the process ends.
+std::atomic<Pool *> process_pool{new Pool};
+
+Pool &pool_of_process() { return *process_pool.load(std::memory_order_relaxed); }
+
+// What the pool of the parent holds in a child of fork belongs to threads that are not there: it is left alone.
+void replace_in_child() {
+  Pool *fresh = new Pool;
+  fresh->shares = pool_of_process().shares;
+  process_pool.store(fresh);
 }
 
-int mrs_pool_size(const mrs_pool *pool) { return static_cast<int>(pool->workers.size()) + 1; }
+const int registered_for_fork = pthread_atfork([] { pool_of_process().shares_mutex.lock(); },
+                                               [] { pool_of_process().shares_mutex.unlock(); }, replace_in_child);
+}  // namespace
+
+void mrs_pool_for(mrs_pool *pool, mrs_chunk_fn fn, void *context, int64_t chunks) {
+  if (chunks > 0) pool_of_process().run(pool->threads, fn, context, chunks);
+}
+
+int mrs_pool_size(const mrs_pool *pool) { return pool->threads; }
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT mrs_pool *mrs_pool_create(int threads) {
-  mrs_pool *pool = new mrs_pool;
-  for (int i = 1; i < threads; ++i) pool->workers.emplace_back([pool] { pool->worker(); });
-  return pool;
+EXPORT mrs_pool *mrs_pool_acquire(int threads) {
+  if (threads < 1 || threads > int(kCount)) return nullptr;
+  try {
+    pool_of_process().add_share(threads);
+    return new mrs_pool{threads};
+  } catch (const std::exception &) {
+    return nullptr;
+  }
 }
 
-EXPORT void mrs_pool_destroy(mrs_pool *pool) {
-  {
-    std::lock_guard<std::mutex> lock(pool->park_mutex);
-    pool->stop.store(true);
-  }
-  pool->park.notify_all();
-  for (std::thread &worker : pool->workers) worker.join();
+EXPORT void mrs_pool_release(mrs_pool *pool) {
+  pool_of_process().remove_share(pool->threads);
   delete pool;
 }
+
+EXPORT int mrs_pool_workers() { return pool_of_process().workers(); }

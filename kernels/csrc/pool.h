@@ -1,13 +1,25 @@
-// A pool of threads that waits for nobody who has not started.
+// The process's pool of threads. Every engine computes on a share of it, so that two engines do not start two sets of
+// threads that take the cores from each other.
 #pragma once
 #include <cstdint>
 
+// A share: how many threads, the caller's included, may compute a job of its holder.
 struct mrs_pool;
 typedef void (*mrs_chunk_fn)(void *context, int64_t chunk);
 
-// Runs fn(context, 0 .. chunks - 1) on the caller and the pool's workers; returns when all are done.
+// Runs fn(context, 0 .. chunks - 1) on the caller and on workers of the pool; returns when all are done. May be called
+// from any number of threads, also with the same share: no caller waits for the job of another.
 void mrs_pool_for(mrs_pool *pool, mrs_chunk_fn fn, void *context, int64_t chunks);
 int mrs_pool_size(const mrs_pool *pool);
+
+extern "C" {
+// A share of `threads` threads; the pool grows to the largest share. Null when the system starts no more threads.
+mrs_pool *mrs_pool_acquire(int threads);
+// Gives a share back; the pool shrinks to the largest that is left, to no worker without any.
+void mrs_pool_release(mrs_pool *pool);
+// Workers that the pool has.
+int mrs_pool_workers();
+}
 
 template <class Body>
 inline void parallel_for(mrs_pool *pool, int64_t chunks, Body &&body) {

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -237,8 +237,9 @@ def _declare(lib: c.CDLL) -> None:
             c.c_int,
             [c.c_int, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p],
         ),
-        "mrs_pool_create": (c.c_void_p, [c.c_int]),
-        "mrs_pool_destroy": (None, [c.c_void_p]),
+        "mrs_pool_acquire": (c.c_void_p, [c.c_int]),
+        "mrs_pool_release": (None, [c.c_void_p]),
+        "mrs_pool_workers": (c.c_int, []),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(lib, name)

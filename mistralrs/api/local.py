@@ -136,7 +136,7 @@ class LocalModel(ProcessBound):
         import_torch_without_working_folder()
         workers.start()  # the template's process gets ready meanwhile
         # torch is not needed until the first token is drawn: it is imported while files are read and packed
-        threading.Thread(target=_import_torch, name="import-torch", daemon=True).start()
+        threading.Thread(target=importlib.import_module, args=("torch",), name="import-torch", daemon=True).start()
         from mistralrs.loading.pipeline import LoadPlan, load
         from mistralrs.ops.backend import resolve
 
@@ -251,6 +251,7 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
             max_draft=_max_draft(options, backend),
         ),
         store=store,
+        torch_threads=backend.torch_threads,
     )
 
 
@@ -262,12 +263,6 @@ def _max_draft(options: LoadOptions, backend: Backend) -> int:
     if options.max_draft is not None:
         return options.max_draft
     return MAX_DRAFT if backend.batch_invariant else 0
-
-
-def _import_torch() -> None:
-    torch = importlib.import_module("torch")
-    # The kernels bring their own threads; two pools would fight for the cores.
-    torch.set_num_threads(1)
 
 
 def _token(source: str) -> Callable[[], str | None]:

@@ -78,15 +78,23 @@ class Engine(ProcessBound):
     set before the first request, by one who delivers a step's events together."""
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig, *, store: KvStore | None = None
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        *,
+        store: KvStore | None = None,
+        torch_threads: int = 1,
     ) -> None:
         """Raises UsageError for limits that cannot work. The thread starts at once and owns ``runner``.
 
-        ``store``: where KV outlives the engine, which closes it.
+        ``store``: where KV outlives the engine, which closes it. ``torch_threads``: threads for torch's operations in
+        the engine's thread; torch in other threads keeps its number.
         """
         super().__init__()
         check_config(config)
         self._runner = runner
+        self._torch_threads = torch_threads
         self._tokenizer = tokenizer
         self.config = config
         # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither is
@@ -184,7 +192,9 @@ class Engine(ProcessBound):
         fault: EngineError | None = None
         try:
             from mistralrs.engine.sampling import Sampler
+            from mistralrs.ops.torch_threads import limit_torch_here
 
+            limit_torch_here(self._torch_threads)
             self._sampler: Sampler = Sampler(self.vocab_size)
             while self._receive():
                 if self._scheduler.has_work:

@@ -79,6 +79,8 @@ class Backend(Protocol):
 
     name: str
     threads: int
+    torch_threads: int
+    """Threads for torch's operations in the thread that runs the model's steps."""
     batch_invariant: bool
     """A token's result is the same bits in every batch."""
 

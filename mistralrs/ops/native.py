@@ -53,17 +53,20 @@ def physical_cores() -> int:
 
 
 class _Pool:
-    """The threads of one process; engines share them."""
+    """A backend's share of the process's one pool of threads (``csrc/pool.cpp``).
+
+    The pool has as many threads as the largest share; each job runs on at most ``threads`` of them.
+    """
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._process = os.getpid()
-        self.pointer = cpu.load().mrs_pool_create(threads)
+        """Raises ``LoadError`` when the system does not start that many threads."""
+        self.pointer = cpu.load().mrs_pool_acquire(threads)
+        if not self.pointer:
+            raise LoadError(f"{threads} threads cannot be started", hint="ask for fewer: --threads")
 
     def __del__(self) -> None:
-        # a forked process has no such threads: it would wait for ever for their end
-        if getattr(self, "pointer", None) and os.getpid() == self._process:
-            cpu.load().mrs_pool_destroy(self.pointer)
+        if getattr(self, "pointer", None):
+            cpu.load().mrs_pool_release(self.pointer)
 
 
 class PackedWeight:
@@ -164,6 +167,7 @@ class NativeBackend:
         self.isa = isa or next(iter(tables))
         self.name = f"cpu {self.isa}"
         self.threads = threads or physical_cores()
+        self.torch_threads = 1  # two sets of threads would take the cores from each other
         self.batch_invariant = True
         self._table = tables[self.isa]
         self._pool = _Pool(self.threads)

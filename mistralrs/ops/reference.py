@@ -291,10 +291,8 @@ class ReferenceBackend:
     def __init__(self, *, threads: int | None = None, isa: str | None = None) -> None:
         self.name = "cpu torch"
         self.batch_invariant = False
-        self.threads = threads or torch.get_num_threads()
+        self.threads = self.torch_threads = threads or torch.get_num_threads()
         self._keep_dense = False
-        if threads:
-            torch.set_num_threads(threads)
 
     @property
     def results(self) -> str:
