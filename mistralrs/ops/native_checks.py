@@ -19,6 +19,8 @@ from mistralrs.quant.types import I8, TYPES, QuantType
 FLOATS = frozenset({"F32", "F16", "BF16"})
 MAX_COLUMNS = 1 << 18
 """Of a row: kernels keep a normed one on a thread's stack."""
+MAX_ROWS = (1 << 31) - 16
+"""Of a matrix: kernels count them in 32 bits, in panels of 16."""
 MAX_HEAD_DIM = 4096
 """Kernels keep 64 rows of a head on a thread's stack."""
 MAX_EXPERTS = 1024
@@ -48,7 +50,7 @@ def check_matrix(name: str, type: QuantType, *, rows: int, columns: int) -> None
         raise LoadError(f"{name}: the kernels cannot read the type {type.name}", hint=_HINT)
     if columns % type.block_len:
         raise LoadError(f"{name}: {columns} columns are no multiple of {type.name}'s block of {type.block_len}")
-    if not 1 <= columns <= MAX_COLUMNS or not 1 <= rows < 1 << 31:
+    if not 1 <= columns <= MAX_COLUMNS or not 1 <= rows <= MAX_ROWS:
         reason = f"{name}: the kernels take rows of 1 to {MAX_COLUMNS} columns, not {rows} x {columns}"
         raise LoadError(reason, hint=_HINT)
 

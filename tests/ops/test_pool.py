@@ -1,4 +1,4 @@
-"""One pool of threads in a process, of which each backend has a share."""
+"""One pool of threads in a process, of which each backend has a share; and what fits the stack of such a thread."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from mistralrs_kernels import cpu
 
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, buffer
-from mistralrs.ops.backend import Norm
+from mistralrs.ops.backend import KvShape, Norm
 from mistralrs.ops.native import NativeBackend
+from mistralrs.ops.native_checks import MAX_COLUMNS, MAX_HEAD_DIM
+from mistralrs.ops.weight import Matrix
+from mistralrs.quant.types import TYPES
 from tests.ops.harness import Projection, random_matrix, random_values
 
 pytestmark = pytest.mark.native
@@ -128,3 +131,20 @@ assert (seen, torch.get_num_threads()) == ([1, 3], 3), seen
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
+
+
+def test_sizes_beyond_the_stack_of_a_thread_are_refused() -> None:
+    """Rows and heads stand on the stack; a file of a few megabytes can name any size."""
+    backend = NativeBackend(threads=1)
+    wide = Matrix("ffn_down", TYPES["F16"], 1, MAX_COLUMNS + 1, memoryview(b""), None, None)
+    with pytest.raises(LoadError, match="ffn_down: the kernels take rows of 1 to 262144 columns, not 1 x 262145"):
+        backend.placed_bytes(wide)
+    shape = KvShape(blocks=(1,), kv_heads=1, head_dim=MAX_HEAD_DIM + 1, block_size=16)
+    with pytest.raises(LoadError, match="heads of 4097 are not 1 to 4096 wide"):
+        backend.kv_cache(shape)
+
+
+def test_the_largest_sizes_fit_the_stack() -> None:
+    matrix = random_matrix("Q4_0", rows=16, columns=MAX_COLUMNS, seed=1)
+    case = Projection(matrices=(matrix,), x=random_values(1, MAX_COLUMNS, seed=2))
+    assert torch.isfinite(case.run(NativeBackend(threads=2))[0]).all()
