@@ -14,7 +14,11 @@ namespace portable { extern const mrs_table table; }
 #endif
 #ifdef MRS_HAVE_avx2
 namespace avx2 { extern const mrs_table table; }
+#endif
+#ifdef MRS_HAVE_avx512
 namespace avx512 { extern const mrs_table table; }
+#endif
+#ifdef MRS_HAVE_avx512vnni
 namespace avx512vnni { extern const mrs_table table; }
 #endif
 
@@ -29,15 +33,23 @@ EXPORT int64_t mrs_struct_bytes(int which) {
 
 // Tables from the best to the plainest; null where this processor or build lacks it.
 EXPORT const mrs_table *mrs_table_at(int index) {
-#ifdef MRS_HAVE_avx2
-  bool v2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  bool v4 = v2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+#if defined(__x86_64__)
+  [[maybe_unused]] bool v2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  [[maybe_unused]] bool v4 = v2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (index == 0) return v4 && __builtin_cpu_supports("avx512vnni") ? &avx512vnni::table : nullptr;
-  if (index == 1) return v4 ? &avx512::table : nullptr;
-  if (index == 2) return v2 ? &avx2::table : nullptr;
+#ifdef MRS_HAVE_avx512vnni
+  if (index == 0 && v4 && __builtin_cpu_supports("avx512vnni")) return &avx512vnni::table;
 #endif
+#ifdef MRS_HAVE_avx512
+  if (index == 1 && v4) return &avx512::table;
+#endif
+#ifdef MRS_HAVE_avx2
+  if (index == 2 && v2) return &avx2::table;
+#endif
+#endif
+#ifdef MRS_HAVE_portable
   if (index == 3) return &portable::table;
+#endif
   return nullptr;
 }
 
@@ -59,7 +71,7 @@ EXPORT int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used) {
 
 EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *step, mrs_pool *pool) {
   for (int64_t i = 0; i < count; ++i) {
-    if (step->abort && *step->abort) return;
+    if (step->abort && __atomic_load_n(step->abort, __ATOMIC_RELAXED)) return;  // set from another thread
     ops[i]->run(ops[i], step, pool);
   }
 }

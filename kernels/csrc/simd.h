@@ -41,7 +41,13 @@ INLINE Vf to_float(Vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE Vi to_int(Vf a) { return _mm512_cvtps_epi32(a); }
 INLINE Vf as_float(Vi a) { return _mm512_castsi512_ps(a); }
 INLINE float lane_max(Vf a) { return _mm512_reduce_max_ps(a); }
-INLINE int32_t lane_sum(Vi a) { return _mm512_reduce_add_epi32(a); }
+INLINE int32_t lane_sum(Vi a) {  // gcc's own reduction adds signed integers, which must not wrap
+  __m256i s = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+  __m128i h = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
+  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1));
+  return _mm_cvtsi128_si32(h);
+}
 // Lanes below n keep a, the others take b.
 INLINE Vf first(Vf a, int n, Vf b) { return _mm512_mask_blend_ps(__mmask16((1u << n) - 1), b, a); }
 // Lanes where a < b become zero.
@@ -189,17 +195,25 @@ INLINE Vf fma(Vf a, Vf b, Vf c) { EACH c.v[i] += a.v[i] * b.v[i]; return c; }
 INLINE Vf max(Vf a, Vf b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 INLINE Vf min(Vf a, Vf b) { EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
 INLINE Vf abs(Vf a) { EACH a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i]; return a; }
-INLINE Vi add(Vi a, Vi b) { EACH a.v[i] += b.v[i]; return a; }
+INLINE Vi add(Vi a, Vi b) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i])); return a; }
 INLINE Vi and_(Vi a, Vi b) { EACH a.v[i] &= b.v[i]; return a; }
 INLINE Vi or_(Vi a, Vi b) { EACH a.v[i] |= b.v[i]; return a; }
 template <int N> INLINE Vi shr(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> N); return a; }
 template <int N> INLINE Vi shl(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) << N); return a; }
 INLINE Vi shr(Vi a, int n) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> n); return a; }
 INLINE Vf to_float(Vi a) { Vf r; EACH r.v[i] = float(a.v[i]); return r; }
-INLINE Vi to_int(Vf a) { Vi r; EACH r.v[i] = int32_t(std::nearbyintf(a.v[i])); return r; }
+// Beyond an int32, and for NaN, the least one, as the instructions of the others have it.
+INLINE Vi to_int(Vf a) {
+  Vi r;
+  EACH {
+    float x = std::nearbyintf(a.v[i]);
+    r.v[i] = x >= -2147483648.0f && x < 2147483648.0f ? int32_t(x) : INT32_MIN;
+  }
+  return r;
+}
 INLINE Vf as_float(Vi a) { Vf r; std::memcpy(&r, &a, sizeof r); return r; }
 INLINE float lane_max(Vf a) { float m = a.v[0]; EACH m = a.v[i] > m ? a.v[i] : m; return m; }
-INLINE int32_t lane_sum(Vi a) { int32_t s = 0; EACH s += a.v[i]; return s; }
+INLINE int32_t lane_sum(Vi a) { uint32_t s = 0; EACH s += uint32_t(a.v[i]); return int32_t(s); }
 INLINE Vf first(Vf a, int n, Vf b) { EACH if (i >= n) a.v[i] = b.v[i]; return a; }
 INLINE Vf zero_below(Vf a, Vf b, Vf x) { EACH if (!(a.v[i] >= b.v[i])) x.v[i] = 0; return x; }
 INLINE void store_first(float *p, Vf x, int n) { for (int i = 0; i < n; ++i) p[i] = x.v[i]; }
@@ -211,7 +225,7 @@ template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
   EACH {
     int32_t sum = 0;
     for (int j = 0; j < 4; ++j) sum += int32_t(ub[4 * i + j]) * sb[4 * i + j];
-    acc.v[i] += sum;
+    acc.v[i] = int32_t(uint32_t(acc.v[i]) + uint32_t(sum));
   }
   return acc;
 }

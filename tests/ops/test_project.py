@@ -289,3 +289,21 @@ def _identity_q8_0() -> memoryview:
     rows[:, :2] = torch.tensor([1.0], dtype=torch.float16).view(torch.uint8)
     rows[torch.arange(32), 2 + torch.arange(32)] = 1
     return rows.numpy().data.cast("B")
+
+
+@for_every_isa
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "F16"])
+@pytest.mark.parametrize("refine_above", REFINED)
+def test_values_that_are_no_numbers_stay_in_their_token(isa: str, name: str, refine_above: float) -> None:
+    """Broken weights make activations infinite or NaN; the tokens beside them have the bits that they have alone."""
+    columns = 2 * TYPES[name].block_len if name not in FLOATS else 64
+    x = random_values(7, columns, seed=3)
+    broken = {1: math.nan, 3: math.inf, 4: -math.inf}
+    for token, value in broken.items():
+        x[token, token::5] = value
+    case = Projection(matrices=(random_matrix(name, rows=33, columns=columns, seed=1),), x=x, refine_above=refine_above)
+    [out] = case.run(native(isa))
+    for token in range(len(x)):
+        [alone] = case.only(token).run(native(isa))
+        if token not in broken:
+            assert torch.equal(out[token], alone[0])

@@ -52,9 +52,9 @@ def library() -> ctypes.CDLL:
 
 @pytest.fixture
 def pool(library: ctypes.CDLL) -> Iterator[int]:
-    made = library.mrs_pool_create(3)
+    made = library.mrs_pool_acquire(3)
     yield made
-    library.mrs_pool_destroy(made)
+    library.mrs_pool_release(made)
 
 
 def kernel(library: ctypes.CDLL, type_: QuantType, rows: Floats, *, pool: int | None = None) -> Blocks:
