@@ -384,7 +384,8 @@ class NativeBackend:
             activation=_ACTIVATION[activation],
             refine_above=refine_above,
         )
-        return NativeOp(struct, self._pool, (work, router, tuple(gate), tuple(up), tuple(down), arrays, arena, scratch))
+        keep = (work, norm, router, tuple(gate), tuple(up), tuple(down), arrays, arena, scratch)
+        return NativeOp(struct, self._pool, keep)
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
         native = [op for op in ops if isinstance(op, NativeOp)]

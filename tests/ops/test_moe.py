@@ -45,10 +45,10 @@ def mixture(
         for part, (name, rows, columns) in enumerate(zip(names, (FFN, FFN, HIDDEN), (HIDDEN, HIDDEN, FFN), strict=True))
     )
     router = backend.place(random_matrix("F32", rows=experts, columns=HIDDEN, seed=7))
-    norm = Normalisation(weight=1 + random_values(HIDDEN, seed=3) / 8).bind(Arena(4 * HIDDEN + 256))
+    norm = Normalisation(weight=1 + random_values(HIDDEN, seed=3) / 8)
     op = backend.moe(
         work,
-        norm=norm,
+        norm=norm.bind(Arena(4 * HIDDEN + 256)),  # which lives as long as the operation alone holds it
         router=router,
         gate=gate,
         up=up,
