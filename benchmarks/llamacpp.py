@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
 from mistralrs.ops.backend import resolve
@@ -69,8 +69,10 @@ class Ours:
         for begin in range(0, len(tokens), 512):
             part = tokens[begin : begin + 512]
             groups, rows = self._groups, [len(part) - 1]
-            batch = Batch.alone(part, start + begin, groups=groups, block_size=BLOCK_SIZE, logit_rows=rows)
-            self._runner.forward(batch, Abort())
+            batch = Batch.of_one_sequence(
+                part, start + begin, groups=groups, block_size=BLOCK_SIZE, logits_indices=rows
+            )
+            self._runner.forward(batch, CancelFlag())
 
     def measure(self, prompt: int, generate: int) -> tuple[float, float]:
         started = time.perf_counter()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
 from mistralrs.ops.backend import resolve
@@ -39,8 +39,8 @@ def main() -> None:
     for start in range(0, len(ids), CHUNK):
         part = ids[start : start + CHUNK]
         groups, wanted = model.limits.kv_groups, list(range(len(part)))
-        batch = Batch.alone(part, start, groups=groups, block_size=BLOCK_SIZE, logit_rows=wanted)
-        rows.append(runner.forward(batch, Abort()).numpy().copy())
+        batch = Batch.of_one_sequence(part, start, groups=groups, block_size=BLOCK_SIZE, logits_indices=wanted)
+        rows.append(runner.forward(batch, CancelFlag()).numpy().copy())
     np.save(args.out, np.concatenate(rows))
     print(
         json.dumps(

@@ -12,8 +12,8 @@ import time
 import torch
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.row import Row
-from mistralrs.engine.sampling import Sampler
+from mistralrs.engine.sampling.sampler import Sampler
+from mistralrs.engine.sampling.sampling_input import SamplingInput
 
 SETTINGS = {
     "greedy": SamplingParams(temperature=0.0),
@@ -37,7 +37,7 @@ def main() -> None:
         logits = torch.randn(1, vocab, generator=generator) * 4
         tokens = list(range(100, 300))
         for name, params in SETTINGS.items():
-            sampler, row, times = Sampler(vocab), Row(params, tokens), []
+            sampler, row, times = Sampler(vocab), SamplingInput(params, tokens), []
             for _ in range(args.repeats):
                 fresh = logits.clone()
                 started = time.perf_counter()

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "ChatCompletionChunkResponse": ("answers", "ChatCompletionChunk"),
-    "ChatCompletionRequest": ("requests", "ChatCompletionRequest"),
-    "ChatCompletionResponse": ("answers", "ChatCompletion"),
-    "CompletionChunkResponse": ("answers", "CompletionChunk"),
-    "CompletionRequest": ("requests", "CompletionRequest"),
-    "CompletionResponse": ("answers", "Completion"),
-    "Message": ("requests", "Message"),
-    "Role": ("requests", "Role"),
+    "ChatCompletionChunkResponse": ("schemas.response_bodies", "ChatCompletionChunk"),
+    "ChatCompletionRequest": ("schemas.python_requests", "ChatCompletionRequest"),
+    "ChatCompletionResponse": ("schemas.response_bodies", "ChatCompletion"),
+    "CompletionChunkResponse": ("schemas.response_bodies", "CompletionChunk"),
+    "CompletionRequest": ("schemas.python_requests", "CompletionRequest"),
+    "CompletionResponse": ("schemas.response_bodies", "Completion"),
+    "Message": ("schemas.python_requests", "Message"),
+    "Role": ("schemas.python_requests", "Role"),
     "Runner": ("runner", "Runner"),
-    "Which": ("which", "Which"),
+    "Which": ("selectors.which", "Which"),
 }
 """Where what is imported later lies: the module of ``mistralrs.api``, and its name there."""
 

@@ -34,7 +34,7 @@ from mistralrs.api.engine_pulse import PULSE_S, EnginePulse, stalled
 from mistralrs.api.open_stream import OpenStream
 from mistralrs.engine.admission import check_queue, check_request, fit_prompt
 from mistralrs.engine.events import Delta, End, Event, Failed, Finished
-from mistralrs.engine.process import ProcessBound
+from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import EngineError, LoadError
 from mistralrs.text.worker import workers
 
@@ -307,7 +307,7 @@ class RemoteEngine(ProcessBound):
             raise stalled(f"the engine did not answer within {STATS_S:g} s") from None
 
     async def close(self) -> None:
-        if self.is_elsewhere:
+        if self.is_forked:
             return
         if self.fault is None:
             self._closing = True
@@ -328,7 +328,7 @@ class RemoteEngine(ProcessBound):
         return answer
 
     def _cancel(self, number: int) -> None:
-        if self.fault is None and not self.is_elsewhere:
+        if self.fault is None and not self.is_forked:
             self._link.send(Cancel(number))
             self._end_after(CANCEL_S, number, None)
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
-from mistralrs.engine.process import ProcessBound
+from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import LoadError, RequestError
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.text.worker import workers
@@ -227,12 +227,12 @@ class LocalModel(ProcessBound):
 
 def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engine:
     from mistralrs.engine.engine import Engine
-    from mistralrs.engine.kv_store import KvStore
+    from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
     from mistralrs.engine.model_runner import ModelRunner
 
     store = None
     if options.kv_dir is not None and model.fingerprint is not None:
-        store = KvStore(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=model.fingerprint)
+        store = KvDiskTier(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=model.fingerprint)
     num_blocks = sum(group.num_blocks for group in model.limits.kv_groups)
     return Engine(
         ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
@@ -246,11 +246,11 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
             max_prompt_logits=model.limits.max_logits - options.max_seqs,
             block_size=model.limits.block_size,
             prefix_cache_n=options.prefix_cache_n,
-            spill_blocks=SPILL_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
+            max_evictable_blocks=SPILL_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
             no_kv_cache=options.no_kv_cache,
             max_draft=_max_draft(options, backend),
         ),
-        store=store,
+        disk_tier=store,
         torch_threads=backend.torch_threads,
     )
 

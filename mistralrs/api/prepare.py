@@ -184,7 +184,7 @@ def prepare_embeddings(body: EmbeddingRequest, model: ServedModel, policy: Polic
                 SamplingParams(),
                 truncate=policy.truncate,
                 pooling=body.pooling or "mean",
-                identity=policy.identity,
+                cache_salt=policy.identity,
                 deadline_s=policy.deadline_s,
             )
             for prompt in prompts
@@ -310,7 +310,7 @@ def _request(
         truncate=policy.truncate,
         trim_space=trim_space,
         reuse=body.cache_prompt is not False,
-        identity=policy.identity,
+        cache_salt=policy.identity,
         deadline_s=policy.deadline_s,
     )
 

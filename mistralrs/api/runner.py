@@ -30,7 +30,7 @@ from mistralrs.api.which import Which
 from mistralrs.api.which_fields import PythonWording
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import End, Event, Handle
-from mistralrs.engine.process import ProcessBound
+from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import MistralrsError, UsageError
 
 if TYPE_CHECKING:

@@ -21,42 +21,44 @@ class Batch:
     """(num_tokens,) token ids."""
     positions: list[int]
     """(num_tokens,) absolute positions."""
-    slots: list[list[int]]
+    slot_mapping: list[list[int]]
     """(kv_groups, num_tokens) ``block * block_size + offset``: where a token's KV goes."""
-    seq_starts: list[int]
+    query_start_loc: list[int]
     """(num_seqs + 1,) ranges of the flat arrays."""
-    context_lens: list[int]
+    seq_lens: list[int]
     """(num_seqs,) tokens of the sequence once this step is done, guessed ones included."""
     block_tables: list[list[list[int]]]
     """(kv_groups, num_seqs) the blocks that hold those tokens, perhaps more; those before the window mean nothing."""
-    logit_rows: list[int]
+    logits_indices: list[int]
     """Flat indices whose logits are wanted, ascending."""
 
     @classmethod
     def from_plan(cls, plan: Plan, *, block_size: int) -> Batch:
         """Flattens a plan, which has at least one chunk; sequences keep their order."""
-        groups = range(len(plan.chunks[0].sequence.tables))
+        groups = range(len(plan.chunks[0].sequence.block_tables))
         batch = cls([], [], [[] for _ in groups], [0], [], [[] for _ in groups], [])
         for chunk in plan.chunks:
             end = chunk.start + chunk.count
             positions = range(chunk.start, end)
             batch.tokens.extend(chunk.sequence.tokens[chunk.start : end])
-            batch.tokens.extend(chunk.draft)
+            batch.tokens.extend(chunk.draft_tokens)
             batch.positions.extend(positions)
-            batch.seq_starts.append(len(batch.tokens))
-            batch.context_lens.append(end)
-            for slots, tables, table in zip(batch.slots, batch.block_tables, chunk.sequence.tables, strict=True):
+            batch.query_start_loc.append(len(batch.tokens))
+            batch.seq_lens.append(end)
+            for slots, tables, table in zip(
+                batch.slot_mapping, batch.block_tables, chunk.sequence.block_tables, strict=True
+            ):
                 slots.extend([table[p // block_size] * block_size + p % block_size for p in positions])
                 tables.append(list(table))
-            batch.logit_rows.extend(len(batch.tokens) - end + position for position in chunk.scored)
+            batch.logits_indices.extend(len(batch.tokens) - end + position for position in chunk.scored)
             if chunk.samples:
                 last = len(batch.tokens) - 1
-                batch.logit_rows.extend(range(last - len(chunk.draft), last + 1))
+                batch.logits_indices.extend(range(last - len(chunk.draft_tokens), last + 1))
         return batch
 
     @classmethod
-    def alone(
-        cls, tokens: list[int], start: int, *, groups: Sequence[KvGroup], block_size: int, logit_rows: list[int]
+    def of_one_sequence(
+        cls, tokens: list[int], start: int, *, groups: Sequence[KvGroup], block_size: int, logits_indices: list[int]
     ) -> Batch:
         """Tokens from position ``start`` on of a sequence that has all blocks, for tools that drive a model."""
         end = start + len(tokens)
@@ -64,10 +66,10 @@ class Batch:
         # A window's blocks go round: it has passed those that come again.
         tables = [[index % group.num_blocks for index in range(-(-end // block_size))] for group in groups]
         slots = [[table[p // block_size] * block_size + p % block_size for p in positions] for table in tables]
-        return cls(tokens, positions, slots, [0, len(tokens)], [end], [[table] for table in tables], logit_rows)
+        return cls(tokens, positions, slots, [0, len(tokens)], [end], [[table] for table in tables], logits_indices)
 
 
-class Abort:
+class CancelFlag:
     """Tells a forward pass that nobody wants its result. Any thread may set it; native code polls ``flag``."""
 
     __slots__ = ("flag",)

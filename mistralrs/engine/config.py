@@ -31,7 +31,7 @@ class EngineConfig:
     """Tokens in a KV block."""
     prefix_cache_n: int = 16
     """Finished sequences whose blocks are kept for reuse; 0 turns reuse off."""
-    spill_blocks: int = 0
+    max_evictable_blocks: int = 0
     """Blocks of older ones, in each KV group, that stay until their memory is needed."""
     no_kv_cache: bool = False
     """Recompute every sequence from its first token at each step."""
@@ -106,7 +106,7 @@ class Request:
     """Not None: nothing is drawn; the request yields the pooled hidden states of the prompt."""
     reuse: bool = True
     """Take KV from the prefix cache."""
-    identity: str = ""
+    cache_salt: str = ""
     """KV is shared only among requests with the same."""
     deadline_s: float | None = None
     """Seconds from submission after which the request fails; None: never."""

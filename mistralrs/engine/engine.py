@@ -17,14 +17,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mistralrs.engine.admission import check_config, check_queue, check_request, fit_prompt
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig, Request
 from mistralrs.engine.events import Delta, Event, Handle, Stream
-from mistralrs.engine.job import Job
-from mistralrs.engine.kv_shelf import KvShelf
-from mistralrs.engine.kv_store import KvStore
-from mistralrs.engine.pace import PrefillPace
-from mistralrs.engine.process import ProcessBound
+from mistralrs.engine.kv.kv_connector import DiskKvConnector
+from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
+from mistralrs.engine.prefill_budget import PrefillBudget
+from mistralrs.engine.process_bound import ProcessBound
+from mistralrs.engine.request_state import RequestState
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.stats import EngineStats
@@ -33,8 +33,8 @@ from mistralrs.errors import EngineError, MistralrsError
 if TYPE_CHECKING:
     import torch
 
-    from mistralrs.engine.row import Draw
-    from mistralrs.engine.sampling import Sampler
+    from mistralrs.engine.sampling.sampler import Sampler
+    from mistralrs.engine.sampling.sampling_input import SampledToken
     from mistralrs.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,16 +42,16 @@ logger = logging.getLogger(__name__)
 H = TypeVar("H", bound=Handle)
 
 
-class Runner(Protocol):
+class ModelExecutor(Protocol):
     """What the engine needs of a model. Called by the engine's thread alone."""
 
     @property
     def vocab_size(self) -> int: ...
 
-    def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         """float32 logits (len(batch.logit_rows), vocab_size), valid until the next call.
 
-        Once ``abort`` is set it returns soon, with anything; the step is then dropped.
+        Once ``cancel_flag`` is set it returns soon, with anything; the step is then dropped.
         """
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:
@@ -79,11 +79,11 @@ class Engine(ProcessBound):
 
     def __init__(
         self,
-        runner: Runner,
+        executor: ModelExecutor,
         tokenizer: Tokenizer,
         config: EngineConfig,
         *,
-        store: KvStore | None = None,
+        disk_tier: KvDiskTier | None = None,
         torch_threads: int = 1,
     ) -> None:
         """Raises UsageError for limits that cannot work. The thread starts at once and owns ``runner``.
@@ -93,24 +93,24 @@ class Engine(ProcessBound):
         """
         super().__init__()
         check_config(config)
-        self._runner = runner
+        self._executor = executor
         self._torch_threads = torch_threads
         self._tokenizer = tokenizer
         self.config = config
         # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither is
         # ever drawn.
-        self.vocab_size = min(runner.vocab_size, tokenizer.vocab_size)
+        self.vocab_size = min(executor.vocab_size, tokenizer.vocab_size)
         self._eos_ids = frozenset(token for token in tokenizer.eos_ids if token < self.vocab_size)
         self.after_step = _nothing
-        self._shelf = None if store is None else KvShelf(store, runner)
-        self._scheduler = Scheduler(config, self._shelf)
-        self._pace = PrefillPace()
-        self._abort = Abort()
+        self._kv_connector = None if disk_tier is None else DiskKvConnector(disk_tier, executor)
+        self._scheduler = Scheduler(config, self._kv_connector)
+        self._prefill_budget = PrefillBudget()
+        self._cancel_flag = CancelFlag()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()  # calls to be made by the engine's thread
         self._ids = itertools.count()
-        self._jobs: dict[int, Job] = {}
+        self._requests: dict[int, RequestState] = {}
         self._step_streams: list[Handle] = []
-        self._next_deadline = math.inf  # of the open jobs or before
+        self._next_deadline = math.inf  # of the open requests or before
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_completion_tokens = 0
@@ -128,7 +128,7 @@ class Engine(ProcessBound):
     @property
     def fault(self) -> EngineError | None:
         """Why the engine serves nothing any more: it died, or was closed. None while it lives."""
-        return self.foreign() if self.is_elsewhere else self._fault
+        return self.forked_error() if self.is_forked else self._fault
 
     def submit(self, request: Request) -> Stream:
         """Queues a request.
@@ -149,13 +149,15 @@ class Engine(ProcessBound):
         with self._gate:
             if self._fault is not None:
                 raise EngineError(self._fault.message, hint=self._fault.hint)
-            check_queue(len(self._jobs), self.config)
+            check_queue(len(self._requests), self.config)
             number = next(self._ids)
             stream = handle(partial(self._cancel, number))
             sequence = Sequence.of(number, request, prompt, limit=self.max_len, eos_ids=self._eos_ids)
-            job = Job(sequence, stream, request=request, tokenizer=self._tokenizer, submitted=time.perf_counter())
-            self._jobs[number] = job
-            self._inbox.put(partial(self._add, job))
+            request_state = RequestState(
+                sequence, stream, request=request, tokenizer=self._tokenizer, submitted=time.perf_counter()
+            )
+            self._requests[number] = request_state
+            self._inbox.put(partial(self._add, request_state))
         return stream
 
     def stats(self) -> EngineStats:
@@ -179,11 +181,11 @@ class Engine(ProcessBound):
 
     def close(self) -> None:
         """Stops the thread, within a step; open streams end with reason "cancelled". Idempotent."""
-        if self.is_elsewhere:
+        if self.is_forked:
             return
         self._closing = True
         self._inbox.put(lambda: None)
-        self._abort.set()
+        self._cancel_flag.set()
         self._thread.join()
 
     # From here on: the engine's thread, but for _cancel.
@@ -191,7 +193,7 @@ class Engine(ProcessBound):
     def _run(self) -> None:
         fault: EngineError | None = None
         try:
-            from mistralrs.engine.sampling import Sampler
+            from mistralrs.engine.sampling.sampler import Sampler
             from mistralrs.ops.torch_threads import limit_torch_here
 
             limit_torch_here(self._torch_threads)
@@ -202,29 +204,29 @@ class Engine(ProcessBound):
                 self.after_step()
         except Exception as error:
             logger.exception("the engine's thread died")
-            fault = EngineError(f"the engine died: {_words(error)}", hint="load the model again")
-        if self._shelf is not None:
-            self._shelf.close()
+            fault = EngineError(f"the engine died: {_describe_error(error)}", hint="load the model again")
+        if self._kv_connector is not None:
+            self._kv_connector.close()
         with self._gate:
             self._fault = fault or EngineError("the engine is closed", hint="load the model again")
         now = time.perf_counter()
-        for job in self._jobs.values():
+        for request_state in self._requests.values():
             if fault is None:
-                job.finish("cancelled", now)
+                request_state.finish("cancelled", now)
             else:
-                job.fail(fault, now)
-        self._jobs.clear()
+                request_state.fail(fault, now)
+        self._requests.clear()
         self.after_step()
 
     def _receive(self) -> bool:
         """Answers what has come in, waiting for it if there is nothing else to do. False: the engine is to end."""
         if not self._scheduler.has_work and not self._closing:
             self._inbox.get()()
-        self._answer()
+        self._run_inbox()
         self._expire()
         return not self._closing
 
-    def _answer(self) -> None:
+    def _run_inbox(self) -> None:
         while not self._inbox.empty():
             self._inbox.get()()
 
@@ -236,107 +238,115 @@ class Engine(ProcessBound):
         self._next_deadline = math.inf
         # Not those in the inbox, whose deadlines are looked at when they are added.
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
-            job = self._jobs[sequence.id]
-            if job.deadline <= now:
-                self._fail(job, EngineError("the request took longer than it may", code="deadline_exceeded"))
+            request_state = self._requests[sequence.id]
+            if request_state.deadline <= now:
+                self._fail(request_state, EngineError("the request took longer than it may", code="deadline_exceeded"))
             else:
-                self._next_deadline = min(self._next_deadline, job.deadline)
+                self._next_deadline = min(self._next_deadline, request_state.deadline)
 
     def _step(self) -> None:
         started = time.perf_counter()
         self._num_steps += 1
-        plan = self._scheduler.plan(self._pace.limit(self.config.max_batch_tokens))
+        plan = self._scheduler.plan(self._prefill_budget.limit(self.config.max_batch_tokens))
         logits = self._forward(plan)
         if logits is not None:
-            drawn = self._draw(plan, logits)
+            drawn = self._sample(plan, logits)
             self._scheduler.commit(plan, {number: draws[0].token for number, draws in drawn.items()})
             self._publish(plan, drawn)
             self._report(plan, time.perf_counter() - started)
 
     def _forward(self, plan: Plan) -> torch.Tensor | None:
         """The logits of a step, or None if it failed or nobody wants it any more: it then commits nothing."""
-        self._abort.clear()
-        self._step_streams = [self._jobs[chunk.sequence.id].stream for chunk in plan.chunks]
+        self._cancel_flag.clear()
+        self._step_streams = [self._requests[chunk.sequence.id].stream for chunk in plan.chunks]
         if self._is_pointless():  # looked at after the flag was cleared: a cancel from now on sets it
             return None
         started = time.perf_counter()
         try:
-            logits = self._runner.forward(Batch.from_plan(plan, block_size=self.config.block_size), self._abort)
+            logits = self._executor.forward(Batch.from_plan(plan, block_size=self.config.block_size), self._cancel_flag)
         except Exception as error:
             logger.exception("a forward pass failed")
             self._fail_batch(plan, error)
             return None
-        self._answer()
-        if self._abort.is_set():
+        self._run_inbox()
+        if self._cancel_flag.is_set():
             return None
-        prefill = sum(chunk.num_known for chunk in plan.chunks if chunk.num_known > 1)
-        self._pace.measure(prefill, time.perf_counter() - started)
+        prefill = sum(chunk.num_committed for chunk in plan.chunks if chunk.num_committed > 1)
+        self._prefill_budget.measure(prefill, time.perf_counter() - started)
         return logits
 
-    def _draw(self, plan: Plan, logits: torch.Tensor) -> dict[int, list[Draw]]:
+    def _sample(self, plan: Plan, logits: torch.Tensor) -> dict[int, list[SampledToken]]:
         """By sequence what is drawn after its known tokens: one token, and one after each guess that was right.
 
         A row that cannot be drawn fails its own request; cancelled ones are left out.
         """
-        drawn: dict[int, list[Draw]] = {}
+        drawn: dict[int, list[SampledToken]] = {}
         try:
-            drawing, logits = self._observe(plan, logits)
-            rows = [row for chunk in drawing for row in self._jobs[chunk.sequence.id].rows(chunk.draft)]
+            drawing, logits = self._collect_prompt_outputs(plan, logits)
+            rows = [
+                row
+                for chunk in drawing
+                for row in self._requests[chunk.sequence.id].sampling_inputs(chunk.draft_tokens)
+            ]
             results = iter(self._sampler.sample(logits, rows))
         except Exception as error:
             logger.exception("drawing failed")
             self._fail_batch(plan, error)
             return drawn
         for chunk in drawing:
-            first, *others = itertools.islice(results, len(chunk.draft) + 1)
+            first, *others = itertools.islice(results, len(chunk.draft_tokens) + 1)
             if isinstance(first, EngineError):
-                self._fail(self._jobs[chunk.sequence.id], first)
+                self._fail(self._requests[chunk.sequence.id], first)
             else:
-                drawn[chunk.sequence.id] = _agreeing(first, others, chunk.draft)
+                drawn[chunk.sequence.id] = _accepted_tokens(first, others, chunk.draft_tokens)
         return drawn
 
-    def _observe(self, plan: Plan, logits: torch.Tensor) -> tuple[list[Chunk], torch.Tensor]:
-        """Shows jobs what they want of their prompts. Returns the chunks that draw, and their logits."""
+    def _collect_prompt_outputs(self, plan: Plan, logits: torch.Tensor) -> tuple[list[Chunk], torch.Tensor]:
+        """Passes prompt logits to the requests that want them. Returns the chunks that draw, and their logits."""
         drawing: list[Chunk] = []
         rows: list[int] = []
         row = token = 0
         for chunk in plan.chunks:
-            job = self._jobs.get(chunk.sequence.id)
-            if job is not None and job.observes:
-                self._show(job, chunk, logits[row : row + len(chunk.scored), : self.vocab_size], token)
+            request_state = self._requests.get(chunk.sequence.id)
+            if request_state is not None and request_state.wants_prompt_outputs:
+                self._pass_prompt_logits(
+                    request_state, chunk, logits[row : row + len(chunk.scored), : self.vocab_size], token
+                )
             row += len(chunk.scored)
             if chunk.samples:
-                end = row + 1 + len(chunk.draft)
-                if job is not None and chunk.sequence.id in self._jobs:
+                end = row + 1 + len(chunk.draft_tokens)
+                if request_state is not None and chunk.sequence.id in self._requests:
                     drawing.append(chunk)
                     rows.extend(range(row, end))
                 row = end
             token += chunk.count
         return drawing, logits if len(rows) == len(logits) else logits[rows]
 
-    def _show(self, job: Job, chunk: Chunk, logits: torch.Tensor, first: int) -> None:
+    def _pass_prompt_logits(self, request_state: RequestState, chunk: Chunk, logits: torch.Tensor, first: int) -> None:
         """``first``: the place of the chunk's first token in the batch."""
         try:
-            job.observe(
-                chunk.start, chunk.count, logits, lambda start, stop: self._runner.hidden(first + start, first + stop)
+            request_state.on_prompt_logits(
+                chunk.start, chunk.count, logits, lambda start, stop: self._executor.hidden(first + start, first + stop)
             )
         except EngineError as error:
-            self._fail(job, error)
+            self._fail(request_state, error)
 
-    def _publish(self, plan: Plan, drawn: dict[int, list[Draw]]) -> None:
+    def _publish(self, plan: Plan, drawn: dict[int, list[SampledToken]]) -> None:
         now = time.perf_counter()
         for chunk in plan.chunks:
             sequence = chunk.sequence
             if sequence.id in drawn:
-                self._hear(chunk, drawn[sequence.id], now)
-            elif sequence.prompt_end is not None and sequence.finish_reason is not None and sequence.id in self._jobs:
+                self._deliver_tokens(chunk, drawn[sequence.id], now)
+            elif (
+                sequence.prompt_end is not None and sequence.finish_reason is not None and sequence.id in self._requests
+            ):
                 self._num_prompt_tokens += sequence.num_prompt
-                self._jobs.pop(sequence.id).finish(sequence.finish_reason, now)
+                self._requests.pop(sequence.id).finish(sequence.finish_reason, now)
 
-    def _hear(self, chunk: Chunk, draws: list[Draw], now: float) -> None:
-        """Tells a job what was drawn in a step, token by token until one ends it. The first is committed already."""
+    def _deliver_tokens(self, chunk: Chunk, draws: list[SampledToken], now: float) -> None:
+        """Delivers the tokens of a step, one by one until one ends the request. The first is committed already."""
         sequence = chunk.sequence
-        job = self._jobs[sequence.id]
+        request_state = self._requests[sequence.id]
         if len(sequence.tokens) == sequence.num_prompt + 1:
             self._num_prompt_tokens += sequence.num_prompt
         news = []
@@ -344,7 +354,7 @@ class Engine(ProcessBound):
             if place > 0:
                 self._scheduler.advance(sequence, draw.token)
             self._num_completion_tokens += 1
-            delta, reason = job.hear(draw, now)
+            delta, reason = request_state.on_token(draw, now)
             news.append(delta)
             if reason is not None:
                 break
@@ -352,52 +362,52 @@ class Engine(ProcessBound):
         # Together: who has left can notice it only between two pieces.
         delta = Delta.joined(news)
         if delta.text or delta.tokens:
-            job.stream.put(delta)
+            request_state.stream.put(delta)
         if reason is not None:
             # Blocks are free before the caller hears of the end.
-            self._scheduler.remove(sequence, keep=True)
-            del self._jobs[sequence.id]
-            job.finish(reason, now)
+            self._scheduler.remove(sequence, retain=True)
+            del self._requests[sequence.id]
+            request_state.finish(reason, now)
 
     def _report(self, plan: Plan, seconds: float) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             lengths: tuple[list[int], list[int]] = ([], [])
             for chunk in plan.chunks:
-                lengths[chunk.start >= chunk.sequence.num_prompt].append(chunk.start + chunk.num_known)
+                lengths[chunk.start >= chunk.sequence.num_prompt].append(chunk.start + chunk.num_committed)
             logger.debug("Prompt%s Completion%s - %dms", *lengths, round(seconds * 1000))
 
-    def _add(self, job: Job) -> None:
-        self._scheduler.add(job.sequence)
-        self._next_deadline = min(self._next_deadline, job.deadline)
-        if job.sequence.finish_reason is not None:  # nothing is to be generated
-            del self._jobs[job.sequence.id]
-            job.finish(job.sequence.finish_reason, time.perf_counter())
+    def _add(self, request_state: RequestState) -> None:
+        self._scheduler.add(request_state.sequence)
+        self._next_deadline = min(self._next_deadline, request_state.deadline)
+        if request_state.sequence.finish_reason is not None:  # nothing is to be generated
+            del self._requests[request_state.sequence.id]
+            request_state.finish(request_state.sequence.finish_reason, time.perf_counter())
 
     def _fail_batch(self, plan: Plan, error: Exception) -> None:
         fault = _failure(error)
         for chunk in plan.chunks:
-            job = self._jobs.get(chunk.sequence.id)
-            if job is not None:
-                self._fail(job, fault)
+            request_state = self._requests.get(chunk.sequence.id)
+            if request_state is not None:
+                self._fail(request_state, fault)
 
-    def _fail(self, job: Job, error: MistralrsError) -> None:
-        self._scheduler.remove(job.sequence, keep=False)
-        del self._jobs[job.sequence.id]
-        job.fail(error, time.perf_counter())
+    def _fail(self, request_state: RequestState, error: MistralrsError) -> None:
+        self._scheduler.remove(request_state.sequence, retain=False)
+        del self._requests[request_state.sequence.id]
+        request_state.fail(error, time.perf_counter())
 
     def _drop(self, number: int) -> None:
-        job = self._jobs.pop(number, None)
-        if job is not None:
-            self._scheduler.remove(job.sequence, keep=True)
-            job.finish("cancelled", time.perf_counter())
+        request_state = self._requests.pop(number, None)
+        if request_state is not None:
+            self._scheduler.remove(request_state.sequence, retain=True)
+            request_state.finish("cancelled", time.perf_counter())
 
     def _cancel(self, number: int) -> None:
         """Called by any thread, after the stream was marked as cancelled."""
-        if self.is_elsewhere:
+        if self.is_forked:
             return
         self._inbox.put(partial(self._drop, number))
         if self._is_pointless():
-            self._abort.set()
+            self._cancel_flag.set()
 
     def _is_pointless(self) -> bool:
         """Nobody waits for the step under way."""
@@ -408,7 +418,9 @@ def _nothing() -> None:
     pass
 
 
-def _agreeing(first: Draw, others: list[Draw | EngineError], draft: tuple[int, ...]) -> list[Draw]:
+def _accepted_tokens(
+    first: SampledToken, others: list[SampledToken | EngineError], draft: tuple[int, ...]
+) -> list[SampledToken]:
     """The draws that count: each but the first stands behind a guess, which must be the token drawn in its place.
 
     One that cannot be drawn is left to the next step, which meets it behind known tokens.
@@ -429,9 +441,9 @@ def _failure(error: Exception) -> MistralrsError:
     lacks_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
     if lacks_memory or type(error).__name__ == "OutOfMemoryError":
         hint = "send shorter prompts, or fewer requests at once"
-        return EngineError(f"out of memory: {_words(error)}", hint=hint, code="out_of_memory")
-    return EngineError(f"the model failed: {_words(error)}")
+        return EngineError(f"out of memory: {_describe_error(error)}", hint=hint, code="out_of_memory")
+    return EngineError(f"the model failed: {_describe_error(error)}")
 
 
-def _words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
 
-from mistralrs.engine.process import ProcessBound
+from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import MistralrsError
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.models.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -18,21 +18,21 @@ class ModelRunner:
         self._decoder = decoder
         self.vocab_size = vocab_size
 
-    def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         """float32 logits (len(batch.logit_rows), vocab_size), a view that is valid until the next call."""
         args = self._decoder.args
         args.set(
             tokens=batch.tokens,
             positions=batch.positions,
-            slots=batch.slots,
-            seq_starts=batch.seq_starts,
-            context_lens=batch.context_lens,
+            slots=batch.slot_mapping,
+            seq_starts=batch.query_start_loc,
+            context_lens=batch.seq_lens,
             block_tables=batch.block_tables,
-            logit_rows=batch.logit_rows,
+            logit_rows=batch.logits_indices,
         )
-        args.abort = abort.flag
+        args.abort = cancel_flag.flag
         self._decoder.forward()
-        return self._decoder.logits.tensor[: len(batch.logit_rows), : self.vocab_size]
+        return self._decoder.logits.tensor[: len(batch.logits_indices), : self.vocab_size]
 
     def export_block(self, group: int, block: int) -> bytes:
         """What a block holds, in the layers of a KV group."""

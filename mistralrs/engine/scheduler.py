@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mistralrs.engine.config import EngineConfig
-from mistralrs.engine.kv_blocks import KvBlocks, Shelf
+from mistralrs.engine.kv.kv_cache_manager import KvCacheManager, KvConnector
 from mistralrs.engine.sequence import Sequence, State
 
-DRAFT_ROWS = 8
+MAX_DRAFT_BATCH = 8
 """Known tokens and guesses beyond which a step has no more guesses. So few share one pass over the weights."""
 
 
@@ -30,13 +30,13 @@ class Chunk:
     """The chunk reaches the last known token, so the step draws the next one."""
     scored: range = range(0)
     """Positions whose logits are wanted for the tokens of the prompt that follow them."""
-    draft: tuple[int, ...] = ()
+    draft_tokens: tuple[int, ...] = ()
     """The last of these tokens are only guessed. The step then also draws what comes after each of them."""
 
     @property
-    def num_known(self) -> int:
+    def num_committed(self) -> int:
         """How many of its tokens are not guessed."""
-        return self.count - len(self.draft)
+        return self.count - len(self.draft_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Scheduler:
     always served, and whoever runs ends after finitely many steps.
     """
 
-    def __init__(self, config: EngineConfig, shelf: Shelf | None = None) -> None:
-        """``shelf``: where blocks are kept that outlive the engine."""
-        self.blocks = KvBlocks(config, shelf)
+    def __init__(self, config: EngineConfig, kv_connector: KvConnector | None = None) -> None:
+        """``connector``: where blocks are kept that outlive the engine."""
+        self.blocks = KvCacheManager(config, kv_connector)
         self.max_len = min(
             group.reach(config.max_model_len, step=config.max_batch_tokens, block_size=config.block_size)
             for group in config.kv_groups
@@ -71,9 +71,9 @@ class Scheduler:
         self.num_accepted = 0
         """Those of them that were right."""
         self._config = config
-        self._drafts = config.max_draft > 0 and not config.no_kv_cache
-        self._drafted: list[Sequence] = []  # they have blocks for what the last plan guessed
-        self._spare_rows = 0  # of logits in the step that is being planned, beside one of every sequence
+        self._proposes_drafts = config.max_draft > 0 and not config.no_kv_cache
+        self._sequences_with_drafts: list[Sequence] = []  # they have blocks for what the last plan guessed
+        self._spare_logits = 0  # of logits in the step that is being planned, beside one of every sequence
 
     @property
     def has_work(self) -> bool:
@@ -86,13 +86,13 @@ class Scheduler:
         else:
             self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence, *, keep: bool) -> None:
+    def remove(self, sequence: Sequence, *, retain: bool) -> None:
         """Ends a sequence from outside and frees its blocks; ``keep`` leaves them for reuse. Idempotent."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         elif sequence.state is State.RUNNING:
             self.running.remove(sequence)
-            self.blocks.release(sequence, keep=keep)
+            self.blocks.release(sequence, retain=retain)
         sequence.state = State.FINISHED
 
     def plan(self, prefill_limit: int) -> Plan:
@@ -100,9 +100,9 @@ class Scheduler:
 
         ``prefill_limit``: prefill tokens that the step may hold beside decode rows; alone they may fill the budget.
         """
-        self._take_back()
-        preempted = self._make_room()
-        self._spare_rows = self._config.max_prompt_logits
+        self._free_draft_blocks()
+        preempted = self._allocate_for_running()
+        self._spare_logits = self._config.max_prompt_logits
         decodes = [s for s in self.running if s.num_remaining == 1][: self._config.max_batch_tokens]
         chunks = [self._chunk(sequence, 1) for sequence in decodes]
         budget = self._config.max_batch_tokens - len(chunks)
@@ -117,7 +117,7 @@ class Scheduler:
             budget -= chunks[-1].count
         if self.has_work and not chunks:
             raise RuntimeError("the scheduler has work and found none to do")
-        if self._drafts and len(chunks) == len(decodes) and not self.waiting:
+        if self._proposes_drafts and len(chunks) == len(decodes) and not self.waiting:
             self._add_drafts(chunks)
         return Plan(chunks)
 
@@ -130,7 +130,7 @@ class Scheduler:
             sequence = chunk.sequence
             if sequence.state is not State.RUNNING:
                 continue
-            sequence.num_computed += chunk.num_known
+            sequence.num_computed += chunk.num_committed
             sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
             self.blocks.commit(sequence)
             if chunk.samples:
@@ -146,9 +146,12 @@ class Scheduler:
 
     def settle(self, chunk: Chunk) -> None:
         """Counts how much was right of what was guessed, once all that came of a step of a sequence is recorded."""
-        if chunk.draft:
-            drafted, accepted = len(chunk.draft), chunk.sequence.num_computed - (chunk.start + chunk.num_known)
-            chunk.sequence.draft.judge(drafted, accepted, known=len(chunk.sequence.tokens))
+        if chunk.draft_tokens:
+            drafted, accepted = (
+                len(chunk.draft_tokens),
+                chunk.sequence.num_computed - (chunk.start + chunk.num_committed),
+            )
+            chunk.sequence.ngram_proposer.record_acceptance(drafted, accepted, known=len(chunk.sequence.tokens))
             self.num_drafted += drafted
             self.num_accepted += accepted
 
@@ -169,7 +172,7 @@ class Scheduler:
         sequence.finish_reason = reason
         if sequence.state is State.RUNNING:
             self.running.remove(sequence)
-            self.blocks.release(sequence, keep=True)
+            self.blocks.release(sequence, retain=True)
         sequence.state = State.FINISHED
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
@@ -177,15 +180,15 @@ class Scheduler:
         count = min(sequence.num_remaining, budget)
         scored = range(0)
         if sequence.num_unscored:
-            count = min(count, max(sequence.num_scored - start, 0) + 1 + self._spare_rows)
+            count = min(count, max(sequence.num_scored - start, 0) + 1 + self._spare_logits)
             scored = range(max(sequence.num_scored, start), min(start + count, sequence.num_prompt - 1))
         samples = count == sequence.num_remaining and sequence.prompt_end is None
-        self._spare_rows -= max(len(scored) + samples - 1, 0)
+        self._spare_logits -= max(len(scored) + samples - 1, 0)
         return Chunk(sequence, start, count, samples, scored)
 
     def _add_drafts(self, chunks: list[Chunk]) -> None:
         """Adds guesses to a step of single tokens, evenly, as far as there is room that nobody else needs."""
-        rows = min(DRAFT_ROWS - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_rows)
+        rows = min(MAX_DRAFT_BATCH - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_logits)
         if rows < 1:
             return
         drafts = [self._propose(chunk, rows) for chunk in chunks]
@@ -196,24 +199,24 @@ class Scheduler:
             while draft and not self.blocks.extend(chunk.sequence, ahead=len(draft)):
                 draft = draft[:-1]
             if draft:
-                chunks[index] = replace(chunk, count=chunk.count + len(draft), draft=draft)
-                self._drafted.append(chunk.sequence)
+                chunks[index] = replace(chunk, count=chunk.count + len(draft), draft_tokens=draft)
+                self._sequences_with_drafts.append(chunk.sequence)
                 rows -= len(draft)
 
     def _propose(self, chunk: Chunk, rows: int) -> tuple[int, ...]:
         sequence = chunk.sequence
         # One token is drawn after the guesses.
         count = min(rows, self._config.max_draft, sequence.max_len - len(sequence.tokens) - 1)
-        return sequence.draft.propose(sequence.tokens, count) if chunk.samples and count > 0 else ()
+        return sequence.ngram_proposer.propose(sequence.tokens, count) if chunk.samples and count > 0 else ()
 
-    def _take_back(self) -> None:
+    def _free_draft_blocks(self) -> None:
         """Takes the blocks back that guesses were given and do not need any more: no other sequence goes short."""
-        for sequence in self._drafted:
+        for sequence in self._sequences_with_drafts:
             if sequence.state is State.RUNNING:
                 self.blocks.trim(sequence)
-        self._drafted.clear()
+        self._sequences_with_drafts.clear()
 
-    def _make_room(self) -> bool:
+    def _allocate_for_running(self) -> bool:
         """Gives running sequences, oldest first, the blocks they need. Returns whether one was preempted for it."""
         preempted = False
         index = 0
@@ -228,7 +231,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
         self.running.remove(sequence)
-        self.blocks.release(sequence, keep=True)
+        self.blocks.release(sequence, retain=True)
         sequence.num_computed = 0
         sequence.state = State.WAITING
         self.waiting.appendleft(sequence)
@@ -237,7 +240,7 @@ class Scheduler:
         """Starts the first waiting sequence if there is a place, the blocks that it needs, and room for all to grow."""
         if len(self.running) >= self._config.max_seqs:
             return False
-        if not self.blocks.start(sequence, beside=self.running):
+        if not self.blocks.admit(sequence, beside=self.running):
             return False
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from mistralrs.engine.block_pool import chain_digest, root_digest
 from mistralrs.engine.config import Request, SamplingParams
-from mistralrs.engine.draft import Draft
+from mistralrs.engine.kv.block_pool import hash_block, hash_root
+from mistralrs.engine.ngram_proposer import NgramProposer
 
 
 class State(Enum):
@@ -33,7 +33,7 @@ class Sequence:
     sampling: SamplingParams
     max_len: int
     """Known tokens at which it ends with reason "length"."""
-    identity: str = ""
+    cache_salt: str = ""
     """What beside the tokens decides the content of its KV; sequences share blocks only where this is equal."""
     reuse: bool = True
     """It may start behind blocks that others have left. What it leaves itself others may use in any case."""
@@ -50,17 +50,17 @@ class Sequence:
     """Leading tokens that have been computed."""
     num_cached: int | None = None
     """Prompt tokens that a prefix hit saved when it was first admitted; None until then."""
-    tables: list[list[int]] = field(default_factory=list)
+    block_tables: list[list[int]] = field(default_factory=list)
     """A block table for each KV group, while it runs: token i lies in ``table[i // block_size]``."""
-    num_passed: list[int] = field(default_factory=list)
+    num_window_evicted: list[int] = field(default_factory=list)
     """Leading entries of each table that mean nothing: the group's window has passed their blocks."""
     num_registered: int = 0
     """Leading blocks that others may share."""
-    draft: Draft = field(default_factory=Draft)
+    ngram_proposer: NgramProposer = field(default_factory=NgramProposer)
     """Guesses at what is drawn next."""
     state: State = State.WAITING
     finish_reason: Literal["stop", "length"] | None = None
-    _chain: list[bytes] = field(default_factory=list)
+    _block_hashes: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
@@ -78,7 +78,7 @@ class Sequence:
             prompt,
             sampling,
             max_len=len(prompt) + room,
-            identity=request.identity,
+            cache_salt=request.cache_salt,
             # What a hit passes over has neither logits nor hidden states.
             reuse=request.reuse and not scores_prompt and request.pooling != "mean",
             end_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
@@ -96,11 +96,11 @@ class Sequence:
         """Places of the prompt whose logits are still wanted."""
         return max(self.num_prompt - 1 - self.num_scored, 0) if self.scores_prompt else 0
 
-    def digests(self, count: int, block_size: int) -> list[bytes]:
+    def block_hashes(self, count: int, block_size: int) -> list[bytes]:
         """Digests of the first ``count`` blocks, all of which must be full of known tokens."""
-        chain = self._chain
+        chain = self._block_hashes
         while len(chain) < count:
-            parent = chain[-1] if chain else root_digest(self.identity)
+            parent = chain[-1] if chain else hash_root(self.cache_salt)
             start = len(chain) * block_size
-            chain.append(chain_digest(parent, self.tokens[start : start + block_size]))
+            chain.append(hash_block(parent, self.tokens[start : start + block_size]))
         return chain[:count]

@@ -128,9 +128,9 @@ class Backend(Protocol):
         """out = weight x for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
 
-        ``refine_above``: for quantised weights, activations are rounded to int8 with one scale for 32 columns; where
-        the largest of these is above so many times the average of a row's largest ones, what rounding left takes a
-        second int8 term. 0: everywhere; infinity: nowhere.
+        ``refine_above``: for quantised weights, activations are rounded to int8 with one scale for 32 columns;
+        where the largest of these is above so many times the average of a row's largest ones, the rounding error
+        takes a second int8 term. 0: everywhere; infinity: nowhere.
         ``logits_only``: only the rows of x that the step wants logits of.
         ``softcap``: outputs become softcap * tanh(output / softcap); 0: they do not.
         """

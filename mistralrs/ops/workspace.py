@@ -110,14 +110,14 @@ class StepArgs:
         }
         for name, items in flat.items():
             self.arrays[name].values[: len(items)] = array("i", items)
-        for group, (group_slots, group_tables) in enumerate(zip(slots, block_tables, strict=True)):
-            self._set_group(group, group_slots, group_tables)
+        for group, (group_slot_mapping, group_tables) in enumerate(zip(slots, block_tables, strict=True)):
+            self._set_group(group, group_slot_mapping, group_tables)
         self.num_tokens, self.num_seqs, self.num_logits = len(tokens), len(context_lens), len(logit_rows)
 
-    def _set_group(self, group: int, slots: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
+    def _set_group(self, group: int, slot_mapping: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
         sizes = self.sizes
         start = group * sizes.max_tokens
-        self.arrays["slots"].values[start : start + len(slots)] = array("i", slots)
+        self.arrays["slots"].values[start : start + len(slot_mapping)] = array("i", slot_mapping)
         values = self.arrays["block_tables"].values
         for row, table in enumerate(tables, group * sizes.max_seqs):
             start = row * sizes.max_blocks

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from mistralrs.api import engine_process
 from mistralrs.api.local import LoadOptions, ModelInfo, ModelSource, Progress
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig
 from mistralrs.engine.engine import Engine
 from mistralrs.ops.kv_groups import KvGroup
@@ -74,7 +74,7 @@ class FakeModel:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.engine.close()
 
-    def _befall(self, batch: Batch, abort: Abort) -> None:
+    def _befall(self, batch: Batch, abort: CancelFlag) -> None:
         tokens = {token for token, position in zip(batch.tokens, batch.positions, strict=True) if position == 0}
         if FAILS in tokens:
             raise ValueError("out of luck")

@@ -358,10 +358,10 @@ def test_how_the_answer_is_to_look() -> None:
 
 
 def test_what_the_server_decides_reaches_the_engine() -> None:
-    policy = replace(POLICY, identity="key", deadline_s=5.0)
+    policy = replace(POLICY, cache_salt="key", deadline_s=5.0)
     for prepared in (chat(policy), complete(policy), embed(policy)):
         [request] = prepared.requests
-        assert (request.identity, request.deadline_s, request.reuse) == ("key", 5.0, True)
+        assert (request.cache_salt, request.deadline_s, request.reuse) == ("key", 5.0, True)
     assert not chat(cache_prompt=False).requests[0].reuse
     assert chat(cache_prompt=True).requests[0].reuse
 

@@ -607,7 +607,14 @@ def test_an_embedding_that_fails(end: Event) -> None:
 
 
 def test_no_tensors_here() -> None:
-    names = ("answers", "types", "parameters", "messages", "prepare", "respond")
+    names = (
+        "schemas.response_bodies",
+        "schemas.request_bodies",
+        "schemas.parameter_table",
+        "serving.chat_messages",
+        "serving.prepare",
+        "serving.respond",
+    )
     imports = ", ".join(f"mistralrs.api.{name}" for name in names)
     code = f"import sys, {imports}; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'jinja2')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,7 +22,7 @@ from mistralrs_cli.job import Task, understand
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "write_which_stub.py"
-STUB = ROOT / "mistralrs" / "api" / "which.pyi"
+STUB = ROOT / "mistralrs" / "api" / "selectors" / "which.pyi"
 WORDING = PythonWording()
 
 FILE = "tok_model_id tokenizer_json quantized_model_id quantized_filename"
@@ -218,7 +218,7 @@ def test_options_that_undo_each_other() -> None:
 def test_a_choice_holds_all_that_names_weights() -> None:
     adapters = {"xlora_model_id", "adapters_model_id", "order", "tgt_non_granular_index"}
     known = {name for row in ROWS.values() for name in names_of(row)} - adapters
-    assert known == {each for each in RowChoice.__dataclass_fields__ if each != "row"}
+    assert known == {each for each in RowChoice.__dataclass_fields__ if each != "selector"}
     assert {"tok_model_id", "tokenizer_json"} <= set(LoadOptions.__dataclass_fields__)
 
 
@@ -235,7 +235,7 @@ def test_the_stub_is_fresh() -> None:
 
 
 def test_a_stale_stub_is_named_and_mended(tmp_path: Path) -> None:
-    stub = tmp_path / "mistralrs" / "api" / "which.pyi"
+    stub = tmp_path / "mistralrs" / "api" / "selectors" / "which.pyi"
     stub.parent.mkdir(parents=True)
     stub.write_text("class Which: ...\n")
     done = generate("--check", "--root", str(tmp_path))

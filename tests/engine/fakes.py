@@ -13,7 +13,7 @@ from struct import iter_unpack, pack
 
 import torch
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 
 VOCAB = 96
 SIZE = 12
@@ -80,22 +80,22 @@ class FakeRunner:
         self.windows = windows
         self.memory: list[dict[int, tuple[int, int]]] = [{} for _ in windows]
         self.batches: list[Batch] = []
-        self.before: Callable[[Batch, Abort], None] = lambda batch, abort: None
+        self.before: Callable[[Batch, CancelFlag], None] = lambda batch, cancel_flag: None
 
-    def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         self.batches.append(batch)
-        self.before(batch, abort)
-        assert batch.seq_starts[-1] == len(batch.tokens) == len(batch.positions)
-        for memory, slots in zip(self.memory, batch.slots, strict=True):
+        self.before(batch, cancel_flag)
+        assert batch.query_start_loc[-1] == len(batch.tokens) == len(batch.positions)
+        for memory, slots in zip(self.memory, batch.slot_mapping, strict=True):
             assert len(set(slots)) == len(slots), "two tokens share a slot"
             memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
         rows: list[torch.Tensor] = []
-        for index, length in enumerate(batch.context_lens):
-            start, end = batch.seq_starts[index : index + 2]
+        for index, length in enumerate(batch.seq_lens):
+            start, end = batch.query_start_loc[index : index + 2]
             assert batch.positions[start:end] == list(range(length - (end - start), length))
-            wanted = [batch.positions[row] + 1 for row in batch.logit_rows if start <= row < end]
+            wanted = [batch.positions[row] + 1 for row in batch.logits_indices if start <= row < end]
             rows.extend(self._logits(self._seen(batch, index, count)) for count in wanted)
-        assert len(rows) == len(batch.logit_rows)
+        assert len(rows) == len(batch.logits_indices)
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:
@@ -135,10 +135,10 @@ class Turnstile:
         self.leave = threading.Semaphore(0)
         runner.before = self._pass
 
-    def _pass(self, batch: Batch, abort: Abort) -> None:
+    def _pass(self, batch: Batch, cancel_flag: CancelFlag) -> None:
         self.entered.release()
         for _ in range(1000):
-            if self.leave.acquire(timeout=0.01) or abort.is_set():
+            if self.leave.acquire(timeout=0.01) or cancel_flag.is_set():
                 return
         raise TimeoutError("nobody let the step through")
 

@@ -10,9 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistralrs.engine.config import EngineConfig
-from mistralrs.engine.draft import FIRST, LENGTHS, LONGEST_PAUSE, MOST, Draft
 from mistralrs.engine.engine import Engine
-from mistralrs.engine.scheduler import DRAFT_ROWS, Plan
+from mistralrs.engine.ngram_proposer import (
+    FIRST_DRAFT_TOKENS,
+    MAX_DRAFT_TOKENS,
+    MAX_PAUSE,
+    NGRAM_LENGTHS,
+    NgramProposer,
+)
+from mistralrs.engine.scheduler import MAX_DRAFT_BATCH, Plan
 from mistralrs.errors import UsageError
 from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import FakeRunner, FakeTokenizer
@@ -24,7 +30,7 @@ WRONG = 60
 
 def naive(tokens: list[int], count: int) -> tuple[int, ...]:
     """What followed the last time that the last three tokens, or else two, were there before."""
-    for length in LENGTHS:
+    for length in NGRAM_LENGTHS:
         for end in range(len(tokens) - 1, length - 1, -1):
             if tokens[end - length : end] == tokens[-length:]:
                 return tuple(tokens[end : end + count])
@@ -38,10 +44,10 @@ def naive(tokens: list[int], count: int) -> tuple[int, ...]:
 )
 def test_the_index_finds_what_a_search_finds(tokens: list[int], looks: list[tuple[int, int]]) -> None:
     """However many tokens have come since it was asked last."""
-    draft = Draft()
+    draft = NgramProposer()
     for length, count in sorted(looks):
         known = tokens[:length]
-        assert draft.propose(known, count) == naive(known, min(count, FIRST))
+        assert draft.propose(known, count) == naive(known, min(count, FIRST_DRAFT_TOKENS))
 
 
 @settings(max_examples=100, deadline=None)
@@ -51,60 +57,60 @@ def test_the_index_finds_what_a_search_finds(tokens: list[int], looks: list[tupl
     rights=st.lists(st.integers(0, 20), min_size=60, max_size=60),
 )
 def test_guesses_are_bounded_and_judged(tokens: list[int], counts: list[int], rights: list[int]) -> None:
-    draft = Draft()
+    draft = NgramProposer()
     drafted = accepted = 0
     for length, count, right in zip(range(1, len(tokens) + 1), counts, rights, strict=False):
         proposed = draft.propose(tokens[:length], count)
-        assert len(proposed) <= min(count, MOST)
+        assert len(proposed) <= min(count, MAX_DRAFT_TOKENS)
         if proposed:
             assert proposed == naive(tokens[:length], len(proposed))
             right = min(right, len(proposed))
-            draft.judge(len(proposed), right, known=length)
+            draft.record_acceptance(len(proposed), right, known=length)
             drafted, accepted = drafted + len(proposed), accepted + right
     assert (draft.num_drafted, draft.num_accepted) == (drafted, accepted)
 
 
 def test_guesses_grow_while_they_are_right_and_shrink_when_they_are_not() -> None:
     tokens = list(range(30)) * 2 + [0, 1, 2]
-    draft = Draft()
+    draft = NgramProposer()
     lengths = []
     for accepted in ("all", "all", "all", "few", "half", "few", "few", "few", "all"):
         proposed = len(draft.propose(tokens, 20))
         lengths.append(proposed)
         right = {"all": proposed, "half": -(-proposed // 2), "few": min(1, (proposed - 1) // 2)}[accepted]
-        draft.judge(proposed, right, known=0)
+        draft.record_acceptance(proposed, right, known=0)
     assert lengths == [3, 7, 15, 15, 7, 7, 3, 1, 1]
     assert len(draft.propose(tokens, 20)) == 3
 
 
 def test_each_pause_is_twice_as_long_until_something_was_right() -> None:
     tokens = [1, 2] * 200
-    draft, guessed_at = Draft(), []
+    draft, guessed_at = NgramProposer(), []
     for length in range(4, 268):
         proposed = draft.propose(tokens[:length], 1)
         if proposed:
             guessed_at.append(length)
-            draft.judge(1, 0, known=length + 1)
+            draft.record_acceptance(1, 0, known=length + 1)
     steps = [after - before - 1 for before, after in itertools.pairwise(guessed_at)]
-    assert steps == [1, 2, 4, 8, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE]
+    assert steps == [1, 2, 4, 8, 16, 32, MAX_PAUSE, MAX_PAUSE]
     assert draft.propose(tokens[:267], 1) == ()
-    draft.judge(2, 1, known=0)
-    draft.judge(1, 0, known=400)
+    draft.record_acceptance(2, 1, known=0)
+    draft.record_acceptance(1, 0, known=400)
     assert draft.propose([*tokens, 1], 1) == (2,)
 
 
 def test_a_text_is_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for each new token, the index takes in what is new."""
     taken: list[int] = []
-    original = Draft._index
+    original = NgramProposer._index
 
-    def index(self: Draft, tokens: list[int]) -> None:
+    def index(self: NgramProposer, tokens: list[int]) -> None:
         before = len(self._behind)
         original(self, tokens)
         taken.append(len(self._behind) - before)
 
-    monkeypatch.setattr(Draft, "_index", index)
-    draft, tokens = Draft(), list(range(500))
+    monkeypatch.setattr(NgramProposer, "_index", index)
+    draft, tokens = NgramProposer(), list(range(500))
     for _ in range(5):
         assert draft.propose(tokens, 3) == ()
         tokens.append(len(tokens))
@@ -116,20 +122,20 @@ def test_a_text_is_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def guess_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every guess is as long as it may be, and wrong."""
-    monkeypatch.setattr(Draft, "propose", lambda self, tokens, count: (WRONG,) * count)
+    monkeypatch.setattr(NgramProposer, "propose", lambda self, tokens, count: (WRONG,) * count)
 
 
 def guess_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every guess is as long as it may be, and right."""
 
-    def propose(self: Draft, tokens: list[int], count: int) -> tuple[int, ...]:
+    def propose(self: NgramProposer, tokens: list[int], count: int) -> tuple[int, ...]:
         return tuple(continuation(tokens, len(tokens) + count, endless=True)[len(tokens) :])
 
-    monkeypatch.setattr(Draft, "propose", propose)
+    monkeypatch.setattr(NgramProposer, "propose", propose)
 
 
 def drafts(plan: Plan) -> list[int]:
-    return [len(chunk.draft) for chunk in plan.chunks]
+    return [len(chunk.draft_tokens) for chunk in plan.chunks]
 
 
 @pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
@@ -140,7 +146,7 @@ def test_right_guesses_save_steps(windows: tuple[int, ...], monkeypatch: pytest.
     assert drill.run() == 1 + 8  # the first token comes with the prompt
     assert sequence.tokens == continuation(range(1, 30), 29 + 65, endless=True)
     assert (drill.scheduler.num_drafted, drill.scheduler.num_accepted) == (56, 56)
-    assert (sequence.draft.num_drafted, sequence.draft.num_accepted) == (56, 56)
+    assert (sequence.ngram_proposer.num_drafted, sequence.ngram_proposer.num_accepted) == (56, 56)
 
 
 def test_an_end_among_right_guesses_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +157,11 @@ def test_an_end_among_right_guesses_is_the_end(monkeypatch: pytest.MonkeyPatch) 
         sequence = drill.add([first], max_tokens=60)
         drill.run()
         assert sequence.tokens == continuation([first], 61)
-        assert sequence.draft.num_accepted <= sequence.draft.num_drafted
-        ended += sequence.finish_reason == "stop" and sequence.draft.num_accepted < sequence.draft.num_drafted
+        assert sequence.ngram_proposer.num_accepted <= sequence.ngram_proposer.num_drafted
+        ended += (
+            sequence.finish_reason == "stop"
+            and sequence.ngram_proposer.num_accepted < sequence.ngram_proposer.num_drafted
+        )
     assert ended
 
 
@@ -182,9 +191,9 @@ def test_wrong_guesses_change_no_step(
 
 def test_rows_are_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     guess_wrong(monkeypatch)
-    drill = Drill(config(max_seqs=DRAFT_ROWS, max_draft=15, num_blocks=200))
+    drill = Drill(config(max_seqs=MAX_DRAFT_BATCH, max_draft=15, num_blocks=200))
     plans = []
-    for number in range(DRAFT_ROWS):
+    for number in range(MAX_DRAFT_BATCH):
         drill.add([number + 1] * 4, max_tokens=50, endless=True)
         drill.step()
         plans.append(drafts(drill.step()))
@@ -193,7 +202,7 @@ def test_rows_are_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_short_guesses_leave_their_rows_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {1: 0, 2: 1, 3: 9}
-    monkeypatch.setattr(Draft, "propose", lambda self, tokens, count: (WRONG,) * min(wanted[tokens[0]], count))
+    monkeypatch.setattr(NgramProposer, "propose", lambda self, tokens, count: (WRONG,) * min(wanted[tokens[0]], count))
     drill = Drill(config(max_draft=15))
     for first in wanted:
         drill.add([first] * 4, max_tokens=50, endless=True)
@@ -238,7 +247,9 @@ def test_nothing_is_guessed_beside_prompts_or_while_somebody_waits(monkeypatch: 
     drill.add(range(1, 50), max_tokens=3, endless=True)
     drill.add(range(1, 50), max_tokens=3, endless=True)
     plans = [drill.step() for _ in range(8)]
-    assert [(chunk.sequence.id, chunk.num_known) for plan in plans for chunk in plan.chunks if chunk.sequence.id] == [
+    assert [
+        (chunk.sequence.id, chunk.num_committed) for plan in plans for chunk in plan.chunks if chunk.sequence.id
+    ] == [
         *((1, 31), (1, 18), (1, 1), (1, 1)),
         *((2, 1), (2, 1), (2, 1)),
     ]
@@ -256,9 +267,9 @@ def test_blocks_of_wrong_guesses_are_there_for_others(dropped: bool, monkeypatch
     if dropped:
         assert drafts(drill.plan()) == [3, 0]
     assert drafts(drill.step()) == [3, 0]  # the guesses of the old one take the last block, which the young one needs
-    assert [len(sequence.tables[0]) for sequence in (old, young)] == [2, 1]
+    assert [len(sequence.block_tables[0]) for sequence in (old, young)] == [2, 1]
     assert drafts(drill.step()) == [0, 3]
-    assert [len(sequence.tables[0]) for sequence in (old, young)] == [1, 2]
+    assert [len(sequence.block_tables[0]) for sequence in (old, young)] == [1, 2]
     assert drill.scheduler.num_preemptions == 0
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.dry import MOST, Dry
+from mistralrs.engine.sampling.dry_penalty import MAX_PENALTY, Dry
 from mistralrs.loading.gguf import GgufFile
 from mistralrs.text.tokenizer import Tokenizer
 from tests.tiny import write_tiny
@@ -95,7 +95,7 @@ def test_nothing_overflows() -> None:
     for base, multiplier in ((1.75, 1e300), (1e300, 1.0), (10.0, 1.0), (1.0000001, 5.0)):
         [(token, penalty)] = penalties([0] * 5000, dry_base=base, dry_multiplier=multiplier).items()
         assert token == 0
-        assert 1 <= penalty <= MOST
+        assert 1 <= penalty <= MAX_PENALTY
 
 
 def test_the_cost_is_linear() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Stream
-from mistralrs.engine.pace import PrefillPace
+from mistralrs.engine.prefill_budget import PrefillBudget
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError, UsageError
 from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import EOS, VOCAB, FakeRunner, FakeTokenizer, Turnstile, history_logits
@@ -260,7 +260,7 @@ def test_cancel_alone_in_the_middle_of_a_prefill_stops_the_step_and_commits_noth
         turnstile = Turnstile(runner)
         stream = engine.submit(Request(PROMPT, SAMPLED))
         turnstile.wait()
-        stream.cancel()  # nobody lets the step through: only the abort flag ends it
+        stream.cancel()  # nobody lets the step through: only the cancel_flag flag ends it
         _, tokens, end = collect(stream)
         assert (tokens, end.reason, end.usage.completion_tokens) == ([], "cancelled", 0)  # type: ignore[union-attr]
         assert engine.stats().cached_blocks == 0
@@ -334,12 +334,12 @@ def test_a_step_that_was_aborted_by_mistake_is_done_again() -> None:
     """A cancel may come so late that it meets the next step, in which somebody else is served."""
 
     class Skittish(FakeRunner):
-        def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
+        def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
             if len(self.batches) % 3 == 1:
-                abort.set()
+                cancel_flag.set()
                 self.batches.append(batch)
-                return torch.zeros(len(batch.logit_rows), VOCAB)
-            return super().forward(batch, abort)
+                return torch.zeros(len(batch.logits_indices), VOCAB)
+            return super().forward(batch, cancel_flag)
 
     with closing(Engine(Skittish(block_size=4), FakeTokenizer(), CONFIG)) as engine:  # type: ignore[arg-type]
         assert [answer(engine, request) for request in requests()] == expected_answers()
@@ -351,7 +351,7 @@ def test_a_step_that_was_aborted_by_mistake_is_done_again() -> None:
 def test_a_failing_pass_ends_its_batch_only(caplog: pytest.LogCaptureFixture) -> None:
     expected = expected_answers()
 
-    def fail(batch: Batch, abort: Abort) -> None:
+    def fail(batch: Batch, cancel_flag: CancelFlag) -> None:
         if VOCAB - 1 in batch.tokens:
             raise ValueError("out of luck")
 
@@ -370,7 +370,7 @@ def test_a_failing_pass_ends_its_batch_only(caplog: pytest.LogCaptureFixture) ->
 def test_errors_of_ours_reach_the_caller_as_they_are() -> None:
     fault = LoadError("this backend lacks the type")
 
-    def fail(batch: Batch, abort: Abort) -> None:
+    def fail(batch: Batch, cancel_flag: CancelFlag) -> None:
         raise fault
 
     with serving() as (engine, runner):
@@ -384,9 +384,9 @@ def test_an_unusable_row_fails_alone() -> None:
     expected = expected_answers()
 
     class Poisoned(FakeRunner):
-        def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
-            logits = super().forward(batch, abort)
-            for row, flat in enumerate(batch.logit_rows):
+        def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
+            logits = super().forward(batch, cancel_flag)
+            for row, flat in enumerate(batch.logits_indices):
                 if batch.tokens[flat] == VOCAB - 1:
                     logits[row, 3] = torch.nan
             return logits
@@ -564,7 +564,7 @@ def test_the_engine_is_imported_without_torch() -> None:
 
 
 def test_prefill_beside_streams_is_as_long_as_the_pace_allows() -> None:
-    pace = PrefillPace()
+    pace = PrefillBudget()
     assert pace.limit(512) == 512
     pace.measure(15, 100.0)
     assert pace.limit(512) == 512
@@ -575,14 +575,14 @@ def test_prefill_beside_streams_is_as_long_as_the_pace_allows() -> None:
     pace.measure(16, 60.0)
     for _ in range(50):
         pace.measure(16, 60.0)
-    assert pace.limit(512) == PrefillPace.LEAST
+    assert pace.limit(512) == PrefillBudget.LEAST
     for _ in range(50):
         pace.measure(512, 0.001)
     assert pace.limit(512) == 512
 
 
 def test_the_pace_never_exceeds_the_batch() -> None:
-    pace = PrefillPace()
+    pace = PrefillBudget()
     pace.measure(512, 60.0)
     assert pace.limit(7) <= 16
 

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 import torch
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import End, Event, Failed, Finished
 from mistralrs.errors import EngineError, QueueFullError, UsageError
@@ -73,7 +73,7 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
 
 
 def test_each_deadline_counts_from_its_own_start() -> None:
-    def slowly(batch: Batch, abort: Abort) -> None:
+    def slowly(batch: Batch, cancel_flag: CancelFlag) -> None:
         time.sleep(0.012)
 
     with serving() as (engine, runner):
@@ -98,11 +98,11 @@ def test_each_deadline_counts_from_its_own_start() -> None:
 # Failures inside of a step
 
 
-def out_of_memory_of_torch(batch: Batch, abort: Abort) -> None:
+def out_of_memory_of_torch(batch: Batch, cancel_flag: CancelFlag) -> None:
     torch.empty(1 << 50, dtype=torch.uint8)
 
 
-def out_of_memory_of_python(batch: Batch, abort: Abort) -> None:
+def out_of_memory_of_python(batch: Batch, cancel_flag: CancelFlag) -> None:
     raise MemoryError
 
 

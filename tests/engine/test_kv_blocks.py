@@ -7,24 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mistralrs.engine.config import EngineConfig, SamplingParams
-from mistralrs.engine.kv_blocks import KvBlocks
+from mistralrs.engine.kv.kv_cache_manager import KvCacheManager
 from mistralrs.engine.sequence import Sequence
 from mistralrs.ops.kv_groups import KvGroup, blocks_of_one, first_block
 
 BLOCKS = 12
 
 
-def with_cached(windows: list[int], cached: list[set[int]], *, block_size: int) -> tuple[KvBlocks, Sequence]:
+def with_cached(windows: list[int], cached: list[set[int]], *, block_size: int) -> tuple[KvCacheManager, Sequence]:
     """Groups that have these blocks of a sequence, and the sequence, one token longer than ``BLOCKS`` blocks."""
     groups = tuple(KvGroup(2 * BLOCKS, window) for window in windows)
-    blocks = KvBlocks(EngineConfig(kv_groups=groups, max_model_len=99, max_batch_tokens=4, block_size=block_size))
+    blocks = KvCacheManager(EngineConfig(kv_groups=groups, max_model_len=99, max_batch_tokens=4, block_size=block_size))
     sequence = Sequence(0, list(range(BLOCKS * block_size + 1)), SamplingParams(), 99)
-    digests = sequence.digests(BLOCKS, block_size)
+    block_hashes = sequence.block_hashes(BLOCKS, block_size)
     for pool, indices in zip(blocks.pools, cached, strict=True):
         for index in indices:
             [block] = pool.allocate(1)
-            pool.register(block, digests[index])
-            pool.keep((digests[index],))
+            pool.register(block, block_hashes[index])
+            pool.retain((block_hashes[index],))
             pool.release([block])
     return blocks, sequence
 
@@ -48,11 +48,11 @@ def test_a_hit_is_the_longest_that_there_is(windows: list[int], block_size: int,
     indices = st.sets(st.integers(0, BLOCKS - 1)).map(lambda missing: set(range(BLOCKS)) - missing)
     cached = [data.draw(indices) for _ in windows]
     blocks, sequence = with_cached(windows, cached, block_size=block_size)
-    assert blocks.start(sequence, beside=[])
+    assert blocks.admit(sequence, beside=[])
     blocks.check_integrity([sequence])
     hits = [count for count in range(BLOCKS + 1) if is_hit(count, windows, cached, block_size=block_size)]
     assert sequence.num_computed == max(hits) * block_size
-    blocks.release(sequence, keep=False)
+    blocks.release(sequence, retain=False)
     blocks.check_integrity([])
 
 
@@ -74,10 +74,10 @@ def test_one_sequence_needs_so_many_blocks_and_no_more(window: int, step: int, b
 
 def test_a_sequence_that_does_not_fit_one_group_takes_from_none() -> None:
     groups = (KvGroup(20), KvGroup(3, 8))
-    blocks = KvBlocks(EngineConfig(kv_groups=groups, max_model_len=80, max_batch_tokens=8, block_size=4))
+    blocks = KvCacheManager(EngineConfig(kv_groups=groups, max_model_len=80, max_batch_tokens=8, block_size=4))
     first, second = (Sequence(number, [number] * 12, SamplingParams(), 80) for number in range(2))
-    assert blocks.start(first, beside=[])
-    assert not blocks.start(second, beside=[first])
+    assert blocks.admit(first, beside=[])
+    assert not blocks.admit(second, beside=[first])
     assert [pool.num_free for pool in blocks.pools] == [17, 1]
     first.num_computed = 8
     blocks.commit(first)  # whose window has passed no block yet
@@ -90,11 +90,13 @@ def test_a_sequence_that_does_not_fit_one_group_takes_from_none() -> None:
 
 def test_who_starts_leaves_room_for_windows_to_fill() -> None:
     """The first holds what its first step fills, and takes more before it gives anything back."""
-    blocks = KvBlocks(EngineConfig(kv_groups=(KvGroup(7, 8),), max_model_len=80, max_batch_tokens=4, block_size=4))
+    blocks = KvCacheManager(
+        EngineConfig(kv_groups=(KvGroup(7, 8),), max_model_len=80, max_batch_tokens=4, block_size=4)
+    )
     first, second = (Sequence(number, [number] * 40, SamplingParams(), 80) for number in range(2))
-    assert blocks.start(first, beside=[])
+    assert blocks.admit(first, beside=[])
     assert blocks.num_free == 6
-    assert not blocks.start(second, beside=[first])  # both may come to hold four
+    assert not blocks.admit(second, beside=[first])  # both may come to hold four
     short = Sequence(2, [2] * 12, SamplingParams(), 80)
-    assert blocks.start(short, beside=[first])
+    assert blocks.admit(short, beside=[first])
     blocks.check_integrity([first, short])

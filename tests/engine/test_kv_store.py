@@ -17,14 +17,14 @@ from threading import Event, Lock, Thread
 
 import pytest
 
-from mistralrs.engine import kv_store
-from mistralrs.engine.block_folder import BlockFolder
-from mistralrs.engine.kv_shelf import KvShelf
-from mistralrs.engine.kv_store import KvStore
+from mistralrs.engine.kv import kv_disk_tier
+from mistralrs.engine.kv.block_folder import BlockFolder
+from mistralrs.engine.kv.kv_connector import DiskKvConnector
+from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
 from mistralrs.errors import UsageError
 
 
-def digest(number: int) -> bytes:
+def block_hash(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
@@ -32,8 +32,8 @@ def block(number: int, size: int = 1000) -> bytes:
     return Random(number).randbytes(size)
 
 
-def store(folder: Path, limit: int = 1 << 30, fingerprint: str = "model") -> KvStore:
-    return KvStore(folder, limit=limit, fingerprint=fingerprint)
+def store(folder: Path, limit: int = 1 << 30, fingerprint: str = "model") -> KvDiskTier:
+    return KvDiskTier(folder, limit=limit, fingerprint=fingerprint)
 
 
 def files(folder: Path) -> list[Path]:
@@ -42,36 +42,36 @@ def files(folder: Path) -> list[Path]:
 
 def test_found_again_by_the_next_one(tmp_path: Path) -> None:
     first = store(tmp_path)
-    first.put(digest(1), block(1))
-    assert first.get(digest(1)) == block(1)  # written or still waiting
+    first.put(block_hash(1), block(1))
+    assert first.get(block_hash(1)) == block(1)  # written or still waiting
     first.close()
     again = store(tmp_path)
-    assert digest(1) in again
-    assert again.get(digest(1)) == block(1)
-    assert digest(2) not in again
-    assert again.get(digest(2)) is None
+    assert block_hash(1) in again
+    assert again.get(block_hash(1)) == block(1)
+    assert block_hash(2) not in again
+    assert again.get(block_hash(2)) is None
     again.close()
 
 
 def test_another_fingerprint_finds_nothing(tmp_path: Path) -> None:
     first = store(tmp_path)
-    first.put(digest(1), block(1))
+    first.put(block_hash(1), block(1))
     first.close()
     other = store(tmp_path, fingerprint="another model")
-    assert other.get(digest(1)) is None
-    assert digest(1) not in other
+    assert other.get(block_hash(1)) is None
+    assert block_hash(1) not in other
     other.close()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "renamed", "gone", "longer"])
 def test_a_damaged_block_is_missing(tmp_path: Path, damage: str) -> None:
     first = store(tmp_path)
-    first.put(digest(1), block(1))
+    first.put(block_hash(1), block(1))
     first.close()
     [path] = files(tmp_path)
     data = bytearray(path.read_bytes())
     again = store(tmp_path)
-    wanted = digest(1)
+    wanted = block_hash(1)
     if damage == "cut":
         path.write_bytes(data[:-1])
     elif damage == "flipped":
@@ -85,7 +85,7 @@ def test_a_damaged_block_is_missing(tmp_path: Path, damage: str) -> None:
         path.unlink()
     else:
         again.close()
-        wanted = digest(2)
+        wanted = block_hash(2)
         path.rename(path.with_name(wanted.hex() + ".kv"))
         again = store(tmp_path)
     assert again.get(wanted) is None
@@ -102,17 +102,17 @@ def test_bounded_and_the_least_recently_used_go(tmp_path: Path) -> None:
     size = 1000 + 48
     first = store(tmp_path)
     for number in range(10):
-        first.put(digest(number), block(number))
+        first.put(block_hash(number), block(number))
     first.close()
     assert len(files(tmp_path)) == 10
     for number, path in enumerate(files(tmp_path)):
         os.utime(path, (number, number))
     second = store(tmp_path, limit=5 * size)
     assert len(files(tmp_path)) == 5
-    assert second.get(digest(5)) == block(5)  # the oldest of those left is now the youngest
-    second.put(digest(20), block(20))
+    assert second.get(block_hash(5)) == block(5)  # the oldest of those left is now the youngest
+    second.put(block_hash(20), block(20))
     second.close()
-    assert [path.stem for path in files(tmp_path)] == [digest(number).hex() for number in (5, 7, 8, 9, 20)]
+    assert [path.stem for path in files(tmp_path)] == [block_hash(number).hex() for number in (5, 7, 8, 9, 20)]
 
 
 def test_a_full_disk_is_survived_and_said_once(
@@ -125,7 +125,7 @@ def test_a_full_disk_is_survived_and_said_once(
     monkeypatch.setattr(os, "replace", full)
     with caplog.at_level(logging.WARNING, "mistralrs"):
         for number in range(3):
-            kept.put(digest(number), block(number))
+            kept.put(block_hash(number), block(number))
         kept.close()
     assert kept.num_lost == 3
     assert [record.message for record in caplog.records] == [
@@ -135,19 +135,19 @@ def test_a_full_disk_is_survived_and_said_once(
 
 
 def test_what_comes_too_fast_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_store, "PENDING_BYTES", 2500)
+    monkeypatch.setattr(kv_disk_tier, "PENDING_BYTES", 2500)
     kept = store(tmp_path)
     gate = Lock()
     write = BlockFolder.write
 
-    def slow(self: BlockFolder, digest: bytes, data: bytes) -> None:
+    def slow(self: BlockFolder, block_hash: bytes, data: bytes) -> None:
         with gate:
-            write(self, digest, data)
+            write(self, block_hash, data)
 
     monkeypatch.setattr(BlockFolder, "write", slow)
     with gate:
         for number in range(4):
-            kept.put(digest(number), block(number))
+            kept.put(block_hash(number), block(number))
     assert kept.num_lost == 2
     kept.close()
     assert len(files(tmp_path)) == 2
@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 def test_stale_parts_are_removed(tmp_path: Path) -> None:
     first = store(tmp_path)
-    first.put(digest(1), block(1))
+    first.put(block_hash(1), block(1))
     first.close()
     [path] = files(tmp_path)
     old, new, foreign = (path.with_name(name) for name in ("a" * 32 + ".1.part", "b" * 32 + ".2.part", "film.part"))
@@ -181,7 +181,7 @@ def test_stale_parts_are_removed(tmp_path: Path) -> None:
 def test_files_are_private(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     kept = store(folder)
-    kept.put(digest(1), block(1))
+    kept.put(block_hash(1), block(1))
     kept.close()
     [path] = files(folder)
     modes = [stat.S_IMODE(place.stat().st_mode) for place in (folder, path.parent, path)]
@@ -209,15 +209,15 @@ def odd_entries(folder: Path, elsewhere: Path) -> None:
 
 
 def test_what_is_no_block_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "victim").write_bytes(kv_store._wrap(bytes.fromhex("3" * 32), b"from elsewhere"))
+    (tmp_path / "victim").write_bytes(kv_disk_tier._wrap(bytes.fromhex("3" * 32), b"from elsewhere"))
     first = store(tmp_path / "kv")
-    first.put(digest(1), block(1))
+    first.put(block_hash(1), block(1))
     first.close()
     [path] = files(tmp_path / "kv")
     odd_entries(path.parent, tmp_path)
     before = sorted(path.parent.iterdir())
     again = store(tmp_path / "kv", limit=1 << 50)
-    assert again.get(digest(1)) == block(1)
+    assert again.get(block_hash(1)) == block(1)
     for number in range(1, 16):
         assert again.get(bytes.fromhex(format(number, "x") * 32)) is None
     again.close()
@@ -227,10 +227,10 @@ def test_what_is_no_block_is_passed_over(tmp_path: Path) -> None:
 
 def test_what_is_no_block_any_more_is_missing(tmp_path: Path) -> None:
     """Replaced behind the store's back; neither waited for nor followed."""
-    (tmp_path / "victim").write_bytes(kv_store._wrap(digest(1), block(1)))
+    (tmp_path / "victim").write_bytes(kv_disk_tier._wrap(block_hash(1), block(1)))
     kept = store(tmp_path / "kv")
     for number in range(4):
-        kept.put(digest(number), block(number))
+        kept.put(block_hash(number), block(number))
     kept.close()
     paths = files(tmp_path / "kv")
     again = store(tmp_path / "kv")
@@ -239,11 +239,11 @@ def test_what_is_no_block_any_more_is_missing(tmp_path: Path) -> None:
     os.mkfifo(paths[0])
     paths[1].symlink_to(tmp_path / "victim")
     paths[2].mkdir()
-    assert [again.get(digest(number)) for number in range(4)] == [None] * 4
+    assert [again.get(block_hash(number)) for number in range(4)] == [None] * 4
     for number in (0, 1):  # written anew, in place of the odd ones
-        again.put(digest(number), block(number + 10))
+        again.put(block_hash(number), block(number + 10))
     again.close()
-    assert [again.get(digest(number)) for number in (0, 1)] == [block(10), block(11)]
+    assert [again.get(block_hash(number)) for number in (0, 1)] == [block(10), block(11)]
     assert (tmp_path / "victim").read_bytes().endswith(block(1))
 
 
@@ -254,7 +254,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
     own.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match=r"cannot hold KV blocks: (Not a directory|Too many levels)"):
         store(tmp_path / "kv")
-    victim = tmp_path / "elsewhere" / (digest(9).hex() + ".kv")
+    victim = tmp_path / "elsewhere" / (block_hash(9).hex() + ".kv")
     victim.write_bytes(bytes(1000))
     own.unlink()
     own.with_name("f" * 32).symlink_to(tmp_path / "elsewhere")
@@ -265,7 +265,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
 def test_an_unreadable_block_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays where it is until its block is written anew."""
     kept = store(tmp_path)
-    kept.put(digest(1), block(1))
+    kept.put(block_hash(1), block(1))
     kept.close()
     again = store(tmp_path)
     opened = os.open
@@ -277,11 +277,11 @@ def test_an_unreadable_block_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)
-        assert again.get(digest(1)) is None
+        assert again.get(block_hash(1)) is None
     assert len(files(tmp_path)) == 1
-    again.put(digest(1), block(2))
+    again.put(block_hash(1), block(2))
     again.close()
-    assert again.get(digest(1)) == block(2)
+    assert again.get(block_hash(1)) == block(2)
 
 
 def test_a_block_that_cannot_be_marked_as_used_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,11 +291,11 @@ def test_a_block_that_cannot_be_marked_as_used_is_read(tmp_path: Path, monkeypat
         raise PermissionError(errno.EACCES, "Permission denied")
 
     kept = store(tmp_path)
-    kept.put(digest(1), block(1))
+    kept.put(block_hash(1), block(1))
     kept.close()
     again = store(tmp_path)
     monkeypatch.setattr(os, "utime", refuse)
-    assert again.get(digest(1)) == block(1)
+    assert again.get(block_hash(1)) == block(1)
     again.close()
 
 
@@ -308,7 +308,7 @@ def test_started_beside_a_writer_that_replaces_blocks(tmp_path: Path) -> None:
         for number in itertools.count():
             if stop.is_set():
                 return
-            kept.put(digest(number % 100), block(number % 100))
+            kept.put(block_hash(number % 100), block(number % 100))
 
     writer = Thread(target=write)
     writer.start()
@@ -316,7 +316,7 @@ def test_started_beside_a_writer_that_replaces_blocks(tmp_path: Path) -> None:
         for _ in range(60):
             found = store(tmp_path)
             for number in range(0, 100, 7):
-                assert found.get(digest(number)) in (block(number), None)
+                assert found.get(block_hash(number)) in (block(number), None)
             found.close()
     finally:
         stop.set()
@@ -328,7 +328,7 @@ def test_two_in_one_process_write_the_same_block(tmp_path: Path) -> None:
     both = [store(tmp_path) for _ in range(2)]
     for number in range(50):
         for each in both:
-            each.put(digest(number), block(number))
+            each.put(block_hash(number), block(number))
     for each in both:
         each.close()
         assert each.num_lost == 0
@@ -354,15 +354,15 @@ def test_a_whole_block_of_another_length_is_missing(tmp_path: Path) -> None:
     """Nobody here wrote it, yet its checksum is right; it ended the engine."""
     cache = Narrow()
     cache.held = {0: block(0, 999), 1: block(1)}
-    shelf = KvShelf(store(tmp_path), cache)
+    connector = DiskKvConnector(store(tmp_path), cache)
     for number in (0, 1):
-        shelf.save(digest(number), 0, number)
-    shelf.close()
-    shelf = KvShelf(store(tmp_path), cache)
-    assert [shelf.load(digest(number), 0, 2) for number in (0, 1)] == [False, True]
+        connector.save(block_hash(number), 0, number)
+    connector.close()
+    connector = DiskKvConnector(store(tmp_path), cache)
+    assert [connector.load(block_hash(number), 0, 2) for number in (0, 1)] == [False, True]
     assert cache.held[2] == block(1)
-    shelf.close()
-    assert not KvShelf(store(tmp_path), cache).has(digest(0), 0)
+    connector.close()
+    assert not DiskKvConnector(store(tmp_path), cache).has(block_hash(0), 0)
 
 
 def test_all_fingerprints_share_the_limit(tmp_path: Path) -> None:
@@ -370,17 +370,17 @@ def test_all_fingerprints_share_the_limit(tmp_path: Path) -> None:
     size = 1000 + 48
     old = store(tmp_path, fingerprint="an old version")
     for number in range(6):
-        old.put(digest(number), block(number))
+        old.put(block_hash(number), block(number))
     old.close()
     for path in files(tmp_path):
         os.utime(path, (1, 1))
     new = store(tmp_path, limit=8 * size)
     for number in range(6):
-        new.put(digest(number), block(number))
+        new.put(block_hash(number), block(number))
     new.close()
     assert len(files(tmp_path)) == 8
-    assert all(new.get(digest(number)) == block(number) for number in range(6))
-    assert digest(5) in store(tmp_path, fingerprint="an old version")
+    assert all(new.get(block_hash(number)) == block(number) for number in range(6))
+    assert block_hash(5) in store(tmp_path, fingerprint="an old version")
 
 
 WRITER = """
@@ -388,8 +388,8 @@ import sys
 from pathlib import Path
 from random import Random
 from threading import Event, Lock, Thread
-from mistralrs.engine.kv_store import KvStore
-store = KvStore(Path(sys.argv[1]), limit=1 << 30, fingerprint="model")
+from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
+store = KvDiskTier(Path(sys.argv[1]), limit=1 << 30, fingerprint="model")
 print("ready", flush=True)
 number = int(sys.argv[2])
 while True:
@@ -414,7 +414,7 @@ def check_blocks(folder: Path) -> int:
     names = [path.stem for path in files(folder)]
     for name in names:
         number = int(name, 16)
-        assert found.get(digest(number)) in (block(number, 200_000), None)
+        assert found.get(block_hash(number)) in (block(number, 200_000), None)
     found.close()
     return len(names)
 

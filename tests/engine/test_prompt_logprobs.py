@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Delta, Event, Failed, Finished, PromptLogprobs
@@ -96,7 +96,7 @@ def test_scores_depend_on_the_prompt_alone(changes: dict[str, int]) -> None:
                     check_scores(events[0], prompt, 3, expected_logprobs(prompt))
                     assert events[-1].usage.cached_tokens == 0
         for batch in runner.batches:
-            assert len(batch.logit_rows) <= len(batch.context_lens) + engine.config.max_prompt_logits
+            assert len(batch.logits_indices) <= len(batch.seq_lens) + engine.config.max_prompt_logits
 
 
 def test_each_place_is_scored_once() -> None:
@@ -106,7 +106,7 @@ def test_each_place_is_scored_once() -> None:
             sampling = replace(SAMPLED, max_tokens=30)
             streams = [engine.submit(Request(PROMPT, sampling, prompt_logprobs=0)) for _ in range(3)]
             assert all(isinstance(list(stream)[-1], Finished) for stream in streams)
-            wanted = sum(len(batch.logit_rows) for batch in runner.batches)
+            wanted = sum(len(batch.logits_indices) for batch in runner.batches)
             assert wanted == 3 * (len(PROMPT) - 1 + 30)
             assert changes.keys() == {"no_kv_cache"} or engine.stats().preemptions > 0
 
@@ -142,9 +142,9 @@ def test_a_short_prompt_is_scored_before_its_answer() -> None:
 
 def test_a_prompt_that_cannot_be_scored_fails_alone() -> None:
     class Poisoned(FakeRunner):
-        def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
-            logits = super().forward(batch, abort)
-            for row, place in enumerate(batch.logit_rows):
+        def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
+            logits = super().forward(batch, cancel_flag)
+            for row, place in enumerate(batch.logits_indices):
                 if batch.tokens[place] == 33:
                     logits[row] = torch.nan
             return logits

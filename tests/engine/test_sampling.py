@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.row import Draw, Row, uniform
-from mistralrs.engine.sampling import Sampler
+from mistralrs.engine.sampling.sampler import Sampler
+from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, uniform
 from mistralrs.errors import EngineError
 
 VOCAB = 1000  # not a multiple of the tile
@@ -22,9 +22,11 @@ def random_logits(seed: int, *, spread: float = 3.0, vocab_size: int = VOCAB) ->
     return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def draw(logits: torch.Tensor, params: SamplingParams, tokens: list[int], mask: torch.Tensor | None = None) -> Draw:
-    (result,) = Sampler(logits.shape[0]).sample(logits[None], [Row(params, tokens, mask)])
-    assert isinstance(result, Draw), result
+def draw(
+    logits: torch.Tensor, params: SamplingParams, tokens: list[int], mask: torch.Tensor | None = None
+) -> SampledToken:
+    (result,) = Sampler(logits.shape[0]).sample(logits[None], [SamplingInput(params, tokens, mask)])
+    assert isinstance(result, SampledToken), result
     return result
 
 
@@ -126,8 +128,8 @@ def test_draws_follow_the_distribution(name: str) -> None:
     mass = sum(probability for _, probability in kept)
     sampler, seen = Sampler(70), dict.fromkeys(range(70), 0)
     for position in range(1, count + 1):
-        (result,) = sampler.sample(logits[None], [Row(params, range(position))])
-        assert isinstance(result, Draw)
+        (result,) = sampler.sample(logits[None], [SamplingInput(params, range(position))])
+        assert isinstance(result, SampledToken)
         seen[result.token] += 1
     shares = dict(kept)
     for token, times in seen.items():
@@ -159,7 +161,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     """Same tokens and log-probabilities, bit for bit, alone and at every place of a batch."""
     rows, logits = [], []
     for index, params in enumerate(OPTIONS.values()):
-        rows.append(Row(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
+        rows.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
         logits.append(random_logits(index, spread=4.0))
     alone = [Sampler(VOCAB).sample(one[None], [row])[0] for one, row in zip(logits, rows, strict=True)]
     sampler = Sampler(VOCAB)
@@ -178,8 +180,8 @@ def test_logits_are_left_as_they_are() -> None:
 def test_padded_vocabulary_is_never_drawn() -> None:
     logits = random_logits(2)
     logits[500:] = 100.0
-    (result,) = Sampler(500).sample(logits[None], [Row(SamplingParams(temperature=50.0), [1])])
-    assert isinstance(result, Draw)
+    (result,) = Sampler(500).sample(logits[None], [SamplingInput(SamplingParams(temperature=50.0), [1])])
+    assert isinstance(result, SampledToken)
     assert result.token < 500
 
 
@@ -223,9 +225,9 @@ def test_logprobs_are_those_before_temperature_and_cuts() -> None:
 @pytest.mark.parametrize(("value", "words"), [(math.nan, "not finite"), (math.inf, "not finite"), (-math.inf, "mask")])
 def test_an_unusable_row_fails_alone(value: float, words: str) -> None:
     logits = torch.stack([random_logits(1), random_logits(2), random_logits(3)])
-    expected = Sampler(VOCAB).sample(logits, [Row(SamplingParams(), [1])] * 3)
+    expected = Sampler(VOCAB).sample(logits, [SamplingInput(SamplingParams(), [1])] * 3)
     logits[1, 400 if value != -math.inf else slice(None)] = value
-    first, second, third = Sampler(VOCAB).sample(logits, [Row(SamplingParams(), [1])] * 3)
+    first, second, third = Sampler(VOCAB).sample(logits, [SamplingInput(SamplingParams(), [1])] * 3)
     assert [first, third] == [expected[0], expected[2]]
     assert isinstance(second, EngineError)
     assert words in f"{second.message} {second.hint}"

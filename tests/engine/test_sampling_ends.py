@@ -149,7 +149,7 @@ def test_requests_of_one_identity_share_their_prompt() -> None:
             ("b", True, 24),
             ("b", False, 0),
         ):
-            request = Request(PROMPT, SAMPLED, identity=identity, reuse=reuse)
+            request = Request(PROMPT, SAMPLED, cache_salt=identity, reuse=reuse)
             *news, end = engine.submit(request)
             assert isinstance(end, Finished)
             assert end.usage.cached_tokens == cached

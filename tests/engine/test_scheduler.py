@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mistralrs.engine.batch import Batch
 from mistralrs.engine.config import EngineConfig, SamplingParams
-from mistralrs.engine.scheduler import DRAFT_ROWS, Chunk, Plan, Scheduler
+from mistralrs.engine.scheduler import MAX_DRAFT_BATCH, Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence, State
 from mistralrs.ops.kv_groups import KvGroup, blocks_of_one
 
@@ -62,20 +62,20 @@ class FakeShelf:
         self.blocks: dict[tuple[bytes, int], list[tuple[int, int]]] = {}
         self.loads = 0
 
-    def has(self, digest: bytes, group: int) -> bool:
-        return (digest, group) in self.blocks
+    def has(self, block_hash: bytes, group: int) -> bool:
+        return (block_hash, group) in self.blocks
 
-    def load(self, digest: bytes, group: int, block: int) -> bool:
+    def load(self, block_hash: bytes, group: int, block: int) -> bool:
         self.loads += 1
         if self.lose_every and self.loads % self.lose_every == 0:
-            del self.blocks[digest, group]
-        if (digest, group) not in self.blocks:
+            del self.blocks[block_hash, group]
+        if (block_hash, group) not in self.blocks:
             return False
-        self.memory[group].update(zip(self.slots(block), self.blocks[digest, group], strict=True))
+        self.memory[group].update(zip(self.slots(block), self.blocks[block_hash, group], strict=True))
         return True
 
-    def save(self, digest: bytes, group: int, block: int) -> None:
-        self.blocks.setdefault((digest, group), [self.memory[group][slot] for slot in self.slots(block)])
+    def save(self, block_hash: bytes, group: int, block: int) -> None:
+        self.blocks.setdefault((block_hash, group), [self.memory[group][slot] for slot in self.slots(block)])
 
     def slots(self, block: int) -> range:
         return range(block * self.block_size, (block + 1) * self.block_size)
@@ -84,21 +84,23 @@ class FakeShelf:
 class Drill:
     """Runs a scheduler against a memory of tokens, checking every step."""
 
-    def __init__(self, config: EngineConfig, *, shelf: FakeShelf | None = None, habit: bool = False) -> None:
+    def __init__(self, config: EngineConfig, *, connector: FakeShelf | None = None, habit: bool = False) -> None:
         self.config = config
         self.habit = habit
-        self.scheduler = Scheduler(config, shelf)
-        self.memory: list[dict[int, tuple[int, int]]] = shelf.memory if shelf else [{} for _ in config.kv_groups]
+        self.scheduler = Scheduler(config, connector)
+        self.memory: list[dict[int, tuple[int, int]]] = (
+            connector.memory if connector else [{} for _ in config.kv_groups]
+        )
         self.count = 0
 
     @property
     def num_blocks(self) -> int:
         return sum(group.num_blocks for group in self.config.kv_groups)
 
-    def add(self, prompt: Row[int], max_tokens: int = 8, identity: str = "", *, endless: bool = False) -> Sequence:
+    def add(self, prompt: Row[int], max_tokens: int = 8, cache_salt: str = "", *, endless: bool = False) -> Sequence:
         max_len = min(len(prompt) + max_tokens, self.scheduler.max_len)
         ends = frozenset() if endless else frozenset({EOS})
-        sequence = Sequence(self.count, list(prompt), SamplingParams(), max_len, identity, end_ids=ends)
+        sequence = Sequence(self.count, list(prompt), SamplingParams(), max_len, cache_salt, end_ids=ends)
         self.count += 1
         self.scheduler.add(sequence)
         return sequence
@@ -115,18 +117,18 @@ class Drill:
 
     def check_drafts(self, plan: Plan) -> None:
         """Guesses take nothing that another needs, and at least one token can come after them."""
-        drafted = [chunk for chunk in plan.chunks if chunk.draft]
-        rows = sum(1 + len(chunk.draft) for chunk in plan.chunks)
-        assert not drafted or rows <= DRAFT_ROWS
-        assert not drafted or (all(chunk.num_known == 1 for chunk in plan.chunks) and not self.scheduler.waiting)
+        drafted = [chunk for chunk in plan.chunks if chunk.draft_tokens]
+        rows = sum(1 + len(chunk.draft_tokens) for chunk in plan.chunks)
+        assert not drafted or rows <= MAX_DRAFT_BATCH
+        assert not drafted or (all(chunk.num_committed == 1 for chunk in plan.chunks) and not self.scheduler.waiting)
         assert rows <= len(plan.chunks) + self.config.max_prompt_logits
         for chunk in drafted:
-            assert len(chunk.draft) <= self.config.max_draft
-            assert len(chunk.sequence.tokens) + len(chunk.draft) < chunk.sequence.max_len
+            assert len(chunk.draft_tokens) <= self.config.max_draft
+            assert len(chunk.sequence.tokens) + len(chunk.draft_tokens) < chunk.sequence.max_len
 
     def compute(self, plan: Plan) -> dict[int, int]:
         batch = Batch.from_plan(plan, block_size=self.config.block_size)
-        groups = zip(self.config.kv_groups, self.memory, batch.slots, batch.block_tables, strict=True)
+        groups = zip(self.config.kv_groups, self.memory, batch.slot_mapping, batch.block_tables, strict=True)
         for group, memory, slots, tables in groups:
             assert len(set(slots)) == len(slots)
             memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
@@ -139,7 +141,7 @@ class Drill:
 
     def look_back(self, chunk: Chunk, table: list[int], window: int, memory: dict[int, tuple[int, int]]) -> None:
         """All that the tokens of a chunk see must lie where the table says."""
-        size, tokens = self.config.block_size, [*chunk.sequence.tokens, *chunk.draft]
+        size, tokens = self.config.block_size, [*chunk.sequence.tokens, *chunk.draft_tokens]
         seen = range(max(0, chunk.start - window + 1) if window else 0, chunk.start + chunk.count)
         assert [memory[table[p // size] * size + p % size] for p in seen] == [(tokens[p], p) for p in seen]
 
@@ -154,7 +156,7 @@ class Drill:
     def advance(self, chunk: Chunk) -> None:
         """Records what came as it was guessed."""
         sequence = chunk.sequence
-        for guess in chunk.draft:
+        for guess in chunk.draft_tokens:
             if sequence.state is not State.RUNNING or sequence.tokens[-1] != guess:
                 break
             self.scheduler.advance(sequence, self.draw(sequence))
@@ -234,7 +236,7 @@ def test_only_what_was_computed_is_kept() -> None:
     drill = Drill(config(max_batch_tokens=10))
     gone = drill.add(range(1, 30))
     drill.step()
-    drill.scheduler.remove(gone, keep=True)
+    drill.scheduler.remove(gone, retain=True)
     again = drill.add(range(1, 30))
     drill.run()
     assert again.num_cached == 8
@@ -243,10 +245,10 @@ def test_only_what_was_computed_is_kept() -> None:
 
 def test_identities_do_not_share() -> None:
     drill = Drill(config())
-    drill.add(range(1, 14), max_tokens=1, identity="a")
+    drill.add(range(1, 14), max_tokens=1, cache_salt="a")
     drill.run()
-    other = drill.add(range(1, 14), max_tokens=1, identity="b")
-    same = drill.add(range(1, 14), max_tokens=1, identity="a")
+    other = drill.add(range(1, 14), max_tokens=1, cache_salt="b")
+    same = drill.add(range(1, 14), max_tokens=1, cache_salt="a")
     drill.run()
     assert (other.num_cached, same.num_cached) == (0, 12)
 
@@ -258,7 +260,7 @@ def test_running_sequences_share_blocks_too() -> None:
     sharer = drill.add(range(1, 14), max_tokens=8)
     drill.step()
     assert sharer.num_cached == 12
-    assert drill.scheduler.running[0].tables[0][:3] == sharer.tables[0][:3]
+    assert drill.scheduler.running[0].block_tables[0][:3] == sharer.block_tables[0][:3]
     drill.run()
     assert sharer.tokens == continuation(range(1, 14), 21)
 
@@ -282,15 +284,15 @@ def test_who_is_cancelled_is_not_waited_for() -> None:
     first, second = (drill.add(range(1, 71), max_tokens=2) for _ in range(2))
     drill.step()
     assert second.state is State.WAITING
-    drill.scheduler.remove(first, keep=True)
+    drill.scheduler.remove(first, retain=True)
     assert counts(drill.step()) == [(1, 32)]
     assert second.num_cached == 32
 
 
 def test_nobody_waits_who_may_not_share() -> None:
     drill = Drill(config())
-    drill.add(range(1, 20), identity="a")
-    drill.add(range(1, 20), identity="b")
+    drill.add(range(1, 20), cache_salt="a")
+    drill.add(range(1, 20), cache_salt="b")
     assert counts(drill.step()) == [(0, 19), (1, 13)]
 
 
@@ -298,14 +300,14 @@ def test_nobody_waits_who_may_not_share() -> None:
 def test_what_is_on_the_shelf_need_not_be_computed(windows: tuple[int, ...]) -> None:
     """By a second scheduler, as after a restart; where a block is lost, what follows it is computed."""
     limits = config(windows=windows)
-    shelf = FakeShelf([{} for _ in windows], block_size=4)
-    first = Drill(limits, shelf=shelf)
+    connector = FakeShelf([{} for _ in windows], block_size=4)
+    first = Drill(limits, connector=connector)
     before = first.add(range(1, 42), max_tokens=5)
     first.run()
     for lose_every, cached in ((0, 44), (1, 0)):
-        shelf.memory = [{} for _ in windows]
-        shelf.lose_every = lose_every
-        again = Drill(limits, shelf=shelf)
+        connector.memory = [{} for _ in windows]
+        connector.lose_every = lose_every
+        again = Drill(limits, connector=connector)
         sequence = again.add(before.tokens, max_tokens=5)
         again.run()
         assert sequence.num_cached == cached
@@ -416,7 +418,7 @@ def test_many_clients_share_the_beginning_of_a_long_prompt(windows: tuple[int, .
     first = drill.add([*common, 1, 2, 3], max_tokens=100, endless=True)
     for _ in range(12):
         drill.step()
-    assert first.num_passed[-1] > 8
+    assert first.num_window_evicted[-1] > 8
     others = [drill.add([*common, 20 + i, 30 + i, 40 + i], max_tokens=30) for i in range(6)]
     drill.run()
     late = drill.add([*common, 49], max_tokens=3)
@@ -431,10 +433,10 @@ def test_a_hit_is_as_long_as_every_group_has_what_it_needs() -> None:
     drill.add(prompt, max_tokens=1)
     drill.run()
     full, window = drill.scheduler.blocks.pools
-    digests = Sequence(9, list(prompt), SamplingParams(), 99).digests(10, 4)
-    assert len(full.match(digests)) == len(window.match(digests)) == 10
-    kept = window.match(digests)[3:7]
-    window.hold(kept)
+    block_hashes = Sequence(9, list(prompt), SamplingParams(), 99).block_hashes(10, 4)
+    assert len(full.match(block_hashes)) == len(window.match(block_hashes)) == 10
+    kept = window.match(block_hashes)[3:7]
+    window.acquire(kept)
     others = window.allocate(window.num_free)
     window.release(kept)
     window.release(others)
@@ -462,8 +464,8 @@ def test_removed_sequences_are_passed_over_by_commit() -> None:
     gone, stays = drill.add(range(1, 10)), drill.add(range(20, 30))
     plan = drill.plan()
     drawn = drill.compute(plan)
-    drill.scheduler.remove(gone, keep=False)
-    drill.scheduler.remove(gone, keep=False)
+    drill.scheduler.remove(gone, retain=False)
+    drill.scheduler.remove(gone, retain=False)
     drill.scheduler.commit(plan, drawn)
     drill.scheduler.check_integrity()
     assert (len(gone.tokens), len(stays.tokens)) == (9, 11)
@@ -504,8 +506,8 @@ ARRIVALS = st.lists(
     max_batch_tokens=st.integers(1, 24),
     block_size=st.integers(1, 6),
     prefix_cache_n=st.integers(0, 3),
-    spill_blocks=st.sampled_from([0, 0, 1, 4, 100]),
-    shelf=st.sampled_from([None, 0, 3, 7]),
+    max_evictable_blocks=st.sampled_from([0, 0, 1, 4, 100]),
+    connector=st.sampled_from([None, 0, 3, 7]),
     no_kv_cache=st.booleans(),
     max_draft=st.sampled_from([0, 1, 3, 15]),
     max_prompt_logits=st.sampled_from([0, 2, 64]),
@@ -516,14 +518,14 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
     arrivals: list[tuple[int, int, int, int, int | None]],
     prefill_limit: int,
     drop_every: int,
-    shelf: int | None,
+    connector: int | None,
     **changes: Any,
 ) -> None:
-    """``shelf``: one in how many blocks is lost from it, 0 for none; None: there is no shelf."""
+    """``connector``: one in how many blocks is lost from it, 0 for none; None: there is no connector."""
     limits = config(max_model_len=48, **changes)
     memory: list[dict[int, tuple[int, int]]] = [{} for _ in limits.kv_groups]
-    kept = None if shelf is None else FakeShelf(memory, block_size=limits.block_size, lose_every=shelf)
-    drill = Drill(limits, shelf=kept, habit=True)
+    kept = None if connector is None else FakeShelf(memory, block_size=limits.block_size, lose_every=connector)
+    drill = Drill(limits, connector=kept, habit=True)
     texts = [[(17 * text + i * i) % 50 + 1 for i in range(40)] for text in range(3)]
     served: list[tuple[Sequence, list[int], int]] = []
     cancels: dict[int, list[Sequence]] = {}
@@ -532,7 +534,7 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
     def advance() -> None:
         nonlocal clock
         for sequence in cancels.pop(clock, []):
-            drill.scheduler.remove(sequence, keep=clock % 2 == 0)
+            drill.scheduler.remove(sequence, retain=clock % 2 == 0)
             drill.scheduler.check_integrity()
         if drill.scheduler.has_work:
             # Now and then a plan is dropped, as after a step that was cancelled.

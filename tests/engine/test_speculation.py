@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Delta, Event, Failed, Finished, PromptLogprobs, Usage
@@ -204,8 +204,8 @@ def test_steps_have_few_rows() -> None:
         for stream in [engine.submit(request) for request in requests]:
             list(stream)
         # No step of a prompt wants logits of all its tokens.
-        decodes = [batch for batch in runner.batches if len(batch.logit_rows) == len(batch.tokens)]
-    assert {len(batch.tokens) for batch in decodes if len(batch.context_lens) == 3} >= {3, 8}
+        decodes = [batch for batch in runner.batches if len(batch.logits_indices) == len(batch.tokens)]
+    assert {len(batch.tokens) for batch in decodes if len(batch.seq_lens) == 3} >= {3, 8}
     assert max(len(batch.tokens) for batch in decodes) == 8
 
 
@@ -261,7 +261,7 @@ def test_a_cancel_in_the_middle_of_guesses_commits_none() -> None:
         turnstile = Turnstile(runner)
         stream = engine.submit(Request(PROMPT, replace(GREEDY, max_tokens=None)))
         turnstile.wait()
-        while len(runner.batches[-1].logit_rows) < 4:
+        while len(runner.batches[-1].logits_indices) < 4:
             turnstile.let_through()
             turnstile.wait()
         stream.cancel()  # nobody lets the step through
@@ -283,13 +283,13 @@ class Spoilt(FakeRunner):
         super().__init__(block_size=CONFIG.block_size, habit=RIGID)
         self.spoils, self.aborts = spoils, aborts
 
-    def forward(self, batch: Batch, abort: Abort) -> torch.Tensor:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         if self.aborts(len(self.batches)):
-            abort.set()
+            cancel_flag.set()
             self.batches.append(batch)
-            return torch.zeros(len(batch.logit_rows), VOCAB)
-        logits = super().forward(batch, abort)
-        for row, flat in enumerate(batch.logit_rows):
+            return torch.zeros(len(batch.logits_indices), VOCAB)
+        logits = super().forward(batch, cancel_flag)
+        for row, flat in enumerate(batch.logits_indices):
             if self.spoils(batch.positions[flat]):
                 logits[row, 3] = torch.nan
         return logits

@@ -15,11 +15,11 @@ import torch
 from transformers import TypicalLogitsWarper
 
 from mistralrs.engine.config import SAMPLERS, SamplingParams
-from mistralrs.engine.dry import Dry
-from mistralrs.engine.edits import penalise, restrict
-from mistralrs.engine.row import Draw, Row, uniform
-from mistralrs.engine.sampling import Sampler
-from mistralrs.engine.stages import FAST, choose, cut, recipe
+from mistralrs.engine.sampling.dry_penalty import Dry
+from mistralrs.engine.sampling.logits_processors import apply_mask, apply_penalties
+from mistralrs.engine.sampling.sampler import Sampler
+from mistralrs.engine.sampling.sampler_stages import FAST_PATH_STAGES, sample_staged, sampler_plan, truncate
+from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, uniform
 from tests.engine.test_sampling import OPTIONS, draw, plain_draw, plain_scores, random_logits
 
 CASES = json.loads((Path(__file__).parent / "golden" / "samplers.json").read_text(encoding="utf-8"))["cuts"]
@@ -39,7 +39,7 @@ ALL_ON = SamplingParams(
 
 
 def kept(logits: torch.Tensor, params: SamplingParams, stages: tuple[str, ...], tokens: list[int]) -> list[int]:
-    ids: list[int] = cut(logits, Row(params, tokens), stages)[0].tolist()
+    ids: list[int] = truncate(logits, SamplingInput(params, tokens), stages)[0].tolist()
     return ids
 
 
@@ -123,7 +123,7 @@ def test_stages_in_any_order_are_what_the_plain_rules_say() -> None:
         logits = random_logits(seed, spread=2.0, vocab_size=500)
         tokens = logits.topk(12).indices.tolist()
         expected = plain_cut(logits.tolist(), params, order, tokens)
-        ids, weights = cut(logits, Row(params, tokens), order)
+        ids, weights = truncate(logits, SamplingInput(params, tokens), order)
         assert ids.tolist() == list(expected), order
         assert (weights / weights.sum()).tolist() == pytest.approx(list(expected.values()), rel=1e-5)
         token = plain_draw(list(expected.items()), uniform(seed, len(tokens)))
@@ -155,31 +155,37 @@ def test_no_share_at_all_leaves_the_likeliest_of_what_is_left() -> None:
 def test_the_fast_path_draws_the_same(name: str) -> None:
     for seed in range(30):
         params = replace(OPTIONS[name], seed=seed)
-        assert recipe(params).cuts is None
+        assert sampler_plan(params).truncations is None
         logits = random_logits(seed)
         tokens = random_logits(seed + 1000).topk(8).indices.tolist()
-        row, scores = Row(params, tokens), logits.clone()
-        if recipe(params).penalised:
-            penalise(scores[None], [(0, row)])
-        restrict(scores, row)
-        on = tuple(stage for stage in FAST if stage != "top_p" or params.top_p < 1)
+        row, scores = SamplingInput(params, tokens), logits.clone()
+        if sampler_plan(params).has_penalties:
+            apply_penalties(scores[None], [(0, row)])
+        apply_mask(scores, row)
+        on = tuple(stage for stage in FAST_PATH_STAGES if stage != "top_p" or params.top_p < 1)
         on = tuple(stage for stage in on if stage != "top_k" or params.top_k > 0)
-        assert choose(scores, row, on) == draw(logits, params, tokens).token
+        assert sample_staged(scores, row, on) == draw(logits, params, tokens).token
 
 
 def test_what_is_usual_takes_the_fast_path() -> None:
     every_stage = replace(OPTIONS["everything"], dry_multiplier=1.0)
-    assert recipe(every_stage).cuts is None
-    assert recipe(every_stage).edits == ("dry",)
-    assert recipe(every_stage).settled is None
-    assert recipe(replace(every_stage, samplers=("dry", "penalties", "min_p"))).edits == ("dry", "penalties")
-    assert recipe(replace(every_stage, samplers=("dry", "penalties", "min_p"))).cuts is None
-    assert recipe(replace(ALL_ON, temperature=0.0)).cuts is None  # nothing is left to be cut
-    assert recipe(replace(ALL_ON, temperature=0.0, samplers=LLAMA_CPP)).cuts is not None
+    assert sampler_plan(every_stage).truncations is None
+    assert sampler_plan(every_stage).logits_processors == ("dry",)
+    assert sampler_plan(every_stage).effective_params is None
+    assert sampler_plan(replace(every_stage, samplers=("dry", "penalties", "min_p"))).logits_processors == (
+        "dry",
+        "penalties",
+    )
+    assert sampler_plan(replace(every_stage, samplers=("dry", "penalties", "min_p"))).truncations is None
+    assert sampler_plan(replace(ALL_ON, temperature=0.0)).truncations is None  # nothing is left to be cut
+    assert sampler_plan(replace(ALL_ON, temperature=0.0, samplers=LLAMA_CPP)).truncations is not None
     for params in (SamplingParams(typical_p=0.9), SamplingParams(xtc_probability=0.1), replace(ALL_ON, typical_p=1.0)):
-        assert recipe(params).cuts is not None
-    assert recipe(SamplingParams(samplers=LLAMA_CPP, top_k=3)).cuts is None
-    assert recipe(SamplingParams(samplers=LLAMA_CPP, top_k=3, temperature=0.5)).cuts == ("top_k", "temperature")
+        assert sampler_plan(params).truncations is not None
+    assert sampler_plan(SamplingParams(samplers=LLAMA_CPP, top_k=3)).truncations is None
+    assert sampler_plan(SamplingParams(samplers=LLAMA_CPP, top_k=3, temperature=0.5)).truncations == (
+        "top_k",
+        "temperature",
+    )
 
 
 OFF_AND_ON: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -207,9 +213,9 @@ def test_a_stage_that_is_left_out_is_off(stage: str) -> None:
         tokens = logits.topk(6).indices.tolist() * 3
         drawn = []
         for params in (replace(everything, samplers=samplers), without, everything):
-            row = Row(replace(params, seed=seed), tokens, dry=Dry(params, spell))
+            row = SamplingInput(replace(params, seed=seed), tokens, dry=Dry(params, spell))
             [result] = Sampler(len(logits)).sample(logits[None], [row])
-            assert isinstance(result, Draw)
+            assert isinstance(result, SampledToken)
             drawn.append(result.token)
         assert drawn[0] == drawn[1]
         differs += drawn[0] != drawn[2]
@@ -233,8 +239,8 @@ def test_draws_follow_the_distribution(order: tuple[str, ...]) -> None:
             shares[token] += chance * share  # type: ignore[assignment]
     sampler, seen = Sampler(40), Counter[int]()
     for position in range(1, count + 1):
-        [result] = sampler.sample(logits[None], [Row(params, range(position))])
-        assert isinstance(result, Draw)
+        [result] = sampler.sample(logits[None], [SamplingInput(params, range(position))])
+        assert isinstance(result, SampledToken)
         seen[result.token] += 1
     assert set(seen) <= set(shares)
     statistic = sum((seen[token] - count * share) ** 2 / (count * share) for token, share in shares.items())
@@ -257,7 +263,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     rows, logits = [], []
     settings = [*OPTIONS.values(), ALL_ON, replace(ALL_ON, samplers=LLAMA_CPP), SamplingParams(typical_p=0.5)]
     for index, params in enumerate(settings):
-        rows.append(Row(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
+        rows.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
         logits.append(random_logits(index, spread=4.0))
     alone = [Sampler(len(one)).sample(one[None], [row])[0] for one, row in zip(logits, rows, strict=True)]
     sampler = Sampler(len(logits[0]))
@@ -284,9 +290,9 @@ def test_bias_and_masks_hold_in_any_order() -> None:
         drawn = set()
         for seed in range(40):
             params = replace(ALL_ON, seed=seed, samplers=order, logit_bias=((5, 1e30),) if seed % 2 else ())
-            row = Row(params, [3, 3, 3], mask, banned=(7, 9) if seed % 4 < 2 else ())
+            row = SamplingInput(params, [3, 3, 3], mask, banned=(7, 9) if seed % 4 < 2 else ())
             [result] = Sampler(1000).sample(torch.zeros(1, 1000), [row])
-            assert isinstance(result, Draw)
+            assert isinstance(result, SampledToken)
             drawn.add(result.token)
             assert result.token in ({5} if seed % 2 else {3, 5} if seed % 4 < 2 else {3, 5, 7})
         assert drawn == {3, 5, 7}
@@ -315,8 +321,8 @@ def test_extreme_values_are_survived() -> None:
     for seed in range(8):
         for params in extremes:
             for order in (SAMPLERS, LLAMA_CPP, SAMPLERS[::-1]):
-                row = Row(
+                row = SamplingInput(
                     replace(params, seed=seed, samplers=order), [1, 2, 1, 2, 1], dry=Dry(params, lambda token: b"x")
                 )
                 [result] = Sampler(1000).sample(random_logits(seed, spread=300.0)[None], [row])
-                assert isinstance(result, Draw), result
+                assert isinstance(result, SampledToken), result

@@ -110,7 +110,7 @@ def test_rows_must_split_in_blocks() -> None:
 @pytest.mark.parametrize("type_", ["F16", "Q4_0"])
 def test_a_legacy_file_gives_the_logits_of_its_weights(tmp_path: Path, version: str, type_: str) -> None:
     """Against transformers with the weights that the file holds, in float32."""
-    from mistralrs.engine.batch import Abort, Batch
+    from mistralrs.engine.batch import Batch, CancelFlag
     from mistralrs.engine.model_runner import ModelRunner
 
     tiny = write_tiny(tmp_path / "tiny.gguf", TinyConfig(tied=False))
@@ -119,8 +119,8 @@ def test_a_legacy_file_gives_the_logits_of_its_weights(tmp_path: Path, version: 
     model = load(legacy.path, twin(), plan, architecture="llama")
     tokens = random_tokens(tiny.config.vocab, 40, seed=5)
     groups, rows = model.limits.kv_groups, list(range(40))
-    batch = Batch.alone(tokens, 0, groups=groups, block_size=BLOCK_SIZE, logit_rows=rows)
-    ours = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size).forward(batch, Abort())
+    batch = Batch.of_one_sequence(tokens, 0, groups=groups, block_size=BLOCK_SIZE, logits_indices=rows)
+    ours = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size).forward(batch, CancelFlag())
     with torch.inference_mode():
         theirs = legacy.reference()(torch.tensor([tokens])).logits[0]
     assert (ours - theirs).abs().max() <= 1e-4 * (theirs.max() - theirs.min())

@@ -105,7 +105,7 @@ def test_kernel_equals_twin_in_every_size(isa: str, name: str) -> None:
     "names",
     [("Q4_1", "Q8_0"), ("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "F16", "Q5_1"), ("Q3_K", "BF16"), ("F32", "F16", "BF16")],
 )
-@pytest.mark.parametrize("finish", ["store", "add"])
+@pytest.mark.parametrize("epilogue", ["store", "add"])
 def test_members_of_different_types_and_heights(
     isa: str, names: tuple[str, ...], finish: Finish, refine_above: float
 ) -> None:
@@ -227,8 +227,8 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
 def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
     """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces."""
     matrices = tuple(random_matrix(name, rows=400, columns=512, seed=seed) for seed, name in enumerate(names))
-    finishes: tuple[Finish, ...] = ("store", "add", "gated")
-    for tokens, finish in product((1, 7, 40), finishes):
+    epilogues: tuple[Finish, ...] = ("store", "add", "gated")
+    for tokens, finish in product((1, 7, 40), epilogues):
         norm = Normalisation(weight=1 + random_values(512, seed=3) / 8)
         x = random_values(tokens, 512, seed=tokens)
         case = Projection(matrices=matrices, x=x, norm=norm, finish=finish, refine_above=0.0, before=0.5)

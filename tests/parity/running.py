@@ -9,7 +9,7 @@ from random import Random
 
 import torch
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load
 from mistralrs.ops.backend import resolve
@@ -52,13 +52,13 @@ class Running:
             assert max(text.blocks) < min(group.num_blocks for group in groups)
             batch.tokens.extend(text.tokens[start:end])
             batch.positions.extend(range(start, end))
-            batch.seq_starts.append(len(batch.tokens))
-            batch.context_lens.append(end)
-            for slots, tables in zip(batch.slots, batch.block_tables, strict=True):
+            batch.query_start_loc.append(len(batch.tokens))
+            batch.seq_lens.append(end)
+            for slots, tables in zip(batch.slot_mapping, batch.block_tables, strict=True):
                 slots.extend(text.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(start, end))
                 tables.append(text.blocks)
-        batch.logit_rows.extend(range(len(batch.tokens)))
-        logits = self.runner.forward(batch, Abort()).clone()
+        batch.logits_indices.extend(range(len(batch.tokens)))
+        logits = self.runner.forward(batch, CancelFlag()).clone()
         return list(logits.split([end - start for _, start, end in chunks]))
 
 

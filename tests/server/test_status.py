@@ -193,7 +193,7 @@ async def test_keys_may_be_kept_apart_in_the_prefix_cache(engine: FakeEngine) ->
         engine.submitted.clear()
         for headers in (FIRST, SECOND, FIRST):
             await server.post(CHAT, QUESTION, headers=headers)
-        first, second, again = (request.identity for request in engine.submitted)
+        first, second, again = (request.cache_salt for request in engine.submitted)
         assert first == again
         assert (first != second) == isolate
         assert not any(key in first + second for key in KEYS.api_keys)

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 
-from mistralrs.engine.batch import Abort, Batch
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
 from mistralrs.ops.backend import resolve
@@ -34,8 +34,8 @@ def load_and_answer(path: Path) -> None:
     for _ in range(2):
         new = tokens[done:]
         groups = model.limits.kv_groups
-        batch = Batch.alone(new, done, groups=groups, block_size=BLOCK_SIZE, logit_rows=[len(new) - 1])
-        logits = runner.forward(batch, Abort())
+        batch = Batch.of_one_sequence(new, done, groups=groups, block_size=BLOCK_SIZE, logits_indices=[len(new) - 1])
+        logits = runner.forward(batch, CancelFlag())
         if logits.shape != (1, model.spec.vocab_size):
             raise AssertionError(f"logits of shape {tuple(logits.shape)}")
         done = len(tokens)

@@ -15,9 +15,24 @@ import torch
 import torch.nn.functional as F
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.edits import EDITS, penalise, restrict
-from mistralrs.engine.row import Draw, Row, uniform, unusable, with_logprobs
-from mistralrs.engine.stages import BUCKET_SHIFT, GREEDY_BELOW, HOTTEST, Recipe, choose, exponentials, locate, recipe
+from mistralrs.engine.sampling.logits_processors import LOGITS_PROCESSORS, apply_mask, apply_penalties
+from mistralrs.engine.sampling.sampler_stages import (
+    BUCKET_SHIFT,
+    GREEDY_BELOW,
+    MAX_TEMPERATURE,
+    SamplerPlan,
+    exponentials,
+    locate,
+    sample_staged,
+    sampler_plan,
+)
+from mistralrs.engine.sampling.sampling_input import (
+    SampledToken,
+    SamplingInput,
+    uniform,
+    unusable_logits,
+    with_logprobs,
+)
 from mistralrs.errors import EngineError
 
 TILE = 64
@@ -34,25 +49,27 @@ class Sampler:
         self._scores = torch.empty(0, self._width)
         self._weights = torch.empty(0, self._width)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Draw | EngineError]:
+    def sample(self, logits: torch.Tensor, rows: Sequence[SamplingInput]) -> list[SampledToken | EngineError]:
         """Draws from float32 ``logits`` of shape (len(rows), at least vocab_size), which are left as they are.
 
         A row without a usable logit yields an error instead of a draw; the others do not notice.
         """
         if not rows:  # a step of prefill chunks that do not reach their ends
             return []
-        recipes = [recipe(row.params) for row in rows]
+        plans = [sampler_plan(row.params) for row in rows]
         rows = [
-            replace(row, params=recipe.settled) if recipe.settled else row
-            for row, recipe in zip(rows, recipes, strict=True)
+            replace(row, params=plan.effective_params) if plan.effective_params else row
+            for row, plan in zip(rows, plans, strict=True)
         ]
         scores = self._copy(logits)
-        unmasked = self._edit(scores, rows, recipes)
+        unmasked = self._process_logits(scores, rows, plans)
         maxima = scores.view(len(rows), -1, TILE).amax(2)  # (rows, tiles)
         tops = maxima.amax(1).tolist()
-        tokens = self._choose(rows, recipes, (scores, maxima), tops)
+        tokens = self._pick_tokens(rows, plans, (scores, maxima), tops)
         return [
-            _result(tokens[index], unmasked[index], row.params.logprobs) if index in tokens else unusable(tops[index])
+            _result(tokens[index], unmasked[index], row.params.logprobs)
+            if index in tokens
+            else unusable_logits(tops[index])
             for index, row in enumerate(rows)
         ]
 
@@ -65,24 +82,26 @@ class Sampler:
         scores[:, : self._vocab_size].copy_(logits[:, : self._vocab_size])
         return scores
 
-    def _edit(self, scores: torch.Tensor, rows: Sequence[Row], recipes: Sequence[Recipe]) -> list[torch.Tensor]:
+    def _process_logits(
+        self, scores: torch.Tensor, rows: Sequence[SamplingInput], plans: Sequence[SamplerPlan]
+    ) -> list[torch.Tensor]:
         """Changes ``scores`` (rows, width) by all that comes before the first choice.
 
         Returns each row (vocab_size,) as it was before its mask.
         """
-        penalise(scores, ((index, row) for index, row in enumerate(rows) if recipes[index].penalised))
+        apply_penalties(scores, ((index, row) for index, row in enumerate(rows) if plans[index].has_penalties))
         unmasked = []
         for index, row in enumerate(rows):
             known = scores[index, : self._vocab_size]
-            for stage in recipes[index].edits:
-                EDITS[stage](known, row)
-            unmasked.append(restrict(known, row))
+            for stage in plans[index].logits_processors:
+                LOGITS_PROCESSORS[stage](known, row)
+            unmasked.append(apply_mask(known, row))
         return unmasked
 
-    def _choose(
+    def _pick_tokens(
         self,
-        rows: Sequence[Row],
-        recipes: Sequence[Recipe],
+        rows: Sequence[SamplingInput],
+        plans: Sequence[SamplerPlan],
         searched: tuple[torch.Tensor, torch.Tensor],
         tops: list[float],
     ) -> dict[int, int]:
@@ -91,11 +110,11 @@ class Sampler:
         tokens: dict[int, int] = {}
         greedy, drawn, ranked = [], [], []
         for index, row in enumerate(rows):
-            cuts = recipes[index].cuts
+            truncations = plans[index].truncations
             if not math.isfinite(tops[index]):
                 continue
-            if cuts is not None:
-                tokens[index] = choose(scores[index, : self._vocab_size], row, cuts)
+            if truncations is not None:
+                tokens[index] = sample_staged(scores[index, : self._vocab_size], row, truncations)
             elif row.params.temperature < GREEDY_BELOW or row.params.top_p == 0:
                 greedy.append(index)
             else:
@@ -115,13 +134,13 @@ class Sampler:
         weights = self._weights[index]
         torch.sub(scores, top, out=weights)
         if params.temperature != 1:
-            weights.div_(min(params.temperature, HOTTEST))
+            weights.div_(min(params.temperature, MAX_TEMPERATURE))
         return _running_mass(exponentials(weights))
 
     def _draw_ranked(
         self,
         indices: list[int],
-        rows: Sequence[Row],
+        rows: Sequence[SamplingInput],
         searched: tuple[torch.Tensor, torch.Tensor],
         masses: dict[int, torch.Tensor],
     ) -> list[int]:
@@ -141,7 +160,7 @@ class Sampler:
         return tokens
 
 
-def _pick(weights: list[float], row: Row, wanted: float) -> int:
+def _pick(weights: list[float], row: SamplingInput, wanted: float) -> int:
     """The place drawn from candidates, in order of ids, by top-k, top-p (up to the mass ``wanted``) and min-p."""
     params = row.params
     mass = 0.0
@@ -190,7 +209,7 @@ def _reaching(scores: torch.Tensor, maxima: torch.Tensor, counts: list[int]) -> 
     return row[hit], tile[hit] * TILE + offset
 
 
-def _draw_dense(weights: torch.Tensor, mass: torch.Tensor, row: Row) -> int:
+def _draw_dense(weights: torch.Tensor, mass: torch.Tensor, row: SamplingInput) -> int:
     """A token by top-p, min-p and the row's number, from all ``weights`` (width,) with their running ``mass``."""
     params = row.params
     wanted = _wanted(params, mass)
@@ -240,6 +259,6 @@ def _below(value: float) -> float:
     return float(torch.nextafter(number, torch.zeros(())))
 
 
-def _result(token: int, scores: torch.Tensor, count: int | None) -> Draw:
+def _result(token: int, scores: torch.Tensor, count: int | None) -> SampledToken:
     """A draw with the log-probabilities of ``scores`` (vocab_size,) that were asked for."""
-    return Draw(token) if count is None else with_logprobs(token, scores, count)
+    return SampledToken(token) if count is None else with_logprobs(token, scores, count)

@@ -10,37 +10,37 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from mistralrs.engine.row import Draw, unusable, with_logprobs
+from mistralrs.engine.sampling.sampling_input import SampledToken, unusable_logits, with_logprobs
 from mistralrs.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
 
 
-class PromptScores:
+class PromptLogprobsCollector:
     """Log-probabilities of the tokens of a prompt, the first excepted."""
 
     def __init__(self, prompt: Sequence[int], count: int) -> None:
         """``count``: the best so many at each place are kept beside the token's own."""
         self._following = prompt[1:]
         self._count = count
-        self.draws: list[Draw] = []
+        self.sampled_tokens: list[SampledToken] = []
         """Those known so far; the first is the second token's."""
 
     @property
     def complete(self) -> bool:
-        return len(self.draws) == len(self._following)
+        return len(self.sampled_tokens) == len(self._following)
 
     def add(self, logits: torch.Tensor) -> None:
         """Takes float32 logits (places, vocabulary) of the next places. Raises EngineError if some are not finite."""
         for row in logits:
-            draw = with_logprobs(self._following[len(self.draws)], row, self._count)
+            draw = with_logprobs(self._following[len(self.sampled_tokens)], row, self._count)
             if draw.logprob is None or not math.isfinite(draw.logprob):
-                raise unusable(row.amax().item())
-            self.draws.append(draw)
+                raise unusable_logits(row.amax().item())
+            self.sampled_tokens.append(draw)
 
 
-class Pool:
+class Pooler:
     """The hidden states of a prompt, pooled: the last token's, or the mean of all."""
 
     def __init__(self, kind: Literal["mean", "last"], num_prompt: int) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from mistralrs.engine.config import SamplingParams
 
-MOST = 1e30
+MAX_PENALTY = 1e30
 """Of a penalty; beyond it float32 could overflow."""
-LONGEST_LOG = 88.72
+MAX_EXPONENT = 88.72
 """Of a power of the base, likewise."""
-FIRST_LOOK = 32
+BREAKER_LOOKBACK = 32
 """Tokens from the end in which a breaker is looked for first; most are that near."""
 
 
@@ -28,7 +28,7 @@ class Dry:
         self._base = params.dry_base
         self._allowed = params.dry_allowed_length
         self._last_n = params.dry_last_n
-        self._highest = int(LONGEST_LOG / math.log(params.dry_base)) if params.dry_base > 1 else 0
+        self._highest = int(MAX_EXPONENT / math.log(params.dry_base)) if params.dry_base > 1 else 0
         self._breakers = tuple(breaker.encode("utf-8", "surrogatepass") for breaker in params.dry_breakers)
         self._longest = max(map(len, self._breakers), default=0)
         self._spelled = _Memo(spell)
@@ -48,7 +48,7 @@ class Dry:
         return {token: self._penalty(length) for token, length in lengths.items() if not self._breaks(token)}
 
     def _penalty(self, length: int) -> float:
-        return min(self._multiplier * self._base ** min(length - self._allowed, self._highest), MOST)
+        return min(self._multiplier * self._base ** min(length - self._allowed, self._highest), MAX_PENALTY)
 
     def _breaks(self, token: int) -> bool:
         return any(breaker in self._spelled[token] for breaker in self._breakers)
@@ -57,7 +57,7 @@ class Dry:
         """How many of the last tokens come wholly after the last breaker; all of them if there is none."""
         if not self._breakers:
             return len(backwards)
-        look = FIRST_LOOK
+        look = BREAKER_LOOKBACK
         while True:
             pieces = [self._spelled[token] for token in backwards[:look]]
             text = b"".join(reversed(pieces))

@@ -12,7 +12,7 @@ from struct import pack
 from typing import TYPE_CHECKING, Literal
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.dry import Dry
+from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.errors import EngineError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SamplingInput:
     """One place where a token is wanted."""
 
     params: SamplingParams
@@ -35,7 +35,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SampledToken:
     """A drawn token, with natural-log probabilities if they were asked for."""
 
     token: int
@@ -44,14 +44,14 @@ class Draw:
     """(token, log-probability), best first."""
 
 
-def with_logprobs(token: int, scores: torch.Tensor, count: int) -> Draw:
+def with_logprobs(token: int, scores: torch.Tensor, count: int) -> SampledToken:
     """``token`` with its own and the best ``count`` log-probabilities under ``scores`` (vocab_size,)."""
     logprobs = scores.double().log_softmax(0)
     values, ids = logprobs.topk(count)
-    return Draw(token, logprobs[token].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    return SampledToken(token, logprobs[token].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def unusable(top: float) -> EngineError:
+def unusable_logits(top: float) -> EngineError:
     """What to say of logits whose largest is ``top``, which is not finite."""
     if top == float("-inf"):
         return EngineError("no token may follow: every logit is minus infinity", hint="check mask and logit_bias")
@@ -64,5 +64,5 @@ def uniform(seed: int, position: int, use: Literal["draw", "xtc"] = "draw") -> f
     A counter-based generator, so that preemption and batching cannot shift a sequence of draws. Choices of one
     request have seeds of their own; numbers for different uses are independent.
     """
-    digest = hashlib.blake2b(pack("<Qq", seed % 2**64, position), digest_size=8, person=use.encode()).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+    block_hash = hashlib.blake2b(pack("<Qq", seed % 2**64, position), digest_size=8, person=use.encode()).digest()
+    return (int.from_bytes(block_hash, "little") >> 11) * 2.0**-53

@@ -17,12 +17,12 @@ class ProcessBound:
         self._process = os.getpid()
 
     @property
-    def is_elsewhere(self) -> bool:
+    def is_forked(self) -> bool:
         """This process is a fork of the one that made it, and has a copy without threads: whoever waited for it would
         wait for ever."""
         return os.getpid() != self._process
 
-    def foreign(self) -> EngineError:
+    def forked_error(self) -> EngineError:
         """What to say to those who use it elsewhere."""
         return EngineError(
             f"this {type(self).__name__} belongs to process {self._process}; this is process {os.getpid()}",
@@ -31,8 +31,8 @@ class ProcessBound:
 
     def require_process(self) -> None:
         """Raises EngineError in any process but its own."""
-        if self.is_elsewhere:
-            raise self.foreign()
+        if self.is_forked:
+            raise self.forked_error()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Raises TypeError, as Python's own threads, locks and sockets do when they are copied or pickled."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mistralrs.engine.config import Request
-from mistralrs.engine.dry import Dry
 from mistralrs.engine.events import (
     Delta,
     Embedding,
@@ -22,8 +21,9 @@ from mistralrs.engine.events import (
     TokenLogprob,
     Usage,
 )
-from mistralrs.engine.prompt import Pool, PromptScores
-from mistralrs.engine.row import Draw, Row
+from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector
+from mistralrs.engine.sampling.dry_penalty import Dry
+from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput
 from mistralrs.engine.sequence import Sequence
 from mistralrs.errors import MistralrsError
 from mistralrs.text.stream import TextStream
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mistralrs.text.tokenizer import Tokenizer
 
 
-class Job:
+class RequestState:
     """Turns what was computed and drawn into events. Times are seconds of one monotonic clock."""
 
     def __init__(
@@ -58,15 +58,17 @@ class Job:
         self._ends = tuple(sequence.end_ids)
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, kept = sequence.tokens, request.prompt_logprobs
-        self._scores = None if kept is None else PromptScores(prompt, kept)
-        self._pool = None if request.pooling is None else Pool(request.pooling, len(prompt))
+        self._scores = None if kept is None else PromptLogprobsCollector(prompt, kept)
+        self._pool = None if request.pooling is None else Pooler(request.pooling, len(prompt))
 
     @property
-    def observes(self) -> bool:
+    def wants_prompt_outputs(self) -> bool:
         """``observe`` is to be called for each chunk of its prompt."""
         return self._scores is not None or self._pool is not None
 
-    def observe(self, start: int, count: int, logits: torch.Tensor, hidden: Callable[[int, int], torch.Tensor]) -> None:
+    def on_prompt_logits(
+        self, start: int, count: int, logits: torch.Tensor, hidden: Callable[[int, int], torch.Tensor]
+    ) -> None:
         """Takes what it wants of the tokens ``start`` to ``start + count`` once they are computed.
 
         ``logits``: float32 (places, vocabulary) of the places that the sequence has not scored yet. ``hidden(i, j)``:
@@ -75,7 +77,7 @@ class Job:
         if self._scores is not None:
             self._scores.add(logits)
             if self._scores.complete:
-                tokens = (self._token_logprob(draw) for draw in self._scores.draws)
+                tokens = (self._token_logprob(draw) for draw in self._scores.sampled_tokens)
                 self.stream.put(PromptLogprobs((None, *tokens)))
                 self._scores = None
         if self._pool is not None:
@@ -83,17 +85,20 @@ class Job:
             if start + count == self.sequence.num_prompt:
                 self.stream.put(Embedding(self._pool.embedding()))
 
-    def rows(self, draft: tuple[int, ...]) -> list[Row]:
+    def sampling_inputs(self, draft: tuple[int, ...]) -> list[SamplingInput]:
         """What the next token is to be drawn by, and the one after each token of ``draft`` if all before it come."""
         known = self.sequence.tokens
-        return [self._row(known), *(self._row([*known, *draft[: place + 1]]) for place in range(len(draft)))]
+        return [
+            self._sampling_input(known),
+            *(self._sampling_input([*known, *draft[: place + 1]]) for place in range(len(draft))),
+        ]
 
-    def _row(self, tokens: list[int]) -> Row:
+    def _sampling_input(self, tokens: list[int]) -> SamplingInput:
         sampling = self.sequence.sampling
         too_early = len(tokens) - self.sequence.num_prompt < sampling.min_tokens
-        return Row(sampling, tokens, banned=self._ends if too_early else (), dry=self._dry)
+        return SamplingInput(sampling, tokens, banned=self._ends if too_early else (), dry=self._dry)
 
-    def hear(self, draw: Draw, now: float) -> tuple[Delta, FinishReason | None]:
+    def on_token(self, draw: SampledToken, now: float) -> tuple[Delta, FinishReason | None]:
         """The news of a token that the scheduler has committed, and why the stream ends with it, if it does."""
         if self._first_token is None:
             self._first_token = now
@@ -114,7 +119,7 @@ class Job:
         """Ends the stream with an error."""
         self.stream.put(Failed(error, self._usage(now)))
 
-    def _delta(self, text: str, now: float, draw: Draw | None = None) -> Delta:
+    def _delta(self, text: str, now: float, draw: SampledToken | None = None) -> Delta:
         if text and self._first_text is None:
             self._first_text = now
         if draw is None:
@@ -122,7 +127,7 @@ class Job:
         logprobs = () if draw.logprob is None else (self._token_logprob(draw),)
         return Delta(text, (draw.token,), logprobs)
 
-    def _token_logprob(self, draw: Draw) -> TokenLogprob:
+    def _token_logprob(self, draw: SampledToken) -> TokenLogprob:
         assert draw.logprob is not None
         top = tuple(self._logprob(token, logprob) for token, logprob in draw.top)
         return self._logprob(draw.token, draw.logprob, top)
@@ -145,6 +150,6 @@ class Job:
             completion_s=max(self._last_token - first, 0.0),
             first_token_s=0.0 if self._first_text is None else self._first_text - self._submitted,
             seed=self.sequence.sampling.seed,
-            drafted_tokens=self.sequence.draft.num_drafted,
-            accepted_tokens=self.sequence.draft.num_accepted,
+            drafted_tokens=self.sequence.ngram_proposer.num_drafted,
+            accepted_tokens=self.sequence.ngram_proposer.num_accepted,
         )

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from mistralrs.engine.row import Row
+from mistralrs.engine.sampling.sampling_input import SamplingInput
 
 
-def penalise(scores: torch.Tensor, rows: Iterable[tuple[int, Row]]) -> None:
+def apply_penalties(scores: torch.Tensor, rows: Iterable[tuple[int, SamplingInput]]) -> None:
     """Repetition (positive scores divided, others multiplied), then frequency and presence, over the last tokens.
 
     ``scores`` (rows, width) change in place, in the rows that are numbered in ``rows``.
@@ -34,11 +34,11 @@ def penalise(scores: torch.Tensor, rows: Iterable[tuple[int, Row]]) -> None:
         flat[where] = values - (frequency + presence)
 
 
-def _penalise_one(scores: torch.Tensor, row: Row) -> None:
-    penalise(scores.unsqueeze(0), [(0, row)])
+def _apply_penalties_to_one(scores: torch.Tensor, row: SamplingInput) -> None:
+    apply_penalties(scores.unsqueeze(0), [(0, row)])
 
 
-def _discourage(scores: torch.Tensor, row: Row) -> None:
+def _apply_dry(scores: torch.Tensor, row: SamplingInput) -> None:
     """DRY."""
     assert row.dry is not None, "the row asks for DRY and has none"
     penalties = row.dry.penalties(row.tokens)
@@ -46,11 +46,14 @@ def _discourage(scores: torch.Tensor, row: Row) -> None:
         scores[list(penalties)] -= torch.tensor(list(penalties.values()), dtype=torch.float32)
 
 
-EDITS: Mapping[str, Callable[[torch.Tensor, Row], None]] = {"penalties": _penalise_one, "dry": _discourage}
+LOGITS_PROCESSORS: Mapping[str, Callable[[torch.Tensor, SamplingInput], None]] = {
+    "penalties": _apply_penalties_to_one,
+    "dry": _apply_dry,
+}
 """The stages that change the scores (vocab_size,) of one row in place by what its tokens are."""
 
 
-def restrict(scores: torch.Tensor, row: Row) -> torch.Tensor:
+def apply_mask(scores: torch.Tensor, row: SamplingInput) -> torch.Tensor:
     """Adds the bias to ``scores`` (vocab_size,) and takes out what may not come, in place.
 
     Returns the scores from between the two, of which log-probabilities are taken.

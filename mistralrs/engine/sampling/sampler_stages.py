@@ -14,14 +14,14 @@ from functools import lru_cache
 import torch
 
 from mistralrs.engine.config import SAMPLERS, SamplingParams
-from mistralrs.engine.edits import EDITS
-from mistralrs.engine.row import Row, uniform
+from mistralrs.engine.sampling.logits_processors import LOGITS_PROCESSORS
+from mistralrs.engine.sampling.sampling_input import SamplingInput, uniform
 
 GREEDY_BELOW = 1e-7
 """Temperatures under this take the most likely token."""
-HOTTEST = 1e30
+MAX_TEMPERATURE = 1e30
 """Beyond it all weights are 1 anyway, and float32 would make the temperature infinite."""
-FAST = ("temperature", "top_k", "top_p", "min_p")
+FAST_PATH_STAGES = ("temperature", "top_k", "top_p", "min_p")
 """What the fast path does, in its order."""
 BUCKET_SHIFT = 19
 """Bits of a float32 that a bucket of a histogram ignores: it spans a factor of at most 1 + 1/16."""
@@ -39,21 +39,21 @@ _OFF: Mapping[str, dict[str, float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class SamplerPlan:
     """How the rows of one request are drawn."""
 
-    settled: SamplingParams | None
+    effective_params: SamplingParams | None
     """The request's parameters with the stages that it leaves out switched off; None: it leaves none out."""
-    penalised: bool
+    has_penalties: bool
     """Penalties come before all else, so that they can be applied to all rows at once."""
-    edits: tuple[str, ...]
+    logits_processors: tuple[str, ...]
     """Stages of ``EDITS`` that then come before bias and masks, in order."""
-    cuts: tuple[str, ...] | None
+    truncations: tuple[str, ...] | None
     """The stages after these, in order; None: the fast path does what they do."""
 
 
 @lru_cache(maxsize=256)
-def recipe(params: SamplingParams) -> Recipe:
+def sampler_plan(params: SamplingParams) -> SamplerPlan:
     """How these parameters are to be served."""
     left_out = [stage for stage in SAMPLERS if stage not in params.samplers]
     off = {name: value for stage in left_out for name, value in _OFF[stage].items()}
@@ -61,13 +61,13 @@ def recipe(params: SamplingParams) -> Recipe:
     if "temperature" in stages and params.temperature < GREEDY_BELOW:  # of one token nothing can be left out
         stages = stages[: stages.index("temperature") + 1]
     edits = 0
-    while edits < len(stages) and stages[edits] in EDITS:
+    while edits < len(stages) and stages[edits] in LOGITS_PROCESSORS:
         edits += 1
     penalised = stages[:1] == ["penalties"]
-    cuts = tuple(stages[edits:])
-    fast = cuts == tuple(stage for stage in FAST if stage in cuts)
+    truncations = tuple(stages[edits:])
+    fast = truncations == tuple(stage for stage in FAST_PATH_STAGES if stage in truncations)
     settled = replace(params, **off) if off else None  # type: ignore[arg-type]
-    return Recipe(settled, penalised, tuple(stages[penalised:edits]), None if fast else cuts)
+    return SamplerPlan(settled, penalised, tuple(stages[penalised:edits]), None if fast else truncations)
 
 
 def _is_on(stage: str, params: SamplingParams) -> bool:
@@ -78,18 +78,20 @@ def _is_on(stage: str, params: SamplingParams) -> bool:
     return any(getattr(params, name) != value for name, value in _OFF[stage].items())
 
 
-def choose(scores: torch.Tensor, row: Row, cuts: tuple[str, ...]) -> int:
+def sample_staged(scores: torch.Tensor, row: SamplingInput, truncations: tuple[str, ...]) -> int:
     """A token by float32 ``scores`` (vocab_size,), which are left as they are and of which one at least is finite."""
-    ids, weights = cut(scores, row, cuts)
+    ids, weights = truncate(scores, row, truncations)
     cumulative = weights.cumsum(0)
     share = uniform(row.params.seed, len(row.tokens))
     return int(ids[locate(cumulative, share * cumulative[-1].item())])
 
 
-def cut(scores: torch.Tensor, row: Row, cuts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens (n,) that the stages ``cuts`` leave, ascending, and float64 weights (n,), the largest 1."""
-    left = _Left(scores)
-    for stage in cuts:
+def truncate(
+    scores: torch.Tensor, row: SamplingInput, truncations: tuple[str, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens (n,) that the stages ``truncations`` leave, ascending, and float64 weights (n,), the largest 1."""
+    left = _Candidates(scores)
+    for stage in truncations:
         _STAGES[stage](left, row)
     return left.ids, left.weights()
 
@@ -109,7 +111,7 @@ def locate(cumulative: torch.Tensor, target: float, *, reach: bool = False) -> i
     return int(torch.searchsorted(cumulative, target, right=not reach))
 
 
-class _Left:
+class _Candidates:
     """The tokens that stages have left so far."""
 
     def __init__(self, scores: torch.Tensor) -> None:
@@ -137,14 +139,14 @@ class _Left:
         return exponentials(self.values - self.values.amax())
 
 
-def _temperature(left: _Left, row: Row) -> None:
+def _temperature(left: _Candidates, row: SamplingInput) -> None:
     if row.params.temperature < GREEDY_BELOW:
         left.keep_likeliest()
     else:
-        left.change(left.scores / min(row.params.temperature, HOTTEST))
+        left.change(left.scores / min(row.params.temperature, MAX_TEMPERATURE))
 
 
-def _top_k(left: _Left, row: Row) -> None:
+def _top_k(left: _Candidates, row: SamplingInput) -> None:
     values = left.values
     if row.params.top_k >= len(values):
         return
@@ -153,7 +155,7 @@ def _top_k(left: _Left, row: Row) -> None:
     left.keep(above | (equal & (equal.cumsum(0) <= row.params.top_k - above.sum())))
 
 
-def _typical_p(left: _Left, row: Row) -> None:
+def _typical_p(left: _Candidates, row: SamplingInput) -> None:
     """Leaves the tokens whose surprise is nearest to the expected one; for a share of 0 the likeliest token, as top-p
     does, although its surprise may not be the nearest."""
     if row.params.typical_p == 0:
@@ -166,7 +168,7 @@ def _typical_p(left: _Left, row: Row) -> None:
     left.keep(_first_to_reach((surprise - expected).abs(), weights, row.params.typical_p * mass.item()))
 
 
-def _top_p(left: _Left, row: Row) -> None:
+def _top_p(left: _Candidates, row: SamplingInput) -> None:
     if row.params.top_p == 0:
         left.keep_likeliest()
         return
@@ -175,11 +177,11 @@ def _top_p(left: _Left, row: Row) -> None:
     left.keep(_first_to_reach(top - left.values, left.weights(), row.params.top_p * mass))
 
 
-def _min_p(left: _Left, row: Row) -> None:
+def _min_p(left: _Candidates, row: SamplingInput) -> None:
     left.keep(left.weights() >= row.params.min_p)
 
 
-def _xtc(left: _Left, row: Row) -> None:
+def _xtc(left: _Candidates, row: SamplingInput) -> None:
     """Now and then leaves out all the tokens that are likely, but for the least likely of them."""
     if uniform(row.params.seed, len(row.tokens), "xtc") >= row.params.xtc_probability:
         return
@@ -193,16 +195,16 @@ def _xtc(left: _Left, row: Row) -> None:
         left.keep(kept)
 
 
-def _edit(stage: str) -> Callable[[_Left, Row], None]:
-    def edit(left: _Left, row: Row) -> None:
-        EDITS[stage](left.scores, row)
+def _edit(stage: str) -> Callable[[_Candidates, SamplingInput], None]:
+    def edit(left: _Candidates, row: SamplingInput) -> None:
+        LOGITS_PROCESSORS[stage](left.scores, row)
         left.change(left.scores)
 
     return edit
 
 
-_STAGES: Mapping[str, Callable[[_Left, Row], None]] = {
-    **{stage: _edit(stage) for stage in EDITS},
+_STAGES: Mapping[str, Callable[[_Candidates, SamplingInput], None]] = {
+    **{stage: _edit(stage) for stage in LOGITS_PROCESSORS},
     "temperature": _temperature,
     "top_k": _top_k,
     "typical_p": _typical_p,

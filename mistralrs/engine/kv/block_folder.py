@@ -31,10 +31,10 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlockName(NamedTuple):
-    """A block's file: the name of its folder, and the digest (16 bytes) that its own name spells."""
+    """A block's file: the name of its folder, and the block_hash (16 bytes) that its own name spells."""
 
     folder: str
-    digest: bytes
+    block_hash: bytes
 
 
 class FoundBlock(NamedTuple):
@@ -77,10 +77,10 @@ class BlockFolder:
                 found += _blocks(descriptor, other)
         return sorted(found)
 
-    def read(self, digest: bytes, *, limit: int) -> bytes | None:
+    def read(self, block_hash: bytes, *, limit: int) -> bytes | None:
         """A block's file, which now counts as used; None: there is none that can be read, or it is over ``limit``."""
         try:
-            descriptor = os.open(_file_name(digest), _READ, dir_fd=self._own)
+            descriptor = os.open(_file_name(block_hash), _READ, dir_fd=self._own)
         except OSError:
             return None
         try:
@@ -97,14 +97,14 @@ class BlockFolder:
         finally:
             os.close(descriptor)
 
-    def write(self, digest: bytes, data: bytes) -> None:
+    def write(self, block_hash: bytes, data: bytes) -> None:
         """Puts a file there in one step, in place of any other. Raises OSError; nothing is left behind then."""
-        part = f"{digest.hex()}.{secrets.token_hex(8)}.part"
+        part = f"{block_hash.hex()}.{secrets.token_hex(8)}.part"
         descriptor = os.open(part, _CREATE, 0o600, dir_fd=self._own)
         try:
             with open(descriptor, "wb") as file:
                 file.write(data)
-            os.replace(part, _file_name(digest), src_dir_fd=self._own, dst_dir_fd=self._own)
+            os.replace(part, _file_name(block_hash), src_dir_fd=self._own, dst_dir_fd=self._own)
         except OSError:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 os.unlink(part, dir_fd=self._own)
@@ -113,7 +113,7 @@ class BlockFolder:
     def remove(self, name: BlockName) -> None:
         """Removes a block's file, if it is there. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), self._opened(name.folder) as descriptor:
-            os.unlink(_file_name(name.digest), dir_fd=descriptor)
+            os.unlink(_file_name(name.block_hash), dir_fd=descriptor)
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[int]:
@@ -143,5 +143,5 @@ def _blocks(descriptor: int, folder: str) -> Iterator[FoundBlock]:
                 yield FoundBlock(status.st_mtime, BlockName(folder, bytes.fromhex(match[1])), status.st_size)
 
 
-def _file_name(digest: bytes) -> str:
-    return digest.hex() + SUFFIX
+def _file_name(block_hash: bytes) -> str:
+    return block_hash.hex() + SUFFIX

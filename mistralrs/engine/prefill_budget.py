@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class PrefillPace:
+class PrefillBudget:
     """How many prefill tokens a step may hold so that streams beside it wait about a quarter of a second."""
 
     SECONDS = 0.25
