@@ -113,7 +113,7 @@ def _load(task: Task, load: Loader, streams: Streams, before_leaving: Sequence[C
             progress.clear()
     logger = logging.getLogger("mistralrs.cli")
     logger.info("sampling: %s", task.job.sampling)
-    for reason in model.info.passed_over:
+    for reason in model.info.unavailable_backends:
         logger.warning("slower than it could be: %s", clean_line(reason))
     return model
 

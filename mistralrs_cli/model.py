@@ -42,7 +42,7 @@ class Info(Protocol):
     @property
     def threads(self) -> int: ...
     @property
-    def passed_over(self) -> tuple[str, ...]:
+    def unavailable_backends(self) -> tuple[str, ...]:
         """Faster backends that cannot run here, and why."""
 
 

@@ -28,7 +28,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
-    from mistralrs.loading.gguf import RawTensor
+    from mistralrs.loading.gguf_file import RawTensor
     from mistralrs.quant.quantize import ISQ_TYPES
     from mistralrs.quant.types import QuantType
     from tests.quant import weights

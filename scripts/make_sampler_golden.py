@@ -84,7 +84,7 @@ def _apply(sampler: Any, logits: list[float]) -> dict[int, float]:
 
 def _dry_cases() -> list[dict[str, object]]:
     """Penalties after each text, with the vocabulary of the tiny model."""
-    from mistralrs.loading.gguf import GgufFile
+    from mistralrs.loading.gguf_file import GgufFile
     from mistralrs.text.tokenizer import Tokenizer
     from tests.tiny import write_tiny
 

@@ -1,4 +1,4 @@
-"""Writes legacy GGML files of every version, with the quantisers that llama.cpp had at the time.
+"""Writes legacy GGML files of every version, with the quantizers that llama.cpp had at the time.
 
 What is stored is what the reference computes with: the writer says what each tensor's blocks decode to.
 """
@@ -60,7 +60,7 @@ _SINGLE_SCALES = ("Q4_0", "Q4_1", "Q8_0")
 """Until layout 2."""
 
 
-def quantise(weights: Weights, type_: str, layout: int) -> tuple[bytes, Weights]:
+def quantize(weights: Weights, type_: str, layout: int) -> tuple[bytes, Weights]:
     """The bytes of a matrix and what they decode to. The newest layout is left to `gguf`."""
     if type_ == "F32":
         return weights.tobytes(), weights
@@ -161,7 +161,7 @@ def write_ggml(
     for name, original in model.weights.items():
         heads = _paired_heads(name, config)
         kind = others.get(name.split(".")[-2], type_ if original.ndim == 2 else "F32")
-        stored, decoded = quantise(_paired(original, heads), kind, format_.layout)
+        stored, decoded = quantize(_paired(original, heads), kind, format_.layout)
         data += tensor_start(ggml_name(name).encode(), original.shape[::-1], TYPE_IDS[kind])
         data += padding(format_, len(data)) + stored
         weights[name] = _unpaired(decoded, heads)

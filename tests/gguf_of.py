@@ -68,8 +68,8 @@ def write_gguf(path: Path, folder: Path, *, type_: str = "F16", layout: Layout =
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for name, weight in _tensors(config, weights, names, layout):
         storage = "F32" if keeps_float(name, tuple(weight.shape)) else type_
-        quantised = gguf.GGMLQuantizationType[storage]
-        writer.add_tensor(name, gguf.quants.quantize(weight.contiguous().numpy(), quantised), raw_dtype=quantised)
+        quantized = gguf.GGMLQuantizationType[storage]
+        writer.add_tensor(name, gguf.quants.quantize(weight.contiguous().numpy(), quantized), raw_dtype=quantized)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

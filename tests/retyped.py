@@ -102,7 +102,7 @@ class Base:
 
 
 def stored(name: str, values: np.ndarray, type_: QuantType) -> np.ndarray:
-    """The values in a type, as bytes (..., row_bytes); random ones of the same size where `gguf` cannot quantise."""
+    """The values in a type, as bytes (..., row_bytes); random ones of the same size where `gguf` cannot quantize."""
     if type_.name in QUANTISABLE:
         packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_.name])
         return np.ascontiguousarray(packed).view(np.uint8)
@@ -133,7 +133,7 @@ def rounding(path: Path, *, gqa: int = 1) -> float:
     Two roundings of one value differ where float32 sums do by their last bit, and a model may amplify that.
     """
     rounded = _plain_logits(path, gqa)
-    with patch("mistralrs.ops.reference.round_to_int8", lambda x, refine_above: x):
+    with patch("mistralrs.ops.reference_backend.round_to_int8", lambda x, outlier_threshold: x):
         return _apart(rounded, _plain_logits(path, gqa))
 
 

@@ -40,11 +40,11 @@ def shell_blocks(path: Path) -> list[str]:
         ("mistralrs_cli.app", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers", "prompt_toolkit", "rich")),
         ("mistralrs.api.selectors", ("torch", "numpy")),
         ("mistralrs.engine.scheduler", ("torch", "numpy")),
-        ("mistralrs.loading.gguf", ("torch", "numpy")),
-        ("mistralrs.loading.source", ("torch", "numpy", "huggingface_hub")),
+        ("mistralrs.loading.gguf_file", ("torch", "numpy")),
+        ("mistralrs.loading.hub_files", ("torch", "numpy", "huggingface_hub")),
         ("mistralrs.text.tokenizer", ("torch", "numpy")),
         ("mistralrs.ops.arena", ("torch", "numpy")),
-        ("mistralrs.ops.native", ("torch", "numpy")),
+        ("mistralrs.ops.native_backend", ("torch", "numpy")),
     ],
 )
 def test_imports_that_stay_light(module: str, forbidden: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.quant.types import TYPES
 from tests.tiny import TOKENIZER_SIZE, Llama3Scaling, StorageTypes, TinyConfig, hashed_weights, vocabulary, write_tiny
 

@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 )
 
 QUANTISABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-"""The types that `gguf` can quantise to; the K types get random blocks."""
+"""The types that `gguf` can quantize to; the K types get random blocks."""
 
 
 @dataclass(frozen=True, slots=True)

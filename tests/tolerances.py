@@ -39,7 +39,7 @@ HALF_TIES = 2e-4
 """The same against `transformers` with keys and values rounded alike: now and then one is rounded the other way."""
 
 TWO_TERMS = 2e-4
-"""The same as ``FLOAT_LOGITS`` for quantised weights and two int8 terms, which keep 15 bits of the largest of 32
+"""The same as ``FLOAT_LOGITS`` for quantized weights and two int8 terms, which keep 15 bits of the largest of 32
 activations."""
 
 LLAMACPP_FLOAT = 1e-5

@@ -71,7 +71,7 @@ EXPORT int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used) {
 
 EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *step, mrs_pool *pool) {
   for (int64_t i = 0; i < count; ++i) {
-    if (step->abort && __atomic_load_n(step->abort, __ATOMIC_RELAXED)) return;  // set from another thread
+    if (step->cancel_flag && __atomic_load_n(step->cancel_flag, __ATOMIC_RELAXED)) return;  // set from another thread
     ops[i]->run(ops[i], step, pool);
   }
 }

@@ -15,12 +15,12 @@ struct mrs_op;
 struct mrs_step {
   const int32_t *tokens;        // (num_tokens)
   const int32_t *positions;     // (num_tokens)
-  const int32_t *slots;         // (groups, max_tokens) block * 16 + offset in the KV cache
-  const int32_t *seq_starts;    // (num_seqs + 1) range of each sequence in the flat arrays
-  const int32_t *context_lens;  // (num_seqs) tokens of the sequence when this step is done
+  const int32_t *slot_mapping;         // (groups, max_tokens) block * 16 + offset in the KV cache
+  const int32_t *query_start_loc;    // (num_seqs + 1) range of each sequence in the flat arrays
+  const int32_t *seq_lens;  // (num_seqs) tokens of the sequence when this step is done
   const int32_t *block_tables;  // (groups, max_seqs, max_blocks); what lies wholly before the window is not read
-  const int32_t *logit_rows;    // (num_logits) flat indices whose logits are wanted
-  const volatile int32_t *abort;  // nonzero: stop between two ops
+  const int32_t *logits_indices;    // (num_logits) flat indices whose logits are wanted
+  const volatile int32_t *cancel_flag;  // nonzero: stop between two ops
   int32_t num_tokens, num_seqs, num_logits;
   int32_t max_tokens, max_seqs, max_blocks;  // strides of the arrays
 };
@@ -40,7 +40,7 @@ struct mrs_weight {
 };
 
 enum { MRS_NORM_NONE = 0, MRS_NORM_RMS = 1, MRS_NORM_LAYER = 2 };
-enum { MRS_FINISH_STORE = 0, MRS_FINISH_ADD = 1, MRS_FINISH_GATED = 2, MRS_FINISH_ACTIVATE = 3 };
+enum { MRS_EPILOGUE_STORE = 0, MRS_EPILOGUE_ADD = 1, MRS_EPILOGUE_GATED = 2, MRS_EPILOGUE_ACTIVATE = 3 };
 enum { MRS_ACT_SILU = 0, MRS_ACT_GELU_TANH = 1, MRS_ACT_GELU = 2 };
 
 struct mrs_norm {
@@ -50,7 +50,7 @@ struct mrs_norm {
   int32_t kind;
 };
 
-// [norm ->] quantise -> one product for each member -> store, add to what is there, act(first) * second, or act.
+// [norm ->] quantize -> one product for each member -> store, add to what is there, act(first) * second, or act.
 struct mrs_project {
   mrs_op op;
   const float *x;            // (tokens, cols)
@@ -60,11 +60,11 @@ struct mrs_project {
   mrs_norm norm;
   float softcap;             // outputs become softcap * tanh(output / softcap); 0: they do not
   int32_t num_members;
-  int32_t finish;
+  int32_t epilogue;
   int32_t activation;
-  float refine_above;        // 32 columns whose largest value is above this many times a row's average of these are
+  float outlier_threshold;        // 32 columns whose largest value is above this many times a row's average of these are
                              // rounded to two int8 terms, a value and its remainder; the others to one
-  int32_t logits_only;       // nonzero: read only the rows named by step.logit_rows
+  int32_t logits_only;       // nonzero: read only the rows named by step.logits_indices
 };
 
 // The rotary cosines and sines of the step's positions.
@@ -97,7 +97,7 @@ struct mrs_add_norm {
 // Rotary embedding of q and k, k and v into the cache, causal attention of q over it.
 struct mrs_attend {
   mrs_op op;
-  float *q;              // (tokens, heads * head_dim); normalised, rotated and scaled in place
+  float *q;              // (tokens, heads * head_dim); normalized, rotated and scaled in place
   const float *k, *v;    // (tokens, kv_heads * head_dim)
   const float *rotary;   // (tokens, 2, rotary_half)
   uint8_t *kv;           // this layer's blocks
@@ -109,7 +109,7 @@ struct mrs_attend {
   float softcap;         // scores become softcap * tanh(score / softcap); 0: they do not
   int32_t window;        // a position sees itself and this many - 1 before it; 0: all
   int32_t heads, kv_heads, head_dim, rotary_half;
-  int32_t wide_kv;       // nonzero: the cache holds float32
+  int32_t kv_f32;       // nonzero: the cache holds float32
   int32_t group;         // the layer's KV group
 };
 
@@ -126,6 +126,6 @@ struct mrs_moe {
   int32_t *routes;              // mrs_moe_routes() int32
   uint8_t *scratch;             // mrs_project_scratch(tokens * used + 8 * experts, max(cols, ffn)) bytes
   mrs_norm norm;
-  float refine_above;           // as in mrs_project, for gate, up and down
+  float outlier_threshold;           // as in mrs_project, for gate, up and down
   int32_t experts, used, activation;
 };

@@ -1,4 +1,4 @@
-// Quantisation: float32 rows to the blocks of a storage type, with the least squared error of the decoded weights that
+// Quantization: float32 rows to the blocks of a storage type, with the least squared error of the decoded weights that
 // a search of bounded cost finds. Knows the formats and nothing of a matrix's meaning: every weight counts alike.
 // The search itself is quantize.inc; here are the blocks' bytes, the choice of instruction set, and the threads.
 #include <atomic>
@@ -120,15 +120,15 @@ template <int Type> void write(const Block &block, uint8_t *out) {
   }
 }
 
-// How one type is quantised on one instruction set.
-struct Quantiser {
+// How one type is quantized on one instruction set.
+struct Quantizer {
   bool (*search)(const float *src, int count, Block *blocks);  // up to `lanes` blocks at once
   void (*write)(const Block &block, uint8_t *out);
   int lanes;
 };
 
 // isa: as in mrs_table_at. Empty where the type, the processor or the build lacks it.
-template <int Type> Quantiser quantiser_on(int isa) {
+template <int Type> Quantizer quantizer_on(int isa) {
 #if MRS_WIDE
   bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -139,48 +139,48 @@ template <int Type> Quantiser quantiser_on(int isa) {
   return {};
 }
 
-Quantiser quantiser_of(int type, int isa) {
+Quantizer quantizer_of(int type, int isa) {
   switch (type) {
-    case MRS_Q4_0: return quantiser_on<MRS_Q4_0>(isa);
-    case MRS_Q4_1: return quantiser_on<MRS_Q4_1>(isa);
-    case MRS_Q5_0: return quantiser_on<MRS_Q5_0>(isa);
-    case MRS_Q5_1: return quantiser_on<MRS_Q5_1>(isa);
-    case MRS_Q8_0: return quantiser_on<MRS_Q8_0>(isa);
-    case MRS_Q2_K: return quantiser_on<MRS_Q2_K>(isa);
-    case MRS_Q3_K: return quantiser_on<MRS_Q3_K>(isa);
-    case MRS_Q4_K: return quantiser_on<MRS_Q4_K>(isa);
-    case MRS_Q5_K: return quantiser_on<MRS_Q5_K>(isa);
-    case MRS_Q6_K: return quantiser_on<MRS_Q6_K>(isa);
+    case MRS_Q4_0: return quantizer_on<MRS_Q4_0>(isa);
+    case MRS_Q4_1: return quantizer_on<MRS_Q4_1>(isa);
+    case MRS_Q5_0: return quantizer_on<MRS_Q5_0>(isa);
+    case MRS_Q5_1: return quantizer_on<MRS_Q5_1>(isa);
+    case MRS_Q8_0: return quantizer_on<MRS_Q8_0>(isa);
+    case MRS_Q2_K: return quantizer_on<MRS_Q2_K>(isa);
+    case MRS_Q3_K: return quantizer_on<MRS_Q3_K>(isa);
+    case MRS_Q4_K: return quantizer_on<MRS_Q4_K>(isa);
+    case MRS_Q5_K: return quantizer_on<MRS_Q5_K>(isa);
+    case MRS_Q6_K: return quantizer_on<MRS_Q6_K>(isa);
     default: return {};
   }
 }
 
-bool quantise_blocks(const Quantiser &quantiser, mrs_layout layout, const float *src, int64_t count, uint8_t *dst) {
+bool quantize_blocks(const Quantizer &quantizer, mrs_layout layout, const float *src, int64_t count, uint8_t *dst) {
   Block blocks[kMaxLanes];
-  for (int64_t at = 0; at < count; at += quantiser.lanes) {
-    int live = int(count - at < quantiser.lanes ? count - at : quantiser.lanes);
-    if (!quantiser.search(src + at * layout.block, live, blocks)) return false;
-    for (int i = 0; i < live; ++i) quantiser.write(blocks[i], dst + (at + i) * layout.file_bytes);
+  for (int64_t at = 0; at < count; at += quantizer.lanes) {
+    int live = int(count - at < quantizer.lanes ? count - at : quantizer.lanes);
+    if (!quantizer.search(src + at * layout.block, live, blocks)) return false;
+    for (int i = 0; i < live; ++i) quantizer.write(blocks[i], dst + (at + i) * layout.file_bytes);
   }
   return true;
 }
 
 }  // namespace
 
-// Quantises rows x cols weights to the blocks of the type, row after row, on one instruction set (its index is that of
+// Quantizes rows x cols weights to the blocks of the type, row after row, on one instruction set (its index is that of
 // mrs_table_at). pool: null to work on the caller alone. Returns 0; -1 for a type, a width or an instruction set that
 // is not there; -2 when a weight is NaN or beyond a finite half, with dst in part written.
 EXPORT int mrs_quantize_on(int isa, int type, const float *src, int64_t rows, int64_t cols, uint8_t *dst,
                            mrs_pool *pool) {
-  const Quantiser quantiser = quantiser_of(type, isa);
-  if (!quantiser.search || rows < 0 || cols < 0 || cols % layout_of(type).block) return -1;
+  const Quantizer quantizer = quantizer_of(type, isa);
+  if (!quantizer.search || rows < 0 || cols < 0 || cols % layout_of(type).block) return -1;
   const mrs_layout layout = layout_of(type);
   const int64_t blocks = rows * (cols / layout.block), per_chunk = 4 * kMaxLanes * (kMaxBlock / layout.block);
   const int64_t chunks = (blocks + per_chunk - 1) / per_chunk;
   std::atomic<bool> good{true};
   auto work = [&](int64_t chunk) {
     int64_t first = chunk * per_chunk, count = blocks - first < per_chunk ? blocks - first : per_chunk;
-    if (!quantise_blocks(quantiser, layout, src + first * layout.block, count, dst + first * layout.file_bytes))
+    if (!quantize_blocks(quantizer, layout, src + first * layout.block, count, dst + first * layout.file_bytes))
       good.store(false);
   };
   if (pool && chunks) {
@@ -194,6 +194,6 @@ EXPORT int mrs_quantize_on(int isa, int type, const float *src, int64_t rows, in
 // The same on the best instruction set of this processor; all give the same bytes.
 EXPORT int mrs_quantize(int type, const float *src, int64_t rows, int64_t cols, uint8_t *dst, mrs_pool *pool) {
   int isa = 0;
-  while (isa < 3 && !quantiser_of(type, isa).search) ++isa;
+  while (isa < 3 && !quantizer_of(type, isa).search) ++isa;
   return mrs_quantize_on(isa, type, src, rows, cols, dst, pool);
 }

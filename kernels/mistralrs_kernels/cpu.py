@@ -25,12 +25,12 @@ class Step(c.Structure):
     _fields_ = [
         ("tokens", c.c_void_p),
         ("positions", c.c_void_p),
-        ("slots", c.c_void_p),
-        ("seq_starts", c.c_void_p),
-        ("context_lens", c.c_void_p),
+        ("slot_mapping", c.c_void_p),
+        ("query_start_loc", c.c_void_p),
+        ("seq_lens", c.c_void_p),
         ("block_tables", c.c_void_p),
-        ("logit_rows", c.c_void_p),
-        ("abort", c.c_void_p),
+        ("logits_indices", c.c_void_p),
+        ("cancel_flag", c.c_void_p),
         ("num_tokens", c.c_int32),
         ("num_seqs", c.c_int32),
         ("num_logits", c.c_int32),
@@ -59,7 +59,7 @@ class Norm(c.Structure):
 
 
 class Project(c.Structure):
-    """``mrs_project``: [norm] quantise, multiply, finish."""
+    """``mrs_project``: [norm] quantize, multiply, epilogue."""
 
     _fields_ = [
         ("run", c.c_void_p),
@@ -70,9 +70,9 @@ class Project(c.Structure):
         ("norm", Norm),
         ("softcap", c.c_float),
         ("num_members", c.c_int32),
-        ("finish", c.c_int32),
+        ("epilogue", c.c_int32),
         ("activation", c.c_int32),
-        ("refine_above", c.c_float),
+        ("outlier_threshold", c.c_float),
         ("logits_only", c.c_int32),
     ]
 
@@ -124,7 +124,7 @@ class Attend(c.Structure):
         ("kv_heads", c.c_int32),
         ("head_dim", c.c_int32),
         ("rotary_half", c.c_int32),
-        ("wide_kv", c.c_int32),
+        ("kv_f32", c.c_int32),
         ("group", c.c_int32),
     ]
 
@@ -145,7 +145,7 @@ class Moe(c.Structure):
         ("routes", c.c_void_p),
         ("scratch", c.c_void_p),
         ("norm", Norm),
-        ("refine_above", c.c_float),
+        ("outlier_threshold", c.c_float),
         ("experts", c.c_int32),
         ("used", c.c_int32),
         ("activation", c.c_int32),

@@ -97,7 +97,7 @@ def _scan() -> HFCacheInfo | None:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from mistralrs.loading.source import has_cache
+    from mistralrs.loading.hub_files import has_cache
 
     if not has_cache():
         return None

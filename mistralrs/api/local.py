@@ -91,7 +91,7 @@ class LoadOptions:
     dtype: Literal["auto", "bf16", "f16", "f32"] = "auto"
     """Of weights that are stored as floats; ``auto``: as they are stored."""
     isq: str | None = None
-    """The type to quantise safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
+    """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class ModelInfo:
     kv_bytes: int
     """Address space of the KV cache; memory is taken as it fills."""
     load_s: float
-    passed_over: tuple[str, ...]
+    unavailable_backends: tuple[str, ...]
     """Better backends that cannot run here, and why."""
 
 
@@ -169,7 +169,7 @@ class LocalModel(ProcessBound):
             file_bytes=model.file_bytes,
             kv_bytes=model.decoder.kv.nbytes,
             load_s=time.perf_counter() - started,
-            passed_over=resolved.passed_over,
+            unavailable_backends=resolved.unavailable_backends,
         )
         return cls(model, engine, info)
 

@@ -104,7 +104,7 @@ def in_situ_type(name: str | None, row: Row | None, wording: Wording) -> str | N
     """The type that weights become while they are loaded, a key of ``quant.quantize.ISQ_TYPES``; None stays None.
 
     ``row``: None is the default model. Raises ``UsageError`` for a word that is no such type, and for a row whose
-    weights are quantised already.
+    weights are quantized already.
     """
     if name is None:
         return None
@@ -112,7 +112,7 @@ def in_situ_type(name: str | None, row: Row | None, wording: Wording) -> str | N
     if row is None or row.format in ("gguf", "ggml"):
         what = "the default model" if row is None else row.name
         raise UsageError(
-            f"{wording.given('isq', name)}: {what} is a file that is quantised already",
+            f"{wording.given('isq', name)}: {what} is a file that is quantized already",
             hint=f"{wording.name('isq')} is for safetensors: {wording.call('auto', source='REPO', isq='TYPE')}",
         )
     return wanted.name.lower()

@@ -73,7 +73,7 @@ class Runner(ProcessBound):
         max_draft: int | None = None,
     ) -> None:
         """Loads the model, and fetches it first if it is not here. ``LoadOptions`` tells of the options;
-        ``in_situ_quant`` is the type that safetensors are quantised to while they are loaded.
+        ``in_situ_quant`` is the type that safetensors are quantized to while they are loaded.
 
         Raises TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``.
         """

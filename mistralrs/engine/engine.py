@@ -49,7 +49,7 @@ class ModelExecutor(Protocol):
     def vocab_size(self) -> int: ...
 
     def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
-        """float32 logits (len(batch.logit_rows), vocab_size), valid until the next call.
+        """float32 logits (len(batch.logits_indices), vocab_size), valid until the next call.
 
         Once ``cancel_flag`` is set it returns soon, with anything; the step is then dropped.
         """

@@ -19,18 +19,18 @@ class ModelRunner:
         self.vocab_size = vocab_size
 
     def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
-        """float32 logits (len(batch.logit_rows), vocab_size), a view that is valid until the next call."""
+        """float32 logits (len(batch.logits_indices), vocab_size), a view that is valid until the next call."""
         args = self._decoder.args
         args.set(
             tokens=batch.tokens,
             positions=batch.positions,
-            slots=batch.slot_mapping,
-            seq_starts=batch.query_start_loc,
-            context_lens=batch.seq_lens,
+            slot_mapping=batch.slot_mapping,
+            query_start_loc=batch.query_start_loc,
+            seq_lens=batch.seq_lens,
             block_tables=batch.block_tables,
-            logit_rows=batch.logits_indices,
+            logits_indices=batch.logits_indices,
         )
-        args.abort = cancel_flag.flag
+        args.cancel_flag = cancel_flag.flag
         self._decoder.forward()
         return self._decoder.logits.tensor[: len(batch.logits_indices), : self.vocab_size]
 
@@ -44,6 +44,6 @@ class ModelRunner:
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:
         """float32 (stop - start, hidden size): the final hidden states, normed, of these tokens of the last step."""
-        from mistralrs.ops.reference import normalise
+        from mistralrs.ops.reference_backend import normalize
 
-        return normalise(self._decoder.hidden.tensor[start:stop], self._decoder.norm)
+        return normalize(self._decoder.hidden.tensor[start:stop], self._decoder.norm)

@@ -57,7 +57,7 @@ class Scheduler:
         """``connector``: where blocks are kept that outlive the engine."""
         self.blocks = KvCacheManager(config, kv_connector)
         self.max_len = min(
-            group.reach(config.max_model_len, step=config.max_batch_tokens, block_size=config.block_size)
+            group.max_context(config.max_model_len, step=config.max_batch_tokens, block_size=config.block_size)
             for group in config.kv_groups
         )
         """Tokens that one sequence can have, prompt and answer together."""

@@ -1,5 +1,5 @@
 """What a stored matrix becomes before it is placed: types that no kernel knows are expanded, floats change their type,
-and safetensors may be quantised. torch is imported only when there is something to do.
+and safetensors may be quantized. torch is imported only when there is something to do.
 
 Vectors are no matrices: ``ops.weight.read_vector`` decodes norms, biases and rotary factors of any type.
 """
@@ -26,7 +26,7 @@ _FLOATS = frozenset({"F32", "F16", "BF16"})
 _AT_ONCE = 1 << 20
 """Weights that are decoded at once, to four bytes each: what conversion takes besides its result."""
 READ_AS_FLOATS = frozenset({"router"})
-"""Parts that kernels read as floats, whatever a file stores them as: what is quantised is decoded, and stays so. They
+"""Parts that kernels read as floats, whatever a file stores them as: what is quantized is decoded, and stays so. They
 are small and decide much."""
 
 Dtype = Literal["auto", "bf16", "f16", "f32"]
@@ -35,10 +35,10 @@ Dtype = Literal["auto", "bf16", "f16", "f32"]
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """``dtype``: of matrices that are stored as floats; ``auto`` and ``f32`` keep what the file has, exactly.
-    ``quantise``: a value of ``ISQ_TYPES`` for matrices that are stored as floats."""
+    ``quantize``: a value of ``ISQ_TYPES`` for matrices that are stored as floats."""
 
     dtype: Dtype = "auto"
-    quantise: QuantType | None = None
+    quantize_to: QuantType | None = None
     said: set[str] = field(default_factory=set)
     """What was already told the user."""
 
@@ -46,15 +46,15 @@ class Conversion:
         """The type in which a matrix will be placed. Raises ``LoadError`` for one that cannot be."""
         if matrix.columns % matrix.type.block_len:
             raise LoadError(f"{matrix.name}: rows of {matrix.columns} do not split in blocks of {matrix.type.name}")
-        if part in READ_AS_FLOATS and (matrix.type.name not in _FLOATS or self.quantise is not None):
+        if part in READ_AS_FLOATS and (matrix.type.name not in _FLOATS or self.quantize_to is not None):
             return TYPES["F32"]
         if matrix.type.name in EXPANDED and matrix.columns % I8.block_len == 0:
             return I8
         if matrix.type.name in EXPANDED or matrix.type.name in DECODED:
             return TYPES["F32"]
         if matrix.type.name in _FLOATS:
-            if self.quantise is not None:
-                target = target_of(self.quantise, matrix.columns)
+            if self.quantize_to is not None:
+                target = target_of(self.quantize_to, matrix.columns)
                 self._say(target.reason)
                 return target.type or matrix.type
             if self.dtype in ("bf16", "f16"):
@@ -91,7 +91,7 @@ def _converted(matrix: Matrix, target: QuantType, backend: Backend) -> memoryvie
     values = _decoded(matrix)
     if target.name in _FLOATS:
         return _cast(matrix.name, values, target)
-    return backend.quantise(matrix.name, target, values)
+    return backend.quantize(matrix.name, target, values)
 
 
 def _raw(matrix: Matrix) -> torch.Tensor:
@@ -109,16 +109,16 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _expanded(matrix: Matrix) -> memoryview:
-    from mistralrs.quant.expand import to_i8
+    from mistralrs.quant.requantize_lossless import to_i8
 
     return _bytes(to_i8(matrix.type, _raw(matrix), matrix.columns))
 
 
 def _decoded(matrix: Matrix) -> torch.Tensor:
     """float32 (rows, columns)."""
-    from mistralrs.quant.reference import dequantise
+    from mistralrs.quant.dequantize import dequantize
 
-    return dequantise(matrix.type, _raw(matrix), matrix.columns)
+    return dequantize(matrix.type, _raw(matrix), matrix.columns)
 
 
 def _cast(name: str, values: torch.Tensor, target: QuantType) -> memoryview:

@@ -15,22 +15,22 @@ from pathlib import Path
 
 from mistralrs.errors import RequestError
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
-from mistralrs.loading.facts import GgufFacts, HfFacts, read_text_config
-from mistralrs.loading.ggml import GgmlFile
-from mistralrs.loading.gguf import GgufFile
-from mistralrs.loading.parts import CheckpointParts, count_parameters
+from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters
+from mistralrs.loading.ggml_file import GgmlFile
+from mistralrs.loading.gguf_file import GgufFile
+from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
 from mistralrs.loading.pipeline import (
     BLOCK_SIZE,
     check_vocabulary,
-    gguf_form_of,
-    hugging_face_form,
+    gguf_mapping_of,
+    hugging_face_mapping,
     kind_of,
     naming,
     read_spec,
 )
-from mistralrs.loading.safetensors import SafetensorsFile
+from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
-from mistralrs.models.architecture import Form, Piece
+from mistralrs.models.architecture import TensorRef, WeightsMapping
 from mistralrs.models.parts import layer_shapes, part_shapes
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.models.spec import DecoderSpec
@@ -135,7 +135,7 @@ class _Open:
     checkpoint: Checkpoint
     container: str
     architecture: str
-    form: Form
+    mapping: WeightsMapping
     spec: DecoderSpec
     tokenizer_kind: str
     tokenizer: Tokenizer
@@ -151,7 +151,7 @@ def describe(path: Path, *, gqa: int = 1) -> Description:
     backend = resolve("cpu", threads=1).backend
     with _opened(path, gqa) as model:
         checkpoint, spec = model.checkpoint, model.spec
-        parts = CheckpointParts(checkpoint, model.form, spec, backend)
+        parts = CheckpointParts(checkpoint, model.mapping, spec, backend)
         return Description(
             path=path,
             container=model.container,
@@ -169,7 +169,7 @@ def describe(path: Path, *, gqa: int = 1) -> Description:
             experts=spec.experts,
             experts_used=spec.experts_used,
             windows=tuple(sorted({layer.window for layer in spec.layers} - {0})),
-            tensors=_tensor_classes(checkpoint, model.form, spec),
+            tensors=_tensor_classes(checkpoint, model.mapping, spec),
             text=_text_info(model),
             memory=Memory(backend.name, parts.placed_bytes, _kv_bytes(spec, backend, tokens=1000)),
         )
@@ -187,14 +187,14 @@ def _opened(path: Path, gqa: int) -> Iterator[_Open]:
             yield _open_described(ggml, ggml.version, "llama", form)
     else:
         with GgufFile.open(path) as gguf:
-            yield _open_described(gguf, f"GGUF version {gguf.version}", *gguf_form_of(gguf, None))
+            yield _open_described(gguf, f"GGUF version {gguf.version}", *gguf_mapping_of(gguf, None))
 
 
 def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
     folder = path if path.is_dir() else path.parent
     config = read_text_config(file, folder / "config.json")
-    architecture, form = hugging_face_form(path, config, None)
-    spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
+    architecture, form = hugging_face_mapping(path, config, None)
+    spec = read_spec(path, form, HfMetadata(file, folder / "config.json", config))
     tokenizer, template = TextSource().for_model(str(folder), builtin=ARCHITECTURES[architecture].template)
     check_vocabulary(path, tokenizer, spec)
     names = ("tokenizer.json", "tokenizer.model")
@@ -202,8 +202,8 @@ def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
     return _Open(file, "safetensors", architecture, form, spec, kind, tokenizer, template)
 
 
-def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: Form) -> _Open:
-    spec = read_spec(file.path, form, GgufFacts(file))
+def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: WeightsMapping) -> _Open:
+    spec = read_spec(file.path, form, GgufMetadata(file))
     source = TextSource()
     with naming(file.path):
         tokenizer = source.tokenizer(file.metadata)
@@ -216,7 +216,7 @@ def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str
     return _Open(file, container, architecture, form, spec, kind, tokenizer, template)
 
 
-def _tensor_classes(checkpoint: Checkpoint, form: Form, spec: DecoderSpec) -> tuple[TensorClass, ...]:
+def _tensor_classes(checkpoint: Checkpoint, form: WeightsMapping, spec: DecoderSpec) -> tuple[TensorClass, ...]:
     uses = dict(_uses(form, spec))
     tensors: dict[str, list[RawTensor]] = {
         use: [] for use in ("embedding", "attention", "feed-forward", "norms", "head")
@@ -238,12 +238,12 @@ def _tensor_class(use: str, tensors: Iterable[RawTensor]) -> TensorClass:
     return TensorClass(use, tuple(types), parameters, nbytes)
 
 
-def _uses(form: Form, spec: DecoderSpec) -> Iterator[tuple[str, str]]:
+def _uses(form: WeightsMapping, spec: DecoderSpec) -> Iterator[tuple[str, str]]:
     """Tensor names with what the tensors are for."""
-    pieces = form.pieces(spec)
+    pieces = form.tensors(spec)
     for part in part_shapes(spec) | layer_shapes(spec):
         use = "norms" if part.endswith("norm") else _CLASSES.get(part, "feed-forward")
-        piece: Piece | None = pieces[part]
+        piece: TensorRef | None = pieces[part]
         while piece is not None:
             for layer in range(len(spec.layers)):
                 for expert in range(spec.experts or 1):

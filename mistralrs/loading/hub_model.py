@@ -14,11 +14,11 @@ from typing import Any
 from mistralrs.errors import LoadError
 from mistralrs.files import read_json
 from mistralrs.loading.checkpoint import pickle_error
-from mistralrs.loading.facts import read_config
-from mistralrs.loading.gguf import part_names
-from mistralrs.loading.pipeline import hugging_face_form
-from mistralrs.loading.safetensors import INDEX_NAME, SINGLE_NAME, refuse_quantised_config
-from mistralrs.loading.source import NotReachedError, Progress, cached, fetch, fetch_optional, list_files
+from mistralrs.loading.gguf_file import part_names
+from mistralrs.loading.hub_files import NotReachedError, Progress, cached, fetch, fetch_optional, list_files
+from mistralrs.loading.model_metadata import read_config
+from mistralrs.loading.pipeline import hugging_face_mapping
+from mistralrs.loading.safetensors_file import INDEX_NAME, SINGLE_NAME, refuse_quantised_config
 from mistralrs.models.multimodal import text_config
 
 _CONFIG = "config.json"
@@ -58,7 +58,7 @@ def fetch_model(
     text = text_config(content)
     if "model_type" in content:  # repositories of GGUF files may have a config.json that says nothing
         refuse_quantised_config(config)
-        hugging_face_form(Path(repo), content if text is None else text, architecture)
+        hugging_face_mapping(Path(repo), content if text is None else text, architecture)
     weights = _fetch_first(at, (INDEX_NAME, SINGLE_NAME), token, progress)
     if weights is None:
         return _fetch_single_file(repo, token, progress)

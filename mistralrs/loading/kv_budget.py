@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.ops.kv_groups import KvGroup, blocks_of_one
+from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
 
 
 def kv_groups(
@@ -23,7 +23,7 @@ def kv_groups(
     layers = Counter(layer.window for layer in spec.layers)
     block_bytes = {window: layers[window] * spec.kv_heads * 2 * head_bytes * block_size for window in spec.windows}
     alone = {
-        window: blocks_of_one(spec.max_position, window=window, step=step, block_size=block_size)
+        window: max_blocks_per_seq(spec.max_position, window=window, step=step, block_size=block_size)
         for window in spec.windows
     }
     useful = {window: alone[window] * max_seqs for window in spec.windows}

@@ -12,17 +12,17 @@ from typing import Literal, NamedTuple
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
+from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters
 from mistralrs.loading.convert import Conversion, Dtype
-from mistralrs.loading.facts import GgufFacts, HfFacts, read_text_config
 from mistralrs.loading.fingerprint import ContentHashing, fingerprint
-from mistralrs.loading.ggml import MAGICS as GGML_MAGICS
-from mistralrs.loading.ggml import GgmlFile
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.ggml_file import MAGICS as GGML_MAGICS
+from mistralrs.loading.ggml_file import GgmlFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.kv_budget import kv_groups
-from mistralrs.loading.parts import CheckpointParts, count_parameters
-from mistralrs.loading.safetensors import SafetensorsFile
+from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
+from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
-from mistralrs.models.architecture import Facts, Form
+from mistralrs.models.architecture import ModelMetadata, WeightsMapping
 from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
 from mistralrs.models.multimodal import TEXT_TYPES
 from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, GGUF_TEXT_PARTS, HF_MODEL_TYPES
@@ -74,7 +74,7 @@ class LoadPlan:
     dtype: Dtype = "auto"
     """Of weights that are stored as floats."""
     isq: str | None = None
-    """The type to quantise safetensors to, a key of ``quant.quantize.ISQ_TYPES``."""
+    """The type to quantize safetensors to, a key of ``quant.quantize.ISQ_TYPES``."""
     gqa: int = 1
     """Query heads that share a KV head, which a GGML file does not say."""
     kv_memory: int | None = None
@@ -151,19 +151,19 @@ def load_gguf(
     Raises ``LoadError`` and ``FormatError``; nothing large is allocated before the whole file has been checked.
     """
     with GgufFile.open(path) as file:
-        found, form = gguf_form_of(file, architecture)
+        found, form = gguf_mapping_of(file, architecture)
         return _load_described(file, found, form, backend, plan, progress)
 
 
 def _load_described(
     file: DescribedCheckpoint,
     architecture: str,
-    form: Form,
+    form: WeightsMapping,
     backend: Backend,
     plan: LoadPlan,
     progress: Progress | None,
 ) -> Model:
-    spec = read_spec(file.path, form, GgufFacts(file))
+    spec = read_spec(file.path, form, GgufMetadata(file))
     tokenizer, template = _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
     placed = _place(file, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
@@ -201,7 +201,7 @@ def _storage(checkpoint: Checkpoint, plan: LoadPlan) -> str:
     types = [tensor.type for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1]
     stored = max(sorted(set(types), key=lambda type_: type_.name), key=types.count)
     if plan.isq is not None:
-        return f"{stored.name} quantised to {plan.isq.upper()}"
+        return f"{stored.name} quantized to {plan.isq.upper()}"
     if stored.name in EXPANDED:
         return f"{stored.name} computed in 8 bits without loss"
     if stored.name in DECODED:
@@ -223,15 +223,15 @@ def load_folder(
     folder = path if path.is_dir() else path.parent
     with SafetensorsFile.open(path) as file:
         config = read_text_config(file, folder / "config.json")
-        found, form = hugging_face_form(path, config, architecture)
-        spec = read_spec(path, form, HfFacts(file, folder / "config.json", config))
+        found, form = hugging_face_mapping(path, config, architecture)
+        spec = read_spec(path, form, HfMetadata(file, folder / "config.json", config))
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
         check_vocabulary(path, tokenizer, spec)
         placed = _place(file, form, spec, backend, plan, progress)
         return _model(file, placed, tokenizer, template, spec, found, folder.resolve().name, plan)
 
 
-def hugging_face_form(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, Form]:
+def hugging_face_mapping(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, WeightsMapping]:
     """The folder's architecture, if it is supported and the one that is wanted."""
     kind = config.get("model_type")
     found = HF_MODEL_TYPES.get(kind) if isinstance(kind, str) else None
@@ -243,7 +243,7 @@ def hugging_face_form(path: Path, config: Mapping[str, object], wanted: str | No
     return found, form
 
 
-def gguf_form_of(file: GgufFile, wanted: str | None) -> tuple[str, Form]:
+def gguf_mapping_of(file: GgufFile, wanted: str | None) -> tuple[str, WeightsMapping]:
     """The file's architecture, if it is supported and the one that is wanted."""
     found = file.require("general.architecture", str)
     if found == "clip":
@@ -292,7 +292,7 @@ def naming(path: Path) -> Iterator[None]:
         raise LoadError(f"{path}: {error.message}", hint=hint) from error
 
 
-def read_spec(path: Path, form: Form, facts: Facts) -> DecoderSpec:
+def read_spec(path: Path, form: WeightsMapping, facts: ModelMetadata) -> DecoderSpec:
     """The decoder that the facts describe."""
     with naming(path):
         return form.spec(facts)
@@ -337,7 +337,7 @@ class _Placed(NamedTuple):
 
 def _place(
     checkpoint: Checkpoint,
-    form: Form,
+    form: WeightsMapping,
     spec: DecoderSpec,
     backend: Backend,
     plan: LoadPlan,
@@ -369,12 +369,12 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
     groups = kv_groups(
         spec,
         left // 2 if plan.kv_memory is None else min(plan.kv_memory, left),
-        item_bytes=4 if PRECISIONS[plan.precision].kv == "f32" else 2,
+        item_bytes=4 if PRECISIONS[plan.precision].kv_dtype == "f32" else 2,
         max_seqs=plan.max_seqs,
         step=step,
         block_size=BLOCK_SIZE,
     )
-    context = min(group.reach(spec.max_position, step=step, block_size=BLOCK_SIZE) for group in groups)
+    context = min(group.max_context(spec.max_position, step=step, block_size=BLOCK_SIZE) for group in groups)
     if context < min(spec.max_position, _LEAST_CONTEXT):
         if plan.kv_memory is not None and plan.kv_memory < left // 2:
             raise LoadError(
@@ -383,7 +383,7 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
             )
         raise LoadError(
             f"the weights take {weights / 2**30:.1f} GiB, {(left + weights) / 2**30:.1f} GiB of memory are free",
-            hint="use a smaller model or stronger quantisation, or close other programs",
+            hint="use a smaller model or stronger quantization, or close other programs",
         )
     if context < spec.max_position:
         logger.warning("memory for %d tokens of context; the model allows %d", context, spec.max_position)

@@ -98,7 +98,7 @@ class TextSource:
         tokenizer = self._tokenizer(named if self.tok_model_id else own, config_json=True)
         return tokenizer, self.template(own.template(), tokenizer, builtin=builtin)
 
-    def _tokenizer(self, place: _Place, *, config_json: bool) -> Tokenizer:
+    def _tokenizer(self, place: _TextFiles, *, config_json: bool) -> Tokenizer:
         path = self.tokenizer_json or place.file("tokenizer.json")
         if path is not None and not path.exists():
             raise LoadError(f"{path} does not exist", hint="--tokenizer-json names a tokenizer.json")
@@ -115,12 +115,12 @@ class TextSource:
         eos: list[str | int] = [config.eos] if config.eos else [*ends[:1]]
         return Tokenizer.from_json(path, bos=config.bos, eos=eos, add_bos=config.add_bos, lenient=True).with_eos(ends)
 
-    def _place(self, name: str | None) -> _Place:
-        return _Place(name, self.token, self.progress)
+    def _place(self, name: str | None) -> _TextFiles:
+        return _TextFiles(name, self.token, self.progress)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _TextFiles:
     """A folder or hub repository with a tokenizer's files; ``name`` None has no files."""
 
     name: str | None
@@ -130,7 +130,7 @@ class _Place:
     def file(self, name: str) -> Path | None:
         if self.name is None:
             return None
-        from mistralrs.loading.source import companion
+        from mistralrs.loading.hub_files import companion
 
         return companion(self.name, name, token=self.token() if self.token else None, progress=self.progress)
 

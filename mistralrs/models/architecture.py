@@ -22,7 +22,7 @@ Value = TypeVar("Value", bool, int, float, str, list[object], dict[str, object])
 Default = TypeVar("Default")
 
 
-class Facts(Protocol):
+class ModelMetadata(Protocol):
     """What an architecture may ask of a file: its metadata and what tensors it has."""
 
     def require(self, key: str, kind: type[Value]) -> Value:
@@ -40,7 +40,7 @@ class Facts(Protocol):
         ...
 
 
-def layer_count(facts: Facts, key: str) -> int:
+def layer_count(facts: ModelMetadata, key: str) -> int:
     """How many layers there are, before any of them takes memory. Raises ``LoadError`` for a count that is absurd."""
     count = facts.require(key, int)
     if not 1 <= count <= MAX_LAYERS:
@@ -81,22 +81,22 @@ def checked(spec: DecoderSpec) -> DecoderSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TensorRef:
     """Where a part stands: rows of a tensor from ``start`` on. ``{layer}`` and ``{expert}`` are filled in."""
 
     name: str
     start: int = 0
     whole: bool = True
     """False: the tensor holds other parts' rows as well."""
-    otherwise: Piece | None = None
+    otherwise: TensorRef | None = None
     """Where the part stands when there is no tensor of that name. It is written where it is looked for first."""
 
 
-Pieces = dict[str, Piece]
+TensorRefs = dict[str, TensorRef]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GgufFields:
     """What a GGUF file says of a model, besides its parts."""
 
     metadata: dict[str, bool | int | float | str]
@@ -105,19 +105,19 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class WeightsMapping:
     """An architecture in one kind of checkpoint."""
 
-    spec: Callable[[Facts], DecoderSpec]
+    spec: Callable[[ModelMetadata], DecoderSpec]
     """Raises ``LoadError`` for what is not supported."""
-    pieces: Callable[[DecoderSpec], Pieces]
-    adjacent_pairs: frozenset[str] = frozenset()
+    tensors: Callable[[DecoderSpec], TensorRefs]
+    interleaved: frozenset[str] = frozenset()
     """Parts whose rows are stored with the members of a rotary pair side by side."""
     norm_offset: float = 0.0
     """Added to the weights of norms."""
     unused: tuple[str, ...] = field(default=())
     """Patterns (fnmatch) of tensors that are no parts."""
-    write: Callable[[DecoderSpec, Facts], Written] | None = None
+    write: Callable[[DecoderSpec, ModelMetadata], GgufFields] | None = None
     """The way back of ``spec``, of forms that are written. The facts are those that the spec was read from, in a
     Hugging Face folder. What the form has no word for is left out: who writes it reads it again and compares."""
 
@@ -126,9 +126,9 @@ class Form:
 class Architecture:
     """A row of the registry."""
 
-    gguf: Form | None
-    hugging_face: Form | None
-    ggml: Form | None = None
+    gguf: WeightsMapping | None
+    hugging_face: WeightsMapping | None
+    ggml: WeightsMapping | None = None
     """The legacy `.bin` files, which describe themselves under GGUF's keys once they are read."""
     template: str | None = None
     """The shipped chat template of models that bring none."""

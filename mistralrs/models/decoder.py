@@ -42,19 +42,19 @@ class Precision:
     """
 
     qkv: float
-    output: float
+    o_proj: float
     gate_up: float
     down: float
-    head: float
-    kv: Literal["f16", "f32"] = "f16"
+    lm_head: float
+    kv_dtype: Literal["f16", "f32"] = "f16"
 
 
 PRECISIONS: dict[str, Precision] = {
     # where rounding hurts most for what it costs (docs/log.md); what the activation and up make stands out everywhere,
     # in places that differ from token to token, and the head is computed for few rows
-    "default": Precision(qkv=1.5, output=1.5, gate_up=1.5, down=0, head=0),
-    "high": Precision(qkv=0, output=0, gate_up=0, down=0, head=0),
-    "f32": Precision(qkv=0, output=0, gate_up=0, down=0, head=0, kv="f32"),
+    "default": Precision(qkv=1.5, o_proj=1.5, gate_up=1.5, down=0, lm_head=0),
+    "high": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0),
+    "f32": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f32"),
 }
 
 
@@ -112,7 +112,7 @@ class _Assembly:
                 kv_heads=spec.kv_heads,
                 head_dim=spec.head_dim,
                 block_size=limits.block_size,
-                dtype=precision.kv,
+                dtype=precision.kv_dtype,
             )
         )
         tables = zip(spec.ropes, self.work.rotary, strict=True)
@@ -132,7 +132,7 @@ class _Assembly:
                 work.x,
                 [work.logits],
                 norm=norm,
-                refine_above=self.precision.head,
+                outlier_threshold=self.precision.lm_head,
                 logits_only=True,
                 softcap=spec.final_softcap,
             )
@@ -168,13 +168,13 @@ class _Assembly:
             kv=self.kv,
             norm=self._norm("attention_norm", layer),
             qkv=self.parts.linears(["q", "k", "v"], layer=layer),
-            output=self.parts.linears(["output"], layer=layer)[0],
+            o_proj=self.parts.linears(["output"], layer=layer)[0],
             rotary=None if kind.rope is None else self.rotaries[kind.rope],
             q_norm=self._head_norm("q_norm", layer),
             k_norm=self._head_norm("k_norm", layer),
             post_norm=self._norm("post_attention_norm", layer) if spec.post_norms else None,
-            refine_qkv=self.precision.qkv,
-            refine_output=self.precision.output,
+            qkv_outlier_threshold=self.precision.qkv,
+            o_outlier_threshold=self.precision.o_proj,
         )
 
     def _mlp(self, layer: int) -> list[Op]:
@@ -187,8 +187,8 @@ class _Assembly:
             down=self.parts.linears(["down"], layer=layer)[0],
             activation=spec.activation,
             post_norm=self._norm("post_ffn_norm", layer) if spec.post_norms else None,
-            refine_input=self.precision.gate_up,
-            refine_down=self.precision.down,
+            input_outlier_threshold=self.precision.gate_up,
+            down_outlier_threshold=self.precision.down,
         )
 
     def _experts(self, layer: int) -> list[Op]:
@@ -202,7 +202,7 @@ class _Assembly:
                 down=self.parts.experts("expert_down", layer=layer),
                 used=self.spec.experts_used,
                 activation=self.spec.activation,
-                refine_above=self.precision.down,
+                outlier_threshold=self.precision.down,
             )
         ]
 

@@ -7,8 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from mistralrs.errors import LoadError
-from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, Written, layer_count
+from mistralrs.models import gguf_mapping, hf_mapping
+from mistralrs.models.architecture import (
+    Architecture,
+    GgufFields,
+    ModelMetadata,
+    TensorRef,
+    TensorRefs,
+    WeightsMapping,
+    layer_count,
+)
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
@@ -17,15 +25,15 @@ _PATTERN = 6
 """Gemma 3: every sixth layer sees everything."""
 
 
-def _activation(facts: Facts) -> Activation:
+def _activation(facts: ModelMetadata) -> Activation:
     """``hidden_activation`` wins; what ``hidden_act`` calls gelu is the tanh approximation here."""
     name = facts.get("hidden_act", str, default="gelu")
-    return hf_form.activation(
+    return hf_mapping.activation(
         facts.get("hidden_activation", str, default="gelu_pytorch_tanh" if name == "gelu" else name)
     )
 
 
-def _attention_scale(facts: Facts) -> float:
+def _attention_scale(facts: ModelMetadata) -> float:
     """From what queries are divided by the root of. Raises ``LoadError``."""
     scalar = facts.require("query_pre_attn_scalar", float)
     if not 0 < scalar < math.inf:
@@ -33,7 +41,7 @@ def _attention_scale(facts: Facts) -> float:
     return 1 / math.sqrt(scalar)
 
 
-def _refuse_bidirectional(facts: Facts) -> None:
+def _refuse_bidirectional(facts: ModelMetadata) -> None:
     if facts.get("use_bidirectional_attention", bool, default=False):
         raise LoadError("attention in both directions is not supported", hint="the model is made to embed text")
 
@@ -42,19 +50,19 @@ def _scaled(hidden: int) -> dict[str, Any]:
     return {"embedding_scale": hidden**0.5}
 
 
-def _gemma_hf(facts: Facts) -> DecoderSpec:
+def _gemma_hf(facts: ModelMetadata) -> DecoderSpec:
     _refuse_bidirectional(facts)
     more = _scaled(facts.require("hidden_size", int))
-    return hf_form.read_spec(facts, activation=_activation(facts), head_dim=facts.require("head_dim", int), **more)
+    return hf_mapping.read_spec(facts, activation=_activation(facts), head_dim=facts.require("head_dim", int), **more)
 
 
-def _gemma_gguf(facts: Facts) -> DecoderSpec:
+def _gemma_gguf(facts: ModelMetadata) -> DecoderSpec:
     more = _scaled(facts.require("gemma.embedding_length", int))
-    return gguf_form.read_spec(facts, "gemma", activation="gelu_tanh", **more)
+    return gguf_mapping.read_spec(facts, "gemma", activation="gelu_tanh", **more)
 
 
-def _gemma_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
-    return gguf_form.write(spec, "gemma")
+def _gemma_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
+    return gguf_mapping.write(spec, "gemma")
 
 
 def _alternating(sliding: tuple[bool, ...], window: int, *, local_rope: int = 0) -> tuple[LayerSpec, ...]:
@@ -71,10 +79,10 @@ def _all_but_sixth(count: int, pattern: int = _PATTERN) -> tuple[bool, ...]:
     return tuple((i + 1) % pattern != 0 for i in range(count))
 
 
-def _gemma2_hf(facts: Facts) -> DecoderSpec:
+def _gemma2_hf(facts: ModelMetadata) -> DecoderSpec:
     _refuse_bidirectional(facts)
-    sliding = hf_form.windows(facts, _every_other(layer_count(facts, "num_hidden_layers")))
-    return hf_form.read_spec(
+    sliding = hf_mapping.windows(facts, _every_other(layer_count(facts, "num_hidden_layers")))
+    return hf_mapping.read_spec(
         facts,
         layers=_alternating(sliding, facts.require("sliding_window", int)),
         activation=_activation(facts),
@@ -86,9 +94,9 @@ def _gemma2_hf(facts: Facts) -> DecoderSpec:
     )
 
 
-def _gemma2_gguf(facts: Facts) -> DecoderSpec:
+def _gemma2_gguf(facts: ModelMetadata) -> DecoderSpec:
     sliding = _every_other(layer_count(facts, "gemma2.block_count"))
-    spec = gguf_form.read_spec(
+    spec = gguf_mapping.read_spec(
         facts,
         "gemma2",
         layers=_alternating(sliding, facts.require("gemma2.attention.sliding_window", int)),
@@ -101,29 +109,29 @@ def _gemma2_gguf(facts: Facts) -> DecoderSpec:
     return replace(spec, attention_scale=_scale_of_largest(spec, 46))
 
 
-def _gemma2_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+def _gemma2_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
     more = {
         "attention.sliding_window": _window(spec),
         "attn_logit_softcapping": spec.attention_softcap,
         "final_logit_softcapping": spec.final_softcap,
     }
-    return gguf_form.write(spec, "gemma2", more=more)
+    return gguf_mapping.write(spec, "gemma2", more=more)
 
 
-def _gemma3_hf(facts: Facts) -> DecoderSpec:
+def _gemma3_hf(facts: ModelMetadata) -> DecoderSpec:
     _refuse_bidirectional(facts)
     head_dim = facts.require("head_dim", int)
     pattern = facts.get("sliding_window_pattern", int, default=_PATTERN)
-    sliding = hf_form.windows(facts, _all_but_sixth(layer_count(facts, "num_hidden_layers"), pattern))
+    sliding = hf_mapping.windows(facts, _all_but_sixth(layer_count(facts, "num_hidden_layers"), pattern))
     given = facts.get("rope_parameters", dict, default={})
     base = facts.get("rope_local_base_freq", float, default=10000.0)
     sliding_rope = given.get("sliding_attention")
     local = {"rope_theta": base} | (sliding_rope if isinstance(sliding_rope, dict) else {})
     ropes = (
-        hf_form.read_rope(facts, head_dim, hf_form.rope_settings(facts, "full_attention", theta=1e6)),
-        hf_form.read_rope(facts, head_dim, local),
+        hf_mapping.read_rope(facts, head_dim, hf_mapping.rope_settings(facts, "full_attention", theta=1e6)),
+        hf_mapping.read_rope(facts, head_dim, local),
     )
-    return hf_form.read_spec(
+    return hf_mapping.read_spec(
         facts,
         layers=_alternating(sliding, facts.require("sliding_window", int), local_rope=1),
         ropes=ropes,
@@ -137,10 +145,10 @@ def _gemma3_hf(facts: Facts) -> DecoderSpec:
     )
 
 
-def _gemma3_gguf(facts: Facts) -> DecoderSpec:
+def _gemma3_gguf(facts: ModelMetadata) -> DecoderSpec:
     count = layer_count(facts, "gemma3.block_count")
     sliding = _all_but_sixth(count, facts.get("gemma3.attention.sliding_window_pattern", int, default=_PATTERN))
-    spec = gguf_form.read_spec(
+    spec = gguf_mapping.read_spec(
         facts,
         "gemma3",
         layers=_alternating(sliding, facts.require("gemma3.attention.sliding_window", int), local_rope=1),
@@ -151,17 +159,17 @@ def _gemma3_gguf(facts: Facts) -> DecoderSpec:
         final_softcap=facts.get("gemma3.final_logit_softcapping", float, default=0.0),
         **_scaled(facts.require("gemma3.embedding_length", int)),
     )
-    wide = gguf_form.read_rope(facts, "gemma3", spec.head_dim)
+    wide = gguf_mapping.read_rope(facts, "gemma3", spec.head_dim)
     local = Rope(dim=wide.dim, base=facts.get("gemma3.rope.freq_base_swa", float, default=10000.0))
-    ropes = (wide, gguf_form.checked_rope(local, spec.head_dim))
+    ropes = (wide, gguf_mapping.checked_rope(local, spec.head_dim))
     return replace(spec, ropes=ropes, attention_scale=_scale_of_largest(spec, 62))
 
 
-def _gemma3_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+def _gemma3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
     more = {"attention.sliding_window": _window(spec), "rope.freq_base_swa": spec.ropes[1].base}
     if spec.final_softcap:
         more["final_logit_softcapping"] = spec.final_softcap
-    return gguf_form.write(spec, "gemma3", more=more)
+    return gguf_mapping.write(spec, "gemma3", more=more)
 
 
 def _window(spec: DecoderSpec) -> int:
@@ -174,24 +182,24 @@ def _scale_of_largest(spec: DecoderSpec, layers: int) -> float | None:
     return (spec.hidden_size / spec.num_heads) ** -0.5 if len(spec.layers) == layers else None
 
 
-def _post_norm_pieces(spec: DecoderSpec) -> Pieces:
+def _post_norm_tensors(spec: DecoderSpec) -> TensorRefs:
     layer = "model.layers.{layer}."
-    return hf_form.pieces(spec) | {
-        "post_attention_norm": Piece(layer + "post_attention_layernorm.weight"),
-        "ffn_norm": Piece(layer + "pre_feedforward_layernorm.weight"),
-        "post_ffn_norm": Piece(layer + "post_feedforward_layernorm.weight"),
+    return hf_mapping.tensors(spec) | {
+        "post_attention_norm": TensorRef(layer + "post_attention_layernorm.weight"),
+        "ffn_norm": TensorRef(layer + "pre_feedforward_layernorm.weight"),
+        "post_ffn_norm": TensorRef(layer + "post_feedforward_layernorm.weight"),
     }
 
 
 GEMMA = Architecture(
-    Form(_gemma_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_gemma_gguf_write),
-    Form(_gemma_hf, hf_form.pieces, norm_offset=1.0, unused=(*hf_form.UNUSED, "lm_head.weight")),
+    WeightsMapping(_gemma_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gemma_gguf_write),
+    WeightsMapping(_gemma_hf, hf_mapping.tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")),
 )
 GEMMA2 = Architecture(
-    Form(_gemma2_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_gemma2_gguf_write),
-    Form(_gemma2_hf, _post_norm_pieces, norm_offset=1.0, unused=(*hf_form.UNUSED, "lm_head.weight")),
+    WeightsMapping(_gemma2_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gemma2_gguf_write),
+    WeightsMapping(_gemma2_hf, _post_norm_tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")),
 )
 GEMMA3 = Architecture(
-    Form(_gemma3_gguf, gguf_form.pieces, unused=gguf_form.UNUSED, write=_gemma3_gguf_write),
-    Form(_gemma3_hf, _post_norm_pieces, norm_offset=1.0, unused=(*hf_form.UNUSED, "lm_head.weight")),
+    WeightsMapping(_gemma3_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gemma3_gguf_write),
+    WeightsMapping(_gemma3_hf, _post_norm_tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")),
 )

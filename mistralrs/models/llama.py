@@ -6,33 +6,41 @@ llama.cpp's converter stores these architectures' q and k rows with rotary pairs
 from __future__ import annotations
 
 from mistralrs.errors import LoadError
-from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, Written, layer_count
+from mistralrs.models import gguf_mapping, hf_mapping
+from mistralrs.models.architecture import (
+    Architecture,
+    GgufFields,
+    ModelMetadata,
+    TensorRef,
+    TensorRefs,
+    WeightsMapping,
+    layer_count,
+)
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 _PAIRS = frozenset({"q", "k"})
 
 
-def _gguf_spec(facts: Facts) -> DecoderSpec:
+def _gguf_spec(facts: ModelMetadata) -> DecoderSpec:
     window = facts.get("llama.attention.sliding_window", int, default=0)
     layers = (LayerSpec(window=window),) * layer_count(facts, "llama.block_count")
     experts = facts.get("llama.expert_count", int, default=0)
     if not experts:
-        return gguf_form.read_spec(facts, "llama", layers=layers)
+        return gguf_mapping.read_spec(facts, "llama", layers=layers)
     used = facts.require("llama.expert_used_count", int)
     check_experts(experts, used)
-    return gguf_form.read_spec(facts, "llama", layers=layers, experts=experts, experts_used=used)
+    return gguf_mapping.read_spec(facts, "llama", layers=layers, experts=experts, experts_used=used)
 
 
-def _gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+def _gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
     more = {}
     if spec.layers[0].window:
         more["attention.sliding_window"] = spec.layers[0].window
     if spec.experts:
         more |= {"expert_count": spec.experts, "expert_used_count": spec.experts_used}
     factors = spec.ropes[0].factors
-    vectors = {gguf_form.ROPE_FACTORS: factors} if factors else None
-    return gguf_form.write(spec, "llama", vectors=vectors, more=more)
+    vectors = {gguf_mapping.ROPE_FACTORS: factors} if factors else None
+    return gguf_mapping.write(spec, "llama", vectors=vectors, more=more)
 
 
 def check_experts(experts: int, used: int) -> None:
@@ -41,28 +49,28 @@ def check_experts(experts: int, used: int) -> None:
         raise LoadError(f"{used} of {experts} experts cannot be used")
 
 
-def _hf_spec(facts: Facts) -> DecoderSpec:
-    return hf_form.read_spec(facts)
+def _hf_spec(facts: ModelMetadata) -> DecoderSpec:
+    return hf_mapping.read_spec(facts)
 
 
-def _mistral_spec(facts: Facts) -> DecoderSpec:
+def _mistral_spec(facts: ModelMetadata) -> DecoderSpec:
     window = facts.get("sliding_window", int, default=None) or 0
-    return hf_form.read_spec(facts, layers=(LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers"))
+    return hf_mapping.read_spec(facts, layers=(LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers"))
 
 
-def _mixtral_spec(facts: Facts) -> DecoderSpec:
+def _mixtral_spec(facts: ModelMetadata) -> DecoderSpec:
     window = facts.get("sliding_window", int, default=None) or 0
     experts, used = facts.require("num_local_experts", int), facts.require("num_experts_per_tok", int)
     check_experts(experts, used)
     layers = (LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers")
-    return hf_form.read_spec(facts, layers=layers, experts=experts, experts_used=used)
+    return hf_mapping.read_spec(facts, layers=layers, experts=experts, experts_used=used)
 
 
-def _mixtral_pieces(spec: DecoderSpec) -> Pieces:
+def _mixtral_tensors(spec: DecoderSpec) -> TensorRefs:
     block = "model.layers.{layer}.block_sparse_moe."
     experts = {"expert_gate": "w1", "expert_down": "w2", "expert_up": "w3"}
-    moe = {part: Piece(f"{block}experts.{{expert}}.{name}.weight") for part, name in experts.items()}
-    return hf_form.pieces(spec) | moe | {"router": Piece(block + "gate.weight")}
+    moe = {part: TensorRef(f"{block}experts.{{expert}}.{name}.weight") for part, name in experts.items()}
+    return hf_mapping.tensors(spec) | moe | {"router": TensorRef(block + "gate.weight")}
 
 
 def _without_rope(layers: int, flags: list[object] | None, interval: int) -> tuple[LayerSpec, ...]:
@@ -76,34 +84,34 @@ def _without_rope(layers: int, flags: list[object] | None, interval: int) -> tup
     return tuple(LayerSpec(rope=0 if rotated else None) for rotated in flags)
 
 
-def _smollm3_hf_spec(facts: Facts) -> DecoderSpec:
+def _smollm3_hf_spec(facts: ModelMetadata) -> DecoderSpec:
     if facts.get("use_sliding_window", bool, default=False):
         raise LoadError("SmolLM3 with a sliding window is not supported", hint="HuggingFaceTB/SmolLM3-3B has none")
     interval = facts.get("no_rope_layer_interval", int, default=4)
     flags = facts.get("no_rope_layers", list, default=None)
-    return hf_form.read_spec(facts, layers=_without_rope(layer_count(facts, "num_hidden_layers"), flags, interval))
+    return hf_mapping.read_spec(facts, layers=_without_rope(layer_count(facts, "num_hidden_layers"), flags, interval))
 
 
-def _smollm3_gguf_spec(facts: Facts) -> DecoderSpec:
+def _smollm3_gguf_spec(facts: ModelMetadata) -> DecoderSpec:
     layers = _without_rope(layer_count(facts, "smollm3.block_count"), None, 4)
-    return gguf_form.read_spec(facts, "smollm3", layers=layers)
+    return gguf_mapping.read_spec(facts, "smollm3", layers=layers)
 
 
-def _smollm3_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
-    return gguf_form.write(spec, "smollm3")
+def _smollm3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
+    return gguf_mapping.write(spec, "smollm3")
 
 
-def _ggml_spec(facts: Facts) -> DecoderSpec:
-    names = {part: piece.name for part, piece in _GGML_PIECES.items()}
-    return gguf_form.read_spec(facts, "llama", embedding=names["embedding"], head=names["head"])
+def _ggml_spec(facts: ModelMetadata) -> DecoderSpec:
+    names = {part: piece.name for part, piece in _GGML_TENSORS.items()}
+    return gguf_mapping.read_spec(facts, "llama", embedding=names["embedding"], head=names["head"])
 
 
-def _ggml_pieces(spec: DecoderSpec) -> Pieces:
-    return _GGML_PIECES
+def _ggml_tensors(spec: DecoderSpec) -> TensorRefs:
+    return _GGML_TENSORS
 
 
-_GGML_PIECES: Pieces = {
-    part: Piece(name)
+_GGML_TENSORS: TensorRefs = {
+    part: TensorRef(name)
     for part, name in {
         "embedding": "tok_embeddings.weight",
         "norm": "norm.weight",
@@ -120,20 +128,22 @@ _GGML_PIECES: Pieces = {
     }.items()
 }
 
-_GGUF = Form(_gguf_spec, gguf_form.pieces, adjacent_pairs=_PAIRS, unused=gguf_form.UNUSED, write=_gguf_write)
+_GGUF = WeightsMapping(
+    _gguf_spec, gguf_mapping.tensors, interleaved=_PAIRS, unused=gguf_mapping.UNUSED, write=_gguf_write
+)
 
-_GGML = Form(_ggml_spec, _ggml_pieces, adjacent_pairs=_PAIRS, unused=("rope.freqs",))
+_GGML = WeightsMapping(_ggml_spec, _ggml_tensors, interleaved=_PAIRS, unused=("rope.freqs",))
 
-LLAMA = Architecture(_GGUF, Form(_hf_spec, hf_form.pieces, unused=hf_form.UNUSED), _GGML)
-MISTRAL = Architecture(None, Form(_mistral_spec, hf_form.pieces, unused=hf_form.UNUSED))
-MIXTRAL = Architecture(None, Form(_mixtral_spec, _mixtral_pieces, unused=hf_form.UNUSED), mixture=True)
+LLAMA = Architecture(_GGUF, WeightsMapping(_hf_spec, hf_mapping.tensors, unused=hf_mapping.UNUSED), _GGML)
+MISTRAL = Architecture(None, WeightsMapping(_mistral_spec, hf_mapping.tensors, unused=hf_mapping.UNUSED))
+MIXTRAL = Architecture(None, WeightsMapping(_mixtral_spec, _mixtral_tensors, unused=hf_mapping.UNUSED), mixture=True)
 SMOLLM3 = Architecture(
-    Form(
+    WeightsMapping(
         _smollm3_gguf_spec,
-        gguf_form.pieces,
-        adjacent_pairs=_PAIRS,
-        unused=gguf_form.UNUSED,
+        gguf_mapping.tensors,
+        interleaved=_PAIRS,
+        unused=gguf_mapping.UNUSED,
         write=_smollm3_gguf_write,
     ),
-    Form(_smollm3_hf_spec, hf_form.pieces, unused=hf_form.UNUSED),
+    WeightsMapping(_smollm3_hf_spec, hf_mapping.tensors, unused=hf_mapping.UNUSED),
 )

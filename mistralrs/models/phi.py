@@ -6,8 +6,16 @@ import logging
 from dataclasses import replace
 
 from mistralrs.errors import LoadError
-from mistralrs.models import gguf_form, hf_form
-from mistralrs.models.architecture import Architecture, Facts, Form, Piece, Pieces, Written, layer_count
+from mistralrs.models import gguf_mapping, hf_mapping
+from mistralrs.models.architecture import (
+    Architecture,
+    GgufFields,
+    ModelMetadata,
+    TensorRef,
+    TensorRefs,
+    WeightsMapping,
+    layer_count,
+)
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 logger = logging.getLogger(__name__)
@@ -15,21 +23,21 @@ logger = logging.getLogger(__name__)
 _LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-def _phi2_hf(facts: Facts) -> DecoderSpec:
+def _phi2_hf(facts: ModelMetadata) -> DecoderSpec:
     if facts.get("qk_layernorm", bool, default=False):
         raise LoadError("layer norms of q and k are not supported", hint="microsoft/phi-2 has none")
-    return hf_form.read_spec(
+    return hf_mapping.read_spec(
         facts,
         norm="layer",
         norm_eps=facts.get("layer_norm_eps", float, default=1e-5),
-        activation=hf_form.activation(facts.get("hidden_act", str, default="gelu_new")),
+        activation=hf_mapping.activation(facts.get("hidden_act", str, default="gelu_new")),
         gated=False,
         parallel=True,
     )
 
 
-def _phi2_gguf(facts: Facts) -> DecoderSpec:
-    return gguf_form.read_spec(
+def _phi2_gguf(facts: ModelMetadata) -> DecoderSpec:
+    return gguf_mapping.read_spec(
         facts,
         "phi2",
         eps="layer_norm_epsilon",
@@ -40,35 +48,35 @@ def _phi2_gguf(facts: Facts) -> DecoderSpec:
     )
 
 
-def _phi2_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
-    return gguf_form.write(spec, "phi2", eps="layer_norm_epsilon")
+def _phi2_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
+    return gguf_mapping.write(spec, "phi2", eps="layer_norm_epsilon")
 
 
-def _phi2_hf_pieces(spec: DecoderSpec) -> Pieces:
+def _phi2_hf_tensors(spec: DecoderSpec) -> TensorRefs:
     layer = "model.layers.{layer}."
-    return hf_form.pieces(spec) | {
-        "norm": Piece("model.final_layernorm.weight"),
-        "output": Piece(layer + "self_attn.dense.weight"),
-        "up": Piece(layer + "mlp.fc1.weight"),
-        "down": Piece(layer + "mlp.fc2.weight"),
+    return hf_mapping.tensors(spec) | {
+        "norm": TensorRef("model.final_layernorm.weight"),
+        "output": TensorRef(layer + "self_attn.dense.weight"),
+        "up": TensorRef(layer + "mlp.fc1.weight"),
+        "down": TensorRef(layer + "mlp.fc2.weight"),
     }
 
 
-def _phi2_gguf_pieces(spec: DecoderSpec) -> Pieces:
+def _phi2_gguf_tensors(spec: DecoderSpec) -> TensorRefs:
     """q, k and v apart; in older files they are together."""
-    together = {part: replace(piece, otherwise=None) for part, piece in gguf_form.fused_qkv(spec).items()}
-    apart = {part: Piece(gguf_form.NAMES[part], otherwise=piece) for part, piece in together.items()}
-    return gguf_form.pieces(spec) | apart
+    together = {part: replace(piece, otherwise=None) for part, piece in gguf_mapping.fused_qkv(spec).items()}
+    apart = {part: TensorRef(gguf_mapping.NAMES[part], otherwise=piece) for part, piece in together.items()}
+    return gguf_mapping.tensors(spec) | apart
 
 
-def _phi3_hf(facts: Facts) -> DecoderSpec:
-    settings = hf_form.rope_settings(facts)
+def _phi3_hf(facts: ModelMetadata) -> DecoderSpec:
+    settings = hf_mapping.rope_settings(facts)
     window = facts.get("sliding_window", int, default=None) or 0
     limit = facts.require("max_position_embeddings", int)
-    if settings.get("rope_type", settings.get("type")) in hf_form.LONG_ROPES:
-        limit = _short(limit, hf_form.long_rope_limit(facts, settings))
+    if settings.get("rope_type", settings.get("type")) in hf_mapping.LONG_ROPES:
+        limit = _short(limit, hf_mapping.long_rope_limit(facts, settings))
     layers = (LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers")
-    return hf_form.read_spec(facts, layers=layers, max_position=limit)
+    return hf_mapping.read_spec(facts, layers=layers, max_position=limit)
 
 
 def _short(context: int, made_for: int) -> int:
@@ -80,58 +88,58 @@ def _short(context: int, made_for: int) -> int:
     return min(context, made_for)
 
 
-def _phi3_gguf(facts: Facts) -> DecoderSpec:
+def _phi3_gguf(facts: ModelMetadata) -> DecoderSpec:
     """The short factors serve the length that they were made for; the context is limited to it."""
     window = facts.get("phi3.attention.sliding_window", int, default=0)
     layers = (LayerSpec(window=window),) * layer_count(facts, "phi3.block_count")
-    spec = gguf_form.read_spec(facts, "phi3", layers=layers, ropes=())
+    spec = gguf_mapping.read_spec(facts, "phi3", layers=layers, ropes=())
     factors = facts.vector(_SHORT_FACTORS)
     limit = facts.get("phi3.rope.scaling.original_context_length", int, default=spec.max_position)
-    rope = gguf_form.read_rope(facts, "phi3", spec.head_dim, factors=factors)
+    rope = gguf_mapping.read_rope(facts, "phi3", spec.head_dim, factors=factors)
     limit = _short(spec.max_position, limit) if factors else spec.max_position
     return replace(spec, ropes=(rope,), max_position=limit)
 
 
-def _phi3_gguf_write(spec: DecoderSpec, facts: Facts) -> Written:
+def _phi3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
     """Other readers use the long factors past the length that the short ones were made for."""
     rope, context = spec.ropes[0], facts.require("max_position_embeddings", int)
     original = facts.get("original_max_position_embeddings", int, default=context)
     vectors = {}
     if rope.factors:
-        settings = hf_form.rope_settings(facts)
-        long, original = settings.get("long_factor"), hf_form.long_rope_limit(facts, settings)
+        settings = hf_mapping.rope_settings(facts)
+        long, original = settings.get("long_factor"), hf_mapping.long_rope_limit(facts, settings)
         if not isinstance(long, list) or not all(type(factor) in (int, float) for factor in long):
             raise LoadError("config.json: longrope without a list long_factor")
         vectors = {_LONG_FACTORS: tuple(map(float, long)), _SHORT_FACTORS: rope.factors}
     more = {"attention.sliding_window": spec.layers[0].window, "rope.scaling.original_context_length": original}
-    return gguf_form.write(spec, "phi3", max_position=context, vectors=vectors, more=more)
+    return gguf_mapping.write(spec, "phi3", max_position=context, vectors=vectors, more=more)
 
 
-def _phi3_hf_pieces(spec: DecoderSpec) -> Pieces:
+def _phi3_hf_tensors(spec: DecoderSpec) -> TensorRefs:
     layer = "model.layers.{layer}."
     q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
     qkv, gate_up = layer + "self_attn.qkv_proj.weight", layer + "mlp.gate_up_proj.weight"
-    return hf_form.pieces(spec) | {
-        "q": Piece(qkv, 0, whole=False),
-        "k": Piece(qkv, q, whole=False),
-        "v": Piece(qkv, q + kv, whole=False),
-        "gate": Piece(gate_up, 0, whole=False),
-        "up": Piece(gate_up, spec.ffn_size, whole=False),
+    return hf_mapping.tensors(spec) | {
+        "q": TensorRef(qkv, 0, whole=False),
+        "k": TensorRef(qkv, q, whole=False),
+        "v": TensorRef(qkv, q + kv, whole=False),
+        "gate": TensorRef(gate_up, 0, whole=False),
+        "up": TensorRef(gate_up, spec.ffn_size, whole=False),
     }
 
 
-def _phi3_gguf_pieces(spec: DecoderSpec) -> Pieces:
+def _phi3_gguf_tensors(spec: DecoderSpec) -> TensorRefs:
     gate_up = "blk.{layer}.ffn_up.weight"
-    fused = {"gate": Piece(gate_up, 0, whole=False), "up": Piece(gate_up, spec.ffn_size, whole=False)}
-    return gguf_form.pieces(spec) | gguf_form.fused_qkv(spec) | fused
+    fused = {"gate": TensorRef(gate_up, 0, whole=False), "up": TensorRef(gate_up, spec.ffn_size, whole=False)}
+    return gguf_mapping.tensors(spec) | gguf_mapping.fused_qkv(spec) | fused
 
 
 PHI2 = Architecture(
-    Form(_phi2_gguf, _phi2_gguf_pieces, unused=gguf_form.UNUSED, write=_phi2_gguf_write),
-    Form(_phi2_hf, _phi2_hf_pieces, unused=hf_form.UNUSED),
+    WeightsMapping(_phi2_gguf, _phi2_gguf_tensors, unused=gguf_mapping.UNUSED, write=_phi2_gguf_write),
+    WeightsMapping(_phi2_hf, _phi2_hf_tensors, unused=hf_mapping.UNUSED),
     template="phi-2",
 )
 PHI3 = Architecture(
-    Form(_phi3_gguf, _phi3_gguf_pieces, unused=gguf_form.UNUSED, write=_phi3_gguf_write),
-    Form(_phi3_hf, _phi3_hf_pieces, unused=hf_form.UNUSED),
+    WeightsMapping(_phi3_gguf, _phi3_gguf_tensors, unused=gguf_mapping.UNUSED, write=_phi3_gguf_write),
+    WeightsMapping(_phi3_hf, _phi3_hf_tensors, unused=hf_mapping.UNUSED),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mistralrs.models.architecture import Architecture, Form
+from mistralrs.models.architecture import Architecture, WeightsMapping
 from mistralrs.models.gemma import GEMMA, GEMMA2, GEMMA3
 from mistralrs.models.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from mistralrs.models.phi import PHI2, PHI3
@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 GGUF_NAMES: dict[str, str] = {name: {"mistral": "llama", "mixtral": "llama"}.get(name, name) for name in ARCHITECTURES}
 """What GGUF files say in ``general.architecture``."""
 
-GGUF_TEXT_PARTS: dict[str, tuple[str, Form]] = {
+GGUF_TEXT_PARTS: dict[str, tuple[str, WeightsMapping]] = {
     "qwen2vl": ("qwen2", QWEN2VL_GGUF),
     "qwen3vl": ("qwen3", QWEN3VL_GGUF),
 }

@@ -41,13 +41,13 @@ def attention(
     kv: KvCache,
     norm: Norm,
     qkv: Sequence[Weight],
-    output: Weight,
+    o_proj: Weight,
     rotary: Rotary | None,
     q_norm: Norm | None,
     k_norm: Norm | None,
     post_norm: Norm | None,
-    refine_qkv: float,
-    refine_output: float,
+    qkv_outlier_threshold: float,
+    o_outlier_threshold: float,
 ) -> Attention:
     """``post_norm`` is applied to what is added; ``group`` is the layer's KV group."""
     attend = backend.attend(
@@ -65,17 +65,28 @@ def attention(
         window=shape.window,
         softcap=shape.softcap,
     )
-    read = [backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, refine_above=refine_qkv), attend]
-    return Attention(read, added(backend, work, output, work.attended, post_norm=post_norm, refine_above=refine_output))
+    read = [
+        backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, outlier_threshold=qkv_outlier_threshold),
+        attend,
+    ]
+    return Attention(
+        read, added(backend, work, o_proj, work.attended, post_norm=post_norm, outlier_threshold=o_outlier_threshold)
+    )
 
 
 def added(
-    backend: Backend, work: Workspace, weight: Weight, source: Buffer, *, post_norm: Norm | None, refine_above: float
+    backend: Backend,
+    work: Workspace,
+    weight: Weight,
+    source: Buffer,
+    *,
+    post_norm: Norm | None,
+    outlier_threshold: float,
 ) -> list[Op]:
     """x += [post_norm](weight source)."""
     if post_norm is None:
-        return [backend.project([weight], source, [work.x], finish="add", refine_above=refine_above)]
+        return [backend.project([weight], source, [work.x], epilogue="add", outlier_threshold=outlier_threshold)]
     return [
-        backend.project([weight], source, [work.projected], refine_above=refine_above),
+        backend.project([weight], source, [work.projected], outlier_threshold=outlier_threshold),
         backend.add_norm(work.projected, work.x, post_norm),
     ]

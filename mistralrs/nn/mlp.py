@@ -19,8 +19,8 @@ def mlp(
     down: Weight,
     activation: Activation,
     post_norm: Norm | None,
-    refine_input: float,
-    refine_down: float,
+    input_outlier_threshold: float,
+    down_outlier_threshold: float,
 ) -> list[Op]:
     """``inputs``: gate and up, or up alone. ``post_norm`` is applied to what is added."""
     read = backend.project(
@@ -28,8 +28,8 @@ def mlp(
         work.x,
         [work.ffn],
         norm=norm,
-        finish="gated" if len(inputs) == 2 else "activate",
+        epilogue="gated" if len(inputs) == 2 else "activate",
         activation=activation,
-        refine_above=refine_input,
+        outlier_threshold=input_outlier_threshold,
     )
-    return [read, *added(backend, work, down, work.ffn, post_norm=post_norm, refine_above=refine_down)]
+    return [read, *added(backend, work, down, work.ffn, post_norm=post_norm, outlier_threshold=down_outlier_threshold)]

@@ -21,7 +21,7 @@ from mistralrs.quant.types import QuantType
 if TYPE_CHECKING:
     import torch
 
-Finish = Literal["store", "add", "gated", "activate"]
+Epilogue = Literal["store", "add", "gated", "activate"]
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Op = Callable[[StepArgs], None]
 
@@ -40,7 +40,7 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """Normalisation of a row: RMS, x / sqrt(mean(x^2) + eps) * weight, or layer norm."""
+    """Normalization of a row: RMS, x / sqrt(mean(x^2) + eps) * weight, or layer norm."""
 
     weight: Buffer
     eps: float
@@ -99,7 +99,7 @@ class Backend(Protocol):
         """Prepares memory for all the weights that will be placed."""
         ...
 
-    def quantise(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
+    def quantize(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
         """Blocks of ``target`` for float32 values (rows, columns), row after row.
 
         Raises ``LoadError`` for weights that are not finite or too large.
@@ -119,16 +119,16 @@ class Backend(Protocol):
         outs: Sequence[Buffer],
         *,
         norm: Norm | None = None,
-        finish: Finish = "store",
+        epilogue: Epilogue = "store",
         activation: Activation = "silu",
-        refine_above: float = math.inf,
+        outlier_threshold: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
     ) -> Op:
         """out = weight x for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
 
-        ``refine_above``: for quantised weights, activations are rounded to int8 with one scale for 32 columns;
+        ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns;
         where the largest of these is above so many times the average of a row's largest ones, the rounding error
         takes a second int8 term. 0: everywhere; infinity: nowhere.
         ``logits_only``: only the rows of x that the step wants logits of.
@@ -175,12 +175,12 @@ class Backend(Protocol):
         down: Sequence[Weight],
         used: int,
         activation: Activation,
-        refine_above: float,
+        outlier_threshold: float,
     ) -> Op:
         """x += sum over each token's ``used`` best experts of weight * down(act(gate(norm(x))) * up(norm(x))).
 
-        Weights: the softmax over all experts of the router, of the chosen ones, divided by their sum. ``refine_above``
-        as in ``project``.
+        Weights: the softmax over all experts of the router, of the chosen ones, divided by their sum.
+        ``outlier_threshold`` as in ``project``.
         """
         ...
 
@@ -192,8 +192,8 @@ class Backend(Protocol):
 # device -> (name, factory), the best first; a factory raises BackendUnavailable with the reason
 BACKENDS: dict[str, tuple[tuple[str, str], ...]] = {
     "cpu": (
-        ("native", "mistralrs.ops.native:NativeBackend"),
-        ("torch", "mistralrs.ops.reference:ReferenceBackend"),
+        ("native", "mistralrs.ops.native_backend:NativeBackend"),
+        ("torch", "mistralrs.ops.reference_backend:ReferenceBackend"),
     ),
 }
 
@@ -203,21 +203,21 @@ class BackendUnavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedBackend:
     """The backend chosen, and why not the better ones."""
 
     backend: Backend
-    passed_over: tuple[str, ...]
+    unavailable_backends: tuple[str, ...]
 
 
-def resolve(device: str, *, threads: int | None = None, isa: str | None = None) -> Resolved:
+def resolve(device: str, *, threads: int | None = None, isa: str | None = None) -> ResolvedBackend:
     """The best backend that runs on ``device``. ``isa`` names an instruction set, or ``torch`` for the plain backend.
 
     Raises ``UsageError`` for a device or instruction set that is not there.
     """
     if device not in BACKENDS:
         raise UsageError(f"no such device: {device}", hint=f"devices: {', '.join(BACKENDS)}")
-    passed_over = []
+    unavailable_backends = []
     for name, factory in BACKENDS[device]:
         if isa == "torch" and name != "torch":
             continue
@@ -227,10 +227,10 @@ def resolve(device: str, *, threads: int | None = None, isa: str | None = None) 
         except BackendUnavailable as reason:
             if isa not in (None, "torch"):
                 raise UsageError(f"the {isa} kernels cannot be used: {reason}") from reason
-            passed_over.append(f"{name}: {reason}")
+            unavailable_backends.append(f"{name}: {reason}")
         else:
-            return Resolved(backend, tuple(passed_over))
-    raise LoadError(f"nothing runs on {device}: {'; '.join(passed_over)}")
+            return ResolvedBackend(backend, tuple(unavailable_backends))
+    raise LoadError(f"nothing runs on {device}: {'; '.join(unavailable_backends)}")
 
 
 __all__ = [
@@ -241,7 +241,7 @@ __all__ = [
     "KvShape",
     "Norm",
     "Op",
-    "Resolved",
+    "ResolvedBackend",
     "Sizes",
     "resolve",
 ]

@@ -17,9 +17,9 @@ class KvGroup:
     window: int = 0
     """A position sees itself and window - 1 before it; 0: all."""
 
-    def reach(self, length: int, *, step: int, block_size: int) -> int:
+    def max_context(self, length: int, *, step: int, block_size: int) -> int:
         """How many of ``length`` tokens a sequence alone can have if it computes at most ``step`` at once."""
-        if self.num_blocks >= blocks_of_one(length, window=self.window, step=step, block_size=block_size):
+        if self.num_blocks >= max_blocks_per_seq(length, window=self.window, step=step, block_size=block_size):
             return length
         return self.num_blocks * block_size
 
@@ -29,7 +29,7 @@ def first_block(position: int, *, window: int, block_size: int) -> int:
     return max(0, position + 1 - window) // block_size if window else 0
 
 
-def blocks_of_one(length: int, *, window: int, step: int, block_size: int) -> int:
+def max_blocks_per_seq(length: int, *, window: int, step: int, block_size: int) -> int:
     """The most blocks that a sequence holds on its way to ``length`` tokens if it computes at most ``step`` at once."""
     blocks = -(-length // block_size)
     # one more than fit into them: window and step may begin anywhere in a block

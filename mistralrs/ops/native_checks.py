@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Buffer
-from mistralrs.ops.backend import Finish, KvShape, Norm, Rotary
+from mistralrs.ops.backend import Epilogue, KvShape, Norm, Rotary
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Workspace
 from mistralrs.quant.types import I8, TYPES, QuantType
@@ -65,15 +65,15 @@ def check_stored(matrix: Matrix) -> None:
 
 
 def check_project(
-    weights: Sequence[Placed], x: Buffer, outs: Sequence[Buffer], norm: Norm | None, finish: Finish
+    weights: Sequence[Placed], x: Buffer, outs: Sequence[Buffer], norm: Norm | None, epilogue: Epilogue
 ) -> None:
     """Raises ``LoadError`` for members that do not read ``x`` or do not write ``outs``."""
     if not 1 <= len(weights) <= MAX_MEMBERS:
         raise LoadError(f"a projection of {len(weights)} matrices is not one of 1 to {MAX_MEMBERS}")
     for weight in weights:
         _check_shape(weight, weight.rows, x.shape[-1])
-    written = weights[:1] if finish == "gated" else weights
-    if finish == "gated" and (len(weights) != 2 or weights[1].rows != weights[0].rows):
+    written = weights[:1] if epilogue == "gated" else weights
+    if epilogue == "gated" and (len(weights) != 2 or weights[1].rows != weights[0].rows):
         raise LoadError(f"{weights[0].name}: a gate and what it gates are two matrices of one shape")
     if len(outs) != len(written):
         raise LoadError(f"{weights[0].name}: {len(written)} results for {len(outs)} buffers")

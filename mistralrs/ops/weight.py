@@ -46,7 +46,7 @@ class Weight(Protocol):
 
 
 def read_vector(name: str, type: QuantType, data: memoryview) -> array[float]:
-    """A stored vector as float32, decoded if it is quantised.
+    """A stored vector as float32, decoded if it is quantized.
 
     Raises ``LoadError`` for a length that does not split in the type's blocks.
     """
@@ -65,9 +65,9 @@ def read_vector(name: str, type: QuantType, data: memoryview) -> array[float]:
 def _decoded_vector(type: QuantType, data: memoryview) -> array[float]:
     import torch
 
-    from mistralrs.quant.reference import dequantise
+    from mistralrs.quant.dequantize import dequantize
 
     columns = len(data) // type.block_bytes * type.block_len
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, -1)
-    values = dequantise(type, raw, columns)
+    values = dequantize(type, raw, columns)
     return array("f", values.numpy().tobytes())

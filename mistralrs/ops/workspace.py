@@ -64,8 +64,8 @@ class Workspace:
 class StepArgs:
     """What a step computes; the arrays stay where they are, ``set`` fills them.
 
-    Arrays are int32: ``tokens``, ``positions`` (num_tokens,), ``seq_starts`` (num_seqs + 1,), ``context_lens``
-    (num_seqs,), ``logit_rows`` (num_logits,), and for each KV group ``slots`` (kv_groups, max_tokens) and
+    Arrays are int32: ``tokens``, ``positions`` (num_tokens,), ``query_start_loc`` (num_seqs + 1,), ``seq_lens``
+    (num_seqs,), ``logits_indices`` (num_logits,), and for each KV group ``slot_mapping`` (kv_groups, max_tokens) and
     ``block_tables`` (kv_groups, max_seqs, max_blocks). Blocks that lie wholly before the window are not read.
     """
 
@@ -73,17 +73,17 @@ class StepArgs:
         shapes = {
             "tokens": (sizes.max_tokens,),
             "positions": (sizes.max_tokens,),
-            "slots": (sizes.kv_groups, sizes.max_tokens),
-            "seq_starts": (sizes.max_seqs + 1,),
-            "context_lens": (sizes.max_seqs,),
+            "slot_mapping": (sizes.kv_groups, sizes.max_tokens),
+            "query_start_loc": (sizes.max_seqs + 1,),
+            "seq_lens": (sizes.max_seqs,),
             "block_tables": (sizes.kv_groups, sizes.max_seqs, sizes.max_blocks),
-            "logit_rows": (sizes.max_logits,),
+            "logits_indices": (sizes.max_logits,),
         }
         self.sizes = sizes
         self.arena = Arena(buffers_bytes(*shapes.values()))
         self.arrays = {name: buffer(self.arena, *shape, format="i") for name, shape in shapes.items()}
         self.num_tokens = self.num_seqs = self.num_logits = 0
-        self.abort = ctypes.c_int32(0)
+        self.cancel_flag = ctypes.c_int32(0)
         """Not zero: stop between two operations. May be replaced by another object between two steps."""
 
     def set(
@@ -91,33 +91,33 @@ class StepArgs:
         *,
         tokens: Sequence[int],
         positions: Sequence[int],
-        slots: Sequence[Sequence[int]],
-        seq_starts: Sequence[int],
-        context_lens: Sequence[int],
+        slot_mapping: Sequence[Sequence[int]],
+        query_start_loc: Sequence[int],
+        seq_lens: Sequence[int],
         block_tables: Sequence[Sequence[Sequence[int]]],
-        logit_rows: Sequence[int],
+        logits_indices: Sequence[int],
     ) -> None:
         """Describes the next step. Raises ``ValueError`` when it does not fit the sizes."""
         sizes = self.sizes
-        if len(tokens) > sizes.max_tokens or len(context_lens) > sizes.max_seqs or len(logit_rows) > sizes.max_logits:
-            raise ValueError(f"a step of {len(tokens)} tokens, {len(context_lens)} sequences does not fit {sizes}")
+        if len(tokens) > sizes.max_tokens or len(seq_lens) > sizes.max_seqs or len(logits_indices) > sizes.max_logits:
+            raise ValueError(f"a step of {len(tokens)} tokens, {len(seq_lens)} sequences does not fit {sizes}")
         flat = {
             "tokens": tokens,
             "positions": positions,
-            "seq_starts": seq_starts,
-            "context_lens": context_lens,
-            "logit_rows": logit_rows,
+            "query_start_loc": query_start_loc,
+            "seq_lens": seq_lens,
+            "logits_indices": logits_indices,
         }
         for name, items in flat.items():
             self.arrays[name].values[: len(items)] = array("i", items)
-        for group, (group_slot_mapping, group_tables) in enumerate(zip(slots, block_tables, strict=True)):
+        for group, (group_slot_mapping, group_tables) in enumerate(zip(slot_mapping, block_tables, strict=True)):
             self._set_group(group, group_slot_mapping, group_tables)
-        self.num_tokens, self.num_seqs, self.num_logits = len(tokens), len(context_lens), len(logit_rows)
+        self.num_tokens, self.num_seqs, self.num_logits = len(tokens), len(seq_lens), len(logits_indices)
 
     def _set_group(self, group: int, slot_mapping: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
         sizes = self.sizes
         start = group * sizes.max_tokens
-        self.arrays["slots"].values[start : start + len(slot_mapping)] = array("i", slot_mapping)
+        self.arrays["slot_mapping"].values[start : start + len(slot_mapping)] = array("i", slot_mapping)
         values = self.arrays["block_tables"].values
         for row, table in enumerate(tables, group * sizes.max_seqs):
             start = row * sizes.max_blocks

@@ -1,4 +1,4 @@
-"""In-situ quantisation: which types can be asked for, and what each matrix of a model then gets.
+"""In-situ quantization: which types can be asked for, and what each matrix of a model then gets.
 
 Knows shapes and types; not how blocks are found (``search`` and the kernels), nor which matrices a model has.
 """
@@ -14,7 +14,7 @@ ISQ_TYPES: dict[str, QuantType] = {
     name.lower(): TYPES[name]
     for name in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 }
-"""The types that weights can be quantised to, as the user spells them."""
+"""The types that weights can be quantized to, as the user spells them."""
 
 _INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q4_1", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """For rows that are no multiple of 256: the smallest type with blocks of 32 whose error is no larger."""
@@ -33,7 +33,7 @@ class Target:
 def isq_type(name: str) -> QuantType:
     """The type that the user's word names, in any case. Raises ``UsageError`` for another word."""
     if name.lower() not in ISQ_TYPES:
-        raise UsageError(f"weights cannot be quantised to {name!r}", hint=f"choose one of: {', '.join(ISQ_TYPES)}")
+        raise UsageError(f"weights cannot be quantized to {name!r}", hint=f"choose one of: {', '.join(ISQ_TYPES)}")
     return ISQ_TYPES[name.lower()]
 
 

@@ -75,7 +75,7 @@ _OLD_WITHOUT_MINIMUM = _by_name(
 )
 
 EXPANDED: dict[str, QuantType] = _CODEBOOKS | _OLD_WITHOUT_MINIMUM
-"""Types that are turned into small integers and scales at load, without loss: see ``quant.expand``."""
+"""Types that are turned into small integers and scales at load, without loss: see ``quant.requantize_lossless``."""
 
 DECODED: dict[str, QuantType] = _by_name(
     (

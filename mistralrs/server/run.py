@@ -172,7 +172,7 @@ class _Serving:
             self._announce(f"Serving {self._service.model_name} at {scheme}://{place}:{port}/v1 ({key}; {reach})")
             if not settings.is_local and not settings.api_keys:
                 self._announce("warning: whoever reaches this machine can use this server; --api-key asks for a key")
-        for reason in engine.model.info.passed_over:
+        for reason in engine.model.info.unavailable_backends:
             logger.warning("slower than it could be: %s", reason)
 
 

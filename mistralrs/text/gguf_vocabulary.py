@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.text.backends import MAX_PIECE_LENGTH, byte_level_backend, derived_merges, sentence_piece_backend
-from mistralrs.text.native import native_errors
+from mistralrs.text.native_errors import native_errors
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary, known_ends
 

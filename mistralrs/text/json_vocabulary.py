@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 from mistralrs.errors import LoadError
 from mistralrs.files import TOKENIZER_BYTES, read_json_text
 from mistralrs.text.components import Components
-from mistralrs.text.native import native_errors
+from mistralrs.text.native_errors import native_errors
 from mistralrs.text.vocabulary import (
     BYTE,
     CONTROL,

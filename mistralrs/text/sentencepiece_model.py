@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.text.backends import MAX_PIECE_LENGTH, derived_merges, sentence_piece_backend
-from mistralrs.text.native import native_errors
+from mistralrs.text.native_errors import native_errors
 from mistralrs.text.protobuf import WireError, fields, signed
 from mistralrs.text.tokenizer_config import TokenizerConfig
 from mistralrs.text.vocabulary import (

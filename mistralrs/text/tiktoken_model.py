@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.text.backends import MAX_PIECE_LENGTH, byte_level_backend, derived_merges
-from mistralrs.text.native import native_errors
+from mistralrs.text.native_errors import native_errors
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.tokenizer_config import TokenizerConfig
 from mistralrs.text.vocabulary import BYTE_OF_LETTER, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, known_ends

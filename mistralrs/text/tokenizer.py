@@ -27,7 +27,7 @@ from mistralrs.text.control import ControlTexts
 from mistralrs.text.gguf_metadata import PROBE, Value, gguf_metadata
 from mistralrs.text.gguf_vocabulary import read_gguf_vocabulary
 from mistralrs.text.json_vocabulary import read_json_vocabulary
-from mistralrs.text.native import native_errors
+from mistralrs.text.native_errors import native_errors
 from mistralrs.text.sentencepiece_model import read_sentencepiece_vocabulary
 from mistralrs.text.tiktoken_model import is_tiktoken, read_tiktoken_vocabulary
 from mistralrs.text.token_bound import TokenBound

@@ -30,7 +30,7 @@ INFO = ModelInfo(
     file_bytes=1,
     kv_bytes=1,
     load_s=0.0,
-    passed_over=(),
+    unavailable_backends=(),
 )
 
 

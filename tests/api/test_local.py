@@ -39,7 +39,7 @@ def model(path: Path) -> Iterator[LocalModel]:
 def test_info(model: LocalModel, path: Path) -> None:
     info = model.info
     assert (info.name, info.architecture, info.quantization, info.context_length) == ("tiny", "llama", "F32", 128)
-    assert (info.threads, info.passed_over) == (1, ())
+    assert (info.threads, info.unavailable_backends) == (1, ())
     assert info.backend.startswith("cpu ")
     assert info.file_bytes == path.stat().st_size
     assert info.load_s > 0

@@ -128,7 +128,7 @@ def test_examples_run_as_printed(
         assert out == f"{names['res'].choices[0].message.content}\n{names['res'].usage}\n"
     else:
         assert len(names["answers"]) == 8
-        assert "F16 quantised to Q8_0" in out
+        assert "F16 quantized to Q8_0" in out
         assert out.endswith("grammar grammar is not supported yet\n")
 
 
@@ -337,7 +337,7 @@ def test_a_failed_step_is_told_to_everyone_and_is_no_end(runner: Runner, monkeyp
     until_idle(runner)
 
 
-# In-situ quantisation
+# In-situ quantization
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "Q4_1"])
@@ -349,12 +349,12 @@ def test_in_situ_quantisation_is_that_of_the_command_line(folder: Path, kind: st
         expected = "".join(event.text for event in model.complete(prompt, sampling) if isinstance(event, Delta))
         said = model.info.quantization
     with Runner(Which.Llama(str(folder)), in_situ_quant=kind, threads=1) as runner:
-        assert runner.info.quantization == said == f"F16 quantised to {kind.upper()}"
+        assert runner.info.quantization == said == f"F16 quantized to {kind.upper()}"
         assert complete(runner).choices[0].text == expected
 
 
 def test_in_situ_quantisation_is_refused_as_on_the_command_line(file: Path) -> None:
-    with pytest.raises(UsageError, match="gguf is a file that is quantised already"):
+    with pytest.raises(UsageError, match="gguf is a file that is quantized already"):
         Runner(Which.GGUF(quantized_filename=str(file)), in_situ_quant="q4_k")
     with pytest.raises(UsageError, match="'q9'") as refused:
         Runner(Which.Llama(), in_situ_quant="q9")

@@ -195,7 +195,7 @@ def test_in_situ_types() -> None:
     assert in_situ_type("Q4_K", ROWS["llama"], WORDING) == in_situ_type("q4_k", ROWS["auto"], WORDING) == "q4_k"
     with pytest.raises(UsageError) as refused:
         in_situ_type("q4_k", ROWS["mistral-gguf"], WORDING)
-    assert refused.value.message == "in_situ_quant='q4_k': mistral-gguf is a file that is quantised already"
+    assert refused.value.message == "in_situ_quant='q4_k': mistral-gguf is a file that is quantized already"
     assert refused.value.hint is not None
     assert refused.value.hint.endswith("Runner(Which.Auto(source='REPO'), in_situ_quant='TYPE')")
 

@@ -29,7 +29,7 @@ class FakeInfo:
     context_length: int = CONTEXT_LENGTH
     backend: str = "cpu avx2"
     threads: int = 2
-    passed_over: tuple[str, ...] = ()
+    unavailable_backends: tuple[str, ...] = ()
 
 
 class FakeTokenizer:
@@ -80,7 +80,7 @@ class FakeModel:
 
     def __init__(self, source: ModelSource, options: LoadOptions) -> None:
         slower = os.environ.get("FAKE_PASSED_OVER")
-        self.info = FakeInfo(passed_over=(slower,) if slower else ())
+        self.info = FakeInfo(unavailable_backends=(slower,) if slower else ())
         self.has_template = options.chat_template != "none"
         self.tokenizer = FakeTokenizer()
         self.vocab_size = VOCABULARY

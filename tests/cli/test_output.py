@@ -15,7 +15,7 @@ from mistralrs.errors import MistralrsError
 from mistralrs_cli.output import (
     AnswerWriter,
     ProgressLine,
-    Sanitiser,
+    Sanitizer,
     clean_line,
     escape_reordering,
     generation_rate,
@@ -46,16 +46,16 @@ class FakeTerminal(io.StringIO):
 def test_no_control_arrives_however_the_text_is_cut(text: str, cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[begin:end] for begin, end in itertools.pairwise(places)]
-    sanitiser = Sanitiser()
-    shown = "".join([sanitiser.feed(piece) for piece in pieces])
+    sanitizer = Sanitizer()
+    shown = "".join([sanitizer.feed(piece) for piece in pieces])
     assert not CONTROLS & set(shown)
-    assert shown == Sanitiser().feed(text)
+    assert shown == Sanitizer().feed(text)
     assert shown.count("\n") == text.count("\n")  # nothing swallows more than a line
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t")))
 def test_harmless_text_is_untouched(text: str) -> None:
-    assert Sanitiser().feed(text) == text
+    assert Sanitizer().feed(text) == text
 
 
 def test_sequences_are_taken_out_whole() -> None:
@@ -73,9 +73,9 @@ def test_sequences_are_taken_out_whole() -> None:
         "\x08",
         "\x7f",
     ):
-        assert Sanitiser().feed(f"a{sequence}b") == "ab", repr(sequence)
-    assert Sanitiser().feed("a\x1b]no end\nb") == "a\nb"
-    assert Sanitiser().feed("a\x1b[3\x1b[31mb") == "ab"
+        assert Sanitizer().feed(f"a{sequence}b") == "ab", repr(sequence)
+    assert Sanitizer().feed("a\x1b]no end\nb") == "a\nb"
+    assert Sanitizer().feed("a\x1b[3\x1b[31mb") == "ab"
 
 
 def test_writer_ends_with_one_line_feed_and_keeps_the_text() -> None:

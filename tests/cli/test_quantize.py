@@ -94,7 +94,7 @@ def test_a_model_of_the_hub_is_called_by_its_repository(
 
 def test_interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(line: ProgressLine, what: str, done: int, total: int) -> None:
-        if what == "quantising":
+        if what == "quantizing":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ProgressLine, "__call__", interrupt)

@@ -181,18 +181,18 @@ FILES: dict[str, tuple[int, Callable[[Files], list[str]], str, str]] = {
     "Q8_1": (LOAD, _typed(9), "tensor 't': is stored as Q8_1, which is not supported", "supported types: BF16, "),
     "Q8_K": (LOAD, _typed(15), "tensor 't': is stored as Q8_K, which is not supported", "supported types: BF16, "),
     "NVFP4": (LOAD, _typed(40), "tensor 't': is stored as NVFP4, which is not supported", "supported types: BF16, "),
-    "GPTQ": (LOAD, _quantised(quant_method="gptq", bits=4), "quantised with GPTQ, which is not supported", "--isq"),
-    "AWQ": (LOAD, _quantised(quant_method="awq"), "quantised with AWQ, which is not supported", "--isq"),
+    "GPTQ": (LOAD, _quantised(quant_method="gptq", bits=4), "quantized with GPTQ, which is not supported", "--isq"),
+    "AWQ": (LOAD, _quantised(quant_method="awq"), "quantized with AWQ, which is not supported", "--isq"),
     "NVFP4 of safetensors": (
-        LOAD, _quantised(quant_method="modelopt", quant_algo="NVFP4"), "quantised with MODELOPT NVFP4, which", "--isq"
+        LOAD, _quantised(quant_method="modelopt", quant_algo="NVFP4"), "quantized with MODELOPT NVFP4, which", "--isq"
     ),
     "NVFP4 of vLLM": (
         LOAD,
         _quantised(quant_method="compressed-tensors", format="nvfp4-pack-quantized"),
-        "quantised with COMPRESSED-TENSORS NVFP4-PACK-QUANTIZED, which",
+        "quantized with COMPRESSED-TENSORS NVFP4-PACK-QUANTIZED, which",
         "--isq",
     ),
-    "tensors of GPTQ": (LOAD, _gptq_tensors, "is quantised with GPTQ or AWQ, as its tensor", "--isq"),
+    "tensors of GPTQ": (LOAD, _gptq_tensors, "is quantized with GPTQ or AWQ, as its tensor", "--isq"),
     "pickle in a folder": (LOAD, lambda f: auto(_pickle(f)), "is a pickled PyTorch checkpoint", "safetensors"),
     "pickle": (
         LOAD, lambda f: auto(_pickle(f) / "pytorch_model.bin"), "is a pickled PyTorch checkpoint", "safetensors"
@@ -219,9 +219,9 @@ FILES: dict[str, tuple[int, Callable[[Files], list[str]], str, str]] = {
     "shared heads": (LOAD, lambda f: local("llama-ggml", f.ggml), "has 32 rows, but 64 / 1 are expected", "--gqa 2"),
     "absent": (LOAD, lambda f: local("gguf", f.here / "no.gguf"), "no.gguf does not exist", "-f names the file"),
     "a folder": (LOAD, lambda f: local("gguf", f.folder), "is a folder, not a file", "mistralrs -i auto "),
-    "quantised already": (LOAD, lambda f: ["--isq", "q4_k", *auto(f.gguf)], "is a GGUF file, whose", "--isq is for"),
-    "quantised already, as said": (
-        USAGE, lambda f: ["--isq", "q4_k", *local("gguf", f.gguf)], "gguf is a file that is quantised", "--isq is for"
+    "quantized already": (LOAD, lambda f: ["--isq", "q4_k", *auto(f.gguf)], "is a GGUF file, whose", "--isq is for"),
+    "quantized already, as said": (
+        USAGE, lambda f: ["--isq", "q4_k", *local("gguf", f.gguf)], "gguf is a file that is quantized", "--isq is for"
     ),
     "absent tokenizer": (
         LOAD, lambda f: [*local("gguf", f.gguf), "--tokenizer-json", "no.json"], "no.json does not exist", "--tok"

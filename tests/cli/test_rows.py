@@ -193,7 +193,7 @@ def test_dtype_and_in_situ_quantisation() -> None:
     assert task("--dtype", "f32", "bench", "auto", "a/b").load.dtype == "f32"
     assert (task("-i").load.dtype, task("-i").load.isq) == ("auto", None)
     for words, said in (
-        (["--isq", "q4_k", "-i", "mistral-gguf"], "--isq q4_k: mistral-gguf is a file that is quantised already"),
+        (["--isq", "q4_k", "-i", "mistral-gguf"], "--isq q4_k: mistral-gguf is a file that is quantized already"),
         (["--isq", "q4_k", "-i", "llama-ggml"], "--isq q4_k: llama-ggml is a file"),
         (["--isq", "q4_k", "-i"], "--isq q4_k: the default model is a file"),
         (["--isq", "q9", "-i", "llama"], "'q9'"),

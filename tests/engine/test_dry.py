@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.sampling.dry_penalty import MAX_PENALTY, Dry
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.text.tokenizer import Tokenizer
 from tests.tiny import write_tiny
 
@@ -36,7 +36,7 @@ def penalties(tokens: Sequence[int], **changes: Any) -> dict[int, float]:
 
 
 def test_llama_cpp_penalises_the_same(tokenizer: Tokenizer) -> None:
-    penalised = 0
+    penalized = 0
     for case in CASES:
         settings: dict[str, Any] = {"dry_multiplier": 1.0, **case["params"]}
         if "dry_breakers" in settings:
@@ -44,8 +44,8 @@ def test_llama_cpp_penalises_the_same(tokenizer: Tokenizer) -> None:
         params = SamplingParams(**settings)
         found = Dry(params, tokenizer.token_bytes).penalties(case["tokens"])
         assert found == pytest.approx(dict(case["penalties"]), rel=1e-5), settings
-        penalised += len(found)
-    assert penalised > 60
+        penalized += len(found)
+    assert penalized > 60
 
 
 def plain_penalties(text: str, *, allowed: int, last_n: int, breakers: list[str]) -> dict[int, float]:

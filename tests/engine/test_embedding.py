@@ -146,7 +146,7 @@ def test_transformers_has_the_same_states(name: str, isa: str | None, tmp_path: 
 @pytest.mark.native
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_chunked_is_whole_bit_for_bit(pooling: Literal["mean", "last"], tmp_path: Path) -> None:
-    """On kernels with quantised weights, alone, beside others, and in pieces."""
+    """On kernels with quantized weights, alone, beside others, and in pieces."""
     config = TinyConfig(types=StorageTypes.all("Q8_0"))
     source = ModelSource(None, write_tiny(tmp_path / "tiny.gguf", config).path, None, None)
     prompts = [tuple(random_tokens(TOKENIZER_SIZE, count, seed=count)) for count in LENGTHS]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mistralrs.engine.config import EngineConfig, SamplingParams
 from mistralrs.engine.kv.kv_cache_manager import KvCacheManager
 from mistralrs.engine.sequence import Sequence
-from mistralrs.ops.kv_groups import KvGroup, blocks_of_one, first_block
+from mistralrs.ops.kv_groups import KvGroup, first_block, max_blocks_per_seq
 
 BLOCKS = 12
 
@@ -65,11 +65,11 @@ def test_one_sequence_needs_so_many_blocks_and_no_more(window: int, step: int, b
         -(-min(length, start + step) // block_size) - first_block(start, window=window, block_size=block_size)
         for start in range(length)
     ]
-    assert max(held) == blocks_of_one(length, window=window, step=step, block_size=block_size)
+    assert max(held) == max_blocks_per_seq(length, window=window, step=step, block_size=block_size)
     enough = KvGroup(max(held), window)
-    assert enough.reach(length, step=step, block_size=block_size) == length
+    assert enough.max_context(length, step=step, block_size=block_size) == length
     less = KvGroup(max(held) - 1, window)
-    assert less.reach(length, step=step, block_size=block_size) == (max(held) - 1) * block_size
+    assert less.max_context(length, step=step, block_size=block_size) == (max(held) - 1) * block_size
 
 
 def test_a_sequence_that_does_not_fit_one_group_takes_from_none() -> None:

@@ -14,7 +14,7 @@ from mistralrs.engine.batch import Batch
 from mistralrs.engine.config import EngineConfig, SamplingParams
 from mistralrs.engine.scheduler import MAX_DRAFT_BATCH, Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence, State
-from mistralrs.ops.kv_groups import KvGroup, blocks_of_one
+from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
 
 EOS = 0
 UNLIMITED = 10**6
@@ -30,7 +30,7 @@ def config(
         if not window or spare is None:
             return num_blocks
         length, step = values["max_model_len"], values["max_batch_tokens"]
-        return spare + blocks_of_one(length, window=window, step=step, block_size=values["block_size"])
+        return spare + max_blocks_per_seq(length, window=window, step=step, block_size=values["block_size"])
 
     groups = tuple(KvGroup(blocks(window), window) for window in windows)
     return EngineConfig(kv_groups=groups, **values)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from hypothesis import event
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import Checkpoint
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 
 SECONDS = 1.0
 BYTES = 16 << 20

@@ -13,8 +13,8 @@ from mistralrs.loading.convert import Conversion
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.weight import Matrix
+from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.quantize import isq_type
-from mistralrs.quant.reference import dequantise
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES, QuantType
 from tests.ggml_writer import write_ggml
 from tests.ops.harness import for_every_isa, native, twin
@@ -40,7 +40,7 @@ def placed(matrix: Matrix, conversion: Conversion, backend: Backend) -> torch.Te
 def test_types_without_kernels_lose_nothing(name: str, isa: str) -> None:
     type_ = (EXPANDED | DECODED)[name]
     data = finite_rows(type_, rows=19, columns=COLUMNS)
-    expected = dequantise(type_, torch.from_numpy(data), COLUMNS)
+    expected = dequantize(type_, torch.from_numpy(data), COLUMNS)
     expected = torch.where(expected.isfinite(), expected, 0)
     for backend in (native(isa), twin()):
         result = placed(matrix_of(type_, data), Conversion(), backend)
@@ -64,7 +64,7 @@ def test_floats_keep_their_type_unless_another_is_asked_for() -> None:
 def test_quantising_takes_floats_alone_and_leaves_the_router(name: str) -> None:
     data = torch.randn(4, COLUMNS, generator=torch.Generator().manual_seed(2))
     matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
-    conversion = Conversion(quantise=isq_type(name))
+    conversion = Conversion(quantize_to=isq_type(name))
     assert conversion.target("up", matrix) is TYPES[name.upper()]
     assert conversion.target("router", matrix) is TYPES["F32"]
     result = placed(matrix, conversion, twin())
@@ -77,12 +77,12 @@ def test_quantising_takes_floats_alone_and_leaves_the_router(name: str) -> None:
 def test_weights_that_are_not_finite_cannot_be_quantised() -> None:
     data = torch.full((2, COLUMNS), float("nan"))
     matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
-    with pytest.raises(LoadError, match="weight cannot be quantised to Q4_K"):
-        placed(matrix, Conversion(quantise=isq_type("q4_k")), twin())
+    with pytest.raises(LoadError, match="weight cannot be quantized to Q4_K"):
+        placed(matrix, Conversion(quantize_to=isq_type("q4_k")), twin())
 
 
 @pytest.mark.parametrize("name", sorted(TYPES | EXPANDED | DECODED))
-@pytest.mark.parametrize("conversion", [Conversion(), Conversion("f16"), Conversion(quantise=isq_type("q4_k"))])
+@pytest.mark.parametrize("conversion", [Conversion(), Conversion("f16"), Conversion(quantize_to=isq_type("q4_k"))])
 def test_a_router_is_placed_as_floats(name: str, conversion: Conversion) -> None:
     """Kernels read it as such, whatever it is stored as and whatever others become."""
     type_ = (TYPES | EXPANDED | DECODED)[name]
@@ -96,7 +96,7 @@ def test_old_blocks_of_16_that_do_not_fill_one_of_32_are_decoded() -> None:
     conversion = Conversion()
     assert conversion.target("up", matrix) is TYPES["F32"]
     weights = twin().place(conversion.convert(matrix, TYPES["F32"], twin())).dense()
-    assert torch.equal(weights, dequantise(EXPANDED["Q4_2"], torch.from_numpy(data), 48))
+    assert torch.equal(weights, dequantize(EXPANDED["Q4_2"], torch.from_numpy(data), 48))
 
 
 def test_rows_must_split_in_blocks() -> None:

@@ -17,7 +17,7 @@ from mistralrs.errors import LoadError
 from mistralrs.loading import digest_cache, fingerprint
 from mistralrs.loading.digest_cache import DigestCache, FileIdentity
 from mistralrs.loading.fingerprint import ContentHashing
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.pipeline import LoadPlan, load
 from mistralrs.ops.backend import resolve
 from tests.architectures import VARIANTS, write_folder

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from mistralrs.errors import LoadError
-from mistralrs.loading.ggml import GgmlFile
-from mistralrs.loading.safetensors import SafetensorsFile
+from mistralrs.loading.ggml_file import GgmlFile
+from mistralrs.loading.safetensors_file import SafetensorsFile
 from tests.ggml_writer import FORMATS, write_ggml
 from tests.loading.mutations import NUMBERS, Base, assert_sound_or_refused, check_and_read, mutate
 from tests.tiny import TinyConfig, TinyModel, write_tiny

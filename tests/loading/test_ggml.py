@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mistralrs.errors import FormatError, LoadError
-from mistralrs.loading.ggml import GgmlFile
-from mistralrs.quant.reference import dequantise
+from mistralrs.loading.ggml_file import GgmlFile
+from mistralrs.quant.dequantize import dequantize
 from mistralrs.text.tokenizer import Tokenizer
 from tests.ggml_writer import (
     FORMATS,
@@ -60,7 +60,7 @@ def test_tensors_of_every_version_and_type(tiny: TinyModel, version: str, type_:
             rows = torch.from_numpy(np.frombuffer(tensor.data, np.uint8).copy()).view(
                 -1, tensor.type.row_bytes(tensor.shape[-1])
             )
-            decoded = dequantise(tensor.type, rows, tensor.shape[-1]).view(tensor.shape)
+            decoded = dequantize(tensor.type, rows, tensor.shape[-1]).view(tensor.shape)
             assert torch.equal(decoded, paired(name, torch.from_numpy(expected))), name
             original = torch.from_numpy(tiny.weights[name])
             limit = 0.0 if type_ == "F32" else 0.2 * original.abs().max().item()
@@ -230,6 +230,6 @@ def test_all_types_of_the_writer_have_an_id() -> None:
 
 
 def test_needs_neither_torch_nor_numpy() -> None:
-    program = "import sys, mistralrs.loading.ggml; print(sorted({'torch', 'numpy', 'gguf'} & set(sys.modules)))"
+    program = "import sys, mistralrs.loading.ggml_file; print(sorted({'torch', 'numpy', 'gguf'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

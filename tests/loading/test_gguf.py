@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mistralrs.errors import FormatError
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.quant.types import TYPES
 from tests.loading.gguf_bytes import ARRAY, BOOL, F32, F64, I8, I16, I32, I64, STRING, U8, U16, U32, U64, Bytes
 
@@ -155,7 +155,7 @@ def test_typed_access(tiny_llama: Path) -> None:
 
 
 def test_needs_neither_torch_nor_numpy() -> None:
-    program = "import sys, mistralrs.loading.gguf; print(sorted({'torch', 'numpy', 'gguf'} & set(sys.modules)))"
+    program = "import sys, mistralrs.loading.gguf_file; print(sorted({'torch', 'numpy', 'gguf'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mistralrs.errors import FormatError, LoadError
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.gguf_header import MAX_ARRAY_ELEMENTS
 from tests.loading.gguf_bytes import ARRAY, BOOL, F32, STRING, U8, U32, Bytes
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mistralrs.errors import FormatError, LoadError
-from mistralrs.loading.gguf import GgufFile, part_names
+from mistralrs.loading.gguf_file import GgufFile, part_names
 from tests.loading.gguf_bytes import STRING, U16, Bytes
 from tests.loading.test_gguf import mapped
 

@@ -15,7 +15,7 @@ import gguf
 import pytest
 
 from mistralrs.errors import LoadError
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
 from mistralrs.quant.types import TYPES
 

@@ -176,7 +176,7 @@ def test_a_gated_model_with_its_token(hub: Hub) -> None:
         ({"model_type": "mllama", "text_config": {"model_type": "llama"}}, "'mllama', which is not supported"),
         ({"model_type": "llava", "text_config": {"model_type": "mistral"}}, "'mistral', not 'llama'"),
         ({"model_type": "llava"}, "has no text_config"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantised with GPTQ"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized with GPTQ"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_before_its_weights(hub: Hub, config: dict[str, object], message: str) -> None:

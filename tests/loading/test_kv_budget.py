@@ -12,7 +12,7 @@ from mistralrs.loading.kv_budget import kv_groups
 from mistralrs.loading.pipeline import LoadPlan, load
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.ops.backend import resolve
-from mistralrs.ops.kv_groups import KvGroup, blocks_of_one
+from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
 from tests.architectures import VARIANTS, WINDOW, write_folder
 
 LAYER_BLOCK = 2 * 8 * 128 * 2 * 16
@@ -47,7 +47,7 @@ def test_no_budget_is_exceeded_and_more_is_never_less(
     assert all(group.num_blocks <= other.num_blocks for group, other in zip(found, more, strict=True))
     rich = groups(windows, context, 10**9, max_seqs=max_seqs)
     for group in rich:
-        assert group.num_blocks == max_seqs * blocks_of_one(context, window=group.window, step=STEP, block_size=16)
+        assert group.num_blocks == max_seqs * max_blocks_per_seq(context, window=group.window, step=STEP, block_size=16)
 
 
 def test_without_windows_everybody_shares_the_budget() -> None:
@@ -59,14 +59,14 @@ def test_a_model_of_windows_reaches_its_context_with_what_slides() -> None:
     """32,768 tokens in the memory of 4,624."""
     [group] = groups(MISTRAL, 32768, 32 * 289)
     assert group == KvGroup(289, 4096)
-    assert group.reach(32768, step=STEP, block_size=16) == 32768
+    assert group.max_context(32768, step=STEP, block_size=16) == 32768
     [less] = groups(MISTRAL, 32768, 32 * 288)
-    assert less.reach(32768, step=STEP, block_size=16) == 288 * 16
+    assert less.max_context(32768, step=STEP, block_size=16) == 288 * 16
 
 
 def test_windows_beside_full_layers_take_half_at_most() -> None:
     """Of five full layers and 25 with a window: few sequences with a long context, or more with a shorter one."""
-    one = blocks_of_one(131072, window=512, step=STEP, block_size=16)
+    one = max_blocks_per_seq(131072, window=512, step=STEP, block_size=16)
     assert groups(GEMMA, 131072, 25 * one + 5 * 300) == (KvGroup(300), KvGroup(one, 512))
     full, window = groups(GEMMA, 131072, 25 * one * 10)
     assert (full.num_blocks, window.num_blocks) == (25 * one, 5 * one)
@@ -86,5 +86,5 @@ def test_what_is_loaded_has_the_context_that_its_windows_allow(
     monkeypatch.setattr("mistralrs.loading.pipeline.available_bytes", lambda: totals[0] + 2 * 4 * 12 * block_bytes)
     model = load(folder, backend, plan)
     assert model.max_model_len == context
-    slides = blocks_of_one(512, window=WINDOW, step=16, block_size=16)
+    slides = max_blocks_per_seq(512, window=WINDOW, step=16, block_size=16)
     assert {group.num_blocks for group in model.limits.kv_groups if group.window} <= {slides}

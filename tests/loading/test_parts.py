@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mistralrs.loading.facts import GgufFacts
-from mistralrs.loading.gguf import GgufFile
-from mistralrs.loading.parts import CheckpointParts, adjacent_to_halves
+from mistralrs.loading.checkpoint_parts import CheckpointParts, interleaved_to_halves
+from mistralrs.loading.gguf_file import GgufFile
+from mistralrs.loading.model_metadata import GgufMetadata
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.ops.backend import resolve
 from tests.tiny import TinyConfig, write_tiny
@@ -17,8 +17,8 @@ from tests.tiny import TinyConfig, write_tiny
 
 def test_order_of_rotary_rows() -> None:
     """Two heads of six rows, four of them rotated: pairs (0, 1) and (2, 3) of the file become (0, 2) and (1, 3)."""
-    assert list(adjacent_to_halves(12, 6, 4)) == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
-    assert list(adjacent_to_halves(4, 4, 4)) == [0, 2, 1, 3]
+    assert list(interleaved_to_halves(12, 6, 4)) == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+    assert list(interleaved_to_halves(4, 4, 4)) == [0, 2, 1, 3]
 
 
 @pytest.mark.parametrize("isa", [None, "torch"])
@@ -27,7 +27,7 @@ def test_weights_are_those_of_transformers(isa: str | None, tmp_path: Path) -> N
     form = ARCHITECTURES["llama"].gguf
     assert form is not None
     with GgufFile.open(tiny.path) as file:
-        parts = CheckpointParts(file, form, form.spec(GgufFacts(file)), resolve("cpu", isa=isa).backend)
+        parts = CheckpointParts(file, form, form.spec(GgufMetadata(file)), resolve("cpu", isa=isa).backend)
         state = {name: torch.from_numpy(weight) for name, weight in tiny.weights.items()}
         for part, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj")):
             [weight] = parts.linears([part], layer=1)
@@ -49,7 +49,7 @@ def test_placed_bytes_are_enough(tmp_path: Path) -> None:
     assert form is not None
     with GgufFile.open(tiny.path) as file:
         seen: list[tuple[int, int]] = []
-        spec = form.spec(GgufFacts(file))
+        spec = form.spec(GgufMetadata(file))
         parts = CheckpointParts(file, form, spec, resolve("cpu").backend, progress=lambda *news: seen.append(news))
         weights = parts.linears(["embedding"])
         for layer in range(2):

@@ -1,4 +1,4 @@
-"""How much memory quantising takes at most, in a process of its own: never the model as it is stored."""
+"""How much memory quantizing takes at most, in a process of its own: never the model as it is stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from mistralrs.loading.pipeline import LoadPlan, load
-from mistralrs.loading.quantize import quantize_model
+from mistralrs.loading.quantize_model import quantize_model
 from mistralrs.ops.backend import resolve
 
 

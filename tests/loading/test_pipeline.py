@@ -173,14 +173,16 @@ def test_errors_of_broken_files_are_format_errors(tiny: Path, tmp_path: Path) ->
 
 
 def test_without_kernels_torch_serves_and_says_so() -> None:
-    code = "from mistralrs.ops.backend import resolve; r = resolve('cpu'); print(r.backend.name, r.passed_over)"
+    code = (
+        "from mistralrs.ops.backend import resolve; r = resolve('cpu'); print(r.backend.name, r.unavailable_backends)"
+    )
     environment = {**os.environ, "MISTRALRS_NO_NATIVE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("cpu torch ")
     assert "switched off by MISTRALRS_NO_NATIVE" in done.stdout
-    assert resolve("cpu", isa="torch").passed_over == ()
+    assert resolve("cpu", isa="torch").unavailable_backends == ()
 
 
 def test_an_unknown_instruction_set_is_named() -> None:

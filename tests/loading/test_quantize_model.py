@@ -1,4 +1,4 @@
-"""A safetensors model written as a quantised GGUF file: the model that ``--isq`` computes, read by us and by others."""
+"""A safetensors model written as a quantized GGUF file: the model that ``--isq`` computes, read by us and by others."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading import convert
-from mistralrs.loading.gguf import GgufFile
-from mistralrs.loading.quantize import quantize_model
+from mistralrs.loading.gguf_file import GgufFile
+from mistralrs.loading.quantize_model import quantize_model
 from tests.architectures import VARIANTS, Variant, write_folder
 from tests.ggml_writer import write_ggml
 from tests.gguf_of import write_gguf
@@ -74,12 +74,12 @@ def files(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Folders
 
     @cache
     def file(name: str) -> Path:
-        return quantised(folders(name), tmp_path_factory.mktemp(f"{name}-Q8_0"))
+        return quantized(folders(name), tmp_path_factory.mktemp(f"{name}-Q8_0"))
 
     return file
 
 
-def quantised(source: Path, folder: Path, type_: str = "q8_0") -> Path:
+def quantized(source: Path, folder: Path, type_: str = "q8_0") -> Path:
     quantize_model(source, folder / "out.gguf", type_)
     assert [file.name for file in folder.glob("*") if file.is_file()] == ["out.gguf"]
     return folder / "out.gguf"
@@ -109,7 +109,7 @@ def test_it_is_the_model_that_isq_computes(name: str, folders: Folders, files: F
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_in_blocks_of_256(name: str, folders: Folders, tmp_path: Path) -> None:
     folder = folders(f"wide {name}")
-    path = quantised(folder, tmp_path, "q4_k")
+    path = quantized(folder, tmp_path, "q4_k")
     assert_same_model(path, folder, "q4_k")
     types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
     assert {"Q4_K", "F32"} <= types <= {"Q4_K", "F32", "Q4_1"}
@@ -118,7 +118,7 @@ def test_the_same_in_blocks_of_256(name: str, folders: Folders, tmp_path: Path) 
 @pytest.mark.native
 @pytest.mark.parametrize("type_", ["q6_k", "q5_k", "q3_k", "q2_k", "q5_1", "q5_0", "q4_1", "q4_0"])
 def test_every_type(type_: str, folders: Folders, tmp_path: Path) -> None:
-    path = quantised(folders("wide llama"), tmp_path, type_)
+    path = quantized(folders("wide llama"), tmp_path, type_)
     assert_same_model(path, folders("wide llama"), type_)
     reader = gguf.GGUFReader(path)
     assert {tensor.tensor_type.name for tensor in reader.tensors} == {type_.upper(), "F32"}
@@ -206,7 +206,7 @@ def test_pieces_of_any_size_give_the_same(
 ) -> None:
     """A matrix is converted a few rows at a time, and the pages behind it are given back."""
     monkeypatch.setattr(convert, "_AT_ONCE", 500)
-    assert quantised(folders(name), tmp_path).read_bytes() == files(name).read_bytes()
+    assert quantized(folders(name), tmp_path).read_bytes() == files(name).read_bytes()
 
 
 def test_the_name_and_a_model_without_a_template(folders: Folders, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_the_name_and_a_model_without_a_template(folders: Folders, tmp_path: Pat
 def test_progress(folders: Folders, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     quantize_model(folders("llama"), tmp_path / "out.gguf", "q8_0", progress=lambda *step: told.append(step))
-    assert {what for what, _, _ in told} == {"quantising"}
+    assert {what for what, _, _ in told} == {"quantizing"}
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert told[-1][1] == told[-1][2]
     assert 0 <= (tmp_path / "out.gguf").stat().st_size - told[-1][2] < 20_000
@@ -249,7 +249,7 @@ def test_a_weight_that_cannot_be_quantised_leaves_nothing(folders: Folders, tmp_
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.3.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(LoadError, match=r"model.layers.3.mlp.down_proj.weight cannot be quantised to Q8_0"):
+    with pytest.raises(LoadError, match=r"model.layers.3.mlp.down_proj.weight cannot be quantized to Q8_0"):
         quantize_model(folder, tmp_path / "out.gguf", "q8_0")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
@@ -283,7 +283,7 @@ def test_refused(folders: Folders, tmp_path: Path) -> None:
     refused(tiny.path, r"tiny.gguf is a GGUF file already")
     refused(legacy.path, r"tiny.bin is a GGML file already")
     refused(tmp_path / "absent.gguf", "absent.gguf cannot be read")
-    refused(folders("llama"), "weights cannot be quantised to 'q9_k'", "q9_k")
+    refused(folders("llama"), "weights cannot be quantized to 'q9_k'", "q9_k")
     silent = shutil.copytree(folders("llama"), tmp_path / "silent")
     (silent / "tokenizer.json").unlink()
     refused(silent, "silent has no tokenizer.json and no tokenizer.model")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.files import MAX_CONTAINERS
-from mistralrs.loading.safetensors import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsFile
+from mistralrs.loading.safetensors_file import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsFile
 from tests.loading.mutations import check_and_read
 from tests.loading.test_gguf import mapped
 
@@ -198,7 +198,7 @@ def test_quantised_models_are_refused_by_name(config: object, how: str, tmp_path
     save_file(TENSORS, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(LoadError, match=f"a model quantised {how}, which is not supported") as caught:
+        with pytest.raises(LoadError, match=f"a model quantized {how}, which is not supported") as caught:
             SafetensorsFile.open(path)
         assert "--isq" in str(caught.value.hint)
 
@@ -207,7 +207,7 @@ def test_quantised_models_are_refused_by_name(config: object, how: str, tmp_path
 def test_quantised_tensors_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({f"model.layers.0.mlp.up_proj.{suffix}": torch.zeros(2, 2, dtype=torch.int32)}, path)
-    with pytest.raises(LoadError, match=f"is quantised with GPTQ or AWQ, as its tensor .*{suffix}'") as caught:
+    with pytest.raises(LoadError, match=f"is quantized with GPTQ or AWQ, as its tensor .*{suffix}'") as caught:
         SafetensorsFile.open(path)
     assert "--isq" in str(caught.value.hint)
 
@@ -336,6 +336,6 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 def test_needs_neither_torch_nor_numpy() -> None:
-    program = "import sys, mistralrs.loading.safetensors; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    program = "import sys, mistralrs.loading.safetensors_file; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from mistralrs.errors import LoadError, UsageError
-from mistralrs.loading.source import NotInRepositoryError, companion, fetch, fetch_optional
+from mistralrs.loading.hub_files import NotInRepositoryError, companion, fetch, fetch_optional
 from tests.hub import COMMIT, Hub, Repository, serving
 
 REPO = "TheBloke/Tiny-GGUF"
@@ -245,7 +245,7 @@ def test_names_that_are_no_repository_are_refused(hub: Hub, repo: str) -> None:
 
 
 def test_the_environment_of_a_process_leads_it_to_the_hub(hub: Hub, tmp_path: Path) -> None:
-    program = f"from mistralrs.loading.source import fetch; print(fetch({REPO!r}, 'tiny.Q8_0.gguf').read_text())"
+    program = f"from mistralrs.loading.hub_files import fetch; print(fetch({REPO!r}, 'tiny.Q8_0.gguf').read_text())"
     environment = {**os.environ, **hub.env(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "8\n"

@@ -20,7 +20,7 @@ from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import LoadError, RequestError
 from mistralrs.loading.describe import describe
-from mistralrs.loading.quantize import quantize_model
+from mistralrs.loading.quantize_model import quantize_model
 from tests.architectures import VARIANTS, greedy, reference, write_folder
 from tests.gguf_edits import edited
 from tests.gguf_of import write_gguf

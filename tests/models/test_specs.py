@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import DescribedCheckpoint, RawTensor
-from mistralrs.loading.facts import GgufFacts, HfFacts
+from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata
 from mistralrs.models.registry import ARCHITECTURES, HF_MODEL_TYPES
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.quant.types import TYPES
@@ -72,8 +72,8 @@ def hf(model_type: str, changes: Values | None = None, *, head: bool = False) ->
     assert form is not None
     config = {**CONFIG, **MORE.get(model_type, {}), **(changes or {})}
     stored = Stored({}, {"lm_head.weight": [0.0]} if head else {})
-    spec = form.spec(HfFacts(stored, Path("config.json"), config))
-    assert form.pieces(spec)
+    spec = form.spec(HfMetadata(stored, Path("config.json"), config))
+    assert form.tensors(spec)
     return spec
 
 
@@ -82,8 +82,8 @@ def gguf(name: str, changes: Values | None = None, vectors: Mapping[str, Sequenc
     assert form is not None
     values = {**METADATA, **MORE_METADATA.get(name, {}), **(changes or {})}
     metadata = {f"{name}.{key}": value for key, value in values.items() if value is not None}
-    spec = form.spec(GgufFacts(Stored(metadata, vectors or {})))
-    assert form.pieces(spec)
+    spec = form.spec(GgufMetadata(Stored(metadata, vectors or {})))
+    assert form.tensors(spec)
     return spec
 
 

@@ -16,12 +16,12 @@ import torch
 from mistralrs_kernels import cpu
 
 from mistralrs.ops.arena import Arena, Buffer, buffer, buffers_bytes
-from mistralrs.ops.backend import Activation, Backend, Finish, Norm
-from mistralrs.ops.native import NativeBackend
-from mistralrs.ops.reference import ReferenceBackend
+from mistralrs.ops.backend import Activation, Backend, Epilogue, Norm
+from mistralrs.ops.native_backend import NativeBackend
+from mistralrs.ops.reference_backend import ReferenceBackend
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Sizes, StepArgs
-from mistralrs.quant.reference import dequantise
+from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.types import TYPES
 from tests.quant.blocks import odd_rows, sane_rows
 
@@ -82,7 +82,7 @@ def random_matrix(
 def decoded(matrix: Matrix) -> torch.Tensor:
     """(rows, columns) float32 by the definition of the type, in the wanted order."""
     raw = torch.frombuffer(matrix.data, dtype=torch.uint8).view(-1, matrix.type.row_bytes(matrix.columns))
-    weights = dequantise(matrix.type, raw, matrix.columns)
+    weights = dequantize(matrix.type, raw, matrix.columns)
     return weights if matrix.order is None else weights[torch.tensor(matrix.order)]
 
 
@@ -93,18 +93,18 @@ def random_values(*shape: int, seed: int) -> torch.Tensor:
     return torch.where(torch.rand(shape, generator=generator) < 0.02, values * 10, values)
 
 
-def step_args(*, tokens: int, logit_rows: Sequence[int] = (), max_seqs: int = 1, max_blocks: int = 1) -> StepArgs:
+def step_args(*, tokens: int, logits_indices: Sequence[int] = (), max_seqs: int = 1, max_blocks: int = 1) -> StepArgs:
     """A step of so many tokens of one sequence; for operations that look at nothing else."""
-    args = StepArgs(_sizes(tokens, max(1, len(logit_rows)), max_seqs, max_blocks))
+    args = StepArgs(_sizes(tokens, max(1, len(logits_indices)), max_seqs, max_blocks))
     positions = list(range(tokens))
     args.set(
         tokens=[0] * tokens,
         positions=positions,
-        slots=[positions],
-        seq_starts=[0, tokens],
-        context_lens=[tokens],
+        slot_mapping=[positions],
+        query_start_loc=[0, tokens],
+        seq_lens=[tokens],
         block_tables=[[[0] * max_blocks]],
-        logit_rows=logit_rows,
+        logits_indices=logits_indices,
     )
     return args
 
@@ -117,7 +117,7 @@ def _sizes(tokens: int, logits: int, seqs: int, blocks: int) -> Sizes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Normalisation:
+class Normalization:
     """A norm's values, before they stand in an arena."""
 
     weight: torch.Tensor
@@ -142,11 +142,11 @@ class Projection:
 
     matrices: tuple[Matrix, ...]
     x: torch.Tensor
-    norm: Normalisation | None = None
-    finish: Finish = "store"
+    norm: Normalization | None = None
+    epilogue: Epilogue = "store"
     activation: Activation = "silu"
-    refine_above: float = math.inf
-    logit_rows: tuple[int, ...] | None = None
+    outlier_threshold: float = math.inf
+    logits_indices: tuple[int, ...] | None = None
     softcap: float = 0.0
     before: float = 0.0
     """What is in the outputs before."""
@@ -157,8 +157,8 @@ class Projection:
 
     def run(self, backend: Backend) -> list[torch.Tensor]:
         tokens, columns = self.x.shape
-        rows_out = tokens if self.logit_rows is None else max(1, len(self.logit_rows))
-        members = self.matrices[:1] if self.finish == "gated" else self.matrices
+        rows_out = tokens if self.logits_indices is None else max(1, len(self.logits_indices))
+        members = self.matrices[:1] if self.epilogue == "gated" else self.matrices
         shapes = [(rows_out, matrix.rows) for matrix in members]
         arena = Arena(buffers_bytes(*shapes, (tokens, columns), (columns,), (columns,)))
         weights = [backend.place(matrix) for matrix in self.matrices]
@@ -168,17 +168,17 @@ class Projection:
             filled(arena, self.x),
             outs,
             norm=self.norm.bind(arena) if self.norm else None,
-            finish=self.finish,
+            epilogue=self.epilogue,
             activation=self.activation,
-            refine_above=self.refine_above,
-            logits_only=self.logit_rows is not None,
+            outlier_threshold=self.outlier_threshold,
+            logits_only=self.logits_indices is not None,
             softcap=self.softcap,
         )
-        backend.program([op], step_args(tokens=tokens, logit_rows=self.logit_rows or ()))()
+        backend.program([op], step_args(tokens=tokens, logits_indices=self.logits_indices or ()))()
         return [out.tensor.clone() for out in outs]
 
 
-def normed(backend: Backend, x: torch.Tensor, norm: Normalisation) -> torch.Tensor:
+def normed(backend: Backend, x: torch.Tensor, norm: Normalization) -> torch.Tensor:
     """The norm of each row as the backend computes it: ``add_norm`` to zeros."""
     arena = Arena(buffers_bytes(x.shape, x.shape, x.shape[-1:], x.shape[-1:]))
     target = filled(arena, torch.zeros_like(x))

@@ -12,10 +12,10 @@ import torch
 
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary
-from mistralrs.ops.native import PackedKv
-from mistralrs.ops.reference import ReferenceKv
+from mistralrs.ops.native_backend import PackedKv
+from mistralrs.ops.reference_backend import ReferenceKv
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
-from tests.ops.harness import Normalisation, for_every_isa, native, normed, random_values, twin
+from tests.ops.harness import Normalization, for_every_isa, native, normed, random_values, twin
 from tests.tolerances import ATTENTION
 
 pytestmark = pytest.mark.native
@@ -119,7 +119,7 @@ class Cache:
         self._run = backend.program([op], self.args)
 
     def _norm(self, weight: torch.Tensor | None, arena: Arena) -> Norm | None:
-        return None if weight is None else Normalisation(weight=weight).bind(arena)
+        return None if weight is None else Normalization(weight=weight).bind(arena)
 
     def leave_rubbish(self, blocks: Iterable[int]) -> None:
         """NaN in every place: what is not written by the test must not be read."""
@@ -146,14 +146,14 @@ class Cache:
         self.args.set(
             tokens=[0] * count,
             positions=positions,
-            slots=[*[[0] * count] * astray, slots],
-            seq_starts=starts,
-            context_lens=[end for _, _, end in chunks],
+            slot_mapping=[*[[0] * count] * astray, slots],
+            query_start_loc=starts,
+            seq_lens=[end for _, _, end in chunks],
             block_tables=[
                 *[[[0] * len(text.table) for text, _, _ in chunks]] * astray,
                 [t.table for t, _, _ in chunks],
             ],
-            logit_rows=[],
+            logits_indices=[],
         )
         self._run()
         return list(work.attended.tensor[:count].clone().split([end - start for _, start, end in chunks]))
@@ -273,7 +273,7 @@ def test_head_norms_are_norms_of_what_comes_in(isa: str) -> None:
     shape = Shape(heads=4, kv_heads=2, head_dim=32, rotary_half=16, q_norm=weights[0], k_norm=weights[1])
     [text] = make_texts(shape, [70], seed=1)
     q, k = (
-        normed(native(isa), values.reshape(-1, 32), Normalisation(weight=weight)).view_as(values)
+        normed(native(isa), values.reshape(-1, 32), Normalization(weight=weight)).view_as(values)
         for values, weight in zip((text.q, text.k), weights, strict=True)
     )
     plain = Shape(heads=4, kv_heads=2, head_dim=32, rotary_half=16)

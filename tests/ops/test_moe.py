@@ -12,7 +12,7 @@ import torch
 from mistralrs.ops.arena import Arena
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.workspace import Sizes, Workspace
-from tests.ops.harness import Normalisation, for_every_isa, native, random_matrix, random_values, step_args, twin
+from tests.ops.harness import Normalization, for_every_isa, native, random_matrix, random_values, step_args, twin
 from tests.tolerances import EXPERTS
 
 pytestmark = pytest.mark.native
@@ -27,7 +27,7 @@ def mixture(
     experts: int,
     used: int,
     names: Sequence[str] = ("F32", "F32", "F32"),
-    refine_above: float = math.inf,
+    outlier_threshold: float = math.inf,
 ) -> torch.Tensor:
     """What is added to x (tokens, hidden), by experts of weights that depend on nothing but their number."""
     tokens = len(x)
@@ -45,7 +45,7 @@ def mixture(
         for part, (name, rows, columns) in enumerate(zip(names, (FFN, FFN, HIDDEN), (HIDDEN, HIDDEN, FFN), strict=True))
     )
     router = backend.place(random_matrix("F32", rows=experts, columns=HIDDEN, seed=7))
-    norm = Normalisation(weight=1 + random_values(HIDDEN, seed=3) / 8)
+    norm = Normalization(weight=1 + random_values(HIDDEN, seed=3) / 8)
     op = backend.moe(
         work,
         norm=norm.bind(Arena(4 * HIDDEN + 256)),  # which lives as long as the operation alone holds it
@@ -55,7 +55,7 @@ def mixture(
         down=down,
         used=used,
         activation="silu",
-        refine_above=refine_above,
+        outlier_threshold=outlier_threshold,
     )
     backend.program([op], step_args(tokens=tokens))()
     return work.x.tensor - x
@@ -73,14 +73,14 @@ def test_kernel_equals_twin(isa: str, experts: int, used: int) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize("refine_above", [math.inf, 1.0, 0.0])
+@pytest.mark.parametrize("outlier_threshold", [math.inf, 1.0, 0.0])
 @pytest.mark.parametrize("names", [("F32", "F16", "BF16"), ("Q4_K", "Q6_K", "F16"), ("Q8_0", "Q8_0", "F32")])
-def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: tuple[str, ...], refine_above: float) -> None:
+def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: tuple[str, ...], outlier_threshold: float) -> None:
     """Bit for bit, whoever its neighbours are, whichever experts they share, and whatever the number of threads."""
     x = random_values(33, HIDDEN, seed=1)
     alone = torch.cat(
         [
-            mixture(native(isa), x[t : t + 1], experts=6, used=2, names=names, refine_above=refine_above)
+            mixture(native(isa), x[t : t + 1], experts=6, used=2, names=names, outlier_threshold=outlier_threshold)
             for t in range(33)
         ]
     )
@@ -89,6 +89,6 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: tuple[str, ...],
         tokens = random.sample(range(33), count)
         threads = random.choice((1, 2, 3))
         together = mixture(
-            native(isa, threads=threads), x[tokens], experts=6, used=2, names=names, refine_above=refine_above
+            native(isa, threads=threads), x[tokens], experts=6, used=2, names=names, outlier_threshold=outlier_threshold
         )
         assert torch.equal(together, alone[tokens])

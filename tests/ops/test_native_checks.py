@@ -11,7 +11,7 @@ import pytest
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import KvShape, Norm, Rotary
-from mistralrs.ops.native import NativeBackend, PackedWeight
+from mistralrs.ops.native_backend import NativeBackend, PackedWeight
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Sizes, Workspace
 from mistralrs.quant.types import BY_GGML_ID, DECODED, EXPANDED, TYPES
@@ -55,7 +55,7 @@ def mixture(backend: NativeBackend, work: Workspace, **changed: object) -> None:
         "down": [placed(backend, HIDDEN, FFN)] * 3,
         "used": 2,
     }
-    backend.moe(work, activation="silu", refine_above=0.0, **(parts | changed))  # type: ignore[arg-type]
+    backend.moe(work, activation="silu", outlier_threshold=0.0, **(parts | changed))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("type_", [*BY_GGML_ID.values(), *EXPANDED.values(), *DECODED.values()], ids=lambda t: t.name)
@@ -120,7 +120,7 @@ def test_matrices_that_are_too_wide_or_cut_short(backend: NativeBackend) -> None
 def test_projections_that_do_not_fit(backend: NativeBackend, work: Workspace) -> None:
     right, narrow = placed(backend, FFN, HIDDEN), placed(backend, FFN, HIDDEN - 1)
     backend.project([right], work.x, [work.ffn])
-    for weights, outs, finish, message in (
+    for weights, outs, epilogue, message in (
         ([narrow], [work.ffn], "store", "is 96 x 63, expected 96 x 64"),
         ([right], [work.x], "store", "is 96 x 64, expected 64 x 64"),
         ([right] * 5, [work.ffn] * 5, "store", "a projection of 5 matrices"),
@@ -129,7 +129,7 @@ def test_projections_that_do_not_fit(backend: NativeBackend, work: Workspace) ->
         ([right, placed(backend, FFN + 1, HIDDEN)], [work.ffn], "gated", "a gate and what it gates"),
     ):
         with pytest.raises(LoadError, match=message):
-            backend.project(weights, work.x, outs, finish=finish)  # type: ignore[arg-type]
+            backend.project(weights, work.x, outs, epilogue=epilogue)  # type: ignore[arg-type]
     with pytest.raises(LoadError, match="does not fit rows of 64"):
         backend.project([right], work.x, [work.ffn], norm=norm(HIDDEN + 1))
     with pytest.raises(LoadError, match="does not fit rows of 64"):

@@ -13,7 +13,7 @@ from mistralrs_kernels import cpu
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import KvShape, Norm
-from mistralrs.ops.native import NativeBackend
+from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.native_checks import MAX_COLUMNS, MAX_HEAD_DIM
 from mistralrs.ops.weight import Matrix
 from mistralrs.quant.types import TYPES
@@ -88,7 +88,7 @@ def test_bits_are_the_same_on_any_share_and_beside_others() -> None:
 
 FORKING = """
 import os, sys, threading, torch
-from mistralrs.ops.native import NativeBackend
+from mistralrs.ops.native_backend import NativeBackend
 from tests.ops.test_pool import projection, workers
 
 torch.set_num_threads(1)

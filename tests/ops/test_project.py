@@ -10,14 +10,14 @@ from random import Random
 import pytest
 import torch
 
-from mistralrs.ops.backend import Activation, Finish
-from mistralrs.ops.reference import round_to_int8
+from mistralrs.ops.backend import Activation, Epilogue
+from mistralrs.ops.reference_backend import round_to_int8
 from mistralrs.ops.weight import Matrix
 from mistralrs.quant.types import TYPES
 from tests.ops.harness import (
     FLOATS,
     ISAS,
-    Normalisation,
+    Normalization,
     Projection,
     decoded,
     for_every_isa,
@@ -66,10 +66,10 @@ def cost_of_ties(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
 def assert_products_equal(
     case: Projection, results: list[torch.Tensor], expected: list[torch.Tensor], *, isa: str
 ) -> None:
-    x = case.x if case.logit_rows is None else case.x[list(case.logit_rows)]
+    x = case.x if case.logits_indices is None else case.x[list(case.logits_indices)]
     for matrix, result, wanted in zip(case.matrices, results, expected, strict=True):
         allowed = PRODUCT * (magnitude(matrix, x) + abs(case.before))
-        if isa == "portable" and case.refine_above < math.inf:
+        if isa == "portable" and case.outlier_threshold < math.inf:
             allowed = allowed + cost_of_ties(matrix, x)
         worst = ((result - wanted).abs() / allowed).max().item()
         assert worst <= 1, f"{worst:.1f} times the tolerance: {matrix.name} {matrix.rows} x {matrix.columns}, {len(x)}"
@@ -81,11 +81,13 @@ def test_kernel_equals_twin(isa: str, name: str) -> None:
     """Every row count, each with two draws of width, token count and refinement."""
     random = Random(f"{isa} {name}")
     for number, rows in enumerate(ROWS * 2):
-        columns, tokens, refine_above = random.choice(widths(name)), random.choice(TOKENS), random.choice(REFINED)
+        columns, tokens, outlier_threshold = random.choice(widths(name)), random.choice(TOKENS), random.choice(REFINED)
         matrix = random_matrix(
             name, rows=rows, columns=columns, seed=number, bias=number % 3 == 1, ordered=number % 2 == 1
         )
-        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=number), refine_above=refine_above)
+        case = Projection(
+            matrices=(matrix,), x=random_values(tokens, columns, seed=number), outlier_threshold=outlier_threshold
+        )
         assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
 
 
@@ -93,21 +95,23 @@ def test_kernel_equals_twin(isa: str, name: str) -> None:
 @for_every_isa
 @pytest.mark.parametrize("name", TYPES)
 def test_kernel_equals_twin_in_every_size(isa: str, name: str) -> None:
-    for seed, (rows, columns, tokens, refine_above) in enumerate(product(ROWS, widths(name), TOKENS, REFINED)):
+    for seed, (rows, columns, tokens, outlier_threshold) in enumerate(product(ROWS, widths(name), TOKENS, REFINED)):
         matrix = random_matrix(name, rows=rows, columns=columns, seed=seed)
-        case = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=seed), refine_above=refine_above)
+        case = Projection(
+            matrices=(matrix,), x=random_values(tokens, columns, seed=seed), outlier_threshold=outlier_threshold
+        )
         assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
 
 
 @for_every_isa
-@pytest.mark.parametrize("refine_above", REFINED)
+@pytest.mark.parametrize("outlier_threshold", REFINED)
 @pytest.mark.parametrize(
     "names",
     [("Q4_1", "Q8_0"), ("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "F16", "Q5_1"), ("Q3_K", "BF16"), ("F32", "F16", "BF16")],
 )
 @pytest.mark.parametrize("epilogue", ["store", "add"])
 def test_members_of_different_types_and_heights(
-    isa: str, names: tuple[str, ...], finish: Finish, refine_above: float
+    isa: str, names: tuple[str, ...], epilogue: Epilogue, outlier_threshold: float
 ) -> None:
     matrices = tuple(
         random_matrix(name, rows=rows, columns=512, seed=rows, bias=rows == 48, ordered=rows == 17)
@@ -115,7 +119,7 @@ def test_members_of_different_types_and_heights(
     )
     for tokens in (1, 5, 9):
         x = random_values(tokens, 512, seed=tokens)
-        case = Projection(matrices=matrices, x=x, finish=finish, refine_above=refine_above, before=0.75)
+        case = Projection(matrices=matrices, x=x, epilogue=epilogue, outlier_threshold=outlier_threshold, before=0.75)
         assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
 
 
@@ -128,21 +132,21 @@ def test_activations(isa: str, activation: Activation) -> None:
         random_matrix("F32", rows=32, columns=32, seed=1), data=identity.view(torch.uint8).numpy().data.cast("B")
     )
     x = torch.linspace(-30, 30, 64 * 32).view(64, 32)
-    case = Projection(matrices=(matrix,), x=x, finish="activate", activation=activation)
+    case = Projection(matrices=(matrix,), x=x, epilogue="activate", activation=activation)
     [result], [expected] = case.run(native(isa)), case.run(twin())
     assert ((result - expected).abs() <= ACTIVATION * x.abs() + 1e-30).all()
 
 
 @for_every_isa
-@pytest.mark.parametrize("refine_above", REFINED)
+@pytest.mark.parametrize("outlier_threshold", REFINED)
 @pytest.mark.parametrize("names", TWO_MEMBERS)
-def test_gated(isa: str, names: tuple[str, str], refine_above: float) -> None:
+def test_gated(isa: str, names: tuple[str, str], outlier_threshold: float) -> None:
     """act(first) * second, where an error of one counts as often as the other is large."""
     for tokens, rows in ((1, 17), (4, 48), (9, 15)):
         first, second = (random_matrix(name, rows=rows, columns=256, seed=seed) for seed, name in enumerate(names))
         x = random_values(tokens, 256, seed=rows)
-        case = Projection(matrices=(first, second), x=x, finish="gated", refine_above=refine_above)
-        a, b = replace(case, finish="store").run(twin())
+        case = Projection(matrices=(first, second), x=x, epilogue="gated", outlier_threshold=outlier_threshold)
+        a, b = replace(case, epilogue="store").run(twin())
         gate = torch.nn.functional.silu(a)
         allowed = PRODUCT * 1.1 * (magnitude(first, x) * b.abs() + magnitude(second, x) * gate.abs())
         [result] = case.run(native(isa))
@@ -156,11 +160,11 @@ def test_only_the_rows_that_are_asked_for(isa: str) -> None:
     matrix = random_matrix("Q4_1", rows=130, columns=96, seed=5)
     x = random_values(9, 96, seed=6)
     for rows in ((8,), (0, 3, 4, 8), tuple(range(9))):
-        case = Projection(matrices=(matrix,), x=x, refine_above=0.0, logit_rows=rows)
+        case = Projection(matrices=(matrix,), x=x, outlier_threshold=0.0, logits_indices=rows)
         results = case.run(native(isa))
         assert_products_equal(case, results, case.run(twin()), isa=isa)
-        assert torch.equal(results[0], replace(case.only(*rows), logit_rows=None).run(native(isa))[0])
-    nothing = Projection(matrices=(matrix,), x=x, logit_rows=(), before=0.25)
+        assert torch.equal(results[0], replace(case.only(*rows), logits_indices=None).run(native(isa))[0])
+    nothing = Projection(matrices=(matrix,), x=x, logits_indices=(), before=0.25)
     assert (nothing.run(native(isa))[0] == 0.25).all()
 
 
@@ -182,19 +186,19 @@ def test_norm(isa: str, kind: str, columns: int) -> None:
     x = 3 * random_values(9, columns, seed=columns) + 0.5
     weight = 1 + random_values(columns, seed=1) / 8
     norm = (
-        Normalisation(weight=weight)
+        Normalization(weight=weight)
         if kind == "rms"
-        else Normalisation(weight=weight, bias=random_values(columns, seed=2), kind="layer")
+        else Normalization(weight=weight, bias=random_values(columns, seed=2), kind="layer")
     )
     values, expected = normed(native(isa), x, norm), normed(twin(), x, norm)
     assert ((values - expected).abs() <= NORM * expected.abs().amax(-1, keepdim=True)).all()
     for name in ("F32", "Q8_0") if columns % 32 == 0 else ("F16",):
-        for refine_above in REFINED:
+        for outlier_threshold in REFINED:
             case = Projection(
                 matrices=(random_matrix(name, rows=48, columns=columns, seed=3),),
                 x=x,
                 norm=norm,
-                refine_above=refine_above,
+                outlier_threshold=outlier_threshold,
             )
             apart = replace(case, x=values, norm=None)
             [result] = case.run(native(isa))
@@ -208,18 +212,18 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
     """Bit for bit, at every batch size, whoever its neighbours are."""
     columns = widths(name)[-1]
     random = Random(name)
-    for refine_above in REFINED:
+    for outlier_threshold in REFINED:
         case = Projection(
             matrices=(random_matrix(name, rows=48, columns=columns, seed=1, bias=True),),
             x=random_values(33, columns, seed=2),
-            norm=Normalisation(weight=1 + random_values(columns, seed=3) / 8),
-            refine_above=refine_above,
+            norm=Normalization(weight=1 + random_values(columns, seed=3) / 8),
+            outlier_threshold=outlier_threshold,
         )
         [alone] = [torch.cat([case.only(token).run(native(isa))[0] for token in range(33)])]
         assert torch.equal(case.run(native(isa))[0], alone)
         for count in (2, 3, 4, 5, 7, 8, 9, 16):
             tokens = random.sample(range(33), count)
-            assert torch.equal(case.only(*tokens).run(native(isa))[0], alone[tokens]), (refine_above, count)
+            assert torch.equal(case.only(*tokens).run(native(isa))[0], alone[tokens]), (outlier_threshold, count)
 
 
 @for_every_isa
@@ -227,11 +231,11 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
 def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
     """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces."""
     matrices = tuple(random_matrix(name, rows=400, columns=512, seed=seed) for seed, name in enumerate(names))
-    epilogues: tuple[Finish, ...] = ("store", "add", "gated")
-    for tokens, finish in product((1, 7, 40), epilogues):
-        norm = Normalisation(weight=1 + random_values(512, seed=3) / 8)
+    epilogues: tuple[Epilogue, ...] = ("store", "add", "gated")
+    for tokens, epilogue in product((1, 7, 40), epilogues):
+        norm = Normalization(weight=1 + random_values(512, seed=3) / 8)
         x = random_values(tokens, 512, seed=tokens)
-        case = Projection(matrices=matrices, x=x, norm=norm, finish=finish, refine_above=0.0, before=0.5)
+        case = Projection(matrices=matrices, x=x, norm=norm, epilogue=epilogue, outlier_threshold=0.0, before=0.5)
         first, *others = [case.run(native(isa, threads=threads)) for threads in (1, 2, 3)]
         for other in others:
             assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -241,10 +245,10 @@ def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("name", TYPES)
 def test_instruction_sets_agree(name: str) -> None:
     columns = widths(name)[-1]
-    for refine_above in REFINED:
+    for outlier_threshold in REFINED:
         x = random_values(9, columns, seed=4)
         case = Projection(
-            matrices=(random_matrix(name, rows=130, columns=columns, seed=3),), x=x, refine_above=refine_above
+            matrices=(random_matrix(name, rows=130, columns=columns, seed=3),), x=x, outlier_threshold=outlier_threshold
         )
         first, *others = [case.run(native(isa)) for isa in ISAS]
         for isa, other in zip(ISAS[1:], others, strict=True):
@@ -274,7 +278,7 @@ def test_what_stands_out_is_refined(isa: str) -> None:
     x[4:, 1] *= 2  # 1.25: 1.6 times as much
     x = x.flatten(1)
     matrix = random_matrix("Q8_0", rows=48, columns=128, seed=2)
-    case = Projection(matrices=(matrix,), x=x, refine_above=2.0)
+    case = Projection(matrices=(matrix,), x=x, outlier_threshold=2.0)
     once, twice = (round_to_int8(x, level).unflatten(1, (4, 32)) for level in (math.inf, 0.0))
     assert not torch.equal(once, twice)
     expected = once.clone()
@@ -293,15 +297,17 @@ def _identity_q8_0() -> memoryview:
 
 @for_every_isa
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "F16"])
-@pytest.mark.parametrize("refine_above", REFINED)
-def test_values_that_are_no_numbers_stay_in_their_token(isa: str, name: str, refine_above: float) -> None:
+@pytest.mark.parametrize("outlier_threshold", REFINED)
+def test_values_that_are_no_numbers_stay_in_their_token(isa: str, name: str, outlier_threshold: float) -> None:
     """Broken weights make activations infinite or NaN; the tokens beside them have the bits that they have alone."""
     columns = 2 * TYPES[name].block_len if name not in FLOATS else 64
     x = random_values(7, columns, seed=3)
     broken = {1: math.nan, 3: math.inf, 4: -math.inf}
     for token, value in broken.items():
         x[token, token::5] = value
-    case = Projection(matrices=(random_matrix(name, rows=33, columns=columns, seed=1),), x=x, refine_above=refine_above)
+    case = Projection(
+        matrices=(random_matrix(name, rows=33, columns=columns, seed=1),), x=x, outlier_threshold=outlier_threshold
+    )
     [out] = case.run(native(isa))
     for token in range(len(x)):
         [alone] = case.only(token).run(native(isa))

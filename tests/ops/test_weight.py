@@ -12,10 +12,10 @@ import torch
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import Backend, Rotary
-from mistralrs.ops.native import NativeBackend
+from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.weight import Matrix, read_vector
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
-from mistralrs.quant.reference import dequantise
+from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES
 from tests.ops.harness import FLOATS, decoded, for_every_isa, native, random_matrix, twin
 from tests.tolerances import ROTARY
@@ -39,8 +39,8 @@ def embed(
     inv_freq.values[:] = array("f", frequencies)
     count = len(tokens)
     args.set(
-        tokens=tokens, positions=positions, slots=[positions], seq_starts=[0, count], context_lens=[count],
-        block_tables=[[[0]]], logit_rows=[],
+        tokens=tokens, positions=positions, slot_mapping=[positions], query_start_loc=[0, count], seq_lens=[count],
+        block_tables=[[[0]]], logits_indices=[],
     )  # fmt: skip
     rotary = Rotary(inv_freq, work.rotary[0], 1.5)
     op = backend.embed(backend.place(matrix), work, rotaries=[rotary], scale=scale)
@@ -116,7 +116,7 @@ def test_vectors_of_every_type() -> None:
         assert read.tolist() == stored.float().tolist()
     for type_ in (TYPES | EXPANDED | DECODED).values():
         data = np.random.default_rng(1).integers(0, 60, (1, type_.row_bytes(512)), dtype=np.uint8)
-        expected = dequantise(type_, torch.from_numpy(data), 512)
+        expected = dequantize(type_, torch.from_numpy(data), 512)
         assert torch.tensor(read_vector("v", type_, data.data.cast("B"))).equal(expected[0]), type_.name
     with pytest.raises(LoadError, match="v: 33 bytes do not split in blocks of Q8_0"):
         read_vector("v", TYPES["Q8_0"], memoryview(bytes(33)))

@@ -16,8 +16,8 @@ import pytest
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished, Stream, TokenLogprob, Usage
-from mistralrs.loading.gguf import GgufFile
-from mistralrs.ops.kv_groups import blocks_of_one
+from mistralrs.loading.gguf_file import GgufFile
+from mistralrs.ops.kv_groups import max_blocks_per_seq
 from tests.architectures import VARIANTS, WINDOW, write_folder
 from tests.tiny import StorageTypes, TinyConfig, write_tiny
 
@@ -232,7 +232,7 @@ def test_a_long_answer_needs_few_blocks(load: Load, model: LocalModel) -> None:
     assert len(answer.tokens) == 20 * WINDOW
     with load(max_seqs=1, max_batch_tokens=17) as small:
         blocks = [group.num_blocks for group in small.engine.config.kv_groups if group.window]
-        assert blocks == [blocks_of_one(512, window=WINDOW, step=17, block_size=16)] == [4]
+        assert blocks == [max_blocks_per_seq(512, window=WINDOW, step=17, block_size=16)] == [4]
         assert ask(small, QUESTIONS[0], sampling)[0] == answer
 
 

@@ -16,9 +16,9 @@ from transformers import AutoConfig
 from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
 from mistralrs.errors import LoadError
 from mistralrs.loading.describe import describe
-from mistralrs.loading.facts import HfFacts
-from mistralrs.loading.pipeline import hugging_face_form
-from mistralrs.loading.quantize import quantize_model
+from mistralrs.loading.model_metadata import HfMetadata
+from mistralrs.loading.pipeline import hugging_face_mapping
+from mistralrs.loading.quantize_model import quantize_model
 from mistralrs.models.multimodal import TEXT_TYPES, text_config
 from tests.architectures import VARIANTS, write_folder
 from tests.gguf_edits import edited
@@ -202,8 +202,8 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
     config = text_config(published)
     assert config is not None
     stored = Stored({}, {})
-    _, form = hugging_face_form(Path(name), config, None)
-    spec = form.spec(HfFacts(stored, Path("config.json"), config))
+    _, form = hugging_face_mapping(Path(name), config, None)
+    spec = form.spec(HfMetadata(stored, Path("config.json"), config))
     fields = {key: value for key, value in json.loads(json.dumps(published)).items() if key != "model_type"}
     theirs = AutoConfig.for_model(published["model_type"], **fields).get_text_config()
     assert (spec.hidden_size, spec.ffn_size, len(spec.layers)) == (

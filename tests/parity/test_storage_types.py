@@ -1,6 +1,6 @@
 """Every role of a model in every type that a file may store it in: the kernels' logits are those of plain torch.
 
-A sample of the pairs; `make soak` has all of them (``tests.soak.quantised_whole``).
+A sample of the pairs; `make soak` has all of them (``tests.soak.quantized_whole``).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_pairs_of_role_and_type(name: str, bases: Bases, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("type_name", STORABLE)
 def test_a_router_of_any_type(type_name: str, bases: Bases, tmp_path: Path) -> None:
-    """Kernels read it as floats; a quantised one crashed them."""
+    """Kernels read it as floats; a quantized one crashed them."""
     base = bases("mixtral")
     path = base.write(tmp_path / "router.gguf", dict.fromkeys(base.roles()["ffn_gate_inp.weight"], type_name))
     assert difference(path) <= TWO_TERMS

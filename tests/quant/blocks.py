@@ -1,4 +1,4 @@
-"""Stored rows made of random block bytes, for tests of decoders and kernels. `gguf` cannot quantise to most types."""
+"""Stored rows made of random block bytes, for tests of decoders and kernels. `gguf` cannot quantize to most types."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def odd_rows(type_: QuantType, *, rows: int, columns: int, seed: int) -> NDArray
 
 
 def sane_rows(type_: QuantType, *, rows: int, columns: int, seed: int, deviation: float) -> NDArray[np.uint8]:
-    """Random rows of a quantised type as a model might have them: mean near zero, the given standard deviation."""
+    """Random rows of a quantized type as a model might have them: mean near zero, the given standard deviation."""
     blocks = random_bytes(type_, rows=rows, columns=columns, seed=seed).reshape(-1, type_.block_bytes)
-    if type_.name == "TQ2_0":  # no quantiser writes the fourth value, 2
+    if type_.name == "TQ2_0":  # no quantizer writes the fourth value, 2
         blocks[:, :64] ^= (blocks[:, :64] & blocks[:, :64] >> 1 & 0x55) << 1
     spread = np.random.default_rng(seed + 1).uniform(0.5, 1.5, len(blocks))
     unit = decoded_deviation(type_, blocks, spread)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mistralrs.quant.expand import GROUP, UNPACKERS, expand
-from mistralrs.quant.reference import dequantise
+from mistralrs.quant.dequantize import dequantize
+from mistralrs.quant.requantize_lossless import GROUP, UNPACKERS, requantize_lossless
 from mistralrs.quant.types import BY_GGML_ID, DECODED, EXPANDED, TYPES, QuantType
 from tests.quant.blocks import odd_rows, random_bytes, sane_rows
 
@@ -34,7 +34,7 @@ def finite_rows(type_: QuantType, *, rows: int, columns: int) -> NDArray[np.uint
 def test_the_product_is_the_weight(name: str) -> None:
     type_ = EXPANDED[name]
     data = torch.from_numpy(finite_rows(type_, rows=9, columns=768))
-    values, scales = expand(type_, data, 768)
+    values, scales = requantize_lossless(type_, data, 768)
     assert (values.dtype, values.shape) == (torch.int8, (9, 768))
     assert (scales.dtype, scales.shape) == (torch.float32, (9, 768 // GROUP))
     product = (values.view(9, -1, GROUP).float() * scales[:, :, None]).view(9, 768)
@@ -52,7 +52,7 @@ def test_old_layouts_decode_as_they_were_defined(name: str) -> None:
     type_ = OLD[name]
     data = finite_rows(type_, rows=5, columns=96)
     expected = np.array([by_definition(type_, bytes(row)) for row in data], dtype=np.float32)
-    decoded = dequantise(type_, torch.from_numpy(data), columns=96).numpy()
+    decoded = dequantize(type_, torch.from_numpy(data), columns=96).numpy()
     np.testing.assert_array_equal(decoded.view(np.uint32), expected.view(np.uint32))
 
 
@@ -101,7 +101,7 @@ def test_mxfp4_at_its_smallest_and_largest_exponents() -> None:
     type_ = EXPANDED["MXFP4"]
     data = random_bytes(type_, rows=256, columns=32, seed=1)
     data[:, 0] = np.arange(256)
-    values, scales = expand(type_, torch.from_numpy(data), 32)
+    values, scales = requantize_lossless(type_, torch.from_numpy(data), 32)
     with np.errstate(over="ignore"):
         expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType.MXFP4)
     product = (values.view(256, 2, 16).float() * scales[:, :, None]).view(256, 32)
@@ -113,13 +113,13 @@ def test_mxfp4_at_its_smallest_and_largest_exponents() -> None:
 def test_sane_rows_of_mxfp4_are_about_right() -> None:
     type_ = EXPANDED["MXFP4"]
     rows = torch.from_numpy(sane_rows(type_, rows=16, columns=512, seed=3, deviation=0.05))
-    assert 0.03 < dequantise(type_, rows, columns=512).std().item() < 0.08
+    assert 0.03 < dequantize(type_, rows, columns=512).std().item() < 0.08
 
 
 def test_the_result_does_not_share_memory() -> None:
     for type_ in EXPANDED.values():
         data = torch.zeros(2, type_.row_bytes(256), dtype=torch.uint8)
-        values, scales = expand(type_, data, 256)
+        values, scales = requantize_lossless(type_, data, 256)
         before = values.clone(), scales.clone()
         data.fill_(0x55)
         assert torch.equal(values, before[0])
@@ -128,10 +128,10 @@ def test_the_result_does_not_share_memory() -> None:
 
 def test_refuses_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="IQ4_XS"):
-        expand(EXPANDED["IQ4_XS"], torch.zeros(2, 136, dtype=torch.uint8), 512)
+        requantize_lossless(EXPANDED["IQ4_XS"], torch.zeros(2, 136, dtype=torch.uint8), 512)
 
 
 def test_the_codebooks_are_read_when_they_are_needed() -> None:
-    program = "import sys, mistralrs.quant.reference; print('gguf' in sys.modules)"
+    program = "import sys, mistralrs.quant.dequantize; print('gguf' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

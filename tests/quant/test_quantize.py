@@ -1,4 +1,4 @@
-"""The quantisers against llama.cpp's, whose errors on the same weights are golden data, and against one another."""
+"""The quantizers against llama.cpp's, whose errors on the same weights are golden data, and against one another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mistralrs_kernels import cpu
 from numpy.typing import NDArray
 
 from mistralrs.errors import UsageError
-from mistralrs.loading.gguf import RawTensor
+from mistralrs.loading.gguf_file import RawTensor
+from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.quantize import ISQ_TYPES, isq_type, target_of
-from mistralrs.quant.reference import dequantise
-from mistralrs.quant.search import quantise
+from mistralrs.quant.scale_search import quantize_blocks
 from mistralrs.quant.types import TYPES, QuantType
 from tests.quant import weights
 from tests.quant.weights import Floats, relative_error
@@ -26,7 +26,7 @@ from tests.quant.weights import Floats, relative_error
 GOLDEN: dict[str, dict[str, float]] = json.loads(
     (Path(__file__).parent / "golden" / "quantizer_errors.json").read_text()
 )["errors"]
-"""Set of weights -> type -> the relative error of llama.cpp's quantiser; see scripts/make_quantizer_golden.py."""
+"""Set of weights -> type -> the relative error of llama.cpp's quantizer; see scripts/make_quantizer_golden.py."""
 
 TWINS_APART = 3e-3
 """Relative difference of the errors of kernel and twin, which add in another order: where two lines seem as good, each
@@ -65,7 +65,7 @@ def kernel(library: ctypes.CDLL, type_: QuantType, rows: Floats, *, pool: int | 
 
 
 def twin(type_: QuantType, rows: Floats) -> Blocks:
-    blocks: Blocks = quantise(type_, torch.from_numpy(np.ascontiguousarray(rows))).numpy()
+    blocks: Blocks = quantize_blocks(type_, torch.from_numpy(np.ascontiguousarray(rows))).numpy()
     return blocks
 
 
@@ -115,7 +115,7 @@ def _decode(tensor: RawTensor) -> Floats:
     rows, columns = tensor.shape
     data = torch.frombuffer(tensor.data, dtype=torch.uint8).reshape(rows, -1)
     taken = data[: -(-256 * 768 // columns)]
-    result: Floats = dequantise(tensor.type, taken, columns).numpy()
+    result: Floats = dequantize(tensor.type, taken, columns).numpy()
     return result
 
 
@@ -213,7 +213,7 @@ def test_the_kernel_refuses(library: ctypes.CDLL) -> None:
 )
 def test_the_twin_refuses(name: str, rows: torch.Tensor, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        quantise(TYPES[name], rows)
+        quantize_blocks(TYPES[name], rows)
 
 
 def test_words_of_the_command_line() -> None:

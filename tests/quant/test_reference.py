@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mistralrs.quant.reference import DECODERS, dequantise
+from mistralrs.quant.dequantize import DECODERS, dequantize
 from mistralrs.quant.types import BY_GGML_ID, DECODED, EXPANDED, I8, TYPES
 from tests.quant.blocks import HALVES, odd_rows, sane_rows
 
@@ -24,7 +24,7 @@ def test_equals_gguf_bit_for_bit(name: str, rows: int, blocks: int) -> None:
     with np.errstate(over="ignore"):  # MXFP4 reaches beyond float32
         expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
 
-    decoded = dequantise(type_, torch.from_numpy(data), columns=columns).numpy()
+    decoded = dequantize(type_, torch.from_numpy(data), columns=columns).numpy()
 
     assert decoded.dtype == np.float32
     assert decoded.shape == expected.shape
@@ -39,7 +39,7 @@ def test_equals_gguf_bit_for_bit(name: str, rows: int, blocks: int) -> None:
 def test_result_is_new_memory(name: str) -> None:
     type_ = ALL[name]
     data = torch.zeros(2, type_.row_bytes(256), dtype=torch.uint8)
-    decoded = dequantise(type_, data, columns=256)
+    decoded = dequantize(type_, data, columns=256)
     before = decoded.clone()
     data.fill_(0x55)
     assert torch.equal(decoded, before)
@@ -50,7 +50,7 @@ def test_reads_from_any_offset() -> None:
     type_ = TYPES["Q6_K"]
     data = torch.from_numpy(odd_rows(type_, rows=3, columns=512, seed=1))
     moved = torch.cat((torch.zeros(1, dtype=torch.uint8), data.flatten()))[1:].view(3, -1)
-    assert torch.equal(dequantise(type_, moved, columns=512), dequantise(type_, data, columns=512))
+    assert torch.equal(dequantize(type_, moved, columns=512), dequantize(type_, data, columns=512))
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
@@ -58,7 +58,7 @@ def test_plain_types_from_an_odd_address(name: str) -> None:
     type_ = TYPES[name]
     data = torch.arange(5, dtype=torch.uint8).repeat_interleave(type_.block_bytes)[1:]
     rows = data[: 3 * type_.block_bytes].view(1, -1)
-    assert torch.equal(dequantise(type_, rows, columns=3), dequantise(type_, rows.clone(), columns=3))
+    assert torch.equal(dequantize(type_, rows, columns=3), dequantize(type_, rows.clone(), columns=3))
 
 
 def test_the_table_is_complete_and_that_of_ggml() -> None:
@@ -75,7 +75,7 @@ def test_the_table_is_complete_and_that_of_ggml() -> None:
 @pytest.mark.parametrize("name", [name for name in (*HALVES, "IQ1_M") if name in TODAY])
 def test_sane_rows_are_sane(name: str) -> None:
     rows = torch.from_numpy(sane_rows(TODAY[name], rows=16, columns=512, seed=3, deviation=0.05))
-    weights = dequantise(TODAY[name], rows, columns=512)
+    weights = dequantize(TODAY[name], rows, columns=512)
     assert abs(weights.mean().item()) < 0.01
     assert weights.std().item() == pytest.approx(0.05, rel=0.02)
 
@@ -91,4 +91,4 @@ def test_sane_rows_are_sane(name: str) -> None:
 )
 def test_refuses_shapes_that_do_not_fit(data: torch.Tensor, columns: int) -> None:
     with pytest.raises(ValueError, match="Q4_0"):
-        dequantise(TYPES["Q4_0"], data, columns=columns)
+        dequantize(TYPES["Q4_0"], data, columns=columns)

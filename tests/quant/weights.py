@@ -1,4 +1,4 @@
-"""Weights that quantisers are compared on, and the measure. Needs numpy alone, for the script that asks llama.cpp.
+"""Weights that quantizers are compared on, and the measure. Needs numpy alone, for the script that asks llama.cpp.
 
 They are drawn from uniform numbers, the one stream of numpy's generators that is the same in every version.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mistralrs.loading.gguf import GgufFile, RawTensor
+from mistralrs.loading.gguf_file import GgufFile, RawTensor
 
 Floats = NDArray[np.float32]
 

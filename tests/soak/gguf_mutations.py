@@ -37,12 +37,12 @@ class Case:
 
 
 def make_bases(folder: Path, default_model: Path | None) -> list[Base]:
-    """Tiny files of plain and of quantised types, and the default model's header where that is at hand."""
+    """Tiny files of plain and of quantized types, and the default model's header where that is at hand."""
     plain = write_tiny(folder / "plain.gguf")
     mixed = StorageTypes(embedding="Q8_0", attention="Q4_K", feed_forward="Q6_K", head="Q5_1")
     config = TinyConfig(hidden=256, head_dim=64, feed_forward=256, layers=1, tied=False, types=mixed)
-    quantised = write_tiny(folder / "quantised.gguf", config)
-    bases = [Base.read(plain.path), Base.read(quantised.path)]
+    quantized = write_tiny(folder / "quantized.gguf", config)
+    bases = [Base.read(plain.path), Base.read(quantized.path)]
     if default_model is not None:
         bases.append(Base.read(default_model, header_only=True))
     return bases

@@ -76,4 +76,4 @@ def test_a_short_drill(tmp_path: Path) -> None:
     text = report(cases, seed=1)
     assert "Nothing." in text
     broken = run_cases(bases, fail, tmp_path, numbers=range(2), seed=1)
-    assert "number 1 of quantised.gguf: wrong error: KeyError('mutant-1.gguf')" in report(broken, seed=1)
+    assert "number 1 of quantized.gguf: wrong error: KeyError('mutant-1.gguf')" in report(broken, seed=1)

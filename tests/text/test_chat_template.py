@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from tests.text.reference import Render, check_equal, load_reference
 from tests.text.vocabularies import FETCHED
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.text.chat_template import ChatTemplate, encode_chat
 from mistralrs.text.control import ControlTexts
 from mistralrs.text.tokenizer import Tokenizer

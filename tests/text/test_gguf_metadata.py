@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from mistralrs.errors import LoadError
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.text.backends import byte_level_cut
 from mistralrs.text.gguf_metadata import PROBE
 from mistralrs.text.pretokenizers import PRETOKENIZERS

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mistralrs.errors import ContextLengthError
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.text import prompt_tokens as module
 from mistralrs.text.prompt_tokens import SEAM, Room, check_texts, prompt_tokens
 from mistralrs.text.tokenizer import Tokenizer

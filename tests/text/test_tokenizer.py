@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistralrs.errors import LoadError
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.tokenizer import Tokenizer
 from tests.text.vocabularies import NORMAL, USER_DEFINED, byte_level, sentence_piece

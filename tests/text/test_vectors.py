@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.text.tokenizer import Tokenizer
 from tests.text.vocabularies import fetched
 

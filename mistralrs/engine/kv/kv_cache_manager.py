@@ -13,7 +13,7 @@ from typing import Protocol
 from mistralrs.engine.config import EngineConfig
 from mistralrs.engine.kv.block_pool import BlockPool
 from mistralrs.engine.sequence import Sequence
-from mistralrs.ops.kv_groups import blocks_of_one, first_block
+from mistralrs.ops.kv_groups import first_block, max_blocks_per_seq
 
 
 class KvConnector(Protocol):
@@ -176,7 +176,7 @@ class KvCacheManager:
     def _max_blocks(self, sequence: Sequence, group: int) -> int:
         """The most blocks that a sequence holds until all tokens that it knows are computed."""
         window, step, size = self._windows[group], self._step, self._block_size
-        return blocks_of_one(len(sequence.tokens), window=window, step=step, block_size=size)
+        return max_blocks_per_seq(len(sequence.tokens), window=window, step=step, block_size=size)
 
     def _missing_blocks(self, sequence: Sequence, group: int) -> int:
         """Blocks that a running sequence may still take until then."""

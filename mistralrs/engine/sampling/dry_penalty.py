@@ -1,6 +1,6 @@
 """DRY ("don't repeat yourself"): how much to hold against a token that would carry on a repetition.
 
-If the text ends as an earlier part of it did, the token that came next there is penalised, the more the longer the two
+If the text ends as an earlier part of it did, the token that came next there is penalized, the more the longer the two
 agree. Knows token ids and what they spell; no tensor and no model.
 """
 

@@ -63,11 +63,11 @@ def sampler_plan(params: SamplingParams) -> SamplerPlan:
     edits = 0
     while edits < len(stages) and stages[edits] in LOGITS_PROCESSORS:
         edits += 1
-    penalised = stages[:1] == ["penalties"]
+    penalized = stages[:1] == ["penalties"]
     truncations = tuple(stages[edits:])
     fast = truncations == tuple(stage for stage in FAST_PATH_STAGES if stage in truncations)
     settled = replace(params, **off) if off else None  # type: ignore[arg-type]
-    return SamplerPlan(settled, penalised, tuple(stages[penalised:edits]), None if fast else truncations)
+    return SamplerPlan(settled, penalized, tuple(stages[penalized:edits]), None if fast else truncations)
 
 
 def _is_on(stage: str, params: SamplingParams) -> bool:
@@ -135,7 +135,7 @@ class _Candidates:
         self.scores, self.values = scores, scores[self.ids]
 
     def weights(self) -> torch.Tensor:
-        """(n,) probabilities that are not normalised; the largest is 1."""
+        """(n,) probabilities that are not normalized; the largest is 1."""
         return exponentials(self.values - self.values.amax())
 
 

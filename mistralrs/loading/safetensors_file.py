@@ -31,7 +31,7 @@ _DAMAGED = "the file is damaged or not a safetensors model: fetch it again"
 _INDEX_DAMAGED = f"fetch {INDEX_NAME} and all files that it names again"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-_QUANTISED_HINT = "use the unquantised model, with --isq to quantise it while it loads, or a GGUF file"
+_QUANTISED_HINT = "use the unquantized model, with --isq to quantize it while it loads, or a GGUF file"
 _TUNED_PREFIX = "base_model.model.model"
 
 
@@ -43,7 +43,7 @@ class SafetensorsFile(MappedCheckpoint):
         """Maps the files and reads their headers; no tensor byte is touched.
 
         ``path`` is a file, an index of files or a folder; a file that an index beside it names opens all of them.
-        Raises LoadError when nothing that can be read is there or the model is quantised in a way that is not
+        Raises LoadError when nothing that can be read is there or the model is quantized in a way that is not
         supported, FormatError when a file is not what it should be or one is missing.
         """
         folder = path if path.is_dir() else path.parent
@@ -132,22 +132,22 @@ def _indexed(index: Path) -> list[_File]:
 
 
 def refuse_quantised_config(config: Path) -> None:
-    """LoadError when the model beside this config.json is quantised."""
+    """LoadError when the model beside this config.json is quantized."""
     if not config.exists():
         return
     content = read_json(config, hint="fetch config.json again")
     inner = content.get("text_config")
-    quantisation = content.get("quantization_config") or (
+    quantization = content.get("quantization_config") or (
         inner.get("quantization_config") if isinstance(inner, dict) else None
     )
-    if quantisation is None:
+    if quantization is None:
         return
-    said = quantisation if isinstance(quantisation, dict) else {}
+    said = quantization if isinstance(quantization, dict) else {}
     # the tool that made it, then which of its formats, under whichever key that tool uses
     names = [said.get(key) for key in ("quant_method", "quant_algo", "format")]
     known = [name.upper() for name in names if isinstance(name, str) and re.fullmatch(r"[\w-]{1,40}", name)]
     how = f"with {' '.join(known)}" if known else "in an unknown way"
-    raise LoadError(f"{config.parent} holds a model quantised {how}, which is not supported", hint=_QUANTISED_HINT)
+    raise LoadError(f"{config.parent} holds a model quantized {how}, which is not supported", hint=_QUANTISED_HINT)
 
 
 def _read_file(path: Path) -> tuple[MappedFile, dict[str, Span]]:
@@ -197,7 +197,7 @@ def _span(cursor: Cursor, mapping: MappedFile, name: str, entry: object, data_st
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if name.endswith((".qweight", ".qzeros")):
         raise LoadError(
-            f"{cursor.path} is quantised with GPTQ or AWQ, as its tensor {shown(name)} shows; that is not supported",
+            f"{cursor.path} is quantized with GPTQ or AWQ, as its tensor {shown(name)} shows; that is not supported",
             hint=_QUANTISED_HINT,
         )
     if not isinstance(dtype, str):

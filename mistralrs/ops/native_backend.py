@@ -16,7 +16,7 @@ from mistralrs_kernels import cpu
 
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, Buffer, Span
-from mistralrs.ops.backend import Activation, BackendUnavailable, Finish, KvShape, Norm, Op, Rotary
+from mistralrs.ops.backend import Activation, BackendUnavailable, Epilogue, KvShape, Norm, Op, Rotary
 from mistralrs.ops.native_checks import (
     check_attend,
     check_embed,
@@ -34,7 +34,7 @@ from mistralrs.quant.types import QuantType
 if TYPE_CHECKING:
     import torch
 
-_FINISH = {"store": 0, "add": 1, "gated": 2, "activate": 3}
+_EPILOGUE = {"store": 0, "add": 1, "gated": 2, "activate": 3}
 _ACTIVATION = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _NORM = {"rms": 1, "layer": 2}
 
@@ -101,8 +101,8 @@ class PackedKv:
         check_kv(shape)
         self.shape = shape
         wide = -(-shape.head_dim // 16) * 16
-        self.wide = shape.dtype == "f32"
-        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.wide else 2)
+        self.is_f32 = shape.dtype == "f32"
+        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.is_f32 else 2)
         self.nbytes = self.block_bytes * sum(shape.blocks)
         arena = Arena(self.nbytes + 64 * len(shape.blocks))
         self.layers = [arena.take(self.block_bytes * blocks) for blocks in shape.blocks]
@@ -141,7 +141,7 @@ class NativeProgram:
         self._args = args
         self._pool = pool
         self._run = cpu.load().mrs_run
-        names = ("tokens", "positions", "slots", "seq_starts", "context_lens", "block_tables", "logit_rows")
+        names = ("tokens", "positions", "slot_mapping", "query_start_loc", "seq_lens", "block_tables", "logits_indices")
         self._step = cpu.Step(*(args.arrays[name].address for name in names))
         sizes = args.sizes
         self._step.max_tokens, self._step.max_seqs = sizes.max_tokens, sizes.max_seqs
@@ -150,7 +150,7 @@ class NativeProgram:
     def __call__(self) -> None:
         step, args = self._step, self._args
         step.num_tokens, step.num_seqs, step.num_logits = args.num_tokens, args.num_seqs, args.num_logits
-        step.abort = ctypes.addressof(args.abort)
+        step.abort = ctypes.addressof(args.cancel_flag)
         self._run(self._ops, len(self._ops), ctypes.byref(step), self._pool.pointer)
 
 
@@ -217,7 +217,7 @@ class NativeBackend:
             raise LoadError(f"{matrix.name}: the kernels cannot pack {matrix.type.name}")
         return PackedWeight(matrix, span, bias, self._table)
 
-    def quantise(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
+    def quantize(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
         import torch
 
         rows, columns = values.shape
@@ -225,7 +225,7 @@ class NativeBackend:
         out = torch.empty(rows, target.row_bytes(columns), dtype=torch.uint8)
         arguments = (target.ggml_id, values.data_ptr(), rows, columns, out.data_ptr(), self._pool.pointer)
         if cpu.load().mrs_quantize(*arguments):
-            raise LoadError(f"{name} cannot be quantised to {target.name}: a weight is not finite, or too large")
+            raise LoadError(f"{name} cannot be quantized to {target.name}: a weight is not finite, or too large")
         return out.numpy().data.cast("B")
 
     def kv_cache(self, shape: KvShape) -> PackedKv:
@@ -263,14 +263,14 @@ class NativeBackend:
         outs: Sequence[Buffer],
         *,
         norm: Norm | None = None,
-        finish: Finish = "store",
+        epilogue: Epilogue = "store",
         activation: Activation = "silu",
-        refine_above: float = math.inf,
+        outlier_threshold: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
     ) -> Op:
         packed = [_packed(weight) for weight in weights]
-        check_project(packed, x, outs, norm, finish)
+        check_project(packed, x, outs, norm, epilogue)
         scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1])
         struct = cpu.Project(
             run=self._table.project,
@@ -281,9 +281,9 @@ class NativeBackend:
             norm=_norm(norm),
             softcap=softcap,
             num_members=len(packed),
-            finish=_FINISH[finish],
+            epilogue=_EPILOGUE[epilogue],
             activation=_ACTIVATION[activation],
-            refine_above=refine_above,
+            outlier_threshold=outlier_threshold,
             logits_only=int(logits_only),
         )
         return NativeOp(struct, self._pool, (packed, x, tuple(outs), norm, scratch))
@@ -334,7 +334,7 @@ class NativeBackend:
             kv_heads=kv_heads,
             head_dim=head_dim,
             rotary_half=rotary.inv_freq.shape[0] if rotary else 0,
-            wide_kv=int(kv.wide),
+            kv_f32=int(kv.is_f32),
             group=group,
         )
         return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm))
@@ -355,7 +355,7 @@ class NativeBackend:
         down: Sequence[Weight],
         used: int,
         activation: Activation,
-        refine_above: float,
+        outlier_threshold: float,
     ) -> Op:
         packed = [[_packed(weight) for weight in weights] for weights in (gate, up, down)]
         check_moe(work, norm=norm, router=_packed(router), gate=packed[0], up=packed[1], down=packed[2], used=used)
@@ -382,7 +382,7 @@ class NativeBackend:
             experts=experts,
             used=used,
             activation=_ACTIVATION[activation],
-            refine_above=refine_above,
+            outlier_threshold=outlier_threshold,
         )
         keep = (work, norm, router, tuple(gate), tuple(up), tuple(down), arrays, arena, scratch)
         return NativeOp(struct, self._pool, keep)

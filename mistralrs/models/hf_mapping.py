@@ -12,15 +12,15 @@ from typing import Any
 
 from mistralrs.errors import LoadError
 from mistralrs.models.architecture import (
-    Facts,
-    Piece,
-    Pieces,
+    ModelMetadata,
+    TensorRef,
+    TensorRefs,
     check_head_dim,
     check_shape,
     checked,
     layer_count,
 )
-from mistralrs.models.gguf_form import checked_rope
+from mistralrs.models.gguf_mapping import checked_rope
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
@@ -57,8 +57,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def pieces(spec: DecoderSpec) -> Pieces:
-    return {part: Piece(name) for part, name in NAMES.items()}
+def tensors(spec: DecoderSpec) -> TensorRefs:
+    return {part: TensorRef(name) for part, name in NAMES.items()}
 
 
 def activation(name: str) -> Activation:
@@ -68,7 +68,7 @@ def activation(name: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
-def read_spec(facts: Facts, **more: Any) -> DecoderSpec:
+def read_spec(facts: ModelMetadata, **more: Any) -> DecoderSpec:
     """The decoder that a `config.json` describes; ``more``: fields of ``DecoderSpec`` that the architecture knows."""
     hidden = facts.require("hidden_size", int)
     heads = facts.require("num_attention_heads", int)
@@ -98,7 +98,7 @@ def read_spec(facts: Facts, **more: Any) -> DecoderSpec:
     return checked(DecoderSpec(**(fields | more)))
 
 
-def windows(facts: Facts, default: tuple[bool, ...] | None = None) -> tuple[bool, ...]:
+def windows(facts: ModelMetadata, default: tuple[bool, ...] | None = None) -> tuple[bool, ...]:
     """Which layers have a sliding window: ``layer_types``, else ``default``, else none of them."""
     count = layer_count(facts, "num_hidden_layers")
     kinds = facts.get("layer_types", list, default=None)
@@ -109,7 +109,7 @@ def windows(facts: Facts, default: tuple[bool, ...] | None = None) -> tuple[bool
     return tuple(kind == "sliding_attention" for kind in kinds)
 
 
-def rope_settings(facts: Facts, kind: str | None = None, *, theta: float = 10000.0) -> dict[str, Any]:
+def rope_settings(facts: ModelMetadata, kind: str | None = None, *, theta: float = 10000.0) -> dict[str, Any]:
     """The rotary settings as one flat mapping; ``kind``: of these layers, where layers differ. ``theta`` is the base
     where none is given."""
     given = facts.get("rope_parameters", dict, default=None)
@@ -122,7 +122,7 @@ def rope_settings(facts: Facts, kind: str | None = None, *, theta: float = 10000
     return settings
 
 
-def read_rope(facts: Facts, head_dim: int, settings: dict[str, Any] | None = None) -> Rope:
+def read_rope(facts: ModelMetadata, head_dim: int, settings: dict[str, Any] | None = None) -> Rope:
     """A rotary embedding. Raises ``LoadError`` for a scaling that is not supported."""
     check_head_dim(head_dim)
     settings = rope_settings(facts) if settings is None else settings
@@ -167,7 +167,7 @@ def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[fl
     return tuple(array("f", factors))
 
 
-def long_rope_limit(facts: Facts, settings: dict[str, Any]) -> int:
+def long_rope_limit(facts: ModelMetadata, settings: dict[str, Any]) -> int:
     """Positions for which the short factors were made."""
     name = "original_max_position_embeddings"
     inside = settings.get(name)
@@ -177,7 +177,7 @@ def long_rope_limit(facts: Facts, settings: dict[str, Any]) -> int:
     return int(limit)
 
 
-def _long_rope(facts: Facts, settings: dict[str, Any], dim: int, base: float) -> Rope:
+def _long_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: float) -> Rope:
     """Phi-3's scaling with its short factors: the context is limited to the length that they were made for."""
     short = settings.get("short_factor")
     if not isinstance(short, list):

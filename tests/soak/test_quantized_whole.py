@@ -8,7 +8,7 @@ import pytest
 
 from tests.retyped import Base, write_base
 from tests.soak.guarded import SOUND_OUTCOMES
-from tests.soak.quantised_whole import mixed, run_cases
+from tests.soak.quantized_whole import mixed, run_cases
 
 
 @pytest.mark.native

@@ -1,4 +1,4 @@
-"""Quantisation of float32 rows in torch: the twin of the kernels' ``quantize.inc``, slow and with the same search.
+"""Quantization of float32 rows in torch: the twin of the kernels' ``quantize.inc``, slow and with the same search.
 
 Every weight counts alike: the squared error of the decoded weights is what is made small. A line decodes to
 scale * q + offset, a ray to scale * q with q of both signs. First the best line or ray in real numbers is sought for
@@ -18,7 +18,7 @@ from torch import Tensor
 from mistralrs.quant.types import QuantType
 
 LARGEST_WEIGHT = 65504.0
-"""Weights beyond the largest half cannot be quantised."""
+"""Weights beyond the largest half cannot be quantized."""
 
 _SMALLEST_HALF = 2.0**-24
 _ROUNDS = 3
@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class LineSearch:
+class ScaleOffsetSearch:
     """Codes run from 0 to ``top``. The search starts from the lines where the ends of the range stand beyond the outer
     codes by multiples of ``step`` codes from ``first`` to ``last``; ``polish`` times codes and line then follow from
     one another."""
@@ -47,7 +47,7 @@ class LineSearch:
 
 
 @dataclass(frozen=True, slots=True)
-class RaySearch:
+class ScaleSearch:
     """Codes run from ``bottom`` to ``top``. The search starts from the scales where the furthest weight stands at
     ``first``, then every ``step`` codes, up to ``last``."""
 
@@ -59,7 +59,7 @@ class RaySearch:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class QuantizedBlocks:
     """Blocks as numbers: ``q`` int32 (blocks, block_len) as stored; ``d`` and ``m`` float32 (blocks,) that are halves;
     the K types' integers int32 (blocks, runs)."""
 
@@ -70,15 +70,15 @@ class Found:
     minima: Tensor
 
 
-def quantise(type_: QuantType, weights: Tensor) -> Tensor:
+def quantize_blocks(type_: QuantType, weights: Tensor) -> Tensor:
     """Blocks of the type.
 
     ``weights`` is float32 of shape (rows, columns). Returns uint8 of shape (rows, ``type_.row_bytes(columns)``).
-    Raises ValueError for a type that is not quantised to, for shapes that do not fit, and for weights that are not
+    Raises ValueError for a type that is not quantized to, for shapes that do not fit, and for weights that are not
     finite or beyond ``LARGEST_WEIGHT``.
     """
-    if type_.name not in _QUANTISERS:
-        raise ValueError(f"nothing quantises to {type_.name}")
+    if type_.name not in _QUANTIZERS:
+        raise ValueError(f"nothing quantizes to {type_.name}")
     if weights.dtype != torch.float32 or weights.ndim != 2 or weights.shape[1] % type_.block_len:
         raise ValueError(
             f"expected float32 rows of a multiple of {type_.block_len} weights for {type_.name}, "
@@ -86,7 +86,7 @@ def quantise(type_: QuantType, weights: Tensor) -> Tensor:
         )
     if not bool((weights.abs() <= LARGEST_WEIGHT).all()):
         raise ValueError(f"weights are not finite or beyond {LARGEST_WEIGHT:.0f}")
-    find, write = _QUANTISERS[type_.name]
+    find, write = _QUANTIZERS[type_.name]
     blocks = weights.reshape(-1, type_.block_len)
     out = torch.empty(len(blocks), type_.block_bytes, dtype=torch.uint8)
     for start in range(0, len(blocks), _SLICE // type_.block_len):
@@ -134,7 +134,7 @@ def _least_squares(y: Tensor, q: Tensor, ceiling: Tensor) -> Line:
     return _choose(offset > ceiling, Line(bound, ceiling), Line(scale, offset))
 
 
-def _fit_line(x: Tensor, search: LineSearch, *, below: bool) -> Line:
+def _fit_line(x: Tensor, search: ScaleOffsetSearch, *, below: bool) -> Line:
     """The best line through each run: (..., runs, n). ``below``: offsets must not be positive."""
     low = x.amin(-1).clamp(max=0) if below else x.amin(-1)
     y, span = x - low[..., None], (x.amax(-1) - low).clamp(min=0)
@@ -158,7 +158,7 @@ def _furthest(x: Tensor) -> Tensor:
     return x.gather(-1, x.abs().argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def _fit_ray(x: Tensor, search: RaySearch) -> Tensor:
+def _fit_ray(x: Tensor, search: ScaleSearch) -> Tensor:
     """The best scale of each run: (..., runs, n) -> (..., runs)."""
     signs = (-1.0, 1.0) if search.top < 31 else (-1.0,)  # few codes: the odd one at the bottom counts
     count = int((search.last - search.first) / search.step) + 1
@@ -174,7 +174,7 @@ def _fit_ray(x: Tensor, search: RaySearch) -> Tensor:
     return best
 
 
-def _find_line(x: Tensor, search: LineSearch) -> Found:
+def _find_line(x: Tensor, search: ScaleOffsetSearch) -> QuantizedBlocks:
     """Q4_1, Q5_1: d * q + m; (blocks, 32)."""
     top, low = search.top, x.amin(-1)
     best, best_error = Line(low, low), torch.full_like(low, float("inf"))
@@ -188,10 +188,10 @@ def _find_line(x: Tensor, search: LineSearch) -> Found:
             best = _choose(error < best_error, line, best)
             best_error = torch.minimum(error, best_error)
     none = torch.empty(len(x), 0, dtype=torch.int32)
-    return Found(_codes(x, best, 0, top).int(), best.scale, best.offset, none, none)
+    return QuantizedBlocks(_codes(x, best, 0, top).int(), best.scale, best.offset, none, none)
 
 
-def _find_ray(x: Tensor, search: RaySearch) -> Found:
+def _find_ray(x: Tensor, search: ScaleSearch) -> QuantizedBlocks:
     """Q4_0, Q5_0, Q8_0: d * q; (blocks, 32)."""
     zero = torch.zeros(len(x))
     best, best_error = zero, torch.full_like(zero, float("inf"))
@@ -202,7 +202,7 @@ def _find_ray(x: Tensor, search: RaySearch) -> Found:
         best_error = torch.minimum(error, best_error)
     none = torch.empty(len(x), 0, dtype=torch.int32)
     q = _codes(x, Line(best, zero), search.bottom, search.top) - search.bottom
-    return Found(q.int(), best, zero, none, none)
+    return QuantizedBlocks(q.int(), best, zero, none, none)
 
 
 def _choose_line(x: Tensor, ideal: Line, halves: Line, top: int, limit: int) -> tuple[Line, Tensor]:
@@ -233,7 +233,7 @@ def _suit_lines(x: Tensor, integers: Line, q: Tensor, old: Line) -> Line:
     return _choose((det > 1e-6 * aa * bb) & (new.scale > 0) & (new.offset > 0), new, old)
 
 
-def _find_lines(blocks: Tensor, search: LineSearch, *, run: int, limit: int) -> Found:
+def _find_lines(blocks: Tensor, search: ScaleOffsetSearch, *, run: int, limit: int) -> QuantizedBlocks:
     """Q2_K, Q4_K, Q5_K: d * scale * q - m * minimum with integers from 0 to ``limit``, one pair a run."""
     x = blocks.reshape(len(blocks), -1, run)
     ideal = _fit_line(x, search, below=True)
@@ -255,10 +255,10 @@ def _find_lines(blocks: Tensor, search: LineSearch, *, run: int, limit: int) -> 
     line = Line(best_halves.scale * best.scale, -(best_halves.offset * best.offset))
     q = _codes(x, line, 0, search.top).flatten(1).int()
     d, m = best_halves.scale.squeeze(-1), best_halves.offset.squeeze(-1)
-    return Found(q, d, m, best.scale.int(), best.offset.int())
+    return QuantizedBlocks(q, d, m, best.scale.int(), best.offset.int())
 
 
-def _find_rays(blocks: Tensor, search: RaySearch, *, limit: int) -> Found:
+def _find_rays(blocks: Tensor, search: ScaleSearch, *, limit: int) -> QuantizedBlocks:
     """Q3_K, Q6_K: d * scale * q with integers from -limit - 1 to ``limit``, one for 16 weights."""
     x = blocks.reshape(len(blocks), -1, 16)
     ideal = _fit_ray(x, search)
@@ -282,7 +282,7 @@ def _find_rays(blocks: Tensor, search: RaySearch, *, limit: int) -> Found:
         aa = a.square().sum(-1, keepdim=True)
         d = torch.where(aa > 0, (a * x.flatten(1)).sum(-1, keepdim=True) * _inverse(aa), d)
     q = _codes(x, Line(best_d * best, zero), search.bottom, search.top) - search.bottom
-    return Found(q.flatten(1).int(), best_d.squeeze(-1), torch.zeros(len(x)), best.int(), zero.int())
+    return QuantizedBlocks(q.flatten(1).int(), best_d.squeeze(-1), torch.zeros(len(x)), best.int(), zero.int())
 
 
 def _halves(x: Tensor) -> Tensor:
@@ -296,73 +296,73 @@ def _fields(q: Tensor, *, width: int, span: int, shift: int = 0) -> Tensor:
     return (runs << torch.arange(0, 8, width)[:, None]).sum(2).flatten(1).to(torch.uint8)
 
 
-def _write_nibbles(found: Found) -> Tensor:
+def _write_nibbles(found: QuantizedBlocks) -> Tensor:
     return torch.cat((_halves(found.d), _fields(found.q, width=4, span=16)), dim=1)
 
 
-def _write_nibbles_and_offset(found: Found) -> Tensor:
+def _write_nibbles_and_offset(found: QuantizedBlocks) -> Tensor:
     return torch.cat((_halves(found.d), _halves(found.m), _fields(found.q, width=4, span=16)), dim=1)
 
 
-def _write_q5_0(found: Found) -> Tensor:
+def _write_q5_0(found: QuantizedBlocks) -> Tensor:
     fifth = _fields(found.q, width=1, span=1, shift=4)
     return torch.cat((_halves(found.d), fifth, _fields(found.q, width=4, span=16)), dim=1)
 
 
-def _write_q5_1(found: Found) -> Tensor:
+def _write_q5_1(found: QuantizedBlocks) -> Tensor:
     fifth = _fields(found.q, width=1, span=1, shift=4)
     return torch.cat((_halves(found.d), _halves(found.m), fifth, _fields(found.q, width=4, span=16)), dim=1)
 
 
-def _write_q8_0(found: Found) -> Tensor:
+def _write_q8_0(found: QuantizedBlocks) -> Tensor:
     return torch.cat((_halves(found.d), (found.q - 127).to(torch.int8).view(torch.uint8)), dim=1)
 
 
-def _write_q2_k(found: Found) -> Tensor:
+def _write_q2_k(found: QuantizedBlocks) -> Tensor:
     integers = (found.scales | found.minima << 4).to(torch.uint8)
     return torch.cat((integers, _fields(found.q, width=2, span=32), _halves(found.d), _halves(found.m)), dim=1)
 
 
-def _write_q3_k(found: Found) -> Tensor:
+def _write_q3_k(found: QuantizedBlocks) -> Tensor:
     integers = found.scales + 32
     scales = (_fields(integers, width=4, span=8), _fields(integers, width=2, span=4, shift=4))
     q = (_fields(found.q, width=1, span=32, shift=2), _fields(found.q, width=2, span=32))
     return torch.cat((*q, *scales, _halves(found.d)), dim=1)
 
 
-def _scales_and_minima(found: Found) -> Tensor:
+def _scales_and_minima(found: QuantizedBlocks) -> Tensor:
     """d, m and the twelve bytes of six-bit integers of Q4_K and Q5_K."""
     s, s_late, m, m_late = found.scales[:, :4], found.scales[:, 4:], found.minima[:, :4], found.minima[:, 4:]
     integers = torch.cat((s | s_late >> 4 << 6, m | m_late >> 4 << 6, (s_late & 15) | (m_late & 15) << 4), dim=1)
     return torch.cat((_halves(found.d), _halves(found.m), integers.to(torch.uint8)), dim=1)
 
 
-def _write_q4_k(found: Found) -> Tensor:
+def _write_q4_k(found: QuantizedBlocks) -> Tensor:
     return torch.cat((_scales_and_minima(found), _fields(found.q, width=4, span=32)), dim=1)
 
 
-def _write_q5_k(found: Found) -> Tensor:
+def _write_q5_k(found: QuantizedBlocks) -> Tensor:
     fifth = _fields(found.q, width=1, span=32, shift=4)
     return torch.cat((_scales_and_minima(found), fifth, _fields(found.q, width=4, span=32)), dim=1)
 
 
-def _write_q6_k(found: Found) -> Tensor:
+def _write_q6_k(found: QuantizedBlocks) -> Tensor:
     q = (_fields(found.q, width=4, span=64), _fields(found.q, width=2, span=32, shift=4))
     return torch.cat((*q, found.scales.to(torch.int8).view(torch.uint8), _halves(found.d)), dim=1)
 
 
-_Quantiser = tuple[Callable[[Tensor], Found], Callable[[Found], Tensor]]
+_Quantizer = tuple[Callable[[Tensor], QuantizedBlocks], Callable[[QuantizedBlocks], Tensor]]
 
-_QUANTISERS: dict[str, _Quantiser] = {
-    "Q4_0": (lambda x: _find_ray(x, RaySearch(-8, 7, 6.5, 9.0, 0.25)), _write_nibbles),
-    "Q5_0": (lambda x: _find_ray(x, RaySearch(-16, 15, 14.0, 17.0, 0.25)), _write_q5_0),
-    "Q8_0": (lambda x: _find_ray(x, RaySearch(-127, 127, 124.0, 130.0, 0.5)), _write_q8_0),
-    "Q4_1": (lambda x: _find_line(x, LineSearch(15, -3, 3, 0.4, 1)), _write_nibbles_and_offset),
-    "Q5_1": (lambda x: _find_line(x, LineSearch(31, -3, 3, 0.6, 2)), _write_q5_1),
-    "Q2_K": (lambda x: _find_lines(x, LineSearch(3, -1, 2, 0.25, 1), run=16, limit=15), _write_q2_k),
-    "Q4_K": (lambda x: _find_lines(x, LineSearch(15, -3, 3, 0.4, 1), run=32, limit=63), _write_q4_k),
-    "Q5_K": (lambda x: _find_lines(x, LineSearch(31, -3, 3, 0.6, 2), run=32, limit=63), _write_q5_k),
-    "Q3_K": (lambda x: _find_rays(x, RaySearch(-4, 3, 3.0, 5.0, 0.25), limit=31), _write_q3_k),
-    "Q6_K": (lambda x: _find_rays(x, RaySearch(-32, 31, 27.0, 33.5, 0.25), limit=127), _write_q6_k),
+_QUANTIZERS: dict[str, _Quantizer] = {
+    "Q4_0": (lambda x: _find_ray(x, ScaleSearch(-8, 7, 6.5, 9.0, 0.25)), _write_nibbles),
+    "Q5_0": (lambda x: _find_ray(x, ScaleSearch(-16, 15, 14.0, 17.0, 0.25)), _write_q5_0),
+    "Q8_0": (lambda x: _find_ray(x, ScaleSearch(-127, 127, 124.0, 130.0, 0.5)), _write_q8_0),
+    "Q4_1": (lambda x: _find_line(x, ScaleOffsetSearch(15, -3, 3, 0.4, 1)), _write_nibbles_and_offset),
+    "Q5_1": (lambda x: _find_line(x, ScaleOffsetSearch(31, -3, 3, 0.6, 2)), _write_q5_1),
+    "Q2_K": (lambda x: _find_lines(x, ScaleOffsetSearch(3, -1, 2, 0.25, 1), run=16, limit=15), _write_q2_k),
+    "Q4_K": (lambda x: _find_lines(x, ScaleOffsetSearch(15, -3, 3, 0.4, 1), run=32, limit=63), _write_q4_k),
+    "Q5_K": (lambda x: _find_lines(x, ScaleOffsetSearch(31, -3, 3, 0.6, 2), run=32, limit=63), _write_q5_k),
+    "Q3_K": (lambda x: _find_rays(x, ScaleSearch(-4, 3, 3.0, 5.0, 0.25), limit=31), _write_q3_k),
+    "Q6_K": (lambda x: _find_rays(x, ScaleSearch(-32, 31, 27.0, 33.5, 0.25), limit=127), _write_q6_k),
 }
 """Type name -> how its blocks are found and how they are written; float32 (blocks, block_len) goes in."""

@@ -19,7 +19,7 @@ from mistralrs.ops.weight import read_vector
 logger = logging.getLogger(__name__)
 
 
-class _TensorFacts:
+class _TensorMetadata:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
 
@@ -39,7 +39,7 @@ class _TensorFacts:
         return read_vector(found.name, found.type, found.data)
 
 
-class GgufFacts(_TensorFacts):
+class GgufMetadata(_TensorMetadata):
     """``Facts`` of a file that describes itself under GGUF's keys."""
 
     def __init__(self, checkpoint: DescribedCheckpoint) -> None:
@@ -53,7 +53,7 @@ class GgufFacts(_TensorFacts):
         return cast("Value | Default", self._described.get(key, cast(Any, kind), default=default))
 
 
-class HfFacts(_TensorFacts):
+class HfMetadata(_TensorMetadata):
     """``Facts`` of a folder with a `config.json`; null is the same as missing."""
 
     def __init__(self, checkpoint: Checkpoint, path: Path, config: Mapping[str, object]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from mistralrs.errors import LoadError
 from mistralrs.models.architecture import (
-    Facts,
-    Piece,
-    Pieces,
-    Written,
+    GgufFields,
+    ModelMetadata,
+    TensorRef,
+    TensorRefs,
     check_head_dim,
     check_shape,
     checked,
@@ -46,30 +46,30 @@ NAMES = {
 }
 
 
-def pieces(spec: DecoderSpec) -> Pieces:
+def tensors(spec: DecoderSpec) -> TensorRefs:
     """Every part under its usual name; experts merged, or singly as old files have them."""
     experts = {
-        f"expert_{part}": Piece(
-            f"blk.{{layer}}.ffn_{part}_exps.weight", otherwise=Piece(f"blk.{{layer}}.ffn_{part}.{{expert}}.weight")
+        f"expert_{part}": TensorRef(
+            f"blk.{{layer}}.ffn_{part}_exps.weight", otherwise=TensorRef(f"blk.{{layer}}.ffn_{part}.{{expert}}.weight")
         )
         for part in ("gate", "up", "down")
     }
-    return {part: Piece(name) for part, name in NAMES.items()} | experts
+    return {part: TensorRef(name) for part, name in NAMES.items()} | experts
 
 
-def fused_qkv(spec: DecoderSpec) -> Pieces:
+def fused_qkv(spec: DecoderSpec) -> TensorRefs:
     """q, k and v as row ranges of one tensor, or each in one of its own."""
     q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
     name = "blk.{layer}.attn_qkv.weight"
     return {
-        "q": Piece(name, 0, whole=False, otherwise=Piece(NAMES["q"])),
-        "k": Piece(name, q, whole=False, otherwise=Piece(NAMES["k"])),
-        "v": Piece(name, q + kv, whole=False, otherwise=Piece(NAMES["v"])),
+        "q": TensorRef(name, 0, whole=False, otherwise=TensorRef(NAMES["q"])),
+        "k": TensorRef(name, q, whole=False, otherwise=TensorRef(NAMES["k"])),
+        "v": TensorRef(name, q + kv, whole=False, otherwise=TensorRef(NAMES["v"])),
     }
 
 
 def read_spec(
-    facts: Facts,
+    facts: ModelMetadata,
     prefix: str,
     *,
     eps: str = "layer_norm_rms_epsilon",
@@ -108,7 +108,7 @@ def read_spec(
     return checked(DecoderSpec(**(fields | more)))
 
 
-def read_rope(facts: Facts, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
+def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
     """The rotary embedding. ``factors``: None takes those of Llama 3 files, if there are any."""
     dim = facts.get(f"{prefix}.rope.dimension_count", int, default=head_dim)
     if factors is None:
@@ -149,7 +149,7 @@ def write(
     max_position: int | None = None,
     vectors: dict[str, tuple[float, ...]] | None = None,
     more: Mapping[str, int | float] = MappingProxyType({}),
-) -> Written:
+) -> GgufFields:
     """The way back of ``read_spec``: ``prefix.*`` for a decoder. ``more``: what the architecture says besides, without
     the prefix; ``max_position``: if it is not the spec's."""
     rope = spec.ropes[0]
@@ -171,4 +171,4 @@ def write(
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.linear_factor}
     if rope.scale != 1.0:
         keys["rope.scaling.attn_factor"] = rope.scale
-    return Written({f"{prefix}.{key}": value for key, value in (keys | dict(more)).items()}, vectors or {})
+    return GgufFields({f"{prefix}.{key}": value for key, value in (keys | dict(more)).items()}, vectors or {})

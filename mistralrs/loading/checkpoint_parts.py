@@ -12,7 +12,7 @@ from math import prod
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
 from mistralrs.loading.convert import Conversion
-from mistralrs.models.architecture import Form, Piece
+from mistralrs.models.architecture import TensorRef, WeightsMapping
 from mistralrs.models.parts import layer_shapes, part_shapes
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.arena import Arena, Buffer, buffer
@@ -24,7 +24,7 @@ _WITHOUT_BIAS = frozenset({"embedding", "q_norm", "k_norm"})
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WeightKey:
     """One part; where there are several of its name, that of one layer and one expert."""
 
     part: str
@@ -32,7 +32,7 @@ class Place:
     expert: int | None = None
 
 
-def adjacent_to_halves(rows: int, head_dim: int, rotary_dim: int) -> array[int]:
+def interleaved_to_halves(rows: int, head_dim: int, rotary_dim: int) -> array[int]:
     """For rows whose rotary pairs are (i, i + half), where each stands in a file that has the pairs side by side."""
     half = rotary_dim // 2
     head = [2 * (i % half) + i // half if i < 2 * half else i for i in range(head_dim)]
@@ -45,7 +45,7 @@ class CheckpointParts:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        form: Form,
+        form: WeightsMapping,
         spec: DecoderSpec,
         backend: Backend,
         *,
@@ -54,8 +54,8 @@ class CheckpointParts:
     ) -> None:
         self._checkpoint = checkpoint
         self._conversion = conversion or Conversion()
-        self._form = form
-        self._pieces = form.pieces(spec)
+        self._mapping = form
+        self._tensor_refs = form.tensors(spec)
         self._spec = spec
         self._shapes = part_shapes(spec) | layer_shapes(spec)
         self._backend = backend
@@ -65,27 +65,27 @@ class CheckpointParts:
         self._check_all()
         checkpoint.check_written()
         self.placed_bytes = sum(
-            backend.placed_bytes(self.planned(place)) for place in self.places() if self.is_matrix(place)
+            backend.placed_bytes(self.planned(place)) for place in self.weight_keys() if self.is_matrix(place)
         )
 
-    def places(self) -> Iterator[Place]:
+    def weight_keys(self) -> Iterator[WeightKey]:
         """Every part of the model: those outside the layers, then layer by layer."""
         for part in part_shapes(self._spec):
-            yield Place(part)
+            yield WeightKey(part)
         for layer in range(len(self._spec.layers)):
             for part in layer_shapes(self._spec):
                 if part.startswith("expert_"):
-                    yield from (Place(part, layer, expert) for expert in range(self._spec.experts))
+                    yield from (WeightKey(part, layer, expert) for expert in range(self._spec.experts))
                 else:
-                    yield Place(part, layer)
+                    yield WeightKey(part, layer)
 
     def _check_all(self) -> None:
         used = set()
         fused: Counter[str] = Counter()
-        for place in self.places():
+        for place in self.weight_keys():
             tensor = self._tensor(place)
             used |= {tensor.name} if place.part in _WITHOUT_BIAS else {tensor.name, bias_name(tensor.name)}
-            if not self._piece(place).whole:
+            if not self._tensor_ref(place).whole:
                 fused[tensor.name] += self._shapes[place.part][0]
         for name, rows in fused.items():
             found = self._checkpoint.tensors[name].shape[0]
@@ -95,7 +95,7 @@ class CheckpointParts:
         unknown = sorted(
             name
             for name in self._checkpoint.tensors.keys() - used
-            if not any(fnmatchcase(name, pattern) for pattern in self._form.unused)
+            if not any(fnmatchcase(name, pattern) for pattern in self._mapping.unused)
         )
         if unknown:
             raise LoadError(
@@ -104,18 +104,18 @@ class CheckpointParts:
                 hint="the file was made for another architecture, or with parts that are not supported yet",
             )
 
-    def _piece(self, place: Place) -> Piece:
+    def _tensor_ref(self, place: WeightKey) -> TensorRef:
         """Where a part stands in this checkpoint; where it should stand, if it is nowhere."""
-        first = piece = self._pieces[place.part]
+        first = piece = self._tensor_refs[place.part]
         while tensor_name(piece, place) not in self._checkpoint.tensors:
             if piece.otherwise is None:
                 return first
             piece = piece.otherwise
         return piece
 
-    def _tensor(self, place: Place) -> RawTensor:
+    def _tensor(self, place: WeightKey) -> RawTensor:
         """The tensor that holds a part, its shape checked."""
-        piece = self._piece(place)
+        piece = self._tensor_ref(place)
         tensor = self._checkpoint.tensor(tensor_name(piece, place))
         expected = self._shapes[place.part]
         if len(tensor.shape) == 3 and place.expert is not None:
@@ -128,15 +128,15 @@ class CheckpointParts:
             raise FormatError(str(self._checkpoint.path), f"tensor {tensor.name}", f"is {found}, expected {wanted}")
         return tensor
 
-    def _first_row(self, place: Place, tensor: RawTensor) -> int:
+    def _first_row(self, place: WeightKey, tensor: RawTensor) -> int:
         """Where a part's rows begin in its tensor."""
         stacked = len(tensor.shape) == 3 and place.expert is not None
-        return (place.expert or 0) * tensor.shape[1] if stacked else self._piece(place).start
+        return (place.expert or 0) * tensor.shape[1] if stacked else self._tensor_ref(place).start
 
     def _order(self, part: str) -> array[int] | None:
-        if part not in self._form.adjacent_pairs:
+        if part not in self._mapping.interleaved:
             return None
-        return adjacent_to_halves(self._shapes[part][0], self._spec.head_dim, self._spec.ropes[0].dim)
+        return interleaved_to_halves(self._shapes[part][0], self._spec.head_dim, self._spec.ropes[0].dim)
 
     def _bias(self, tensor: RawTensor, start: int, rows: int, order: array[int] | None) -> array[float] | None:
         found = self._checkpoint.tensors.get(bias_name(tensor.name))
@@ -149,30 +149,30 @@ class CheckpointParts:
         values = read_vector(found.name, found.type, found.data)[start : start + rows]
         return values if order is None else array("f", (values[i] for i in order))
 
-    def _matrix(self, place: Place) -> Matrix:
+    def _matrix(self, place: WeightKey) -> Matrix:
         tensor, order = self._tensor(place), self._order(place.part)
         rows, columns = self._shapes[place.part]
         start, row_bytes = self._first_row(place, tensor), tensor.type.row_bytes(columns)
         data = tensor.data[start * row_bytes : (start + rows) * row_bytes]
         return Matrix(tensor.name, tensor.type, rows, columns, data, order, self._bias(tensor, start, rows, order))
 
-    def is_matrix(self, place: Place) -> bool:
+    def is_matrix(self, place: WeightKey) -> bool:
         """Whether the part is a matrix, for ``matrix``; else it is a norm, for ``vectors``."""
         return len(self._shapes[place.part]) == 2
 
-    def planned(self, place: Place) -> Matrix:
+    def planned(self, place: WeightKey) -> Matrix:
         """A matrix as ``matrix`` gives it, without the bytes."""
         matrix = self._matrix(place)
         return replace(matrix, type=self._conversion.target(place.part, matrix), data=memoryview(b""))
 
-    def matrix(self, place: Place) -> Matrix:
+    def matrix(self, place: WeightKey) -> Matrix:
         """A matrix in the type in which it is placed."""
         target = self.planned(place).type
         return self._conversion.convert(
             self._matrix(place), target, self._backend, release=lambda: self.release([place])
         )
 
-    def _place(self, place: Place) -> Weight:
+    def _place(self, place: WeightKey) -> Weight:
         matrix = self.matrix(place)
         weight = self._backend.place(matrix)
         self._done += self._backend.placed_bytes(matrix)
@@ -181,33 +181,33 @@ class CheckpointParts:
         return weight
 
     def linears(self, names: Sequence[str], *, layer: int | None = None) -> list[Weight]:
-        places = [Place(name, layer) for name in names]
+        places = [WeightKey(name, layer) for name in names]
         return self._placed(places)
 
     def experts(self, name: str, *, layer: int) -> list[Weight]:
-        return self._placed([Place(name, layer, expert) for expert in range(self._spec.experts)])
+        return self._placed([WeightKey(name, layer, expert) for expert in range(self._spec.experts)])
 
-    def _placed(self, places: list[Place]) -> list[Weight]:
+    def _placed(self, places: list[WeightKey]) -> list[Weight]:
         """Places parts and gives back the pages of the file behind them."""
         weights = [self._place(place) for place in places]
         self.release(places)
         return weights
 
-    def release(self, places: Sequence[Place]) -> None:
+    def release(self, places: Sequence[WeightKey]) -> None:
         """Gives back the pages of the file that hold these parts; reading a part again fetches them again."""
         for name in {self._tensor(place).name for place in places}:
             self._checkpoint.release(self._checkpoint.tensor(name))
 
     def norm(self, name: str, *, layer: int | None = None) -> tuple[Buffer, Buffer | None]:
-        weight, bias = self.vectors(Place(name, layer))
+        weight, bias = self.vectors(WeightKey(name, layer))
         return self._vector(weight), None if bias is None else self._vector(bias)
 
-    def vectors(self, place: Place) -> tuple[array[float], array[float] | None]:
+    def vectors(self, place: WeightKey) -> tuple[array[float], array[float] | None]:
         """A norm's weight and, if it has one, its bias."""
         tensor = self._tensor(place)
         weight = read_vector(tensor.name, tensor.type, tensor.data)
-        if self._form.norm_offset:
-            weight = array("f", (value + self._form.norm_offset for value in weight))
+        if self._mapping.norm_offset:
+            weight = array("f", (value + self._mapping.norm_offset for value in weight))
         return weight, self._bias(tensor, 0, len(weight), None)
 
     def _vector(self, values: array[float]) -> Buffer:
@@ -220,7 +220,7 @@ class CheckpointParts:
         return result
 
 
-def tensor_name(piece: Piece, place: Place) -> str:
+def tensor_name(piece: TensorRef, place: WeightKey) -> str:
     return piece.name.format(layer=place.layer, expert=place.expert)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mistralrs.quant import iquants, old
+from mistralrs.quant import ggml_versions, iquants
 from mistralrs.quant.iquants import Unpacked
 from mistralrs.quant.types import QuantType
 
@@ -30,16 +30,16 @@ UNPACKERS: dict[str, Callable[[Tensor], Unpacked]] = {
     "TQ1_0": iquants.unpack_tq1_0,
     "TQ2_0": iquants.unpack_tq2_0,
     "MXFP4": iquants.unpack_mxfp4,
-    "Q4_0_V1": old.unpack_q4_0_v1,
-    "Q4_0_V2": old.unpack_q4_0_v2,
-    "Q4_2": old.unpack_q4_2,
-    "Q5_0_V1": old.unpack_q5_0_v1,
-    "Q8_0_V1": old.unpack_q8_0_v1,
+    "Q4_0_V1": ggml_versions.unpack_q4_0_v1,
+    "Q4_0_V2": ggml_versions.unpack_q4_0_v2,
+    "Q4_2": ggml_versions.unpack_q4_2,
+    "Q5_0_V1": ggml_versions.unpack_q5_0_v1,
+    "Q8_0_V1": ggml_versions.unpack_q8_0_v1,
 }
 """Type name -> its unpacker, as `iquants` describes them."""
 
 
-def expand(type_: QuantType, data: Tensor, columns: int) -> Unpacked:
+def requantize_lossless(type_: QuantType, data: Tensor, columns: int) -> Unpacked:
     """Stored rows of a type of ``types.EXPANDED`` as integers and scales, whose product in float32 is the weight.
 
     ``data`` is uint8 of shape (rows, row_bytes), where row_bytes is ``type_.row_bytes(columns)``. Returns new memory:
@@ -74,7 +74,7 @@ def as_blocks(type_: QuantType, data: Tensor, columns: int) -> Tensor:
 
 def to_i8(type_: QuantType, data: Tensor, columns: int) -> Tensor:
     """``expand`` as rows of ``types.I8``: uint8 of shape (rows, columns / 32 * 40)."""
-    values, scales = expand(type_, data, columns)
+    values, scales = requantize_lossless(type_, data, columns)
     blocks = torch.empty(len(values), columns // 32, 40, dtype=torch.uint8)
     blocks[:, :, :8] = scales.view(torch.uint8).view(len(values), -1, 8)
     blocks[:, :, 8:] = values.view(torch.uint8).view(len(values), -1, 32)

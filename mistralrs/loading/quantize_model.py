@@ -1,4 +1,4 @@
-"""Writes a safetensors model as a GGUF file with quantised weights: what is in it, and in which order.
+"""Writes a safetensors model as a GGUF file with quantized weights: what is in it, and in which order.
 
 Knows no architecture: what its parts are called and what the file says of it comes from its two forms. The values are
 those that ``--isq`` computes with.
@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import cast
 
 from mistralrs.errors import LoadError
+from mistralrs.loading.checkpoint_parts import CheckpointParts, WeightKey, bias_name, interleaved_to_halves, tensor_name
 from mistralrs.loading.convert import Conversion
-from mistralrs.loading.facts import HfFacts, read_text_config
-from mistralrs.loading.gguf import GgufFile
+from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
-from mistralrs.loading.parts import CheckpointParts, Place, adjacent_to_halves, bias_name, tensor_name
-from mistralrs.loading.pipeline import check_vocabulary, hugging_face_form, kind_of, naming, read_spec
-from mistralrs.loading.safetensors import SafetensorsFile
+from mistralrs.loading.model_metadata import HfMetadata, read_text_config
+from mistralrs.loading.pipeline import check_vocabulary, hugging_face_mapping, kind_of, naming, read_spec
+from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
-from mistralrs.models.architecture import Default, Form, Written
+from mistralrs.models.architecture import Default, GgufFields, WeightsMapping
 from mistralrs.models.architecture import Value as Kind
 from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES
 from mistralrs.models.spec import DecoderSpec
@@ -80,13 +80,13 @@ def _planned(
     """Where the parts come from, and all that the file will have; every check is done."""
     folder = source if source.is_dir() else source.parent
     config = read_text_config(file, folder / "config.json")
-    architecture, form = hugging_face_form(source, config, None)
-    facts = HfFacts(file, folder / "config.json", config)
+    architecture, form = hugging_face_mapping(source, config, None)
+    facts = HfMetadata(file, folder / "config.json", config)
     spec = read_spec(source, form, facts)
     target = ARCHITECTURES[GGUF_NAMES[architecture]].gguf
     assert target is not None
     assert target.write is not None
-    parts = CheckpointParts(file, form, spec, _backend(), conversion=Conversion(quantise=wanted))
+    parts = CheckpointParts(file, form, spec, _backend(), conversion=Conversion(quantize_to=wanted))
     written = target.write(spec, facts)
     tensors = [*_part_tensors(parts, target, spec), *_vector_tensors(written.vectors)]
     _check_told(spec, target, written, tensors)
@@ -104,7 +104,7 @@ def _refuse_other_formats(source: Path) -> None:
 
 def _backend() -> Backend:
     resolved = resolve("cpu")
-    for reason in resolved.passed_over:
+    for reason in resolved.unavailable_backends:
         _logger.warning("slower than it could be: %s", reason)
     return resolved.backend
 
@@ -117,7 +117,7 @@ class _Tensor:
     """A tensor of the file: either parts, row after row in the order that the file wants, or ``values``."""
 
     info: TensorInfo
-    places: tuple[Place, ...] = ()
+    places: tuple[WeightKey, ...] = ()
     order: array[int] | None = None
     """For each row of a part as it stands in the file, its row in the model."""
     values: array[float] = field(default_factory=lambda: array("f"))
@@ -138,11 +138,11 @@ def _ordered(data: memoryview, order: array[int] | None) -> memoryview:
     return memoryview(b"".join(data[row * width : (row + 1) * width] for row in order))
 
 
-def _part_tensors(parts: CheckpointParts, form: Form, spec: DecoderSpec) -> Iterator[_Tensor]:
+def _part_tensors(parts: CheckpointParts, form: WeightsMapping, spec: DecoderSpec) -> Iterator[_Tensor]:
     """All parts, those that the form has in one tensor together, each followed by its bias."""
-    pieces = form.pieces(spec)
-    together: dict[str, list[Place]] = {}
-    for place in parts.places():
+    pieces = form.tensors(spec)
+    together: dict[str, list[WeightKey]] = {}
+    for place in parts.weight_keys():
         together.setdefault(tensor_name(pieces[place.part], place), []).append(place)
     for name, places in together.items():
         if parts.is_matrix(places[0]):
@@ -156,13 +156,13 @@ def _part_tensors(parts: CheckpointParts, form: Form, spec: DecoderSpec) -> Iter
 
 
 def _matrix_tensor(
-    parts: CheckpointParts, form: Form, spec: DecoderSpec, name: str, places: Sequence[Place]
+    parts: CheckpointParts, form: WeightsMapping, spec: DecoderSpec, name: str, places: Sequence[WeightKey]
 ) -> tuple[_Tensor, array[float] | None]:
     """The tensor of one or several parts, and their bias."""
     planned = [parts.planned(place) for place in places]
     order = None
-    if places[0].part in form.adjacent_pairs:
-        order = _inverse(adjacent_to_halves(planned[0].rows, spec.head_dim, spec.ropes[0].dim))
+    if places[0].part in form.interleaved:
+        order = _inverse(interleaved_to_halves(planned[0].rows, spec.head_dim, spec.ropes[0].dim))
     biases = [matrix.bias for matrix in planned if matrix.bias is not None]
     if biases and len(biases) < len(planned):
         raise LoadError(f"{planned[0].name}: a GGUF file has one bias for q, k and v, of which only some have one")
@@ -219,10 +219,10 @@ def _text_metadata(folder: Path, spec: DecoderSpec) -> dict[str, Value]:
     return metadata
 
 
-class _WrittenFacts:
+class _WrittenMetadata:
     """``Facts`` of a file that is not written yet."""
 
-    def __init__(self, written: Written, tensors: Iterable[_Tensor]) -> None:
+    def __init__(self, written: GgufFields, tensors: Iterable[_Tensor]) -> None:
         self._metadata = written.metadata
         self._tensors = {tensor.info.name: tensor for tensor in tensors}
 
@@ -242,9 +242,9 @@ class _WrittenFacts:
         return self._tensors[tensor].values if tensor in self._tensors else ()
 
 
-def _check_told(spec: DecoderSpec, form: Form, written: Written, tensors: Iterable[_Tensor]) -> None:
+def _check_told(spec: DecoderSpec, form: WeightsMapping, written: GgufFields, tensors: Iterable[_Tensor]) -> None:
     """Raises ``LoadError`` when a reader would take the model for another: GGUF has no key for what is special."""
-    told = form.spec(_WrittenFacts(written, tensors))
+    told = form.spec(_WrittenMetadata(written, tensors))
     ours, theirs = (
         asdict(replace(each, attention_scale=each.attention_scale or each.head_dim**-0.5)) for each in (spec, told)
     )
@@ -252,7 +252,7 @@ def _check_told(spec: DecoderSpec, form: Form, written: Written, tensors: Iterab
     if lost:
         raise LoadError(
             f"a GGUF file cannot say this model's {' and '.join(lost)}, so it would not be the same model",
-            hint="--isq quantises the safetensors while they are loaded",
+            hint="--isq quantizes the safetensors while they are loaded",
         )
 
 
@@ -280,4 +280,4 @@ def _write(
             writer.write(tensor.info.name, tensor.pieces(parts))
             done += tensor.info.nbytes
             if progress:
-                progress("quantising", done, total)
+                progress("quantizing", done, total)

@@ -1,6 +1,6 @@
 """Tiny models whose tensors are stored in all types, each compared with plain torch in a process of its own.
 
-    python -m tests.soak.quantised_whole [--count 300] [--report FILE]
+    python -m tests.soak.quantized_whole [--count 300] [--report FILE]
 
 Two drills. Pairs: every role of ten families in every type that a file can store it in, alone. Mixed: files in which
 each tensor has a type of its own, drawn by chance. Each file is to give the logits of plain torch, or to be refused by

@@ -7,7 +7,7 @@ described the format; this follows the readers and writers that llama.cpp had at
 - `ggml`, without a version (March 2023): header, tokens, tensors one behind the other.
 - `ggmf` version 1: a score after each token.
 - `ggjt` version 1 (April): each tensor's data starts at a multiple of 32 bytes.
-- `ggjt` version 2 (12 May): other order of nibbles in quantised blocks. Version 3 (19 May): float16 scales for float32.
+- `ggjt` version 2 (12 May): other order of nibbles in quantized blocks. Version 3 (19 May): float16 scales for float32.
 
 Blocks of an older layout are types of their own (`quant.types`): `Q4_0_V1` and so on.
 """

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mistralrs.quant import kquants, legacy, old
-from mistralrs.quant.expand import UNPACKERS, as_blocks, decode, decode_i8
+from mistralrs.quant import ggml_versions, kquants, legacy
+from mistralrs.quant.requantize_lossless import UNPACKERS, as_blocks, decode, decode_i8
 from mistralrs.quant.types import QuantType
 
 DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,17 +27,17 @@ DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_K": kquants.decode_q4_k,
     "Q5_K": kquants.decode_q5_k,
     "Q6_K": kquants.decode_q6_k,
-    "Q4_1_V1": old.decode_q4_1_v1,
-    "Q4_1_V2": old.decode_q4_1_v2,
-    "Q4_3": old.decode_q4_3,
-    "Q5_1_V1": old.decode_q5_1_v1,
+    "Q4_1_V1": ggml_versions.decode_q4_1_v1,
+    "Q4_1_V2": ggml_versions.decode_q4_1_v2,
+    "Q4_3": ggml_versions.decode_q4_3,
+    "Q5_1_V1": ggml_versions.decode_q5_1_v1,
     "I8": decode_i8,
     **{name: decode(name) for name in UNPACKERS},
 }
 """Type name -> blocks as uint8 (blocks, block_bytes) to weights as float32 (blocks, block_len)."""
 
 
-def dequantise(type_: QuantType, data: Tensor, columns: int) -> Tensor:
+def dequantize(type_: QuantType, data: Tensor, columns: int) -> Tensor:
     """The weights of stored rows.
 
     ``data`` is uint8 of shape (rows, row_bytes), where row_bytes is ``type_.row_bytes(columns)``. Returns new memory,

@@ -17,13 +17,13 @@ import torch
 
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Buffer
-from mistralrs.ops.backend import Activation, Finish, KvShape, Norm, Op, Rotary
+from mistralrs.ops.backend import Activation, Epilogue, KvShape, Norm, Op, Rotary
 from mistralrs.ops.kv_groups import first_block
 from mistralrs.ops.memory import available_bytes
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import StepArgs, Workspace
-from mistralrs.quant import search
-from mistralrs.quant.reference import dequantise
+from mistralrs.quant import scale_search
+from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.types import QuantType
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -46,14 +46,14 @@ class ReferenceWeight:
 
     def _decode(self, start: int, end: int) -> torch.Tensor:
         raw = self._raw[start:end] if self._order is None else self._raw[self._order[start:end]]
-        return dequantise(self.type, raw, self.columns)
+        return dequantize(self.type, raw, self.columns)
 
     def rows_of(self, ids: torch.Tensor) -> torch.Tensor:
         """(len(ids), columns) float32 rows."""
         if self._dense is not None:
             return self._dense[ids]
         picked = ids if self._order is None else self._order[ids]
-        return dequantise(self.type, self._raw[picked], self.columns)
+        return dequantize(self.type, self._raw[picked], self.columns)
 
     def dense(self) -> torch.Tensor:
         return self._dense if self._dense is not None else self._decode(0, self.rows)
@@ -91,10 +91,10 @@ class ReferenceKv:
             array.copy_(values.view_as(array))
 
 
-def round_to_int8(x: torch.Tensor, refine_above: float) -> torch.Tensor:
+def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
     """x (tokens, columns) after rounding to int8 with one scale for 32 columns.
 
-    Groups whose largest value is above ``refine_above`` times the average of their row's are rounded to two terms.
+    Groups whose largest value is above ``outlier_threshold`` times the average of their row's are rounded to two terms.
     """
     groups = x.view(x.shape[0], -1, 32)
     amax = groups.abs().amax(-1, keepdim=True)
@@ -105,12 +105,12 @@ def round_to_int8(x: torch.Tensor, refine_above: float) -> torch.Tensor:
     # as one fused multiply-add: the product is exact in float64, and then so is the difference
     rest = (groups.double() - first.double() * scale.double()).float()
     # in float64, where no order of summation makes a difference that could be seen
-    refined = amax > refine_above * amax.double().mean(1, keepdim=True)
+    refined = amax > outlier_threshold * amax.double().mean(1, keepdim=True)
     second = torch.where(refined, torch.round(rest * (inverse * 254)) * (scale / 254), 0)
     return (first * scale + second).view_as(x)
 
 
-def normalise(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     """``norm`` over the last dimension."""
     if norm.kind == "layer":
         x = x - x.mean(-1, keepdim=True)
@@ -129,8 +129,8 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, refine_above: float) -> list[torch.Tensor]:
-    """x (tokens, columns) times each weight; int8 activations for the quantised ones."""
+def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, outlier_threshold: float) -> list[torch.Tensor]:
+    """x (tokens, columns) times each weight; int8 activations for the quantized ones."""
     rounded = None
     values = []
     for weight in weights:
@@ -138,7 +138,7 @@ def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, refine_above: 
             values.append(weight.product(x))
             continue
         if rounded is None:
-            rounded = round_to_int8(x, refine_above)
+            rounded = round_to_int8(x, outlier_threshold)
         values.append(weight.product(rounded))
     return values
 
@@ -149,28 +149,28 @@ class _Project:
     x: Buffer
     outs: Sequence[Buffer]
     norm: Norm | None
-    finish: Finish
+    epilogue: Epilogue
     activation: Activation
-    refine_above: float
+    outlier_threshold: float
     logits_only: bool
     softcap: float
 
     def __call__(self, args: StepArgs) -> None:
         x = self.x.tensor[: args.num_tokens]
         if self.logits_only:
-            x = x[args.arrays["logit_rows"].tensor[: args.num_logits]]
+            x = x[args.arrays["logits_indices"].tensor[: args.num_logits]]
         if not len(x):
             return
-        values = products(self.weights, normalise(x, self.norm) if self.norm else x, self.refine_above)
+        values = products(self.weights, normalize(x, self.norm) if self.norm else x, self.outlier_threshold)
         activate = ACTIVATIONS[self.activation]
-        if self.finish == "gated":
+        if self.epilogue == "gated":
             values = [activate(values[0]) * values[1]]
-        elif self.finish == "activate":
+        elif self.epilogue == "activate":
             values = [activate(value) for value in values]
         for value, out in zip(values, self.outs, strict=True):
             target = out.tensor[: len(value)]
             capped = soft_cap(value, self.softcap)
-            target.copy_(target + capped if self.finish == "add" else capped)
+            target.copy_(target + capped if self.epilogue == "add" else capped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +219,17 @@ class _Attend:
         q = work.q.tensor[:n].view(n, self.heads, -1)  # (tokens, heads, head_dim)
         k = work.k.tensor[:n].view(n, self.kv_heads, -1)
         v = work.v.tensor[:n].view(n, self.kv_heads, -1)
-        q = self._rotate(normalise(q, self.q_norm) if self.q_norm else q)
-        k = self._rotate(normalise(k, self.k_norm) if self.k_norm else k)
-        slots = arrays["slots"].tensor[self.group, :n].long()
+        q = self._rotate(normalize(q, self.q_norm) if self.q_norm else q)
+        k = self._rotate(normalize(k, self.k_norm) if self.k_norm else k)
+        slots = arrays["slot_mapping"].tensor[self.group, :n].long()
         block_size = self.k.shape[1]
         largest = torch.finfo(self.k.dtype).max
         self.k[slots // block_size, slots % block_size] = k.clamp(-largest, largest).to(self.k.dtype)
         self.v[slots // block_size, slots % block_size] = v.clamp(-largest, largest).to(self.v.dtype)
-        starts = arrays["seq_starts"].tensor[: args.num_seqs + 1].tolist()
+        starts = arrays["query_start_loc"].tensor[: args.num_seqs + 1].tolist()
         for s, (start, end) in enumerate(itertools.pairwise(starts)):
             positions = arrays["positions"].tensor[start:end, None]
-            length = int(arrays["context_lens"].tensor[s])
+            length = int(arrays["seq_lens"].tensor[s])
             # blocks before the first that is seen may be gone
             first = first_block(int(positions[0]), window=self.window, block_size=block_size)
             blocks = arrays["block_tables"].tensor[self.group, s, first : -(-length // block_size)].long()
@@ -256,7 +256,7 @@ class _AddNorm:
     norm: Norm
 
     def __call__(self, args: StepArgs) -> None:
-        self.x.tensor[: args.num_tokens] += normalise(self.y.tensor[: args.num_tokens], self.norm)
+        self.x.tensor[: args.num_tokens] += normalize(self.y.tensor[: args.num_tokens], self.norm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,11 +267,11 @@ class _Moe:
     experts: Sequence[tuple[ReferenceWeight, ReferenceWeight, ReferenceWeight]]
     used: int
     activation: Activation
-    refine_above: float
+    outlier_threshold: float
 
     def __call__(self, args: StepArgs) -> None:
         x = self.work.x.tensor[: args.num_tokens]
-        normed = normalise(x, self.norm)
+        normed = normalize(x, self.norm)
         shares = torch.softmax(self.router.product(normed), dim=-1)
         best, chosen = torch.topk(shares, self.used)  # (tokens, used)
         best = best / best.sum(-1, keepdim=True)
@@ -279,8 +279,8 @@ class _Moe:
         for index, (gate, up, down) in enumerate(self.experts):  # ascending: the order in which a token adds them
             tokens, ranks = torch.nonzero(chosen == index, as_tuple=True)
             if len(tokens):
-                first, second = products([gate, up], normed[tokens], self.refine_above)
-                [out] = products([down], ACTIVATIONS[self.activation](first) * second, self.refine_above)
+                first, second = products([gate, up], normed[tokens], self.outlier_threshold)
+                [out] = products([down], ACTIVATIONS[self.activation](first) * second, self.outlier_threshold)
                 total[tokens] += best[tokens, ranks, None] * out
         x += total
 
@@ -307,11 +307,11 @@ class ReferenceBackend:
     def place(self, matrix: Matrix) -> ReferenceWeight:
         return ReferenceWeight(matrix, keep_dense=self._keep_dense)
 
-    def quantise(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
+    def quantize(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
         try:
-            blocks = search.quantise(target, values)
+            blocks = scale_search.quantize_blocks(target, values)
         except ValueError as error:
-            raise LoadError(f"{name} cannot be quantised to {target.name}: {error}") from error
+            raise LoadError(f"{name} cannot be quantized to {target.name}: {error}") from error
         return blocks.contiguous().numpy().data.cast("B")
 
     def kv_cache(self, shape: KvShape) -> ReferenceKv:
@@ -327,14 +327,14 @@ class ReferenceBackend:
         outs: Sequence[Buffer],
         *,
         norm: Norm | None = None,
-        finish: Finish = "store",
+        epilogue: Epilogue = "store",
         activation: Activation = "silu",
-        refine_above: float = math.inf,
+        outlier_threshold: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
     ) -> Op:
         plain = [_plain(weight) for weight in weights]
-        return _Project(plain, x, tuple(outs), norm, finish, activation, refine_above, logits_only, softcap)
+        return _Project(plain, x, tuple(outs), norm, epilogue, activation, outlier_threshold, logits_only, softcap)
 
     def attend(
         self,
@@ -383,7 +383,7 @@ class ReferenceBackend:
         down: Sequence[Weight],
         used: int,
         activation: Activation,
-        refine_above: float,
+        outlier_threshold: float,
     ) -> Op:
         experts = [(_plain(g), _plain(u), _plain(d)) for g, u, d in zip(gate, up, down, strict=True)]
         return _Moe(
@@ -393,14 +393,14 @@ class ReferenceBackend:
             experts=experts,
             used=used,
             activation=activation,
-            refine_above=refine_above,
+            outlier_threshold=outlier_threshold,
         )
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
         @torch.inference_mode()
         def run() -> None:
             for op in ops:
-                if args.abort.value:
+                if args.cancel_flag.value:
                     return
                 op(args)
 
