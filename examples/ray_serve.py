@@ -19,8 +19,8 @@ from ray.serve.config import RequestRouterConfig
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mistralrs.api.engine_client import RemoteEngine
-from mistralrs.api.local import LoadOptions, ModelSource
+from mistralrs.api.engine_client.engine_client import RemoteEngine
+from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.server.app import create_app
 from mistralrs.server.service import Service
 from mistralrs.server.settings import ServerSettings

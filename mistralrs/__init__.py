@@ -18,13 +18,13 @@ from mistralrs.errors import (
 )
 
 if TYPE_CHECKING:
-    from mistralrs.api.answers import ChatCompletion as ChatCompletionResponse
-    from mistralrs.api.answers import ChatCompletionChunk as ChatCompletionChunkResponse
-    from mistralrs.api.answers import Completion as CompletionResponse
-    from mistralrs.api.answers import CompletionChunk as CompletionChunkResponse
-    from mistralrs.api.requests import ChatCompletionRequest, CompletionRequest, Message, Role
     from mistralrs.api.runner import Runner
-    from mistralrs.api.which import Which
+    from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, Message, Role
+    from mistralrs.api.schemas.response_bodies import ChatCompletion as ChatCompletionResponse
+    from mistralrs.api.schemas.response_bodies import ChatCompletionChunk as ChatCompletionChunkResponse
+    from mistralrs.api.schemas.response_bodies import Completion as CompletionResponse
+    from mistralrs.api.schemas.response_bodies import CompletionChunk as CompletionChunkResponse
+    from mistralrs.api.selectors.which import Which
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mistralrs.api.selectors import ROWS, Row, defaults_of, required_of, row_named
+from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of, required_of, selector_named
 from mistralrs.errors import UsageError
 from mistralrs_cli.global_options import GlobalOptions
 from mistralrs_cli.option import parameters
@@ -34,7 +34,7 @@ _TYPED = "mistralrs_cli.typed"
 class Selection:
     """A row and the options after it."""
 
-    row: Row
+    row: ModelSelector
     options: WeightOptions
     adapter: AdapterOptions | None = None
 
@@ -59,11 +59,11 @@ class Subcommands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order of the table."""
-        return [*ROWS, *_OTHER]
+        return [*SELECTORS, *_OTHER]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The subcommand, or None when there is none of that name."""
-        if row_named(cmd_name):
+        if selector_named(cmd_name):
             return _row_command(cmd_name)
         return _OTHER[cmd_name]() if cmd_name in _OTHER else None
 
@@ -128,7 +128,7 @@ def _application() -> Any:
 
 @functools.cache
 def _row_command(name: str) -> Any:
-    row = row_named(name)
+    row = selector_named(name)
     assert row is not None
     classes = option_classes(row)
 
@@ -148,8 +148,8 @@ def _bench_command() -> Any:
         wanted = BenchOptions(**options)
         if not row:
             return Words(context.obj[0], None, wanted, ())
-        if not row_named(row[0]):
-            raise unknown_command(row[0], list(ROWS))
+        if not selector_named(row[0]):
+            raise unknown_command(row[0], list(SELECTORS))
         command = _row_command(row[0])
         with command.make_context(row[0], row[1:], parent=context) as inner:
             selected: Words = command.invoke(inner)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from mistralrs.api.local import locate
+from mistralrs.api.local_model import locate
 from mistralrs.loading.describe import Description, TextInfo, TokenInfo, describe
 from mistralrs_cli.exits import leaving_at_once
 from mistralrs_cli.job import InspectJob

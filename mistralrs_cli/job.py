@@ -9,9 +9,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from mistralrs.api.local import LoadOptions, ModelSource
-from mistralrs.api.row_choice import check_together, in_situ_type, repeat_last_n_of, template_of
-from mistralrs.api.sentinels import (
+from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.schemas.sentinels import (
     LARGEST_SEED,
     LEAST_MAX_TOKENS,
     LEAST_SEED,
@@ -20,6 +19,7 @@ from mistralrs.api.sentinels import (
     seed_of,
     top_k_of,
 )
+from mistralrs.api.selectors.model_choice import check_together, in_situ_type, repeat_last_n_of, template_of
 from mistralrs.engine.admission import RANGES
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
@@ -332,7 +332,7 @@ def _load_options(words: Words, job: Job | None) -> LoadOptions:
         precision=options.precision or defaults.precision,
         threads=options.threads,
         dtype=options.dtype or defaults.dtype,
-        isq=in_situ_type(options.isq, choice.row if choice else None, WORDING),
+        isq=in_situ_type(options.isq, choice.selector if choice else None, WORDING),
     )
 
 
@@ -344,5 +344,5 @@ def _check_together(options: GlobalOptions) -> None:
         no_kv_cache=options.no_kv_cache,
         prefix_cache_n=options.prefix_cache_n,
         max_draft=options.draft,
-        wording=WORDING,
+        formatter=WORDING,
     )

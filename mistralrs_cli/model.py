@@ -1,4 +1,4 @@
-"""What the command line needs of a model: the part of ``mistralrs.api.local.LocalModel`` that it calls.
+"""What the command line needs of a model: the part of ``mistralrs.api.local_model.LocalModel`` that it calls.
 
 ``load_model`` makes the real one; tests hand ``main`` another loader. Knows nothing of how answers come about.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from mistralrs.api.local import LoadOptions, ModelSource
+    from mistralrs.api.local_model import LoadOptions, ModelSource
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
 
@@ -85,6 +85,6 @@ Loader = Callable[["ModelSource", "LoadOptions", Progress], Model]
 
 def load_model(source: ModelSource, options: LoadOptions, progress: Progress) -> Model:
     """The real model, in this process."""
-    from mistralrs.api.local import LocalModel
+    from mistralrs.api.local_model import LocalModel
 
     return LocalModel.load(source, options, progress=progress)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mistralrs.api.sentinels import MAX_INT
+from mistralrs.api.schemas.sentinels import MAX_INT
 from mistralrs.quant.quantize import ISQ_TYPES
 from mistralrs_cli.option import argument, option
 

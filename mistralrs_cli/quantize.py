@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mistralrs.api.local import locate
+from mistralrs.api.local_model import locate
 from mistralrs.loading.quantize_model import quantize_model
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs_cli.exits import leaving_at_once

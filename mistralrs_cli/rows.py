@@ -5,7 +5,7 @@ Knows the table and the options; parses nothing.
 
 from __future__ import annotations
 
-from mistralrs.api.selectors import ROWS, Row
+from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs_cli.options import AutoOptions, GgmlOptions, LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
 
 WeightOptions = PlainOptions | QuantizedOptions | AutoOptions
@@ -30,25 +30,25 @@ _FORMATS = {
 _ADAPTERS = {None: "", "lora": " with LoRA adapters", "x-lora": " with X-LoRA"}
 
 
-def option_classes(row: Row) -> list[type[WeightOptions] | type[AdapterOptions]]:
+def option_classes(row: ModelSelector) -> list[type[WeightOptions] | type[AdapterOptions]]:
     """The options that stand after a row."""
     return [WEIGHT_OPTIONS[row.format], *([ADAPTER_OPTIONS[row.adapter]] if row.adapter else [])]
 
 
-def summary(row: Row) -> str:
+def summary(row: ModelSelector) -> str:
     """What a row is for."""
     what = f"a {row.architecture} model" if row.architecture else "any supported model"
     return f"Use {what}{_ADAPTERS[row.adapter]}: {_FORMATS[row.format]}."
 
 
-def default_model(row: Row) -> str:
+def default_model(row: ModelSelector) -> str:
     """What a row loads when nothing else is named."""
     return row.base_repo or row.quantized_filename or "none: -m names the model"
 
 
 def overview() -> dict[str, list[tuple[str, str]]]:
     """Every row with what it stands for in short, under the titles that help gives them."""
-    rows = ROWS.values()
+    rows = SELECTORS.values()
     plain = [row for row in rows if not row.adapter]
     return {
         "Any model": [(row.name, _FORMATS[row.format]) for row in plain if row.architecture is None],

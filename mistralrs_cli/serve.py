@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mistralrs.api.local import LoadOptions, ModelSource
+from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.files import read_text

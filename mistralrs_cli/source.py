@@ -1,14 +1,14 @@
-"""Which files the words after a row mean, in the words of a command line. What they mean is ``api.row_choice``'s."""
+"""Which files the words after a row mean, in the words of a command line. What they mean is ``api.selectors.model_choice``'s."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import fields
 
-from mistralrs.api import row_choice
 from mistralrs.api.default_model import find_default_model
-from mistralrs.api.local import ModelSource
-from mistralrs.api.row_choice import RowChoice
+from mistralrs.api.local_model import ModelSource
+from mistralrs.api.selectors import model_choice
+from mistralrs.api.selectors.model_choice import ModelChoice
 from mistralrs.errors import UsageError
 from mistralrs_cli.commands import Selection
 from mistralrs_cli.options import AutoOptions
@@ -46,7 +46,7 @@ class CommandWording:
 WORDING = CommandWording()
 
 
-def choice_of(selection: Selection) -> RowChoice:
+def choice_of(selection: Selection) -> ModelChoice:
     """The row and the fields that were given after it. Raises ``UsageError`` where two of them name the model."""
     options = selection.options
     given = {each.name: getattr(options, each.name) for each in fields(options)}
@@ -55,16 +55,16 @@ def choice_of(selection: Selection) -> RowChoice:
         if word and options.source:
             raise UsageError(f"{options.source} and -m {word} both name the model", hint="give one of them")
         given["source"] = options.source or word
-    return RowChoice(row=selection.row, **given)
+    return ModelChoice(selector=selection.row, **given)
 
 
 def find_source(selection: Selection | None) -> ModelSource:
-    """What a row and its options name; None is the default model. Raises as ``row_choice.find_source`` does."""
+    """What a row and its options name; None is the default model. Raises as ``model_choice.find_source`` does."""
     if selection is None:
         return ModelSource(architecture=None, path=find_default_model(), repo=None, filename=None)
-    return row_choice.find_source(choice_of(selection), WORDING)
+    return model_choice.find_source(choice_of(selection), WORDING)
 
 
 def anywhere(word: str, filename: str | None, *, gqa: int = 1) -> ModelSource:
-    """A model named by one word. Raises as ``row_choice.anywhere`` does."""
-    return row_choice.anywhere(word, filename, WORDING, gqa=gqa)
+    """A model named by one word. Raises as ``model_choice.anywhere`` does."""
+    return model_choice.source_at(word, filename, WORDING, gqa=gqa)

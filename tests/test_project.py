@@ -38,7 +38,7 @@ def shell_blocks(path: Path) -> list[str]:
     [
         ("mistralrs", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers")),
         ("mistralrs_cli.app", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers", "prompt_toolkit", "rich")),
-        ("mistralrs.api.selectors", ("torch", "numpy")),
+        ("mistralrs.api.selectors.model_selector", ("torch", "numpy")),
         ("mistralrs.engine.scheduler", ("torch", "numpy")),
         ("mistralrs.loading.gguf_file", ("torch", "numpy")),
         ("mistralrs.loading.hub_files", ("torch", "numpy", "huggingface_hub")),

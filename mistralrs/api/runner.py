@@ -17,17 +17,23 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args, get_type_
 
 from pydantic import BaseModel
 
-from mistralrs.api.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
-from mistralrs.api.composer import Composer
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.local import LoadOptions, LocalModel, ModelInfo
-from mistralrs.api.messages import missing_template
-from mistralrs.api.prepare import Policy, Prepared, prepare_chat, prepare_completion
-from mistralrs.api.requests import ChatCompletionRequest, CompletionRequest, refuse_ignored
-from mistralrs.api.respond import answer_id, submit
-from mistralrs.api.row_choice import check_together, find_source, in_situ_type, repeat_last_n_of, template_of
-from mistralrs.api.which import Which
-from mistralrs.api.which_fields import PythonWording
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelInfo
+from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, refuse_ignored
+from mistralrs.api.schemas.response_bodies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from mistralrs.api.selectors.model_choice import (
+    check_together,
+    find_source,
+    in_situ_type,
+    repeat_last_n_of,
+    template_of,
+)
+from mistralrs.api.selectors.which import Which
+from mistralrs.api.selectors.which_fields import PythonErrorFormatter
+from mistralrs.api.serving.chat_messages import missing_template
+from mistralrs.api.serving.prepare import Policy, Prepared, prepare_chat, prepare_completion
+from mistralrs.api.serving.respond import answer_id, submit
+from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import End, Event, Handle
 from mistralrs.engine.process_bound import ProcessBound
@@ -40,11 +46,11 @@ if TYPE_CHECKING:
 Whole = TypeVar("Whole", bound=BaseModel)
 Chunk = TypeVar("Chunk", bound=BaseModel)
 
-WORDING = PythonWording()
+FORMATTER = PythonErrorFormatter()
 _DATA = b"data: "
-_LEAST = {"max_seqs": 1, "prefix_cache_n": 0, "threads": 1, "kv_memory": 1, "max_draft": 0}
+_MINIMA = {"max_seqs": 1, "prefix_cache_n": 0, "threads": 1, "kv_memory": 1, "max_draft": 0}
 """Options of loading that are numbers."""
-_WORDS = {name: get_args(get_type_hints(LoadOptions)[name]) for name in ("precision", "dtype")}
+_CHOICES = {name: get_args(get_type_hints(LoadOptions)[name]) for name in ("precision", "dtype")}
 """Options of loading that are one of a few words."""
 
 
@@ -97,10 +103,10 @@ class Runner(ProcessBound):
             precision=precision,
             threads=threads,
             dtype=dtype,
-            isq=in_situ_type(in_situ_quant, choice.row, WORDING),
+            isq=in_situ_type(in_situ_quant, choice.selector, FORMATTER),
         )
         _check(options)
-        self._model = LocalModel.load(find_source(choice, WORDING), options)
+        self._model = LocalModel.load(find_source(choice, FORMATTER), options)
         self._served = ServedModel.of(self._model)
         sampling = SamplingParams(repeat_last_n=repeat_last_n_of(choice))
         self._policy = Policy(model_name=self._model.info.name, sampling=sampling)
@@ -155,17 +161,17 @@ class Runner(ProcessBound):
     def _answer(self, prepared: Prepared, whole: type[Whole], chunk: type[Chunk]) -> Whole | AnswerStream[Chunk]:
         refuse_ignored(prepared.ignored)
         model_name = self._policy.model_name
-        composer = Composer(prepared, id=answer_id(prepared), created=int(time.time()), model_name=model_name)
-        news = _News(self._model.engine, prepared.requests)
+        composer = ResponseBuilder(prepared, id=answer_id(prepared), created=int(time.time()), model_name=model_name)
+        news = EventQueue(self._model.engine, prepared.requests)
         if prepared.stream:
             return AnswerStream(self._model, news, composer, chunk)
         try:
-            for _ in _heard(news, composer):
+            for _ in _checked_events(news, composer):
                 pass
         except BaseException:  # Ctrl-C, for one
             news.cancel()
             raise
-        return whole.model_validate(composer.so_far())
+        return whole.model_validate(composer.snapshot())
 
 
 class AnswerStream(ProcessBound, Generic[Chunk]):
@@ -174,12 +180,12 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
     Who closes it, or lets go of it, cancels what has not come yet. An ``EngineError`` ends it.
     """
 
-    def __init__(self, model: LocalModel, news: _News, composer: Composer, kind: type[Chunk]) -> None:
+    def __init__(self, model: LocalModel, events: EventQueue, builder: ResponseBuilder, kind: type[Chunk]) -> None:
         """For ``Runner`` alone."""
         super().__init__()
         self._model = model  # the engine would end with it
-        self._news = news
-        self._pieces = _pieces(news, composer)
+        self._events = events
+        self._pieces = _pieces(events, builder)
         self._kind = kind
         self._closed = False
 
@@ -201,7 +207,7 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
     def close(self) -> None:
         """Cancels the rest, which frees its place within a step; does nothing at the end. From any thread."""
         self._closed = True
-        self._news.cancel()
+        self._events.cancel()
 
     def __enter__(self) -> AnswerStream[Chunk]:
         return self
@@ -212,10 +218,10 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
         self.close()
 
     def __del__(self) -> None:
-        self._news.cancel()
+        self._events.cancel()
 
 
-class _News:
+class EventQueue:
     """The events of an answer's requests as they come, for one thread that waits; all are submitted or none."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
@@ -246,29 +252,29 @@ def _delivery(events: SimpleQueue[tuple[int, Event]], place: int) -> Callable[[E
     return lambda event: events.put((place, event))
 
 
-def _pieces(news: _News, composer: Composer) -> Iterator[bytes]:
+def _pieces(events: EventQueue, builder: ResponseBuilder) -> Iterator[bytes]:
     """The chunks of a stream. No method, or a stream that nobody holds would go on until garbage is collected."""
-    for place, event in _heard(news, composer):
-        yield from composer.chunks(place, event)
-    yield from composer.last_chunks()
+    for place, event in _checked_events(events, builder):
+        yield from builder.chunks(place, event)
+    yield from builder.last_chunks()
 
 
-def _heard(news: _News, composer: Composer) -> Iterator[tuple[int, Event]]:
+def _checked_events(queue: EventQueue, builder: ResponseBuilder) -> Iterator[tuple[int, Event]]:
     """The events, which the composer has heard. Raises the error that ends one of the requests, and cancels the others.
 
     A step that fails gives one error to all who waited for it, so each of them gets a copy.
     """
-    for place, event in news:
-        error = composer.hear(place, event)
+    for place, event in queue:
+        error = builder.on_event(place, event)
         if error is not None:
-            news.cancel()
+            queue.cancel()
             raise copy.copy(error)
         yield place, event
 
 
 def _check(options: LoadOptions) -> None:
     """Raises TypeError and ``UsageError`` for options that are wrong in themselves or do not fit together."""
-    for name, least in _LEAST.items():
+    for name, least in _MINIMA.items():
         value = getattr(options, name)
         if value is None and getattr(LoadOptions(), name) is None:
             continue
@@ -276,7 +282,7 @@ def _check(options: LoadOptions) -> None:
             raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
         if value < least:
             raise UsageError(f"{name} is {value}", hint=f"it must be at least {least}")
-    for name, words in _WORDS.items():
+    for name, words in _CHOICES.items():
         if getattr(options, name) not in words:
             raise UsageError(f"{name} is {getattr(options, name)!r}", hint=f"choose one of: {', '.join(words)}")
     for name, kind in (("no_kv_cache", bool), ("token_source", str)):
@@ -287,5 +293,5 @@ def _check(options: LoadOptions) -> None:
         no_kv_cache=options.no_kv_cache,
         prefix_cache_n=options.prefix_cache_n,
         max_draft=options.max_draft,
-        wording=WORDING,
+        formatter=FORMATTER,
     )

@@ -1,4 +1,4 @@
-"""The bodies of answers that are the server's own, declared for the documentation; the others are ``api.answers``'.
+"""The bodies of answers that are the server's own, declared for the documentation; the others are ``api.schemas.response_bodies``'.
 
 Knows fields and types. What is sent is built elsewhere; a test holds real answers against these.
 """
@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from mistralrs.api import answers
-from mistralrs.api.answers import Part
+from mistralrs.api.schemas import response_bodies
+from mistralrs.api.schemas.response_bodies import Part
 
 
 class Version(Part):
@@ -88,16 +88,16 @@ class Cancelled(Part):
 
 
 ALL: tuple[type[BaseModel], ...] = (
-    answers.ChatCompletion,
-    answers.ChatCompletionChunk,
-    answers.Completion,
-    answers.CompletionChunk,
-    answers.EmbeddingList,
-    answers.ModelList,
-    answers.Tokens,
-    answers.Detokenized,
-    answers.AppliedTemplate,
-    answers.Error,
+    response_bodies.ChatCompletion,
+    response_bodies.ChatCompletionChunk,
+    response_bodies.Completion,
+    response_bodies.CompletionChunk,
+    response_bodies.EmbeddingList,
+    response_bodies.ModelList,
+    response_bodies.Tokens,
+    response_bodies.Detokenized,
+    response_bodies.AppliedTemplate,
+    response_bodies.Error,
     Version,
     Capabilities,
     RequestList,

@@ -16,15 +16,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from mistralrs.api.respond import AnswerError
-from mistralrs.api.types import (
-    ApplyTemplateRequest,
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
+from mistralrs.api.schemas.request_bodies import (
+    ApplyTemplateBody,
+    ChatCompletionBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    TokenizeBody,
 )
+from mistralrs.api.serving.respond import AnswerError
 from mistralrs.errors import MistralrsError
 from mistralrs.server import notes
 from mistralrs.server.bodies import Reader
@@ -43,12 +43,12 @@ from mistralrs.server.texts import text_routes
 logger = logging.getLogger(__name__)
 
 BODIES = (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-    ApplyTemplateRequest,
+    ChatCompletionBody,
+    CompletionBody,
+    EmbeddingBody,
+    TokenizeBody,
+    DetokenizeBody,
+    ApplyTemplateBody,
 )
 SHOWN_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", notes.IGNORED, notes.TRUNCATED, notes.MODEL)
 """What web pages may read beside the body."""

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.prepare import Policy
-from mistralrs.api.types import BodyType, parse
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.schemas.request_bodies import BodyType, parse
+from mistralrs.api.serving.prepare import Policy
 from mistralrs.errors import RequestError
 from mistralrs.server.middleware import context_of
 from mistralrs.server.preparation import Preparation, check_shape

@@ -13,11 +13,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mistralrs.api.answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
-from mistralrs.api.chunks import DONE
-from mistralrs.api.prepare import Prepared, prepare_chat, prepare_completion
-from mistralrs.api.respond import Answer, answer_id
-from mistralrs.api.types import ChatCompletionRequest, CompletionRequest
+from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody
+from mistralrs.api.schemas.response_bodies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from mistralrs.api.serving.chunks import DONE
+from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
+from mistralrs.api.serving.respond import Answer, answer_id
 from mistralrs.server.bodies import Reader
 from mistralrs.server.errors import answer_to
 from mistralrs.server.live import LiveRequest
@@ -39,21 +39,21 @@ def generation_routes(service: Service, reader: Reader) -> APIRouter:
     chatting = operation(
         "Answer a conversation",
         ChatCompletion,
-        body=ChatCompletionRequest,
+        body=ChatCompletionBody,
         chunk=ChatCompletionChunk,
         errors=ENGINE_ERRORS,
     )
     completing = operation(
-        "Continue a text", Completion, body=CompletionRequest, chunk=CompletionChunk, errors=ENGINE_ERRORS
+        "Continue a text", Completion, body=CompletionBody, chunk=CompletionChunk, errors=ENGINE_ERRORS
     )
 
     @router.post("/v1/chat/completions", **chatting)
     async def chat(request: Request) -> Response:
-        return await _answer(service, request, await reader.prepared(request, ChatCompletionRequest, prepare_chat))
+        return await _answer(service, request, await reader.prepared(request, ChatCompletionBody, prepare_chat))
 
     @router.post("/v1/completions", **completing)
     async def complete(request: Request) -> Response:
-        return await _answer(service, request, await reader.prepared(request, CompletionRequest, prepare_completion))
+        return await _answer(service, request, await reader.prepared(request, CompletionBody, prepare_completion))
 
     return router
 

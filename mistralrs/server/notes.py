@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from mistralrs.api.parameters import ignored_header
-from mistralrs.api.prepare import Prepared, PreparedEmbeddings
+from mistralrs.api.schemas.parameter_table import ignored_header
+from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
 
 IGNORED = "x-mistralrs-ignored"
 """Parameters that changed nothing."""

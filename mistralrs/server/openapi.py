@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
 from mistralrs import __version__
-from mistralrs.api.answers import Error
+from mistralrs.api.schemas.response_bodies import Error
 from mistralrs.server.answers import ALL
 
 TITLE = "Mistral.rs"

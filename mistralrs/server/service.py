@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from mistralrs.api.engine_client import EngineClient
-from mistralrs.api.prepare import Policy
-from mistralrs.api.respond import submit
+from mistralrs.api.engine_client.engine_client import EngineClient
+from mistralrs.api.serving.prepare import Policy
+from mistralrs.api.serving.respond import submit
 from mistralrs.engine.config import Request
 from mistralrs.errors import EngineError
 from mistralrs.server.live import LiveRequest, LiveRequests
@@ -79,7 +79,7 @@ class Service:
             strict_model=settings.strict_model,
             truncate=settings.truncate,
             sampling=settings.sampling,
-            identity=identity if settings.isolate_keys else "",
+            cache_salt=identity if settings.isolate_keys else "",
             deadline_s=settings.request_timeout,
         )
 

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from mistralrs import __version__
-from mistralrs.api.answers import ModelCard, ModelList
-from mistralrs.api.parameters import capabilities
+from mistralrs.api.schemas.parameter_table import capabilities
+from mistralrs.api.schemas.response_bodies import ModelCard, ModelList
 from mistralrs.errors import EngineError, RequestError
 from mistralrs.server import answers
 from mistralrs.server.middleware import context_of

@@ -9,10 +9,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mistralrs.api.answers import AppliedTemplate, Detokenized, EmbeddingList, Tokens
-from mistralrs.api.prepare import prepare_embeddings
-from mistralrs.api.respond import embeddings
-from mistralrs.api.types import ApplyTemplateRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBody, EmbeddingBody, TokenizeBody
+from mistralrs.api.schemas.response_bodies import AppliedTemplate, Detokenized, EmbeddingList, Tokens
+from mistralrs.api.serving.prepare import prepare_embeddings
+from mistralrs.api.serving.respond import embeddings
 from mistralrs.server import tokens
 from mistralrs.server.bodies import Reader
 from mistralrs.server.middleware import context_of
@@ -27,29 +27,29 @@ def text_routes(service: Service, reader: Reader) -> APIRouter:
     """The routes, bound to a server."""
     router = APIRouter()
 
-    tokenizing = operation("The tokens of a text", Tokens, body=TokenizeRequest)
-    detokenizing = operation("The text of tokens", Detokenized, body=DetokenizeRequest)
-    rendering = operation("The prompt of a conversation", AppliedTemplate, body=ApplyTemplateRequest)
-    embedding = operation("Vectors of texts", EmbeddingList, body=EmbeddingRequest, errors=ENGINE_ERRORS)
+    tokenizing = operation("The tokens of a text", Tokens, body=TokenizeBody)
+    detokenizing = operation("The text of tokens", Detokenized, body=DetokenizeBody)
+    rendering = operation("The prompt of a conversation", AppliedTemplate, body=ApplyTemplateBody)
+    embedding = operation("Vectors of texts", EmbeddingList, body=EmbeddingBody, errors=ENGINE_ERRORS)
 
     @router.post("/tokenize", **tokenizing)
     async def tokenize(request: Request) -> Response:
-        body, notes = await reader.prepared(request, TokenizeRequest, tokens.tokenize)
+        body, notes = await reader.prepared(request, TokenizeBody, tokens.tokenize)
         return await _json(service, request, body, notes)
 
     @router.post("/detokenize", **detokenizing)
     async def detokenize(request: Request) -> Response:
-        body, notes = await reader.prepared(request, DetokenizeRequest, tokens.detokenize)
+        body, notes = await reader.prepared(request, DetokenizeBody, tokens.detokenize)
         return await _json(service, request, body, notes)
 
     @router.post("/apply-template", **rendering)
     async def apply_template(request: Request) -> Response:
-        body, notes = await reader.prepared(request, ApplyTemplateRequest, tokens.apply_template)
+        body, notes = await reader.prepared(request, ApplyTemplateBody, tokens.apply_template)
         return await _json(service, request, body, notes)
 
     @router.post("/v1/embeddings", **embedding)
     async def embed(request: Request) -> Response:
-        prepared = await reader.prepared(request, EmbeddingRequest, prepare_embeddings)
+        prepared = await reader.prepared(request, EmbeddingBody, prepare_embeddings)
         live = service.begin(f"embd-{uuid.uuid4().hex}", context_of(request.scope), prepared.requests)
         try:
             work = embeddings(prepared, live.streams, model_name=service.model_name)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mistralrs.api import parameters
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.messages import Conversation, conversation, missing_template
-from mistralrs.api.parameters import Endpoint
-from mistralrs.api.prepare import Policy, check_model
-from mistralrs.api.types import ApplyTemplateRequest, DetokenizeRequest, TemplateOptions, TokenizeRequest
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.schemas import parameter_table
+from mistralrs.api.schemas.parameter_table import Endpoint
+from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBody, TemplateOptions, TokenizeBody
+from mistralrs.api.serving.chat_messages import Conversation, conversation, missing_template
+from mistralrs.api.serving.prepare import Policy, check_model
 from mistralrs.errors import RequestError
 from mistralrs.server.notes import Notes
 from mistralrs.text.prompt_tokens import prompt_tokens
@@ -26,7 +26,7 @@ _OF_TEXTS = ("add_special_tokens", "parse_special")
 _OF_MESSAGES = tuple(TemplateOptions.model_fields)
 
 
-def tokenize(body: TokenizeRequest, model: ServedModel, policy: Policy) -> Answered:
+def tokenize(body: TokenizeBody, model: ServedModel, policy: Policy) -> Answered:
     """Raises RequestError for what cannot be read."""
     sources = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
     if len(sources) != 1:
@@ -47,7 +47,7 @@ def tokenize(body: TokenizeRequest, model: ServedModel, policy: Policy) -> Answe
     return answer, _notes("tokenize", body, policy, vain)
 
 
-def detokenize(body: DetokenizeRequest, model: ServedModel, policy: Policy) -> Answered:
+def detokenize(body: DetokenizeBody, model: ServedModel, policy: Policy) -> Answered:
     """Control tokens are spelled out, so that ``tokenize`` gives the same tokens again. Raises RequestError."""
     tokenizer = model.tokenizer
     for place, token in enumerate(body.tokens):
@@ -62,21 +62,21 @@ def detokenize(body: DetokenizeRequest, model: ServedModel, policy: Policy) -> A
     return {"content": leading + text, "prompt": leading + text}, _notes("detokenize", body, policy, ())
 
 
-def apply_template(body: ApplyTemplateRequest, model: ServedModel, policy: Policy) -> Answered:
+def apply_template(body: ApplyTemplateBody, model: ServedModel, policy: Policy) -> Answered:
     """Raises RequestError where the template refuses the messages or fails on them."""
     asked = _conversation(body, model, policy)
     assert model.template is not None
     return {"prompt": asked.text(model.template)}, _notes("apply_template", body, policy, asked.unused)
 
 
-def _conversation(body: TokenizeRequest | ApplyTemplateRequest, model: ServedModel, policy: Policy) -> Conversation:
+def _conversation(body: TokenizeBody | ApplyTemplateBody, model: ServedModel, policy: Policy) -> Conversation:
     if model.template is None:
         raise missing_template(policy.model_name)
     assert body.messages is not None
     return conversation(body.messages, body, model.template)
 
 
-def _text_tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
+def _text_tokens(body: TokenizeBody, model: ServedModel) -> list[int]:
     text = body.content if body.content is not None else body.prompt
     assert text is not None
     bos = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
@@ -106,12 +106,12 @@ def _piece(token: int, tokenizer: Tokenizer) -> dict[str, object]:
 
 def _notes(
     endpoint: Endpoint,
-    body: TokenizeRequest | DetokenizeRequest | ApplyTemplateRequest,
+    body: TokenizeBody | DetokenizeBody | ApplyTemplateBody,
     policy: Policy,
     vain: Iterable[str],
 ) -> Notes:
     other_model = check_model(body.model, policy)
-    ignored = (*parameters.unserved(endpoint, body), *vain)
+    ignored = (*parameter_table.unserved(endpoint, body), *vain)
     if policy.strict:
-        parameters.refuse_ignored(ignored)
+        parameter_table.refuse_ignored(ignored)
     return Notes(ignored, 0, other_model)

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from mistralrs.api import engine_process
-from mistralrs.api.local import LoadOptions, ModelInfo, ModelSource, Progress
+from mistralrs.api.engine_client import engine_server
+from mistralrs.api.local_model import LoadOptions, ModelInfo, ModelSource, Progress
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig
 from mistralrs.engine.engine import Engine
@@ -94,5 +94,5 @@ class FakeModel:
 
 
 if __name__ == "__main__":
-    engine_process.LocalModel = FakeModel  # type: ignore[attr-defined,assignment]
-    sys.exit(engine_process.main())
+    engine_server.LocalModel = FakeModel  # type: ignore[attr-defined,assignment]
+    sys.exit(engine_server.main())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.local import ModelInfo
-from mistralrs.api.prepare import Policy
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.local_model import ModelInfo
+from mistralrs.api.serving.prepare import Policy
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
 from tests.text.vocabularies import byte_level, sentence_piece

@@ -24,12 +24,18 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api import engine_client, engine_link, engine_pulse
-from mistralrs.api.engine_client import AsyncStream, EngineClient, InProcessEngine, RemoteEngine, ServedModel
-from mistralrs.api.engine_messages import Cancel, Logged, Step, Submit, Unframer, frame, pack, unpack
-from mistralrs.api.engine_process import LogRelay
-from mistralrs.api.engine_pulse import EnginePulse
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.engine_client import engine_client, engine_connection, heartbeat
+from mistralrs.api.engine_client.engine_client import (
+    AsyncStream,
+    EngineClient,
+    InProcessEngine,
+    RemoteEngine,
+    ServedModel,
+)
+from mistralrs.api.engine_client.engine_messages import Cancel, FrameDecoder, Logged, Step, Submit, frame, pack, unpack
+from mistralrs.api.engine_client.engine_server import LogRelay
+from mistralrs.api.engine_client.heartbeat import EngineHeartbeat
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import (
     Delta,
@@ -103,7 +109,7 @@ async def faking(
     path: str = "any", progress: Callable[[str, int, int], None] | None = None
 ) -> AsyncIterator[RemoteEngine]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_link, "CHILD", fake.__name__)
+        patch.setattr(engine_connection, "CHILD", fake.__name__)
         engine = await RemoteEngine.start(ModelSource(None, Path(path), None, None), OPTIONS, progress=progress)
     yield engine
     await engine.close()
@@ -150,7 +156,7 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
     messages = [Cancel(3), Submit(4, Request(PROMPT, GREEDY)), Step([pack(1, Delta("a", (5,), ()))])]
     data = b"".join(map(frame, messages))
     for size in (1, 7, 100, len(data)):
-        unframer = Unframer()
+        unframer = FrameDecoder()
         pieces = [data[at : at + size] for at in range(0, len(data), size)]
         assert [message for piece in pieces for message in unframer.feed(piece)] == messages
 
@@ -453,7 +459,7 @@ def test_a_record_of_the_log_crosses_whatever_it_holds() -> None:
 
     class Wire:
         def send(self, message: object) -> None:
-            received.extend(Unframer().feed(frame(message)))
+            received.extend(FrameDecoder().feed(frame(message)))
 
     source = logging.Logger("far.away")
     source.addHandler(LogRelay(Wire()))  # type: ignore[arg-type]
@@ -507,20 +513,20 @@ def busy(steps: int, running: int = 1) -> EngineStats:
 
 
 def test_an_engine_stands_still_that_neither_answers_nor_steps() -> None:
-    silent, working, idle = EnginePulse(), EnginePulse(), EnginePulse()
-    for number in range(engine_pulse.WITHOUT_STEP + 1):
-        assert (silent.stall is None) == (number <= engine_pulse.UNANSWERED)
+    silent, working, idle = EngineHeartbeat(), EngineHeartbeat(), EngineHeartbeat()
+    for number in range(heartbeat.WITHOUT_STEP + 1):
+        assert (silent.stall is None) == (number <= heartbeat.UNANSWERED)
         assert working.stall is None
-        silent.ask()
+        silent.on_ping()
         for pulse, stats in ((working, busy(3)), (idle, busy(3, 0))):
-            pulse.ask()
-            pulse.hear()
-            pulse.look(stats)
+            pulse.on_ping()
+            pulse.on_message()
+            pulse.on_stats(stats)
     assert idle.stall is None
     assert working.stall is not None
     assert (working.stall.code, "in one step" in working.stall.message) == ("engine_stalled", True)
-    working.look(busy(4))
-    silent.hear()
+    working.on_stats(busy(4))
+    silent.on_message()
     assert (working.stall, silent.stall) == (None, None)
 
 
@@ -533,7 +539,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_process_that_stands_still_is_told_and_may_go_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_pulse, "PULSE_S", 0.05)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
     for name in ("GRACE_S", "CANCEL_S", "STATS_S"):
         monkeypatch.setattr(engine_client, name, 0.05)
     before = resources()
@@ -567,9 +573,9 @@ async def test_a_process_that_stands_still_is_told_and_may_go_on(
 
 
 async def test_a_step_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_pulse, "PULSE_S", 0.05)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(engine_client, "CLOSING_S", 0.2)
-    monkeypatch.setattr(engine_pulse, "WITHOUT_STEP", 5)
+    monkeypatch.setattr(heartbeat, "WITHOUT_STEP", 5)
     async with faking() as engine:
         assert await reason(engine.submit(Request(PROMPT, GREEDY))) == "length"
         engine.submit(Request((fake.IGNORES_ABORT, *PROMPT), GREEDY))
@@ -691,8 +697,8 @@ async def test_giving_up_while_it_loads_leaves_nothing() -> None:
 ALONE = """
 import asyncio, sys, time
 from pathlib import Path
-from mistralrs.api.engine_client import RemoteEngine
-from mistralrs.api.local import LoadOptions, ModelSource
+from mistralrs.api.engine_client.engine_client import RemoteEngine
+from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 
 async def main():

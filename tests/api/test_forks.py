@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from mistralrs import ChatCompletionRequest, CompletionRequest, EngineError, Runner, Which
-from mistralrs.api.engine_client import AsyncStream, InProcessEngine, RemoteEngine, ServedModel
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.engine_client.engine_client import AsyncStream, InProcessEngine, RemoteEngine, ServedModel
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.api.runner import AnswerStream
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Finished

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local import MAX_DRAFT, LoadOptions, LocalModel, ModelSource
+from mistralrs.api.local_model import MAX_DRAFT, LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import ContextLengthError, LoadError, MistralrsError, RequestError, UsageError

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from mistralrs.api.messages import Conversation, conversation
-from mistralrs.api.types import ApplyTemplateRequest, parse
+from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, parse
+from mistralrs.api.serving.chat_messages import Conversation, conversation
 from mistralrs.errors import RequestError
 from mistralrs.text.chat_template import ChatTemplate
 from tests.api.served import CHATML, byte_tokenizer
@@ -28,7 +28,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{
 
 
 def ask(source: str, messages: Any, **options: Any) -> tuple[Conversation, ChatTemplate]:
-    body = parse(ApplyTemplateRequest, json.dumps({"messages": messages, **options}).encode())
+    body = parse(ApplyTemplateBody, json.dumps({"messages": messages, **options}).encode())
     template = ChatTemplate(source, bos="<s>", eos="</s>")
     return conversation(body.messages, body, template), template
 

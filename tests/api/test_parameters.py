@@ -8,27 +8,27 @@ from typing import Any, get_args
 
 import pytest
 
-from mistralrs.api import parameters
-from mistralrs.api.parameters import PARAMETERS, Endpoint, capabilities, ignored_header, rows, unserved
-from mistralrs.api.types import (
-    ApplyTemplateRequest,
+from mistralrs.api.schemas import parameter_table
+from mistralrs.api.schemas.parameter_table import PARAMETERS, Endpoint, capabilities, ignored_header, rows, unserved
+from mistralrs.api.schemas.request_bodies import (
+    ApplyTemplateBody,
     Body,
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
+    ChatCompletionBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    TokenizeBody,
     parse,
 )
 from mistralrs.errors import RequestError
 
 BODIES: Mapping[Endpoint, type[Body]] = {
-    "chat": ChatCompletionRequest,
-    "completions": CompletionRequest,
-    "embeddings": EmbeddingRequest,
-    "tokenize": TokenizeRequest,
-    "detokenize": DetokenizeRequest,
-    "apply_template": ApplyTemplateRequest,
+    "chat": ChatCompletionBody,
+    "completions": CompletionBody,
+    "embeddings": EmbeddingBody,
+    "tokenize": TokenizeBody,
+    "detokenize": DetokenizeBody,
+    "apply_template": ApplyTemplateBody,
 }
 LEAST: Mapping[Endpoint, dict[str, Any]] = {
     "chat": {"messages": "hi"},
@@ -131,9 +131,9 @@ def test_no_tools_are_no_tools() -> None:
 
 
 def test_a_strict_server_names_what_it_would_ignore() -> None:
-    parameters.refuse_ignored([])
+    parameter_table.refuse_ignored([])
     with pytest.raises(RequestError, match="these parameters would be ignored: user, x") as raised:
-        parameters.refuse_ignored(["user", "x"])
+        parameter_table.refuse_ignored(["user", "x"])
     assert (raised.value.param, raised.value.code) == ("user", "unsupported_parameter")
 
 

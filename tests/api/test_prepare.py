@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.prepare import (
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
+from mistralrs.api.serving.prepare import (
     Policy,
     Prepared,
     PreparedEmbeddings,
@@ -21,7 +22,6 @@ from mistralrs.api.prepare import (
     prepare_completion,
     prepare_embeddings,
 )
-from mistralrs.api.types import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, parse
 from mistralrs.engine.config import SAMPLERS, SamplingParams
 from mistralrs.errors import ContextLengthError, RequestError
 from tests.api.served import HIDDEN, MAX_LEN, POLICY, byte_tokenizer, piece_tokenizer, served
@@ -32,16 +32,16 @@ STRICT = replace(POLICY, strict=True)
 
 def chat(policy: Policy = POLICY, by: ServedModel = MODEL, /, **fields: Any) -> Prepared:
     body = json.dumps({"messages": "hi", **fields}).encode()
-    return prepare_chat(parse(ChatCompletionRequest, body), by, policy)
+    return prepare_chat(parse(ChatCompletionBody, body), by, policy)
 
 
 def complete(policy: Policy = POLICY, by: ServedModel = MODEL, /, **fields: Any) -> Prepared:
     body = json.dumps({"prompt": "hello", **fields}).encode()
-    return prepare_completion(parse(CompletionRequest, body), by, policy)
+    return prepare_completion(parse(CompletionBody, body), by, policy)
 
 
 def embed(policy: Policy = POLICY, by: ServedModel = MODEL, /, **fields: Any) -> PreparedEmbeddings:
-    return prepare_embeddings(parse(EmbeddingRequest, json.dumps({"input": "hi", **fields}).encode()), by, policy)
+    return prepare_embeddings(parse(EmbeddingBody, json.dumps({"input": "hi", **fields}).encode()), by, policy)
 
 
 def sampling(**fields: Any) -> SamplingParams:
@@ -99,7 +99,7 @@ def test_several_prompts_have_their_choices_one_after_the_other(prompts: list[An
     first, second = (complete(prompt=prompt).requests[0].prompt for prompt in prompts)
     assert [request.prompt for request in prepared.requests] == [first, first, second, second]
     assert [request.sampling.seed for request in prepared.requests] == [7, 8, 7, 8]
-    assert (prepared.candidates, prepared.choices, prepared.seed) == (2, 2, 7)
+    assert (prepared.generated, prepared.choices, prepared.seed) == (2, 2, 7)
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
@@ -305,11 +305,11 @@ def test_log_probabilities_of_a_completion() -> None:
 
 def test_the_best_are_found_by_their_log_probability() -> None:
     prepared = complete(n=2, best_of=5, prompt=["a", "b"])
-    assert (prepared.choices, prepared.candidates, len(prepared.requests)) == (2, 5, 10)
+    assert (prepared.choices, prepared.generated, len(prepared.requests)) == (2, 5, 10)
     assert prepared.logprobs is None
     assert {request.sampling.logprobs for request in prepared.requests} == {0}
     assert complete(n=2, best_of=2).requests[0].sampling.logprobs is None
-    assert complete(n=3).candidates == 3
+    assert complete(n=3).generated == 3
     assert complete(best_of=3).choices == 1
 
 
@@ -440,9 +440,9 @@ MESSAGES = st.lists(
 PROMPTS = st.text(max_size=5) | st.lists(st.integers(0, 300), max_size=3) | st.lists(st.text(max_size=3), max_size=3)
 
 
-def fields(kind: type[ChatCompletionRequest] | type[CompletionRequest]) -> st.SearchStrategy[dict[str, Any]]:
+def fields(kind: type[ChatCompletionBody] | type[CompletionBody]) -> st.SearchStrategy[dict[str, Any]]:
     known = st.dictionaries(st.sampled_from(sorted(kind.model_fields)) | st.text(max_size=4), VALUES, max_size=4)
-    least = st.fixed_dictionaries({"messages": MESSAGES} if kind is ChatCompletionRequest else {"prompt": PROMPTS})
+    least = st.fixed_dictionaries({"messages": MESSAGES} if kind is ChatCompletionBody else {"prompt": PROMPTS})
     return st.builds(lambda some, sure: some | sure, known, least)
 
 
@@ -453,13 +453,13 @@ def outcome(prepare: Any, kind: Any, data: dict[str, Any], policy: Policy) -> Pr
         return error
 
 
-@given(data=fields(ChatCompletionRequest), strict=st.booleans())
+@given(data=fields(ChatCompletionBody), strict=st.booleans())
 def test_any_chat_is_prepared_or_refused(data: dict[str, Any], strict: bool) -> None:
-    result = outcome(prepare_chat, ChatCompletionRequest, data, replace(POLICY, strict=strict))
+    result = outcome(prepare_chat, ChatCompletionBody, data, replace(POLICY, strict=strict))
     assert isinstance(result, RequestError) or all(request.prompt for request in result.requests)
 
 
-@given(data=fields(CompletionRequest), strict=st.booleans())
+@given(data=fields(CompletionBody), strict=st.booleans())
 def test_any_completion_is_prepared_or_refused(data: dict[str, Any], strict: bool) -> None:
-    result = outcome(prepare_completion, CompletionRequest, data, replace(POLICY, strict=strict))
+    result = outcome(prepare_completion, CompletionBody, data, replace(POLICY, strict=strict))
     assert isinstance(result, RequestError) or all(request.prompt for request in result.requests)

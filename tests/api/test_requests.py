@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mistralrs import ChatCompletionRequest, CompletionRequest, Message, RequestError, Role
-from mistralrs.api import types
+from mistralrs.api.schemas import request_bodies
 
 CHAT_ORDER = (
     "messages model logprobs n_choices logit_bias top_logprobs max_tokens presence_penalty frequency_penalty stop_seqs "
@@ -21,12 +21,12 @@ COMPLETION_ORDER = (
 )
 
 
-def sent(kind: type[types.BodyType], **fields: Any) -> types.BodyType:
+def sent(kind: type[request_bodies.BodyType], **fields: Any) -> request_bodies.BodyType:
     """What the server reads of a client's body."""
-    return types.parse(kind, json.dumps(fields).encode())
+    return request_bodies.parse(kind, json.dumps(fields).encode())
 
 
-def content(body: types.SamplingBody) -> dict[str, Any]:
+def content(body: request_bodies.SamplingBody) -> dict[str, Any]:
     return body.model_dump(exclude_none=True)
 
 
@@ -46,7 +46,7 @@ def test_a_chat_is_the_body_of_the_server() -> None:
         "mistral", True, 2, {5: -1.5}, 3, 16, 0.5, 0.25, ["a", "b"], 0.7, 0.9, 40, True, seed=1, min_p=0.1,
     )  # fmt: skip
     body = sent(
-        types.ChatCompletionRequest,
+        request_bodies.ChatCompletionBody,
         messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi!"}],
         model="mistral",
         logprobs=True,
@@ -72,7 +72,7 @@ def test_a_completion_is_the_body_of_the_server() -> None:
         "Once", "mistral", 3, True, 0.5, 0.25, {"5": 1}, 16, 2, "a", 0.7, 0.9, " end", 40, logprobs=2, stream=False
     )
     body = sent(
-        types.CompletionRequest,
+        request_bodies.CompletionBody,
         prompt="Once",
         model="mistral",
         best_of=3,

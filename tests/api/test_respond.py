@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
-from mistralrs.api import answers
-from mistralrs.api.engine_client import AsyncStream
-from mistralrs.api.prepare import Prepared, prepare_chat, prepare_completion, prepare_embeddings
-from mistralrs.api.respond import Answer, AnswerError, answer_id, embeddings, submit
-from mistralrs.api.types import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, parse
+from mistralrs.api.engine_client.engine_client import AsyncStream
+from mistralrs.api.schemas import response_bodies
+from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
+from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion, prepare_embeddings
+from mistralrs.api.serving.respond import Answer, AnswerError, answer_id, embeddings, submit
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import (
     Delta,
@@ -46,12 +46,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 def chat(**fields: Any) -> Prepared:
-    body = parse(ChatCompletionRequest, json.dumps({"messages": "hi", "seed": 5, **fields}).encode())
+    body = parse(ChatCompletionBody, json.dumps({"messages": "hi", "seed": 5, **fields}).encode())
     return prepare_chat(body, served(), POLICY)
 
 
 def complete(**fields: Any) -> Prepared:
-    body = parse(CompletionRequest, json.dumps({"prompt": "hello", "seed": 5, **fields}).encode())
+    body = parse(CompletionBody, json.dumps({"prompt": "hello", "seed": 5, **fields}).encode())
     return prepare_completion(body, served(), POLICY)
 
 
@@ -143,7 +143,7 @@ def test_a_whole_chat() -> None:
             "seed": 5,
         },
     }
-    answers.ChatCompletion.model_validate(body)
+    response_bodies.ChatCompletion.model_validate(body)
     openai.types.chat.ChatCompletion.model_validate(body, strict=True)
 
 
@@ -196,10 +196,10 @@ def test_guesses_are_told_where_there_were_some() -> None:
     choices: list[list[Event]] = [[Delta("a", (1,), ()), Finished("stop", end)] for end in ends]
     body = whole(chat(n=2), *choices)
     assert (body["timings"]["draft_n"], body["timings"]["draft_n_accepted"]) == (9, 4)
-    answers.ChatCompletion.model_validate(body)
+    response_bodies.ChatCompletion.model_validate(body)
     last = chunks(streamed(chat(), choices[0]))[-1]
     assert (last["timings"]["draft_n"], last["timings"]["draft_n_accepted"]) == (9, 4)
-    answers.ChatCompletionChunk.model_validate(last)
+    response_bodies.ChatCompletionChunk.model_validate(last)
     assert "draft_n" not in whole(chat(), choices[1])["timings"]
 
 
@@ -226,7 +226,7 @@ def test_log_probabilities_of_a_chat() -> None:
     prepared = chat(logprobs=True, top_logprobs=2)
     body = whole(prepared, spoken)
     assert body["choices"][0]["logprobs"] == {"content": expected}
-    answers.ChatCompletion.model_validate(body)
+    response_bodies.ChatCompletion.model_validate(body)
     _, first, second, _ = chunks(streamed(prepared, spoken))
     assert first["choices"][0] == {
         "index": 0, "delta": {"content": ""}, "logprobs": {"content": expected[:1]}, "finish_reason": None
@@ -238,10 +238,10 @@ def test_timings_of_each_token() -> None:
     role, first, second, last = chunks(streamed(chat(timings_per_token=True), said("a", "b")))
     assert "timings" not in role
     for number, chunk in ((1, first), (2, second)):
-        timings = answers.ChunkTimings.model_validate(chunk["timings"])
+        timings = response_bodies.ChunkTimings.model_validate(chunk["timings"])
         assert timings.completion_tokens == number
         assert timings.total_time_sec > 0
-    answers.Timings.model_validate(last["timings"])
+    response_bodies.Timings.model_validate(last["timings"])
 
 
 CHOICES = st.lists(
@@ -277,7 +277,7 @@ def test_a_stream_says_what_the_whole_answer_says(
     state = ChatCompletionStreamState()
     seen: list[int] = []
     for chunk in heard:
-        answers.ChatCompletionChunk.model_validate(chunk)
+        response_bodies.ChatCompletionChunk.model_validate(chunk)
         state.handle_chunk(openai.types.chat.ChatCompletionChunk.model_validate(chunk))
         for choice in chunk["choices"]:
             seen += [choice["index"]] if choice["index"] not in seen else []
@@ -304,14 +304,14 @@ def test_a_whole_completion() -> None:
         2,
         8,
     )
-    answers.Completion.model_validate(body)
+    response_bodies.Completion.model_validate(body)
     openai.types.Completion.model_validate(body, strict=True)
 
 
 def test_a_completion_as_events() -> None:
     heard = chunks(streamed(complete(), said("a", "b", reason="length")))
     for chunk in heard:
-        answers.CompletionChunk.model_validate(chunk)
+        response_bodies.CompletionChunk.model_validate(chunk)
     assert [chunk["choices"][0]["text"] for chunk in heard] == ["a", "b", ""]
     assert heard[-1]["choices"][0] == {"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}
 
@@ -395,7 +395,7 @@ def test_the_prompts_log_probabilities(prompt: str, reason: FinishReason) -> Non
 
 def test_offsets_know_the_space_that_a_tokenizer_writes() -> None:
     tokenizer = piece_tokenizer()
-    body = parse(CompletionRequest, b'{"prompt": "hello w", "echo": true, "logprobs": 0}')
+    body = parse(CompletionBody, b'{"prompt": "hello w", "echo": true, "logprobs": 0}')
     prepared = prepare_completion(body, served(tokenizer=tokenizer), POLICY)
     prompt = prepared.requests[0].prompt
     tokens = [logprob(tokenizer.token_text(token), -1.0, data=tokenizer.token_bytes(token)) for token in prompt[1:]]
@@ -582,12 +582,12 @@ def test_ids() -> None:
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
 def test_embeddings(encoding_format: str) -> None:
     data = {"input": ["hello", "hi"], "encoding_format": encoding_format}
-    prepared = prepare_embeddings(parse(EmbeddingRequest, json.dumps(data).encode()), served(), POLICY)
+    prepared = prepare_embeddings(parse(EmbeddingBody, json.dumps(data).encode()), served(), POLICY)
     values = [(0.6, 0.8, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0)]
     choices: list[list[Event]] = [[Embedding(value), Finished("stop", usage(0))] for value in values]
     script = Script(*choices)
     body: Any = asyncio.run(embeddings(prepared, script.streams, model_name="org/tiny"))
-    answers.EmbeddingList.model_validate(body)
+    response_bodies.EmbeddingList.model_validate(body)
     got = [entry["embedding"] for entry in body["data"]]
     if encoding_format == "base64":
         got = [list(struct.unpack("<4f", base64.b64decode(one))) for one in got]
@@ -599,7 +599,7 @@ def test_embeddings(encoding_format: str) -> None:
 
 @pytest.mark.parametrize("end", [Failed(BROKEN, usage(0)), Finished("cancelled", usage(0))])
 def test_an_embedding_that_fails(end: Event) -> None:
-    prepared = prepare_embeddings(parse(EmbeddingRequest, b'{"input": ["a", "b"]}'), served(), POLICY)
+    prepared = prepare_embeddings(parse(EmbeddingBody, b'{"input": ["a", "b"]}'), served(), POLICY)
     script = Script([end], [])
     with pytest.raises(EngineError):
         asyncio.run(embeddings(prepared, script.streams, model_name="m"))

@@ -31,7 +31,7 @@ from mistralrs import (
     UsageError,
     Which,
 )
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.api.runner import AnswerStream
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta

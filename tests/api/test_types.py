@@ -9,33 +9,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistralrs.api.types import (
-    ApplyTemplateRequest,
+from mistralrs.api.schemas.request_bodies import (
+    ApplyTemplateBody,
     Body,
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
+    ChatCompletionBody,
+    CompletionBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    TokenizeBody,
     parse,
     validation_error,
 )
 from mistralrs.errors import RequestError
 
 BODIES: tuple[type[Body], ...] = (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-    ApplyTemplateRequest,
+    ChatCompletionBody,
+    CompletionBody,
+    EmbeddingBody,
+    TokenizeBody,
+    DetokenizeBody,
+    ApplyTemplateBody,
 )
 HUGE = "9" * 400
 
 
-def chat(text: str) -> ChatCompletionRequest:
+def chat(text: str) -> ChatCompletionBody:
     """A body with a message and ``text`` as its other fields."""
-    return parse(ChatCompletionRequest, ('{"messages": "hi"' + (", " if text else "") + text + "}").encode())
+    return parse(ChatCompletionBody, ('{"messages": "hi"' + (", " if text else "") + text + "}").encode())
 
 
 def refusal(kind: type[Body], data: str | bytes) -> RequestError:
@@ -49,12 +49,12 @@ def test_a_string_is_one_message_and_a_text_is_one_part() -> None:
     assert message.role == "user"
     assert message.content is not None
     assert [(part.type, part.text) for part in message.content] == [("text", "hi")]
-    [message] = parse(ChatCompletionRequest, b'{"messages": [{"role": "assistant", "content": null}]}').messages
+    [message] = parse(ChatCompletionBody, b'{"messages": [{"role": "assistant", "content": null}]}').messages
     assert message.content is None
 
 
 def test_null_is_not_there() -> None:
-    names = set(ChatCompletionRequest.model_fields) - {"messages"}
+    names = set(ChatCompletionBody.model_fields) - {"messages"}
     body = chat(", ".join(f'"{name}": null' for name in sorted(names)))
     assert {name for name in names if getattr(body, name) is not None} == set()
 
@@ -72,15 +72,15 @@ def test_other_names() -> None:
     "prompt", ["", "text", ["a", ""], [1, 2], [[1], [2, 3]], ["x"] * 2048], ids=lambda prompt: str(prompt)[:20]
 )
 def test_prompts(prompt: object) -> None:
-    assert parse(CompletionRequest, json.dumps({"prompt": prompt}).encode()).prompt == prompt
-    assert parse(EmbeddingRequest, json.dumps({"input": prompt}).encode()).input == prompt
+    assert parse(CompletionBody, json.dumps({"prompt": prompt}).encode()).prompt == prompt
+    assert parse(EmbeddingBody, json.dumps({"input": prompt}).encode()).input == prompt
 
 
 @pytest.mark.parametrize(
     "prompt", [[], [[]], [1, "a"], [-1], [1.0], [True], 5, None, {}, [["a"]], ["x"] * 2049], ids=lambda p: str(p)[:20]
 )
 def test_what_is_no_prompt(prompt: object) -> None:
-    error = refusal(CompletionRequest, json.dumps({"prompt": prompt}))
+    error = refusal(CompletionBody, json.dumps({"prompt": prompt}))
     assert error.param == "prompt"
     assert error.message.startswith("prompt must be a string, a list of token ids, or a list of")
 
@@ -150,7 +150,7 @@ def test_ranges_and_types(fields: str, param: str, words: str) -> None:
     ],
 )
 def test_paths_into_messages(messages: str, param: str, words: str) -> None:
-    for kind in (ChatCompletionRequest, ApplyTemplateRequest, TokenizeRequest):
+    for kind in (ChatCompletionBody, ApplyTemplateBody, TokenizeBody):
         error = refusal(kind, f'{{"messages": {messages}}}')
         assert error.param == param
         assert words in error.message
@@ -171,24 +171,24 @@ def test_paths_into_messages(messages: str, param: str, words: str) -> None:
     ids=lambda data: repr(data[:24]),
 )
 def test_what_is_no_json(data: bytes) -> None:
-    error = refusal(ChatCompletionRequest, data)
+    error = refusal(ChatCompletionBody, data)
     assert error.message.startswith("the body is not valid JSON: ")
     assert error.param is None
 
 
 @pytest.mark.parametrize("data", ["[]", "5", "null", '"hi"'])
 def test_what_is_no_object(data: str) -> None:
-    assert refusal(ChatCompletionRequest, data).message == "the body must be an object"
+    assert refusal(ChatCompletionBody, data).message == "the body must be an object"
 
 
 def test_the_number_of_messages_is_bounded() -> None:
     message = {"role": "user", "content": ""}
-    assert len(parse(ChatCompletionRequest, json.dumps({"messages": [message] * 10_000}).encode()).messages) == 10_000
-    assert refusal(ChatCompletionRequest, json.dumps({"messages": [message] * 10_001})).param == "messages"
+    assert len(parse(ChatCompletionBody, json.dumps({"messages": [message] * 10_000}).encode()).messages) == 10_000
+    assert refusal(ChatCompletionBody, json.dumps({"messages": [message] * 10_001})).param == "messages"
 
 
 def test_names_that_a_client_made_up_are_quoted_and_cut() -> None:
-    error = refusal(ChatCompletionRequest, json.dumps({"messages": "a", "logit_bias": {"x\r\ny" * 100: "z"}}))
+    error = refusal(ChatCompletionBody, json.dumps({"messages": "a", "logit_bias": {"x\r\ny" * 100: "z"}}))
     assert error.param is not None
     assert len(error.param) < 100
     assert "\n" not in error.param
@@ -204,7 +204,7 @@ def test_every_body_describes_itself() -> None:
         schema = kind.model_json_schema()
         assert schema["type"] == "object"
         json.dumps(schema, allow_nan=False)
-    messages = ChatCompletionRequest.model_json_schema()["properties"]["messages"]
+    messages = ChatCompletionBody.model_json_schema()["properties"]["messages"]
     assert {"type": "string"} in messages["anyOf"]
 
 
@@ -232,4 +232,4 @@ def test_any_json_is_a_body_or_a_request_error(data: st.DataObject, kind: type[B
 
 @given(data=st.binary(max_size=40))
 def test_any_bytes_are_a_body_or_a_request_error(data: bytes) -> None:
-    assert outcome(DetokenizeRequest, data)
+    assert outcome(DetokenizeBody, data)

@@ -13,17 +13,24 @@ from typing import Any
 import pytest
 
 from mistralrs import LoadError, UsageError, Which
-from mistralrs.api.local import LoadOptions
-from mistralrs.api.row_choice import RowChoice, check_together, find_source, in_situ_type, repeat_last_n_of, template_of
-from mistralrs.api.selectors import ORIGINAL, ROWS, Row
-from mistralrs.api.which_fields import PythonWording, class_name
+from mistralrs.api.local_model import LoadOptions
+from mistralrs.api.selectors.model_choice import (
+    ModelChoice,
+    check_together,
+    find_source,
+    in_situ_type,
+    repeat_last_n_of,
+    template_of,
+)
+from mistralrs.api.selectors.model_selector import ORIGINAL, SELECTORS, ModelSelector
+from mistralrs.api.selectors.which_fields import PythonErrorFormatter, class_name
 from mistralrs_cli.commands import parse
 from mistralrs_cli.job import Task, understand
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "write_which_stub.py"
 STUB = ROOT / "mistralrs" / "api" / "selectors" / "which.pyi"
-WORDING = PythonWording()
+WORDING = PythonErrorFormatter()
 
 FILE = "tok_model_id tokenizer_json quantized_model_id quantized_filename"
 X_LORA = "model_id tokenizer_json xlora_model_id repeat_last_n order tgt_non_granular_index"
@@ -47,16 +54,16 @@ ORIGINALS = {
 NUMBERS = ("repeat_last_n", "gqa", "tgt_non_granular_index")
 
 
-def class_of(row: Row) -> type[Any]:
+def class_of(row: ModelSelector) -> type[Any]:
     found: type[Any] = getattr(Which, class_name(row))
     return found
 
 
-def names_of(row: Row) -> list[str]:
+def names_of(row: ModelSelector) -> list[str]:
     return list(inspect.signature(class_of(row)).parameters)
 
 
-def values_of(row: Row) -> dict[str, Any]:
+def values_of(row: ModelSelector) -> dict[str, Any]:
     """A value for each field."""
     return {name: 8 if name in NUMBERS else f"a/{name}" for name in names_of(row)}
 
@@ -75,15 +82,15 @@ def test_the_25_of_mistral_rs() -> None:
 
 
 def test_every_row_has_a_class_of_its_own() -> None:
-    classes = {class_of(row) for row in ROWS.values()}
-    assert len(classes) == len(ROWS)
+    classes = {class_of(row) for row in SELECTORS.values()}
+    assert len(classes) == len(SELECTORS)
     assert {name for name, each in vars(Which).items() if isinstance(each, type)} == {each.__name__ for each in classes}
     assert {"Auto", "GGUF", "GemmaGGUF", "Qwen2", "Phi3GGUF"} <= {each.__name__ for each in classes}
     assert all(issubclass(each, Which) and class_of(each.row) is each for each in classes)
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.name)
-def test_by_position_is_by_name(row: Row) -> None:
+@pytest.mark.parametrize("row", SELECTORS.values(), ids=lambda row: row.name)
+def test_by_position_is_by_name(row: ModelSelector) -> None:
     values = values_of(row)
     made = class_of(row)(*values.values())
     assert made == class_of(row)(**values)
@@ -94,8 +101,8 @@ def test_by_position_is_by_name(row: Row) -> None:
         made.repeat_last_n = 1
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.adapter is None], ids=lambda row: row.name)
-def test_defaults_are_those_of_the_command_line(row: Row) -> None:
+@pytest.mark.parametrize("row", [row for row in SELECTORS.values() if row.adapter is None], ids=lambda row: row.name)
+def test_defaults_are_those_of_the_command_line(row: ModelSelector) -> None:
     given = {"auto": {"source": "a/b"}, "gguf": {"quantized_model_id": "a/b", "quantized_filename": "c.gguf"}}
     options = {"auto": ["a/b"], "gguf": ["-m", "a/b", "-f", "c.gguf"]}
     choice = class_of(row)(**given.get(row.name, {})).choice()
@@ -132,8 +139,8 @@ def test_fields_mean_what_the_options_mean(tmp_path: Path) -> None:
     assert Which.Mistral(tokenizer_json=Path("t.json")).choice().tokenizer_json == Path("t.json")
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.adapter], ids=lambda row: row.name)
-def test_adapters_are_refused_in_the_words_of_the_command_line(row: Row) -> None:
+@pytest.mark.parametrize("row", [row for row in SELECTORS.values() if row.adapter], ids=lambda row: row.name)
+def test_adapters_are_refused_in_the_words_of_the_command_line(row: ModelSelector) -> None:
     with pytest.raises(LoadError) as refused:
         find_source(class_of(row)(**values_of(row)).choice(), WORDING)
     with pytest.raises(LoadError) as told:
@@ -191,10 +198,12 @@ def test_what_cannot_be_found_is_said_in_python(tmp_path: Path, monkeypatch: pyt
 
 
 def test_in_situ_types() -> None:
-    assert in_situ_type(None, ROWS["gguf"], WORDING) is None
-    assert in_situ_type("Q4_K", ROWS["llama"], WORDING) == in_situ_type("q4_k", ROWS["auto"], WORDING) == "q4_k"
+    assert in_situ_type(None, SELECTORS["gguf"], WORDING) is None
+    assert (
+        in_situ_type("Q4_K", SELECTORS["llama"], WORDING) == in_situ_type("q4_k", SELECTORS["auto"], WORDING) == "q4_k"
+    )
     with pytest.raises(UsageError) as refused:
-        in_situ_type("q4_k", ROWS["mistral-gguf"], WORDING)
+        in_situ_type("q4_k", SELECTORS["mistral-gguf"], WORDING)
     assert refused.value.message == "in_situ_quant='q4_k': mistral-gguf is a file that is quantized already"
     assert refused.value.hint is not None
     assert refused.value.hint.endswith("Runner(Which.Auto(source='REPO'), in_situ_quant='TYPE')")
@@ -203,7 +212,7 @@ def test_in_situ_types() -> None:
 def test_options_that_undo_each_other() -> None:
     def check(**given: Any) -> None:
         nothing = {"kv_dir": False, "no_kv_cache": False, "prefix_cache_n": None, "max_draft": None}
-        check_together(**(nothing | given), wording=WORDING)
+        check_together(**(nothing | given), formatter=WORDING)
 
     for sound in ({"kv_dir": True, "prefix_cache_n": 1}, {"no_kv_cache": True, "max_draft": 0}, {"max_draft": 4}):
         check(**sound)
@@ -217,8 +226,8 @@ def test_options_that_undo_each_other() -> None:
 
 def test_a_choice_holds_all_that_names_weights() -> None:
     adapters = {"xlora_model_id", "adapters_model_id", "order", "tgt_non_granular_index"}
-    known = {name for row in ROWS.values() for name in names_of(row)} - adapters
-    assert known == {each for each in RowChoice.__dataclass_fields__ if each != "selector"}
+    known = {name for row in SELECTORS.values() for name in names_of(row)} - adapters
+    assert known == {each for each in ModelChoice.__dataclass_fields__ if each != "selector"}
     assert {"tok_model_id", "tokenizer_json"} <= set(LoadOptions.__dataclass_fields__)
 
 
@@ -247,8 +256,8 @@ def test_a_stale_stub_is_named_and_mended(tmp_path: Path) -> None:
 def test_the_stub_has_the_fields_of_the_classes() -> None:
     [which] = [node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef)]
     classes = {node.name: node for node in which.body if isinstance(node, ast.ClassDef)}
-    assert list(classes) == [class_name(row) for row in ROWS.values()]
-    for row in ROWS.values():
+    assert list(classes) == [class_name(row) for row in SELECTORS.values()]
+    for row in SELECTORS.values():
         inits = [node for node in classes[class_name(row)].body if isinstance(node, ast.FunctionDef)]
         for init in inits:
             by_name = [argument.arg for argument in (*init.args.args, *init.args.kwonlyargs)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local import LoadOptions, ModelSource
-from mistralrs.api.selectors import ROWS, Row
+from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError
 from mistralrs_cli.commands import parse
@@ -72,7 +72,7 @@ def test_options_of_a_row(folder: Path, name: str) -> None:
     assert found.load.tokenizer_json == Path("t.json")
     assert isinstance(found.job, PromptJob)
     assert found.job.sampling.repeat_last_n == 7
-    assert found.source.architecture == ROWS[name].architecture
+    assert found.source.architecture == SELECTORS[name].architecture
 
 
 def test_default_model(folder: Path) -> None:
@@ -261,8 +261,8 @@ def test_missing_local_files(words: list[str], said: str) -> None:
 
 
 def test_rows_fit_the_whole_table() -> None:
-    assert list(ROWS) == [row.name for row in ROWS.values()]
-    row = Row(
+    assert list(SELECTORS) == [row.name for row in SELECTORS.values()]
+    row = ModelSelector(
         "x-lora-llama-ggml",
         architecture="llama",
         format="ggml",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.selectors import ROWS
+from mistralrs.api.selectors.model_selector import SELECTORS
 from mistralrs_cli.commands import parse
 from tests.cli.terminal import ROOT
 
@@ -45,7 +45,7 @@ def test_help_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     listed = {
         line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ") and line.split()
     }
-    assert {*ROWS, "bench", "inspect", "models", "help"} <= listed
+    assert {*SELECTORS, "bench", "inspect", "models", "help"} <= listed
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local import ModelSource
-from mistralrs.api.selectors import MORE, ORIGINAL, ROWS, row_named
+from mistralrs.api.local_model import ModelSource
+from mistralrs.api.selectors.model_selector import MORE, ORIGINAL, SELECTORS, selector_named
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
@@ -67,21 +67,21 @@ def task(*arguments: str) -> Task:
 
 def test_the_25_rows() -> None:
     assert [row.name for row in ORIGINAL] == [*PLAIN, *QUANTISED, *ADAPTED]
-    assert list(ROWS) == [row.name for row in (*ORIGINAL, *MORE)]
+    assert list(SELECTORS) == [row.name for row in (*ORIGINAL, *MORE)]
     for name, repo in PLAIN.items():
         assert task("-i", name).source == ModelSource(name, None, repo, None)
     for name, (repo, file) in QUANTISED.items():
         assert task("-i", name).source == ModelSource(name.split("-")[0], None, repo, file)
     for name, (weights, adapter) in ADAPTED.items():
-        row = ROWS[name]
+        row = SELECTORS[name]
         found = row.base_repo if row.format == "plain" else (row.quantized_repo, row.quantized_filename)
         assert (found, row.adapter_repo) == (weights, adapter), name
-    assert {(row.gqa, row.repeat_last_n) for row in ROWS.values()} == {(1, 64)}
+    assert {(row.gqa, row.repeat_last_n) for row in SELECTORS.values()} == {(1, 64)}
 
 
 def test_every_row_is_of_something_that_there_is() -> None:
-    assert {row.architecture for row in ROWS.values()} == {*ARCHITECTURES, None}
-    for row in ROWS.values():
+    assert {row.architecture for row in SELECTORS.values()} == {*ARCHITECTURES, None}
+    for row in SELECTORS.values():
         assert row.template is None or row.template in builtin_names()
         forms = ARCHITECTURES[row.architecture] if row.architecture else None
         if forms is not None and row.format == "plain":
@@ -117,7 +117,7 @@ def test_options_of_rows_with_adapters(name: str) -> None:
     adapter = ["-x" if short else "-a", "ad/apter", "-o", "order.json"]
     long = ["--xlora-model-id" if short else "--adapters-model-id", "ad/apter", "--order", "order.json"]
     last = ["--tgt-non-granular-index", "3"] if short else []
-    weights = ["-m", "a/b"] + ([] if ROWS[name].format == "plain" else ["-f", "c"])
+    weights = ["-m", "a/b"] + ([] if SELECTORS[name].format == "plain" else ["-f", "c"])
     for words in ([*adapter, *weights, *last], [*long, *weights, *last]):
         parsed = parse([name, *words])
         assert parsed is not None
@@ -137,8 +137,8 @@ def test_options_of_rows_with_adapters(name: str) -> None:
 
 
 def test_xlora_is_accepted_for_x_lora() -> None:
-    assert row_named("xlora-llama-ggml") is ROWS["x-lora-llama-ggml"]
-    assert row_named("xlora") is row_named("xlora-bert") is row_named("lora-gemma") is None
+    assert selector_named("xlora-llama-ggml") is SELECTORS["x-lora-llama-ggml"]
+    assert selector_named("xlora") is selector_named("xlora-bert") is selector_named("lora-gemma") is None
     with pytest.raises(LoadError, match="x-lora-gemma: adapters"):
         task("-i", "xlora-gemma")
     with pytest.raises(LoadError, match="x-lora-gemma: adapters"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from mistralrs.api.selectors import ROWS, Row
+from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.events import Delta, Finished
 from mistralrs_cli.commands import parse
 from mistralrs_cli.job import PromptJob, Task, understand
@@ -33,7 +33,7 @@ GLOBAL = (
 # A GGML file says nothing of rotary scaling, of the norms' epsilon, and of heads that share a key head.
 MODELS = VARIANTS | {"llama": Variant("llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5})}
 
-RUNNING = [row for row in ROWS.values() if row.adapter is None]
+RUNNING = [row for row in SELECTORS.values() if row.adapter is None]
 
 
 class Tiny:
@@ -75,7 +75,7 @@ def answered(*words: str) -> tuple[list[int], list[int]]:
     return prompt, [token for event in deltas if isinstance(event, Delta) for token in event.tokens]
 
 
-def served(row: Row, tiny: Tiny) -> dict[str, Repository]:
+def served(row: ModelSelector, tiny: Tiny) -> dict[str, Repository]:
     """The repository that the row takes its model from."""
     assert row.architecture is not None
     if row.format == "plain":
@@ -89,7 +89,7 @@ def served(row: Row, tiny: Tiny) -> dict[str, Repository]:
 
 
 @pytest.mark.parametrize("row", [row for row in RUNNING if row.architecture], ids=lambda row: row.name)
-def test_a_row_alone_answers_with_the_tokens_of_transformers(row: Row, tiny: Tiny, hub: Hub) -> None:
+def test_a_row_alone_answers_with_the_tokens_of_transformers(row: ModelSelector, tiny: Tiny, hub: Hub) -> None:
     hub.repositories |= served(row, tiny)
     prompt, tokens = answered(row.name)
     assert row.architecture is not None

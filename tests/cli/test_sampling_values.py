@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mistralrs import ChatCompletionRequest, CompletionRequest
-from mistralrs.api import types
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
-from mistralrs.api.prepare import prepare_chat, prepare_completion
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.schemas import request_bodies
+from mistralrs.api.serving.prepare import prepare_chat, prepare_completion
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import MistralrsError, RequestError
@@ -32,12 +32,12 @@ Door = Callable[[str, object], SamplingParams]
 
 
 def chat(fields: dict[str, Any]) -> SamplingParams:
-    body = types.parse(types.ChatCompletionRequest, json.dumps({"messages": "hi", **fields}).encode())
+    body = request_bodies.parse(request_bodies.ChatCompletionBody, json.dumps({"messages": "hi", **fields}).encode())
     return prepare_chat(body, MODEL, POLICY).requests[0].sampling
 
 
 def complete(fields: dict[str, Any]) -> SamplingParams:
-    body = types.parse(types.CompletionRequest, json.dumps({"prompt": "hi", **fields}).encode())
+    body = request_bodies.parse(request_bodies.CompletionBody, json.dumps({"prompt": "hi", **fields}).encode())
     return prepare_completion(body, MODEL, POLICY).requests[0].sampling
 
 

@@ -46,9 +46,9 @@ def test_ctrl_c_ends_it_in_order(tiny_llama: Path) -> None:
 
 _MISHAP = """
 import sys
-from mistralrs.api import engine_link
+from mistralrs.api.engine_client import engine_connection
 from mistralrs_cli.app import main
-engine_link.CHILD = "tests.api.fake_engine_process"
+engine_connection.CHILD = "tests.api.fake_engine_process"
 sys.exit(main(sys.argv[1:]))
 """
 

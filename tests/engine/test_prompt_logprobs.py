@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine

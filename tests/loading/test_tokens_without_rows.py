@@ -15,7 +15,7 @@ import gguf
 import pytest
 import torch
 
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import LoadError, RequestError

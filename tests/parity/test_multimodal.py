@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.errors import LoadError
 from mistralrs.loading.describe import describe
 from mistralrs.loading.model_metadata import HfMetadata

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.local import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from tests.server.fake import FakeEngine
 from tests.server.harness import Served
 

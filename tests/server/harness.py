@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from mistralrs.api.engine_client import EngineClient
+from mistralrs.api.engine_client.engine_client import EngineClient
 from mistralrs.server.app import create_app
 from mistralrs.server.log import RequestLog
 from mistralrs.server.service import Service

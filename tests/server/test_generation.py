@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api import answers
-from mistralrs.api.engine_client import AsyncStream, ServedModel
+from mistralrs.api.engine_client.engine_client import AsyncStream, ServedModel
+from mistralrs.api.schemas import response_bodies
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import EngineError, QueueFullError
 from mistralrs.server.settings import ServerSettings
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_whole_answer_is_as_declared_and_says_who_gave_it(server: Served) -> None:
     response = await server.chat()
     assert response.status_code == 200
-    answer = answers.ChatCompletion.model_validate(response.json())
+    answer = response_bodies.ChatCompletion.model_validate(response.json())
     assert answer.id.startswith("chatcmpl-")
     assert answer.model == "tiny"
     assert answer.choices[0].message.content == "Hello world"
@@ -35,7 +35,7 @@ async def test_a_whole_answer_is_as_declared_and_says_who_gave_it(server: Served
 
 async def test_a_completion_is_as_declared(server: Served) -> None:
     response = await server.post(COMPLETIONS, {"prompt": "Once", "echo": True})
-    answer = answers.Completion.model_validate(response.json())
+    answer = response_bodies.Completion.model_validate(response.json())
     assert answer.id.startswith("cmpl-")
     assert answer.choices[0].text == "OnceHello world"
 
@@ -53,7 +53,7 @@ async def test_a_stream_is_server_sent_events(server: Served) -> None:
     assert response.headers["x-accel-buffering"] == "no"
     *chunks, last = events(response)
     assert last == "[DONE]"
-    read = [answers.ChatCompletionChunk.model_validate(chunk) for chunk in chunks]
+    read = [response_bodies.ChatCompletionChunk.model_validate(chunk) for chunk in chunks]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in read[:-1]) == "Hello world"
     assert read[-1].usage is not None
 
@@ -205,7 +205,7 @@ async def test_nothing_stays_behind(engine: FakeEngine) -> None:
 
 async def test_embeddings_come_as_numbers_and_as_base64(server: Served, engine: FakeEngine) -> None:
     numbers = await server.post("/v1/embeddings", {"input": ["a", "b"]})
-    listed = answers.EmbeddingList.model_validate(numbers.json())
+    listed = response_bodies.EmbeddingList.model_validate(numbers.json())
     assert [entry.embedding for entry in listed.data] == [[0.6, 0.8], [0.6, 0.8]]
     assert [entry.index for entry in listed.data] == [0, 1]
     assert {request.pooling for request in engine.submitted} == {"mean"}
@@ -239,9 +239,9 @@ async def test_the_log_holds_requests_answers_chunks_and_errors(engine: FakeEngi
     assert [record["kind"] for record in of[0]] == ["request", "response"]
     assert of[0][0]["body"] == QUESTION
     assert of[0][0]["path"] == CHAT
-    answers.ChatCompletion.model_validate(of[0][1]["body"])
+    response_bodies.ChatCompletion.model_validate(of[0][1]["body"])
     assert [record["kind"] for record in of[1]] == ["request", *["chunk"] * 4]
-    answers.ChatCompletionChunk.model_validate(of[1][1]["body"])
+    response_bodies.ChatCompletionChunk.model_validate(of[1][1]["body"])
     assert [record["kind"] for record in of[2]] == ["request", "error"]
     assert (of[2][1]["status"], of[2][1]["body"]["error"]["param"]) == (400, "n")
     assert of[4][-1]["kind"] == "error"

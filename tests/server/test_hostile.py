@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.types import ChatCompletionRequest
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.schemas.request_bodies import ChatCompletionBody
 from tests.server.harness import CHAT
 from tests.server.process import ServerProcess, question, receive_all, wait_for
 
 COUNT = 150
-FIELDS = sorted(ChatCompletionRequest.model_fields)
+FIELDS = sorted(ChatCompletionBody.model_fields)
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**31, 2**63, 2**64, -(2**70), 10**300, 0.0, -0.0, 1e-300, 1e300,
     "", "x", "x" * 5000, "\x00", "\u202e", "nan",

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from mistralrs.api import answers
+from mistralrs.api.schemas import response_bodies
 from mistralrs.errors import EngineError
 from mistralrs.server import answers as own
 from mistralrs.server.settings import ServerSettings
@@ -61,7 +61,7 @@ async def test_the_root_and_the_version(server: Served) -> None:
 
 async def test_models_tell_their_context_under_every_name(server: Served) -> None:
     listed = (await server.get("/v1/models")).json()
-    [card] = answers.ModelList.model_validate(listed).data
+    [card] = response_bodies.ModelList.model_validate(listed).data
     assert card.max_model_len == card.context_length == card.meta.n_ctx == 512
     for path in ("/v1/models/tiny", "/models/tiny/", "/v1/models/default"):
         assert (await server.get(path)).json() == listed["data"][0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mistralrs.api import answers
-from mistralrs.api.engine_client import ServedModel
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.schemas import response_bodies
 from mistralrs.server.settings import ServerSettings
 from tests.server.fake import FakeEngine
 from tests.server.harness import Served, fault
@@ -19,10 +19,12 @@ HI = [{"role": "user", "content": "Hi"}]
 @pytest.mark.parametrize("source", ["content", "prompt"])
 async def test_a_text_is_what_its_tokens_are(server: Served, model: ServedModel, source: str) -> None:
     response = await server.post("/tokenize", {source: TEXT})
-    answer = answers.Tokens.model_validate(response.json())
+    answer = response_bodies.Tokens.model_validate(response.json())
     assert answer.tokens == model.tokenizer.encode(TEXT, special=True)
     assert answer.count == len(answer.tokens)
-    back = answers.Detokenized.model_validate((await server.post("/detokenize", {"tokens": answer.tokens})).json())
+    back = response_bodies.Detokenized.model_validate(
+        (await server.post("/detokenize", {"tokens": answer.tokens})).json()
+    )
     assert back.content == back.prompt == TEXT
 
 
@@ -34,7 +36,7 @@ async def test_control_tokens_can_be_left_unread(server: Served, model: ServedMo
 async def test_pieces_are_texts_or_bytes(server: Served) -> None:
     pieces = (await server.post("/tokenize", {"content": "the ß", "with_pieces": True})).json()["tokens"]
     assert [piece["piece"] for piece in pieces][-2:] == [[0xC3], [0x9F]]
-    answers.Tokens.model_validate({"tokens": pieces, "count": 1, "max_model_len": 1})
+    response_bodies.Tokens.model_validate({"tokens": pieces, "count": 1, "max_model_len": 1})
 
 
 async def test_messages_are_tokenized_as_a_chat_would(server: Served, engine: FakeEngine) -> None:
@@ -45,7 +47,7 @@ async def test_messages_are_tokenized_as_a_chat_would(server: Served, engine: Fa
 
 async def test_the_template_can_be_looked_at(server: Served) -> None:
     prompt = (await server.post("/apply-template", {"messages": HI})).json()
-    assert answers.AppliedTemplate.model_validate(prompt).prompt == (
+    assert response_bodies.AppliedTemplate.model_validate(prompt).prompt == (
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
     open_end = await server.post("/apply-template", {"messages": HI, "add_generation_prompt": False})

@@ -11,24 +11,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from mistralrs.api import parameters
-from mistralrs.api.logprobs import Echo
-from mistralrs.api.messages import conversation, missing_template
-from mistralrs.api.sampling import sampling_params
-from mistralrs.api.types import (
+from mistralrs.api.schemas import parameter_table
+from mistralrs.api.schemas.request_bodies import (
     MAX_PROMPTS,
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
+    ChatCompletionBody,
+    CompletionBody,
+    EmbeddingBody,
     SamplingBody,
 )
+from mistralrs.api.serving.chat_messages import conversation, missing_template
+from mistralrs.api.serving.logprobs import Echo
+from mistralrs.api.serving.sampling_params import sampling_params
 from mistralrs.engine.admission import fit_prompt
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
 from mistralrs.text.prompt_tokens import PromptTokens, Room, check_texts, prompt_tokens
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client import ServedModel
+    from mistralrs.api.engine_client.engine_client import ServedModel
 
 DEFAULT_MODEL = "default"
 """A name for whichever model is served."""
@@ -48,7 +48,7 @@ class Policy:
     """Cut prompts that are too long instead of refusing them."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     """What a request gets that does not say; its seed is not used."""
-    identity: str = ""
+    cache_salt: str = ""
     """Requests share the prefix cache only with those of the same."""
     deadline_s: float | None = None
 
@@ -60,7 +60,7 @@ class Prepared:
     kind: Literal["chat", "completion"]
     requests: tuple[Request, ...]
     """``candidates`` for each prompt, prompt after prompt."""
-    candidates: int
+    generated: int
     """Answers to generate for each prompt."""
     choices: int
     """Answers to show for each prompt: the likeliest."""
@@ -94,10 +94,10 @@ class PreparedEmbeddings:
     truncated_tokens: int
 
 
-def prepare_chat(body: ChatCompletionRequest, model: ServedModel, policy: Policy) -> Prepared:
+def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -> Prepared:
     """Raises RequestError and ContextLengthError for what cannot be served."""
     other_model = check_model(body.model, policy)
-    unserved = parameters.unserved("chat", body)
+    unserved = parameter_table.unserved("chat", body)
     if model.template is None:
         raise missing_template(policy.model_name)
     said = [part.text for each in body.messages if each.role != "assistant" for part in each.content or () if part.text]
@@ -119,7 +119,7 @@ def prepare_chat(body: ChatCompletionRequest, model: ServedModel, policy: Policy
     return Prepared(
         kind="chat",
         requests=tuple(_candidates(request, choices)),
-        candidates=choices,
+        generated=choices,
         choices=choices,
         seed=sampling.seed,
         ignored=ignored,
@@ -132,10 +132,10 @@ def prepare_chat(body: ChatCompletionRequest, model: ServedModel, policy: Policy
     )
 
 
-def prepare_completion(body: CompletionRequest, model: ServedModel, policy: Policy) -> Prepared:
+def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy) -> Prepared:
     """Raises RequestError and ContextLengthError for what cannot be served."""
     other_model = check_model(body.model, policy)
-    ignored = _ignored((*parameters.unserved("completions", body), *_stream_options(body)), policy)
+    ignored = _ignored((*parameter_table.unserved("completions", body), *_stream_options(body)), policy)
     choices, candidates = _counts(body)
     members = _members(body.prompt)
     if len(members) * candidates > MAX_PROMPTS:
@@ -153,7 +153,7 @@ def prepare_completion(body: CompletionRequest, model: ServedModel, policy: Poli
     return Prepared(
         kind="completion",
         requests=tuple(candidate for request in requests for candidate in _candidates(request, candidates)),
-        candidates=candidates,
+        generated=candidates,
         choices=choices,
         seed=sampling.seed,
         ignored=ignored,
@@ -168,10 +168,10 @@ def prepare_completion(body: CompletionRequest, model: ServedModel, policy: Poli
     )
 
 
-def prepare_embeddings(body: EmbeddingRequest, model: ServedModel, policy: Policy) -> PreparedEmbeddings:
+def prepare_embeddings(body: EmbeddingBody, model: ServedModel, policy: Policy) -> PreparedEmbeddings:
     """Raises RequestError and ContextLengthError for what cannot be served."""
     other_model = check_model(body.model, policy)
-    ignored = _ignored(parameters.unserved("embeddings", body), policy)
+    ignored = _ignored(parameter_table.unserved("embeddings", body), policy)
     if body.dimensions not in (None, model.hidden_size):
         raise RequestError(
             f"dimensions is {body.dimensions}; this model's embeddings have {model.hidden_size}", param="dimensions"
@@ -184,7 +184,7 @@ def prepare_embeddings(body: EmbeddingRequest, model: ServedModel, policy: Polic
                 SamplingParams(),
                 truncate=policy.truncate,
                 pooling=body.pooling or "mean",
-                cache_salt=policy.identity,
+                cache_salt=policy.cache_salt,
                 deadline_s=policy.deadline_s,
             )
             for prompt in prompts
@@ -276,19 +276,19 @@ def _echo(
 
 def _ignored(names: Sequence[str], policy: Policy) -> tuple[str, ...]:
     if policy.strict:
-        parameters.refuse_ignored(names)
+        parameter_table.refuse_ignored(names)
     return tuple(names)
 
 
 def _stream_options(body: SamplingBody) -> tuple[str, ...]:
-    return parameters.unknown_within("stream_options", body.stream_options)
+    return parameter_table.unknown_within("stream_options", body.stream_options)
 
 
 def _include_usage(body: SamplingBody) -> bool:
     return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
-def _counts(body: CompletionRequest) -> tuple[int, int]:
+def _counts(body: CompletionBody) -> tuple[int, int]:
     """Answers to show and to generate for each prompt."""
     choices = body.n or 1
     candidates = choices if body.best_of is None else body.best_of
@@ -310,7 +310,7 @@ def _request(
         truncate=policy.truncate,
         trim_space=trim_space,
         reuse=body.cache_prompt is not False,
-        cache_salt=policy.identity,
+        cache_salt=policy.cache_salt,
         deadline_s=policy.deadline_s,
     )
 

@@ -30,6 +30,6 @@ def top_k_of(value: int) -> int:
     return max(value, 0)
 
 
-def look_back_of(value: int) -> int:
+def repeat_last_n_from(value: int) -> int:
     """Tokens to look back on: all that there can be for -1."""
     return MAX_INT if value < 0 else value

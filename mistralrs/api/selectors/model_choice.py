@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mistralrs.api.local import ModelSource
-from mistralrs.api.selectors import Row
-from mistralrs.api.sentinels import look_back_of
+from mistralrs.api.local_model import ModelSource
+from mistralrs.api.schemas.sentinels import repeat_last_n_from
+from mistralrs.api.selectors.model_selector import ModelSelector
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs.text.builtin_templates import builtin_template
@@ -21,10 +21,10 @@ from mistralrs.user_dirs import expand_user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowChoice:
+class ModelChoice:
     """A row and the fields that name its weights. None: not given, so that the row's default counts."""
 
-    row: Row
+    selector: ModelSelector
     source: str | None = None
     """Of a row that takes anything: a hub repository, a folder or a file."""
     filename: str | None = None
@@ -40,7 +40,7 @@ class RowChoice:
     repeat_last_n: int | None = None
 
 
-class Wording(Protocol):
+class ErrorFormatter(Protocol):
     """How a caller writes what an error speaks of."""
 
     def name(self, field: str) -> str:
@@ -53,25 +53,25 @@ class Wording(Protocol):
         """How to ask for a row with these fields: ``mistralrs -i auto model.gguf``."""
 
 
-def find_source(choice: RowChoice, wording: Wording) -> ModelSource:
+def find_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
     """What a row and its fields name.
 
     Raises ``UsageError`` when they name nothing, and ``LoadError`` when a local file is missing or the row is one with
     adapters, which cannot be loaded yet.
     """
-    row = choice.row
+    row = choice.selector
     if row.adapter is not None:
         base = row.name.removeprefix(f"{row.adapter}-")
         raise LoadError(
             f"{row.name}: adapters are not there yet, so nothing was loaded", hint=f"{base} runs without an adapter"
         )
     if row.format == "plain":
-        return _plain_source(choice, wording)
-    return _any_source(choice, wording) if row.format == "any" else _file_source(choice, wording)
+        return _plain_source(choice, formatter)
+    return _any_source(choice, formatter) if row.format == "any" else _file_source(choice, formatter)
 
 
-def anywhere(
-    word: str, filename: str | None, wording: Wording, *, architecture: str | None = None, gqa: int = 1
+def source_at(
+    word: str, filename: str | None, formatter: ErrorFormatter, *, architecture: str | None = None, gqa: int = 1
 ) -> ModelSource:
     """A model named by one word: a path, if there is something, else a hub repository.
 
@@ -81,26 +81,26 @@ def anywhere(
     if os.path.exists(place):  # False also where the folder may not be searched: a repository needs no folder
         path = place / filename if filename is not None and place.is_dir() else place
         if filename is not None and path.name != Path(filename).name:
-            given = wording.given("filename", filename)
+            given = formatter.given("filename", filename)
             raise UsageError(f"{word} is a file, so {given} means nothing", hint="leave one of them out")
-        return ModelSource(architecture, _existing(path, wording), None, None, gqa)
+        return ModelSource(architecture, _existing(path, formatter), None, None, gqa)
     if word.startswith((".", "/", "~")) or place.suffix in (".gguf", ".safetensors", ".bin"):
         raise LoadError(f"{word} {_absence(place)}", hint="name a file, a folder, or a hub repository as OWNER/NAME")
     return ModelSource(architecture, None, word, filename, gqa)
 
 
-def template_of(choice: RowChoice) -> str | None:
+def template_of(choice: ModelChoice) -> str | None:
     """The template that the row has for its own file, unless another file or other text files are named."""
     named = (choice.quantized_model_id, choice.quantized_filename, choice.tok_model_id)
-    return None if choice.row.template is None or any(named) else builtin_template(choice.row.template)
+    return None if choice.selector.template is None or any(named) else builtin_template(choice.selector.template)
 
 
-def repeat_last_n_of(choice: RowChoice) -> int:
+def repeat_last_n_of(choice: ModelChoice) -> int:
     """Tokens that the penalties look back on; -1 is all."""
-    return choice.row.repeat_last_n if choice.repeat_last_n is None else look_back_of(choice.repeat_last_n)
+    return choice.selector.repeat_last_n if choice.repeat_last_n is None else repeat_last_n_from(choice.repeat_last_n)
 
 
-def in_situ_type(name: str | None, row: Row | None, wording: Wording) -> str | None:
+def in_situ_type(name: str | None, selector: ModelSelector | None, formatter: ErrorFormatter) -> str | None:
     """The type that weights become while they are loaded, a key of ``quant.quantize.ISQ_TYPES``; None stays None.
 
     ``row``: None is the default model. Raises ``UsageError`` for a word that is no such type, and for a row whose
@@ -109,85 +109,87 @@ def in_situ_type(name: str | None, row: Row | None, wording: Wording) -> str | N
     if name is None:
         return None
     wanted = isq_type(name)
-    if row is None or row.format in ("gguf", "ggml"):
-        what = "the default model" if row is None else row.name
+    if selector is None or selector.format in ("gguf", "ggml"):
+        what = "the default model" if selector is None else selector.name
         raise UsageError(
-            f"{wording.given('isq', name)}: {what} is a file that is quantized already",
-            hint=f"{wording.name('isq')} is for safetensors: {wording.call('auto', source='REPO', isq='TYPE')}",
+            f"{formatter.given('isq', name)}: {what} is a file that is quantized already",
+            hint=f"{formatter.name('isq')} is for safetensors: {formatter.call('auto', source='REPO', isq='TYPE')}",
         )
     return wanted.name.lower()
 
 
 def check_together(
-    *, kv_dir: bool, no_kv_cache: bool, prefix_cache_n: int | None, max_draft: int | None, wording: Wording
+    *, kv_dir: bool, no_kv_cache: bool, prefix_cache_n: int | None, max_draft: int | None, formatter: ErrorFormatter
 ) -> None:
     """Raises ``UsageError`` for options of loading of which one undoes another.
 
     ``kv_dir``: a folder for KV is named. ``prefix_cache_n``: None is some; ``max_draft``: None is not said.
     """
-    without_cache, without_reuse = wording.given("no_kv_cache", True), wording.given("prefix_cache_n", 0)
+    without_cache, without_reuse = formatter.given("no_kv_cache", True), formatter.given("prefix_cache_n", 0)
     for is_vain, reason in (
-        (kv_dir and no_kv_cache, f"{wording.name('kv_dir')} keeps what {without_cache} throws away"),
-        (kv_dir and prefix_cache_n == 0, f"{wording.name('kv_dir')} keeps what {without_reuse} throws away"),
-        (max_draft and no_kv_cache, f"{wording.name('max_draft')} guesses nothing with {without_cache}"),
+        (kv_dir and no_kv_cache, f"{formatter.name('kv_dir')} keeps what {without_cache} throws away"),
+        (kv_dir and prefix_cache_n == 0, f"{formatter.name('kv_dir')} keeps what {without_reuse} throws away"),
+        (max_draft and no_kv_cache, f"{formatter.name('max_draft')} guesses nothing with {without_cache}"),
     ):
         if is_vain:
             raise UsageError(reason, hint="leave one of them out")
 
 
-def _plain_source(choice: RowChoice, wording: Wording) -> ModelSource:
-    row = choice.row
+def _plain_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
+    row = choice.selector
     model = choice.model_id if choice.model_id is not None else row.base_repo
     if not model:
         raise UsageError(
-            f"{row.name} needs {wording.given('model_id', 'REPO')} or a path",
-            hint=wording.call(row.name, model_id="OWNER/NAME"),
+            f"{row.name} needs {formatter.given('model_id', 'REPO')} or a path",
+            hint=formatter.call(row.name, model_id="OWNER/NAME"),
         )
-    return anywhere(model, None, wording, architecture=row.architecture)
+    return source_at(model, None, formatter, architecture=row.architecture)
 
 
-def _any_source(choice: RowChoice, wording: Wording) -> ModelSource:
+def _any_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
     word = choice.source or choice.filename
     if not word:
-        example = wording.call(choice.row.name, source="OWNER/NAME")
+        example = formatter.call(choice.selector.name, source="OWNER/NAME")
         raise UsageError(
-            f"{choice.row.name} needs a model", hint=f"{example}, or the path of a folder or a file in its place"
+            f"{choice.selector.name} needs a model", hint=f"{example}, or the path of a folder or a file in its place"
         )
-    return anywhere(word, choice.filename if choice.source else None, wording, gqa=choice.gqa or choice.row.gqa)
+    return source_at(word, choice.filename if choice.source else None, formatter, gqa=choice.gqa or choice.selector.gqa)
 
 
-def _file_source(choice: RowChoice, wording: Wording) -> ModelSource:
+def _file_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
     """An empty ``quantized_model_id`` and a path that exists make the file local, anything else is a repository."""
-    row, where, filename = choice.row, choice.quantized_model_id, choice.quantized_filename
+    row, where, filename = choice.selector, choice.quantized_model_id, choice.quantized_filename
     if where is None and row.quantized_repo is None:
         where = ""
     if where is None and filename is not None and os.path.isfile(filename):
-        local, repo = (wording.given("quantized_model_id", each) for each in ("", row.quantized_repo))
+        local, repo = (formatter.given("quantized_model_id", each) for each in ("", row.quantized_repo))
         raise UsageError(
             f"{filename} is here, but {row.name} looks for it in {row.quantized_repo}",
             hint=f"add {local} for the local file, or {repo}",
         )
     filename = filename or row.quantized_filename
     if filename is None:
-        call = wording.call("auto", source=where) if where else wording.call(row.name, quantized_filename="model.gguf")
-        raise UsageError(f"{row.name} needs {wording.given('quantized_filename', 'FILE')}", hint=call)
+        call = (
+            formatter.call("auto", source=where) if where else formatter.call(row.name, quantized_filename="model.gguf")
+        )
+        raise UsageError(f"{row.name} needs {formatter.given('quantized_filename', 'FILE')}", hint=call)
     gqa = choice.gqa or row.gqa
     if where == "" or (where is not None and os.path.exists(where)):
         path = Path(where) / filename if where and os.path.isdir(where) else Path(filename)
-        return ModelSource(row.architecture, _existing(path, wording, files_only=row.name), None, None, gqa)
+        return ModelSource(row.architecture, _existing(path, formatter, files_only=row.name), None, None, gqa)
     return ModelSource(row.architecture, None, where or row.quantized_repo, filename, gqa)
 
 
-def _existing(path: Path, wording: Wording, *, files_only: str | None = None) -> Path:
+def _existing(path: Path, formatter: ErrorFormatter, *, files_only: str | None = None) -> Path:
     """``path``, if something is there. ``files_only``: the row that takes no folder."""
     if os.path.isfile(path) or (os.path.isdir(path) and files_only is None):
         return path
-    names = f"{wording.name('filename' if files_only is None else 'quantized_filename')} names the file"
+    names = f"{formatter.name('filename' if files_only is None else 'quantized_filename')} names the file"
     if os.path.isdir(path):
-        call = wording.call("auto", source=str(path))
+        call = formatter.call("auto", source=str(path))
         raise LoadError(f"{path} is a folder, not a file", hint=f"{names}; a folder of safetensors runs with: {call}")
     if files_only is not None:
-        names += f"; {wording.given('quantized_model_id', 'REPO')} takes one from a hub repository"
+        names += f"; {formatter.given('quantized_model_id', 'REPO')} takes one from a hub repository"
     raise LoadError(f"{path} {_absence(path)}", hint=names)
 
 

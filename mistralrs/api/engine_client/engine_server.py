@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from functools import partial
 from queue import SimpleQueue
 
-from mistralrs.api.engine_client import ServedModel
-from mistralrs.api.engine_messages import (
+from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.engine_client.engine_messages import (
     AskStats,
     Cancel,
     Died,
+    FrameDecoder,
     Load,
     Loaded,
     Logged,
@@ -33,11 +34,10 @@ from mistralrs.api.engine_messages import (
     Stats,
     Step,
     Submit,
-    Unframer,
     frame,
     pack,
 )
-from mistralrs.api.local import LocalModel
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import End, Event, Failed, Handle, Usage
@@ -45,7 +45,7 @@ from mistralrs.errors import EngineError, LoadError, MistralrsError
 from mistralrs.process import open_standard_descriptors
 from mistralrs.text.worker import workers
 
-logger = logging.getLogger("mistralrs.api.engine_process")  # which is run as __main__
+logger = logging.getLogger("mistralrs.api.engine_client.engine_server")  # which is run as __main__
 
 
 def main() -> int:
@@ -113,7 +113,7 @@ def _words(error: BaseException | None) -> str:
 
 def _serve(engine: Engine, channel: Channel, messages: Iterator[object]) -> int:
     """Until the parent says no more, or the engine has died."""
-    desk = _Desk(engine, channel)
+    desk = EngineServer(engine, channel)
     engine.after_step = desk.flush
     desk.flush()  # in case that the engine's thread is dead already
     for message in messages:
@@ -160,7 +160,7 @@ class Channel:
 
     def messages(self) -> Iterator[object]:
         """What the parent sends, until it closes its end or ``stop_reading`` is called."""
-        unframer = Unframer()
+        unframer = FrameDecoder()
         with contextlib.suppress(ConnectionResetError):  # the parent is gone and has left something unread
             while data := self._connection.recv(1 << 18):
                 yield from unframer.feed(data)
@@ -171,7 +171,7 @@ class Channel:
             self._connection.shutdown(socket.SHUT_RD)
 
 
-class _Desk:
+class EngineServer:
     """Between the parent's numbers of streams and the engine's handles; a step's events leave together."""
 
     def __init__(self, engine: Engine, channel: Channel) -> None:

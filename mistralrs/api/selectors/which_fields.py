@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mistralrs.api.selectors import ROWS, Adapter, Format, Row, defaults_of, required_of
+from mistralrs.api.selectors.model_selector import SELECTORS, Adapter, Format, ModelSelector, defaults_of, required_of
 
 _FILE = ("tok_model_id", "tokenizer_json", "quantized_model_id", "quantized_filename")
 _FIELDS: dict[tuple[Format, Adapter | None], tuple[str, ...]] = {
@@ -52,18 +52,18 @@ _KINDS = {
 """By field; others are text."""
 
 
-def fields_of(row: Row) -> dict[str, Kind]:
+def fields_of(row: ModelSelector) -> dict[str, Kind]:
     """A row's fields in their order."""
     names = _FIELDS_OF_ITS_OWN.get(row.name) or _FIELDS[row.format, row.adapter]
     return {name: _KINDS.get(name, _TEXT) for name in names}
 
 
-def class_name(row: Row) -> str:
+def class_name(row: ModelSelector) -> str:
     """A row's name as a class of ``Which``: ``x-lora-llama-ggml`` is ``XLoraLlamaGGML``."""
     return "".join(word.upper() if word in ("gguf", "ggml") else word.capitalize() for word in row.name.split("-"))
 
 
-def described(row: Row) -> str:
+def described(row: ModelSelector) -> str:
     """What a row's class says of itself: the row, and what fields are that are left out or None."""
     left_out = ", ".join(
         f"{name}={value if name in ('gqa', 'repeat_last_n') else repr(value)}"
@@ -74,7 +74,7 @@ def described(row: Row) -> str:
     return f"The row ``{row.name}``. Needs {needed or 'nothing'}; defaults: {left_out}."
 
 
-class PythonWording:
+class PythonErrorFormatter:
     """Fields and options as arguments, rows as calls."""
 
     _OPTIONS: ClassVar = {"isq": "in_situ_quant"}
@@ -91,5 +91,5 @@ class PythonWording:
         """What makes the row; with options, what makes its runner."""
         inner = ", ".join(self.given(field, value) for field, value in fields.items() if field not in self._OPTIONS)
         outer = "".join(f", {self.given(field, value)}" for field, value in fields.items() if field in self._OPTIONS)
-        which = f"Which.{class_name(ROWS[row])}({inner})"
+        which = f"Which.{class_name(SELECTORS[row])}({inner})"
         return f"Runner({which}{outer})" if outer else which

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from mistralrs.api import parameters, types
+from mistralrs.api.schemas import parameter_table, request_bodies
 from mistralrs.errors import RequestError
 
 _PYTHON_NAMES = {"n": "n_choices", "stop": "stop_seqs", "echo": "echo_prompt"}
 """Arguments by the body's name, where the two differ."""
 
-Body = TypeVar("Body", bound=types.SamplingBody)
+Body = TypeVar("Body", bound=request_bodies.SamplingBody)
 
 
 class Role(enum.StrEnum):
@@ -47,7 +47,7 @@ class Message:
 class ChatCompletionRequest:
     """Asks for the answer to a conversation."""
 
-    body: types.ChatCompletionRequest
+    body: request_bodies.ChatCompletionBody
     """What the server would have read."""
 
     def __init__(
@@ -90,13 +90,13 @@ class ChatCompletionRequest:
             "stream": stream,
             "grammar": _grammar(grammar, grammar_type),
         }
-        self.body = _validated(types.ChatCompletionRequest, "chat", given, fields)
+        self.body = _validated(request_bodies.ChatCompletionBody, "chat", given, fields)
 
 
 class CompletionRequest:
     """Asks for the continuation of a text."""
 
-    body: types.CompletionRequest
+    body: request_bodies.CompletionBody
     """What the server would have read."""
 
     def __init__(
@@ -139,16 +139,16 @@ class CompletionRequest:
             "top_k": top_k,
             "grammar": _grammar(grammar, grammar_type),
         }
-        self.body = _validated(types.CompletionRequest, "completions", given, fields)
+        self.body = _validated(request_bodies.CompletionBody, "completions", given, fields)
 
 
 def refuse_ignored(names: Sequence[str]) -> None:
     """Raises RequestError if there are any: in Python nobody reads a header that names what was ignored."""
-    parameters.refuse_ignored(names, hint="leave them out")
+    parameter_table.refuse_ignored(names, hint="leave them out")
 
 
 def _validated(
-    kind: type[Body], endpoint: parameters.Endpoint, given: Mapping[str, Any], fields: Mapping[str, Any]
+    kind: type[Body], endpoint: parameter_table.Endpoint, given: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> Body:
     for name, python_name in _PYTHON_NAMES.items():
         if name in fields:
@@ -161,8 +161,8 @@ def _validated(
             {**each, "loc": (_PYTHON_NAMES.get(str(each["loc"][0]), each["loc"][0]), *each["loc"][1:])}
             for each in error.errors(include_url=False, include_input=False)
         ]
-        raise types.validation_error(errors) from None
-    refuse_ignored(parameters.unserved(endpoint, body))
+        raise request_bodies.validation_error(errors) from None
+    refuse_ignored(parameter_table.unserved(endpoint, body))
     return body
 
 

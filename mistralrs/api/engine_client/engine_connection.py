@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
-from mistralrs.api.engine_messages import Unframer, frame
+from mistralrs.api.engine_client.engine_messages import FrameDecoder, frame
 from mistralrs.errors import LoadError
 from mistralrs.process import has_working_folder, open_standard_descriptors
 
-CHILD = "mistralrs.api.engine_process"
+CHILD = "mistralrs.api.engine_client.engine_server"
 """The module that the process runs."""
 CLOSING_S = 10.0
 """How long a process that has hung up, or is to, may take to end before it is killed; it needs a step."""
@@ -33,7 +33,7 @@ class EngineLink(asyncio.Protocol):
         self._process = process
         self._receive = receive
         self._lose = lose
-        self._unframer = Unframer()
+        self._unframer = FrameDecoder()
         self._transport: asyncio.WriteTransport
 
     @classmethod

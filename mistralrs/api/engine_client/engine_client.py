@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mistralrs.api.engine_link import CLOSING_S, EngineLink
-from mistralrs.api.engine_messages import (
+from mistralrs.api.engine_client.engine_connection import CLOSING_S, EngineLink
+from mistralrs.api.engine_client.engine_messages import (
     AskStats,
     Cancel,
     Died,
@@ -30,8 +30,8 @@ from mistralrs.api.engine_messages import (
     Submit,
     unpack,
 )
-from mistralrs.api.engine_pulse import PULSE_S, EnginePulse, stalled
-from mistralrs.api.open_stream import OpenStream
+from mistralrs.api.engine_client.heartbeat import HEARTBEAT_S, EngineHeartbeat, stalled
+from mistralrs.api.engine_client.open_stream import OpenStream
 from mistralrs.engine.admission import check_queue, check_request, fit_prompt
 from mistralrs.engine.events import Delta, End, Event, Failed, Finished
 from mistralrs.engine.process_bound import ProcessBound
@@ -39,7 +39,7 @@ from mistralrs.errors import EngineError, LoadError
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
-    from mistralrs.api.local import LoadOptions, LocalModel, ModelInfo, ModelSource, Progress
+    from mistralrs.api.local_model import LoadOptions, LocalModel, ModelInfo, ModelSource, Progress
     from mistralrs.engine.config import EngineConfig, Request
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.stats import EngineStats
@@ -179,7 +179,7 @@ class InProcessEngine:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._events: list[tuple[AsyncStream, Event]] = []
-        self._pulse = EnginePulse()
+        self._pulse = EngineHeartbeat()
         self._look()
         engine.after_step = self._flush
 
@@ -192,8 +192,8 @@ class InProcessEngine:
         return self._pulse.stall
 
     def _look(self) -> None:
-        self._pulse.look(self._engine.stats())
-        self._timer = self._loop.call_later(PULSE_S, self._look)
+        self._pulse.on_stats(self._engine.stats())
+        self._timer = self._loop.call_later(HEARTBEAT_S, self._look)
 
     def submit(self, request: Request) -> AsyncStream:
         stream = AsyncStream(lambda: handle.cancel())
@@ -201,7 +201,7 @@ class InProcessEngine:
         return stream
 
     async def stats(self) -> EngineStats:
-        _require_life(self.fault)
+        _require_alive(self.fault)
         return self._engine.stats()
 
     async def close(self) -> None:
@@ -213,11 +213,11 @@ class InProcessEngine:
 
     def _flush(self) -> None:  # by the engine's thread
         if self._events:
-            self._loop.call_soon_threadsafe(_distribute, self._events)
+            self._loop.call_soon_threadsafe(_deliver_all, self._events)
             self._events = []
 
 
-def _distribute(events: list[tuple[AsyncStream, Event]]) -> None:
+def _deliver_all(events: list[tuple[AsyncStream, Event]]) -> None:
     for stream, event in events:
         stream.put(event)
 
@@ -246,7 +246,7 @@ class RemoteEngine(ProcessBound):
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._numbers = itertools.count()
         self._open: dict[int, OpenStream] = {}
-        self._pulse = EnginePulse()
+        self._heartbeat = EngineHeartbeat()
         self._watching: asyncio.Task[None] | None = None
         self._asking: deque[asyncio.Future[EngineStats]] = deque()
         self._closing = False
@@ -260,7 +260,7 @@ class RemoteEngine(ProcessBound):
         On Linux the process does not outlive the thread that calls this.
         """
         engine = cls(progress)
-        engine._link = await EngineLink.open(engine._receive, engine._lose)
+        engine._link = await EngineLink.open(engine._receive, engine._on_disconnect)
         try:
             engine._link.send(Load(source, options, logger.getEffectiveLevel()))
             await engine._loaded
@@ -269,18 +269,18 @@ class RemoteEngine(ProcessBound):
             engine._link.kill()
             await asyncio.shield(engine._ended)
             raise
-        watch = engine._pulse.watch(engine._ask, lambda: engine.fault is not None)
+        watch = engine._heartbeat.watch(engine._ask, lambda: engine.fault is not None)
         engine._watching = engine._loop.create_task(watch)
         return engine
 
     @property
     def stalled(self) -> EngineError | None:
-        return self._pulse.stall
+        return self._heartbeat.stall
 
     def submit(self, request: Request) -> AsyncStream:
         """As ``EngineClient`` says. What the engine would refuse is refused here, before anything is sent."""
         self.require_process()
-        _require_life(self.fault)
+        _require_alive(self.fault)
         check_request(request, self.model.vocab_size)
         spell = self.model.tokenizer.token_text
         prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size, spell=spell)
@@ -297,7 +297,7 @@ class RemoteEngine(ProcessBound):
 
     async def stats(self) -> EngineStats:
         self.require_process()
-        _require_life(self.fault)
+        _require_alive(self.fault)
         if self.stalled is not None:
             raise self.stalled
         try:
@@ -349,13 +349,13 @@ class RemoteEngine(ProcessBound):
             self._link.send(Cancel(number))  # for the engine, when it goes on
 
     def _receive(self, message: object) -> None:
-        self._pulse.hear()
+        self._heartbeat.on_message()
         match message:
             case Step(events):
                 for packed in events:
                     self._deliver(*unpack(packed))
             case Stats(stats):
-                _settle(self._asking.popleft(), stats)
+                _resolve_future(self._asking.popleft(), stats)
             case Logged(record):
                 target = logging.getLogger(record.name)
                 if target.isEnabledFor(record.levelno):
@@ -366,9 +366,9 @@ class RemoteEngine(ProcessBound):
             case Loaded(model, config):
                 self.model, self._config = model, config
                 workers.start()  # for the first request
-                _settle(self._loaded, None)
+                _resolve_future(self._loaded, None)
             case NotLoaded(error):
-                _settle(self._loaded, error)
+                _resolve_future(self._loaded, error)
             case Died(fault):
                 self.fault = fault
             case _:
@@ -383,15 +383,15 @@ class RemoteEngine(ProcessBound):
             del self._open[number]
         entry.stream.put(event)
 
-    def _lose(self) -> None:
+    def _on_disconnect(self) -> None:
         """The process has hung up: it is dead or about to end."""
         if self._watching is not None:
             self._watching.cancel()
         is_known = self.fault is not None
         self.fault = self.fault or EngineError("the engine's process has ended", hint="start it again")
-        self._burial = self._loop.create_task(self._bury(is_known=is_known))
+        self._exit_task = self._loop.create_task(self._on_exit(is_known=is_known))
 
-    async def _bury(self, *, is_known: bool) -> None:
+    async def _on_exit(self, *, is_known: bool) -> None:
         """Waits for the end of the process, says how it ended if nobody did, and ends what is open."""
         code = await self._link.exit_code()
         killed = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else ""
@@ -409,17 +409,17 @@ class RemoteEngine(ProcessBound):
             entry.stream.put(Finished("cancelled", entry.usage()) if self._closing else Failed(fault, entry.usage()))
         self._open.clear()
         for answer in self._asking:
-            _settle(answer, fault)
+            _resolve_future(answer, fault)
         self._asking.clear()
         self._ended.set_result(None)
 
 
-def _require_life(fault: EngineError | None) -> None:
+def _require_alive(fault: EngineError | None) -> None:
     if fault is not None:
         raise EngineError(fault.message, hint=fault.hint, code=fault.code)
 
 
-def _settle(future: asyncio.Future[T], result: T | Exception) -> None:
+def _resolve_future(future: asyncio.Future[T], result: T | Exception) -> None:
     """Nothing if the future is settled already, or whoever waited for it has gone."""
     if future.done():
         return

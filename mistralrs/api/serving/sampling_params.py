@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mistralrs.api.sentinels import look_back_of, max_tokens_of, seed_of, top_k_of
-from mistralrs.api.types import SamplingBody
+from mistralrs.api.schemas.request_bodies import SamplingBody
+from mistralrs.api.schemas.sentinels import max_tokens_of, repeat_last_n_from, seed_of, top_k_of
 from mistralrs.engine.admission import check
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client import ServedModel
+    from mistralrs.api.engine_client.engine_client import ServedModel
 
 _SAME_NAME = (
     "temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
@@ -33,7 +33,7 @@ def sampling_params(
     if body.top_k is not None:
         changes["top_k"] = top_k_of(body.top_k)
     if body.repeat_last_n is not None:
-        changes["repeat_last_n"] = look_back_of(body.repeat_last_n)
+        changes["repeat_last_n"] = repeat_last_n_from(body.repeat_last_n)
     if body.dry_penalty_last_n is not None:
         changes["dry_last_n"] = None if body.dry_penalty_last_n < 0 else body.dry_penalty_last_n
     if body.dry_sequence_breakers is not None:

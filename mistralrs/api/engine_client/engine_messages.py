@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from mistralrs.engine.events import Delta, Event
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client import ServedModel
-    from mistralrs.api.local import LoadOptions, ModelSource
+    from mistralrs.api.engine_client.engine_client import ServedModel
+    from mistralrs.api.local_model import LoadOptions, ModelSource
     from mistralrs.engine.config import EngineConfig, Request
     from mistralrs.engine.stats import EngineStats
     from mistralrs.errors import EngineError, MistralrsError
@@ -127,7 +127,7 @@ def frame(message: object) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-class Unframer:
+class FrameDecoder:
     """Puts messages together again from the pieces that a socket yields."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mistralrs.api.types import Body
+from mistralrs.api.schemas.request_bodies import Body
 from mistralrs.errors import RequestError
 
 Endpoint = Literal["chat", "completions", "embeddings", "tokenize", "detokenize", "apply_template"]

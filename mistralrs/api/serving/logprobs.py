@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mistralrs.engine.events import TokenLogprob
 
-LEAST = -9999.0
+MIN_LOGPROB = -9999.0
 """Stands for the log-probability of what cannot come."""
 
 
@@ -31,7 +31,7 @@ class Echo:
 
 def finite(logprob: float) -> float:
     """A log-probability that JSON can say."""
-    return logprob if math.isfinite(logprob) else LEAST
+    return logprob if math.isfinite(logprob) else MIN_LOGPROB
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, object]:

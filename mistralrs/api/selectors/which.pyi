@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, overload
 
-from mistralrs.api.row_choice import RowChoice
-from mistralrs.api.selectors import Row
+from mistralrs.api.selectors.model_choice import ModelChoice
+from mistralrs.api.selectors.model_selector import ModelSelector
 
 class Which:
     """The model that a ``Runner`` is to load, named by a row: ``Which.MistralGGUF()``, ``Which.Auto("model.gguf")``.
@@ -16,8 +16,8 @@ class Which:
     be given raises TypeError, and so does one of a wrong type. A number out of its range raises ``UsageError``.
     """
 
-    row: ClassVar[Row]
-    def choice(self) -> RowChoice: ...
+    row: ClassVar[ModelSelector]
+    def choice(self) -> ModelChoice: ...
 
     @dataclass(frozen=True, init=False)
     class Mistral(Which):

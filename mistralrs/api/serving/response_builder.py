@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mistralrs.api.candidate import Candidate, timings, usage
-from mistralrs.api.chunks import CHAT, COMPLETION, SYSTEM_FINGERPRINT, ChunkWriter
-from mistralrs.api.logprobs import CompletionLogprobs, Echo, chat_logprobs
-from mistralrs.api.prepare import Prepared
+from mistralrs.api.serving.choice_state import ChoiceState, timings, usage
+from mistralrs.api.serving.chunks import CHAT, COMPLETION, SYSTEM_FINGERPRINT, ChunkWriter
+from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
+from mistralrs.api.serving.prepare import Prepared
 from mistralrs.engine.events import Delta, Event, Finished, PromptLogprobs
 from mistralrs.errors import MistralrsError
 
 
-class Composer:
+class ResponseBuilder:
     """The answer to one request. It hears each event once, with the place of the request's stream that it came from."""
 
     def __init__(self, prepared: Prepared, *, id: str, created: int, model_name: str) -> None:
@@ -31,20 +31,20 @@ class Composer:
             model=model_name,
             include_usage=prepared.include_usage,
         )
-        self._candidates = [Candidate(request) for request in prepared.requests]
-        self._offsets = [CompletionLogprobs(self._echo(place)) for place in range(len(self._candidates))]
+        self._choices = [ChoiceState(request) for request in prepared.requests]
+        self._offsets = [CompletionLogprobs(self._echo(place)) for place in range(len(self._choices))]
         self._opened = False
 
-    def hear(self, place: int, event: Event) -> MistralrsError | None:
+    def on_event(self, place: int, event: Event) -> MistralrsError | None:
         """Takes note of an event. Returns the error, if it is the end of a choice that will not be complete."""
-        return self._candidates[place].hear(event)
+        return self._choices[place].on_event(event)
 
-    def so_far(self) -> dict[str, object]:
+    def snapshot(self) -> dict[str, object]:
         """The body of an answer with what has come; unfinished choices have the finish reason ``error``."""
         prepared = self._prepared
         choices: list[dict[str, object]] = []
-        for first in range(0, len(self._candidates), prepared.candidates):
-            for place in self._best(range(first, first + prepared.candidates)):
+        for first in range(0, len(self._choices), prepared.generated):
+            for place in self._best(range(first, first + prepared.generated)):
                 choices.append(self._choice(len(choices), place))
         return {
             "id": self._id,
@@ -54,7 +54,7 @@ class Composer:
             "system_fingerprint": SYSTEM_FINGERPRINT,
             "choices": choices,
             "usage": self._usage(),
-            "timings": timings(self._candidates, seed=prepared.seed),
+            "timings": timings(self._choices, seed=prepared.seed),
         }
 
     def last_chunks(self) -> Iterator[bytes]:
@@ -66,11 +66,11 @@ class Composer:
         """Those candidates for one prompt that are shown, the likeliest first if there are more."""
         if self._prepared.choices == len(places):
             return places
-        by_logprob = sorted(places, key=lambda place: -self._candidates[place].cumulative_logprob)
+        by_logprob = sorted(places, key=lambda place: -self._choices[place].cumulative_logprob)
         return by_logprob[: self._prepared.choices]
 
     def _choice(self, index: int, place: int) -> dict[str, object]:
-        candidate, logprobs = self._candidates[place], None
+        candidate, logprobs = self._choices[place], None
         facts = {"index": index, "finish_reason": candidate.reason or "error"}
         if self._prepared.kind == "chat":
             if self._prepared.logprobs is not None:
@@ -85,11 +85,11 @@ class Composer:
 
     def _text(self, place: int) -> str:
         echo = self._echo(place)
-        return ("" if echo is None else echo.text) + self._candidates[place].text + self._prepared.suffix
+        return ("" if echo is None else echo.text) + self._choices[place].text + self._prepared.suffix
 
     def chunks(self, place: int, event: Event) -> Iterator[bytes]:
         """What an event, which was heard already, adds to a stream, as server-sent events."""
-        prepared, candidate = self._prepared, self._candidates[place]
+        prepared, candidate = self._prepared, self._choices[place]
         if not self._opened:
             self._opened = True
             yield from self._openings()
@@ -104,16 +104,16 @@ class Composer:
             assert candidate.reason is not None  # or hearing it would have been an error
             if prepared.suffix:
                 yield self._writer.text(place, prepared.suffix)
-            last = all(other.reason is not None for other in self._candidates)
-            total = timings(self._candidates, seed=prepared.seed) if last else None
+            last = all(other.reason is not None for other in self._choices)
+            total = timings(self._choices, seed=prepared.seed) if last else None
             yield self._writer.ending(place, candidate.reason, timings=total)
 
     def _openings(self) -> Iterator[bytes]:
         """The first chunk of every choice: clients want to meet them in the order of their indices."""
-        for place in range(len(self._candidates)):
+        for place in range(len(self._choices)):
             # with its log-probabilities the prompt comes as a piece of its own
             text = self._echoed(place) if self._prepared.logprobs is None else ""
-            if text or self._prepared.kind == "chat" or len(self._candidates) > 1:
+            if text or self._prepared.kind == "chat" or len(self._choices) > 1:
                 yield self._writer.opening(place, text)
 
     def _logprobs(self, place: int, delta: Delta) -> Mapping[str, object] | None:
@@ -125,11 +125,11 @@ class Composer:
 
     def _echo(self, place: int) -> Echo | None:
         echo = self._prepared.echo
-        return None if echo is None else echo[place // self._prepared.candidates]
+        return None if echo is None else echo[place // self._prepared.generated]
 
     def _echoed(self, place: int) -> str:
         echo = self._echo(place)
         return "" if echo is None else echo.text
 
     def _usage(self) -> dict[str, object]:
-        return usage(self._candidates, per_prompt=self._prepared.candidates)
+        return usage(self._choices, per_prompt=self._prepared.generated)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mistralrs.api.sentinels import LARGEST_SEED, LEAST_MAX_TOKENS, LEAST_SEED, MAX_INT
+from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_MAX_TOKENS, LEAST_SEED, MAX_INT
 from mistralrs.engine.admission import MAX_BREAKER_LENGTH, MAX_BREAKERS, RANGES
 from mistralrs.errors import RequestError
 
@@ -50,7 +50,7 @@ StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Breaker = Annotated[Text, Field(min_length=1, max_length=MAX_BREAKER_LENGTH)]
 
 
-def _says(words: str) -> WrapValidator:
+def _error(words: str) -> WrapValidator:
     """One sentence instead of what each member of a union has to say."""
 
     def validate(value: object, handler: ValidatorFunctionWrapHandler) -> object:
@@ -86,13 +86,13 @@ Prompt = Annotated[
     | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     | Annotated[list[Token], Field(min_length=1)]
     | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)],
-    _says(f"a string, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either, none of them empty"),
+    _error(f"a string, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either, none of them empty"),
 ]
 Stop = Annotated[
     StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
-    _says(f"a string of 1 to {MAX_STOP_LENGTH} characters, or a list of at most {MAX_STOPS} of these"),
+    _error(f"a string of 1 to {MAX_STOP_LENGTH} characters, or a list of at most {MAX_STOPS} of these"),
 ]
-Samplers = Annotated[Text | Annotated[list[Text], Field(max_length=64)], _says("a list of names, or names between ;")]
+Samplers = Annotated[Text | Annotated[list[Text], Field(max_length=64)], _error("a list of names, or names between ;")]
 
 
 class Body(BaseModel):
@@ -108,7 +108,7 @@ class ContentPart(Body):
     text: Text | None = None
 
 
-class Message(Body):
+class MessageBody(Body):
     """One turn. Fields that are not declared reach the chat template."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -121,8 +121,8 @@ class Message(Body):
 
 
 Messages = Annotated[
-    list[Message],
-    BeforeValidator(_as_messages, json_schema_input_type=Text | list[Message]),
+    list[MessageBody],
+    BeforeValidator(_as_messages, json_schema_input_type=Text | list[MessageBody]),
     Field(min_length=1, max_length=MAX_MESSAGES),
 ]
 
@@ -211,7 +211,7 @@ class SamplingBody(Body):
     skip_special_tokens: Any = None
 
 
-class ChatCompletionRequest(SamplingBody, TemplateOptions):
+class ChatCompletionBody(SamplingBody, TemplateOptions):
     """``POST /v1/chat/completions``"""
 
     messages: Messages
@@ -238,7 +238,7 @@ class ChatCompletionRequest(SamplingBody, TemplateOptions):
     chat_template: Any = None
 
 
-class CompletionRequest(SamplingBody):
+class CompletionBody(SamplingBody):
     """``POST /v1/completions``"""
 
     prompt: Prompt
@@ -251,7 +251,7 @@ class CompletionRequest(SamplingBody):
     logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
-class EmbeddingRequest(Body):
+class EmbeddingBody(Body):
     """``POST /v1/embeddings``"""
 
     model: Text | None = None
@@ -264,7 +264,7 @@ class EmbeddingRequest(Body):
     user: Any = None
 
 
-class TokenizeRequest(TemplateOptions):
+class TokenizeBody(TemplateOptions):
     """``POST /tokenize``, as llama.cpp (``content``) and vLLM (``prompt``, ``messages``) have it."""
 
     model: Text | None = None
@@ -280,14 +280,14 @@ class TokenizeRequest(TemplateOptions):
     """Tell each token's text."""
 
 
-class DetokenizeRequest(Body):
+class DetokenizeBody(Body):
     """``POST /detokenize``"""
 
     model: Text | None = None
     tokens: list[Token]
 
 
-class ApplyTemplateRequest(TemplateOptions):
+class ApplyTemplateBody(TemplateOptions):
     """``POST /apply-template``"""
 
     model: Text | None = None

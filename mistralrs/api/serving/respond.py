@@ -14,15 +14,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mistralrs.api.candidate import cancelled
-from mistralrs.api.chunks import DONE, error_event
-from mistralrs.api.composer import Composer
-from mistralrs.api.prepare import Prepared, PreparedEmbeddings
+from mistralrs.api.serving.choice_state import cancelled
+from mistralrs.api.serving.chunks import DONE, error_event
+from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
+from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.events import Embedding, Event, Failed, Finished
 from mistralrs.errors import MistralrsError
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client import AsyncStream
+    from mistralrs.api.engine_client.engine_client import AsyncStream
     from mistralrs.engine.config import Request
 
 
@@ -86,28 +86,28 @@ class Answer:
         error_body: Callable[[MistralrsError], Mapping[str, object]],
     ) -> None:
         """``created``: seconds since 1970. ``error_body``: ``{"error": {...}}`` of what ends a stream early."""
-        self._composer = Composer(prepared, id=id, created=created, model_name=model_name)
+        self._builder = ResponseBuilder(prepared, id=id, created=created, model_name=model_name)
         self._error_body = error_body
 
     async def whole(self, streams: Sequence[AsyncStream]) -> dict[str, object]:
         """The body of the answer. Raises AnswerError when the engine cannot finish one of its choices."""
-        composer = self._composer
+        composer = self._builder
         async with aclosing(_merged(streams)) as news:
             async for place, event in news:
-                error = composer.hear(place, event)
+                error = composer.on_event(place, event)
                 if error is not None:
-                    raise AnswerError(error, composer.so_far())
-        return composer.so_far()
+                    raise AnswerError(error, composer.snapshot())
+        return composer.snapshot()
 
     async def events(self, streams: Sequence[AsyncStream]) -> AsyncGenerator[bytes]:
         """Server-sent events: the chunks of all choices as they come, then ``[DONE]``; or an error, which is the last.
 
         The first comes with the first news from the engine.
         """
-        composer = self._composer
+        composer = self._builder
         async with aclosing(_merged(streams)) as news:
             async for place, event in news:
-                error = composer.hear(place, event)
+                error = composer.on_event(place, event)
                 if error is not None:
                     yield error_event(self._error_body(error))
                     return

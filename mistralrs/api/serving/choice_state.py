@@ -16,7 +16,7 @@ CANCELLED = "request_cancelled"
 """The code of an answer that was ended by another than who asked."""
 
 
-class Candidate:
+class ChoiceState:
     """One stream's events so far."""
 
     def __init__(self, request: Request) -> None:
@@ -40,10 +40,10 @@ class Candidate:
         """Of the tokens drawn, if log-probabilities were asked for."""
         return sum(logprob.logprob for logprob in self.logprobs)
 
-    def hear(self, event: Event) -> MistralrsError | None:
+    def on_event(self, event: Event) -> MistralrsError | None:
         """Takes note of an event. Returns the error, if it is the end of an answer that will not be complete."""
         if isinstance(event, Delta):
-            self._hear_delta(event)
+            self._on_delta(event)
         elif isinstance(event, PromptLogprobs):
             self.prompt_logprobs = event.logprobs
         elif isinstance(event, Finished):
@@ -67,7 +67,7 @@ class Candidate:
             "avg_compl_tok_per_sec": _rate(self.num_tokens - 1, since_first),
         }
 
-    def _hear_delta(self, delta: Delta) -> None:
+    def _on_delta(self, delta: Delta) -> None:
         if self._first_token is None:
             self._first_token = time.perf_counter()
         self._texts.append(delta.text)
@@ -80,7 +80,7 @@ def cancelled() -> EngineError:
     return EngineError("the request was cancelled", code=CANCELLED)
 
 
-def usage(candidates: Sequence[Candidate], *, per_prompt: int) -> dict[str, object]:
+def usage(candidates: Sequence[ChoiceState], *, per_prompt: int) -> dict[str, object]:
     """Tokens in OpenAI's shape: each prompt is counted once, and all that was generated, shown or not."""
     firsts = candidates[::per_prompt]
     prompt = sum(len(candidate.request.prompt) for candidate in firsts)
@@ -95,7 +95,7 @@ def usage(candidates: Sequence[Candidate], *, per_prompt: int) -> dict[str, obje
     }
 
 
-def timings(candidates: Iterable[Candidate], *, seed: int) -> dict[str, object]:
+def timings(candidates: Iterable[ChoiceState], *, seed: int) -> dict[str, object]:
     """Rates in tokens a second, null where no time passed, and times in seconds: sums over all candidates, waiting
     included. ``seed`` is that of the first one. Guesses are told, in llama.cpp's words, where there were some."""
     known = [candidate for candidate in candidates if candidate.usage]

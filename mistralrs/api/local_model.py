@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_DRAFT = 7
 """Tokens guessed ahead at most, unless the caller says so: with the known one, what kernels compute together."""
 
-SPILL_BYTES = 512 << 20
+EVICTABLE_BYTES = 512 << 20
 """KV of older sequences, beyond ``prefix_cache_n``, that stays where it is until its memory is needed."""
 
 Progress = Callable[[str, int, int], None]
@@ -246,7 +246,7 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
             max_prompt_logits=model.limits.max_logits - options.max_seqs,
             block_size=model.limits.block_size,
             prefix_cache_n=options.prefix_cache_n,
-            max_evictable_blocks=SPILL_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
+            max_evictable_blocks=EVICTABLE_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
             no_kv_cache=options.no_kv_cache,
             max_draft=_max_draft(options, backend),
         ),

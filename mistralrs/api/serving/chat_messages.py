@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from mistralrs.api.types import ContentPart, Message, TemplateOptions
+from mistralrs.api.schemas.request_bodies import ContentPart, MessageBody, TemplateOptions
 from mistralrs.errors import RequestError
 from mistralrs.text.chat_template import FIELDS, ChatTemplate, RenderedPrompt
 from mistralrs.text.prompt_tokens import prompt_tokens
@@ -60,7 +60,7 @@ class Conversation:
         )
 
 
-def conversation(messages: Sequence[Message], options: TemplateOptions, template: ChatTemplate) -> Conversation:
+def conversation(messages: Sequence[MessageBody], options: TemplateOptions, template: ChatTemplate) -> Conversation:
     """What is to be rendered. Raises RequestError for what cannot be."""
     variables = options.chat_template_kwargs or {}
     _check_variables(variables)
@@ -101,7 +101,7 @@ def _check_variables(variables: Mapping[str, Any]) -> None:
         raise RequestError(f"chat_template_kwargs has more than {MAX_EXTRAS} variables", param="chat_template_kwargs")
 
 
-def _plain(message: Message, path: str) -> dict[str, object]:
+def _plain(message: MessageBody, path: str) -> dict[str, object]:
     """A message as templates expect it: a text, and whatever else it holds."""
     plain: dict[str, object] = {"role": message.role, "content": _text(message, path)}
     for key, value in {
@@ -116,7 +116,7 @@ def _plain(message: Message, path: str) -> dict[str, object]:
     return plain
 
 
-def _text(message: Message, path: str) -> str:
+def _text(message: MessageBody, path: str) -> str:
     if message.content is None:
         extra = message.model_extra or {}
         if message.role == "assistant" and (message.tool_calls or extra.get("function_call") or extra.get("refusal")):

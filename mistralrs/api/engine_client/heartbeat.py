@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PULSE_S = 1.0
+HEARTBEAT_S = 1.0
 """Seconds between two questions."""
 UNANSWERED = 5
 """Questions in a row without a word from the engine, after which it counts as standing still."""
@@ -25,7 +25,7 @@ WITHOUT_STEP = 600
 """Answers in a row that tell of work and of no new step. One step of a large model on a slow machine takes minutes."""
 
 
-class EnginePulse:
+class EngineHeartbeat:
     """The questions asked so far and the answers to them."""
 
     def __init__(self) -> None:
@@ -33,15 +33,15 @@ class EnginePulse:
         self._without_step = 0
         self._steps = -1
 
-    def ask(self) -> None:
+    def on_ping(self) -> None:
         """A question is asked, or an older one still waits."""
         self._unanswered += 1
 
-    def hear(self) -> None:
+    def on_message(self) -> None:
         """Something came from the engine, whatever it is."""
         self._unanswered = 0
 
-    def look(self, stats: EngineStats) -> None:
+    def on_stats(self, stats: EngineStats) -> None:
         """Takes the answer to a question."""
         has_work = stats.running + stats.waiting > 0
         self._without_step = self._without_step + 1 if has_work and stats.steps == self._steps else 0
@@ -53,12 +53,12 @@ class EnginePulse:
         question = ask()
         try:
             while True:
-                self.ask()
-                await asyncio.sleep(PULSE_S)
+                self.on_ping()
+                await asyncio.sleep(HEARTBEAT_S)
                 if has_ended():
                     return
                 if question.done():
-                    self.look(question.result())
+                    self.on_stats(question.result())
                     question = ask()
                 stall = self.stall
                 if stall is not None and told is None:
@@ -73,9 +73,9 @@ class EnginePulse:
     def stall(self) -> EngineError | None:
         """Why the engine counts as standing still; None while it goes on."""
         if self._unanswered > UNANSWERED:
-            return stalled(f"the engine has not answered for {UNANSWERED * PULSE_S:g} s")
+            return stalled(f"the engine has not answered for {UNANSWERED * HEARTBEAT_S:g} s")
         if self._without_step >= WITHOUT_STEP:
-            return stalled(f"the engine has been in one step for {WITHOUT_STEP * PULSE_S:g} s")
+            return stalled(f"the engine has been in one step for {WITHOUT_STEP * HEARTBEAT_S:g} s")
         return None
 
 

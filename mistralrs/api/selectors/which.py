@@ -10,9 +10,9 @@ from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mistralrs.api.row_choice import RowChoice
-from mistralrs.api.selectors import ROWS, Row, required_of
-from mistralrs.api.which_fields import class_name, described, fields_of
+from mistralrs.api.selectors.model_choice import ModelChoice
+from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, required_of
+from mistralrs.api.selectors.which_fields import class_name, described, fields_of
 from mistralrs.errors import UsageError
 
 
@@ -23,7 +23,7 @@ class Which:
     be given raises TypeError, and so does one of a wrong type. A number out of its range raises ``UsageError``.
     """
 
-    row: ClassVar[Row]
+    row: ClassVar[ModelSelector]
 
     def __init__(self) -> None:
         raise TypeError("Which itself is no model: choose a row of it, such as Which.Auto(source)")
@@ -42,16 +42,16 @@ class Which:
             elif kind.least is not None and value < kind.least:
                 raise UsageError(f"{where} is {value}", hint=f"it must be at least {kind.least}")
 
-    def choice(self) -> RowChoice:
+    def choice(self) -> ModelChoice:
         """The row and the fields that name its weights."""
-        meant = {each.name for each in fields(RowChoice)}
+        meant = {each.name for each in fields(ModelChoice)}
         given = {name: getattr(self, name) for name in fields_of(self.row) if name in meant}
         if given["tokenizer_json"] is not None:
             given["tokenizer_json"] = Path(given["tokenizer_json"])
-        return RowChoice(row=self.row, **given)
+        return ModelChoice(selector=self.row, **given)
 
 
-def _class_of(row: Row) -> type[Which]:
+def _class_of(row: ModelSelector) -> type[Which]:
     name = class_name(row)
     members: dict[str, Any] = {"row": row, "__doc__": described(row), "__qualname__": f"Which.{name}"}
     made = make_dataclass(
@@ -65,5 +65,5 @@ def _class_of(row: Row) -> type[Which]:
     return made
 
 
-for _row in ROWS.values():
+for _row in SELECTORS.values():
     setattr(Which, class_name(_row), _class_of(_row))

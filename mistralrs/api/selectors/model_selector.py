@@ -14,7 +14,7 @@ Adapter = Literal["lora", "x-lora"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ModelSelector:
     """One way to name a model. An option whose default is None must be given, unless its comment says otherwise."""
 
     name: str
@@ -41,12 +41,12 @@ class Row:
     """Default of ``--repeat-last-n``: tokens that the penalties look back on."""
 
 
-def row_named(name: str) -> Row | None:
+def selector_named(name: str) -> ModelSelector | None:
     """The row of that name; ``xlora-`` is accepted for ``x-lora-``. None: there is none."""
-    return ROWS.get("x-" + name[1:] if name.startswith("xlora-") else name)
+    return SELECTORS.get("x-" + name[1:] if name.startswith("xlora-") else name)
 
 
-def defaults_of(row: Row) -> dict[str, str]:
+def defaults_of(row: ModelSelector) -> dict[str, str]:
     """The defaults of fields that are the row's own, by field, as text."""
     defaults = {
         "model_id": row.base_repo,
@@ -60,7 +60,7 @@ def defaults_of(row: Row) -> dict[str, str]:
     return {field: default for field, default in defaults.items() if default}
 
 
-def required_of(row: Row) -> frozenset[str]:
+def required_of(row: ModelSelector) -> frozenset[str]:
     """The fields that must be given."""
     weights = {"plain": "model_id", "gguf": "quantized_filename", "ggml": "quantized_filename", "any": "source"}
     wanted = {weights[row.format]}
@@ -69,17 +69,17 @@ def required_of(row: Row) -> frozenset[str]:
     return frozenset(wanted - defaults_of(row).keys())
 
 
-def _adapted(adapter: Adapter, base: Row, adapter_repo: str | None = None) -> Row:
+def _adapted(adapter: Adapter, base: ModelSelector, adapter_repo: str | None = None) -> ModelSelector:
     """The row of ``base`` with an adapter."""
     return replace(base, name=f"{adapter}-{base.name}", adapter=adapter, adapter_repo=adapter_repo)
 
 
-_MISTRAL = Row("mistral", "mistral", "plain", base_repo="mistralai/Mistral-7B-Instruct-v0.1")
-_GEMMA = Row("gemma", "gemma", "plain", base_repo="google/gemma-7b-it")
-_LLAMA = Row("llama", "llama", "plain", base_repo="meta-llama/Llama-2-13b-chat-hf")
-_MIXTRAL = Row("mixtral", "mixtral", "plain", base_repo="mistralai/Mixtral-8x7B-Instruct-v0.1")
-_PHI2 = Row("phi2", "phi2", "plain", base_repo="microsoft/phi-2")
-_MISTRAL_GGUF = Row(
+_MISTRAL = ModelSelector("mistral", "mistral", "plain", base_repo="mistralai/Mistral-7B-Instruct-v0.1")
+_GEMMA = ModelSelector("gemma", "gemma", "plain", base_repo="google/gemma-7b-it")
+_LLAMA = ModelSelector("llama", "llama", "plain", base_repo="meta-llama/Llama-2-13b-chat-hf")
+_MIXTRAL = ModelSelector("mixtral", "mixtral", "plain", base_repo="mistralai/Mixtral-8x7B-Instruct-v0.1")
+_PHI2 = ModelSelector("phi2", "phi2", "plain", base_repo="microsoft/phi-2")
+_MISTRAL_GGUF = ModelSelector(
     "mistral-gguf",
     "mistral",
     "gguf",
@@ -87,7 +87,7 @@ _MISTRAL_GGUF = Row(
     quantized_filename="mistral-7b-instruct-v0.1.Q4_K_M.gguf",
     template="mistral",
 )
-_LLAMA_GGUF = Row(
+_LLAMA_GGUF = ModelSelector(
     "llama-gguf",
     "llama",
     "gguf",
@@ -95,7 +95,7 @@ _LLAMA_GGUF = Row(
     quantized_filename="llama-2-13b-chat.Q4_K_M.gguf",
     template="llama-2",
 )
-_LLAMA_GGML = Row(
+_LLAMA_GGML = ModelSelector(
     "llama-ggml",
     "llama",
     "ggml",
@@ -103,7 +103,7 @@ _LLAMA_GGML = Row(
     quantized_filename="llama-2-13b-chat.ggmlv3.q4_K_M.bin",
     template="llama-2",
 )
-_MIXTRAL_GGUF = Row(
+_MIXTRAL_GGUF = ModelSelector(
     "mixtral-gguf",
     "mixtral",
     "gguf",
@@ -154,10 +154,12 @@ ORIGINAL = (
 """The 25 rows of mistral.rs."""
 
 
-def _both(architecture: str, base_repo: str, quantized_repo: str, quantized_filename: str) -> tuple[Row, Row]:
+def _both(
+    architecture: str, base_repo: str, quantized_repo: str, quantized_filename: str
+) -> tuple[ModelSelector, ModelSelector]:
     """An architecture's rows for safetensors and for GGUF files."""
-    plain = Row(architecture, architecture, "plain", base_repo=base_repo)
-    file = Row(
+    plain = ModelSelector(architecture, architecture, "plain", base_repo=base_repo)
+    file = ModelSelector(
         f"{architecture}-gguf",
         architecture,
         "gguf",
@@ -168,9 +170,9 @@ def _both(architecture: str, base_repo: str, quantized_repo: str, quantized_file
 
 
 MORE = (
-    Row("auto", None, "any"),
-    Row("gguf", None, "gguf"),
-    Row(
+    ModelSelector("auto", None, "any"),
+    ModelSelector("gguf", None, "gguf"),
+    ModelSelector(
         "gemma-gguf",
         "gemma",
         "gguf",
@@ -178,7 +180,7 @@ MORE = (
         quantized_filename="gemma-2b-it-q4_k_m.gguf",
         template="gemma",
     ),
-    Row(
+    ModelSelector(
         "phi2-gguf",
         "phi2",
         "gguf",
@@ -204,5 +206,5 @@ MORE = (
 )
 """Rows that mistral.rs did not have."""
 
-ROWS: dict[str, Row] = {row.name: row for row in (*ORIGINAL, *MORE)}
+SELECTORS: dict[str, ModelSelector] = {row.name: row for row in (*ORIGINAL, *MORE)}
 """Every row, by name, in the order in which help lists them."""
