@@ -26,13 +26,13 @@ from mistralrs.api.schemas.request_bodies import (
 )
 from mistralrs.api.serving.respond import AnswerError
 from mistralrs.errors import MistralrsError
-from mistralrs.server import notes
+from mistralrs.server import answer_headers
 from mistralrs.server.bodies import Reader
+from mistralrs.server.disconnect import ClientGoneError
 from mistralrs.server.errors import answer_to
 from mistralrs.server.generation import generation_routes
 from mistralrs.server.middleware import OPEN_PATHS, ApiKeys, Context, KnownHost, RequestContext, context_of
 from mistralrs.server.openapi import TITLE, describe
-from mistralrs.server.presence import ClientGoneError
 from mistralrs.server.redaction import KeyRedactor
 from mistralrs.server.responses import JsonResponse, to_json
 from mistralrs.server.service import Service
@@ -50,7 +50,14 @@ BODIES = (
     DetokenizeBody,
     ApplyTemplateBody,
 )
-SHOWN_HEADERS = ("x-request-id", "openai-processing-ms", "retry-after", notes.IGNORED, notes.TRUNCATED, notes.MODEL)
+SHOWN_HEADERS = (
+    "x-request-id",
+    "openai-processing-ms",
+    "retry-after",
+    answer_headers.IGNORED,
+    answer_headers.TRUNCATED,
+    answer_headers.MODEL,
+)
 """What web pages may read beside the body."""
 LOOPBACK_ORIGIN = r"https?://(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?"
 CLIENT_GONE = 499

@@ -13,9 +13,9 @@ from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.schemas.request_bodies import BodyType, parse
 from mistralrs.api.serving.prepare import Policy
 from mistralrs.errors import RequestError
+from mistralrs.server.disconnect import unless_gone
 from mistralrs.server.middleware import context_of
 from mistralrs.server.preparation import Preparation, check_shape
-from mistralrs.server.presence import unless_gone
 from mistralrs.server.service import Service
 
 DISCARDED = 4
@@ -44,7 +44,7 @@ class Reader:
         """
         context = context_of(request.scope)
         model = self._service.admit().model
-        policy = self._service.policy(context.identity)
+        policy = self._service.policy(context.key_id)
         data = await read_bytes(request, self._service.settings.max_body_bytes)
         self._service.record("request", context.id, path=context.path, body=data)
 

@@ -18,14 +18,14 @@ from mistralrs.api.schemas.response_bodies import ChatCompletion, ChatCompletion
 from mistralrs.api.serving.chunks import DONE
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
 from mistralrs.api.serving.respond import Answer, answer_id
+from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.server.bodies import Reader
+from mistralrs.server.disconnect import unless_gone
 from mistralrs.server.errors import answer_to
-from mistralrs.server.live import LiveRequest
+from mistralrs.server.inflight import InflightRequest
 from mistralrs.server.log import Kind, RequestLog
 from mistralrs.server.middleware import context_of
-from mistralrs.server.notes import Notes
 from mistralrs.server.openapi import ENGINE_ERRORS, operation
-from mistralrs.server.presence import unless_gone
 from mistralrs.server.responses import EventStream, JsonResponse, to_json
 from mistralrs.server.service import Service
 
@@ -69,7 +69,7 @@ async def _answer(service: Service, request: Request, prepared: Prepared) -> Res
         model_name=service.model_name,
         error_body=lambda error: answer_to(error).body,
     )
-    headers = Notes.of(prepared).headers(service.model_name)
+    headers = AnswerHeaders.of(prepared).headers(service.model_name)
     live = service.begin(id, context, prepared.requests)
     if prepared.stream:
         return EventStream(
@@ -86,7 +86,7 @@ async def _answer(service: Service, request: Request, prepared: Prepared) -> Res
     return JsonResponse(body, headers=headers)
 
 
-async def _logged(log: RequestLog, id: str, answer: Answer, live: LiveRequest) -> AsyncGenerator[bytes]:
+async def _logged(log: RequestLog, id: str, answer: Answer, live: InflightRequest) -> AsyncGenerator[bytes]:
     """The events of an answer, which also go into the log."""
     async with aclosing(answer.events(live.streams)) as events:
         async for event in events:

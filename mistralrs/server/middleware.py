@@ -44,7 +44,7 @@ class Context:
     path: str
     started: float
     """On the clock of ``time.perf_counter``."""
-    identity: str = ""
+    key_id: str = ""
     """Of the key that opened the server, so that one key's requests are not another's; empty: no keys."""
     route: str = "other"
     """The path as it is written in the documentation."""
@@ -212,7 +212,7 @@ class ApiKeys:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        identity = self._identity(Headers(scope=scope).get("authorization", ""))
+        identity = self._key_id(Headers(scope=scope).get("authorization", ""))
         if identity is None:
             error = RequestError(
                 # the first four words are OpenAI's: litellm knows this error by them
@@ -221,10 +221,10 @@ class ApiKeys:
             )
             await send_error(send, answer_to(error))
             return
-        context_of(scope).identity = identity
+        context_of(scope).key_id = identity
         await self._app(scope, receive, send)
 
-    def _identity(self, authorization: str) -> str | None:
+    def _key_id(self, authorization: str) -> str | None:
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from mistralrs import __version__
 from mistralrs.api.schemas.response_bodies import Error
-from mistralrs.server.answers import ALL
+from mistralrs.server.status_bodies import ALL
 
 TITLE = "Mistral.rs"
 LICENSE = {"name": "MIT", "identifier": "MIT"}

@@ -32,7 +32,7 @@ from mistralrs.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-LAST_WORDS_S = 3.0
+SHUTDOWN_GRACE_S = 3.0
 """How long clients are waited for that have only to read how their request ended."""
 WATCH_S = 0.2
 
@@ -103,7 +103,7 @@ class _Serving:
         asyncio.get_running_loop().set_exception_handler(_report_defect)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_report_defect)
-        with _stopping_on_signals(loop, self._stop), _hearing_hangups(loop, self._on_hangup):
+        with _stopping_on_signals(loop, self._stop), _on_hangup(loop, self._on_hangup):
             connections = asyncio.create_task(server.serve(self._listeners))
             try:
                 return await self._serve(start, connections)
@@ -122,13 +122,13 @@ class _Serving:
                 await loading
             return 0
         engine = loading.result()
-        watch = asyncio.create_task(_death(engine))
+        watch = asyncio.create_task(_watch_engine(engine))
         try:
             self._service.open(engine)
             self._tell(engine)
             await asyncio.wait({stop, watch, connections}, return_when=asyncio.FIRST_COMPLETED)
             if engine.fault is not None:
-                await self._until_quiet(LAST_WORDS_S)
+                await self._until_quiet(SHUTDOWN_GRACE_S)
                 raise engine.fault
             await self._drain()
             return 0
@@ -142,16 +142,16 @@ class _Serving:
         self._service.draining = True
         if not await self._until_quiet(self._settings.drain_seconds):
             error = EngineError("the server is shutting down", hint="ask again", code="shutting_down")
-            self._service.live.stop_all(error)
-            await self._until_quiet(LAST_WORDS_S)
+            self._service.inflight.stop_all(error)
+            await self._until_quiet(SHUTDOWN_GRACE_S)
 
     async def _until_quiet(self, seconds: float) -> bool:
         """Waits until no request is under way; False if there still is one."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._service.live:
+                while self._service.inflight:
                     await asyncio.sleep(0.02)
-        return not self._service.live
+        return not self._service.inflight
 
     def _on_hangup(self, is_terminal_gone: bool) -> None:
         if is_terminal_gone:
@@ -181,7 +181,7 @@ def _report_defect(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
     logger.error("a defect: %s", context["message"], exc_info=context.get("exception"))
 
 
-async def _death(engine: EngineClient) -> None:
+async def _watch_engine(engine: EngineClient) -> None:
     while engine.fault is None:
         await asyncio.sleep(WATCH_S)
 
@@ -213,7 +213,7 @@ def _config(service: Service) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         backlog=CONNECTIONS_AT_ONCE,
-        timeout_graceful_shutdown=round(LAST_WORDS_S),
+        timeout_graceful_shutdown=round(SHUTDOWN_GRACE_S),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
@@ -243,7 +243,7 @@ def _stopping_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -
 
 
 @contextlib.contextmanager
-def _hearing_hangups(loop: asyncio.AbstractEventLoop, hear: Callable[[bool], None]) -> Iterator[None]:
+def _on_hangup(loop: asyncio.AbstractEventLoop, hear: Callable[[bool], None]) -> Iterator[None]:
     """SIGHUP calls ``hear`` with whether it came because a terminal is gone that the process has as a stream.
 
     Where SIGHUP was ignored, as by ``nohup``, the end of the terminal is nothing to the process.

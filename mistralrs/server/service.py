@@ -13,7 +13,7 @@ from mistralrs.api.serving.prepare import Policy
 from mistralrs.api.serving.respond import submit
 from mistralrs.engine.config import Request
 from mistralrs.errors import EngineError
-from mistralrs.server.live import LiveRequest, LiveRequests
+from mistralrs.server.inflight import InflightRequest, InflightRequests
 from mistralrs.server.log import Kind, RequestLog
 from mistralrs.server.metrics import Metrics
 from mistralrs.server.middleware import Context
@@ -27,7 +27,7 @@ class Service:
         self.settings = settings
         self.log = log
         self.metrics = Metrics()
-        self.live = LiveRequests(self.metrics)
+        self.inflight = InflightRequests(self.metrics)
         self.draining = False
         """It is to end: what runs may go on, nothing new begins."""
         self.created = int(time.time())
@@ -83,15 +83,15 @@ class Service:
             deadline_s=settings.request_timeout,
         )
 
-    def begin(self, id: str, context: Context, requests: Sequence[Request]) -> LiveRequest:
+    def begin(self, id: str, context: Context, requests: Sequence[Request]) -> InflightRequest:
         """Submits the requests of one answer, or none of them. Raises what the engine raises."""
-        live = LiveRequest(id, context.id, context.path, context.identity)
-        self.live.open(live, submit(self.admit(), requests))
+        live = InflightRequest(id, context.id, context.path, context.key_id)
+        self.inflight.open(live, submit(self.admit(), requests))
         return live
 
-    def end(self, live: LiveRequest) -> None:
+    def end(self, live: InflightRequest) -> None:
         """Cancels what is left of a request, and forgets it. Idempotent."""
-        if self.live.close(live):
+        if self.inflight.close(live):
             self.record("cancelled", live.request_id, answer=live.id, tokens=live.tokens)
 
     def record(self, kind: Kind, id: str, *, body: bytes | None = None, **facts: object) -> None:

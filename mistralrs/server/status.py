@@ -14,7 +14,7 @@ from mistralrs import __version__
 from mistralrs.api.schemas.parameter_table import capabilities
 from mistralrs.api.schemas.response_bodies import ModelCard, ModelList
 from mistralrs.errors import EngineError, RequestError
-from mistralrs.server import answers
+from mistralrs.server import status_bodies
 from mistralrs.server.middleware import context_of
 from mistralrs.server.openapi import operation
 from mistralrs.server.responses import JsonResponse
@@ -38,7 +38,7 @@ def status_routes(service: Service) -> APIRouter:
     async def ready() -> Response:
         return await health()
 
-    @router.get("/version", **operation("The server's version", answers.Version, errors=()))
+    @router.get("/version", **operation("The server's version", status_bodies.Version, errors=()))
     async def version() -> Response:
         return JsonResponse({"version": __version__})
 
@@ -72,7 +72,7 @@ def model_routes(service: Service) -> APIRouter:
             )
         return JsonResponse(_model(service))
 
-    @router.get("/v1/capabilities", **operation("What becomes of each parameter", answers.Capabilities))
+    @router.get("/v1/capabilities", **operation("What becomes of each parameter", status_bodies.Capabilities))
     async def table() -> Response:
         return JsonResponse({"object": "capabilities", "endpoints": capabilities()})
 
@@ -83,7 +83,7 @@ def request_routes(service: Service) -> APIRouter:
     """The routes about requests under way. A key's requests are its own."""
     router = APIRouter()
 
-    @router.get("/v1/requests", **operation("The requests under way", answers.RequestList, errors=(503,)))
+    @router.get("/v1/requests", **operation("The requests under way", status_bodies.RequestList, errors=(503,)))
     async def requests(request: Request) -> Response:
         engine = service.engine
         try:
@@ -92,7 +92,7 @@ def request_routes(service: Service) -> APIRouter:
             if engine.fault is not None:
                 raise
             waiting = math.inf  # it stands still, and so does whatever has not begun
-        states = service.live.states(waiting)
+        states = service.inflight.states(waiting)
         now = time.monotonic()
         data = [
             {
@@ -105,13 +105,13 @@ def request_routes(service: Service) -> APIRouter:
                 "tokens": live.tokens,
                 "age_s": round(now - live.started, 3),
             }
-            for live in service.live.of(context_of(request.scope).identity)
+            for live in service.inflight.of(context_of(request.scope).key_id)
         ]
         return JsonResponse({"object": "list", "data": data})
 
-    @router.delete("/v1/requests/{id}", **operation("Cancel a request", answers.Cancelled, errors=(404,)))
+    @router.delete("/v1/requests/{id}", **operation("Cancel a request", status_bodies.Cancelled, errors=(404,)))
     async def cancel(id: str, request: Request) -> Response:
-        live = service.live.find(id, context_of(request.scope).identity)
+        live = service.inflight.find(id, context_of(request.scope).key_id)
         live.stop(EngineError("the request was cancelled by DELETE /v1/requests", code="request_cancelled"))
         return JsonResponse({"id": live.id, "object": "request", "cancelled": True})
 

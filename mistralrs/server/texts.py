@@ -14,11 +14,11 @@ from mistralrs.api.schemas.response_bodies import AppliedTemplate, Detokenized, 
 from mistralrs.api.serving.prepare import prepare_embeddings
 from mistralrs.api.serving.respond import embeddings
 from mistralrs.server import tokens
+from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.server.bodies import Reader
+from mistralrs.server.disconnect import unless_gone
 from mistralrs.server.middleware import context_of
-from mistralrs.server.notes import Notes
 from mistralrs.server.openapi import ENGINE_ERRORS, operation
-from mistralrs.server.presence import unless_gone
 from mistralrs.server.responses import JsonResponse, to_json_in_slices
 from mistralrs.server.service import Service
 
@@ -56,12 +56,12 @@ def text_routes(service: Service, reader: Reader) -> APIRouter:
             body = await unless_gone(request.receive, work)
         finally:
             service.end(live)
-        return await _json(service, request, body, Notes.of(prepared))
+        return await _json(service, request, body, AnswerHeaders.of(prepared))
 
     return router
 
 
-async def _json(service: Service, request: Request, body: dict[str, object], notes: Notes) -> Response:
+async def _json(service: Service, request: Request, body: dict[str, object], notes: AnswerHeaders) -> Response:
     data = await asyncio.to_thread(to_json_in_slices, body)
     service.record("response", context_of(request.scope).id, status=200, body=data)
     return JsonResponse(data, headers=notes.headers(service.model_name))

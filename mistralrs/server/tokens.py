@@ -14,11 +14,11 @@ from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBo
 from mistralrs.api.serving.chat_messages import Conversation, conversation, missing_template
 from mistralrs.api.serving.prepare import Policy, check_model
 from mistralrs.errors import RequestError
-from mistralrs.server.notes import Notes
+from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.text.prompt_tokens import prompt_tokens
 from mistralrs.text.tokenizer import Tokenizer
 
-Answered = tuple[dict[str, object], Notes]
+Answered = tuple[dict[str, object], AnswerHeaders]
 
 MAX_TEXT_BYTES = 1 << 20
 """Bytes of UTF-8 that /tokenize takes at once."""
@@ -109,9 +109,9 @@ def _notes(
     body: TokenizeBody | DetokenizeBody | ApplyTemplateBody,
     policy: Policy,
     vain: Iterable[str],
-) -> Notes:
+) -> AnswerHeaders:
     other_model = check_model(body.model, policy)
     ignored = (*parameter_table.unserved(endpoint, body), *vain)
     if policy.strict:
         parameter_table.refuse_ignored(ignored)
-    return Notes(ignored, 0, other_model)
+    return AnswerHeaders(ignored, 0, other_model)

@@ -139,7 +139,7 @@ async def test_a_full_queue_is_429_and_nothing_of_the_request_stays(engine: Fake
     assert fault(response)["type"] == "rate_limit_error"
     assert fault(response)["code"] == "queue_full"
     assert response.headers["retry-after"] == "1"
-    assert len(server.service.live) == 0
+    assert len(server.service.inflight) == 0
 
 
 async def test_a_failure_is_500_with_what_there_was(engine: FakeEngine) -> None:
@@ -199,7 +199,7 @@ async def test_nothing_stays_behind(engine: FakeEngine) -> None:
         await server.chat(n=2)
         await server.chat(stream=True)
         await server.post(COMPLETIONS, {"prompt": ["a", "b"], "stream": True})
-    assert len(server.service.live) == 0
+    assert len(server.service.inflight) == 0
     assert engine.num_playing == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mistralrs.api.schemas import response_bodies
 from mistralrs.errors import EngineError
-from mistralrs.server import answers as own
+from mistralrs.server import status_bodies as own
 from mistralrs.server.settings import ServerSettings
 from tests.server.fake import FakeEngine, endless, silent
 from tests.server.harness import CHAT, QUESTION, Served, events, fault, until
@@ -101,7 +101,7 @@ async def test_metrics_count_requests_and_show_the_engine(server: Served, engine
 async def test_requests_under_way_are_listed_and_can_be_ended(server: Served, engine: FakeEngine) -> None:
     engine.script = endless
     stream = asyncio.create_task(server.post(CHAT, {**QUESTION, "stream": True}, headers={"x-request-id": "mine"}))
-    await until(lambda: any(live.tokens for live in server.service.live.of("")))
+    await until(lambda: any(live.tokens for live in server.service.inflight.of("")))
     listed = own.RequestList.model_validate((await server.get("/v1/requests")).json())
     [facts] = listed.data
     assert (facts.request_id, facts.endpoint, facts.state, facts.choices) == ("mine", CHAT, "decode", 1)
@@ -118,7 +118,7 @@ async def test_requests_under_way_are_listed_and_can_be_ended(server: Served, en
 async def test_an_engine_that_stands_still_is_told_and_may_go_on(server: Served, engine: FakeEngine) -> None:
     engine.script = endless
     stream = asyncio.create_task(server.post(CHAT, {**QUESTION, "stream": True}, headers={"x-request-id": "old"}))
-    await until(lambda: any(live.tokens for live in server.service.live.of("")))
+    await until(lambda: any(live.tokens for live in server.service.inflight.of("")))
     engine.script = silent
     asked = asyncio.create_task(server.post(CHAT, QUESTION, headers={"x-request-id": "new"}))
     await until(lambda: engine.num_playing == 2)

@@ -16,7 +16,7 @@ from mistralrs.server.metrics import Metrics
 
 
 @dataclass(slots=True, eq=False)
-class LiveRequest:
+class InflightRequest:
     """One request of a client; with several choices it has as many streams."""
 
     id: str
@@ -24,7 +24,7 @@ class LiveRequest:
     request_id: str
     """As in the header x-request-id."""
     endpoint: str
-    identity: str
+    key_id: str
     """Of the key it came with."""
     started: float = field(default_factory=time.monotonic)
     streams: tuple[WatchedStream, ...] = ()
@@ -50,7 +50,7 @@ class LiveRequest:
 class WatchedStream(AsyncStream):
     """A stream that counts what passes, and turns an end that the server brought about into an error."""
 
-    def __init__(self, stream: AsyncStream, live: LiveRequest, metrics: Metrics) -> None:
+    def __init__(self, stream: AsyncStream, live: InflightRequest, metrics: Metrics) -> None:
         super().__init__(stream.cancel)
         self._stream = stream
         self._live = live
@@ -83,23 +83,23 @@ class WatchedStream(AsyncStream):
         self._last = now
 
 
-class LiveRequests:
+class InflightRequests:
     """All of them. To be used on one event loop."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._requests: dict[str, LiveRequest] = {}
+        self._requests: dict[str, InflightRequest] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def open(self, live: LiveRequest, streams: Iterable[AsyncStream]) -> None:
+    def open(self, live: InflightRequest, streams: Iterable[AsyncStream]) -> None:
         """Takes note of a request and watches its streams."""
         live.streams = tuple(WatchedStream(stream, live, self._metrics) for stream in streams)
         self._requests[live.id] = live
         self._metrics.open_requests.set(len(self))
 
-    def close(self, live: LiveRequest) -> bool:
+    def close(self, live: InflightRequest) -> bool:
         """Ends what is left of it; True if something was. Idempotent."""
         if self._requests.pop(live.id, None) is None:
             return False
@@ -110,11 +110,11 @@ class LiveRequests:
             self._metrics.cancelled.inc()
         return is_cut
 
-    def of(self, identity: str) -> list[LiveRequest]:
+    def of(self, identity: str) -> list[InflightRequest]:
         """Those that came with the same key, the oldest first."""
-        return [live for live in self._requests.values() if live.identity == identity]
+        return [live for live in self._requests.values() if live.key_id == identity]
 
-    def find(self, id: str, identity: str) -> LiveRequest:
+    def find(self, id: str, identity: str) -> InflightRequest:
         """By the answer's id, or the request's; another key's is as little there as none. Raises ``RequestError``."""
         for live in self.of(identity):
             if id in (live.id, live.request_id):

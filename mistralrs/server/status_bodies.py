@@ -1,4 +1,4 @@
-"""The bodies of answers that are the server's own, declared for the documentation; the others are ``api.schemas.response_bodies``'.
+"""Schemas of the answers that only the server gives; ``api.schemas.response_bodies`` has the others.
 
 Knows fields and types. What is sent is built elsewhere; a test holds real answers against these.
 """

@@ -17,7 +17,7 @@ MODEL = "x-mistralrs-model"
 
 
 @dataclass(frozen=True, slots=True)
-class Notes:
+class AnswerHeaders:
     """What is to be said about one answer."""
 
     ignored: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Notes:
     """The model that was asked for, if it is not the one that answers."""
 
     @classmethod
-    def of(cls, prepared: Prepared | PreparedEmbeddings) -> Notes:
+    def of(cls, prepared: Prepared | PreparedEmbeddings) -> AnswerHeaders:
         return cls(prepared.ignored, prepared.truncated_tokens, prepared.other_model)
 
     def headers(self, model_name: str) -> dict[str, str]:
