@@ -29,7 +29,7 @@ from mistralrs_cli.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
     from mistralrs_cli.global_options import GlobalOptions
-    from mistralrs_cli.job import Task, Tool
+    from mistralrs_cli.invocation import Invocation, UtilityCommand
     from mistralrs_cli.output import Streams
 
 GONE = "the working directory does not exist any more: cd to one that does"
@@ -53,26 +53,26 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -
 def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> int:
     """``answers_are_read``: False is a stdout that was closed from the beginning, which only answers need."""
     with leaving_at_once():
-        from mistralrs_cli.commands import parse
+        from mistralrs_cli.command_line import parse
 
         words = parse(arguments)
         if words is None:
             return 0 if answers_are_read else CLOSED_OUTPUT
         _start_logging(words.options)
         # Below here files are looked at and models are loaded; what that imports would only slow down --help.
-        from mistralrs_cli.job import ChatJob, PromptJob, Task, understand, writes_answers
+        from mistralrs_cli.invocation import ChatJob, Invocation, PromptJob, resolve, writes_answers
         from mistralrs_cli.keyboard import kept_typing
+        from mistralrs_cli.one_shot import prompt_text
         from mistralrs_cli.output import Streams
-        from mistralrs_cli.prompt import prompt_text
 
-        task = understand(words)
+        task = resolve(words)
         if writes_answers(task) and not answers_are_read:
             return CLOSED_OUTPUT
         streams = Streams(sys.stdin, sys.stdout, sys.stderr)
         text = ""
-        if isinstance(task, Task) and isinstance(task.job, PromptJob):
+        if isinstance(task, Invocation) and isinstance(task.job, PromptJob):
             text = prompt_text(task.job, streams.stdin)
-    if not isinstance(task, Task):
+    if not isinstance(task, Invocation):
         return _do_without_engine(task, streams)
     with contextlib.ExitStack() as stack:
         before_leaving = []
@@ -83,8 +83,8 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         return _do(task, model, text, streams)
 
 
-def _do_without_engine(job: Tool, streams: Streams) -> int:
-    from mistralrs_cli.job import InspectJob, QuantizeJob
+def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
+    from mistralrs_cli.invocation import InspectJob, QuantizeJob
     from mistralrs_cli.serve import ServeJob, run_serve
 
     if isinstance(job, ServeJob):
@@ -94,7 +94,7 @@ def _do_without_engine(job: Tool, streams: Streams) -> int:
 
         return run_inspect(job, streams)
     if isinstance(job, QuantizeJob):
-        from mistralrs_cli.quantize import run_quantize
+        from mistralrs_cli.quantize_command import run_quantize
 
         return run_quantize(job, streams)
     from mistralrs_cli.models import run_models
@@ -102,7 +102,7 @@ def _do_without_engine(job: Tool, streams: Streams) -> int:
     return run_models(job, streams)
 
 
-def _load(task: Task, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]) -> Model:
+def _load(task: Invocation, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]) -> Model:
     from mistralrs_cli.output import ProgressLine, clean_line
 
     progress = ProgressLine(streams.stderr)
@@ -118,12 +118,12 @@ def _load(task: Task, load: Loader, streams: Streams, before_leaving: Sequence[C
     return model
 
 
-def _do(task: Task, model: Model, text: str, streams: Streams) -> int:
-    from mistralrs_cli.job import BenchJob, PromptJob
+def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
+    from mistralrs_cli.invocation import BenchJob, PromptJob
 
     job = task.job
     if isinstance(job, PromptJob):
-        from mistralrs_cli.prompt import run_prompt
+        from mistralrs_cli.one_shot import run_prompt
 
         return run_prompt(model, job, text, streams)
     if isinstance(job, BenchJob):

@@ -14,7 +14,7 @@ from typing import TextIO
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Event, Failed, Finished, Usage
 from mistralrs.errors import EngineError
-from mistralrs_cli.job import BenchJob
+from mistralrs_cli.invocation import BenchJob
 from mistralrs_cli.model import Model
 from mistralrs_cli.output import Streams, clean_line, generation_rate, is_terminal, per_second
 

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from mistralrs.api.local_model import locate
 from mistralrs.loading.describe import Description, TextInfo, TokenInfo, describe
 from mistralrs_cli.exits import leaving_at_once
-from mistralrs_cli.job import InspectJob
-from mistralrs_cli.output import ProgressLine, Sanitiser, Streams, byte_size, clean_block, escape_reordering, grouped
+from mistralrs_cli.invocation import InspectJob
+from mistralrs_cli.output import ProgressLine, Sanitizer, Streams, byte_size, clean_block, escape_reordering, grouped
 
 
 def run_inspect(job: InspectJob, streams: Streams) -> int:
@@ -67,7 +67,7 @@ def _text(text: TextInfo) -> Iterator[str]:
     yield _line("end", ", ".join(_token(token) for token in text.eos) or "none")
     if text.sample is not None:
         yield "template, with a sample conversation:"
-        shown = escape_reordering(Sanitiser().feed(text.sample))
+        shown = escape_reordering(Sanitizer().feed(text.sample))
         yield from (f"    {line}" for line in shown.split("\n"))
     else:
         yield _line("template", f"refuses the sample: {text.refusal}" if text.refusal else "none: it cannot chat")

@@ -42,7 +42,7 @@ class Streams:
         return is_terminal(self.stdin) and (is_terminal(self.stdout) or is_terminal(self.stderr))
 
 
-class Sanitiser:
+class Sanitizer:
     """Takes control characters and escape sequences out of text that comes in pieces.
 
     Line feeds and tabs stay. A sequence may begin in one piece and end in another. What looks like a string sequence
@@ -150,7 +150,7 @@ class AnswerWriter:
     def __init__(self, stream: TextIO) -> None:
         self.text = ""
         self._stream = stream
-        self._sanitiser = Sanitiser() if is_terminal(stream) else None
+        self._sanitiser = Sanitizer() if is_terminal(stream) else None
         self._held = ""
 
     def write(self, text: str) -> None:
@@ -212,7 +212,7 @@ def clean_line(text: str) -> str:
 
 def clean_block(text: str) -> str:
     """As ``clean_line``, of several lines, which stay."""
-    return escape_unseen(Sanitiser().feed(text))
+    return escape_unseen(Sanitizer().feed(text))
 
 
 def print_error(stream: TextIO, error: MistralrsError) -> None:

@@ -12,7 +12,7 @@ from mistralrs.api.default_model import find_default_model
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.token_source import token
 from mistralrs.user_dirs import expand_user, home_folder, user_folder
-from mistralrs_cli.chat.history import PrivateHistory, history_file
+from mistralrs_cli.chat.input_history import PrivateHistory, history_file
 
 
 @pytest.fixture

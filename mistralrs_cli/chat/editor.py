@@ -13,7 +13,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.output import create_output
 
-from mistralrs_cli.chat.history import PrivateHistory, history_file
+from mistralrs_cli.chat.input_history import PrivateHistory, history_file
 from mistralrs_cli.output import Streams, is_terminal
 
 if TYPE_CHECKING:

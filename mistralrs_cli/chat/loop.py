@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from mistralrs.errors import MistralrsError, RequestError
 from mistralrs.text.builtin_templates import template_hint
-from mistralrs_cli.chat import commands
+from mistralrs_cli.chat import slash_commands
 from mistralrs_cli.chat.render import banner
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.exits import INTERRUPTED
-from mistralrs_cli.job import ChatJob
+from mistralrs_cli.invocation import ChatJob
 from mistralrs_cli.model import Model
 from mistralrs_cli.output import Streams
-from mistralrs_cli.stdin import lines
+from mistralrs_cli.stdin_text import lines
 
 
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
@@ -50,10 +50,10 @@ def _act(chat: Chat, text: str) -> str:
 
     Returns what to put back into the line: the text, when Ctrl-C stopped its turn before any answer came.
     """
-    if commands.is_command(text):
-        commands.run(chat, text)
+    if slash_commands.is_command(text):
+        slash_commands.run(chat, text)
     elif text.strip():
-        finished = chat.take_turn(commands.message(text), mark_cut=True)
+        finished = chat.take_turn(slash_commands.message(text), mark_cut=True)
         if finished.reason == "cancelled" and finished.usage.completion_tokens == 0:
             return text
     return ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mistralrs.engine.events import Finished, Usage
 from mistralrs_cli.answer import Interruption, relay
-from mistralrs_cli.chat.conversation import Conversation
+from mistralrs_cli.chat.chat_history import Conversation
 from mistralrs_cli.chat.render import Notes
-from mistralrs_cli.job import ChatJob
+from mistralrs_cli.invocation import ChatJob
 from mistralrs_cli.model import Model
 from mistralrs_cli.output import AnswerWriter, Streams, stats_line
 

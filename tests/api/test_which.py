@@ -24,8 +24,8 @@ from mistralrs.api.selectors.model_choice import (
 )
 from mistralrs.api.selectors.model_selector import ORIGINAL, SELECTORS, ModelSelector
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter, class_name
-from mistralrs_cli.commands import parse
-from mistralrs_cli.job import Task, understand
+from mistralrs_cli.command_line import parse
+from mistralrs_cli.invocation import Invocation, resolve
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "write_which_stub.py"
@@ -68,11 +68,11 @@ def values_of(row: ModelSelector) -> dict[str, Any]:
     return {name: 8 if name in NUMBERS else f"a/{name}" for name in names_of(row)}
 
 
-def task(*words: str) -> Task:
+def task(*words: str) -> Invocation:
     parsed = parse(["-i", *words])
     assert parsed is not None
-    found = understand(parsed)
-    assert isinstance(found, Task)
+    found = resolve(parsed)
+    assert isinstance(found, Invocation)
     return found
 
 

@@ -11,8 +11,8 @@ from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError
-from mistralrs_cli.commands import parse
-from mistralrs_cli.job import BenchJob, ChatJob, PromptJob, Task, understand
+from mistralrs_cli.command_line import parse
+from mistralrs_cli.invocation import BenchJob, ChatJob, Invocation, PromptJob, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +24,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def task(*arguments: str) -> Task:
+def task(*arguments: str) -> Invocation:
     words = parse(arguments)
     assert words is not None
-    return understand(words)
+    return resolve(words)
 
 
 def local(path: str, architecture: str | None = None) -> ModelSource:

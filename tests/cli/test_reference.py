@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mistralrs.api.selectors.model_selector import SELECTORS
-from mistralrs_cli.commands import parse
+from mistralrs_cli.command_line import parse
 from tests.cli.terminal import ROOT
 
 SCRIPT = ROOT / "scripts" / "write_cli_reference.py"

@@ -11,8 +11,8 @@ from mistralrs.api.selectors.model_selector import MORE, ORIGINAL, SELECTORS, se
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
-from mistralrs_cli.commands import parse
-from mistralrs_cli.job import Task, understand
+from mistralrs_cli.command_line import parse
+from mistralrs_cli.invocation import Invocation, resolve
 from mistralrs_cli.options import LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
 
 ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
@@ -57,11 +57,11 @@ ADAPTED = {
 """What the weights are, and where the adapters are."""
 
 
-def task(*arguments: str) -> Task:
+def task(*arguments: str) -> Invocation:
     words = parse(arguments)
     assert words is not None
-    found = understand(words)
-    assert isinstance(found, Task)
+    found = resolve(words)
+    assert isinstance(found, Invocation)
     return found
 
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.events import Delta, Finished
-from mistralrs_cli.commands import parse
-from mistralrs_cli.job import PromptJob, Task, understand
+from mistralrs_cli.command_line import parse
+from mistralrs_cli.invocation import Invocation, PromptJob, resolve
 from mistralrs_cli.model import load_model
 from tests.architectures import VARIANTS, Variant, greedy, reference, write_folder
 from tests.ggml_writer import write_ggml_of
@@ -61,8 +61,8 @@ def answered(*words: str) -> tuple[list[int], list[int]]:
     """The prompt's tokens and those of the answer."""
     parsed = parse([*GLOBAL, *words])
     assert parsed is not None
-    task = understand(parsed)
-    assert isinstance(task, Task)
+    task = resolve(parsed)
+    assert isinstance(task, Invocation)
     assert isinstance(task.job, PromptJob)
     messages = [{"role": "user", "content": task.job.prompt}]
     model = load_model(task.source, task.load, lambda what, done, total: None)

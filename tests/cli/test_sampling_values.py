@@ -17,8 +17,8 @@ from mistralrs.api.serving.prepare import prepare_chat, prepare_completion
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import MistralrsError, RequestError
-from mistralrs_cli.commands import parse
-from mistralrs_cli.job import SAMPLING, PromptJob, Task, understand
+from mistralrs_cli.command_line import parse
+from mistralrs_cli.invocation import SAMPLING, Invocation, PromptJob, resolve
 from tests.api.served import POLICY, served
 from tests.tiny import TinyConfig, write_tiny
 
@@ -69,8 +69,8 @@ def command_line(name: str, value: object) -> SamplingParams:
     before, after = ([], words) if name == "repeat_last_n" else (words, [])
     parsed = parse([*before, *others, "--prompt", "x", "gguf", "-m", "", "-f", __file__, *after])
     assert parsed is not None
-    task = understand(parsed)
-    assert isinstance(task, Task)
+    task = resolve(parsed)
+    assert isinstance(task, Invocation)
     assert isinstance(task.job, PromptJob)
     return task.job.sampling
 

@@ -10,8 +10,8 @@ from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.server.settings import ServerSettings
-from mistralrs_cli.commands import parse
-from mistralrs_cli.job import understand
+from mistralrs_cli.command_line import parse
+from mistralrs_cli.invocation import resolve
 from mistralrs_cli.serve import MAX_QUEUE, ServeJob
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def job(*arguments: str) -> ServeJob:
     words = parse(arguments)
     assert words is not None
-    found = understand(words)
+    found = resolve(words)
     assert isinstance(found, ServeJob)
     return found
 

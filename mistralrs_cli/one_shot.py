@@ -10,10 +10,10 @@ from mistralrs.engine.events import Finished, Usage
 from mistralrs.errors import MistralrsError, RequestError
 from mistralrs_cli.answer import Interruption, relay
 from mistralrs_cli.exits import INTERRUPTED
-from mistralrs_cli.job import PromptJob
+from mistralrs_cli.invocation import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.output import SEPARATOR, AnswerWriter, Streams, is_terminal, per_second, print_error
-from mistralrs_cli.stdin import holds_text, read_all, warn_of_waiting, without_mark
+from mistralrs_cli.stdin_text import holds_text, read_all, warn_of_waiting, without_mark
 
 
 def prompt_text(job: PromptJob, stdin: TextIO) -> str:

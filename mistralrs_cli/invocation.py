@@ -24,13 +24,13 @@ from mistralrs.engine.admission import RANGES
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
-from mistralrs_cli.commands import Selection, Words
+from mistralrs_cli.command_line import ParsedArgs, Selection
 from mistralrs_cli.global_options import GlobalOptions, given
 from mistralrs_cli.option import ALL, Mode
 from mistralrs_cli.options import InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.serve import ServeJob, serve_job
-from mistralrs_cli.source import WORDING, anywhere, choice_of, find_source
-from mistralrs_cli.stdin import without_mark
+from mistralrs_cli.source_options import FORMATTER, choice_of, find_source, source_at
+from mistralrs_cli.stdin_text import without_mark
 from mistralrs_cli.values import byte_count, check_range, number, shortened
 
 CHAT_MAX_TOKENS = 4096
@@ -100,7 +100,7 @@ class ModelsJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Invocation:
     """A job and the model to do it with."""
 
     job: Job
@@ -118,48 +118,48 @@ class QuantizeJob:
     type: str
 
 
-Tool = InspectJob | ModelsJob | QuantizeJob | ServeJob
+UtilityCommand = InspectJob | ModelsJob | QuantizeJob | ServeJob
 """What needs no model in this process."""
 
 
-def understand(words: Words) -> Task | Tool:
+def resolve(args: ParsedArgs) -> Invocation | UtilityCommand:
     """The task that a command line asks for. Raises ``UsageError``, and ``LoadError`` when a local file is missing."""
-    mode = _mode(words)
-    options = words.options
-    if words.tool is not None:
-        return _tool_job(words.tool, options.token_source or LoadOptions().token_source)
+    mode = _mode(args)
+    options = args.options
+    if args.tool is not None:
+        return _utility_command(args.tool, options.token_source or LoadOptions().token_source)
     if mode is Mode.SERVE:
-        defaults = SamplingParams(repeat_last_n=_repeat_last_n(words.selection))
-        return serve_job(options, find_source(words.selection), _load_options(words, None), defaults)
-    sampling = _sampling(options, words.selection)
+        defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
+        return serve_job(options, find_source(args.selection), _load_options(args, None), defaults)
+    sampling = _sampling(options, args.selection)
     job: Job
     if mode is Mode.CHAT:
         job = ChatJob(sampling, _system(options), options.truncate_sequence, options.stats)
     elif mode is Mode.PROMPT:
         job = _prompt_job(options, sampling)
     else:
-        job = _bench_job(words, sampling)
-    return Task(job, find_source(words.selection), _load_options(words, job))
+        job = _bench_job(args, sampling)
+    return Invocation(job, find_source(args.selection), _load_options(args, job))
 
 
-def writes_answers(task: Task | Tool) -> bool:
+def writes_answers(task: Invocation | UtilityCommand) -> bool:
     """Whether what is asked for goes to stdout; serving, quantising and deleting bring nothing to read there."""
     if isinstance(task, ModelsJob):
         return task.delete is None
-    return isinstance(task, Task | InspectJob)
+    return isinstance(task, Invocation | InspectJob)
 
 
-def _mode(words: Words) -> Mode:
+def _mode(args: ParsedArgs) -> Mode:
     """The one mode that was asked for; refuses every option that would mean nothing in it."""
-    options = words.options
+    options = args.options
     asked = {
         Mode.CHAT: options.interactive_mode,
         Mode.PROMPT: options.prompt is not None,
         Mode.SERVE: options.port is not None,
-        Mode.BENCH: words.bench is not None,
-        Mode.INSPECT: isinstance(words.tool, InspectOptions),
-        Mode.MODELS: isinstance(words.tool, ModelsOptions),
-        Mode.QUANTIZE: isinstance(words.tool, QuantizeOptions),
+        Mode.BENCH: args.bench is not None,
+        Mode.INSPECT: isinstance(args.tool, InspectOptions),
+        Mode.MODELS: isinstance(args.tool, ModelsOptions),
+        Mode.QUANTIZE: isinstance(args.tool, QuantizeOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:
@@ -170,7 +170,7 @@ def _mode(words: Words) -> Mode:
             needs = " or ".join(each.value for each in Mode if each in meant_in)
             raise UsageError(f"{name} needs {needs}", hint=f"add it, or leave {name} out")
     if mode is None:
-        raise UsageError("say what to do", hint=_commands(words.subcommand))
+        raise UsageError("say what to do", hint=_commands(args.subcommand))
     return mode
 
 
@@ -186,11 +186,11 @@ def _commands(subcommand: tuple[str, ...]) -> str:
     return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
 
 
-def _tool_job(words: InspectOptions | ModelsOptions | QuantizeOptions, token_source: str) -> Tool:
-    if isinstance(words, InspectOptions):
-        source = anywhere(words.source, words.filename, gqa=words.gqa or 1)
-        return InspectJob(source, token_source, words.json)
-    return _models_job(words) if isinstance(words, ModelsOptions) else _quantize_job(words, token_source)
+def _utility_command(options: InspectOptions | ModelsOptions | QuantizeOptions, token_source: str) -> UtilityCommand:
+    if isinstance(options, InspectOptions):
+        source = source_at(options.source, options.filename, gqa=options.gqa or 1)
+        return InspectJob(source, token_source, options.json)
+    return _models_job(options) if isinstance(options, ModelsOptions) else _quantize_job(options, token_source)
 
 
 def _quantize_job(words: QuantizeOptions, token_source: str) -> QuantizeJob:
@@ -201,7 +201,7 @@ def _quantize_job(words: QuantizeOptions, token_source: str) -> QuantizeJob:
         raise UsageError(f"{words.out} is there already", hint="remove it, or give another name")
     if not words.out.parent.is_dir():
         raise UsageError(f"{words.out.parent} is no folder", hint="make it first")
-    return QuantizeJob(anywhere(words.source, None), token_source, words.out, wanted)
+    return QuantizeJob(source_at(words.source, None), token_source, words.out, wanted)
 
 
 def _models_job(words: ModelsOptions) -> ModelsJob:
@@ -236,8 +236,8 @@ def _system(options: GlobalOptions) -> str | None:
     return None if options.system is None else without_mark(options.system)
 
 
-def _bench_job(words: Words, sampling: SamplingParams) -> BenchJob:
-    bench = words.bench
+def _bench_job(args: ParsedArgs, sampling: SamplingParams) -> BenchJob:
+    bench = args.bench
     assert bench is not None
     if bench.n_prompt == 0 and bench.n_gen == 0:
         raise UsageError("-p 0 and -n 0 leave nothing to measure", hint="give one of them some tokens")
@@ -302,9 +302,9 @@ def _repeat_last_n(selection: Selection | None) -> int:
     return SAMPLING.repeat_last_n if selection is None else repeat_last_n_of(choice_of(selection))
 
 
-def _load_options(words: Words, job: Job | None) -> LoadOptions:
+def _load_options(args: ParsedArgs, job: Job | None) -> LoadOptions:
     """``job``: None is serving."""
-    options = words.options
+    options = args.options
     defaults = LoadOptions()
     max_draft = options.draft
     if isinstance(job, BenchJob):
@@ -315,7 +315,7 @@ def _load_options(words: Words, job: Job | None) -> LoadOptions:
         copies = job.copies if isinstance(job, PromptJob) else 1
         max_seqs = options.max_seqs or max(MAX_SEQS, copies)
         prefix_cache_n = defaults.prefix_cache_n if options.prefix_cache_n is None else options.prefix_cache_n
-    choice = choice_of(words.selection) if words.selection else None
+    choice = choice_of(args.selection) if args.selection else None
     _check_together(options)
     return LoadOptions(
         max_seqs=max_seqs,
@@ -332,7 +332,7 @@ def _load_options(words: Words, job: Job | None) -> LoadOptions:
         precision=options.precision or defaults.precision,
         threads=options.threads,
         dtype=options.dtype or defaults.dtype,
-        isq=in_situ_type(options.isq, choice.selector if choice else None, WORDING),
+        isq=in_situ_type(options.isq, choice.selector if choice else None, FORMATTER),
     )
 
 
@@ -344,5 +344,5 @@ def _check_together(options: GlobalOptions) -> None:
         no_kv_cache=options.no_kv_cache,
         prefix_cache_n=options.prefix_cache_n,
         max_draft=options.draft,
-        formatter=WORDING,
+        formatter=FORMATTER,
     )

@@ -1,6 +1,6 @@
 """Microseconds that the sampler takes for one token, for several settings and vocabularies, on one thread.
 
-python benchmarks/sampling.py [--vocab 49152,128256] [--repeats 50]
+python benchmarks/sampler_speed.py [--vocab 49152,128256] [--repeats 50]
 """
 
 from __future__ import annotations

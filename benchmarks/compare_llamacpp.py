@@ -1,6 +1,6 @@
 """Prompt and decode speed of llama.cpp and of us on one GGUF file, in turns, so that both meet the same machine.
 
-    python benchmarks/llamacpp.py MODEL.gguf --python PY [--prompt 512] [--generate 128] [--rounds 5]
+    python benchmarks/compare_llamacpp.py MODEL.gguf --python PY [--prompt 512] [--generate 128] [--rounds 5]
 
 PY is a Python that has llama-cpp-python. Prints the medians and their ratios as one JSON line; progress goes to stderr.
 """

@@ -1,4 +1,4 @@
-"""Which files the words after a row mean, in the words of a command line. What they mean is ``api.selectors.model_choice``'s."""
+"""The model source that the options after a subcommand name; ``api.selectors.model_choice`` resolves it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mistralrs.api.local_model import ModelSource
 from mistralrs.api.selectors import model_choice
 from mistralrs.api.selectors.model_choice import ModelChoice
 from mistralrs.errors import UsageError
-from mistralrs_cli.commands import Selection
+from mistralrs_cli.command_line import Selection
 from mistralrs_cli.options import AutoOptions
 
 _SHORT = {
@@ -25,7 +25,7 @@ _SHORT = {
 _BEFORE_THE_ROW = ("isq",)
 
 
-class CommandWording:
+class CommandLineErrorFormatter:
     """Fields as options, rows as subcommands."""
 
     def name(self, field: str) -> str:
@@ -43,7 +43,7 @@ class CommandWording:
         return " ".join(("mistralrs", *before, "-i", row, *after))
 
 
-WORDING = CommandWording()
+FORMATTER = CommandLineErrorFormatter()
 
 
 def choice_of(selection: Selection) -> ModelChoice:
@@ -55,16 +55,16 @@ def choice_of(selection: Selection) -> ModelChoice:
         if word and options.source:
             raise UsageError(f"{options.source} and -m {word} both name the model", hint="give one of them")
         given["source"] = options.source or word
-    return ModelChoice(selector=selection.row, **given)
+    return ModelChoice(selector=selection.selector, **given)
 
 
 def find_source(selection: Selection | None) -> ModelSource:
     """What a row and its options name; None is the default model. Raises as ``model_choice.find_source`` does."""
     if selection is None:
         return ModelSource(architecture=None, path=find_default_model(), repo=None, filename=None)
-    return model_choice.find_source(choice_of(selection), WORDING)
+    return model_choice.find_source(choice_of(selection), FORMATTER)
 
 
-def anywhere(word: str, filename: str | None, *, gqa: int = 1) -> ModelSource:
+def source_at(word: str, filename: str | None, *, gqa: int = 1) -> ModelSource:
     """A model named by one word. Raises as ``model_choice.anywhere`` does."""
-    return model_choice.source_at(word, filename, WORDING, gqa=gqa)
+    return model_choice.source_at(word, filename, FORMATTER, gqa=gqa)

@@ -13,7 +13,7 @@ from mistralrs_cli.output import clean_line
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class SlashCommand:
     """One command; ``run`` gets the chat and what stands after the name, without white space around it."""
 
     name: str
@@ -66,11 +66,11 @@ def _stats(chat: Chat, argument: str) -> None:
 
 
 COMMANDS = (
-    Command("/help", "show the commands, or one of them", _help, argument="[command]", aliases=("/?",)),
-    Command("/system", 'show or set the system message; "" removes it', _system, argument="[text]"),
-    Command("/stats", "show what the last answer took, or show it after each answer", _stats, argument="[on|off]"),
-    Command("/clear", "forget the conversation", _clear),
-    Command("/exit", "leave", _exit, aliases=("/bye", "/quit", "\\exit")),
+    SlashCommand("/help", "show the commands, or one of them", _help, argument="[command]", aliases=("/?",)),
+    SlashCommand("/system", 'show or set the system message; "" removes it', _system, argument="[text]"),
+    SlashCommand("/stats", "show what the last answer took, or show it after each answer", _stats, argument="[on|off]"),
+    SlashCommand("/clear", "forget the conversation", _clear),
+    SlashCommand("/exit", "leave", _exit, aliases=("/bye", "/quit", "\\exit")),
 )
 
 _BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
@@ -86,7 +86,7 @@ def message(text: str) -> str:
     return text[1:] if text.startswith("//") else text
 
 
-def find(name: str) -> Command:
+def find(name: str) -> SlashCommand:
     """The command of that name or alias. Raises ``UsageError`` with the nearest one."""
     if name in _BY_NAME:
         return _BY_NAME[name]

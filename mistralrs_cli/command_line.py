@@ -20,9 +20,9 @@ from mistralrs.errors import UsageError
 from mistralrs_cli.global_options import GlobalOptions
 from mistralrs_cli.option import parameters
 from mistralrs_cli.options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
-from mistralrs_cli.rows import AdapterOptions, WeightOptions, option_classes, overview, summary
+from mistralrs_cli.selector_options import AdapterOptions, WeightOptions, option_classes, overview, summary
 
-Tool = InspectOptions | ModelsOptions | QuantizeOptions
+UtilityOptions = InspectOptions | ModelsOptions | QuantizeOptions
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -34,13 +34,13 @@ _TYPED = "mistralrs_cli.typed"
 class Selection:
     """A row and the options after it."""
 
-    row: ModelSelector
+    selector: ModelSelector
     options: WeightOptions
     adapter: AdapterOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class ParsedArgs:
     """A command line, taken apart."""
 
     options: GlobalOptions
@@ -50,7 +50,7 @@ class Words:
     """None: not the subcommand ``bench``."""
     subcommand: tuple[str, ...]
     """The row and what follows it, as typed."""
-    tool: Tool | None = None
+    tool: UtilityOptions | None = None
     """None: not a subcommand that does without a running model."""
 
 
@@ -83,7 +83,7 @@ class Subcommands(TyperGroup):
         return args[0], command, args[1:]
 
 
-def parse(arguments: Sequence[str]) -> Words | None:
+def parse(arguments: Sequence[str]) -> ParsedArgs | None:
     """Take a command line apart; None: it asked for help or the version, and has got it. Raises ``UsageError``."""
     command = _application()
     seen: list[GlobalOptions] = []
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Words | None:
         return None
     except typer.TyperException as error:
         raise _usage_error(error) from None
-    return result if isinstance(result, Words) else Words(seen[0], None, None, ())
+    return result if isinstance(result, ParsedArgs) else ParsedArgs(seen[0], None, None, ())
 
 
 def unknown_command(name: str, names: Sequence[str]) -> UsageError:
@@ -132,9 +132,9 @@ def _row_command(name: str) -> Any:
     assert row is not None
     classes = option_classes(row)
 
-    def select(context: typer.Context, **options: Any) -> Words:
+    def select(context: typer.Context, **options: Any) -> ParsedArgs:
         parts = [each(**{field.name: options[field.name] for field in fields(each)}) for each in classes]
-        return Words(context.obj[0], Selection(row, *parts), None, context.meta[_TYPED])  # type: ignore[arg-type]
+        return ParsedArgs(context.obj[0], Selection(row, *parts), None, context.meta[_TYPED])  # type: ignore[arg-type]
 
     shown, needed = defaults_of(row), required_of(row)
     declared = [parameters(each, shown_defaults=shown, required=needed) for each in classes]
@@ -144,16 +144,16 @@ def _row_command(name: str) -> Any:
 
 @functools.cache
 def _bench_command() -> Any:
-    def bench(context: typer.Context, row: list[str], **options: Any) -> Words:
+    def bench(context: typer.Context, row: list[str], **options: Any) -> ParsedArgs:
         wanted = BenchOptions(**options)
         if not row:
-            return Words(context.obj[0], None, wanted, ())
+            return ParsedArgs(context.obj[0], None, wanted, ())
         if not selector_named(row[0]):
             raise unknown_command(row[0], list(SELECTORS))
         command = _row_command(row[0])
         with command.make_context(row[0], row[1:], parent=context) as inner:
-            selected: Words = command.invoke(inner)
-        return Words(selected.options, selected.selection, wanted, tuple(row))
+            selected: ParsedArgs = command.invoke(inner)
+        return ParsedArgs(selected.options, selected.selection, wanted, tuple(row))
 
     argument = Annotated[list[str] | None, typer.Argument(metavar="[ROW [OPTIONS]...]", show_default=False)]
     row = inspect.Parameter("row", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=argument)
@@ -185,9 +185,9 @@ def _help_command() -> Any:
 
 
 @functools.cache
-def _tool_command(name: str, options_class: type[Tool]) -> Any:
-    def select(context: typer.Context, **options: Any) -> Words:
-        return Words(context.obj[0], None, None, (), options_class(**options))
+def _tool_command(name: str, options_class: type[UtilityOptions]) -> Any:
+    def select(context: typer.Context, **options: Any) -> ParsedArgs:
+        return ParsedArgs(context.obj[0], None, None, (), options_class(**options))
 
     _declare(select, parameters(options_class))
     return _single_command(name, select, help=_HELP[name])
