@@ -27,12 +27,12 @@ ORACLE_PYTHON ?= $(BIN)/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv model gemma fixtures chat test test-gemma lint check soak clients oracles bench wheel clean FORCE
+.PHONY: help venv model gemma fixtures chat test test-gemma lint check sanitize sanitize-quick soak clients oracles bench wheel clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the commands
 	@echo "Commands:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) NATIVE=$(NATIVE)"
 
 chat: $(INSTALLED) $(MODEL) ## set everything up and chat with the default model
@@ -63,6 +63,12 @@ model: $(MODEL) ## fetch the default model
 gemma: $(GEMMA) ## fetch Gemma 3 270M, a second model for the tests, under its own terms
 
 fixtures: $(FIXTURES) ## fetch the vocabularies that the tokenizer tests compare with
+
+sanitize: $(INSTALLED) ## the kernels, their pool and the loaders under address, undefined-behaviour and thread sanitizers
+	$(BIN)/python scripts/sanitize.py
+
+sanitize-quick: $(INSTALLED) ## the same with one instruction set and few tests
+	$(BIN)/python scripts/sanitize.py --quick
 
 soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports
 	@mkdir -p $(REPORTS)

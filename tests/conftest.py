@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 from mistralrs_kernels import cpu
 
+from tests import redzones
 from tests.tiny import write_tiny
+
+if redzones.watched():
+    redzones.install()
 
 DEFAULT_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 

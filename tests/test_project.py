@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -156,3 +157,15 @@ def test_the_build_needs_no_torch_and_there_is_one_version() -> None:
     assert project["project"]["name"] == "mistralrs-cli"
     assert project["project"]["version"] == __version__
     assert not [name for name in project["build-system"]["requires"] if "torch" in name]
+
+
+def test_without_a_sanitizers_runtime_its_run_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "sanitize.py"), "--quick"],
+        env={**os.environ, "CXX": "false"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^sanitize: ([a-z,-]+): NOT RUN: false ", done.stdout, re.MULTILINE)
+    assert found == ["thread", "address,undefined,float-cast-overflow"]
