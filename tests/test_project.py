@@ -96,6 +96,72 @@ def test_links_lead_somewhere() -> None:
     assert [target for target in targets if not target.exists()] == []
 
 
+GUIDES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(path for path in DOCUMENTS if path.parent in (ROOT / "docs", ROOT / "docs" / "design")),
+]
+TREE = [
+    str(path.relative_to(ROOT))
+    for path in [
+        *ROOT.glob("*.*"),
+        *files(*PACKAGES, *TOOLS, "tests", "examples", "docs", suffixes=(".py", ".pyi", ".cpp", ".h", ".inc", ".md")),
+    ]
+]
+ROOMS = {path.split("/")[1] for path in TREE if path.startswith("mistralrs/") and path.count("/") > 1}
+HOMES = (ROOT, ROOT / "mistralrs", ROOT / "mistralrs" / "api", ROOT / "tests")
+SOURCE = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in TREE if path.endswith(".py"))
+DECLARED = set(re.findall(r"^ *(?:class )?([A-Z]\w+)(?=[(:\[]| = )", SOURCE, re.MULTILINE))
+
+
+def is_path_there(name: str) -> bool:
+    bare = "/" not in name and any(path.endswith(f"/{name}") for path in TREE)
+    return bare or any((home / name).exists() for home in HOMES)
+
+
+def is_module_there(name: str) -> bool:
+    """A dotted name of a module or package, perhaps with a name that is defined in it."""
+    for home in HOMES[:3]:
+        path = home / name.replace(".", "/")
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            return True
+        module, defined = path.parent.with_suffix(".py"), path.name
+        if module.is_file() and re.search(rf"^(class |def |){defined}\b", module.read_text("utf-8"), re.MULTILINE):
+            return True
+    return False
+
+
+def test_what_documents_name_exists() -> None:
+    """Paths, modules and classes between backticks. Answers and settings of other programs are no names of ours."""
+    suffixes = (".py", ".pyi", ".cpp", ".h", ".inc", ".sh", ".md", ".toml")
+    tops = {path.split("/")[0] for path in TREE if "/" in path} | ROOMS
+    named, missing = 0, []
+    for path in GUIDES:
+        design = path.parent.name == "design" or path.name in ("architecture.md", "glossary.md", "CONTRIBUTING.md")
+        for name in re.findall(r"`([\w./-]+)`", path.read_text(encoding="utf-8")):
+            first = re.split(r"[/.]", name)[0]
+            if name.endswith(suffixes) or ("/" in name and first in tops):
+                is_there = is_path_there(name)
+            elif "." in name and first in tops:
+                is_there = is_module_there(name)
+            elif design and re.fullmatch(r"(?:[A-Z][a-z]+){2,}(?:\.\w+)?", name):
+                is_there = name.split(".")[0] in DECLARED
+            else:
+                continue
+            named += 1
+            missing += [] if is_there else [f"{path.relative_to(ROOT)}: {name}"]
+    assert named > 50
+    assert missing == []
+
+
+def test_design_notes_have_numbers_of_their_own() -> None:
+    notes = sorted((ROOT / "docs" / "design").glob("*.md"))
+    numbers = [note.name.split("-")[0] for note in notes]
+    assert len(set(numbers)) == len(numbers) > 5
+    assert all(
+        note.read_text(encoding="utf-8").startswith(f"# {number} ") for note, number in zip(notes, numbers, strict=True)
+    )
+
+
 def test_make_commands_in_documents_exist() -> None:
     inline = [code for path in DOCUMENTS for code in re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))]
     lines = [line for path in DOCUMENTS for block in shell_blocks(path) for line in block.splitlines()]
