@@ -97,7 +97,7 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
         from mistralrs_cli.quantize_command import run_quantize
 
         return run_quantize(job, streams)
-    from mistralrs_cli.models import run_models
+    from mistralrs_cli.models_command import run_models
 
     return run_models(job, streams)
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def test_every_module_says_what_it_is_for() -> None:
     assert len(texts) > 50
     silent = [path for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
     assert silent == []
+
+
+def test_module_names_are_unique_and_nobody_elses() -> None:
+    """A package may hold a main module of its own name; ``selectors`` and ``types`` have clear full names."""
+    places: dict[str, set[Path]] = {}
+    for path in files("mistralrs", "mistralrs_cli"):
+        module = path.relative_to(ROOT).with_suffix("")
+        is_package = module.name == "__init__"
+        place = module.parent if is_package or module.name == module.parent.name else module
+        places.setdefault(place.name, set()).add(place)
+    repeated = {name for name, found in places.items() if len(found) > 1}
+    assert repeated <= {"app", "errors", "types", "__main__"}
+    ours = {"mistralrs", "mistralrs_cli", "mistralrs_kernels"}
+    foreign = sys.stdlib_module_names | set(packages_distributions()) - ours
+    assert set(places) & foreign <= {"__main__", "selectors", "types"}
 
 
 def test_every_function_fits_on_a_screen() -> None:

@@ -1,6 +1,6 @@
 """Tokens a second and time to first token over HTTP, beside the same engine in process and beside other servers.
 
-    python -m benchmarks.serving MODEL.gguf [--llamacpp PY] [--openvino PY] [--requests 256]
+    python -m benchmarks.server_throughput MODEL.gguf [--llamacpp PY] [--openvino PY] [--requests 256]
 
 The first PY is a Python that has llama-cpp-python[server], the second one with openvino-genai, whose
 ContinuousBatchingPipeline runs in its process. All get the same requests, greedy, one candidate after the other;
