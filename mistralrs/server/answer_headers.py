@@ -1,4 +1,4 @@
-"""Where an answer is not to the letter of its request, and the headers that say so. Knows no endpoint."""
+"""The headers that say where an answer departs from its request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL = "x-mistralrs-model"
 
 @dataclass(frozen=True, slots=True)
 class AnswerHeaders:
-    """What is to be said about one answer."""
+    """The departures of one answer from its request."""
 
     ignored: tuple[str, ...] = ()
     truncated_tokens: int = 0

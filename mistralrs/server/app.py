@@ -1,7 +1,4 @@
-"""The application: routes, what surrounds them, and the one place where errors become answers.
-
-Knows how the parts fit together; does not know how it is served.
-"""
+"""The application: routes, the layers around them, and the one place where errors become answers."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ SHOWN_HEADERS = (
     answer_headers.TRUNCATED,
     answer_headers.MODEL,
 )
-"""What web pages may read beside the body."""
+"""Headers that web pages may read beside the body."""
 LOOPBACK_ORIGIN = r"https?://(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?"
 CLIENT_GONE = 499
 

@@ -1,6 +1,4 @@
-"""From the bytes of a request to something that the engine can be asked. Knows sizes and media types; what fields mean
-is ``api``'s.
-"""
+"""The way from the bytes of a request to something that the engine can be asked."""
 
 from __future__ import annotations
 
@@ -19,7 +17,8 @@ from mistralrs.server.preparation import Preparation, check_shape
 from mistralrs.server.service import Service
 
 DISCARDED = 4
-"""So many times the limit is read and thrown away, so that a client which sends first and reads then hears why."""
+"""Factor of the limit up to which a body is read and thrown away, so that a client which sends first and reads then
+gets the reason."""
 
 PreparedType = TypeVar("PreparedType")
 
@@ -37,10 +36,9 @@ class Reader:
         kind: type[BodyType],
         prepare: Callable[[BodyType, ServedModel, Policy], PreparedType],
     ) -> PreparedType:
-        """The body, checked and made ready; other requests are served meanwhile.
+        """Returns the body, checked and prepared; other requests are served meanwhile.
 
-        Raises RequestError for what is wrong with it, EngineError if there is no engine, ClientGoneError if it is not
-        wanted any more.
+        Raises RequestError for a wrong body, EngineError if there is no engine, ClientGoneError if the client left.
         """
         context = context_of(request.scope)
         model = self._service.admit().model
@@ -56,11 +54,11 @@ class Reader:
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """The body, of which never more than ``max_bytes`` are kept. Raises RequestError if it is longer, or is no JSON."""
+    """Returns the body, keeping never more than ``max_bytes``. Raises RequestError if it is longer, or is not JSON."""
     _check_media_type(request.headers.get("content-type"))
     length = request.headers.get("content-length", "")
     too_long = length.isdecimal() and int(length) > max_bytes
-    if too_long and "expect" in request.headers:  # who asks before sending has sent nothing yet
+    if too_long and "expect" in request.headers:  # a client that asks before sending has sent nothing yet
         raise _too_large(max_bytes)
     pieces: list[bytes] = []
     total = 0
@@ -79,7 +77,9 @@ async def read_bytes(request: Request, max_bytes: int) -> bytes:
 
 
 def _check_media_type(given: str | None) -> None:
-    """Nothing but JSON, also not what says nothing: any web page may send that to any server without being asked."""
+    """Refuses every media type but JSON, also a missing one: any web page may send those to any server without being
+    asked.
+    """
     media_type = (given or "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise RequestError(

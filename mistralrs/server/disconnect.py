@@ -1,4 +1,4 @@
-"""Work that is only worth doing while somebody waits for it. Knows connections; does not know what the work is."""
+"""Work that is cancelled when the client that waits for it goes away."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ ResultType = TypeVar("ResultType")
 
 
 class ClientGoneError(Exception):
-    """Nobody is there any more to read the answer."""
+    """The client left before its answer."""
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, ResultType]) -> ResultType:
-    """The result of ``work``, which is cancelled when the client goes away: then raises ClientGoneError.
+    """Returns the result of ``work``, or cancels it and raises ClientGoneError when the client goes away.
 
-    For the time between reading a body and sending an answer: a server hears of a client's end only if it listens.
+    Serves the time between reading a body and sending an answer: a server notices the end of a connection only while it
+    listens.
     """
     doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(receive))

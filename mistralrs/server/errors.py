@@ -1,7 +1,4 @@
-"""The one place that gives an error its HTTP status, and its body in the shape that OpenAI's clients read.
-
-Knows codes and exceptions; does not know how an answer is sent.
-"""
+"""The one place that gives an error its HTTP status, and its body in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "too_many_connections": (503, UNAVAILABLE),
     "deadline_exceeded": (504, SERVER),
 }
-"""Status and type of a code. One that is not here: 400 of a RequestError, 500 of anything else."""
+"""Status and type by code. A code that is not listed has 400 as a RequestError and 500 as any other error."""
 
 RETRY_AFTER_S = {
     "queue_full": 1,
@@ -49,7 +46,7 @@ RETRY_AFTER_S = {
 """Seconds after which it is worth asking again."""
 
 _FRAMEWORK_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
-"""Codes for what the framework refuses by itself."""
+"""Codes of errors that the framework raises by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +66,10 @@ class ErrorAnswer:
 
 
 def answer_to(error: BaseException, *, partial: Mapping[str, object] | None = None) -> ErrorAnswer:
-    """The answer to a request that ended with ``error``; ``partial`` is what there was of its answer until then.
+    """Returns the answer to a request that ended with ``error``; ``partial`` is the part of its answer that existed
+    until then.
 
-    What is not an error of ours is a defect: it is called so, and its words stay inside.
+    An exception that is no MistralrsError is a defect: the answer says that, and does not show the exception's words.
     """
     if isinstance(error, HTTPException):
         return _from_framework(error)
@@ -85,7 +83,7 @@ def answer_to(error: BaseException, *, partial: Mapping[str, object] | None = No
         headers["retry-after"] = str(RETRY_AFTER_S[code])
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    if status == 413:  # the rest of it is not going to be read
+    if status == 413:  # the rest of the body will not be read
         headers["connection"] = "close"
     return ErrorAnswer(status, body, headers)
 

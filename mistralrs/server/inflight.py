@@ -1,7 +1,4 @@
-"""The requests that are being answered: what they cost so far, and how one is ended from outside.
-
-Knows the streams of an engine client and the keys' identities; does not know what an answer looks like.
-"""
+"""The requests that are being answered: their cost until now, and a way to end one from outside."""
 
 from __future__ import annotations
 
@@ -20,20 +17,20 @@ class InflightRequest:
     """One request of a client; with several choices it has as many streams."""
 
     id: str
-    """As in the answer."""
+    """The id in the answer."""
     request_id: str
-    """As in the header x-request-id."""
+    """The header x-request-id."""
     endpoint: str
     key_id: str
-    """Of the key it came with."""
+    """The key that the request came with."""
     started: float = field(default_factory=time.monotonic)
     streams: tuple[WatchedStream, ...] = ()
     stopped: EngineError | None = None
-    """Why the server ended it, if it did."""
+    """The reason why the server ended it, if it did."""
 
     @property
     def tokens(self) -> int:
-        """Drawn so far, of all choices."""
+        """Tokens drawn until now, of all choices."""
         return sum(stream.num_tokens for stream in self.streams)
 
     def cancel(self) -> None:
@@ -41,14 +38,14 @@ class InflightRequest:
             stream.cancel()
 
     def stop(self, error: EngineError) -> None:
-        """Ends it with an error that its client gets to read."""
+        """Ends the request with an error that its client reads."""
         if self.stopped is None:
             self.stopped = error
         self.cancel()
 
 
 class WatchedStream(AsyncStream):
-    """A stream that counts what passes, and turns an end that the server brought about into an error."""
+    """A stream that counts its tokens, and turns an end that the server brought about into an error."""
 
     def __init__(self, stream: AsyncStream, live: InflightRequest, metrics: Metrics) -> None:
         super().__init__(stream.cancel)
@@ -57,7 +54,7 @@ class WatchedStream(AsyncStream):
         self._metrics = metrics
         self._last: float | None = None  # when the last token came
         self.begun = False
-        """Something came, so its prompt has been computed."""
+        """An event arrived, and therefore the prompt has been computed."""
         self.ended = False
 
     async def __anext__(self) -> Event:
@@ -84,7 +81,7 @@ class WatchedStream(AsyncStream):
 
 
 class InflightRequests:
-    """All of them. To be used on one event loop."""
+    """All requests under way. Must be used on one event loop."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -94,13 +91,13 @@ class InflightRequests:
         return len(self._requests)
 
     def open(self, live: InflightRequest, streams: Iterable[AsyncStream]) -> None:
-        """Takes note of a request and watches its streams."""
+        """Registers a request and watches its streams."""
         live.streams = tuple(WatchedStream(stream, live, self._metrics) for stream in streams)
         self._requests[live.id] = live
         self._metrics.open_requests.set(len(self))
 
     def close(self, live: InflightRequest) -> bool:
-        """Ends what is left of it; True if something was. Idempotent."""
+        """Cancels the rest of a request; returns whether anything was left. Idempotent."""
         if self._requests.pop(live.id, None) is None:
             return False
         self._metrics.open_requests.set(len(self))
@@ -111,11 +108,14 @@ class InflightRequests:
         return is_cut
 
     def of(self, identity: str) -> list[InflightRequest]:
-        """Those that came with the same key, the oldest first."""
+        """Returns the requests that came with the same key, the oldest first."""
         return [live for live in self._requests.values() if live.key_id == identity]
 
     def find(self, id: str, identity: str) -> InflightRequest:
-        """By the answer's id, or the request's; another key's is as little there as none. Raises ``RequestError``."""
+        """Returns a request by the answer's id or the request's; another key's request is not found.
+
+        Raises ``RequestError``.
+        """
         for live in self.of(identity):
             if id in (live.id, live.request_id):
                 return live
@@ -124,9 +124,9 @@ class InflightRequests:
         )
 
     def states(self, waiting: float) -> dict[str, str]:
-        """``queued``, ``prefill`` or ``decode`` by id, where the engine has so many streams waiting.
+        """Returns ``queued``, ``prefill`` or ``decode`` by id, if the engine has that many streams waiting.
 
-        It takes them in the order in which they came, so that the youngest are those that wait.
+        The engine takes streams in order of arrival, so the youngest are those that wait.
         """
         states = {}
         for live in reversed(self._requests.values()):

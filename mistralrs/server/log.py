@@ -1,7 +1,7 @@
 """The file that requests and answers are appended to: one JSON object a line, written by one thread.
 
-Knows nothing of HTTP: it is handed an id, a kind and bytes of JSON. Handing over never waits. What a crash leaves is
-whole lines, but for the last, which the next start ends; what the disk does not take is counted and said.
+Handing a record over never waits. A crash leaves whole lines, but for the last, which the next start ends; records that
+the disk does not take are counted, and the count is written.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class RequestLog:
 
     BACKLOG = 32 * 1024 * 1024
     CLOSING_S = 3.0
-    """How long ``close`` waits for a disk, or for somebody who reads a pipe."""
+    """Seconds that ``close`` waits for a disk, or for a reader of a pipe."""
 
     def __init__(self, path: Path, *, bodies: bool = True, secrets: Sequence[str] = ()) -> None:
-        """``secrets`` are crossed out wherever they occur; ``bodies`` False leaves out what was said."""
+        """Crosses out ``secrets`` wherever they occur; ``bodies`` False leaves out all bodies."""
         try:
             self._file = LogFile(path)
         except OSError as error:
@@ -63,7 +63,7 @@ class RequestLog:
         self._bodies = bodies
         self._redactor = KeyRedactor(secrets)
         self._quiet_until = 0.0
-        self._untold = 0  # lost, and not yet said in the file
+        self._untold = 0  # lost, and not yet reported in the file
         self._waiting: deque[_Record] = deque()
         self._waiting_cost = 0
         self._is_reopening = False
@@ -73,7 +73,7 @@ class RequestLog:
         self._thread.start()
 
     def record(self, kind: Kind, id: str, *, body: bytes | None = None, **facts: object) -> None:
-        """Queues a line. ``body`` is JSON of one line; a request's is whatever came."""
+        """Queues a line. ``body`` is JSON of one line; a request's is the bytes that arrived."""
         if not self._bodies:
             if kind == "chunk":
                 return
@@ -90,14 +90,14 @@ class RequestLog:
             self._news.notify()
 
     def reopen(self) -> None:
-        """Opens the file anew, as whoever has renamed it wants; never waits. From any thread."""
+        """Opens the file anew after it was renamed; never waits. May be called from any thread."""
         with self._news:
             self._file.reopen()
             self._is_reopening = True
             self._news.notify()
 
     def close(self) -> None:
-        """Writes what is waiting and ends, after ``CLOSING_S`` seconds at the latest. Idempotent."""
+        """Writes the waiting records and ends, after ``CLOSING_S`` seconds at the latest. Idempotent."""
         with self._news:
             if self._is_closing:
                 return
@@ -132,7 +132,9 @@ class RequestLog:
                 self._write(record)
 
     def _follow(self) -> None:
-        """At once, and not with the next record: whoever renamed the file may be waiting for the new one."""
+        """Opens at once, and not with the next record: the program that renamed the file may be waiting for the new
+        one.
+        """
         try:
             self._file.follow()
         except OSError as error:
@@ -148,7 +150,7 @@ class RequestLog:
         except OSError as error:
             with self._news:
                 self._lose(1, error.strerror or str(error))
-                if isinstance(error, BlockingIOError):  # it is closing, and the others would meet the same
+                if isinstance(error, BlockingIOError):  # closing, and the others would fail likewise
                     self._lose(len(self._waiting), "nobody reads it")
                     self._waiting.clear()
         else:
@@ -166,8 +168,8 @@ class RequestLog:
         return line + b"\n"
 
     def _body(self, kind: Kind, body: bytes) -> bytes:
-        """JSON without line breaks and without keys; what is no JSON, or too deep, becomes a string."""
-        # in UTF-16 no request is served, and yet a key is to be found in it
+        """Returns JSON without line breaks and without keys; data that is not JSON, or too deep, becomes a string."""
+        # no request in UTF-16 is served, and yet its keys must be found
         text = body.decode(json.detect_encoding(body), errors="replace")
         if kind != "request" and not self._redactor.finds(text):
             return body

@@ -1,6 +1,6 @@
-"""A file, or a pipe, that one thread appends lines to: opened anew when its name has come to mean another one.
+"""A file, or a pipe, that one thread appends lines to; it is opened anew when its name refers to another file.
 
-Knows no record. Nothing here waits for a reader any longer than its caller does.
+Nothing here waits for a reader any longer than its caller does.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMPLAIN_S = 600.0
-"""After a complaint it is not repeated for so long."""
+"""Seconds during which a complaint is not repeated."""
 LOOK_S = 0.1
-"""How often one who waits for a reader looks whether that is still what to do."""
+"""Seconds between two checks of a writer that waits for a reader."""
 
 _logger = logging.getLogger(__name__)
 
 
 class LogFile:
-    """Raises OSError where the file cannot be opened. ``reopen`` may be called from any thread, the rest by one."""
+    """Raises OSError if the file cannot be opened. ``reopen`` may be called from any thread, the rest by one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,11 +33,11 @@ class LogFile:
         self._quiet_until = 0.0
 
     def reopen(self) -> None:
-        """Before the next line the file is opened anew, whatever its name means then."""
+        """Makes the next line open the file anew, whatever its name refers to then."""
         self._asked = True
 
     def append(self, lines: bytes, *, is_worth_waiting: Callable[[], bool]) -> None:
-        """Writes whole lines. Raises OSError; EAGAIN where nobody reads and it is not worth waiting for a reader."""
+        """Writes whole lines. Raises OSError; EAGAIN if nobody reads and it is not worth waiting for a reader."""
         self.follow()
         rest = self._separated(lines)
         while rest:
@@ -53,10 +53,10 @@ class LogFile:
                     rest = self._separated(lines)
 
     def follow(self) -> bool:
-        """Opens the file anew if that was asked for, or if it was renamed or deleted. True: it did.
+        """Opens the file anew if that was asked for, or if it was renamed or deleted; returns whether it did.
 
-        Where that cannot be done, a file that still has a name is written to as before, which is said; for one that has
-        none OSError is raised.
+        If that fails, a file that still has a name is used as before, with a complaint; for one without a name OSError
+        is raised.
         """
         if not self._asked and self._is_current():
             return False
@@ -84,21 +84,24 @@ class LogFile:
         return os.path.samestat(named, os.fstat(self._file))
 
     def _separated(self, lines: bytes) -> bytes:
-        """``lines``, on a line of their own."""
+        """Returns ``lines``, beginning on a line of their own."""
         return b"\n" + lines if self._half_line else lines
 
     def _write(self, data: bytes) -> bytes:
-        """The rest of ``data``, once the system has taken what it takes; one call for one line wherever it takes that
-        whole, so that nothing can come between its parts."""
+        """Writes as much of ``data`` as the system takes and returns the rest.
+
+        A line is one call if the system takes it whole, so that nothing can come between its parts.
+        """
         written = os.write(self._file, data)
         self._half_line = data[written - 1 : written] != b"\n"
         return data[written:]
 
     def _wait(self) -> None:
-        """A moment, or until a pipe has room."""
+        """Waits for a moment, or until a pipe has room."""
         poll = select.poll()
         poll.register(self._file, select.POLLOUT)
-        if any(event & ~select.POLLOUT for _, event in poll.poll(LOOK_S * 1000)):  # no reader, which is told at once
+        # no reader, which the system reports at once
+        if any(event & ~select.POLLOUT for _, event in poll.poll(LOOK_S * 1000)):
             time.sleep(LOOK_S)
 
     def _complain(self, error: OSError) -> None:
@@ -109,18 +112,18 @@ class LogFile:
 
 
 def _open(path: Path) -> int:
-    """A descriptor that never waits; of a pipe, the end for writing alone: it tells whether anybody reads."""
+    """Returns a descriptor that never waits; of a pipe, the end for writing alone: it tells whether anybody reads."""
     flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     file = os.open(path, os.O_RDWR | flags, 0o600)
     if not stat.S_ISFIFO(os.fstat(file).st_mode):
         return file
-    try:  # while there is a reader, if only ourselves: without one it could not be opened
+    try:  # while there is a reader, if only this process: without one the pipe could not be opened
         return os.open(path, os.O_WRONLY | flags, 0o600)
     finally:
         os.close(file)
 
 
 def _ends_within_a_line(file: int) -> bool:
-    """A process was killed while it wrote here."""
+    """Returns whether a process was killed while it wrote here."""
     status = os.fstat(file)
     return stat.S_ISREG(status.st_mode) and status.st_size > 0 and os.pread(file, 1, status.st_size - 1) != b"\n"

@@ -1,7 +1,7 @@
-"""What ``GET /metrics`` tells, in the words of Prometheus. Knows numbers; does not know where they are used.
+"""The numbers that ``GET /metrics`` reports, in Prometheus' format.
 
-Counters of requests and their times are kept here, one observation a piece of an answer; what the engine counts itself
-is read from it when somebody asks.
+Requests and their times are counted here, with one observation for each piece of an answer; the engine's own counts are
+read from the engine when the numbers are asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GAUGES = {
     "mistralrs_requests_running": ("Sequences in the engine's batch.", "running"),
     "mistralrs_requests_waiting": ("Sequences that wait for a place in the batch.", "waiting"),
     "mistralrs_kv_blocks": ("Blocks of the KV cache.", "num_blocks"),
-    "mistralrs_kv_blocks_free": ("Blocks that no sequence holds, those with reusable content included.", "free_blocks"),
+    "mistralrs_kv_blocks_free": ("Blocks that no sequence uses, those with reusable content included.", "free_blocks"),
     "mistralrs_kv_blocks_cached": ("Blocks whose content a new prompt could reuse.", "cached_blocks"),
 }
 """Name, help, and the field of ``EngineStats``."""
@@ -28,8 +28,8 @@ _COUNTERS = {
     "mistralrs_prompt_tokens": ("Tokens of prompts whose first token has been drawn.", "prompt_tokens"),
     "mistralrs_prefix_hit_tokens": ("Prompt tokens that the prefix cache saved.", "cached_tokens"),
     "mistralrs_completion_tokens": ("Tokens drawn.", "completion_tokens"),
-    "mistralrs_draft_tokens": ("Tokens guessed ahead and computed.", "drafted_tokens"),
-    "mistralrs_draft_tokens_accepted": ("Tokens guessed ahead that came.", "accepted_tokens"),
+    "mistralrs_draft_tokens": ("Draft tokens that were computed.", "drafted_tokens"),
+    "mistralrs_draft_tokens_accepted": ("Draft tokens that were accepted.", "accepted_tokens"),
     "mistralrs_engine_steps": ("Forward passes.", "steps"),
     "mistralrs_preemptions": ("Times that a running sequence had to wait again for want of KV blocks.", "preemptions"),
 }

@@ -1,7 +1,4 @@
-"""What every request goes through before it is routed: pure ASGI, so that a stream pays nothing for it.
-
-Knows headers; does not know what is asked.
-"""
+"""The layers that every request passes before it is routed: pure ASGI, so that a stream pays nothing for them."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ CONTEXT = "mistralrs"
 AUTHORITY = "mistralrs.authority"
 """Key, in the scope, of the host and port in a request's target, where that is a whole URL (``GET http://...``)."""
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version"})
-"""What needs no key: whether there is a server, and which."""
+"""Paths that need no key: they tell whether there is a server, and which version."""
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _BARE = re.compile(r"/(?:chat/completions|completions|embeddings|models|models/.+)")
 _HOST = re.compile(r"(\[[^\[\]]*\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::([0-9]{0,5}))?")
@@ -38,18 +35,18 @@ MAX_PORT = 65535
 
 @dataclass(slots=True)
 class Context:
-    """What is known of a request beside its words."""
+    """The facts of a request beside its body."""
 
     id: str
     path: str
     started: float
     """On the clock of ``time.perf_counter``."""
     key_id: str = ""
-    """Of the key that opened the server, so that one key's requests are not another's; empty: no keys."""
+    """The id of the key that the request came with, which keeps one key's requests from another's; empty: no keys."""
     route: str = "other"
     """The path as it is written in the documentation."""
     status: int = 0
-    """Of the answer, 0 until it begins."""
+    """The answer's status, 0 until it begins."""
 
 
 Observer = Callable[[Context], None]
@@ -62,7 +59,7 @@ def context_of(scope: Scope) -> Context:
 
 
 def canonical_path(raw_path: str) -> str:
-    """The path that the routes know, of one that is still percent-encoded.
+    """Returns the path that the routes know, for one that is still percent-encoded.
 
     Empty pieces and a second /v1, which a base URL with a slash or a /v1 at its end brings about, are left out, and the
     /v1 that some clients leave out is added. An encoded slash separates no pieces, and only the id of a model may have
@@ -78,12 +75,12 @@ def canonical_path(raw_path: str) -> str:
 
 
 class RequestContext:
-    """The outermost: gives a request its id, an answer its headers, and an error that nobody caught its answer."""
+    """The outermost layer: gives a request its id, an answer its headers, and an uncaught error its answer."""
 
     def __init__(self, app: ASGIApp, *, ended: Observer, failed: Observer) -> None:
-        """``ended`` is told of each request when its answer is complete or its client gone.
+        """``ended`` is called for each request when its answer is complete or its client gone.
 
-        ``failed`` is told before that, while the error is being handled, of one that met a defect.
+        ``failed`` is called before that, while the error is being handled, for a request that met a defect.
         """
         self._app = app
         self._ended = ended
@@ -120,7 +117,7 @@ class RequestContext:
             self._failed(context)
             if not context.status:
                 await send_error(send_with_headers, answer_to(error))
-            elif not is_complete:  # what has begun cannot be taken back: the connection's end tells
+            elif not is_complete:  # a begun answer cannot be taken back: the connection's end tells the client
                 raise
         finally:
             context.route = getattr(scope.get("route"), "path", "other")
@@ -158,10 +155,10 @@ class KnownHost:
 
 
 def host_of(scope: Scope) -> str | None:
-    """The name or address that a request is for, without port and brackets; None for HTTP/1.0, which need not say.
+    """Returns the name or address that a request is for, without port and brackets; None for HTTP/1.0 without one.
 
-    Raises ``RequestError`` for what RFC 9112, section 3.2, refuses: no Host header or several, one that is not a name
-    or an address with or without a port, and a target with another host than the header.
+    Raises ``RequestError`` for requests that RFC 9112, section 3.2, refuses: no Host header or several, one that is not
+    a name or an address with or without a port, and a target with another host than the header.
     """
     given = Headers(scope=scope).getlist("host")
     if not given and scope["http_version"] in ("0.9", "1.0"):
@@ -184,7 +181,7 @@ def host_of(scope: Scope) -> str | None:
 
 
 def _is_address(name: str) -> bool:
-    """Whether brackets, if there are any, hold an IPv6 address."""
+    """Returns whether brackets, if there are any, hold an IPv6 address."""
     if not name.startswith("["):
         return True
     try:
@@ -195,13 +192,13 @@ def _is_address(name: str) -> bool:
 
 
 def _raw_path(scope: Scope) -> str:
-    """The path as it was sent; where a server keeps only the decoded one, that."""
+    """Returns the path as it was sent, or the decoded one if a server keeps only that."""
     raw = scope.get("raw_path")
     return quote(scope["path"]) if raw is None else raw.decode("latin-1")
 
 
 class ApiKeys:
-    """Lets in who has one of the keys. All are compared, each in a time that does not depend on what matches."""
+    """Admits requests that have one of the keys. Every key is compared, in a time that does not depend on the match."""
 
     def __init__(self, app: ASGIApp, *, keys: tuple[str, ...]) -> None:
         self._app = app

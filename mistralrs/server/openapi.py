@@ -23,9 +23,9 @@ TITLE = "Mistral.rs"
 LICENSE = {"name": "MIT", "identifier": "MIT"}
 TAG = "Mistral.rs"
 BODY_ERRORS = (400, 404, 413, 415)
-"""What any body may get; the 404 is another model's."""
+"""Statuses that any body may get; the 404 is another model's."""
 ENGINE_ERRORS = (429, 499, 504)
-"""What may come of asking the engine."""
+"""Statuses that may come of asking the engine."""
 _COMMON_ERRORS = (401, 403, 408, 500, 503)
 _PHRASES = {499: "Cancelled"}
 _REFERENCE = "#/components/schemas/{model}"
@@ -40,7 +40,7 @@ def operation(
     text: str | None = None,
     errors: Iterable[int] = (),
 ) -> dict[str, Any]:
-    """The keywords that describe a route to FastAPI.
+    """Returns the keywords that describe a route to FastAPI.
 
     ``answer`` is its JSON, ``chunk`` the JSON of an event of its stream, ``text`` the media type of an answer that is
     neither; ``errors`` are those it has beside the ones that every route has.
@@ -103,7 +103,7 @@ def _schema(app: FastAPI, bodies: Iterable[type[BaseModel]], *, needs_key: bool)
 
 
 def _event(chunk: type[BaseModel]) -> dict[str, object]:
-    """An event of a stream, as OpenAPI describes one from 3.2 on."""
+    """Returns the schema of an event of a stream, as OpenAPI describes one from 3.2 on."""
     what = f"A {chunk.__name__} as JSON; or an {Error.__name__}, which is the last; or [DONE], which is the last."
     data = {"type": "string", "description": what}
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}

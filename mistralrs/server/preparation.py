@@ -1,7 +1,4 @@
-"""Where requests are made ready: on threads of its own, few at a time, and only while somebody waits for it.
-
-Knows sizes and waits; does not know what is done to a body.
-"""
+"""The threads that prepare requests: few at a time, and only while the client waits."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ PREPARING = 2
 LARGE_BODY = 256 << 10
 """Bytes from which on a body waits for others as large, so that small ones never wait for it."""
 MAX_CONTAINERS = 25_000
-"""Objects and lists of one body. Reading them holds up everybody else: 0.1 s."""
+"""Objects and lists of one body. Reading so many holds up all other requests: 0.1 s."""
 MAX_VALUES = 600_000
 """Values of one body, such as token ids."""
 MAX_STRINGS = 200_000
@@ -27,16 +24,16 @@ Result = TypeVar("Result")
 
 
 class Preparation:
-    """For one server."""
+    """The threads of one server."""
 
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="prepare-large")
 
     async def run(self, work: Callable[[], Result], *, size: int) -> Result:
-        """The result of ``work``, which is about a body of ``size`` bytes; other requests are served meanwhile.
+        """Returns the result of ``work``, which is about a body of ``size`` bytes; other requests are served meanwhile.
 
-        Where this is cancelled, work that waits is not done, and the processes that it uses are ended.
+        Cancelling this call drops work that has not begun, and ends the processes that it uses.
         """
         cancellation = Cancellation()
 
@@ -54,9 +51,9 @@ class Preparation:
 
 
 def check_shape(data: bytes) -> None:
-    """Raises RequestError for a body with so many values that to read it would hold up the server.
+    """Raises RequestError for a body with so many values that reading it would hold up the server.
 
-    Counts what stands outside of strings, and where a body has many of these, only after that.
+    Counts everything first, and only if that is too much leaves out the inside of strings.
     """
     if data.count(b"{") + data.count(b"[") <= MAX_CONTAINERS and data.count(b",") <= MAX_VALUES:
         return

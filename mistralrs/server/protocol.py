@@ -1,6 +1,6 @@
 """The connections: uvicorn's, with limits for clients that send or read slowly, or nothing at all.
 
-Knows bytes and time. What a request means is the application's; what is refused here is refused in the same shape.
+Refusals made here have the same shape as the application's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._idle_since = self.loop.time()
-        self._head_bytes = 0  # of the current message, whatever is not its body: its head, trailers, sizes of chunks
+        self._head_bytes = 0  # of the current message, all that is not its body: its head, trailers, sizes of chunks
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -85,7 +85,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._idle_since = self.loop.time()
-        if self.transport.is_closing():  # which waits until all is sent
+        if self.transport.is_closing():  # closing waits until all is sent
             self._expect_reader()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -101,7 +101,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_writing_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser cannot read. In the midst of an answer there is nothing left to say."""
+        """Refuses bytes that the parser cannot read, unless an answer has begun."""
         self._refuse(RequestError("this is no HTTP request that this server understands", code="invalid_http"))
 
     @property
@@ -110,7 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def _has_request(self) -> bool:
-        """A whole one, whose answer is not complete."""
+        """Whether there is a whole request whose answer is not complete."""
         return bool(self.pipeline) or (self._is_answering and not self.cycle.more_body)
 
     def _make_room(self) -> bool:
@@ -127,7 +127,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _message_is_late(self) -> None:
         self._read_timer = None
-        if self.flow.read_paused or self.pipeline:  # it waits for the answer to the one before
+        if self.flow.read_paused or self.pipeline:  # the request waits for the answer to the one before
             self._expect_message()
         elif self._head_bytes or self._is_answering:
             self._refuse(RequestError(f"the request was not complete after {self.READ_S:g} s", code="request_timeout"))
@@ -162,14 +162,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def protocol_for(settings: ServerSettings) -> type[GuardedProtocol]:
-    """The protocol with the limits of ``settings``."""
+    """Returns the protocol with the limits of ``settings``."""
     limits = {"READ_S": settings.read_timeout, "WRITE_S": settings.write_timeout}
     connections = min(settings.max_connections, _spare_files())
     return type("Protocol", (GuardedProtocol,), {**limits, "CONNECTIONS": connections})
 
 
 def _spare_files() -> int:
-    """Files that the system lets this process open beside those that it needs itself."""
+    """Returns how many files the system lets this process open beside those that it needs itself."""
     if sys.platform == "win32":
         return sys.maxsize
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,7 @@
-"""API keys crossed out of what is written down, however they are spelt. Knows texts and values of JSON, no request.
+"""Crosses API keys out of texts that are written down, however the keys are spelt.
 
-A key is found as it is, with escapes of JSON or of URLs, with the zero bytes of UTF-16 in it, and inside of base64, as
-``Authorization: Basic`` sends it. One that an answer spells over several pieces of a stream is not.
+A key is found as it is, with escapes of JSON or of URLs, with the zero bytes of UTF-16 in it, and inside base64, as
+``Authorization: Basic`` sends it. A key that an answer spells over several pieces of a stream is not found.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 CROSSED_OUT = "[key]"
 STEP = 1 << 15
-"""Characters that are searched at once: a search lets no other thread run."""
+"""Characters that are searched at once, because no other thread runs during a search."""
 SHORTEST_CORE = 4
 """Characters of base64 that are taken for a part of a key; fewer stand in any text."""
 _BASIC = re.compile(r"\b[Bb][Aa][Ss][Ii][Cc]\s{1,8}([A-Za-z0-9+/_-]+)")
@@ -37,7 +37,7 @@ class KeyRedactor:
         self._cores = sorted({core for key in keys for core in _cores(key)})
 
     def text(self, text: str) -> str:
-        """``text`` with ``[key]`` in the place of every key; keys that overlap become one."""
+        """Returns ``text`` with ``[key]`` in the place of every key; keys that overlap become one."""
         pieces: list[str] = []
         end = 0
         for start, stop in self._spans(text):
@@ -47,7 +47,10 @@ class KeyRedactor:
         return "".join([*pieces, text[end:]])
 
     def value(self, value: object) -> object:
-        """A value of JSON with its texts, names and numbers crossed out. Raises RecursionError for a very deep one."""
+        """Returns a value of JSON with its texts, names and numbers crossed out.
+
+        Raises RecursionError for a very deep one.
+        """
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
@@ -60,11 +63,11 @@ class KeyRedactor:
         return value
 
     def finds(self, text: str) -> bool:
-        """Whether a key is in ``text``, which may be JSON."""
+        """Returns whether a key is in ``text``, which may be JSON."""
         return next(self._spans(text), None) is not None
 
     def _spans(self, text: str) -> Iterator[Span]:
-        """Where keys are, in the order in which they begin."""
+        """Yields where keys are, in the order in which they begin."""
         found = [_occurrences(form, text) for form in self._forms]
         found += [_widened(_occurrences(core, text), text) for core in self._cores]
         if "\\" in text or "%" in text or "\0" in text:
@@ -74,7 +77,7 @@ class KeyRedactor:
         return heapq.merge(*found)
 
     def _credentials(self, text: str) -> Iterator[Span]:
-        """Where ``Basic`` is followed by base64 with a key in it, however short that is."""
+        """Yields where ``Basic`` is followed by base64 with a key in it, however short that is."""
         for match in _matches(_BASIC, text, reach=self._reach + STEP):
             coded = match[1].translate(str.maketrans("-_", "+/"))
             try:
@@ -86,7 +89,7 @@ class KeyRedactor:
 
 
 def _matches(pattern: re.Pattern[str], text: str, *, reach: int) -> Iterator[re.Match[str]]:
-    """In pieces of ``STEP`` characters; ``reach`` is the length of the longest match."""
+    """Searches in pieces of ``STEP`` characters; ``reach`` is the length of the longest match."""
     for begin in range(0, len(text), STEP):
         for match in pattern.finditer(text, begin, begin + STEP + reach):
             if match.start() >= begin + STEP:  # the next piece has it whole
@@ -95,7 +98,7 @@ def _matches(pattern: re.Pattern[str], text: str, *, reach: int) -> Iterator[re.
 
 
 def _occurrences(needle: str, text: str) -> Iterator[Span]:
-    """Also those that overlap."""
+    """Yields all matches, overlapping ones included."""
     place = text.find(needle)
     while place >= 0:
         yield place, place + len(needle)
@@ -103,13 +106,13 @@ def _occurrences(needle: str, text: str) -> Iterator[Span]:
 
 
 def _widened(spans: Iterator[Span], text: str) -> Iterator[Span]:
-    """With one character more of base64 at either end, which may hold bits of the key."""
+    """Yields spans with one more character of base64 at either end, which may hold bits of the key."""
     for start, stop in spans:
         yield start - (start > 0 and text[start - 1] in _BASE64), stop + (stop < len(text) and text[stop] in _BASE64)
 
 
 def _forms(key: str) -> Iterator[str]:
-    """The key, and as it looks where UTF-8 is taken for Latin-1 or the other way round."""
+    """Returns the key, and its looks where UTF-8 is taken for Latin-1 or the other way round."""
     yield key
     yield key.encode().decode("latin-1")
     with contextlib.suppress(UnicodeEncodeError):
@@ -117,12 +120,12 @@ def _forms(key: str) -> Iterator[str]:
 
 
 def _spelling(key: str) -> str:
-    """A pattern for the key with each character as it is, or escaped once or several times over."""
+    """Returns a pattern for the key with each character as it is, or escaped once or several times over."""
     return r"\x00{0,3}".join(map(_spelt, re.findall(r"\\+|[^\\]", key)))
 
 
 def _spelt(part: str) -> str:
-    """A pattern for one character, or for several backslashes, which escapes make more of."""
+    """Returns a pattern for one character, or for several backslashes, which escapes multiply."""
     character, count = part[0], len(part)
     units = character.encode("utf-16-be").hex()
     escaped = "".join(rf"\\{{1,8}}+u(?i:{units[at : at + 4]})" for at in range(0, len(units), 4))
@@ -134,7 +137,7 @@ def _spelt(part: str) -> str:
 
 
 def _cores(key: str) -> Iterator[str]:
-    """The base64 of the key at each of the three offsets where it may begin, whatever stands around it."""
+    """Returns the base64 of the key at each of the three offsets where it may begin, independent of its neighbours."""
     data = key.encode()
     for offset in range(3):
         coded = base64.b64encode(bytes(offset) + data).decode()

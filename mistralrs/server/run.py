@@ -1,7 +1,4 @@
-"""Serving from start to end: the address, the model behind it, signals, and what the process returns.
-
-Knows the order of things; what is answered is the application's.
-"""
+"""Serving from start to end: the address, the model behind it, signals, and the exit code."""
 
 from __future__ import annotations
 
@@ -33,20 +30,20 @@ from mistralrs.server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_GRACE_S = 3.0
-"""How long clients are waited for that have only to read how their request ended."""
+"""Seconds that clients are waited for which only have to read how their request ended."""
 WATCH_S = 0.2
 
 CONNECTIONS_AT_ONCE = 16
-"""Accepted in one go, which the limit of connections must be able to keep up with."""
+"""Connections accepted in one go, which the limit of connections must be able to keep up with."""
 WAITING_CONNECTIONS = 1024
-"""Which the system holds until they are accepted."""
+"""Connections that the system holds until they are accepted."""
 
 Announce = Callable[[str], None]
 Start = Callable[[], Awaitable[EngineClient]]
 
 
 def say(line: str) -> None:
-    """One line on stderr, if there is one: without it, print would write to stdout."""
+    """Prints one line on stderr, if there is one: without it, print would write to stdout."""
     if sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)
 
@@ -61,10 +58,10 @@ def serve(
 ) -> int:
     """Serves a model until told to end, and returns the exit code.
 
-    Listens before the model is loaded, and answers 503 until it is; ``announce`` gets the lines for whoever started it.
-    SIGTERM and SIGINT drain and return 0, a second one ends the process at once. SIGHUP opens the log anew; it drains
-    where the terminal that the server was started on has closed. Raises ``UsageError`` for an address,
-    a certificate or a log file that cannot be used, ``LoadError`` for a model that cannot be loaded and ``EngineError``
+    Listens before the model is loaded, and answers 503 until it is; ``announce`` gets the lines for the person who
+    started it. SIGTERM and SIGINT drain and return 0, a second one ends the process at once. SIGHUP opens the log anew;
+    it drains if the terminal that the server was started on has closed. Raises ``UsageError`` for an address, a
+    certificate or a log file that cannot be used, ``LoadError`` for a model that cannot be loaded and ``EngineError``
     once the engine is dead.
     """
 
@@ -75,7 +72,7 @@ def serve(
 
 
 def serve_engine(start: Start, settings: ServerSettings, *, announce: Announce = say) -> int:
-    """As ``serve``, with any engine that ``start`` brings up."""
+    """Serves like ``serve``, with any engine that ``start`` brings up."""
     _check_certificate(settings)
     listeners = listen(settings)
     with contextlib.ExitStack() as stack:
@@ -138,7 +135,7 @@ class _Serving:
             await engine.close()
 
     async def _drain(self) -> None:
-        """Lets running requests end; those that take too long are told why they end."""
+        """Lets running requests end; those that take too long get an error that says why."""
         self._service.draining = True
         if not await self._until_quiet(self._settings.drain_seconds):
             error = EngineError("the server is shutting down", hint="ask again", code="shutting_down")
@@ -146,7 +143,7 @@ class _Serving:
             await self._until_quiet(SHUTDOWN_GRACE_S)
 
     async def _until_quiet(self, seconds: float) -> bool:
-        """Waits until no request is under way; False if there still is one."""
+        """Waits until no request is under way; returns False if there still is one."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._service.inflight:
@@ -177,7 +174,7 @@ class _Serving:
 
 
 def _report_defect(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs what no caller can be told, as everything else is logged; asyncio would print its traceback."""
+    """Logs an error that no caller can be told, like everything else is logged; asyncio would print its traceback."""
     logger.error("a defect: %s", context["message"], exc_info=context.get("exception"))
 
 
@@ -187,7 +184,7 @@ async def _watch_engine(engine: EngineClient) -> None:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn, which leaves signals to us, and takes connections in small groups."""
+    """uvicorn without its handling of signals; it takes connections in small groups."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -208,7 +205,7 @@ def _config(service: Service) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # a defect in the application is reported by it, once
+        log_level="critical",  # uvicorn reports a defect in the application once
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -221,20 +218,20 @@ def _config(service: Service) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def _stopping_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets ``stop``, the second ends the process, whatever it is doing."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+    """Makes the first SIGINT or SIGTERM set ``stop``; the second ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     told = False
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal told
         if told:
             os._exit(128 + number)
         told = True
         loop.call_soon_threadsafe(stop.set)
 
-    previous = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -243,10 +240,10 @@ def _stopping_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -
 
 
 @contextlib.contextmanager
-def _on_hangup(loop: asyncio.AbstractEventLoop, hear: Callable[[bool], None]) -> Iterator[None]:
-    """SIGHUP calls ``hear`` with whether it came because a terminal is gone that the process has as a stream.
+def _on_hangup(loop: asyncio.AbstractEventLoop, on_hangup: Callable[[bool], None]) -> Iterator[None]:
+    """Makes SIGHUP call ``on_hangup`` with whether it came because a terminal closed that is a stream of the process.
 
-    Where SIGHUP was ignored, as by ``nohup``, the end of the terminal is nothing to the process.
+    Where SIGHUP was ignored, as by ``nohup``, the end of the terminal has no effect on the process.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
         yield
@@ -256,7 +253,7 @@ def _on_hangup(loop: asyncio.AbstractEventLoop, hear: Callable[[bool], None]) ->
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         is_terminal_gone = not is_ignored and not all(map(os.isatty, terminals))
-        loop.call_soon_threadsafe(hear, is_terminal_gone)
+        loop.call_soon_threadsafe(on_hangup, is_terminal_gone)
 
     previous = signal.signal(signal.SIGHUP, on_signal)
     try:
@@ -266,7 +263,7 @@ def _on_hangup(loop: asyncio.AbstractEventLoop, hear: Callable[[bool], None]) ->
 
 
 def listen(settings: ServerSettings) -> list[socket.socket]:
-    """Bound sockets, one an address that the host's name means. Raises ``UsageError`` with what to do instead."""
+    """Returns bound sockets, one for each address of the host's name. Raises ``UsageError`` with what to do instead."""
     host, port = settings.host, settings.port
     try:
         found = socket.getaddrinfo(
@@ -282,12 +279,12 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
         each = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listeners.append(each)
         try:
-            if os.name == "posix":  # elsewhere it would take a port away from whoever has it
+            if os.name == "posix":  # elsewhere it would take a port away from another program
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             each.bind((address[0], chosen, *address[2:]))
-            chosen = each.getsockname()[1]  # where any port will do, the same for all addresses
+            chosen = each.getsockname()[1]  # where any port will do, the same one for all addresses
             each.listen()
         except OSError as error:
             for one in listeners:
@@ -318,7 +315,7 @@ def _check_certificate(settings: ServerSettings) -> None:
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password=ask)
-    except OSError as error:  # also what TLS itself does not like
+    except OSError as error:  # also for errors that TLS itself reports
         files = " and ".join(str(file) for file in (settings.tls_cert, settings.tls_key) if file is not None)
         raise UsageError(
             f"{files}: no certificate with its key: {error.strerror or error}", hint="both in PEM format"

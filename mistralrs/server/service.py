@@ -1,7 +1,4 @@
-"""What the routes share: the engine behind the server and how it fares, the requests under way, numbers and log.
-
-Knows no route and no connection.
-"""
+"""The state that the routes share: the engine and its condition, the requests under way, numbers and log."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from mistralrs.server.settings import ServerSettings
 
 
 class Service:
-    """One server. It has no engine until ``open``; from then on, until that dies, it serves."""
+    """One server. It has no engine until ``open``; from then on it serves until the engine dies."""
 
     def __init__(self, settings: ServerSettings, log: RequestLog | None = None) -> None:
         self.settings = settings
@@ -29,7 +26,7 @@ class Service:
         self.metrics = Metrics()
         self.inflight = InflightRequests(self.metrics)
         self.draining = False
-        """It is to end: what runs may go on, nothing new begins."""
+        """The server is about to end: running requests may go on, new ones are refused."""
         self.created = int(time.time())
         self._engine: EngineClient | None = None
 
@@ -39,7 +36,7 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """The model's id in answers. Raises as ``engine`` does."""
+        """The model's id in answers. Raises like ``engine``."""
         return self.settings.model_name or self.engine.model.info.name
 
     @property
@@ -53,7 +50,10 @@ class Service:
         return engine
 
     def admit(self) -> EngineClient:
-        """The engine for a new request. Raises as ``engine`` does, when it stands still or the server is to end."""
+        """Returns the engine for a new request.
+
+        Raises like ``engine``, and when it stands still or the server is about to end.
+        """
         if self.draining:
             raise EngineError("the server is shutting down", hint="ask again", code="shutting_down")
         engine = self.engine
@@ -71,7 +71,7 @@ class Service:
         return True
 
     def policy(self, identity: str) -> Policy:
-        """What is decided about requests that came with the key of ``identity``."""
+        """Returns the decisions about requests that came with the key of ``identity``."""
         settings = self.settings
         return Policy(
             model_name=self.model_name,
@@ -84,13 +84,13 @@ class Service:
         )
 
     def begin(self, id: str, context: Context, requests: Sequence[Request]) -> InflightRequest:
-        """Submits the requests of one answer, or none of them. Raises what the engine raises."""
+        """Submits the requests of one answer, all of them or none. Raises the engine's errors."""
         live = InflightRequest(id, context.id, context.path, context.key_id)
         self.inflight.open(live, submit(self.admit(), requests))
         return live
 
     def end(self, live: InflightRequest) -> None:
-        """Cancels what is left of a request, and forgets it. Idempotent."""
+        """Cancels the rest of a request, and forgets it. Idempotent."""
         if self.inflight.close(live):
             self.record("cancelled", live.request_id, answer=live.id, tokens=live.tokens)
 

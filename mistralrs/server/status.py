@@ -1,4 +1,4 @@
-"""Routes that tell how the server fares and what it serves, and the one that ends a request. Knows no prompt."""
+"""Routes that tell how the server fares and what it serves, and the one that ends a request."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def status_routes(service: Service) -> APIRouter:
     async def metrics() -> Response:
         try:
             stats = await service.engine.stats()
-        except EngineError:  # loading, dead or standing still: what the server counts is there all the same
+        except EngineError:  # loading, dead or standing still: the server's own counts are there all the same
             stats = None
         service.metrics.serving.set(service.is_serving)
         if service.log is not None:
@@ -57,7 +57,7 @@ def status_routes(service: Service) -> APIRouter:
 
 
 def model_routes(service: Service) -> APIRouter:
-    """The routes about what is served."""
+    """Returns the routes about the served model."""
     router = APIRouter()
 
     @router.get("/v1/models", **operation("The models, of which there is one", ModelList, errors=(503,)))
@@ -80,7 +80,7 @@ def model_routes(service: Service) -> APIRouter:
 
 
 def request_routes(service: Service) -> APIRouter:
-    """The routes about requests under way. A key's requests are its own."""
+    """Returns the routes about requests under way; a key's requests are visible to that key alone."""
     router = APIRouter()
 
     @router.get("/v1/requests", **operation("The requests under way", status_bodies.RequestList, errors=(503,)))
@@ -91,7 +91,7 @@ def request_routes(service: Service) -> APIRouter:
         except EngineError:
             if engine.fault is not None:
                 raise
-            waiting = math.inf  # it stands still, and so does whatever has not begun
+            waiting = math.inf  # the engine stands still, and with it every request that has not begun
         states = service.inflight.states(waiting)
         now = time.monotonic()
         data = [
@@ -119,7 +119,7 @@ def request_routes(service: Service) -> APIRouter:
 
 
 def _model(service: Service) -> dict[str, object]:
-    """The model under every name of the context's length that clients look for."""
+    """Returns the model, with the context's length under every name that clients look for."""
     model = service.engine.model
     return {
         "id": service.model_name,

@@ -1,6 +1,6 @@
 """Schemas of the answers that only the server gives; ``api.schemas.response_bodies`` has the others.
 
-Knows fields and types. What is sent is built elsewhere; a test holds real answers against these.
+Answers are built elsewhere; a test compares real ones with these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routes between text, tokens and vectors. What they mean is ``tokens``' and ``api``'s."""
+"""Routes between text, tokens and vectors; ``tokens`` and ``api`` make their answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What /tokenize, /detokenize and /apply-template mean: from their bodies to their answers. Knows no HTTP.
+"""The answers of /tokenize, /detokenize and /apply-template, made from their bodies.
 
-What llama.cpp and vLLM call by different names has both. Fields that a body's text has no use for are named as ignored.
+A field that llama.cpp and vLLM name differently has both names. Fields that do not apply to the
+body's text are named as ignored.
 """
 
 from __future__ import annotations
@@ -27,28 +28,31 @@ _OF_MESSAGES = tuple(TemplateOptions.model_fields)
 
 
 def tokenize(body: TokenizeBody, model: ServedModel, policy: Policy) -> Answered:
-    """Raises RequestError for what cannot be read."""
+    """Returns the tokens of a text or of a conversation. Raises RequestError for a body that cannot be answered."""
     sources = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
     if len(sources) != 1:
         raise RequestError(
             "exactly one of content, prompt and messages is to be given", param=sources[1] if sources else "content"
         )
     if body.messages is None:
-        vain = [name for name in _OF_MESSAGES if getattr(body, name) is not None]
+        unused = [name for name in _OF_MESSAGES if getattr(body, name) is not None]
         tokens = _text_tokens(body, model)
     else:
         asked = _conversation(body, model, policy)
-        vain = [name for name in _OF_TEXTS if getattr(body, name) is not None]
-        vain += asked.unused
+        unused = [name for name in _OF_TEXTS if getattr(body, name) is not None]
+        unused += asked.unused
         assert model.template is not None
         tokens = _tokens(asked.prompt(model.template, model.tokenizer).pieces, model.tokenizer)
     shown = [_piece(token, model.tokenizer) for token in tokens] if body.with_pieces else tokens
     answer: dict[str, object] = {"tokens": shown, "count": len(tokens), "max_model_len": model.max_len}
-    return answer, _notes("tokenize", body, policy, vain)
+    return answer, _notes("tokenize", body, policy, unused)
 
 
 def detokenize(body: DetokenizeBody, model: ServedModel, policy: Policy) -> Answered:
-    """Control tokens are spelled out, so that ``tokenize`` gives the same tokens again. Raises RequestError."""
+    """Returns the text of tokens, control tokens spelled out, so that ``tokenize`` gives the same tokens again.
+
+    Raises RequestError.
+    """
     tokenizer = model.tokenizer
     for place, token in enumerate(body.tokens):
         if token >= tokenizer.vocab_size:
@@ -57,13 +61,16 @@ def detokenize(body: DetokenizeBody, model: ServedModel, policy: Policy) -> Answ
     leading = "".join(tokenizer.token_text(token) for token in body.tokens[:start])
     spelled = b"".join(tokenizer.token_bytes(t) or tokenizer.token_text(t).encode() for t in body.tokens[start:])
     text = spelled.decode("utf-8", "replace")
-    if tokenizer.space_prefix:  # written by the tokenizer, not by whoever wrote the text
+    if tokenizer.space_prefix:  # written by the tokenizer, not by the author of the text
         text = text.removeprefix(" ")
     return {"content": leading + text, "prompt": leading + text}, _notes("detokenize", body, policy, ())
 
 
 def apply_template(body: ApplyTemplateBody, model: ServedModel, policy: Policy) -> Answered:
-    """Raises RequestError where the template refuses the messages or fails on them."""
+    """Returns the prompt of a conversation.
+
+    Raises RequestError if the template refuses the messages or fails on them.
+    """
     asked = _conversation(body, model, policy)
     assert model.template is not None
     return {"prompt": asked.text(model.template)}, _notes("apply_template", body, policy, asked.unused)
@@ -84,7 +91,7 @@ def _text_tokens(body: TokenizeBody, model: ServedModel) -> list[int]:
 
 
 def _tokens(pieces: Sequence[tuple[str, bool]], tokenizer: Tokenizer, *, bos: bool = False) -> list[int]:
-    """The ids of a text, which no context bounds here."""
+    """Returns the ids of a text, which no context bounds here."""
     size = sum(len(text.encode("utf-8", "replace")) for text, _ in pieces)
     if size > MAX_TEXT_BYTES:
         raise RequestError(
@@ -96,7 +103,7 @@ def _tokens(pieces: Sequence[tuple[str, bool]], tokenizer: Tokenizer, *, bos: bo
 
 
 def _piece(token: int, tokenizer: Tokenizer) -> dict[str, object]:
-    """A token's text, or its bytes where they are no text."""
+    """Returns a token's text, or its bytes where they are no text."""
     data = tokenizer.token_bytes(token) or tokenizer.token_text(token).encode()
     try:
         return {"id": token, "piece": data.decode()}
@@ -108,10 +115,10 @@ def _notes(
     endpoint: Endpoint,
     body: TokenizeBody | DetokenizeBody | ApplyTemplateBody,
     policy: Policy,
-    vain: Iterable[str],
+    unused: Iterable[str],
 ) -> AnswerHeaders:
     other_model = check_model(body.model, policy)
-    ignored = (*parameter_table.unserved(endpoint, body), *vain)
+    ignored = (*parameter_table.unserved(endpoint, body), *unused)
     if policy.strict:
         parameter_table.refuse_ignored(ignored)
     return AnswerHeaders(ignored, 0, other_model)
