@@ -1,4 +1,4 @@
-"""One answer from a model's stream to a writer, and what Ctrl-C does meanwhile. Knows no prompt and no conversation."""
+"""One answer from a model's stream to a writer, and the effect of Ctrl-C meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mistralrs_cli.output import AnswerWriter
 
 
 def relay(stream: AnswerStream, writer: AnswerWriter) -> Finished:
-    """Write an answer as it comes; returns how it ended. Raises the error that it failed with."""
+    """Writes an answer as it comes; returns how it ended. Raises the error that it failed with."""
     for event in stream:
         if isinstance(event, Delta):
             writer.write(event.text)
@@ -26,10 +26,10 @@ def relay(stream: AnswerStream, writer: AnswerWriter) -> Finished:
 
 
 class Interruption:
-    """While entered, the first Ctrl-C cancels the watched answers, a second one raises ``KeyboardInterrupt``; so does
-    the first while no answer is watched, which ends the work on a prompt.
+    """While entered, the first Ctrl-C cancels the watched answers, and a second one raises ``KeyboardInterrupt``.
 
-    An exception out of the blue could lose what an answer had already brought; a cancelled stream still ends in order.
+    The first one raises it too while no answer is watched, which ends the work on a prompt. An exception at a random
+    place could lose text that an answer has already brought; a cancelled stream ends in order.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Interruption:
         signal.signal(signal.SIGINT, self._previous)
 
     def watch(self, stream: AnswerStream) -> AnswerStream:
-        """Cancel this answer too at Ctrl-C, or at once if that has come."""
+        """Cancels this answer too at Ctrl-C, or at once if Ctrl-C was pressed before."""
         self._streams.append(stream)
         if self.happened:
             stream.cancel()
@@ -58,7 +58,7 @@ class Interruption:
         self.happened = True
         if not self._streams:
             raise KeyboardInterrupt
-        # In another thread, because this one may hold the very lock that cancelling takes.
+        # In another thread, because this one may hold the lock that cancelling takes.
         threading.Thread(target=self._cancel, daemon=True).start()
 
     def _cancel(self) -> None:

@@ -1,7 +1,4 @@
-"""The command ``mistralrs``: parse, understand, load, run; and at this edge every ending gets its exit code.
-
-Knows the order of things and nothing of how any of them is done.
-"""
+"""The command ``mistralrs``: parses, resolves, loads, runs; this outermost layer gives every ending its exit code."""
 
 from __future__ import annotations
 
@@ -36,9 +33,10 @@ GONE = "the working directory does not exist any more: cd to one that does"
 
 
 def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -> int:
-    """Run a command line and return its exit code. ``arguments``: None is the process's own; ``load`` makes the model.
+    """Runs a command line and returns its exit code. ``arguments``: None is the process's own; ``load`` makes the
+    model.
 
-    Catches what nothing below did: errors become one line on stderr, tracebacks are shown only when asked for.
+    Catches all errors that nothing below caught: they become one line on stderr; tracebacks are shown only on demand.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     answers_are_read = prepare_streams()
@@ -51,7 +49,9 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -
 
 
 def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> int:
-    """``answers_are_read``: False is a stdout that was closed from the beginning, which only answers need."""
+    """Runs the command. ``answers_are_read`` is False if stdout was closed from the beginning, which matters to answers
+    only.
+    """
     with leaving_at_once():
         from mistralrs_cli.command_line import parse
 
@@ -136,7 +136,7 @@ def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
 
 
 def _start_logging(options: GlobalOptions) -> None:
-    """Log to stderr; only what the project says, because other libraries' debugging helps nobody here."""
+    """Sends the log to stderr, with records of this project alone: other libraries' debugging helps nobody here."""
     from mistralrs_cli.log_format import LogFormatter
 
     level = options.log_level
@@ -151,7 +151,7 @@ def _start_logging(options: GlobalOptions) -> None:
 
 
 def _ending(error: BaseException, *, debug: bool) -> int:
-    """The exit code of what ended the command early, once it is reported."""
+    """Reports the error that ended the command early, and returns its exit code."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
@@ -170,12 +170,12 @@ def _ending(error: BaseException, *, debug: bool) -> int:
 
 
 def _shows_tracebacks(debug: bool) -> bool:
-    """``debug``: the option."""
+    """Returns whether tracebacks are shown: by ``debug``, the option, or by the environment."""
     return debug or os.environ.get("MISTRALRS_DEBUG", "") not in ("", "0")
 
 
 def _unexpected(error: Exception) -> MistralrsError:
-    """An error that nobody below expected, in the shape of the others."""
+    """Returns an error that nothing below expected in the shape of the others."""
     if isinstance(error, OSError):
         return MistralrsError(str(error), hint=None if has_working_folder() else GONE)
     return MistralrsError(
@@ -184,7 +184,7 @@ def _unexpected(error: Exception) -> MistralrsError:
 
 
 def _close_output(code: int) -> int:
-    """Send the answers that are still buffered; when nobody reads them, keep the interpreter from trying again."""
+    """Sends the buffered answers; if nobody reads them, keeps the interpreter from trying again."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -1,6 +1,7 @@
-"""Command line words to options: the Typer application, its subcommands made from the table of rows.
+"""From the words of a command line to options: the Typer application, with subcommands made from the table of
+selectors.
 
-Parses and nothing else: no file is looked at, nothing is run. ``job`` says what the words mean.
+Parsing opens no file and runs nothing; ``invocation`` resolves the parsed options.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _TYPED = "mistralrs_cli.typed"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A row and the options after it."""
+    """A selector and the options after it."""
 
     selector: ModelSelector
     options: WeightOptions
@@ -49,9 +50,9 @@ class ParsedArgs:
     bench: BenchOptions | None
     """None: not the subcommand ``bench``."""
     subcommand: tuple[str, ...]
-    """The row and what follows it, as typed."""
+    """The selector and its options, as typed."""
     tool: UtilityOptions | None = None
-    """None: not a subcommand that does without a running model."""
+    """None: not a subcommand that runs without a model."""
 
 
 class Subcommands(TyperGroup):
@@ -208,7 +209,7 @@ _OTHER: dict[str, Callable[[], Any]] = {
     "quantize": lambda: _tool_command("quantize", QuantizeOptions),
     "help": _help_command,
 }
-"""The subcommands that are not rows."""
+"""The subcommands that select no model."""
 
 
 def _single_command(name: str, function: Callable[..., Any], **settings: Any) -> Any:

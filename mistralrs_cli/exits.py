@@ -1,4 +1,4 @@
-"""The exit codes that no error carries, and how signals end the command. Knows nothing of what was being done.
+"""The exit codes that no error carries, and the ways in which signals end the command.
 
 0 is success, errors bring 1 to 4 themselves.
 """
@@ -21,19 +21,19 @@ TERMINATED = 143
 
 
 class Terminated(SystemExit):
-    """SIGTERM came. A ``SystemExit``, because event loops let that one through."""
+    """SIGTERM arrived. A ``SystemExit``, because event loops let that one through."""
 
 
 def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """What SIGTERM does while a job runs."""
+    """Handles SIGTERM while a job runs."""
     raise Terminated
 
 
 @contextlib.contextmanager
 def leaving_at_once(*before: Callable[[], None]) -> Iterator[None]:
-    """While entered, Ctrl-C and SIGTERM end the process on the spot, once ``before`` has been done.
+    """While entered, Ctrl-C and SIGTERM end the process at once, after ``before`` has been done.
 
-    For imports and loading: an exception raised in the midst of them can get lost, and there is nothing to save.
+    Serves imports and loading: an exception raised in the midst of them can get lost, and there is nothing to save.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

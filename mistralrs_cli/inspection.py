@@ -1,4 +1,4 @@
-"""Shows what a model is, as text or as one JSON object. Knows the layout of the page, not where the facts come from."""
+"""Shows the description of a model, as text or as one JSON object."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mistralrs_cli.output import ProgressLine, Sanitizer, Streams, byte_size, cl
 
 
 def run_inspect(job: InspectJob, streams: Streams) -> int:
-    """Describe the model that the job names; returns the exit code."""
+    """Describes the model that the job names; returns the exit code."""
     progress = ProgressLine(streams.stderr)
     with leaving_at_once(progress.clear):
         try:
@@ -31,7 +31,7 @@ def run_inspect(job: InspectJob, streams: Streams) -> int:
 
 
 def page(model: Description) -> Iterator[str]:
-    """The lines of the text."""
+    """Returns the lines of the text."""
     yield _line("file", f"{model.path} ({model.container}, {byte_size(model.file_bytes)})")
     yield _line("architecture", _architecture(model))
     yield _line("parameters", grouped(model.parameters))

@@ -1,4 +1,4 @@
-"""The keyboard while no line is edited: what is typed is kept for the next line. Knows terminal modes and no editor."""
+"""The keyboard while no line is edited: typed keys are kept for the next line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def kept_typing(stdin: TextIO) -> Iterator[Callable[[], None]]:
-    """While entered, typing at a terminal is not echoed into what the program writes, and Enter stays Enter.
+    """While entered, typing at a terminal is not echoed into the program's output, and Enter stays Enter.
 
-    Ctrl-C is a signal, as ever. Gives the function that makes the terminal as it was, for those who leave in a hurry.
+    Ctrl-C is still a signal. Yields a function that restores the terminal, for exits that cannot wait.
     """
     keyboard = stdin.fileno()
     modes = termios.tcgetattr(keyboard)
     quiet = termios.tcgetattr(keyboard)
     quiet[0] &= ~termios.ICRNL  # or Enter would arrive as Ctrl-J
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    quiet[3] |= termios.NOFLSH  # or Ctrl-C would throw away what was typed before it
+    quiet[3] |= termios.NOFLSH  # or Ctrl-C would discard the keys typed before it
     termios.tcsetattr(keyboard, termios.TCSADRAIN, quiet)
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""How records of the log look on stderr: a line each, and tracebacks only for whoever asked for them."""
+"""The look of log records on stderr: one line each, and tracebacks only on demand."""
 
 from __future__ import annotations
 

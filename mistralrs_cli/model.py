@@ -1,6 +1,6 @@
-"""What the command line needs of a model: the part of ``mistralrs.api.local_model.LocalModel`` that it calls.
+"""The part of a model that the command line needs, which ``mistralrs.api.local_model.LocalModel`` has.
 
-``load_model`` makes the real one; tests hand ``main`` another loader. Knows nothing of how answers come about.
+``load_model`` makes the real one; tests hand ``main`` another loader.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class AnswerStream(Protocol):
     def __iter__(self) -> Iterator[Event]: ...
 
     def cancel(self) -> None:
-        """End the answer within a step; safe from any thread, and more than once."""
+        """Ends the answer within a step; safe from any thread, and more than once."""
 
 
 class Info(Protocol):
-    """What a model says of itself."""
+    """The facts of a model."""
 
     @property
     def name(self) -> str: ...
@@ -47,7 +47,7 @@ class Info(Protocol):
 
 
 class Vocabulary(Protocol):
-    """What a benchmark needs of a tokenizer."""
+    """The part of a tokenizer that a benchmark needs."""
 
     @property
     def add_bos(self) -> bool: ...
@@ -66,25 +66,25 @@ class Model(Protocol):
     def tokenizer(self) -> Vocabulary: ...
     @property
     def vocab_size(self) -> int:
-        """Ids from here on are in no prompt and no answer."""
+        """Ids from this number on are in no prompt and no answer."""
 
     def chat(
         self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
     ) -> AnswerStream:
-        """Answer a conversation. Raises ``RequestError`` when it cannot be asked."""
+        """Answers a conversation. Raises ``RequestError`` if the conversation cannot be answered."""
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> AnswerStream:
-        """Continue token ids. Raises ``RequestError`` when they cannot be continued."""
+        """Continues token ids. Raises ``RequestError`` if they cannot be continued."""
 
     def close(self) -> None:
-        """Stop what runs and give the memory back."""
+        """Ends all requests and frees the memory."""
 
 
 Loader = Callable[["ModelSource", "LoadOptions", Progress], Model]
 
 
 def load_model(source: ModelSource, options: LoadOptions, progress: Progress) -> Model:
-    """The real model, in this process."""
+    """Returns the real model, in this process."""
     from mistralrs.api.local_model import LocalModel
 
     return LocalModel.load(source, options, progress=progress)

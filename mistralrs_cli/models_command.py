@@ -1,4 +1,4 @@
-"""Lists the models that are on this machine, and deletes one from the hub's cache. Knows tables, not caches."""
+"""Lists the models that are on this machine, and deletes one from the hub's cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mistralrs_cli.output import Streams, byte_size, clean_line, is_terminal
 
 
 def run_models(job: ModelsJob, streams: Streams) -> int:
-    """Do what the job says; returns the exit code."""
+    """Does what the job says; returns the exit code."""
     if job.delete is not None:
         return _delete(job.delete, streams, ask=not job.yes)
     default, models = default_model(), cached_models()

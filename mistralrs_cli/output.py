@@ -1,7 +1,4 @@
-"""Where text goes: answers to stdout, everything else to stderr, and nothing that could drive a terminal.
-
-Knows streams and text, not models.
-"""
+"""The streams that text goes to: answers to stdout, the rest to stderr, and nothing that could drive a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ SEPARATOR = "=" * 23
 """Stands between the answers of a concurrent run."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
-"""Embeddings, overrides and isolates: what follows may be shown in another order than it is written."""
+"""Embeddings, overrides and isolates: they may show later characters in another order than they are written."""
 _UNSEEN_CATEGORIES = ("Cf", "Cs", "Zl", "Zp")
 _SEEN_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u0890\u0891\u08e2\U000110bd\U000110cd")
 """Signs around numbers in Arabic and Kaithi: Unicode calls them format characters, and they are drawn."""
@@ -38,22 +35,24 @@ class Streams:
 
     @property
     def interactive(self) -> bool:
-        """Whether a person types and sees what an editor shows."""
+        """Whether a person types and sees an editor's screen."""
         return is_terminal(self.stdin) and (is_terminal(self.stdout) or is_terminal(self.stderr))
 
 
 class Sanitizer:
     """Takes control characters and escape sequences out of text that comes in pieces.
 
-    Line feeds and tabs stay. A sequence may begin in one piece and end in another. What looks like a string sequence
-    (a title, a clipboard) ends at the line at the latest, so that a stray beginning cannot hide the rest.
+    Line feeds and tabs stay. A sequence may begin in one piece and end in another. A string sequence (a title, a
+    clipboard) ends at the end of the line at the latest, so that a stray beginning cannot hide the rest.
     """
 
     def __init__(self) -> None:
         self._state: Callable[[str], str] = self._ground
 
     def feed(self, text: str) -> str:
-        """The part of ``text`` that may be shown; never holds ESC or any other control but line feed and tab."""
+        """Returns the part of ``text`` that may be shown; it never holds ESC or any other control but line feed and
+        tab.
+        """
         if self._state == self._ground and not _CONTROLS.search(text):
             return text
         return "".join([self._state(character) for character in text])
@@ -108,13 +107,13 @@ class Sanitizer:
         return ""
 
     def _again(self, character: str) -> str:
-        """The sequence was broken off: ``character`` is text or begins another one."""
+        """Handles a sequence that was broken off: ``character`` is text or begins another one."""
         self._state = self._ground
         return self._ground(character)
 
 
 def escape_reordering(text: str) -> str:
-    """Prose, with the characters as escapes that could show it, or the line that it stands on, in another order.
+    """Returns prose with escapes in the place of characters that could reorder the text or the line that it stands on.
 
     Marks of direction, joiners and tags stay: Arabic, Hebrew, Persian and emoji need them.
     """
@@ -122,7 +121,9 @@ def escape_reordering(text: str) -> str:
 
 
 def escape_unseen(text: str) -> str:
-    """A name or a message, with all characters as escapes that are not drawn: two names that differ look different."""
+    """Returns a name or a message with escapes for all characters that are not drawn: two names that differ look
+    different.
+    """
     return text if text.isascii() else "".join([_escape_if_unseen(character) for character in text])
 
 
@@ -143,8 +144,8 @@ def _escaped(match: re.Match[str]) -> str:
 class AnswerWriter:
     """Writes one answer as it comes and ends it with exactly one line feed.
 
-    On a terminal the text is sanitised, and what would reorder it is shown as an escape; anywhere else it is raw.
-    ``text`` is all that the model said, raw.
+    On a terminal the text is sanitised, and characters that would reorder it are shown as escapes; anywhere else it is
+    raw. ``text`` is the whole answer, raw.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -154,7 +155,7 @@ class AnswerWriter:
         self._held = ""
 
     def write(self, text: str) -> None:
-        """Show a piece; line feeds at its end wait until something follows them."""
+        """Shows a piece; line feeds at its end wait until something follows them."""
         self.text += text
         shown = self._held + (escape_reordering(self._sanitiser.feed(text)) if self._sanitiser else text)
         kept = shown.rstrip("\n")
@@ -164,13 +165,13 @@ class AnswerWriter:
             self._stream.flush()
 
     def end(self, ending: str = "") -> None:
-        """The answer is over; ``ending`` is shown after it."""
+        """Ends the answer; ``ending`` is shown after it."""
         self._stream.write(f"{ending}\n")
         self._stream.flush()
 
 
 class ProgressLine:
-    """One line on a terminal's stderr that says what loading does, once it takes long; elsewhere silent."""
+    """One line on a terminal's stderr that shows the progress of loading, once it takes long; elsewhere silent."""
 
     DELAY = 0.3
     """Seconds before the line appears."""
@@ -183,7 +184,7 @@ class ProgressLine:
         self._shown = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """``what`` is being done, ``done`` of ``total``; a total of 0 is unknown."""
+        """Shows ``what`` is being done, and ``done`` of ``total``; a total of 0 is unknown."""
         now = time.monotonic()
         if self._stream is None or now < self._due:
             return
@@ -194,29 +195,29 @@ class ProgressLine:
         self._stream.flush()
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Takes the line away."""
         if self._stream is not None and self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person reads or types at the other end."""
+    """Returns whether a person reads or types at the other end."""
     return stream.isatty()
 
 
 def clean_line(text: str) -> str:
-    """Text on one line, without controls, and with nothing unseen: it may come from a file that nobody checked."""
+    """Returns text on one line, without controls and invisible characters: it may come from an unchecked file."""
     return " ".join(clean_block(text).split())
 
 
 def clean_block(text: str) -> str:
-    """As ``clean_line``, of several lines, which stay."""
+    """Returns several lines, each cleaned like ``clean_line``."""
     return escape_unseen(Sanitizer().feed(text))
 
 
 def print_error(stream: TextIO, error: MistralrsError) -> None:
-    """One line of what happened and, where there is one, a hint of what next."""
+    """Prints one line of what happened and, where there is one, a hint of what to do next."""
     stream.write(f"error: {clean_line(error.message)}\n")
     if error.hint:
         lines = clean_block(error.hint).splitlines()
@@ -225,17 +226,17 @@ def print_error(stream: TextIO, error: MistralrsError) -> None:
 
 
 def per_second(tokens: float, seconds: float) -> float:
-    """A rate; 0 when no time passed."""
+    """Returns a rate; 0 when no time passed."""
     return tokens / seconds if seconds > 0 else 0.0
 
 
 def generation_rate(usage: Usage) -> float:
-    """Tokens a second of generation. The first token came with the prompt, the clock starts there."""
+    """Returns tokens a second of generation. The first token came with the prompt, so the clock starts there."""
     return per_second(usage.completion_tokens - 1, usage.completion_s)
 
 
 def stats_line(usage: Usage, context_length: int) -> str:
-    """What one answer took, on one line."""
+    """Returns the cost of one answer, on one line."""
     used = usage.prompt_tokens + usage.completion_tokens
     share = 100 * used // context_length if context_length else 0
     drafts = f"drafts {grouped(usage.accepted_tokens)}/{grouped(usage.drafted_tokens)}"
@@ -253,12 +254,12 @@ def stats_line(usage: Usage, context_length: int) -> str:
 
 
 def grouped(number: int) -> str:
-    """A number with its thousands apart."""
+    """Returns a number with its thousands apart."""
     return f"{number:,}".replace(",", " ")
 
 
 def byte_size(count: int) -> str:
-    """Bytes in the unit that leaves one to three digits before the point, such as ``91.7 MB``."""
+    """Returns bytes in the unit that leaves one to three digits before the point, such as ``91.7 MB``."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":

@@ -1,4 +1,4 @@
-"""Writes a model as a GGUF file with quantised weights: finds the source, shows how far it is, says what came of it."""
+"""Writes a model as a GGUF file with quantized weights: finds the source, shows the progress, reports the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mistralrs_cli.output import ProgressLine, Streams, byte_size, clean_line
 
 
 def run_quantize(job: QuantizeJob, streams: Streams) -> int:
-    """Do what the job says; returns the exit code."""
+    """Does what the job says; returns the exit code."""
     progress = ProgressLine(streams.stderr)
     try:
         with leaving_at_once(progress.clear):
@@ -26,5 +26,5 @@ def run_quantize(job: QuantizeJob, streams: Streams) -> int:
 
 
 def _name(repo: str | None) -> str | None:
-    """What a hub repository calls its model: in the cache its folder is called by its commit."""
+    """Returns a hub repository's name for its model: in the cache the folder is named by its commit."""
     return None if repo is None else repo.partition("@")[0].rpartition("/")[2]

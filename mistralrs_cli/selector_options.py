@@ -1,7 +1,4 @@
-"""The rows of the table as subcommands: their options, and what help and the reference say of them.
-
-Knows the table and the options; parses nothing.
-"""
+"""The selectors as subcommands: their options, and their texts in help and reference."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ WEIGHT_OPTIONS: dict[str, type[WeightOptions]] = {
     "ggml": GgmlOptions,
     "any": AutoOptions,
 }
-"""The options after a row that name its weights, by format."""
+"""The options after a subcommand that name its weights, by format."""
 ADAPTER_OPTIONS: dict[str, type[AdapterOptions]] = {"x-lora": XLoraOptions, "lora": LoraOptions}
-"""The options after a row that name what is added to the weights."""
+"""The options after a subcommand that name adapters, by kind."""
 
 _FORMATS = {
     "plain": "safetensors, of a hub repository or a folder",
@@ -31,23 +28,23 @@ _ADAPTERS = {None: "", "lora": " with LoRA adapters", "x-lora": " with X-LoRA"}
 
 
 def option_classes(row: ModelSelector) -> list[type[WeightOptions] | type[AdapterOptions]]:
-    """The options that stand after a row."""
+    """Returns the options that stand after a subcommand."""
     return [WEIGHT_OPTIONS[row.format], *([ADAPTER_OPTIONS[row.adapter]] if row.adapter else [])]
 
 
 def summary(row: ModelSelector) -> str:
-    """What a row is for."""
+    """Returns a subcommand's purpose."""
     what = f"a {row.architecture} model" if row.architecture else "any supported model"
     return f"Use {what}{_ADAPTERS[row.adapter]}: {_FORMATS[row.format]}."
 
 
 def default_model(row: ModelSelector) -> str:
-    """What a row loads when nothing else is named."""
+    """Returns the model that a subcommand loads when nothing else is named."""
     return row.base_repo or row.quantized_filename or "none: -m names the model"
 
 
 def overview() -> dict[str, list[tuple[str, str]]]:
-    """Every row with what it stands for in short, under the titles that help gives them."""
+    """Returns every subcommand with its short description, under the titles that help gives them."""
     rows = SELECTORS.values()
     plain = [row for row in rows if not row.adapter]
     return {

@@ -1,4 +1,4 @@
-"""The process's three streams, made fit for use: open, patient, and on stderr forgiving. Knows no job."""
+"""The process's three streams, prepared: open, waiting for slow readers, and on stderr never failing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 MESSAGE_PATIENCE_S = 1.0
-"""How long a message on stderr waits for a reader that has stopped reading, where writing does not wait by itself."""
+"""Seconds that a message on stderr waits for a reader that has stopped reading, if writing does not wait by itself."""
 
 
 def prepare_streams() -> bool:
-    """Makes the three streams usable for the rest of the process. False: stdout was closed.
+    """Makes the three streams usable for the rest of the process. Returns False if stdout was closed.
 
     Closed ones become the null device. Text that cannot be encoded or decoded is replaced. Writing to stderr never
     fails: a message that cannot be delivered is no reason for another exit code.
@@ -43,7 +43,7 @@ def prepare_streams() -> bool:
 class _PatientFile(io.FileIO):
     """A descriptor that is always written to the end.
 
-    Whoever shares a pipe or a terminal may have made it one that does not wait; a full one is waited for then.
+    Another process that shares a pipe or a terminal may have made it non-blocking; a full one is then waited for.
     """
 
     def write(self, data: ReadableBuffer) -> int:
@@ -53,7 +53,9 @@ class _PatientFile(io.FileIO):
 
 
 class _MessageFile(io.FileIO):
-    """A descriptor for messages. One that cannot be delivered, because nobody reads it or a disk is full, is lost."""
+    """A descriptor for messages. A message that cannot be delivered, because nobody reads it or a disk is full, is
+    lost.
+    """
 
     def write(self, data: ReadableBuffer) -> int:
         try:
@@ -66,7 +68,7 @@ class _MessageFile(io.FileIO):
 
 
 def _rebuilt(stream: object, raw: io.FileIO) -> io.TextIOWrapper:
-    """A text stream on ``raw`` that encodes and buffers as ``stream`` does."""
+    """Returns a text stream on ``raw`` that encodes and buffers like ``stream``."""
     assert isinstance(stream, io.TextIOWrapper)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),

@@ -1,6 +1,6 @@
-"""Text from stdin: whether there is any to be read, and its characters as they come. Knows no prompt.
+"""Text from stdin: whether there is any to be read, and its characters as they come.
 
-A byte-order mark at the beginning says how the bytes are encoded and is no part of the text.
+A byte-order mark at the beginning gives the encoding and is no part of the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 PATIENCE_S = 5.0
-"""How long a silent pipe is read before the user is told that it is."""
+"""Seconds of silence on a pipe after which the user is told that it is being read."""
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -33,14 +33,14 @@ _MARKS = (
 )
 _PIECE = 1 << 16
 MAX_CHARACTERS = 16 << 20
-"""The longest prompt. No context holds as much, so the rest is not even read."""
+"""The longest prompt. No context holds as much, therefore the rest is not even read."""
 _logger = logging.getLogger("mistralrs.cli")
 
 
 def holds_text(stdin: TextIO) -> bool:
-    """Whether there is text in stdin that nobody has to type: in a file, a pipe or a socket.
+    """Returns whether there is text in stdin that nobody has to type: in a file, a pipe or a socket.
 
-    Another device than the null device may never come to an end: it is not read, which is said.
+    Another device than the null device may never come to an end: it is not read, and the user is told.
     """
     descriptor = stdin.fileno()
     if is_terminal(stdin) or fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:  # as of nohup
@@ -54,7 +54,7 @@ def holds_text(stdin: TextIO) -> bool:
 
 
 def text_pieces(stdin: TextIO) -> Iterator[str]:
-    """The text of stdin in pieces, each as soon as it has come; every end of a line is a line feed.
+    """Yields the text of stdin in pieces, each as soon as it arrives; every end of a line is a line feed.
 
     Without a byte-order mark the encoding is the locale's. Bytes that it does not know become U+FFFD. Raises
     ``MistralrsError`` if stdin cannot be read.
@@ -68,7 +68,10 @@ def text_pieces(stdin: TextIO) -> Iterator[str]:
 
 
 def read_all(stdin: TextIO) -> str:
-    """The whole text of stdin. Raises as ``text_pieces`` does, and ``RequestError`` for more than a prompt may have."""
+    """Returns the whole text of stdin.
+
+    Raises like ``text_pieces``, and ``RequestError`` for more than a prompt may have.
+    """
     pieces: list[str] = []
     length = 0
     for text in text_pieces(stdin):
@@ -78,9 +81,9 @@ def read_all(stdin: TextIO) -> str:
 
 
 def lines(stdin: TextIO) -> Iterator[str]:
-    """The lines of stdin without their line feeds, each as soon as it has come.
+    """Yields the lines of stdin without their line feeds, each as soon as it arrives.
 
-    Raises as ``text_pieces`` does, and ``RequestError`` for a line that is longer than a prompt may be.
+    Raises like ``text_pieces``, and ``RequestError`` for a line that is longer than a prompt may be.
     """
     begun: list[str] = []
     length = 0
@@ -97,13 +100,13 @@ def lines(stdin: TextIO) -> Iterator[str]:
 
 
 def warn_of_waiting(stdin: TextIO) -> None:
-    """Wait until something can be read; say so when that takes long, because a forgotten pipe never ends."""
+    """Waits until something can be read; tells the user when that takes long, because a forgotten pipe never ends."""
     if not select.select([stdin], [], [], PATIENCE_S)[0]:
         _logger.warning("waiting for the end of stdin, which belongs to the prompt; --no-stdin leaves it alone")
 
 
 def without_mark(text: str) -> str:
-    """``text`` without a byte-order mark at its beginning, as it comes from a file by way of a shell."""
+    """Returns ``text`` without a byte-order mark at its beginning, as it comes from a file by way of a shell."""
     return text.removeprefix("\ufeff")
 
 
@@ -120,7 +123,7 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
     while True:
         try:
             data = os.read(descriptor, _PIECE)
-        except BlockingIOError:  # whoever shares the pipe has made it one that does not wait
+        except BlockingIOError:  # a process that shares the pipe has made it non-blocking
             select.select([descriptor], [], [])
             continue
         except OSError as error:
