@@ -56,7 +56,7 @@ def token(i: int) -> int:
 
 
 class Ours:
-    """The engine's path below the scheduler, with logits of the last position, as llama_decode gives them."""
+    """Runs the engine's path below the scheduler, with logits of the last position, as llama_decode gives them."""
 
     def __init__(self, path: Path, threads: int, precision: str) -> None:
         backend = resolve("cpu", threads=threads).backend

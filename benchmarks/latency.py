@@ -32,7 +32,7 @@ DIGITS = 4_000_000
 HEALTH_LIMIT_S = 0.1
 PAUSE_LIMIT_S = 0.3
 LONGEST_S = 150.0
-"""For all of it but the start; a server that is too slow for that is not measured to the end."""
+"""Seconds for all of it but the start; a server that is too slow for that is not measured to the end."""
 HEALTH_EVERY_S = 0.02
 STREAM_TOKENS = 64
 CHAT = "/v1/chat/completions"
@@ -69,13 +69,16 @@ class Client:
         self._connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
 
     def ask(self, method: str, path: str, body: object = None) -> float:
-        """Seconds from sending a request to the end of its answer. Raises RuntimeError unless that is 200."""
+        """Returns the seconds from sending a request to the end of its answer.
+
+        Raises RuntimeError unless that is 200.
+        """
         started = time.perf_counter()
         self._send(method, path, body).read()
         return time.perf_counter() - started
 
     def stream(self) -> list[float]:
-        """Seconds from sending a request to its first token, and then from token to token."""
+        """Returns the seconds from sending a request to its first token, and then from token to token."""
         before = time.perf_counter()
         response = self._send("POST", CHAT, {**QUESTION, "stream": True, "max_tokens": STREAM_TOKENS})
         waits = []

@@ -30,7 +30,7 @@ STICKY = RequestRouterConfig(request_router_class="ray.serve.experimental.consis
 
 
 class Arguments(BaseModel):
-    """What stands after `ray_serve:build`, as `name=value`."""
+    """The arguments after `ray_serve:build`, as `name=value`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,8 +40,8 @@ class Arguments(BaseModel):
     """The file in a repository of several."""
     replicas: int = 2
     threads: int | None = None
-    """Of each replica, which is also the number of cores that Ray reserves for it; None: all physical cores, and Ray
-    reserves one."""
+    """Threads of each replica, which is also the number of cores that Ray reserves for it; None: all physical cores,
+    and Ray reserves one."""
     max_seqs: int = 16
     """Sequences that a replica runs at once."""
     max_queue: int = 64

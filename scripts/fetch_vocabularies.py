@@ -22,7 +22,7 @@ PACKAGES = {
     ),
     "mistral-common==1.13.1": ("mistral_common/data/tokenizer.model.v1", "mistral_common/data/*_240323.model.v3"),
 }
-"""What is taken from each."""
+"""The files that are taken from each."""
 
 
 def main() -> int:

@@ -3,8 +3,8 @@
     python scripts/make_float_oracle.py
 
 `transformers` decodes the file with the `gguf` package; nothing of this project is in the numbers. How far llama.cpp is
-from them, as it runs the file by itself, stands beside them, so it needs llama-cpp-python 0.3.36 too. Of the default
-model, and of Gemma 3 270M where that is here (`make gemma`).
+from them, as it runs the file by itself, stands beside them, so it needs llama-cpp-python 0.3.36 too. The models are
+the default one, and Gemma 3 270M where that is here (`make gemma`).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python scripts/make_greedy_golden.py
 
-Needs llama-cpp-python 0.3.36. Of the default model, and of Gemma 3 270M where that is here (`make gemma`). llama.cpp
-itself turns the weights into float32 first: what it multiplies quantised weights with it rounds to 8 bits, which moves
-the margin between two tokens by up to a third of a nat and lets chance decide between them.
+Needs llama-cpp-python 0.3.36. The models are the default one, and Gemma 3 270M where that is here (`make gemma`).
+llama.cpp itself turns the weights into float32 first: it rounds the activations that it multiplies quantized weights
+with to 8 bits, which moves the margin between two tokens by up to a third of a nat and lets chance decide between them.
 """
 
 from __future__ import annotations

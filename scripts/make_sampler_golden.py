@@ -19,7 +19,7 @@ from llamacpp_model import SOURCE, llama_cpp
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "engine" / "golden" / "samplers.json"
 SIZE = 60
-"""Of the vocabulary where nothing depends on what tokens spell."""
+"""The size of the vocabulary where nothing depends on the spelling of tokens."""
 CUTS = [
     *(("typical_p", {"typical_p": share}, spread) for share in (0.1, 0.4, 0.7, 0.95) for spread in (0.5, 1.5, 4.0)),
     *(("xtc", {"xtc_threshold": least}, spread) for least in (0.02, 0.05, 0.1, 0.2) for spread in (1.0, 2.0, 3.0)),
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _cut(name: str, params: dict[str, float], logits: list[float]) -> list[int]:
-    """The tokens that a sampler leaves."""
+    """Returns the tokens that a sampler leaves."""
     if name == "typical_p":
         sampler = llama_cpp.llama_sampler_init_typical(params["typical_p"], 1)
     else:

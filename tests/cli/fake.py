@@ -1,4 +1,4 @@
-"""A model whose answers are scripted by what it is asked, so that the terminal can be tested without weights."""
+"""A model whose answers are scripted by its prompt, so that the terminal can be tested without weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCABULARY = 1200
 
 @dataclass(frozen=True)
 class FakeInfo:
-    """What the model says of itself; the name carries a control sequence, as a hostile file's could."""
+    """The facts of the model; the name carries a control sequence, as a hostile file's could."""
 
     name: str = "Fake\x1b[31m-1B"
     architecture: str = "llama"
@@ -153,7 +153,7 @@ class FakeModel:
 
 
 def load_fake(source: ModelSource, options: LoadOptions, progress: Callable[[str, int, int], None]) -> FakeModel:
-    """Load nothing, in ``FAKE_LOAD_S`` seconds; ``FAKE_LOAD_ERROR`` is what goes wrong."""
+    """Loads nothing, in ``FAKE_LOAD_S`` seconds; ``FAKE_LOAD_ERROR`` is the error."""
     error = os.environ.get("FAKE_LOAD_ERROR")
     if error:
         raise LoadError(error, hint="take another file")

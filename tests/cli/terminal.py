@@ -71,7 +71,7 @@ class Terminal:
         self._screen = _Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
         self.raw = b""
-        """All that the program wrote."""
+        """Everything that the program wrote."""
         command = shlex.join([sys.executable, "-m", "tests.cli.fake_main", *arguments])
         self.child = pexpect.spawn(
             "/bin/sh",
@@ -93,28 +93,28 @@ class Terminal:
         self.child.close(force=True)
 
     def send(self, *keys: str) -> None:
-        """Press keys."""
+        """Presses keys."""
         for key in keys:
             self.child.send(key)
 
     def lines(self) -> list[str]:
-        """What the screen shows, without empty lines at its end."""
+        """Returns the screen's text, without empty lines at its end."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip().split("\n")
 
     def wait_for(self, text: str) -> list[str]:
-        """The screen once it shows ``text``."""
+        """Returns the screen once it shows ``text``."""
         return self._wait(lambda lines: any(text in line for line in lines), f"{text!r} on the screen")
 
     def wait_for_line(self, line: str, *, times: int = 1) -> list[str]:
-        """The screen once ``line`` stands there, alone on its line, ``times`` times."""
+        """Returns the screen once ``line`` stands there, alone on its line, ``times`` times."""
         return self._wait(lambda lines: lines.count(line) >= times, f"the line {line!r} {times} times")
 
     def wait_for_prompt(self) -> list[str]:
-        """The screen once its last line is an empty prompt."""
+        """Returns the screen once its last line is an empty prompt."""
         return self._wait(lambda lines: lines[-1] == ">", "an empty prompt")
 
     def exit_code(self) -> int:
-        """Wait for the program to end. A death by signal is minus its number."""
+        """Waits for the program to end. A death by signal is minus its number."""
         end = time.monotonic() + PATIENCE
         while self._pump():
             assert time.monotonic() < end, "the program does not end; the screen:\n" + "\n".join(self.lines())
@@ -123,7 +123,7 @@ class Terminal:
         return code
 
     def echoes(self) -> bool:
-        """Whether the terminal shows what is typed, as a shell expects it."""
+        """Returns whether the terminal shows typed keys, as a shell expects it."""
         return bool(termios.tcgetattr(self.child.child_fd)[3] & termios.ECHO)
 
     def _wait(self, condition: Callable[[list[str]], bool], what: str) -> list[str]:
@@ -137,7 +137,7 @@ class Terminal:
         raise AssertionError(f"waited for {what}; the screen:\n" + "\n".join(self.lines()))
 
     def _pump(self) -> bool:
-        """Draw what has come; False when the program has ended."""
+        """Draws new output; returns False when the program has ended."""
         try:
             data = self.child.read_nonblocking(65536, timeout=0.05)
         except pexpect.TIMEOUT:

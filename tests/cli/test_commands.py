@@ -1,4 +1,4 @@
-"""Words to options, and options to a task: what fits together, what is refused, and by which name."""
+"""From a command line to a resolved job: valid combinations, refused ones, and the names in refusals."""
 
 from __future__ import annotations
 

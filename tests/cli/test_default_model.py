@@ -1,4 +1,4 @@
-"""Where the default model is looked for, and what is said when it is nowhere."""
+"""The places where the default model is looked for, and the error when it is nowhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``quantize`` on the command line: what it asks for, what comes of it, and what is refused before anything is read."""
+"""``quantize`` on the command line: its request to the library, its report, and refusals before anything is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ask(words: list[str]) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
-    """What was asked of the library, which writes ten bytes."""
+    """Records the request to the library, and writes ten bytes."""
     calls: list[tuple[Path, str]] = []
 
     def quantize_model(source: Path, out: Path, type: str, *, name: str | None, progress: object) -> None:

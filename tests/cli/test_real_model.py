@@ -1,4 +1,4 @@
-"""The command with the default model: the whole way from words to text."""
+"""The command with the default model: the whole way from a command line to text."""
 
 from __future__ import annotations
 

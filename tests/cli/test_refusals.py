@@ -1,5 +1,6 @@
-"""What cannot be run is refused with what, which and what next, and with the exit code of its kind: the whole command,
-on tiny files that each have one thing wrong.
+"""Every refusal says what, which and what next, and has the exit code of its kind.
+
+Tests run the whole command on tiny files that each have one thing wrong.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Files:
     ggml: Path
 
     def copy(self) -> Path:
-        """Of the Hugging Face folder."""
+        """The configuration of the Hugging Face folder."""
         return shutil.copytree(self.folder, self.here / "copy")
 
     def configured(self, **settings: object) -> Path:

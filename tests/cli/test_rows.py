@@ -1,4 +1,4 @@
-"""The table of rows on the command line: the 25 of mistral.rs with their options, and those beyond."""
+"""The table of selectors on the command line: the 25 of mistral.rs with their options, and those beyond."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ADAPTED = {
     "lora-llama-ggml": (LLAMA_GGML, None),
     "lora-mixtral-gguf": (MIXTRAL_GGUF, None),
 }
-"""What the weights are, and where the adapters are."""
+"""The options that name the weights, and those that name the adapters."""
 
 
 def task(*arguments: str) -> Invocation:

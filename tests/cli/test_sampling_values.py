@@ -175,7 +175,7 @@ def test_other_counts() -> None:
     assert chat({"max_tokens": 5}).max_tokens == 5
 
 
-# What comes of them
+# Their effects
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_the_seed_that_was_used_draws_the_same_again(door: str, model: LocalMode
 
 
 def test_all_tokens_are_looked_back_on(model: LocalModel) -> None:
-    """Also those that are more than the usual 64 back."""
+    """Counts tokens too that are more than the usual 64 back."""
     prompt = tuple(range(70, 170))
     for back, is_penalised in ((64, False), (DOORS["chat"]("repeat_last_n", -1).repeat_last_n, True)):
         sampling = SamplingParams(temperature=0.0, max_tokens=1, logit_bias=((75, 50.0),), repeat_last_n=back)

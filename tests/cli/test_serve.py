@@ -1,4 +1,4 @@
-"""Options of the server to its settings: what arrives, what is refused, and by which name. Nothing is served."""
+"""From options of the server to its settings: values, refusals, and the names in refusals. Nothing is served."""
 
 from __future__ import annotations
 

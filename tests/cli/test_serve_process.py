@@ -1,4 +1,4 @@
-"""The command that serves, as a process: what it says, what it returns, and what of its options reaches the model."""
+"""The command that serves, as a process: its messages, its exit code, and the options that reach the model."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_guesses_are_counted(tiny_llama: Path) -> None:
 
 
 def refused(*arguments: str) -> tuple[int, str]:
-    """The exit code of a server that does not come to serve, and what it says."""
+    """Returns the exit code of a server that does not come to serve, and its message."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "mistralrs_cli", *arguments]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a start costs: words are understood before anything heavy is imported."""
+"""The cost of a start: a command line is resolved before anything heavy is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from stdin: what is read at all, how its bytes become characters, and when they arrive."""
+"""Text from stdin: the sources that are read, the characters that bytes become, and the time of their arrival."""
 
 from __future__ import annotations
 

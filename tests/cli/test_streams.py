@@ -1,4 +1,4 @@
-"""The program from outside: exit codes, and what goes to which stream."""
+"""The program from outside: exit codes, and the stream of each output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Program:
         module: str = "tests.cli.fake_main",
         variables: Mapping[str, str] | None = None,
     ) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
+        """Returns exit code, stdout, stderr."""
         pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
         with self.start(*arguments, module=module, stdin=pipe, **(variables or {})) as process:
             out, err = process.communicate(stdin, timeout=60)
@@ -56,7 +56,7 @@ def program(tmp_path: Path) -> Program:
 
 
 def wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
-    """What stdout brought once ``text`` is in it."""
+    """Returns the output on stdout once ``text`` is in it."""
     assert process.stdout is not None
     seen = b""
     while text not in seen:
@@ -165,7 +165,7 @@ def test_concurrent_answers_in_order_with_their_own_seeds(program: Program) -> N
 
 
 def test_a_cut_is_said(program: Program) -> None:
-    """By the limit, or by the end of the context before it."""
+    """Ends by the limit, or by the end of the context before it."""
     for limit, said in (
         ("1", "stopped at 1 tokens: --max-tokens allows more"),
         ("128", "stopped at the end of the model's context"),

@@ -1,4 +1,4 @@
-"""The program where it is started by others: streams that are closed, full or sockets, no home, no working folder."""
+"""The program started by other programs: streams that are closed, full or sockets, no home, no working folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shell(home: Path, command: str, *, cwd: Path = ROOT, **extra: str) -> tuple[
         ("--prompt hello <&- 2>&-", 0, "you said: hello\n"),
         ("--prompt hello <&- >&- 2>&-", 141, ""),
         ("--help >&-", 141, ""),
-        ("--prompt hello --top-p 2 >&-", 2, ""),  # what is wrong is said before answers are thought of
+        ("--prompt hello --top-p 2 >&-", 2, ""),  # the error is reported before answers matter
         ("models delete owner/none --yes >&-", 2, ""),  # needs no stdout
         ("models >&-", 141, ""),
         ("--prompt hello --stats 2>/dev/full", 0, "you said: hello\n"),
@@ -113,7 +113,7 @@ def test_a_stdout_that_does_not_wait_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_stdin_is_a_socket(tmp_path: Path) -> None:
-    """As Node's ``spawn`` and ssh without a terminal make it."""
+    """Node's ``spawn`` and ssh without a terminal make such a stdin."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         process = subprocess.Popen(
@@ -133,7 +133,7 @@ def test_stdin_is_a_socket(tmp_path: Path) -> None:
 
 
 def test_without_a_home(tmp_path: Path) -> None:
-    """As under a user id that the system does not know."""
+    """Runs under a user id that the system does not know."""
     code = (
         "import pwd, sys\n"
         "def unknown(uid): raise KeyError(uid)\n"

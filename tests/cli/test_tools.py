@@ -25,7 +25,7 @@ class Run:
         self.variables: Mapping[str, str] = {**environment(home), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, stdout, stderr."""
+        """Returns exit code, stdout, stderr."""
         done = subprocess.run(
             [sys.executable, "-m", "mistralrs_cli", *arguments],
             env={**self.variables},

@@ -30,7 +30,7 @@ def tiny(tiny_llama: Path) -> Iterator[LocalModel]:
 
 @pytest.fixture(scope="session")
 def model(tiny: LocalModel) -> ServedModel:
-    """What is known of it without its engine."""
+    """The facts about it that are known without its engine."""
     return ServedModel.of(tiny)
 
 

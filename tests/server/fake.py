@@ -1,4 +1,4 @@
-"""An engine client that plays what a test has written: events, waits, refusals, and its own death."""
+"""An engine client that plays a test's script: events, waits, refusals, and its own death."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mistralrs.engine.stats import EngineStats
 from mistralrs.errors import EngineError, MistralrsError
 
 Script = Callable[[Request], Iterable[Event | float]]
-"""What happens to a request: events, and seconds to wait between them."""
+"""The script of a request: events, and seconds to wait between them."""
 
 
 def usage(request: Request, completion_tokens: int = 2) -> Usage:
@@ -20,7 +20,7 @@ def usage(request: Request, completion_tokens: int = 2) -> Usage:
 
 
 def hello(request: Request) -> Iterable[Event | float]:
-    """Two words, or a vector where one is asked for."""
+    """Two words, or a vector if one is asked for."""
     if request.pooling is not None:
         yield Embedding((0.6, 0.8))
     else:
@@ -54,7 +54,7 @@ class FakeEngine:
         self.model = model
         self.script = script
         self.refusal: MistralrsError | None = None
-        """What ``submit`` raises."""
+        """The error that ``submit`` raises."""
         self.fault: EngineError | None = None
         self.stalled: EngineError | None = None
         self.submitted: list[Request] = []

@@ -1,4 +1,4 @@
-"""A server in a process of its own, with an engine that does what a prompt tells it.
+"""A server in a process of its own, with an engine that obeys the prompt.
 
 Run with a pickled ServedModel, the keywords of the settings as JSON, and what loading is to do.
 """
@@ -31,21 +31,21 @@ def slow(request: Request) -> Iterable[Event | float]:
 
 
 def flood(request: Request) -> Iterable[Event | float]:
-    """More than any buffer takes."""
+    """Makes more text than any buffer takes."""
     while True:
         yield Delta("x" * 10_000, (1,), ())
         yield 0.0001
 
 
 def blocked(request: Request) -> Iterable[Event | float]:
-    """A loop that does not come round."""
+    """Runs a loop that does not come round."""
     yield Delta("begun", (1,), ())
     yield 0.2
     time.sleep(30)
 
 
 def defective(request: Request) -> Iterable[Event | float]:
-    """Ends as no engine does."""
+    """Ends in a way in which no engine ends."""
     yield Delta("begun", (1,), ())
     yield Finished("stop", cast(Usage, None))
 

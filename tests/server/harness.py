@@ -22,7 +22,7 @@ QUESTION: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "cont
 
 
 class Served:
-    """An application and a client of it. ``engine`` None: the model is still being loaded."""
+    """Yields an application and a client of it. ``engine`` None: the model is still being loaded."""
 
     def __init__(self, engine: EngineClient | None, settings: ServerSettings | None = None) -> None:
         settings = settings or ServerSettings()
@@ -46,7 +46,7 @@ class Served:
         return await self.post(CHAT, {**QUESTION, **more})
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines of the log, which is closed by that."""
+        """Returns the lines of the log, and closes it."""
         assert self.log is not None
         assert self.log_path is not None
         self.log.close()
@@ -54,13 +54,13 @@ class Served:
 
 
 def events(response: httpx.Response) -> list[Any]:
-    """The data of a stream's events; the last, if it is no JSON, as text."""
+    """Returns the data of a stream's events; the last, if it is no JSON, as text."""
     data = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]
     return [json.loads(each) if each.startswith("{") else each for each in data]
 
 
 def fault(response: httpx.Response) -> dict[str, Any]:
-    """The facts of an error, in whose body there is nothing else but what there was of an answer."""
+    """Returns the facts of an error, in whose body there is nothing else but the partial answer."""
     body = response.json()
     assert set(body) <= {"error", "partial_response"}
     error: dict[str, Any] = body["error"]

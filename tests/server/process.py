@@ -40,7 +40,9 @@ class ServerProcess:
         terminal: int | None = None,
         **settings: Any,
     ) -> None:
-        """``files``: how many the system lets it open. ``terminal``: what it is started on."""
+        """``files``: the number of files that the system lets it open. ``terminal``: the terminal that it is started
+        on.
+        """
         pickled = folder / "model.pickle"
         pickled.write_bytes(pickle.dumps(model))
         command = [sys.executable, "-m", "tests.server.fake_server", str(pickled), json.dumps(settings), loading]
@@ -83,7 +85,7 @@ class ServerProcess:
 
     @property
     def serving(self) -> re.Match[str]:
-        """What it says once it serves."""
+        """The lines that it writes once it serves."""
         wait_for(
             lambda: any(SERVING.match(line) for line in self.lines) or self._process.poll() is not None, seconds=20
         )
@@ -106,7 +108,7 @@ class ServerProcess:
         self._process.send_signal(number)
 
     def wait(self, seconds: float = 30) -> int:
-        """The exit code."""
+        """Returns the exit code."""
         code = self._process.wait(seconds)
         self._reader.join()
         return code
@@ -126,14 +128,14 @@ def question(word: str, **more: Any) -> dict[str, Any]:
 
 
 def ask(word: str, *, stream: bool = True, n: int = 1, length: int | None = None, more: str = "") -> bytes:
-    """A request as bytes; ``length`` is what it says of its body."""
+    """Returns a request as bytes; ``length`` is its claim about its body."""
     body = json.dumps(question(word, stream=stream, n=n)).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{more}"
     return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
 def receive_all(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """Returns the bytes that come until the other side closes."""
     pieces = []
     while piece := connection.recv(65536):
         pieces.append(piece)

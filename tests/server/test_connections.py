@@ -37,7 +37,7 @@ def server(model: ServedModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(autouse=True)
 def still_well(server: ServerProcess) -> Iterator[None]:
-    """Whatever a test did, nothing is left of it and a good request is answered."""
+    """Checks after each test that nothing is left of it and that a good request is answered."""
     yield
     wait_for(lambda: server.metric("mistralrs_requests_open") == 0)
     wait_for(lambda: server.metric("mistralrs_requests_running") == 0)
@@ -47,7 +47,7 @@ def still_well(server: ServerProcess) -> Iterator[None]:
 
 
 def answer(data: bytes) -> tuple[int, dict[str, Any]]:
-    """The status and the error's facts of a whole answer."""
+    """Returns the status and the error's facts of a whole answer."""
     head, _, body = data.partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head.lower()
     assert b"connection: close" in head.lower()

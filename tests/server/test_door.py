@@ -1,4 +1,4 @@
-"""Who gets in, and what is turned away before anything is computed: keys, hosts, origins, sizes, malformed bodies."""
+"""Admission, and requests refused before anything is computed: keys, hosts, origins, sizes, malformed bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server in front of real engines: what it answers is what the model says, and nothing of a request stays."""
+"""The server in front of real engines: its answers are the model's, and nothing of a request stays."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def real(local: LocalModel) -> AsyncIterator[Served]:
 
 @pytest.fixture(scope="module")
 def spoken(tiny_llama: Path) -> str:
-    """What the model says without a server."""
+    """Returns the model's answer without a server."""
     source = ModelSource(None, tiny_llama, None, None)
     with LocalModel.load(source, LoadOptions(threads=1, isa="torch")) as model:
         stream = model.chat(MESSAGES, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))

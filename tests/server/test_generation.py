@@ -1,4 +1,4 @@
-"""Chat and text completions: shapes, streams, notes about what was asked in vain, and errors while answering."""
+"""Chat and text completions: shapes, streams, headers about ignored parameters, and errors while answering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that mean no good, drawn from a fixed seed: each gets a refusal or nothing, never a 5xx."""
+"""Malicious requests, drawn from a fixed seed: each gets a refusal or nothing, never a 5xx."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ KINDS: tuple[Callable[[random.Random], bytes], ...] = (
 
 
 def attack(server: ServerProcess, draw: random.Random) -> bytes:
-    """One request, sent whole, in part, or without waiting for its answer."""
+    """Sends one request, whole, in part, or without waiting for its answer."""
     data = draw.choice(KINDS)(draw)
     with server.connect() as connection, suppress(ConnectionError):
         manner = draw.randrange(40)

@@ -105,7 +105,7 @@ def test_a_key_is_crossed_out_however_it_is_spelt(tmp_path: Path, key: str, how:
     [line] = lines(tmp_path / "log")
     written = str(line["body"])
     assert written.count("[key]") == 1
-    for _ in range(5):  # whatever undoing escapes brings to light
+    for _ in range(5):  # whatever undoing escapes may uncover
         assert key not in written
         written = unquote(re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), written.replace("\0", "")))
         written = re.sub(r"\\(.)", r"\1", written)

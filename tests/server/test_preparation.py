@@ -1,4 +1,4 @@
-"""The work on a body before the engine hears of it holds up nobody, whoever wrote body, template or tokenizer."""
+"""The work on a body before it reaches the engine holds up no other request, whatever body, template or tokenizer."""
 
 from __future__ import annotations
 

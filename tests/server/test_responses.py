@@ -11,7 +11,7 @@ from mistralrs.server.responses import EventStream
 
 
 def test_a_connection_can_be_lost_between_two_pieces() -> None:
-    """Also when all of them are ready: what a failed write has set going comes before the next write."""
+    """Holds even when all of them are ready: work that a failed write started comes before the next write."""
     order: list[str] = []
 
     async def ready() -> AsyncGenerator[bytes]:

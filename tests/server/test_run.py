@@ -1,4 +1,4 @@
-"""A server's life: what it says, how it ends, and with which code."""
+"""A server's life: its messages, its ends, and its exit codes."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def has_ipv6() -> bool:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.anyio
 async def test_no_connection_holds_back_short_packets(host: str, tls: bool, certificate: tuple[Path, Path]) -> None:
-    """Else the second half of a short answer waits for the client's delayed confirmation of the first."""
+    """Otherwise the second half of a short answer waits for the client's delayed confirmation of the first."""
     made: asyncio.Queue[asyncio.BaseTransport] = asyncio.Queue()
 
     class Connection(asyncio.Protocol):
@@ -328,7 +328,7 @@ def test_the_server_loads_no_torch() -> None:
 
 
 def test_a_loop_of_another_thread_can_serve(model: ServedModel) -> None:
-    """Signals are for the main thread; elsewhere it runs without them, and where nobody reads its lines."""
+    """Signals are for the main thread; elsewhere it runs without them, and without a reader of its lines."""
     from tests.server.fake import FakeEngine
 
     engines: list[FakeEngine] = []

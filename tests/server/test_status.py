@@ -1,4 +1,4 @@
-"""What the server tells of itself, and who may hear and end what."""
+"""The server's reports about itself, and the keys that may see and end requests."""
 
 from __future__ import annotations
 

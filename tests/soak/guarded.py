@@ -22,18 +22,18 @@ SOUND_OUTCOMES = (LOADED, REFUSED)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it went: "loaded" or "refused" are sound; "wrong error", "memory", "hang" and "crash" are not."""
+    """The outcome: "loaded" or "refused" are sound; "wrong error", "memory", "hang" and "crash" are not."""
 
     kind: str
     detail: str
     """The error's message, or the exit code of a crash."""
     seconds: float = 0.0
     peak_bytes: int = 0
-    """By how much the process grew at most, mapped pages included."""
+    """The largest growth of the process, mapped pages included."""
 
 
 def run_guarded(load: Load, path: Path, *, seconds: float, limit_bytes: int) -> Outcome:
-    """Calls ``load(path)`` in a child that may take so long and grow by so much."""
+    """Calls ``load(path)`` in a child whose time and growth are limited."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender, load, path, limit_bytes))
@@ -67,13 +67,13 @@ def _child(sender: Connection, load: Load, path: Path, limit_bytes: int) -> None
         kind, detail = REFUSED, error.message
     except MemoryError as error:
         kind, detail = "memory", repr(error)
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any exception at all is the finding
         kind, detail = "wrong error", repr(error)
     sender.send(Outcome(kind, detail, time.perf_counter() - start, _peak_bytes() - before))
 
 
 def _forget_the_past() -> None:
-    """What the parent took and freed again is given back, and its peak is not that of this process."""
+    """Gives memory back that the parent freed, and resets the peak, which is then that of this process."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # the GNU library's
         trim(0)
     with suppress(OSError):  # a kernel without it: small growth after a large past goes unseen

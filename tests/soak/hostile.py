@@ -1,10 +1,10 @@
-"""Sends a real server what no honest client sends, and sees whether it answers an honest one as before.
+"""Sends a real server requests that no honest client sends, and checks that it answers an honest one as before.
 
-   python -m tests.soak.hostile --count 2000 --report FILE
+    python -m tests.soak.hostile --count 2000 --report FILE
 
 An attack is named by its number: --first 417 --count 1 repeats number 417. Each is expected to get an answer below 500
-or a closed connection; anything else is listed in the report and makes the exit code 1, and so does a good request
-that is not answered, or not as it was before the first attack.
+or a closed connection; anything else is listed in the report and makes the exit code 1, and so does a good request that
+is not answered, or not as it was before the first attack.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.soak.hostile_requests import CHAT, Attack, attack
 from tests.tiny import write_tiny
 
 HANG_S = 60.0
-"""So long may an answer take while others keep the server busy."""
+"""Seconds that an answer may take while other clients keep the server busy."""
 AT_ONCE = 16
 GOOD_EVERY = 100
 QUIET_S = 30.0
@@ -41,7 +41,7 @@ QUESTION: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an attack: a status, ``closed`` without an answer, ``left`` by the client, or ``hang``."""
+    """The end of an attack: a status, ``closed`` without an answer, ``left`` by the client, or ``hang``."""
 
     number: int
     kind: str
@@ -55,17 +55,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a server holds: it should hold as much after the attacks as before."""
+    """The resources that a server holds: as much after the attacks as before."""
 
     connections: int
     """Open files of the process that answers."""
     threads: int
     answer: str
-    """To the good request."""
+    """The answer to the good request."""
 
 
 async def carry_out(host: str, port: int, number: int, planned: Attack) -> Outcome:
-    """One attack on one connection. Whatever the server does to it is an outcome."""
+    """Makes one attack on one connection. Every reaction of the server is an outcome."""
     started = time.perf_counter()
 
     def outcome(result: str) -> Outcome:
@@ -108,7 +108,7 @@ async def _status(reader: asyncio.StreamReader) -> str:
     """The status of the first answer, once the connection has ended."""
     try:
         line = await reader.readline()
-        while line.startswith(b"HTTP/1.1 100"):  # which only says that the body may come
+        while line.startswith(b"HTTP/1.1 100"):  # which only says that the body may be sent
             await reader.readline()
             line = await reader.readline()
         while await reader.read(65536):
@@ -130,7 +130,10 @@ def state_of(server: RunningServer) -> State:
 
 
 async def attack_all(server: RunningServer, numbers: range, *, seed: int, answer: str) -> list[Outcome]:
-    """All attacks, some at a time, with a good request now and then. Raises AssertionError if that goes wrong."""
+    """Makes all attacks, several at a time, with a good request now and then.
+
+    Raises AssertionError if that one fails.
+    """
     outcomes: list[Outcome] = []
     for first in range(numbers.start, numbers.stop, GOOD_EVERY):
         left = iter(range(first, min(first + GOOD_EVERY, numbers.stop)))
@@ -146,7 +149,7 @@ async def attack_all(server: RunningServer, numbers: range, *, seed: int, answer
 
 
 def complaints(outcomes: list[Outcome], before: State, after: State, said: list[str]) -> list[str]:
-    """What is not as it should be."""
+    """Returns the findings: everything that is not as it should be."""
     found = [f"number {each.number}, {each.kind}: {each.result}" for each in outcomes if not each.is_sound]
     if after.connections > before.connections + 2:
         found.append(f"{after.connections} open files; {before.connections} before")
@@ -156,7 +159,7 @@ def complaints(outcomes: list[Outcome], before: State, after: State, said: list[
 
 
 def report(outcomes: list[Outcome], wrong: list[str], *, seed: int, peak_bytes: int, model: str) -> str:
-    """The findings as Markdown."""
+    """Returns the findings as Markdown."""
     kinds: dict[str, Counter[str]] = {}
     for each in outcomes:
         kinds.setdefault(each.kind, Counter())[each.result] += 1
@@ -187,9 +190,9 @@ def _counted(results: Counter[str]) -> str:
 
 
 def run(model: Path, numbers: range, *, seed: int) -> tuple[list[Outcome], list[str], int]:
-    """Starts a server, attacks it, and ends it: outcomes, what went wrong, and the peak of its memory in bytes."""
+    """Starts a server, attacks it, and ends it; returns outcomes, findings, and the peak of its memory in bytes."""
     with RunningServer("gguf", "-f", str(model)) as server:
-        for _ in range(3):  # what is made once for all requests is there
+        for _ in range(3):  # everything that is made once for all requests exists now
             before = state_of(server)
         outcomes = asyncio.run(attack_all(server, numbers, seed=seed, answer=before.answer))
         wrong = [] if server.until_quiet(QUIET_S) else ["a request is still under way"]

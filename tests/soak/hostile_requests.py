@@ -1,7 +1,4 @@
-"""What no honest client sends: requests that are damaged, lying, endless or huge, each made from its number.
-
-Knows HTTP and JSON as bytes; sends nothing.
-"""
+"""Requests that no honest client sends: damaged, lying, endless or huge, each made from its number."""
 
 from __future__ import annotations
 
@@ -17,20 +14,20 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What is sent, and how the connection is left."""
+    """The bytes that are sent, and the way in which the connection is left."""
 
     kind: str
     pieces: tuple[bytes, ...]
-    """Sent one after the other."""
+    """The pieces, sent one after the other."""
     pause: float = 0.0
     """Seconds between two pieces."""
     end: End = "read"
-    """``read``: reads the whole answer. ``half-close``: says first that nothing more comes. ``leave``: goes at once;
-    ``reset``: the same, rudely."""
+    """``read``: reads the whole answer. ``half-close``: announces first that nothing more comes. ``leave``: goes at
+    once; ``reset``: goes at once and resets the connection."""
 
 
 PATIENT = 0.1
-"""So many of those who never finish their request stay until the server ends it."""
+"""Clients that never finish their request and stay until the server ends it."""
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 _ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, 1e308, -1e-308, 5e-324, "", "1", "\x00", "\ud800",
@@ -60,19 +57,19 @@ _METHODS = (
 
 
 def attack(number: int, seed: int) -> Attack:
-    """Attack number ``number``: always the same one for the same seed."""
+    """Returns attack number ``number``: always the same one for the same seed."""
     random = Random(f"{seed}:{number}")
     return KINDS[number % len(KINDS)](random)
 
 
 def good_body(random: Random | None = None) -> Body:
-    """A small chat."""
+    """Returns a small chat."""
     words = "Hi" if random is None else random.choice(("Hi", "Count to three.", "Why?"))
     return {"messages": [{"role": "user", "content": words}], "temperature": 0, "max_tokens": 4}
 
 
 def message(path: str, body: bytes, *, method: str = "POST", head: str = "", length: str | None = None) -> bytes:
-    """A request as bytes; ``length`` is what it says of its body."""
+    """Returns a request as bytes; ``length`` is its claim about its body."""
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Connection: close"]
     lines.append(f"Content-Length: {len(body) if length is None else length}")
     return ("\r\n".join(lines) + f"\r\n{head}\r\n").encode("latin-1", "replace") + body
@@ -266,4 +263,4 @@ KINDS: tuple[Callable[[Random], Attack], ...] = (
     lying_length, bad_chunks, strange_head, strange_line, large_body, pipelined, other_protocols, costly_words,
     wrong_types, damaged,
 )  # fmt: skip
-"""Attack n is of kind n modulo their number; two of them are worth twice as many."""
+"""The kinds of attacks. Attack n is of kind n modulo their number; two of them count twice."""

@@ -1,7 +1,6 @@
 """Many streams at once against an OpenAI-compatible server, by a client that costs the machine next to nothing.
 
 One connection a request, hand-read chunked bodies: the client shares its cores with the server that it measures.
-Knows HTTP and the completion stream; not which server answers.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ class Ask:
 
 @dataclass(slots=True)
 class Heard:
-    """What came back. Seconds are since the request was sent."""
+    """The result of a request. Seconds are since the request was sent."""
 
     text: str = ""
     pieces: list[float] = field(default_factory=list)
-    """When each piece of text came."""
+    """The times at which pieces of text came."""
     tokens: int = 0
-    """Completion tokens, as the server counts them; pieces of text where it does not say."""
+    """Completion tokens, as the server counts them; pieces of text if it does not say."""
     seconds: float = 0.0
     ended: bool = False
-    """The stream came to its end."""
+    """Whether the stream came to its end."""
     error: str = ""
 
 
 def workload(seed: int, *, max_tokens: int, hang_up_every: int = 0) -> Iterator[Ask]:
-    """Requests without end: prompt lengths spread evenly on a logarithmic scale; one in so many leaves early."""
+    """Yields requests without end: prompt lengths spread evenly on a logarithmic scale; one in so many leaves early."""
     random = Random(seed)
     for number in itertools.count(1):
         words = round(SHORTEST * (LONGEST / SHORTEST) ** random.random())
@@ -60,7 +59,7 @@ def workload(seed: int, *, max_tokens: int, hang_up_every: int = 0) -> Iterator[
 
 
 async def ask(host: str, port: int, request: Ask, *, model: str = "default") -> Heard:
-    """Sends one completion request and reads its stream. Nothing is raised: what went wrong is in ``error``."""
+    """Sends one completion request and reads its stream. Raises nothing: ``error`` says what went wrong."""
     heard, started = Heard(), time.perf_counter()
     try:
         reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)

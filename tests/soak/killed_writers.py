@@ -24,7 +24,7 @@ from tests.serving import RunningServer
 from tests.soak.http_load import WORDS
 
 LATEST_KILL_S = 0.6
-"""After the first request of a run was sent."""
+"""Seconds after the first request of a run was sent."""
 BUSY = 4
 """Requests that are under way when the server is killed."""
 
@@ -35,11 +35,11 @@ class Result:
     checked: int = 0
     """Answers that were compared."""
     cached: int = 0
-    """Of their prompt tokens, those that a killed server had computed."""
+    """Prompt tokens that a killed server had computed and that were reused."""
     blocks: int = 0
     """Files of KV blocks in the end."""
     cut_lines: int = 0
-    """Of the log."""
+    """Lines of the log."""
     findings: list[str] = field(default_factory=list)
 
     def report(self) -> str:
@@ -58,14 +58,14 @@ class Result:
 
 
 def question(number: int) -> dict[str, object]:
-    """A request whose prompt fills some blocks; the same number is the same request."""
+    """Returns a request whose prompt fills some blocks; the same number is the same request."""
     random = Random(number)
     prompt = " ".join(random.choice(WORDS) for _ in range(random.randrange(40, 400)))
     return {"model": "default", "prompt": prompt, "max_tokens": 8, "temperature": 0}
 
 
 def answer(server: RunningServer, number: int) -> tuple[str, int]:
-    """The text, and how many tokens of the prompt were cached."""
+    """Returns the text, and how many tokens of the prompt were cached."""
     status, found = server.ask("POST", "/v1/completions", question(number))
     if status != 200:
         raise RuntimeError(f"{status}: {found}")
@@ -101,7 +101,7 @@ def _kill_at_work(server: RunningServer, random: Random) -> None:
         try:
             answer(server, number)
         except (OSError, HTTPException):
-            return  # it was killed
+            return  # the server was killed
 
     with ThreadPoolExecutor(BUSY) as pool:
         for number in random.sample(range(100, 10_000), BUSY):

@@ -18,11 +18,11 @@ from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
 from mistralrs.ops.backend import resolve
 
 MEMORY = 512 << 20
-"""What the plan is told to be free: less than a guarded process may take."""
+"""Bytes that the plan is told to be free: less than a guarded process may take."""
 
 
 def load_and_answer(path: Path) -> None:
-    """Raises ``LoadError`` for a file that is refused."""
+    """Loads a model and draws two tokens. Raises ``LoadError`` for a file that is refused."""
     torch.set_num_threads(1)
     backend = resolve("cpu", threads=1).backend
     with patch("mistralrs.loading.pipeline.available_bytes", return_value=MEMORY):

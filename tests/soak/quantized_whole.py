@@ -30,7 +30,7 @@ from tests.tolerances import TWO_TERMS
 LIMIT_BYTES = 1 << 30
 HANG_SECONDS = 120.0
 MEMORY = 512 << 20
-"""What the plan is told to be free: less than a guarded process may take."""
+"""Bytes that the plan is told to be free: less than a guarded process may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Case:
 
 
 def compare(path: Path) -> None:
-    """Raises ``LoadError`` for a file that is refused, AssertionError for one that gives other logits."""
+    """Compares a file with torch. Raises ``LoadError`` for a refused file, AssertionError for one with other logits."""
     torch.set_num_threads(1)
     with patch("mistralrs.loading.pipeline.available_bytes", return_value=MEMORY):
         off = difference(path)
@@ -56,7 +56,7 @@ def bases(folder: Path) -> dict[str, Base]:
 
 
 def pairs(found: dict[str, Base]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Family, name and types of every pair of a role and a type that can store it."""
+    """Returns family, name and types of every pair of a role and a type that can store it."""
     for family, base in found.items():
         for role, names in base.roles().items():
             for type_ in STORABLE.values():
@@ -65,7 +65,7 @@ def pairs(found: dict[str, Base]) -> Iterator[tuple[str, str, dict[str, str]]]:
 
 
 def mixed(found: dict[str, Base], numbers: range, *, seed: int) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Family, name and types of files in which every tensor has its own; one in two is a mixture of experts."""
+    """Returns family, name and types of files in which every tensor has its own; one in two is a mixture of experts."""
     experts = [family for family in found if family.startswith("mixtral")]
     dense = [family for family in found if family not in experts]
     for number in numbers:
@@ -93,7 +93,7 @@ def run_cases(found: dict[str, Base], files: Iterator[tuple[str, str, dict[str, 
 
 
 def report(drills: dict[str, list[Case]], *, seed: int) -> str:
-    """The findings as Markdown."""
+    """Returns the findings as Markdown."""
     lines = [
         "# Every part of a model in every storage type",
         "",
@@ -121,7 +121,7 @@ def report(drills: dict[str, list[Case]], *, seed: int) -> str:
 
 
 def _reason(message: str) -> str:
-    """The message without the file, and without numbers that differ from case to case."""
+    """Returns the message without the file, and without numbers that differ from case to case."""
     return re.sub(r"\d+", "N", message.split(".gguf: ", 1)[1])[:160]
 
 

@@ -1,9 +1,9 @@
 """Lets schemathesis ask a real server for all that its description allows, and for some that it does not.
 
-   python -m tests.soak.schema_cases --count 2000 --report FILE
+    python -m tests.soak.schema_cases --count 2000 --report FILE
 
-No answer may be a server's error, take too long, or have a status, a media type or a body that is not described. What
-is otherwise makes the exit code 1, and is listed with the command that repeats it.
+No answer may be a server's error, take too long, or have a status, a media type or a body that is not described. Any
+other answer makes the exit code 1, and is listed with the command that repeats it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run_round(root: str, *, examples: int, seed: int, every_border: bool) -> Rou
         *("--seed", str(seed), "--request-timeout", str(HANG_S), "--continue-on-failure", "--no-color"),
         *("--generation-database", "none", "--suppress-health-check", "all"),
     ]
-    # a configuration file of whoever runs this, and the options of our own tests, are not meant for it
+    # a configuration file of the developer's, and the options of our own tests, are not meant for it
     with tempfile.TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -76,7 +76,7 @@ def run_rounds(server: RunningServer, count: int, *, examples: int, seed: int, e
 
 
 def statuses(server: RunningServer) -> dict[str, dict[str, int]]:
-    """How often each endpoint gave each status, as the server counted."""
+    """Returns how often each endpoint gave each status, as the server counted."""
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     _, text = server.ask("GET", "/metrics")
     for line in text.splitlines():
@@ -105,7 +105,7 @@ def drill(
 
 
 def report(rounds: list[Round], wrong: list[str], counted: dict[str, dict[str, int]], *, seed: int) -> str:
-    """The findings as Markdown."""
+    """Returns the findings as Markdown."""
     cases = sum(each.cases for each in rounds)
     rows = [
         f"| `{endpoint}` | {', '.join(f'{number} x {status}' for status, number in sorted(given.items()))} |"

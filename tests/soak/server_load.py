@@ -25,7 +25,7 @@ DISTINCT = 120
 """Different prompts; each is asked many times, in ever different company."""
 MAX_TOKENS = 48
 GROWTH = 1.05
-"""What may be held at the end, compared with a third of the way."""
+"""Limits on the resources held at the end, compared with a third of the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Result:
     answers: list[tuple[Ask, Heard]]
     alone: dict[str, str]
     samples: list[Sample]
-    """One at least twice a second."""
+    """Samples, at least two a second."""
     left_blocks: float
-    """Held once all was over."""
+    """The resources held once all was over."""
 
     def findings(self) -> list[str]:
-        """What should not be; empty if all is well."""
+        """The findings; empty if all is well."""
         found = [f"{heard.error} ({len(ask.prompt)} characters)" for ask, heard in self.answers if heard.error]
         stayed = [(ask, heard) for ask, heard in self.answers if ask.hang_up_after is None]
         differing = sum(heard.text != self.alone[ask.prompt] for ask, heard in stayed if not heard.error)
@@ -65,7 +65,7 @@ class Result:
         ]
 
     def growth(self) -> list[tuple[str, float, float]]:
-        """Means over the last sixth of the first third of the samples, and over the last eighteenth of all."""
+        """Returns means over the last sixth of the first third of the samples, and over the last eighteenth of all."""
         count = len(self.samples)
         early, late = self.samples[count * 5 // 18 : count // 3 + 1], self.samples[count * 17 // 18 :]
         return [
@@ -94,7 +94,7 @@ class Result:
 
 
 def drill(server: RunningServer, *, streams: int, seconds: float, distinct: int = DISTINCT) -> Result:
-    """Every prompt alone first, then all of them at once."""
+    """Sends every prompt alone first, then all of them at once."""
     requests = list(itertools.islice(workload(11, max_tokens=MAX_TOKENS, hang_up_every=5), distinct))
     plain = (Ask(request.prompt, request.max_tokens) for request in requests)
     alone = asyncio.run(run_streams(server.host, server.port, plain, streams=1, count=distinct))
@@ -129,7 +129,7 @@ def _held_blocks(server: RunningServer) -> float:
 
 
 def _resources(pid: int) -> tuple[int, int]:
-    """Resident bytes and threads of a process and of those that it started."""
+    """Returns resident bytes and threads of a process and of those that it started."""
     memory = threads = 0
     for process in (pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())):
         status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
