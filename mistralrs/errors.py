@@ -1,6 +1,7 @@
-"""The errors that a user can meet, each with what happened and what to do next. Knows nothing else of the package.
+"""The errors that a user can meet, each with what happened and what to do next.
 
-Those that a caller can avoid by asking for something else are also ``ValueError``.
+Errors that a caller can avoid by asking for something else are also ``ValueError``. This module imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class MistralrsError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        """An error crosses to another process as it is, whatever its class is made from."""
+        """Makes an error cross to another process unchanged, whatever arguments its class takes."""
         return _restored, (type(self), self.args, self.__dict__)
 
 
 class UsageError(MistralrsError, ValueError):
-    """The words on the command line or the arguments of a call do not fit together."""
+    """The command line or the arguments of a call do not fit together."""
 
     exit_code = 2
 
@@ -59,7 +60,7 @@ class RequestError(MistralrsError, ValueError):
         self.param = param
 
     def point_at(self, param: str, *, place: int | None = None) -> None:
-        """Says which parameter is meant; ``place``: which of its members, which the message then names too."""
+        """Names the parameter that is meant; ``place``: which of its members, which the message then names too."""
         self.param = param
         if place is not None:
             self.param = f"{param}[{place}]"

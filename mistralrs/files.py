@@ -1,6 +1,6 @@
 """Reads the small files that come with a model or that the user names, and recognises a file by its first bytes.
 
-Everything that is read here is bounded. Knows names of formats; parses none but JSON. Needs neither torch nor numpy.
+Every read is bounded. Parses no format but JSON, and needs neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Literal
 from mistralrs.errors import LoadError
 
 JSON_BYTES = 32 << 20
-"""Of a `config.json` and its like; real ones have some KB, an index of 100,000 tensors 10 MB."""
+"""Bytes of a `config.json` and its like; real ones have some KB, an index of 100,000 tensors 10 MB."""
 TOKENIZER_BYTES = 128 << 20
-"""Of a `tokenizer.json`; the largest in use have 33 MB."""
+"""Bytes of a `tokenizer.json`; the largest in use have 33 MB."""
 TEMPLATE_BYTES = 4 << 20
 MAX_CONTAINERS = 1 << 19
-"""Objects and lists in one JSON text. Bounds what parsing it can take."""
+"""Objects and lists in one JSON text, which bounds the cost of parsing it."""
 HEAD_BYTES = 4096
-"""What ``file_kind`` looks at."""
+"""Bytes that ``file_kind`` looks at."""
 
 Kind = Literal[
     "gguf", "ggml", "safetensors", "json", "text", "pointer", "page", "pickle", "archive", "zeros", "adapter", "session"
@@ -63,7 +63,7 @@ _PLAIN = frozenset({*range(0x20, 0x7F), *range(0x80, 0x100), 0x09, 0x0A, 0x0C, 0
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file is. ``words`` complete "FILE is ..."."""
+    """The kind of a file. ``words`` complete "FILE is ..."."""
 
     kind: Kind
     words: str
@@ -71,7 +71,9 @@ class FileKind:
 
 
 def file_kind(head: bytes) -> FileKind | None:
-    """What the file is whose first ``HEAD_BYTES`` bytes (fewer, if it is shorter) are ``head``; None: unknown."""
+    """Returns the kind of the file whose first ``HEAD_BYTES`` bytes (fewer, if it is shorter) are ``head``; None:
+    unknown.
+    """
     if _POINTER.match(head):
         size = _POINTER_SIZE.search(head)
         words = f"a git-lfs pointer to a file of {int(size[1])} bytes" if size else "a git-lfs pointer"
@@ -128,7 +130,7 @@ def _plain_kind(head: bytes) -> FileKind | None:
 
 
 def _text_of(head: bytes) -> str | None:
-    """The beginning of a text; None if it is none."""
+    """Returns the beginning of a text; None if it is none."""
     for bom, encoding in _BOMS:
         if head.startswith(bom):
             return head[len(bom) :].decode(encoding, "ignore")
@@ -146,16 +148,17 @@ def _beginning(text: str) -> str:
 
 
 def refuse_other_kinds(path: Path, head: bytes, *, expected: Set[Kind]) -> None:
-    """LoadError when the file that begins with ``head`` is recognised as something else than expected."""
+    """Raises LoadError if the file that begins with ``head`` is recognised as another kind than the expected one."""
     found = file_kind(head[:HEAD_BYTES])
     if found is not None and found.kind not in expected:
         raise LoadError(f"{path} is {found.words}", hint=found.hint)
 
 
 def read_bytes(path: Path, *, limit: int, hint: str, pipe: bool = False) -> bytes:
-    """All bytes of a file. ``hint`` goes with what has none of its own; ``pipe``: it may be one, too.
+    """Returns all bytes of a file.
 
-    Raises LoadError when there is no such file, it is not a regular file, or it has more than ``limit`` bytes.
+    ``hint`` goes with errors that have none of their own; ``pipe``: it may be one, too. Raises LoadError when there is
+    no such file, it is not a regular file, or it has more than ``limit`` bytes.
     """
     try:
         mode = path.stat().st_mode
@@ -173,9 +176,9 @@ def read_bytes(path: Path, *, limit: int, hint: str, pipe: bool = False) -> byte
 
 
 def read_text(path: Path, *, limit: int, hint: str, pipe: bool = False) -> str:
-    """A text, decoded by its byte-order mark, which is left out, or else as UTF-8. Lines end in a line feed.
+    """Returns a text, decoded by its byte-order mark, which is left out, or else as UTF-8. Lines end in a line feed.
 
-    Raises LoadError as ``read_bytes`` does, and when the file is something else than a text.
+    Raises LoadError like ``read_bytes``, and when the file is something else than a text.
     """
     data = read_bytes(path, limit=limit, hint=hint, pipe=pipe)
     refuse_other_kinds(path, data, expected={"json", "text"})
@@ -183,9 +186,9 @@ def read_text(path: Path, *, limit: int, hint: str, pipe: bool = False) -> str:
 
 
 def read_json(path: Path, *, limit: int = JSON_BYTES, hint: str, unique: bool = False) -> dict[str, object]:
-    """A JSON object. ``unique``: no key may be there twice; otherwise the last one counts.
+    """Returns a JSON object. ``unique``: no key may be there twice; otherwise the last one counts.
 
-    Raises LoadError as ``read_text`` does, and when it holds something else.
+    Raises LoadError like ``read_text``, and when it holds something else.
     """
     text = read_json_text(path, limit=limit, hint=hint)
     try:
@@ -195,7 +198,7 @@ def read_json(path: Path, *, limit: int = JSON_BYTES, hint: str, unique: bool = 
 
 
 def read_json_text(path: Path, *, limit: int, hint: str) -> str:
-    """The text of a JSON file, for who parses it. Raises LoadError as ``read_text`` does, and for an empty file."""
+    """Returns the text of a JSON file, unparsed. Raises LoadError like ``read_text``, and for an empty file."""
     data = read_bytes(path, limit=limit, hint=hint)
     if not data.strip():
         raise LoadError(f"{path} is empty", hint=hint)
@@ -204,7 +207,7 @@ def read_json_text(path: Path, *, limit: int, hint: str) -> str:
 
 
 def parse_json(text: str, *, unique: bool = False) -> dict[str, object]:
-    """A JSON object, as ``read_json`` says. Raises ValueError with what is wrong with it."""
+    """Returns a JSON object, like ``read_json``. Raises ValueError with the reason."""
     if text.count("{") + text.count("[") > MAX_CONTAINERS:  # counting is cheap where parsing is not
         raise ValueError(f"has more than {MAX_CONTAINERS} objects and lists")
     try:
@@ -230,9 +233,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def decode_text(data: bytes) -> str:
-    """The text of these bytes, decoded by a byte-order mark, which is left out, or else as UTF-8.
+    """Returns the text of these bytes, decoded by a byte-order mark, which is left out, or else as UTF-8.
 
-    Raises ValueError with what is wrong with them.
+    Raises ValueError with the reason.
     """
     bom, encoding = next(((bom, name) for bom, name in _BOMS if data.startswith(bom)), (b"", "utf-8"))
     try:

@@ -1,4 +1,4 @@
-"""What a process needs of its surroundings before it can work. Knows nothing of what it is going to do."""
+"""Preparation of a process's surroundings: its standard descriptors and its working directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_standard_descriptors() -> None:
 
 
 def has_working_folder() -> bool:
-    """Whether the working directory still exists."""
+    """Returns whether the working directory still exists."""
     try:
         os.getcwd()
     except OSError:
@@ -30,10 +30,10 @@ def has_working_folder() -> bool:
 
 
 def import_torch_without_working_folder() -> None:
-    """Imports torch where the working directory does not exist any more; does nothing where it does.
+    """Imports torch if the working directory does not exist any more; otherwise does nothing.
 
-    MKL asks for the working directory while it is loaded, and ends the process if there is none. The process stands in
-    another one meanwhile and goes back, so that relative paths mean what they meant. No other thread may open files by
+    MKL asks for the working directory while it is loaded, and ends the process if there is none. The process moves to
+    another one meanwhile and goes back, so that relative paths keep their meaning. No other thread may open files by
     relative paths while this runs.
     """
     if has_working_folder():

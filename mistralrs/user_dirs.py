@@ -1,7 +1,7 @@
-"""The user's folders, also for a user who has none. Knows no file in them.
+"""The user's folders, also for a user who has none.
 
-A container may run under a user id that the system does not know, and without ``HOME``: nothing that works without a
-home folder may fail there.
+A container may run under a user id that the system does not know, and without ``HOME``: work that needs no home folder
+must not fail there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mistralrs.errors import UsageError
 
 
 def home_folder() -> Path | None:
-    """The user's home folder. None: ``HOME`` is not set, and the system does not know the user."""
+    """Returns the user's home folder. None: ``HOME`` is not set, and the system does not know the user."""
     try:
         return Path.home()
     except RuntimeError:
@@ -35,7 +35,7 @@ def user_folder(variable: str, default: str, environment: Mapping[str, str] | No
 
 
 def expand_user(word: str) -> Path:
-    """``word`` as a path, with a leading ``~`` or ``~user`` expanded.
+    """Returns ``word`` as a path, with a leading ``~`` or ``~user`` expanded.
 
     Raises ``UsageError`` if there is no such home folder.
     """

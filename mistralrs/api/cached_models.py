@@ -24,7 +24,7 @@ class CachedModel:
     repo: str
     path: Path
     nbytes: int
-    """On the disk; what revisions share counts once."""
+    """Bytes on the disk; files that revisions share count once."""
     modified: float
     """Seconds since 1970."""
     revisions: tuple[str, ...]
@@ -38,14 +38,14 @@ class DefaultModel:
     """The model that runs when none is named."""
 
     path: Path | None
-    """None: it is not here."""
+    """None: the file is not on this machine."""
     nbytes: int
     hint: str | None
-    """Where it is not here: how to get it."""
+    """The way to get it, if it is not on this machine."""
 
 
 def default_model() -> DefaultModel:
-    """Where the default model is."""
+    """Returns the default model's file, or the way to get it."""
     try:
         path = find_default_model()
     except LoadError as error:
@@ -54,7 +54,7 @@ def default_model() -> DefaultModel:
 
 
 def cached_models() -> list[CachedModel]:
-    """The models in the hub's cache, the largest first."""
+    """Returns the models in the hub's cache, the largest first."""
     info = _scan()
     models = []
     for repo in info.repos if info else ():
@@ -93,7 +93,7 @@ def delete_cached_model(repo: str) -> int:
 
 
 def _scan() -> HFCacheInfo | None:
-    """What the cache holds; None: there is no cache yet, or no home folder that could have one."""
+    """Returns the content of the cache; None: there is no cache yet, or no home folder that could have one."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

@@ -1,4 +1,4 @@
-"""Where the default model is: SmolLM2-135M-Instruct Q4_1. Finds the file; knows neither its content nor a network."""
+"""The default model's file: SmolLM2-135M-Instruct Q4_1."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ VARIABLE = "MISTRALRS_DEFAULT_MODEL"
 
 
 def find_default_model(environment: Mapping[str, str] | None = None, *, root: Path = ROOT) -> Path:
-    """The default model's file.
+    """Returns the default model's file.
 
-    Looked up in this order: the file named by ``MISTRALRS_DEFAULT_MODEL``; ``mistralrs/`` in the user's data folder;
-    ``.models/`` of ``root``, if that is a source checkout of this project. ``environment``: None is the process's own.
-    Raises ``LoadError`` with the command that fetches it.
+    It is looked up in this order: the file named by ``MISTRALRS_DEFAULT_MODEL``; ``mistralrs/`` in the user's data
+    folder; ``.models/`` of ``root``, if that is a source checkout of this project. ``environment``: None is the
+    process's own. Raises ``LoadError`` with the command that fetches it.
     """
     environment = os.environ if environment is None else environment
     named = environment.get(VARIABLE)
@@ -50,7 +50,7 @@ def find_default_model(environment: Mapping[str, str] | None = None, *, root: Pa
 
 
 def is_checkout(root: Path) -> bool:
-    """Whether ``root`` is the source tree of this project."""
+    """Returns whether ``root`` is the source tree of this project."""
     project = root / "pyproject.toml"
     return project.is_file() and 'name = "mistralrs-cli"' in project.read_text(encoding="utf-8")
 

@@ -1,6 +1,6 @@
-"""The one table of what a request may say: each parameter's names, its endpoints, and what becomes of it.
+"""The one table of a request's parameters: their names, their endpoints, and their treatment.
 
-A parameter is applied, or refused with a sentence why, or ignored and named. Knows names, not ranges (``types``).
+A parameter is applied, or refused with a reason, or ignored and named. ``request_bodies`` has the ranges.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
 TEMPLATED: tuple[Endpoint, ...] = ("chat", "tokenize", "apply_template")
 
 MAX_NAMES = 32
-"""Of ignored parameters in a header or a sentence; more are only counted."""
+"""Ignored parameters that are named in a header or a sentence; more are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Parameter:
     endpoints: tuple[Endpoint, ...]
     use: Use = "applied"
     why: str = ""
-    """Of what is not applied: the reason, to follow the name."""
+    """The reason why it is not applied, to follow the name."""
     aliases: tuple[str, ...] = ()
     harmless: tuple[object, ...] = ()
-    """Values of a refused parameter that ask for nothing, and so are accepted. null always is."""
+    """Values of a refused parameter that ask for nothing, and therefore are accepted. null always is."""
 
 
 _NOT_YET = "is not supported yet"
@@ -99,7 +99,7 @@ PARAMETERS: tuple[Parameter, ...] = (
 
 
 def rows(endpoint: Endpoint) -> dict[str, Parameter]:
-    """The parameters of an endpoint by name."""
+    """Returns the parameters of an endpoint by name."""
     return {parameter.name: parameter for parameter in PARAMETERS if endpoint in parameter.endpoints}
 
 
@@ -110,7 +110,7 @@ _CANONICAL = {alias: parameter.name for parameter in PARAMETERS for alias in par
 
 
 def unserved(endpoint: Endpoint, body: Body) -> tuple[str, ...]:
-    """Names of the given fields that change nothing, in their order.
+    """Returns the names of the given fields that change nothing, in their order.
 
     Raises RequestError for a refused field, and for a parameter that is given under two names.
     """
@@ -131,7 +131,7 @@ def unserved(endpoint: Endpoint, body: Body) -> tuple[str, ...]:
 
 
 def _given(body: Body) -> Iterator[tuple[str, object]]:
-    """Fields that hold something, unknown ones after the known."""
+    """Returns the fields that hold something, unknown ones after the known."""
     for name in type(body).model_fields:
         if name in body.model_fields_set and getattr(body, name) is not None:
             yield name, getattr(body, name)
@@ -141,13 +141,13 @@ def _given(body: Body) -> Iterator[tuple[str, object]]:
 
 
 def unknown_within(path: str, body: Body | None) -> tuple[str, ...]:
-    """Names of a part's fields that nobody reads, such as ``stream_options.x``."""
+    """Returns the names of a part's fields that nobody reads, such as ``stream_options.x``."""
     extra = {} if body is None else body.model_extra or {}
     return tuple(f"{path}.{name}" for name, value in extra.items() if value is not None)
 
 
 def refuse_ignored(names: Iterable[str], *, hint: str = "leave them out, or start the server without --strict") -> None:
-    """What a strict server does instead of ignoring: raises RequestError if there are any."""
+    """Raises RequestError if there are ignored parameters: a strict server does this instead of ignoring."""
     listed = tuple(names)
     if listed:
         shown = ignored_header(listed)
@@ -160,9 +160,10 @@ def refuse_ignored(names: Iterable[str], *, hint: str = "leave them out, or star
 
 
 def ignored_header(names: Iterable[str]) -> str:
-    """Names as the value of the header ``x-mistralrs-ignored``: printable ASCII of bounded length.
+    """Returns names as the value of the header ``x-mistralrs-ignored``: printable ASCII of bounded length.
 
-    Names are whatever a client made up, so what is no letter, digit, ``_``, ``.``, ``-``, ``[`` or ``]`` becomes ``?``.
+    A client may have made names up: a character that is no letter, digit, ``_``, ``.``, ``-``, ``[`` or ``]`` becomes
+    ``?``.
     """
     listed = tuple(names)
     shown = [re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", name[:64]) for name in listed[:MAX_NAMES]]
@@ -170,7 +171,7 @@ def ignored_header(names: Iterable[str]) -> str:
 
 
 def capabilities() -> dict[str, object]:
-    """The table as ``GET /v1/capabilities`` shows it, by endpoint."""
+    """Returns the table as ``GET /v1/capabilities`` shows it, by endpoint."""
     return {endpoint: _shown(known) for endpoint, known in _ROWS.items()}
 
 

@@ -1,7 +1,7 @@
-"""What a Python caller asks of a ``Runner``: messages, and requests with the argument order of mistral.rs.
+"""Requests of a Python caller to a ``Runner``: messages, and requests with the argument order of mistral.rs.
 
-A request becomes the body that the server reads (``types``), which holds the only rules there are. What no argument is
-for goes by the body's own name: ``seed=1``, ``min_p=0.1``, ``stream_options={"include_usage": True}``.
+A request becomes the body that the server reads (``request_bodies``), which holds the only rules. Fields without an
+argument go by the body's own name: ``seed=1``, ``min_p=0.1``, ``stream_options={"include_usage": True}``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Body = TypeVar("Body", bound=request_bodies.SamplingBody)
 
 
 class Role(enum.StrEnum):
-    """Who a message is from."""
+    """The author of a message."""
 
     System = "system"
     User = "user"
@@ -48,7 +48,7 @@ class ChatCompletionRequest:
     """Asks for the answer to a conversation."""
 
     body: request_bodies.ChatCompletionBody
-    """What the server would have read."""
+    """The body that the server would have read."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class CompletionRequest:
     """Asks for the continuation of a text."""
 
     body: request_bodies.CompletionBody
-    """What the server would have read."""
+    """The body that the server would have read."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class CompletionRequest:
 
 
 def refuse_ignored(names: Sequence[str]) -> None:
-    """Raises RequestError if there are any: in Python nobody reads a header that names what was ignored."""
+    """Raises RequestError if there are any: in Python nobody reads a header that names ignored parameters."""
     parameter_table.refuse_ignored(names, hint="leave them out")
 
 
@@ -154,7 +154,7 @@ def _validated(
         if name in fields:
             raise TypeError(f"{name} is called {python_name} here")
     try:
-        # an argument of None is not there, so that another name of the field may be
+        # an argument of None is left out, so that another name of the field may be given
         body = kind.model_validate_json(_json({k: v for k, v in given.items() if v is not None} | dict(fields)))
     except ValidationError as error:
         errors = [
@@ -167,7 +167,10 @@ def _validated(
 
 
 def _json(fields: Mapping[str, Any]) -> bytes:
-    """A body as clients send it: what is checked is then the same for all. Raises RequestError for what is no text."""
+    """Returns a body as clients send it, so that the same checks hold for all.
+
+    Raises RequestError for data that is no text.
+    """
     parts = []
     for name, value in fields.items():
         try:

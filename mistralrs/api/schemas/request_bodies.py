@@ -1,7 +1,7 @@
 """The bodies of requests as clients send them: their fields, their types, their ranges.
 
-Knows what a field may hold, not what it means (``prepare``) nor whether it is served (``parameters``). Fields that no
-body declares are kept in ``model_extra``. Scalars are strict: ``"1"`` and ``true`` are no numbers.
+``serving.prepare`` gives the fields their meaning, and ``parameter_table`` says which are served. Fields that no body
+declares are kept in ``model_extra``. Scalars are strict: ``"1"`` and ``true`` are no numbers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Breaker = Annotated[Text, Field(min_length=1, max_length=MAX_BREAKER_LENGTH)]
 
 
 def _error(words: str) -> WrapValidator:
-    """One sentence instead of what each member of a union has to say."""
+    """Returns one sentence in the place of one for each member of a union."""
 
     def validate(value: object, handler: ValidatorFunctionWrapHandler) -> object:
         try:
@@ -63,7 +63,7 @@ def _error(words: str) -> WrapValidator:
 
 
 def _within(name: str) -> Any:
-    """The range of one of the engine's parameters."""
+    """Returns the range of one of the engine's parameters."""
     return Field(ge=RANGES[name].least, le=RANGES[name].most)
 
 
@@ -189,7 +189,7 @@ class SamplingBody(Body):
     """By token id, as a string."""
     cache_prompt: Flag | None = None
     timings_per_token: Flag | None = None
-    # From here on: what is ignored or refused, see ``parameters``.
+    # From here on: ignored or refused fields, see ``parameter_table``.
     user: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
@@ -223,7 +223,7 @@ class ChatCompletionBody(SamplingBody, TemplateOptions):
     """Counts only where ``max_completion_tokens`` is not given."""
     logprobs: Flag | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    # From here on: what is ignored or refused, see ``parameters``.
+    # From here on: ignored or refused fields, see ``parameter_table``.
     reasoning_effort: Any = None
     verbosity: Any = None
     parallel_tool_calls: Any = None
@@ -298,7 +298,7 @@ BodyType = TypeVar("BodyType", bound=Body)
 
 
 def parse(kind: type[BodyType], data: bytes) -> BodyType:
-    """A body from JSON. Raises RequestError about the first thing that is wrong with it."""
+    """Returns a body from JSON. Raises RequestError about the first error in it."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -306,7 +306,9 @@ def parse(kind: type[BodyType], data: bytes) -> BodyType:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """The first of pydantic's errors in a sentence, with the path of the field, such as ``messages[2].content``."""
+    """Returns the first of pydantic's errors in a sentence, with the path of the field, such as
+    ``messages[2].content``.
+    """
     first = errors[0]
     param = _path(first["loc"]) or None
     words = str(first["msg"])

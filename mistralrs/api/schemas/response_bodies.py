@@ -1,6 +1,6 @@
-"""The bodies of answers, declared for the documentation of the interface; what is sent is built elsewhere.
+"""The bodies of answers, declared for the documentation of the interface; answers are built elsewhere.
 
-Knows fields and types. A test holds real answers against these.
+A test compares real answers with these.
 """
 
 from __future__ import annotations

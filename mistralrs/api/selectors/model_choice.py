@@ -1,7 +1,7 @@
-"""From a row and what is given beside its name to the files and the text of a model, whoever names them. Opens nothing.
+"""From a selector and the fields beside its name to the files and the text of a model, for every kind of caller.
 
-The command line and ``Which`` write the same fields in different ways, which a ``Wording`` knows; what they mean, and
-what does not fit together, is here.
+Nothing is opened. The command line and ``Which`` write the same fields in different ways, which an ``ErrorFormatter``
+spells; their meaning, and the combinations that are refused, are here.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mistralrs.user_dirs import expand_user
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """A row and the fields that name its weights. None: not given, so that the row's default counts."""
+    """A selector and the fields that name its weights. None: not given; the selector's default counts."""
 
     selector: ModelSelector
     source: str | None = None
-    """Of a row that takes anything: a hub repository, a folder or a file."""
+    """The source of a selector that takes anything: a hub repository, a folder or a file."""
     filename: str | None = None
     """The file in it."""
     model_id: str | None = None
-    """Of a row for safetensors: a hub repository, a folder or a file."""
+    """The source of a selector for safetensors: a hub repository, a folder or a file."""
     quantized_model_id: str | None = None
-    """Of a row for one file: a hub repository, a folder, or "" for a local file."""
+    """The source of a selector for one file: a hub repository, a folder, or "" for a local file."""
     quantized_filename: str | None = None
     tok_model_id: str | None = None
     tokenizer_json: Path | None = None
@@ -41,23 +41,23 @@ class ModelChoice:
 
 
 class ErrorFormatter(Protocol):
-    """How a caller writes what an error speaks of."""
+    """The spelling of fields in errors, as the caller writes them."""
 
     def name(self, field: str) -> str:
-        """A field or an option: ``-f``."""
+        """Returns a field or an option: ``-f``."""
 
     def given(self, field: str, value: object) -> str:
-        """The same with a value, which is True for a switch: ``-f model.gguf``."""
+        """Returns the same with a value, which is True for a switch: ``-f model.gguf``."""
 
     def call(self, row: str, **fields: object) -> str:
-        """How to ask for a row with these fields: ``mistralrs -i auto model.gguf``."""
+        """Returns the way to ask for a selector with these fields: ``mistralrs -i auto model.gguf``."""
 
 
 def find_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
-    """What a row and its fields name.
+    """Returns the model that a selector and its fields name.
 
-    Raises ``UsageError`` when they name nothing, and ``LoadError`` when a local file is missing or the row is one with
-    adapters, which cannot be loaded yet.
+    Raises ``UsageError`` when they name nothing, and ``LoadError`` when a local file is missing or the selector is one
+    with adapters, which cannot be loaded yet.
     """
     row = choice.selector
     if row.adapter is not None:
@@ -73,7 +73,7 @@ def find_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
 def source_at(
     word: str, filename: str | None, formatter: ErrorFormatter, *, architecture: str | None = None, gqa: int = 1
 ) -> ModelSource:
-    """A model named by one word: a path, if there is something, else a hub repository.
+    """Returns the model that one word names: a path, if there is something, else a hub repository.
 
     ``filename``: the file in it. Raises ``LoadError`` when a local file is missing.
     """
@@ -90,20 +90,21 @@ def source_at(
 
 
 def template_of(choice: ModelChoice) -> str | None:
-    """The template that the row has for its own file, unless another file or other text files are named."""
+    """Returns the selector's template for its own file, unless another file or other text files are named."""
     named = (choice.quantized_model_id, choice.quantized_filename, choice.tok_model_id)
     return None if choice.selector.template is None or any(named) else builtin_template(choice.selector.template)
 
 
 def repeat_last_n_of(choice: ModelChoice) -> int:
-    """Tokens that the penalties look back on; -1 is all."""
+    """Returns the tokens that the penalties look back on; -1 is all."""
     return choice.selector.repeat_last_n if choice.repeat_last_n is None else repeat_last_n_from(choice.repeat_last_n)
 
 
 def in_situ_type(name: str | None, selector: ModelSelector | None, formatter: ErrorFormatter) -> str | None:
-    """The type that weights become while they are loaded, a key of ``quant.quantize.ISQ_TYPES``; None stays None.
+    """Returns the type that weights become while they are loaded, a key of ``quant.quantize.ISQ_TYPES``; None stays
+    None.
 
-    ``row``: None is the default model. Raises ``UsageError`` for a word that is no such type, and for a row whose
+    ``row``: None is the default model. Raises ``UsageError`` for a word that is no such type, and for a selector whose
     weights are quantized already.
     """
     if name is None:
@@ -181,7 +182,7 @@ def _file_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
 
 
 def _existing(path: Path, formatter: ErrorFormatter, *, files_only: str | None = None) -> Path:
-    """``path``, if something is there. ``files_only``: the row that takes no folder."""
+    """Returns ``path``, if something is there. ``files_only``: the selector takes no folder."""
     if os.path.isfile(path) or (os.path.isdir(path) and files_only is None):
         return path
     names = f"{formatter.name('filename' if files_only is None else 'quantized_filename')} names the file"
@@ -194,7 +195,7 @@ def _existing(path: Path, formatter: ErrorFormatter, *, files_only: str | None =
 
 
 def _absence(path: Path) -> str:
-    """Why a path that was looked for is not there, as the end of a sentence."""
+    """Returns why a path that was looked for is not there, as the end of a sentence."""
     try:
         path.stat()
     except PermissionError:

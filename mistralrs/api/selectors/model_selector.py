@@ -1,7 +1,7 @@
-"""The table of rows: every way to name a model, as architecture x format x adapter, with the defaults of its options.
+"""The table of selectors: every way to name a model, as architecture x format x adapter, with defaults of its options.
 
-A row becomes a subcommand, a class of ``Which``, a line of the documentation and one of the test matrix. Knows no
-file and no torch: it says what a user may ask for, not how it is loaded.
+A selector becomes a subcommand, a class of ``Which``, a line of the documentation and one of the test matrix. It says
+what a user may ask for, not how that is loaded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class ModelSelector:
     name: str
     """The subcommand."""
     architecture: str | None
-    """What the weights must be, a name of ``models.registry.ARCHITECTURES``; None: whatever the file says."""
+    """The architecture of the weights, a name of ``models.registry.ARCHITECTURES``; None: any that the file names."""
     format: Format
-    """How the weights are stored: safetensors (plain), one GGUF or GGML file, or whichever of these is there (any)."""
+    """The storage of the weights: safetensors (plain), one GGUF or GGML file, or any of these."""
     adapter: Adapter | None = None
-    """What is added to the weights."""
+    """The adapters that are added to the weights."""
     base_repo: str | None = None
     """Default of ``--model-id``; only of plain rows. GGUF and GGML files bring their own tokenizer."""
     quantized_repo: str | None = None
@@ -42,12 +42,12 @@ class ModelSelector:
 
 
 def selector_named(name: str) -> ModelSelector | None:
-    """The row of that name; ``xlora-`` is accepted for ``x-lora-``. None: there is none."""
+    """Returns the selector of that name; ``xlora-`` is accepted for ``x-lora-``. None: there is none."""
     return SELECTORS.get("x-" + name[1:] if name.startswith("xlora-") else name)
 
 
 def defaults_of(row: ModelSelector) -> dict[str, str]:
-    """The defaults of fields that are the row's own, by field, as text."""
+    """Returns the defaults of fields that are the selector's own, by field, as text."""
     defaults = {
         "model_id": row.base_repo,
         "quantized_model_id": row.quantized_repo,
@@ -61,7 +61,7 @@ def defaults_of(row: ModelSelector) -> dict[str, str]:
 
 
 def required_of(row: ModelSelector) -> frozenset[str]:
-    """The fields that must be given."""
+    """Returns the fields that must be given."""
     weights = {"plain": "model_id", "gguf": "quantized_filename", "ggml": "quantized_filename", "any": "source"}
     wanted = {weights[row.format]}
     if row.adapter is not None:
@@ -70,7 +70,7 @@ def required_of(row: ModelSelector) -> frozenset[str]:
 
 
 def _adapted(adapter: Adapter, base: ModelSelector, adapter_repo: str | None = None) -> ModelSelector:
-    """The row of ``base`` with an adapter."""
+    """Returns the selector ``base`` with an adapter."""
     return replace(base, name=f"{adapter}-{base.name}", adapter=adapter, adapter_repo=adapter_repo)
 
 
@@ -111,7 +111,7 @@ _MIXTRAL_GGUF = ModelSelector(
     quantized_filename="mixtral-8x7b-v0.1.Q4_K_M.gguf",
     template="mistral",
 )
-# What adapters are put on where no other base is named. X-LoRA's own adapters are made for Zephyr.
+# The base of adapters where no other is named. X-LoRA's own adapters are made for Zephyr.
 _ADAPTERS = "lamm-mit/x-lora"
 _ZEPHYR = replace(_MISTRAL, base_repo="HuggingFaceH4/zephyr-7b-beta")
 _ZEPHYR_GGUF = replace(
@@ -151,13 +151,13 @@ ORIGINAL = (
     _adapted("lora", _LLAMA_GGML),
     _adapted("lora", _MIXTRAL_GGUF),
 )
-"""The 25 rows of mistral.rs."""
+"""The 25 selectors of mistral.rs."""
 
 
 def _both(
     architecture: str, base_repo: str, quantized_repo: str, quantized_filename: str
 ) -> tuple[ModelSelector, ModelSelector]:
-    """An architecture's rows for safetensors and for GGUF files."""
+    """Returns an architecture's selectors for safetensors and for GGUF files."""
     plain = ModelSelector(architecture, architecture, "plain", base_repo=base_repo)
     file = ModelSelector(
         f"{architecture}-gguf",
@@ -204,7 +204,7 @@ MORE = (
     ),
     *_both("smollm3", "HuggingFaceTB/SmolLM3-3B", "ggml-org/SmolLM3-3B-GGUF", "SmolLM3-Q4_K_M.gguf"),
 )
-"""Rows that mistral.rs did not have."""
+"""Selectors that mistral.rs does not have."""
 
 SELECTORS: dict[str, ModelSelector] = {row.name: row for row in (*ORIGINAL, *MORE)}
-"""Every row, by name, in the order in which help lists them."""
+"""Every selector, by name, in the order in which help lists them."""

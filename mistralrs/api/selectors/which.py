@@ -1,7 +1,7 @@
-"""``Which``: every row of the table as a class of its own, in whose fields a Python caller names a model.
+"""``Which``: every selector of the table as a class of its own, in whose fields a Python caller names a model.
 
-Made from the table, as is ``which.pyi``, which says the same to type checkers. Knows no file: what the fields mean is
-``row_choice``'s.
+The classes are made from the table, as is ``which.pyi``, which says the same to type checkers; ``model_choice`` gives
+the fields their meaning.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Which:
                 raise UsageError(f"{where} is {value}", hint=f"it must be at least {kind.least}")
 
     def choice(self) -> ModelChoice:
-        """The row and the fields that name its weights."""
+        """The selector and the fields that name its weights."""
         meant = {each.name for each in fields(ModelChoice)}
         given = {name: getattr(self, name) for name in fields_of(self.row) if name in meant}
         if given["tokenizer_json"] is not None:

@@ -1,6 +1,6 @@
-"""The fields that rows have in Python: their order, what they may hold, and how a caller of ``Runner`` writes them.
+"""The fields that selectors have in Python: their order, their values, and their spelling by a caller of ``Runner``.
 
-Knows names and ranges; what the fields mean is ``row_choice``'s.
+``model_choice`` gives the fields their meaning.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _FIELDS: dict[tuple[Format, Adapter | None], tuple[str, ...]] = {
     ("gguf", "lora"): (*_FILE, "repeat_last_n", "adapters_model_id", "order"),
     ("ggml", "lora"): (*_FILE, "repeat_last_n", "adapters_model_id", "order", "gqa"),
 }  # fmt: skip
-"""The fields of rows in the order of mistral.rs, where they are given by position."""
+"""The fields of selectors in the order of mistral.rs, where they are given by position."""
 _FIELDS_OF_ITS_OWN = {"lora-mistral-gguf": (*_FILE, "adapters_model_id", "repeat_last_n", "order")}
-"""The row whose order is another."""
+"""The selector whose order is another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a field may hold beside None."""
+    """The types that a field may hold beside None."""
 
     annotation: str
     types: tuple[type, ...]
     least: int | None = None
-    """Of a number."""
+    """The least value of a number."""
 
 
 _TEXT = Kind("str | None", (str,))
@@ -49,22 +49,22 @@ _KINDS = {
     "tgt_non_granular_index": Kind("int | None", (int,), least=0),
     "gqa": Kind("int | None", (int,), least=1),
 }
-"""By field; others are text."""
+"""The kinds of fields, by name; others are text."""
 
 
 def fields_of(row: ModelSelector) -> dict[str, Kind]:
-    """A row's fields in their order."""
+    """Returns a selector's fields in their order."""
     names = _FIELDS_OF_ITS_OWN.get(row.name) or _FIELDS[row.format, row.adapter]
     return {name: _KINDS.get(name, _TEXT) for name in names}
 
 
 def class_name(row: ModelSelector) -> str:
-    """A row's name as a class of ``Which``: ``x-lora-llama-ggml`` is ``XLoraLlamaGGML``."""
+    """Returns a selector's name as a class of ``Which``: ``x-lora-llama-ggml`` is ``XLoraLlamaGGML``."""
     return "".join(word.upper() if word in ("gguf", "ggml") else word.capitalize() for word in row.name.split("-"))
 
 
 def described(row: ModelSelector) -> str:
-    """What a row's class says of itself: the row, and what fields are that are left out or None."""
+    """Returns the docstring of a selector's class: the selector, and the values of fields that are left out or None."""
     left_out = ", ".join(
         f"{name}={value if name in ('gqa', 'repeat_last_n') else repr(value)}"
         for name, value in defaults_of(row).items()
@@ -75,20 +75,20 @@ def described(row: ModelSelector) -> str:
 
 
 class PythonErrorFormatter:
-    """Fields and options as arguments, rows as calls."""
+    """Spells fields and options as arguments, and selectors as calls."""
 
     _OPTIONS: ClassVar = {"isq": "in_situ_quant"}
 
     def name(self, field: str) -> str:
-        """The argument."""
+        """Returns the argument."""
         return self._OPTIONS.get(field, field)
 
     def given(self, field: str, value: object) -> str:
-        """The argument with its value."""
+        """Returns the argument with its value."""
         return f"{self.name(field)}={value!r}"
 
     def call(self, row: str, **fields: object) -> str:
-        """What makes the row; with options, what makes its runner."""
+        """Returns the call that makes the selector; with options, the one that makes its runner."""
         inner = ", ".join(self.given(field, value) for field, value in fields.items() if field not in self._OPTIONS)
         outer = "".join(f", {self.given(field, value)}" for field, value in fields.items() if field in self._OPTIONS)
         which = f"Which.{class_name(SELECTORS[row])}({inner})"
