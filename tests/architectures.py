@@ -23,11 +23,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from tests.tiny import CHAT_TEMPLATE, CONTROL_TOKENS, MERGES, TOKENIZER_SIZE, hashed_weights, vocabulary
 
 WINDOW = 20
-"""Of those variants that have a sliding window."""
+"""Window of the variants that have a sliding one."""
 HEAD_DIM = 32
-"""Of those variants whose heads are wider than hidden_size / num_attention_heads, which is 16."""
+"""Head size of the variants whose heads are wider than hidden_size / num_attention_heads, which is 16."""
 ORIGINAL_CONTEXT = 64
-"""What Llama 3's scaling stretches."""
+"""The context that Llama 3's scaling stretches."""
 SHORT_CONTEXT = 256
 """For which Phi-3's short factors are made."""
 

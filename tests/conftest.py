@@ -18,7 +18,7 @@ DEFAULT_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever asks for the default model is marked so; what needs the compiled kernels is skipped without them."""
+    """Marks tests that ask for the default model, and skips native ones where the compiled kernels are missing."""
     try:
         cpu.load()
         missing = None

@@ -1,6 +1,6 @@
 """Writes legacy GGML files of every version, with the quantizers that llama.cpp had at the time.
 
-What is stored is what the reference computes with: the writer says what each tensor's blocks decode to.
+The reference computes with the stored values: the writer returns the values that each tensor's blocks decode to.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def _rope_factors(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> torch.Tensor:
-    """What each frequency is divided by: 1 for the fast ones, ``factor`` for the slow ones."""
+    """Returns the divisor of each frequency: 1 for the fast ones, ``factor`` for the slow ones."""
     frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     smooth = (turns - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])

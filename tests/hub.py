@@ -1,6 +1,6 @@
 """A stand-in for the model hub on 127.0.0.1: enough of its protocol for the hub's own client, and switches for trouble.
 
-Serves `resolve` (HEAD, GET, ranges) and the file listing. Knows nothing of model files.
+Serves `resolve` (HEAD, GET, ranges) and the file listing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repository:
-    """What one repository holds and who may see it."""
+    """The content of one repository, and its limits on who may see it."""
 
     files: dict[str, bytes]
     commit: str = COMMIT
@@ -48,7 +48,7 @@ class Asked:
 
 @dataclass
 class Trouble:
-    """What goes wrong next."""
+    """The next failure."""
 
     cuts: list[int] = field(default_factory=list)
     """For each coming download: after how many bytes the connection breaks."""

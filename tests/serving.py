@@ -27,7 +27,7 @@ class RunningServer:
     """``mistralrs --port 0 ARGUMENTS``; a context manager that serves while it is entered, and is told to end then."""
 
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        """``arguments``: options and, after them, the row. Without a row it is the model of ``environment``."""
+        """``arguments``: options and, after them, the subcommand. Without one it is the model of ``environment``."""
         self._command = [sys.executable, "-m", "mistralrs_cli", "--port", "0", *arguments]
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MISTRALRS_API_KEY")}
@@ -36,7 +36,7 @@ class RunningServer:
         """Lines of stderr."""
         self.host, self.port = "127.0.0.1", 0
         self.exit_code: int | None = None
-        """Of a server that has ended."""
+        """The exit code of a server that has ended."""
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
@@ -68,7 +68,7 @@ class RunningServer:
 
     @property
     def base_url(self) -> str:
-        """What clients are given."""
+        """The base URL for clients."""
         return f"{self.root}/v1"
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and texts that are decoded by byte-order marks and bounded."""
+"""Recognition of files by their first bytes, and texts that are decoded by byte-order marks and bounded."""
 
 from __future__ import annotations
 

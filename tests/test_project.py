@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: imports that cost nothing, documents that are true, nothing half done."""
+"""Laws of the repository as a whole: imports that cost nothing, documents that are true, nothing half done."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The model factory: tiny random Llamas, on disk as GGUF with tokenizer and chat template, and in `transformers`.
 
 Weights are drawn on the float16 grid from a fixed integer hash of the tensor's name, so that every run and every
-storage type starts from the same numbers. What is stored is what the reference computes with: it gets the weights as
-the file's own type decodes them, in the order that `transformers` has them.
+storage type starts from the same numbers. The reference computes with the stored values: it gets the weights as the
+file's own type decodes them, in the order that `transformers` has them.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def hashed_weights(name: str, shape: tuple[int, ...], *, scale: float) -> NDArra
 
 
 def rope_factors(config: TinyConfig, scaling: Llama3Scaling) -> NDArray[np.float32]:
-    """What each rotary frequency is divided by, (head_dim / 2,): 1 for the fast ones, ``factor`` for the slow ones."""
+    """Divisors of rotary frequencies, (head_dim / 2,): 1 for the fast ones, ``factor`` for the slow ones."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     turns = scaling.original_context / (2 * math.pi * config.rope_base**exponents)  # within the original context
     share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="litellm is not inst
 
 @pytest.fixture(scope="module")
 def seen(observe: Observe) -> dict[str, Any]:
-    """What `litellm` made of the answers; without this list it fetches another one from afar."""
+    """Returns litellm's reading of the answers; without this list it fetches another one from the network."""
     return observe(str(PYTHON), str(PROGRAM), environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
 
 

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 COUNT = 64
 """Tokens after each prompt."""
 BEST = 5
-"""Of ours, how many tokens are looked at where two disagree."""
+"""The number of our most likely tokens that are looked at where two answers disagree."""
 
 QUESTIONS = (
     "What is the capital of France?",

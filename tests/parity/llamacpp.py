@@ -1,4 +1,4 @@
-"""What llama.cpp's golden logits are made of: files, tokens and positions, shared by the script that writes them."""
+"""The inputs of llama.cpp's golden logits: files, tokens and positions, shared by the script that writes them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES = (
 
 
 def digest(path: Path) -> str:
-    """Of all that a file's tensors hold, so that golden logits of other weights are noticed."""
+    """Returns a hash of all that a file's tensors hold, so that golden logits of other weights are noticed."""
     total = hashlib.sha256()
     for tensor in sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.name):
         total.update(f"{tensor.name} {tensor.tensor_type.name} {tensor.shape.tolist()}".encode())

@@ -39,7 +39,7 @@ from tests.tolerances import (
 IN_GGUF = [name for name, variant in VARIANTS.items() if variant.in_gguf]
 BACKENDS = [pytest.param(None, id="native", marks=pytest.mark.native), pytest.param("torch", id="torch")]
 LENGTHS = (70, 33, 16, 1)
-"""Of texts that share steps: past three windows, past one, a whole block, a single token."""
+"""The lengths of texts that share steps: past three windows, past one, a whole block, a single token."""
 OTHER_LAYOUTS = {"mixtral": Layout(single_experts=True), "phi2": Layout(fused_qkv=True)}
 GELU_TABLES = frozenset({"gemma", "gemma2", "gemma3", "gemma3-linear", "phi2"})
 """Variants for whose activation llama.cpp has a table."""

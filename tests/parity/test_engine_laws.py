@@ -135,7 +135,7 @@ def test_asked_again_is_asked_once(model: LocalModel, expected: dict[SamplingPar
 
 
 def test_seeds_differ(model: LocalModel, expected: dict[SamplingParams, list[Answer]]) -> None:
-    """So that the equality of drawn answers says something."""
+    """Checks that drawn answers differ at all, which gives their equality a meaning."""
     answers = {ask(model, QUESTIONS[1], replace(DRAWN, seed=seed))[0].tokens for seed in range(4)}
     assert len(answers) > 1
 

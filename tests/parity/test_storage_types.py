@@ -29,7 +29,7 @@ pytestmark = pytest.mark.native
 
 Bases = Callable[[str], Base]
 PAIRS = 6
-"""Of a family."""
+"""Pairs of a family."""
 
 
 @pytest.fixture(autouse=True, scope="module")
