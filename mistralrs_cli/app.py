@@ -25,7 +25,7 @@ from mistralrs_cli.model import Loader, Model, load_model
 from mistralrs_cli.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
-    from mistralrs_cli.global_options import GlobalOptions
+    from mistralrs.api.options.resolve import ResolvedOptions
     from mistralrs_cli.invocation import Invocation, UtilityCommand
     from mistralrs_cli.output import Streams
 
@@ -58,14 +58,15 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         words = parse(arguments)
         if words is None:
             return 0 if answers_are_read else CLOSED_OUTPUT
-        _start_logging(words.options)
         # Below here files are looked at and models are loaded; what that imports would only slow down --help.
-        from mistralrs_cli.invocation import ChatJob, Invocation, PromptJob, resolve, writes_answers
+        from mistralrs_cli.invocation import ChatJob, Invocation, PromptJob, options_of, resolve, writes_answers
         from mistralrs_cli.keyboard import kept_typing
         from mistralrs_cli.one_shot import prompt_text
         from mistralrs_cli.output import Streams
 
-        task = resolve(words)
+        options = options_of(words)
+        _start_logging(options)
+        task = resolve(words, options)
         if writes_answers(task) and not answers_are_read:
             return CLOSED_OUTPUT
         streams = Streams(sys.stdin, sys.stdout, sys.stderr)
@@ -135,19 +136,22 @@ def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
     return run_chat(model, job, streams)
 
 
-def _start_logging(options: GlobalOptions) -> None:
+def _start_logging(options: ResolvedOptions) -> None:
     """Sends the log to stderr, with records of this project alone: other libraries' debugging helps nobody here."""
+    from mistralrs.api.options.resolve import unknown_variables
     from mistralrs_cli.log_format import LogFormatter
 
-    level = options.log_level
+    level = options.values.log_level
     if level is None:
         level = "debug" if "debug" in os.environ.get("RUST_LOG", "") else "warning"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter(tracebacks=_shows_tracebacks(options.debug)))
+    handler.setFormatter(LogFormatter(tracebacks=_shows_tracebacks(options.values.debug)))
     logger = logging.getLogger("mistralrs")
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
+    for sentence in unknown_variables(os.environ):
+        logger.warning("%s", sentence)
 
 
 def _ending(error: BaseException, *, debug: bool) -> int:

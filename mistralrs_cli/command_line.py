@@ -9,17 +9,17 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from mistralrs import __version__
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of, required_of, selector_named
 from mistralrs.errors import UsageError
-from mistralrs_cli.global_options import GlobalOptions
-from mistralrs_cli.option import parameters
+from mistralrs_cli.option import global_parameters, parameters
 from mistralrs_cli.options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.selector_options import AdapterOptions, WeightOptions, option_classes, overview, summary
 
@@ -44,7 +44,8 @@ class Selection:
 class ParsedArgs:
     """A command line, taken apart."""
 
-    options: GlobalOptions
+    flags: Mapping[str, Any]
+    """The options before the subcommand that were typed, by the names of their fields."""
     selection: Selection | None
     """None: the default model."""
     bench: BenchOptions | None
@@ -87,7 +88,7 @@ class Subcommands(TyperGroup):
 def parse(arguments: Sequence[str]) -> ParsedArgs | None:
     """Take a command line apart; None: it asked for help or the version, and has got it. Raises ``UsageError``."""
     command = _application()
-    seen: list[GlobalOptions] = []
+    seen: list[dict[str, Any]] = []
     try:
         with command.make_context("mistralrs", list(arguments), obj=seen) as context:
             result = command.invoke(context)
@@ -98,11 +99,24 @@ def parse(arguments: Sequence[str]) -> ParsedArgs | None:
     return result if isinstance(result, ParsedArgs) else ParsedArgs(seen[0], None, None, ())
 
 
+def show_version(wanted: bool) -> bool:
+    """The eager option ``--version``: says it and ends."""
+    if wanted:
+        typer.echo(f"mistralrs {__version__}")
+        raise typer.Exit
+    return wanted
+
+
 def unknown_command(name: str, names: Sequence[str]) -> UsageError:
     """There is no such subcommand: says which is nearest."""
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(names)}"
     return UsageError(f"no such command: {name}", hint=hint)
+
+
+def _is_absent(value: object) -> bool:
+    """Whether it is the parser's value for an option that was not typed."""
+    return value is None or value is False or value == []
 
 
 @functools.cache
@@ -116,9 +130,10 @@ def _application() -> Any:
     )
 
     def remember(context: typer.Context, **options: Any) -> None:
-        context.obj.append(GlobalOptions(**options))
+        typed = {name: value for name, value in options.items() if not _is_absent(value)}
+        context.obj.append({name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()})
 
-    _declare(remember, parameters(GlobalOptions))
+    _declare(remember, global_parameters({"version": show_version}))
     app.callback(
         invoke_without_command=True,
         help="Large language models on your own machine. Options stand before the command; without one the default "
@@ -154,7 +169,7 @@ def _bench_command() -> Any:
         command = _row_command(row[0])
         with command.make_context(row[0], row[1:], parent=context) as inner:
             selected: ParsedArgs = command.invoke(inner)
-        return ParsedArgs(selected.options, selected.selection, wanted, tuple(row))
+        return ParsedArgs(selected.flags, selected.selection, wanted, tuple(row))
 
     argument = Annotated[list[str] | None, typer.Argument(metavar="[ROW [OPTIONS]...]", show_default=False)]
     row = inspect.Parameter("row", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=argument)

@@ -5,39 +5,27 @@ Looks whether a local file is there, so that this is said before anything slow b
 
 from __future__ import annotations
 
+import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mistralrs.api.local_model import LoadOptions, ModelSource
-from mistralrs.api.schemas.sentinels import (
-    LARGEST_SEED,
-    LEAST_MAX_TOKENS,
-    LEAST_SEED,
-    MAX_INT,
-    max_tokens_of,
-    seed_of,
-    top_k_of,
-)
+from mistralrs.api.options.answer_options import CHAT_MAX_TOKENS, PROMPT_MAX_TOKENS
+from mistralrs.api.options.config_file import read_config
+from mistralrs.api.options.declarations import DECLARED, DEFAULTS, Options
+from mistralrs.api.options.option import ALL, Mode
+from mistralrs.api.options.resolve import Origin, ResolvedOptions, resolve_options
+from mistralrs.api.schemas.sentinels import max_tokens_of, seed_of, top_k_of
 from mistralrs.api.selectors.model_choice import check_together, in_situ_type, repeat_last_n_of, template_of
-from mistralrs.engine.admission import RANGES
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.command_line import ParsedArgs, Selection
-from mistralrs_cli.global_options import GlobalOptions, given
-from mistralrs_cli.option import ALL, Mode
 from mistralrs_cli.options import InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.serve import ServeJob, serve_job
-from mistralrs_cli.source_options import FORMATTER, choice_of, find_source, source_at
+from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
 from mistralrs_cli.stdin_text import without_mark
-from mistralrs_cli.values import byte_count, check_range, number, shortened
-
-CHAT_MAX_TOKENS = 4096
-PROMPT_MAX_TOKENS = 128
-MAX_SEQS = 16
-SAMPLING = SamplingParams(temperature=0.1, top_k=32, top_p=0.1, frequency_penalty=0.1, presence_penalty=0.1)
-"""How the terminal draws unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,24 +110,37 @@ UtilityCommand = InspectJob | ModelsJob | QuantizeJob | ServeJob
 """What needs no model in this process."""
 
 
-def resolve(args: ParsedArgs) -> Invocation | UtilityCommand:
-    """The task that a command line asks for. Raises ``UsageError``, and ``LoadError`` when a local file is missing."""
-    mode = _mode(args)
-    options = args.options
+def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocation | UtilityCommand:
+    """The task that a command line asks for. ``options``: None merges them as ``options_of`` does.
+
+    Raises ``UsageError``, and ``LoadError`` when a local file is missing.
+    """
+    options = options or options_of(args)
+    values = options.values
     if args.tool is not None:
-        return _utility_command(args.tool, options.token_source or LoadOptions().token_source)
+        return _utility_command(args.tool, values.token_source)
+    mode = mode_of(args)
     if mode is Mode.SERVE:
         defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
-        return serve_job(options, find_source(args.selection), _load_options(args, None), defaults)
+        return serve_job(options, find_source(args.selection), _load_options(args, options, None), defaults)
     sampling = _sampling(options, args.selection)
     job: Job
     if mode is Mode.CHAT:
-        job = ChatJob(sampling, _system(options), options.truncate_sequence, options.stats)
+        job = ChatJob(sampling, _system(values), values.truncate_sequence, values.stats)
     elif mode is Mode.PROMPT:
-        job = _prompt_job(options, sampling)
+        job = _prompt_job(values, sampling)
     else:
         job = _bench_job(args, sampling)
-    return Invocation(job, find_source(args.selection), _load_options(args, job))
+    return Invocation(job, find_source(args.selection), _load_options(args, options, job))
+
+
+def options_of(args: ParsedArgs) -> ResolvedOptions:
+    """The options of a command line, of the process's environment and of the config file, merged.
+
+    Raises ``UsageError``, also where the command line asks for no mode or for several.
+    """
+    mode = mode_of(args)
+    return resolve_options(args.flags, mode=mode, environment=os.environ, config=read_config(os.environ))
 
 
 def writes_answers(task: Invocation | UtilityCommand) -> bool:
@@ -149,13 +150,12 @@ def writes_answers(task: Invocation | UtilityCommand) -> bool:
     return isinstance(task, Invocation | InspectJob)
 
 
-def _mode(args: ParsedArgs) -> Mode:
-    """The one mode that was asked for; refuses every option that would mean nothing in it."""
-    options = args.options
+def mode_of(args: ParsedArgs) -> Mode:
+    """The one mode that was asked for; refuses every typed option that would mean nothing in it."""
     asked = {
-        Mode.CHAT: options.interactive_mode,
-        Mode.PROMPT: options.prompt is not None,
-        Mode.SERVE: options.port is not None,
+        Mode.CHAT: "interactive_mode" in args.flags,
+        Mode.PROMPT: "prompt" in args.flags,
+        Mode.SERVE: "port" in args.flags,
         Mode.BENCH: args.bench is not None,
         Mode.INSPECT: isinstance(args.tool, InspectOptions),
         Mode.MODELS: isinstance(args.tool, ModelsOptions),
@@ -165,10 +165,11 @@ def _mode(args: ParsedArgs) -> Mode:
     if len(modes) > 1:
         raise UsageError(f"{' and '.join(mode.value for mode in modes)} exclude each other", hint="choose one of them")
     mode = modes[0] if modes else None
-    for name, meant_in in given(options).items():
+    for name in args.flags:
+        flag, meant_in = DECLARED[name].flags[0], DECLARED[name].modes
         if meant_in != ALL and mode not in meant_in:
             needs = " or ".join(each.value for each in Mode if each in meant_in)
-            raise UsageError(f"{name} needs {needs}", hint=f"add it, or leave {name} out")
+            raise UsageError(f"{flag} needs {needs}", hint=f"add it, or leave {flag} out")
     if mode is None:
         raise UsageError("say what to do", hint=_commands(args.subcommand))
     return mode
@@ -217,14 +218,14 @@ def _models_job(words: ModelsOptions) -> ModelsJob:
     return ModelsJob(words.name, yes=words.yes, json=False)
 
 
-def _prompt_job(options: GlobalOptions, sampling: SamplingParams) -> PromptJob:
+def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
     assert options.prompt is not None
     if options.prompt == "-" and options.no_stdin:
         raise UsageError("--prompt - reads stdin, --no-stdin forbids it", hint="leave one of them out")
     return PromptJob(
         prompt=options.prompt,
         append_stdin=not options.no_stdin,
-        copies=options.prompt_concurrency or 1,
+        copies=options.prompt_concurrency,
         sampling=sampling,
         system=_system(options),
         truncate=options.truncate_sequence,
@@ -232,7 +233,7 @@ def _prompt_job(options: GlobalOptions, sampling: SamplingParams) -> PromptJob:
     )
 
 
-def _system(options: GlobalOptions) -> str | None:
+def _system(options: Options) -> str | None:
     return None if options.system is None else without_mark(options.system)
 
 
@@ -260,89 +261,92 @@ def _concurrency(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _sampling(options: GlobalOptions, selection: Selection | None) -> SamplingParams:
-    """The seed, penalties and limits of one answer; the numbers are checked here, before anything is loaded."""
-    if options.stop and "" in options.stop:
-        raise UsageError("--stop '' would stop every answer at once", hint="give the text to stop at")
-    check_range("--seed", options.seed, LEAST_SEED, LARGEST_SEED)
-    return SamplingParams(
-        temperature=_real("--temperature", "temperature", options.temperature),
-        top_k=top_k_of(int(number("--top-k", options.top_k, SAMPLING.top_k, -1, MAX_INT))),
-        top_p=_real("--top-p", "top_p", options.top_p),
-        min_p=_real("--min-p", "min_p", options.min_p),
-        repetition_penalty=_real("--repeat-penalty", "repetition_penalty", options.repeat_penalty),
-        frequency_penalty=_real("--frequency-penalty", "frequency_penalty", options.frequency_penalty),
-        presence_penalty=_real("--presence-penalty", "presence_penalty", options.presence_penalty),
+def _sampling(options: ResolvedOptions, selection: Selection | None) -> SamplingParams:
+    """The seed, penalties and limits of one answer."""
+    if "" in options.values.stop:
+        raise UsageError(
+            f"{options.written('stop')} '' would stop every answer at once", hint="give the text to stop at"
+        )
+    return replace(
+        drawing(options.values),
         repeat_last_n=_repeat_last_n(selection),
-        seed=seed_of(options.seed),
+        seed=seed_of(options.values.seed),
         max_tokens=_max_tokens(options),
-        stop=tuple(options.stop or ()),
+        stop=options.values.stop,
     )
 
 
-def _max_tokens(options: GlobalOptions) -> int | None:
-    if options.max_tokens is not None and options.prompt_max_tokens is not None:
+def drawing(values: Options) -> SamplingParams:
+    """How the terminal draws with these options."""
+    return SamplingParams(
+        temperature=values.temperature,
+        top_k=top_k_of(values.top_k),
+        top_p=values.top_p,
+        min_p=values.min_p,
+        repetition_penalty=values.repeat_penalty,
+        frequency_penalty=values.frequency_penalty,
+        presence_penalty=values.presence_penalty,
+    )
+
+
+SAMPLING = drawing(DEFAULTS)
+"""How the terminal draws unless told otherwise."""
+
+
+def _max_tokens(options: ResolvedOptions) -> int | None:
+    values = options.values
+    if values.max_tokens is not None and values.prompt_max_tokens is not None:
         raise UsageError("--max-tokens and --prompt-max-tokens say the same", hint="give one of them")
-    for name, value in (("--max-tokens", options.max_tokens), ("--prompt-max-tokens", options.prompt_max_tokens)):
+    for value in (values.max_tokens, values.prompt_max_tokens):
         if value is not None:
-            if value == 0 or not LEAST_MAX_TOKENS <= value <= MAX_INT:
-                hint = f"it must be from 1 to {MAX_INT}, or -1 for no limit but the context"
-                raise UsageError(f"{name} {shortened(value)} is out of range", hint=hint)
             return max_tokens_of(value)
-    return CHAT_MAX_TOKENS if options.prompt is None else PROMPT_MAX_TOKENS
-
-
-def _real(name: str, parameter: str, value: float | None) -> float:
-    """The value of a sampling option, in the range that the parameter has everywhere."""
-    default: float = getattr(SAMPLING, parameter)
-    return number(name, value, default, RANGES[parameter].least, RANGES[parameter].most)
+    return CHAT_MAX_TOKENS if values.prompt is None else PROMPT_MAX_TOKENS
 
 
 def _repeat_last_n(selection: Selection | None) -> int:
     return SAMPLING.repeat_last_n if selection is None else repeat_last_n_of(choice_of(selection))
 
 
-def _load_options(args: ParsedArgs, job: Job | None) -> LoadOptions:
+def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -> LoadOptions:
     """``job``: None is serving."""
-    options = args.options
-    defaults = LoadOptions()
-    max_draft = options.draft
+    values = options.values
+    max_seqs, prefix_cache_n, max_draft = values.max_seqs, values.prefix_cache_n, values.max_draft
     if isinstance(job, BenchJob):
         max_seqs, prefix_cache_n = max(job.concurrency), 0
         if max_draft is None:  # what is measured is the model, not how often its text repeats itself
             max_draft = 0
-    else:
-        copies = job.copies if isinstance(job, PromptJob) else 1
-        max_seqs = options.max_seqs or max(MAX_SEQS, copies)
-        prefix_cache_n = defaults.prefix_cache_n if options.prefix_cache_n is None else options.prefix_cache_n
+    elif isinstance(job, PromptJob) and options.origin("max_seqs") is Origin.DEFAULT:
+        max_seqs = max(max_seqs, job.copies)
     choice = choice_of(args.selection) if args.selection else None
-    _check_together(options)
+    formatter = CommandLineErrorFormatter({name: options.written(name) for name in options.origins})
+    _check_together(options, formatter)
     return LoadOptions(
         max_seqs=max_seqs,
         prefix_cache_n=prefix_cache_n,
-        no_kv_cache=options.no_kv_cache,
+        no_kv_cache=values.no_kv_cache,
         max_draft=max_draft,
-        kv_memory=byte_count("--kv-memory", options.kv_memory) if options.kv_memory else defaults.kv_memory,
-        kv_dir=options.kv_dir,
-        kv_dir_bytes=byte_count("--kv-dir-size", options.kv_dir_size) if options.kv_dir_size else defaults.kv_dir_bytes,
-        chat_template=options.chat_template or (template_of(choice) if choice else None),
+        kv_memory=values.kv_memory,
+        kv_dir=values.kv_dir,
+        kv_dir_bytes=values.kv_dir_size,
+        chat_template=values.chat_template or (template_of(choice) if choice else None),
         tokenizer_json=choice.tokenizer_json if choice else None,
         tok_model_id=choice.tok_model_id if choice else None,
-        token_source=options.token_source or defaults.token_source,
-        precision=options.precision or defaults.precision,
-        threads=options.threads,
-        dtype=options.dtype or defaults.dtype,
-        isq=in_situ_type(options.isq, choice.selector if choice else None, FORMATTER),
+        token_source=values.token_source,
+        precision=values.precision,
+        threads=values.threads,
+        dtype=values.dtype,
+        isq=in_situ_type(values.isq, choice.selector if choice else None, formatter),
     )
 
 
-def _check_together(options: GlobalOptions) -> None:
-    if options.kv_dir_size and options.kv_dir is None:
+def _check_together(options: ResolvedOptions, formatter: CommandLineErrorFormatter) -> None:
+    values = options.values
+    if options.origin("kv_dir_size") is Origin.FLAG and values.kv_dir is None:
         raise UsageError("--kv-dir-size needs --kv-dir", hint="name the folder, or leave the size out")
     check_together(
-        kv_dir=options.kv_dir is not None,
-        no_kv_cache=options.no_kv_cache,
-        prefix_cache_n=options.prefix_cache_n,
-        max_draft=options.draft,
-        formatter=FORMATTER,
+        kv_dir=values.kv_dir is not None,
+        no_kv_cache=values.no_kv_cache,
+        prefix_cache_n=values.prefix_cache_n,
+        max_draft=values.max_draft,
+        formatter=formatter,
     )

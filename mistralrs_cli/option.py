@@ -1,67 +1,86 @@
-"""How an option is declared: its names, type, help and modes, as a field that Typer's parameters are made of.
-
-Knows no option and runs nothing.
-"""
+"""Makes Typer's parameters of declared options, and declares those that stand after the subcommand. Runs nothing."""
 
 from __future__ import annotations
 
-import enum
 import inspect
-from collections.abc import Mapping, Set
-from copy import copy
+from collections.abc import Callable, Mapping, Set
 from dataclasses import field, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
-
-class Mode(enum.Enum):
-    """What the command does; the value is how the user asks for it."""
-
-    CHAT = "-i"
-    PROMPT = "--prompt"
-    SERVE = "--port"
-    BENCH = "bench"
-    INSPECT = "inspect"
-    MODELS = "models"
-    QUANTIZE = "quantize"
+from mistralrs.api.options.declarations import Options, types
+from mistralrs.api.options.option import Option
+from mistralrs.api.options.values import without_none
 
 
-SERVE = frozenset({Mode.SERVE})
-ANSWER = frozenset({Mode.CHAT, Mode.PROMPT})
-TALK = ANSWER | SERVE
-RUN = TALK | {Mode.BENCH}
-FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE}
-ALL = frozenset(Mode)
-
-
-def option(default: object, *names: str, modes: frozenset[Mode] = ALL, **settings: Any) -> Any:
-    """A field that is an option: ``names`` as typed, ``modes`` that it has a meaning in, ``settings`` of Typer."""
-    return field(default=default, metadata={"option": typer.Option(*names, **settings), "modes": modes, "names": names})
-
-
-def argument(default: object, **settings: Any) -> Any:
-    """A field that is a word without a name."""
-    return field(default=default, metadata={"option": typer.Argument(**settings), "modes": ALL, "names": ()})
+def argument(default: object, *, metavar: str, help: str) -> Any:
+    """A dataclass field that is a word without a name."""
+    return field(default=default, metadata={"declaration": Option(flags=(), metavar=metavar, help=help)})
 
 
 def parameters(
     options: type, *, shown_defaults: Mapping[str, str] | None = None, required: Set[str] = frozenset()
 ) -> list[inspect.Parameter]:
-    """The fields of an options class as parameters that Typer reads.
+    """The fields of a class of options after the subcommand as parameters that Typer reads.
 
     ``shown_defaults``: what help says of defaults, by field; ``required``: fields that help calls so.
     """
     hints = get_type_hints(options)
     found = []
     for each in fields(options):
-        info = copy(each.metadata["option"])
-        if shown_defaults and each.name in shown_defaults:
-            info.show_default = shown_defaults[each.name]
-        if each.name in required:
-            info.help = f"{info.help} Required."
-        annotation: Any = Annotated[hints[each.name], info]
+        declared: Option = each.metadata["declaration"]
+        shown = (shown_defaults or {}).get(each.name, declared.shown_default)
+        help_text = f"{declared.help} Required." if each.name in required else declared.help
+        info = _info(declared, hints[each.name], shown, help_text)
         default = inspect.Parameter.empty if each.default is ... else each.default
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        found.append(inspect.Parameter(each.name, keyword, default=default, annotation=annotation))
+        found.append(_parameter(each.name, Annotated[hints[each.name], info], default))
     return found
+
+
+def global_parameters(callbacks: Mapping[str, Callable[[Any], Any]]) -> list[inspect.Parameter]:
+    """The options before the subcommand as parameters that Typer reads; None or False: not typed.
+
+    ``callbacks``: what to call for options that act at once, by field.
+    """
+    found = []
+    for each in fields(Options):
+        declared: Option = each.metadata["declaration"]
+        kind = without_none(types()[each.name])
+        shown = declared.shown_default or shown_default(each.default)
+        info = _info(declared, kind, shown, declared.help)
+        if each.name in callbacks:
+            info.callback, info.is_eager = callbacks[each.name], True
+        if kind is bool:
+            found.append(_parameter(each.name, Annotated[bool, info], False))
+            continue
+        typed: Any = list[str] if get_origin(kind) is tuple else str if declared.is_size else kind
+        found.append(_parameter(each.name, Annotated[typed | None, info], None))
+    return found
+
+
+def shown_default(default: object) -> str | None:
+    """The words of help for a default that has none of its own; None: nothing is said."""
+    if default is None or isinstance(default, bool) or default == ():
+        return None
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _info(declared: Option, hint: Any, shown: str | None, help_text: str) -> Any:
+    """The rest of the declaration in Typer's words."""
+    settings: dict[str, Any] = {"metavar": declared.metavar, "help": help_text}
+    if shown is not None:
+        settings["show_default"] = shown
+    if not declared.flags:
+        return typer.Argument(**settings)
+    if without_none(hint) is int and not declared.is_size and declared.shows_range:
+        settings |= {"min": _whole(declared.least), "max": _whole(declared.most)}
+    return typer.Option(*declared.flags, **settings)
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
+
+
+def _parameter(name: str, annotation: Any, default: object) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mistralrs.api.options.option import option
 from mistralrs.api.schemas.sentinels import MAX_INT
 from mistralrs.quant.quantize import ISQ_TYPES
-from mistralrs_cli.option import argument, option
+from mistralrs_cli.option import argument
 
 
 def _tokenizer_json(*short: str) -> Any:
@@ -35,8 +36,8 @@ def _gqa() -> Any:
         None,
         "--gqa",
         metavar="N",
-        min=1,
-        show_default="1",
+        least=1,
+        shown_default="1",
         help="Query heads to a key head of a GGML file, which does not say so: 8 for Llama 2 70B.",
     )
 
@@ -46,9 +47,9 @@ def _repeat_last_n() -> Any:
         None,
         "--repeat-last-n",
         metavar="N",
-        min=-1,
-        max=MAX_INT,
-        show_default="64",
+        least=-1,
+        most=MAX_INT,
+        shown_default="64",
         help="Tokens that the penalties look back on, the prompt's included; -1: all.",
     )
 
@@ -119,7 +120,7 @@ class XLoraOptions:
         None,
         "--tgt-non-granular-index",
         metavar="N",
-        min=0,
+        least=0,
         help="Compute the scalings for this many generated tokens, then keep the last ones.",
     )
 
@@ -139,13 +140,13 @@ class BenchOptions:
     """What stands after ``bench``."""
 
     n_prompt: int = option(
-        512, "--n-prompt", "-p", metavar="N", min=0, help="Tokens of the prompt test; 0: no such test."
+        512, "--n-prompt", "-p", metavar="N", least=0, help="Tokens of the prompt test; 0: no such test."
     )
     n_gen: int = option(
-        128, "--n-gen", "-n", metavar="N", min=0, help="Tokens of the generation test; 0: no such test."
+        128, "--n-gen", "-n", metavar="N", least=0, help="Tokens of the generation test; 0: no such test."
     )
     concurrency: str = option("1", "--concurrency", "-c", metavar="N,N,...", help="Streams at once.")
-    repetitions: int = option(5, "--repetitions", "-r", metavar="N", min=1, help="How often each test runs.")
+    repetitions: int = option(5, "--repetitions", "-r", metavar="N", least=1, help="How often each test runs.")
     json: bool = option(False, "--json", help="One JSON object a line and test instead of tables.")
 
 

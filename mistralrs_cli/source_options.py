@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields
 
 from mistralrs.api.default_model import find_default_model
@@ -28,9 +29,13 @@ _BEFORE_THE_ROW = ("isq",)
 class CommandLineErrorFormatter:
     """Fields as options, rows as subcommands."""
 
+    def __init__(self, written: Mapping[str, str] | None = None) -> None:
+        """``written``: how fields were written that were not given as options."""
+        self._written = written or {}
+
     def name(self, field: str) -> str:
         """The option."""
-        return _SHORT.get(field, f"--{field.replace('_', '-')}")
+        return self._written.get(field) or _SHORT.get(field, f"--{field.replace('_', '-')}")
 
     def given(self, field: str, value: object) -> str:
         """The option with its value."""

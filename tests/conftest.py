@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 from mistralrs_kernels import cpu
 
+from mistralrs.api.options.declarations import DECLARED
 from tests import redzones
 from tests.tiny import write_tiny
 
 if redzones.watched():
     redzones.install()
+for _option in DECLARED.values():  # a developer's own settings change no test
+    os.environ.pop(_option.variable or "", None)
+os.environ["MISTRALRS_CONFIG"] = os.devnull
 
 DEFAULT_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from mistralrs.api.options.declarations import DECLARED
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mistralrs", "mistralrs_cli", "kernels")
 TOOLS = ("scripts", "benchmarks")
@@ -195,8 +197,9 @@ def test_shell_in_documents_is_shell() -> None:
 
 def test_options_in_the_guides_exist() -> None:
     option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-    declared = [path.read_text(encoding="utf-8") for path in files("mistralrs_cli") if path.name.endswith("options.py")]
-    known = {name for text in declared for name in option.findall(text)} | {"--help"}
+    after = [path.read_text(encoding="utf-8") for path in files("mistralrs_cli") if path.name.endswith("options.py")]
+    before = {flag for declared in DECLARED.values() for flag in declared.flags}
+    known = before | {name for text in after for name in option.findall(text)} | {"--help"}
     guides = [ROOT / name for name in ("README.md", "docs/chat-guide.md", "docs/scripting.md")]
     commands = [words for guide in guides for words in re.findall(r"mistralrs ([^|\n]*)", guide.read_text())]
     used = {name for words in commands for name in option.findall(words)}

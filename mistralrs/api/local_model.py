@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import LoadError, RequestError
@@ -61,18 +62,18 @@ class ModelSource:
 class LoadOptions:
     """How to load it."""
 
-    max_seqs: int = 16
+    max_seqs: int = DEFAULTS.max_seqs
     max_queue: int | None = None
     """Requests that may wait beside those that run; None: any number."""
-    prefix_cache_n: int = 16
-    kv_memory: int | None = None
+    prefix_cache_n: int = DEFAULTS.prefix_cache_n
+    kv_memory: int | None = DEFAULTS.kv_memory
     """Bytes of the KV cache at most; None: half of what the weights leave."""
-    kv_dir: Path | None = None
+    kv_dir: Path | None = DEFAULTS.kv_dir
     """A folder in which KV outlives the process; None: it does not."""
-    kv_dir_bytes: int = 8 << 30
+    kv_dir_bytes: int = DEFAULTS.kv_dir_size
     """What that folder may hold."""
-    no_kv_cache: bool = False
-    max_draft: int | None = None
+    no_kv_cache: bool = DEFAULTS.no_kv_cache
+    max_draft: int | None = DEFAULTS.max_draft
     """Tokens guessed ahead for one sequence, at most; 0: none; None: some, where they cannot change an answer."""
     chat_template: str | None = None
     """Jinja text, or a path that ends in .json or .jinja; wins over the model's own."""
@@ -80,17 +81,17 @@ class LoadOptions:
     """Wins over the model's own tokenizer."""
     tok_model_id: str | None = None
     """A hub repository or folder whose tokenizer and template are used."""
-    token_source: str = "cache"
-    precision: Literal["default", "high"] = "default"
+    token_source: str = DEFAULTS.token_source
+    precision: Literal["default", "high"] = DEFAULTS.precision
     """``high``: activations in two int8 terms everywhere, close to float32."""
-    threads: int | None = None
+    threads: int | None = DEFAULTS.threads
     """None: as many as there are physical cores."""
     isa: str | None = None
     """An instruction set of the kernels, or ``torch`` for none; None: the best."""
     max_batch_tokens: int = 512
-    dtype: Literal["auto", "bf16", "f16", "f32"] = "auto"
+    dtype: Literal["auto", "bf16", "f16", "f32"] = DEFAULTS.dtype
     """Of weights that are stored as floats; ``auto``: as they are stored."""
-    isq: str | None = None
+    isq: str | None = DEFAULTS.isq
     """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
 
 

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
 from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.local_model import LoadOptions, LocalModel, ModelInfo
+from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
+from mistralrs.api.options.values import without_none
 from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, refuse_ignored
 from mistralrs.api.schemas.response_bodies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from mistralrs.api.selectors.model_choice import (
@@ -48,10 +50,11 @@ Chunk = TypeVar("Chunk", bound=BaseModel)
 
 FORMATTER = PythonErrorFormatter()
 _DATA = b"data: "
-_MINIMA = {"max_seqs": 1, "prefix_cache_n": 0, "threads": 1, "kv_memory": 1, "max_draft": 0}
-"""Options of loading that are numbers."""
-_CHOICES = {name: get_args(get_type_hints(LoadOptions)[name]) for name in ("precision", "dtype")}
-"""Options of loading that are one of a few words."""
+_CHECKED = (
+    *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "precision", "dtype"),
+    *("no_kv_cache", "token_source"),
+)
+"""Options of loading that ``_check`` looks at, in its order; ``declarations`` says what they may be."""
 
 
 class Runner(ProcessBound):
@@ -64,19 +67,19 @@ class Runner(ProcessBound):
     def __init__(
         self,
         which: Which,
-        max_seqs: int = 16,
-        no_kv_cache: bool = False,
-        prefix_cache_n: int = 16,
-        token_source: str = "cache",
+        max_seqs: int = DEFAULTS.max_seqs,
+        no_kv_cache: bool = DEFAULTS.no_kv_cache,
+        prefix_cache_n: int = DEFAULTS.prefix_cache_n,
+        token_source: str = DEFAULTS.token_source,
         chat_template: str | os.PathLike[str] | None = None,
         *,
         in_situ_quant: str | None = None,
-        precision: Literal["default", "high"] = "default",
-        dtype: Literal["auto", "bf16", "f16", "f32"] = "auto",
-        threads: int | None = None,
-        kv_memory: int | None = None,
+        precision: Literal["default", "high"] = DEFAULTS.precision,
+        dtype: Literal["auto", "bf16", "f16", "f32"] = DEFAULTS.dtype,
+        threads: int | None = DEFAULTS.threads,
+        kv_memory: int | None = DEFAULTS.kv_memory,
         kv_dir: str | os.PathLike[str] | None = None,
-        max_draft: int | None = None,
+        max_draft: int | None = DEFAULTS.max_draft,
     ) -> None:
         """Loads the model, and fetches it first if it is not here. ``LoadOptions`` tells of the options;
         ``in_situ_quant`` is the type that safetensors are quantized to while they are loaded.
@@ -274,20 +277,8 @@ def _checked_events(queue: EventQueue, builder: ResponseBuilder) -> Iterator[tup
 
 def _check(options: LoadOptions) -> None:
     """Raises TypeError and ``UsageError`` for options that are wrong in themselves or do not fit together."""
-    for name, least in _MINIMA.items():
-        value = getattr(options, name)
-        if value is None and getattr(LoadOptions(), name) is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-        if value < least:
-            raise UsageError(f"{name} is {value}", hint=f"it must be at least {least}")
-    for name, words in _CHOICES.items():
-        if getattr(options, name) not in words:
-            raise UsageError(f"{name} is {getattr(options, name)!r}", hint=f"choose one of: {', '.join(words)}")
-    for name, kind in (("no_kv_cache", bool), ("token_source", str)):
-        if not isinstance(getattr(options, name), kind):
-            raise TypeError(f"{name} must be {kind.__name__}, not {type(getattr(options, name)).__name__}")
+    for name in _CHECKED:
+        _check_one(name, getattr(options, name))
     check_together(
         kv_dir=options.kv_dir is not None,
         no_kv_cache=options.no_kv_cache,
@@ -295,3 +286,17 @@ def _check(options: LoadOptions) -> None:
         max_draft=options.max_draft,
         formatter=FORMATTER,
     )
+
+
+def _check_one(name: str, value: object) -> None:
+    declared, hint = DECLARED[name], without_none(types()[name])
+    if value is None and getattr(DEFAULTS, name) is None:
+        return
+    if words := get_args(hint):
+        if value not in words:
+            raise UsageError(f"{name} is {value!r}", hint=f"choose one of: {', '.join(words)}")
+    elif not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        kind = "a whole number" if hint is int else hint.__name__
+        raise TypeError(f"{name} must be {kind}, not {type(value).__name__}")
+    elif isinstance(value, int) and declared.least is not None and value < declared.least:
+        raise UsageError(f"{name} is {value}", hint=f"it must be at least {declared.least:g}")

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.engine.config import SamplingParams
 
 KEEP_ALIVE_MS = 1000
@@ -23,23 +24,23 @@ def keep_alive_ms() -> int:
 class ServerSettings:
     """How to serve. Everything has a default that is safe on a machine that others can reach."""
 
-    host: str = "127.0.0.1"
+    host: str = DEFAULTS.serve_ip
     """The address, or the name of one, to listen at."""
     port: int = 1234
     """0 takes a free one."""
     model_name: str | None = None
     """The model's id in answers; None: the name that was loaded."""
-    strict: bool = False
+    strict: bool = DEFAULTS.strict
     """Refuse parameters that would be ignored."""
-    strict_model: bool = False
+    strict_model: bool = DEFAULTS.strict_model
     """Refuse requests for another model instead of answering them with this one."""
-    truncate: bool = False
+    truncate: bool = DEFAULTS.truncate_sequence
     """Drop the beginning of prompts that are too long instead of refusing them."""
     sampling: SamplingParams = _SAMPLING
     """What a request gets that does not say."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Any of them opens the server; none: it is open."""
-    isolate_keys: bool = False
+    isolate_keys: bool = DEFAULTS.isolate_keys
     """Requests share the prefix cache only with those of the same key."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call, ``*`` for all; none: pages from this machine."""
@@ -49,13 +50,13 @@ class ServerSettings:
     """PEM file of its key; None: it is in ``tls_cert``."""
     log: Path | None = None
     """File that requests and answers are appended to."""
-    log_bodies: bool = True
+    log_bodies: bool = DEFAULTS.log_bodies == "on"
     """Write what was said into the log, not only that something was."""
-    drain_seconds: float = 30.0
+    drain_seconds: float = DEFAULTS.drain_seconds
     """How long running requests may go on once the server is told to end."""
-    request_timeout: float | None = None
+    request_timeout: float | None = DEFAULTS.request_timeout
     """Seconds that one request may take, waiting included; None: any number."""
-    max_body_bytes: int = 4 * 1024 * 1024
+    max_body_bytes: int = DEFAULTS.max_body
     """A longer body is refused before it is read."""
     max_connections: int = 1024
     """Connections that may be open at once."""

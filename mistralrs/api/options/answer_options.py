@@ -1,0 +1,115 @@
+"""The options of one answer: how it is asked for, and how its tokens are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mistralrs.api.options.option import ANSWER, Mode, option
+from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_MAX_TOKENS, LEAST_SEED, MAX_INT
+from mistralrs.engine.admission import RANGES
+
+CHAT_MAX_TOKENS = 4096
+PROMPT_MAX_TOKENS = 128
+_PROMPT = frozenset({Mode.PROMPT})
+
+
+def _number(default: float, flag: str, parameter: str, *, help: str) -> Any:
+    """A sampling option that is a real number, with the range that the parameter has everywhere."""
+    allowed = RANGES[parameter]
+    return option(default, flag, metavar="X", modes=ANSWER, least=allowed.least, most=allowed.most, help=help)
+
+
+def _max_tokens(flag: str, *, help: str, **settings: Any) -> Any:
+    hint = f"it must be from 1 to {MAX_INT}, or -1 for no limit but the context"
+    limits: dict[str, Any] = {
+        "least": LEAST_MAX_TOKENS,
+        "most": MAX_INT,
+        "excluded": 0,
+        "range_hint": hint,
+        "shows_range": False,
+    }
+    return option(None, flag, metavar="N", together="max_tokens", help=help, **limits, **settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """The part of ``Options`` that is about one answer."""
+
+    interactive_mode: bool = option(
+        False, "--interactive-mode", "-i", modes=frozenset({Mode.CHAT}), is_shared=False, help="Chat in the terminal."
+    )
+    prompt: str | None = option(
+        None,
+        "--prompt",
+        metavar="TEXT",
+        modes=_PROMPT,
+        is_shared=False,
+        help="Answer one prompt and exit; '-' reads it from stdin. A piped stdin is appended as context.",
+    )
+    prompt_concurrency: int = option(
+        1,
+        "--prompt-concurrency",
+        metavar="N",
+        least=1,
+        modes=_PROMPT,
+        is_shared=False,
+        help="Answer the prompt this many times, in one batch.",
+    )
+    prompt_max_tokens: int | None = _max_tokens(
+        "--prompt-max-tokens",
+        shown_default=str(PROMPT_MAX_TOKENS),
+        modes=_PROMPT,
+        is_shared=False,
+        help="Tokens to generate at most; the same as --max-tokens.",
+    )
+    no_stdin: bool = option(
+        False, "--no-stdin", modes=_PROMPT, is_shared=False, help="Leave stdin alone, for loops such as 'while read'."
+    )
+    system: str | None = option(None, "--system", metavar="TEXT", modes=ANSWER, help="The system message.")
+    stats: bool = option(False, "--stats", modes=ANSWER, help="Say on stderr how fast each answer was, and its seed.")
+
+    temperature: float = _number(0.1, "--temperature", "temperature", help="0 takes the most likely token.")
+    top_k: int = option(
+        32,
+        "--top-k",
+        metavar="N",
+        least=-1,
+        most=MAX_INT,
+        shows_range=False,
+        modes=ANSWER,
+        help="Draw from this many tokens; 0 or -1: from all.",
+    )
+    top_p: float = _number(
+        0.1, "--top-p", "top_p", help="Draw from the fewest tokens with this probability; 0: the likeliest, 1: all."
+    )
+    min_p: float = _number(0.0, "--min-p", "min_p", help="Least probability, relative to the most likely token.")
+    repeat_penalty: float = _number(
+        1.0, "--repeat-penalty", "repetition_penalty", help="Divides the score of tokens that were used."
+    )
+    frequency_penalty: float = _number(
+        0.1, "--frequency-penalty", "frequency_penalty", help="Subtracted for each use of a token."
+    )
+    presence_penalty: float = _number(
+        0.1, "--presence-penalty", "presence_penalty", help="Subtracted once a token was used."
+    )
+    seed: int | None = option(
+        None,
+        "--seed",
+        metavar="N",
+        least=LEAST_SEED,
+        most=LARGEST_SEED,
+        shows_range=False,
+        modes=ANSWER,
+        shown_default="random",
+        help="The same seed gives the same text; -1: a random one.",
+    )
+    max_tokens: int | None = _max_tokens(
+        "--max-tokens",
+        modes=ANSWER,
+        shown_default=f"{CHAT_MAX_TOKENS}, {PROMPT_MAX_TOKENS} with --prompt",
+        help="Tokens to generate at most for one answer; -1: to the end of the context.",
+    )
+    stop: tuple[str, ...] = option(
+        (), "--stop", metavar="TEXT", modes=ANSWER, help="End the answer before this text. May be repeated."
+    )

@@ -1,0 +1,263 @@
+"""Every option before the subcommand, and so every one of the environment and the config file.
+
+Names, types, defaults, ranges, help and the modes that each has a meaning in are here and nowhere else: the command
+line, ``LoadOptions``, ``Runner``, ``ServerSettings`` and the reference read them.
+"""
+
+# ruff: noqa: RUF009  (``option`` makes a dataclass field, as ``field`` does)
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from mistralrs.api.options.answer_options import AnswerOptions
+from mistralrs.api.options.option import FETCH, RUN, SERVE, TALK, Option, option
+from mistralrs.quant.quantize import ISQ_TYPES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(AnswerOptions):
+    """The values that count, each from its strongest origin. None: nobody said, and the mode or the model decides."""
+
+    truncate_sequence: bool = option(
+        False,
+        "--truncate-sequence",
+        "-t",
+        modes=TALK,
+        help="Drop the beginning of a prompt that is too long instead of refusing it.",
+    )
+    chat_template: str | None = option(
+        None,
+        "--chat-template",
+        "-c",
+        metavar="TEXT|FILE",
+        modes=TALK,
+        help="Jinja text, or a .json or .jinja file; wins over the model's own.",
+    )
+    max_seqs: int = option(16, "--max-seqs", metavar="N", least=1, modes=TALK, help="Sequences that may run at once.")
+    prefix_cache_n: int = option(
+        16,
+        "--prefix-cache-n",
+        metavar="N",
+        least=0,
+        modes=TALK,
+        help="Finished sequences that are kept for reuse; 0: none.",
+    )
+    no_kv_cache: bool = option(
+        False, "--no-kv-cache", modes=TALK, help="Compute the whole sequence again at every step."
+    )
+    max_draft: int | None = option(
+        None,
+        "--draft",
+        metavar="N",
+        least=0,
+        modes=RUN,
+        shown_default="7, bench: 0",
+        help="Tokens to guess ahead from what was said before, at most; the answer stays the same. 0: off.",
+    )
+    kv_memory: int | None = option(
+        None,
+        "--kv-memory",
+        metavar="SIZE",
+        is_size=True,
+        least=1,
+        modes=RUN,
+        shown_default="half of what the weights leave",
+        help="Memory of the KV cache at most, such as 512M or 4G.",
+    )
+    kv_dir: Path | None = option(
+        None,
+        "--kv-dir",
+        metavar="FOLDER",
+        modes=TALK,
+        help="Keep what was computed for prompts here, for the next start.",
+    )
+    kv_dir_size: int = option(
+        8 << 30,
+        "--kv-dir-size",
+        metavar="SIZE",
+        is_size=True,
+        least=1,
+        modes=TALK,
+        shown_default="8G",
+        help="What --kv-dir may hold.",
+    )
+    token_source: str = option(
+        "cache",
+        "--token-source",
+        metavar="SOURCE",
+        modes=FETCH,
+        help="Hub token: literal:TOKEN, env:NAME, path:FILE, cache or none.",
+    )
+
+    dtype: Literal["auto", "bf16", "f16", "f32"] = option(
+        "auto",
+        "--dtype",
+        metavar="auto|bf16|f16|f32",
+        modes=RUN,
+        help="What weights become that are stored as floats; auto: they stay as they are.",
+    )
+    isq: str | None = option(
+        None,
+        "--isq",
+        metavar="TYPE",
+        modes=RUN,
+        help=f"Quantise a safetensors model while it is loaded: {', '.join(ISQ_TYPES)}.",
+    )
+    precision: Literal["default", "high"] = option(
+        "default", "--precision", metavar="default|high", modes=RUN, help="high: slower, closer to the stored weights."
+    )
+    threads: int | None = option(
+        None, "--threads", metavar="N", least=1, modes=RUN, shown_default="physical cores", help="Threads that compute."
+    )
+
+    port: int | None = option(
+        None,
+        "--port",
+        "-p",
+        metavar="N",
+        least=0,
+        most=65535,
+        modes=SERVE,
+        is_shared=False,
+        help="Serve at this port; 0: at a free one.",
+    )
+    serve_ip: str = option(
+        "127.0.0.1",
+        "--serve-ip",
+        metavar="ADDRESS",
+        modes=SERVE,
+        help="The address to serve at; 0.0.0.0: all of this machine's.",
+    )
+    model_name: str | None = option(
+        None,
+        "--model-name",
+        metavar="NAME",
+        modes=SERVE,
+        shown_default="the repository, or the file's stem",
+        help="The model's id in answers.",
+    )
+    strict: bool = option(False, "--strict", modes=SERVE, help="Refuse parameters that would be ignored.")
+    strict_model: bool = option(
+        False, "--strict-model", modes=SERVE, help="Refuse requests that name another model instead of answering them."
+    )
+    api_key: tuple[str, ...] = option(
+        (),
+        "--api-key",
+        metavar="KEY",
+        modes=SERVE,
+        separator=",",
+        empty_counts=True,
+        together="keys",
+        help="Serve only who sends this key. May be repeated. Where neither this nor a file of keys is given, "
+        "MISTRALRS_API_KEY counts, with a comma between two keys.",
+    )
+    api_key_file: Path | None = option(
+        None,
+        "--api-key-file",
+        metavar="FILE",
+        modes=SERVE,
+        together="keys",
+        help="The same, a key a line; others cannot see these.",
+    )
+    isolate_keys: bool = option(
+        False, "--isolate-keys", modes=SERVE, help="Reuse only what the same key has computed before."
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "--cors-origin",
+        metavar="ORIGIN",
+        modes=SERVE,
+        separator=",",
+        shown_default="those of this machine",
+        help="Let web pages of this origin call, '*': of any. May be repeated.",
+    )
+    ssl_certfile: Path | None = option(
+        None,
+        "--ssl-certfile",
+        metavar="FILE",
+        modes=SERVE,
+        help="Serve HTTPS with this certificate and its chain (PEM).",
+    )
+    ssl_keyfile: Path | None = option(
+        None,
+        "--ssl-keyfile",
+        metavar="FILE",
+        modes=SERVE,
+        shown_default="in the certificate's file",
+        help="The certificate's key (PEM, without a passphrase).",
+    )
+    max_queue: int = option(
+        4096,
+        "--max-queue",
+        metavar="N",
+        least=0,
+        modes=SERVE,
+        help="Answers that may wait for a place; a request beyond is refused with 429.",
+    )
+    request_timeout: float | None = option(
+        None,
+        "--request-timeout",
+        metavar="SECONDS",
+        least=5e-324,
+        range_hint="give seconds, or leave it out for any time",
+        modes=SERVE,
+        shown_default="none",
+        help="How long one request may take, its wait included.",
+    )
+    drain_seconds: float = option(
+        30.0,
+        "--drain-seconds",
+        metavar="SECONDS",
+        least=0,
+        most=86_400,
+        modes=SERVE,
+        help="How long running requests may go on after SIGTERM or Ctrl-C.",
+    )
+    max_body: int = option(
+        4 << 20,
+        "--max-body",
+        metavar="SIZE",
+        is_size=True,
+        least=1,
+        modes=SERVE,
+        shown_default="4M",
+        help="The largest body of a request.",
+    )
+    log: Path | None = option(
+        None,
+        "--log",
+        "-l",
+        metavar="FILE",
+        modes=SERVE,
+        help="Append requests and answers to this file, as JSON lines.",
+    )
+    log_bodies: Literal["on", "off"] = option(
+        "on", "--log-bodies", metavar="on|off", modes=SERVE, help="off: log that something was said, and not what."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] | None = option(
+        None,
+        "--log-level",
+        metavar="LEVEL",
+        shown_default="warning",
+        help="debug, info, warning or error: what is logged on stderr. RUST_LOG=debug asks for debug too.",
+    )
+    debug: bool = option(False, "--debug", is_shared=False, help="Show tracebacks; so does MISTRALRS_DEBUG=1.")
+    version: bool = option(False, "--version", "-V", is_shared=False, help="Show the version and exit.")
+
+
+DECLARED: Mapping[str, Option] = {each.name: each.metadata["declaration"] for each in fields(Options)}
+"""The declarations, by the names of their fields."""
+DEFAULTS = Options()
+"""The values that count where nobody says anything."""
+
+
+@functools.cache
+def types() -> Mapping[str, Any]:
+    """The types of the values, by the names of their fields."""
+    return get_type_hints(Options)
