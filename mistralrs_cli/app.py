@@ -138,7 +138,7 @@ def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
 
 def _start_logging(options: ResolvedOptions) -> None:
     """Sends the log to stderr, with records of this project alone: other libraries' debugging helps nobody here."""
-    from mistralrs.api.options.resolve import unknown_variables
+    from mistralrs.api.options.resolve import Origin, unknown_variables
     from mistralrs_cli.log_format import LogFormatter
 
     level = options.values.log_level
@@ -150,6 +150,8 @@ def _start_logging(options: ResolvedOptions) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper())
+    if elsewhere := [options.written(name) for name, origin in options.origins.items() if origin is not Origin.FLAG]:
+        logger.info("options from elsewhere than the command line: %s", ", ".join(elsewhere))
     for sentence in unknown_variables(os.environ):
         logger.warning("%s", sentence)
 

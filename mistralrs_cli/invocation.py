@@ -118,7 +118,7 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     options = options or options_of(args)
     values = options.values
     if args.tool is not None:
-        return _utility_command(args.tool, values.token_source)
+        return _utility_command(args.tool, values.token_source or DEFAULTS.token_source)
     mode = mode_of(args)
     if mode is Mode.SERVE:
         defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
@@ -331,7 +331,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         chat_template=values.chat_template or (template_of(choice) if choice else None),
         tokenizer_json=choice.tokenizer_json if choice else None,
         tok_model_id=choice.tok_model_id if choice else None,
-        token_source=values.token_source,
+        token_source=values.token_source or DEFAULTS.token_source,
         precision=values.precision,
         threads=values.threads,
         dtype=values.dtype,

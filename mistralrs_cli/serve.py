@@ -47,7 +47,7 @@ def serve_job(options: ResolvedOptions, source: ModelSource, load: LoadOptions, 
         raise UsageError(f"{options.written('isolate_keys')} needs API keys", hint=hint)
     origin = options.written("cors_origin")
     settings = ServerSettings(
-        host=values.serve_ip,
+        host=values.serve_ip or DEFAULTS.serve_ip,
         port=values.port,
         model_name=_model_name(values.model_name, source, options.written("model_name")),
         strict=values.strict,

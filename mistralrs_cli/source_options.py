@@ -35,17 +35,25 @@ class CommandLineErrorFormatter:
 
     def name(self, field: str) -> str:
         """The option."""
-        return self._written.get(field) or _SHORT.get(field, f"--{field.replace('_', '-')}")
+        return self._written.get(field) or _flag(field)
 
     def given(self, field: str, value: object) -> str:
         """The option with its value."""
-        return " ".join(filter(None, (self.name(field), "" if value is True else shlex.quote(str(value)))))
+        return _with_value(self.name(field), value)
 
     def call(self, row: str, **fields: object) -> str:
         """A command that chats."""
-        before = [self.given(field, value) for field, value in fields.items() if field in _BEFORE_THE_ROW]
-        after = [self.given(field, value) for field, value in fields.items() if field not in _BEFORE_THE_ROW]
+        before = [_with_value(_flag(field), value) for field, value in fields.items() if field in _BEFORE_THE_ROW]
+        after = [_with_value(_flag(field), value) for field, value in fields.items() if field not in _BEFORE_THE_ROW]
         return " ".join(("mistralrs", *before, "-i", row, *after))
+
+
+def _flag(field: str) -> str:
+    return _SHORT.get(field, f"--{field.replace('_', '-')}")
+
+
+def _with_value(name: str, value: object) -> str:
+    return " ".join(filter(None, (name, "" if value is True else shlex.quote(str(value)))))
 
 
 FORMATTER = CommandLineErrorFormatter()

@@ -11,8 +11,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_origin
 
-from mistralrs.api.options.declarations import Options
+from mistralrs.api.options.declarations import DECLARED, Options, types
+from mistralrs.api.options.option import Option
+from mistralrs.api.options.resolve import VARIABLES
+from mistralrs.api.options.values import without_none
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of
 from mistralrs_cli.option import shown_default
 from mistralrs_cli.options import (
@@ -76,6 +80,20 @@ def reference() -> str:
         "",
         *option_table(Options),
         "",
+        "## Elsewhere than on the command line",
+        "",
+        "Each of these options may also stand in the environment or, under its key, in `config.toml` in the user's",
+        "config folder; [scripting.md](scripting.md#configuration) says how. Options that are about one call, such as",
+        "`--prompt` and `--port`, may not.",
+        "",
+        *elsewhere_table(),
+        "",
+        "Other variables:",
+        "",
+        "| Variable | Meaning |",
+        "| --- | --- |",
+        *(f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()),
+        "",
         "## Rows",
         "",
         "`xlora-` is accepted for `x-lora-`. Rows with adapters are not there yet: they end with exit code 3.",
@@ -99,6 +117,26 @@ def option_table(options: type) -> Iterator[str]:
         is_the_row_s = each.name in _OF_THE_ROW and options is not AutoOptions
         own = "the row's own" if is_the_row_s else _default(declared.shown_default, each.default)
         yield f"| {shown} | {own} | {declared.help} |"
+
+
+def elsewhere_table() -> Iterator[str]:
+    """The options that may stand in the environment and the config file, with the form of their values."""
+    yield "| Option | Variable | Key | Value of the key |"
+    yield "| --- | --- | --- | --- |"
+    for name, declared in DECLARED.items():
+        if declared.is_shared:
+            cells = (declared.flags[0], declared.variable, declared.key)
+            yield f"| {' | '.join(f'`{each}`' for each in cells)} | {_form(declared, without_none(types()[name]))} |"
+
+
+def _form(declared: Option, hint: object) -> str:
+    if get_origin(hint) is tuple:
+        between = {",": "with a comma between two", None: "one of them"}[declared.separator]
+        return f"a list of texts (variable: {between})"
+    if declared.is_size:
+        return 'bytes, or a text such as `"4G"`'
+    forms = ((bool, "true or false (variable: 1 or 0)"), (int, "a whole number"), (float, "a number"))
+    return next((form for kind, form in forms if hint is kind), "a text")
 
 
 def _default(shown: str | None, default: object) -> str:

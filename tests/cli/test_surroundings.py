@@ -267,3 +267,18 @@ def test_a_working_folder_that_may_not_be_searched(tmp_path: Path) -> None:
     finally:
         closed.chmod(0o700)
     assert done.stdout == "owner/name\nmodel.gguf may not be read by this user\n", done.stderr
+
+
+def test_options_of_the_environment_and_the_config_file_count(tmp_path: Path) -> None:
+    folder = tmp_path / ".config" / "mistralrs"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text('log-level = "info"\nseed = 5\nserve-ip = "0.0.0.0"\n', encoding="utf-8")
+    code, out, err = shell(tmp_path, f"{FAKE} --prompt hello", MISTRALRS_SEED="7", MISTRALRS_THREAD="1")
+    assert (code, out) == (0, "you said: hello\n")
+    assert f"options from elsewhere than the command line: {folder}/config.toml: log-level, MISTRALRS_SEED\n" in err
+    assert "MISTRALRS_THREAD is not read: did you mean MISTRALRS_THREADS?" in err
+    assert "seed=7" in err
+    code, out, err = shell(tmp_path, f"{FAKE} --prompt hello", MISTRALRS_THREADS="many")
+    assert (code, out) == (2, "")
+    assert err == "error: MISTRALRS_THREADS=many: not a whole number\nhint: write a whole number, or unset it\n"
+    assert shell(tmp_path, f"{FAKE} --help", MISTRALRS_THREADS="many")[0] == 0

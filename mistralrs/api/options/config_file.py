@@ -68,7 +68,7 @@ def read_config(environment: Mapping[str, str]) -> ConfigFile | None:
     for key, value in table.items():
         name = _BY_KEY.get(key)
         if name is None:
-            raise UsageError(f"{path}: {key[:100]}: {_refusal(key, value)}", hint=_advice(key))
+            raise UsageError(f"{path}: {key[:100]}: {_refusal(key, value)}", hint=_advice(key, value))
         values[name] = _typed(name, value, path)
     return ConfigFile(path, values)
 
@@ -79,9 +79,11 @@ def _refusal(key: str, value: object) -> str:
     return "the file has no sections" if isinstance(value, dict) else "no such option"
 
 
-def _advice(key: str) -> str:
+def _advice(key: str, value: object) -> str:
     if _is_flag(key):
         return f"leave it out, and type --{key}"
+    if isinstance(value, dict):
+        return f"leave out the line [{key[:100]}]; each key is an option"
     nearest = difflib.get_close_matches(key[:100].replace("_", "-").lower(), list(_BY_KEY), n=1)
     return f"did you mean {nearest[0]}?" if nearest else "keys are the long options without dashes: mistralrs --help"
 
@@ -113,7 +115,8 @@ def _typed(name: str, value: Any, path: Path) -> object:
         expected = "a whole number" if hint is int else "a number"
     else:
         if isinstance(value, str):
-            return path.parent / expand_user(value) if hint is Path else value
+            is_path = hint is Path or value.endswith(option.file_endings)
+            return hint(path.parent / expand_user(value)) if is_path else value
         expected = "a text in quotes"
     raise UsageError(f"{path}: {option.key} must be {expected}", hint="see docs/cli.md for what each option takes")
 

@@ -35,6 +35,7 @@ class Options(AnswerOptions):
         "--chat-template",
         "-c",
         metavar="TEXT|FILE",
+        file_endings=(".json", ".jinja"),
         modes=TALK,
         help="Jinja text, or a .json or .jinja file; wins over the model's own.",
     )

@@ -49,6 +49,8 @@ class Option:
     """Of a whole number: help shows the range, and the parser of the command line checks it."""
     is_size: bool = False
     """Bytes, given as a number with K, M, G or T."""
+    file_endings: tuple[str, ...] = ()
+    """Of a text: one that ends so is a path."""
     separator: str | None = None
     """Stands between two values in the environment; None: the variable is one value."""
     empty_counts: bool = False

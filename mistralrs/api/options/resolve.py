@@ -95,8 +95,9 @@ def _advice(variable: str) -> str:
     flag = f"--{variable.removeprefix('MISTRALRS_').replace('_', '-').lower()}"
     if any(flag in option.flags and not option.is_shared for option in DECLARED.values()):
         return f"{flag} is for the command line alone"
-    nearest = difflib.get_close_matches(variable.upper(), [*_BY_VARIABLE, *VARIABLES], n=1)
-    return f"did you mean {nearest[0]}?" if nearest else "no option has this name"
+    words = [name.removeprefix("MISTRALRS_") for name in (*_BY_VARIABLE, *VARIABLES) if name is not None]
+    nearest = difflib.get_close_matches(variable.removeprefix("MISTRALRS_").upper(), words, n=1)
+    return f"did you mean MISTRALRS_{nearest[0]}?" if nearest else "no option has this name"
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
