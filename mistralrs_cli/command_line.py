@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 from mistralrs import __version__
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of, required_of, selector_named
 from mistralrs.errors import UsageError
-from mistralrs_cli.option import global_parameters, parameters
-from mistralrs_cli.options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.selector_options import AdapterOptions, WeightOptions, option_classes, overview, summary
+from mistralrs_cli.typer_parameters import global_parameters, parameters
+from mistralrs_cli.utility_options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
 
 UtilityOptions = InspectOptions | ModelsOptions | QuantizeOptions
 

@@ -22,10 +22,10 @@ from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.command_line import ParsedArgs, Selection
-from mistralrs_cli.options import InspectOptions, ModelsOptions, QuantizeOptions
 from mistralrs_cli.serve import ServeJob, serve_job
 from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
 from mistralrs_cli.stdin_text import without_mark
+from mistralrs_cli.utility_options import InspectOptions, ModelsOptions, QuantizeOptions
 
 
 @dataclass(frozen=True, slots=True)

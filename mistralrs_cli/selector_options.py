@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from mistralrs.api.options.model_options import (
+    AutoOptions,
+    GgmlOptions,
+    LoraOptions,
+    PlainOptions,
+    QuantizedOptions,
+    XLoraOptions,
+)
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
-from mistralrs_cli.options import AutoOptions, GgmlOptions, LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
 
 WeightOptions = PlainOptions | QuantizedOptions | AutoOptions
 AdapterOptions = XLoraOptions | LoraOptions

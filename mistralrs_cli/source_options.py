@@ -8,11 +8,11 @@ from dataclasses import fields
 
 from mistralrs.api.default_model import find_default_model
 from mistralrs.api.local_model import ModelSource
+from mistralrs.api.options.model_options import AutoOptions
 from mistralrs.api.selectors import model_choice
 from mistralrs.api.selectors.model_choice import ModelChoice
 from mistralrs.errors import UsageError
 from mistralrs_cli.command_line import Selection
-from mistralrs_cli.options import AutoOptions
 
 _SHORT = {
     "source": "",

@@ -197,7 +197,8 @@ def test_shell_in_documents_is_shell() -> None:
 
 def test_options_in_the_guides_exist() -> None:
     option = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-    after = [path.read_text(encoding="utf-8") for path in files("mistralrs_cli") if path.name.endswith("options.py")]
+    folders = ("mistralrs_cli", "mistralrs/api/options")
+    after = [path.read_text(encoding="utf-8") for path in files(*folders) if path.name.endswith("options.py")]
     before = {flag for declared in DECLARED.values() for flag in declared.flags}
     known = before | {name for text in after for name in option.findall(text)} | {"--help"}
     guides = [ROOT / name for name in ("README.md", "docs/chat-guide.md", "docs/scripting.md")]

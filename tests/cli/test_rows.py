@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from mistralrs.api.local_model import ModelSource
+from mistralrs.api.options.model_options import LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
 from mistralrs.api.selectors.model_selector import MORE, ORIGINAL, SELECTORS, selector_named
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, resolve
-from mistralrs_cli.options import LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
 
 ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
 ZEPHYR_GGUF = ("TheBloke/zephyr-7B-beta-GGUF", "zephyr-7b-beta.Q8_0.gguf")

@@ -78,3 +78,8 @@ class Option:
 def option(default: object, *flags: str, help: str, **settings: Any) -> Any:
     """A dataclass field that is an option; ``settings`` are fields of ``Option``."""
     return field(default=default, metadata={"declaration": Option(flags=flags, help=help, **settings)})
+
+
+def argument(default: object, *, metavar: str, help: str) -> Any:
+    """A dataclass field that is a word without a name."""
+    return field(default=default, metadata={"declaration": Option(flags=(), metavar=metavar, help=help)})

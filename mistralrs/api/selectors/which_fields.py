@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar, get_type_hints
 
+from mistralrs.api.options.model_options import AutoOptions, GgmlOptions, LoraOptions, PlainOptions, XLoraOptions
+from mistralrs.api.options.option import Option
 from mistralrs.api.selectors.model_selector import SELECTORS, Adapter, Format, ModelSelector, defaults_of, required_of
 
 _FILE = ("tok_model_id", "tokenizer_json", "quantized_model_id", "quantized_filename")
@@ -41,21 +44,26 @@ class Kind:
     """The least value of a number."""
 
 
-_TEXT = Kind("str | None", (str,))
+def _kind(hint: object, declared: Option) -> Kind:
+    if hint == Path | None:
+        return Kind("str | os.PathLike[str] | None", (str, os.PathLike))
+    if hint == int | None:
+        return Kind("int | None", (int,), least=None if declared.least is None else int(declared.least))
+    return Kind("str | None", (str,))
+
+
 _KINDS = {
-    "tokenizer_json": Kind("str | os.PathLike[str] | None", (str, os.PathLike)),
-    "order": Kind("str | os.PathLike[str] | None", (str, os.PathLike)),
-    "repeat_last_n": Kind("int | None", (int,), least=-1),
-    "tgt_non_granular_index": Kind("int | None", (int,), least=0),
-    "gqa": Kind("int | None", (int,), least=1),
+    each.name: _kind(hints[each.name], each.metadata["declaration"])
+    for options in (PlainOptions, GgmlOptions, AutoOptions, XLoraOptions, LoraOptions)
+    for hints in (get_type_hints(options),)
+    for each in fields(options)
 }
-"""The kinds of fields, by name; others are text."""
 
 
 def fields_of(row: ModelSelector) -> dict[str, Kind]:
     """Returns a selector's fields in their order."""
     names = _FIELDS_OF_ITS_OWN.get(row.name) or _FIELDS[row.format, row.adapter]
-    return {name: _KINDS.get(name, _TEXT) for name in names}
+    return {name: _KINDS[name] for name in names}
 
 
 def class_name(row: ModelSelector) -> str:

@@ -1,6 +1,6 @@
-"""The options after the subcommand, once: a row's by the form of its weights and by its adapter, and each other one's.
+"""The options after a row: by the form of its weights and by its adapter. None: not given, the row's default counts.
 
-None means that the user did not give an option; the defaults are the row's. Knows no row and runs nothing.
+The command line makes its parameters of these fields, and ``Which`` the types and ranges of its own.
 """
 
 # ruff: noqa: RUF009  (``option`` makes a dataclass field, as ``field`` does)
@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mistralrs.api.options.option import option
+from mistralrs.api.options.option import argument, option
 from mistralrs.api.schemas.sentinels import MAX_INT
-from mistralrs.quant.quantize import ISQ_TYPES
-from mistralrs_cli.option import argument
 
 
 def _tokenizer_json(*short: str) -> Any:
@@ -31,7 +29,8 @@ def _tok_model_id() -> Any:
     )
 
 
-def _gqa() -> Any:
+def gqa_option() -> Any:
+    """The option ``--gqa``."""
     return option(
         None,
         "--gqa",
@@ -90,7 +89,7 @@ class QuantizedOptions:
 class GgmlOptions(QuantizedOptions):
     """What stands after a row whose weights are a GGML file."""
 
-    gqa: int | None = _gqa()
+    gqa: int | None = gqa_option()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,7 @@ class AutoOptions:
     )
     tok_model_id: str | None = _tok_model_id()
     tokenizer_json: Path | None = _tokenizer_json()
-    gqa: int | None = _gqa()
+    gqa: int | None = gqa_option()
     repeat_last_n: int | None = _repeat_last_n()
 
 
@@ -133,49 +132,3 @@ class LoraOptions:
         None, "--adapters-model-id", "-a", metavar="REPO|FOLDER", help="The adapters."
     )
     order: Path | None = _order()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchOptions:
-    """What stands after ``bench``."""
-
-    n_prompt: int = option(
-        512, "--n-prompt", "-p", metavar="N", least=0, help="Tokens of the prompt test; 0: no such test."
-    )
-    n_gen: int = option(
-        128, "--n-gen", "-n", metavar="N", least=0, help="Tokens of the generation test; 0: no such test."
-    )
-    concurrency: str = option("1", "--concurrency", "-c", metavar="N,N,...", help="Streams at once.")
-    repetitions: int = option(5, "--repetitions", "-r", metavar="N", least=1, help="How often each test runs.")
-    json: bool = option(False, "--json", help="One JSON object a line and test instead of tables.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectOptions:
-    """What stands after ``inspect``."""
-
-    source: str = argument(..., metavar="SOURCE", help="The model: a hub repository, a folder or a file.")
-    filename: str | None = option(
-        None, "--filename", "-f", metavar="FILE", help="A file of the repository or folder, where several are models."
-    )
-    gqa: int | None = _gqa()
-    json: bool = option(False, "--json", help="One JSON object instead of text.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelsOptions:
-    """What stands after ``models``."""
-
-    action: Literal["list", "delete"] = argument("list", metavar="list|delete", help="What to do.")
-    name: str | None = argument(None, metavar="NAME", help="The repository to delete, as OWNER/NAME.")
-    yes: bool = option(False, "--yes", "-y", help="Delete without asking.")
-    json: bool = option(False, "--json", help="One JSON object instead of a table.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeOptions:
-    """What stands after ``quantize``."""
-
-    source: str = argument(..., metavar="SOURCE", help="The safetensors: a hub repository, a folder or a file.")
-    out: Path = argument(..., metavar="OUT", help="The GGUF file to write.")
-    type: str = option(..., "--type", metavar="TYPE", help=f"What weights become: {', '.join(ISQ_TYPES)}.")

@@ -1,10 +1,10 @@
-"""Makes Typer's parameters of declared options, and declares those that stand after the subcommand. Runs nothing."""
+"""Makes Typer's parameters of declared options."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Set
-from dataclasses import field, fields
+from dataclasses import fields
 from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
@@ -12,11 +12,6 @@ import typer
 from mistralrs.api.options.declarations import Options, types
 from mistralrs.api.options.option import Option
 from mistralrs.api.options.values import without_none
-
-
-def argument(default: object, *, metavar: str, help: str) -> Any:
-    """A dataclass field that is a word without a name."""
-    return field(default=default, metadata={"declaration": Option(flags=(), metavar=metavar, help=help)})
 
 
 def parameters(
