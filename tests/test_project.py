@@ -128,7 +128,7 @@ TREE = [
 ROOMS = {path.split("/")[1] for path in TREE if path.startswith("mistralrs/") and path.count("/") > 1}
 HOMES = (ROOT, ROOT / "mistralrs", ROOT / "mistralrs" / "api", ROOT / "tests")
 SOURCE = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in TREE if path.endswith(".py"))
-DECLARED = set(re.findall(r"^ *(?:class )?([A-Z]\w+)(?=[(:\[]| = )", SOURCE, re.MULTILINE))
+DEFINED = set(re.findall(r"^ *(?:class )?([A-Z]\w+)(?=[(:\[]| = )", SOURCE, re.MULTILINE))
 
 
 def is_path_there(name: str) -> bool:
@@ -162,7 +162,7 @@ def test_what_documents_name_exists() -> None:
             elif "." in name and first in tops:
                 is_there = is_module_there(name)
             elif design and re.fullmatch(r"(?:[A-Z][a-z]+){2,}(?:\.\w+)?", name):
-                is_there = name.split(".")[0] in DECLARED
+                is_there = name.split(".")[0] in DEFINED
             else:
                 continue
             named += 1
