@@ -49,7 +49,6 @@ Whole = TypeVar("Whole", bound=BaseModel)
 Chunk = TypeVar("Chunk", bound=BaseModel)
 
 FORMATTER = PythonErrorFormatter()
-_DATA = b"data: "
 _CHECKED = (
     *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "precision", "dtype"),
     *("no_kv_cache", "token_source"),
@@ -164,17 +163,17 @@ class Runner(ProcessBound):
     def _answer(self, prepared: Prepared, whole: type[Whole], chunk: type[Chunk]) -> Whole | AnswerStream[Chunk]:
         refuse_ignored(prepared.ignored)
         model_name = self._policy.model_name
-        composer = ResponseBuilder(prepared, id=answer_id(prepared), created=int(time.time()), model_name=model_name)
+        builder = ResponseBuilder(prepared, id=answer_id(prepared), created=int(time.time()), model_name=model_name)
         news = EventQueue(self._model.engine, prepared.requests)
         if prepared.stream:
-            return AnswerStream(self._model, news, composer, chunk)
+            return AnswerStream(self._model, news, builder, chunk)
         try:
-            for _ in _checked_events(news, composer):
+            for _ in _checked_events(news, builder):
                 pass
         except BaseException:  # Ctrl-C, for one
             news.cancel()
             raise
-        return whole.model_validate(composer.snapshot())
+        return whole.model_validate(builder.snapshot())
 
 
 class AnswerStream(ProcessBound, Generic[Chunk]):
@@ -188,7 +187,7 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
         super().__init__()
         self._model = model  # the engine would end with it
         self._events = events
-        self._pieces = _pieces(events, builder)
+        self._bodies = _chunk_bodies(events, builder)
         self._kind = kind
         self._closed = False
 
@@ -200,12 +199,12 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
             raise StopIteration
         self.require_process()
         try:
-            piece = next(self._pieces)
+            body = next(self._bodies)
         except MistralrsError:
             if self._closed:  # by another thread, while this one waited
                 raise StopIteration from None
             raise
-        return self._kind.model_validate_json(piece.removeprefix(_DATA))
+        return self._kind.model_validate(body)
 
     def close(self) -> None:
         """Cancels the rest, which frees its place within a step; does nothing at the end. From any thread."""
@@ -255,15 +254,15 @@ def _delivery(events: SimpleQueue[tuple[int, Event]], place: int) -> Callable[[E
     return lambda event: events.put((place, event))
 
 
-def _pieces(events: EventQueue, builder: ResponseBuilder) -> Iterator[bytes]:
+def _chunk_bodies(events: EventQueue, builder: ResponseBuilder) -> Iterator[dict[str, object]]:
     """The chunks of a stream. No method, or a stream that nobody holds would go on until garbage is collected."""
     for place, event in _checked_events(events, builder):
-        yield from builder.chunks(place, event)
-    yield from builder.last_chunks()
+        yield from map(builder.chunk_body, builder.chunks(place, event))
+    yield from map(builder.chunk_body, builder.last_chunks())
 
 
 def _checked_events(queue: EventQueue, builder: ResponseBuilder) -> Iterator[tuple[int, Event]]:
-    """The events, which the composer has heard. Raises the error that ends one of the requests, and cancels the others.
+    """The events, which the builder has taken. Raises the error that ends one of the requests, and cancels the others.
 
     A step that fails gives one error to all who waited for it, so each of them gets a copy.
     """

@@ -1,7 +1,4 @@
-"""Chat and text completions over HTTP: from a body to a whole answer or a stream, and an end to it when nobody listens.
-
-Knows requests and connections; what is asked and answered is ``api``'s.
-"""
+"""Chat and text completions over HTTP: from a body to a whole answer or a stream, which ends when the client leaves."""
 
 from __future__ import annotations
 
@@ -15,22 +12,18 @@ from starlette.responses import Response
 
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody
 from mistralrs.api.schemas.response_bodies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
-from mistralrs.api.serving.chunks import DONE
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
-from mistralrs.api.serving.respond import Answer, answer_id
+from mistralrs.api.serving.respond import Answer, AnswerError, answer_id
 from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.server.bodies import Reader
 from mistralrs.server.disconnect import unless_gone
 from mistralrs.server.errors import answer_to
 from mistralrs.server.inflight import InflightRequest
-from mistralrs.server.log import Kind, RequestLog
 from mistralrs.server.middleware import context_of
 from mistralrs.server.openapi import ENGINE_ERRORS, operation
 from mistralrs.server.responses import EventStream, JsonResponse, to_json
 from mistralrs.server.service import Service
-
-_DATA = b"data: "
-_ERROR = b'data: {"error"'
+from mistralrs.server.sse import DONE, ChunkEncoder, encode_error, frame_event
 
 
 def generation_routes(service: Service, reader: Reader) -> APIRouter:
@@ -61,19 +54,14 @@ def generation_routes(service: Service, reader: Reader) -> APIRouter:
 async def _answer(service: Service, request: Request, prepared: Prepared) -> Response:
     """Submits what was prepared, and answers. Raises what the engine refuses before an answer has begun."""
     context = context_of(request.scope)
-    id = answer_id(prepared)
-    answer = Answer(
-        prepared,
-        id=id,
-        created=int(time.time()),
-        model_name=service.model_name,
-        error_body=lambda error: answer_to(error).body,
-    )
-    headers = AnswerHeaders.of(prepared).headers(service.model_name)
+    id, created, model_name = answer_id(prepared), int(time.time()), service.model_name
+    answer = Answer(prepared, id=id, created=created, model_name=model_name)
+    headers = AnswerHeaders.of(prepared).headers(model_name)
     live = service.begin(id, context, prepared.requests)
     if prepared.stream:
+        encoder = ChunkEncoder(prepared, id=id, created=created, model_name=model_name)
         return EventStream(
-            answer.events(live.streams) if service.log is None else _logged(service.log, context.id, answer, live),
+            _framed(service, answer, live, encoder),
             headers=headers,
             keep_alive_s=service.settings.keep_alive_ms / 1000,
             close=lambda: service.end(live),
@@ -86,11 +74,19 @@ async def _answer(service: Service, request: Request, prepared: Prepared) -> Res
     return JsonResponse(body, headers=headers)
 
 
-async def _logged(log: RequestLog, id: str, answer: Answer, live: InflightRequest) -> AsyncGenerator[bytes]:
-    """The events of an answer, which also go into the log."""
-    async with aclosing(answer.events(live.streams)) as events:
-        async for event in events:
-            if event != DONE:
-                kind: Kind = "error" if event.startswith(_ERROR) else "chunk"
-                log.record(kind, id, body=event.removeprefix(_DATA).rstrip())
-            yield event
+async def _framed(
+    service: Service, answer: Answer, live: InflightRequest, encoder: ChunkEncoder
+) -> AsyncGenerator[bytes]:
+    """The server-sent events of an answer, which also go into the log; an error is the last of them."""
+    try:
+        async with aclosing(answer.events(live.streams)) as chunks:
+            async for chunk in chunks:
+                data = encoder.encode(chunk)
+                service.record("chunk", live.request_id, body=data)
+                yield frame_event(data)
+    except AnswerError as failed:
+        data = encode_error(answer_to(failed.error).body)
+        service.record("error", live.request_id, body=data)
+        yield frame_event(data)
+    else:
+        yield DONE

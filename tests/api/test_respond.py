@@ -24,8 +24,10 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from mistralrs.api.engine_client.engine_client import AsyncStream
 from mistralrs.api.schemas import response_bodies
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
+from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion, prepare_embeddings
 from mistralrs.api.serving.respond import Answer, AnswerError, answer_id, embeddings, submit
+from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import (
     Delta,
@@ -38,11 +40,10 @@ from mistralrs.engine.events import (
     TokenLogprob,
     Usage,
 )
-from mistralrs.errors import EngineError, MistralrsError, QueueFullError
+from mistralrs.errors import EngineError, QueueFullError
 from tests.api.served import POLICY, byte_tokenizer, piece_tokenizer, served
 
 BROKEN = EngineError("the model failed")
-DONE = b"data: [DONE]\n\n"
 
 
 def chat(**fields: Any) -> Prepared:
@@ -56,11 +57,7 @@ def complete(**fields: Any) -> Prepared:
 
 
 def answer(prepared: Prepared) -> Answer:
-    return Answer(prepared, id="chatcmpl-1", created=1780000000, model_name="org/tiny", error_body=error_body)
-
-
-def error_body(error: MistralrsError) -> dict[str, object]:
-    return {"error": {"message": error.message, "type": "server_error", "param": None, "code": "x"}}
+    return Answer(prepared, id="chatcmpl-1", created=1780000000, model_name="org/tiny")
 
 
 def usage(tokens: int, *, prompt: int = 4, cached: int = 0) -> Usage:
@@ -88,17 +85,21 @@ def whole(prepared: Prepared, *choices: Sequence[Event]) -> dict[str, Any]:
     return asyncio.run(answer(prepared).whole(Script(*choices).streams))
 
 
-def streamed(prepared: Prepared, *choices: Sequence[Event]) -> list[bytes]:
-    async def listen() -> list[bytes]:
-        return [event async for event in answer(prepared).events(Script(*choices).streams)]
+def streamed(prepared: Prepared, *choices: Sequence[Event]) -> list[OutputChunk]:
+    async def listen() -> list[OutputChunk]:
+        return [chunk async for chunk in answer(prepared).events(Script(*choices).streams)]
 
     return asyncio.run(listen())
 
 
-def chunks(events: Sequence[bytes]) -> list[dict[str, Any]]:
-    """The JSON of all events but ``[DONE]``, which must be the last."""
-    assert events[-1] == DONE
-    return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
+def bodies(prepared: Prepared, chunks: Sequence[OutputChunk]) -> list[dict[str, Any]]:
+    """Chunks as clients read them."""
+    builder = ResponseBuilder(prepared, id="chatcmpl-1", created=1780000000, model_name="org/tiny")
+    return [builder.chunk_body(chunk) for chunk in chunks]
+
+
+def streamed_bodies(prepared: Prepared, *choices: Sequence[Event]) -> list[dict[str, Any]]:
+    return bodies(prepared, streamed(prepared, *choices))
 
 
 def logprob(token: str, value: float, *, data: bytes | None = None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
@@ -147,27 +148,32 @@ def test_a_whole_chat() -> None:
     openai.types.chat.ChatCompletion.model_validate(body, strict=True)
 
 
-def test_a_chat_as_events() -> None:
-    head = (
-        '{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1780000000,"model":"org/tiny",'
-        '"system_fingerprint":"local","choices":[{"index":0,"delta":'
-    )
-    events = streamed(chat(), said("Hel", "", "\u2028é"))
-    assert events[:3] == [
-        f'data: {head}{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}]}}\n\n'.encode(),
-        f'data: {head}{{"content":"Hel"}},"logprobs":null,"finish_reason":null}}]}}\n\n'.encode(),
-        f'data: {head}{{"content":"\\u2028\\u00e9"}},"logprobs":null,"finish_reason":null}}]}}\n\n'.encode(),
-    ]
-    last = json.loads(events[3].removeprefix(b"data: "))
-    assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
-    assert last["timings"]["seed"] == 5
-    assert events[4:] == [DONE]
+def test_a_chat_as_chunks() -> None:
+    prepared = chat()
+    chunks = streamed(prepared, said("Hel", "", "\u2028é"))
+    assert chunks[:3] == [OutputChunk(0, "", role="assistant"), OutputChunk(0, "Hel"), OutputChunk(0, "\u2028é")]
+    [last] = chunks[3:]
+    assert last == OutputChunk(0, finish_reason="stop", timings=last.timings)
+    assert last.timings is not None
+    assert last.timings["seed"] == 5
+    first, *_, ending = bodies(prepared, chunks)
+    assert first == {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1780000000,
+        "model": "org/tiny",
+        "system_fingerprint": "local",
+        "choices": [
+            {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        ],
+    }
+    assert ending["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
 
 
 def test_usage_only_where_it_is_asked_for() -> None:
-    assert all("usage" not in chunk for chunk in chunks(streamed(chat(), said("a"))))
+    assert all("usage" not in chunk for chunk in streamed_bodies(chat(), said("a")))
     prepared = chat(n=2, stream_options={"include_usage": True})
-    *others, last = chunks(streamed(prepared, said("a"), said("b", "c")))
+    *others, last = streamed_bodies(prepared, said("a"), said("b", "c"))
     assert {chunk["usage"] for chunk in others} == {None}
     assert last["choices"] == []
     assert last["usage"] == whole(prepared, said("a"), said("b", "c"))["usage"]
@@ -178,7 +184,7 @@ def test_a_choice_without_a_word() -> None:
     prepared = chat()
     end: list[Event] = [Finished("length", usage(0))]
     assert whole(prepared, end)["choices"][0]["message"]["content"] == ""
-    first, last = chunks(streamed(prepared, end))
+    first, last = streamed_bodies(prepared, end)
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert last["choices"][0]["finish_reason"] == "length"
 
@@ -197,7 +203,7 @@ def test_guesses_are_told_where_there_were_some() -> None:
     body = whole(chat(n=2), *choices)
     assert (body["timings"]["draft_n"], body["timings"]["draft_n_accepted"]) == (9, 4)
     response_bodies.ChatCompletion.model_validate(body)
-    last = chunks(streamed(chat(), choices[0]))[-1]
+    last = streamed_bodies(chat(), choices[0])[-1]
     assert (last["timings"]["draft_n"], last["timings"]["draft_n_accepted"]) == (9, 4)
     response_bodies.ChatCompletionChunk.model_validate(last)
     assert "draft_n" not in whole(chat(), choices[1])["timings"]
@@ -227,7 +233,7 @@ def test_log_probabilities_of_a_chat() -> None:
     body = whole(prepared, spoken)
     assert body["choices"][0]["logprobs"] == {"content": expected}
     response_bodies.ChatCompletion.model_validate(body)
-    _, first, second, _ = chunks(streamed(prepared, spoken))
+    _, first, second, _ = streamed_bodies(prepared, spoken)
     assert first["choices"][0] == {
         "index": 0, "delta": {"content": ""}, "logprobs": {"content": expected[:1]}, "finish_reason": None
     }  # fmt: skip
@@ -235,7 +241,7 @@ def test_log_probabilities_of_a_chat() -> None:
 
 
 def test_timings_of_each_token() -> None:
-    role, first, second, last = chunks(streamed(chat(timings_per_token=True), said("a", "b")))
+    role, first, second, last = streamed_bodies(chat(timings_per_token=True), said("a", "b"))
     assert "timings" not in role
     for number, chunk in ((1, first), (2, second)):
         timings = response_bodies.ChunkTimings.model_validate(chunk["timings"])
@@ -266,13 +272,13 @@ def test_a_stream_says_what_the_whole_answer_says(
             streams[place].put(next(left[place]))
             await asyncio.sleep(0)
 
-    async def listen() -> list[bytes]:
+    async def listen() -> list[OutputChunk]:
         speaking = asyncio.create_task(speak())
-        events = [event async for event in answer(prepared).events(streams)]
+        chunks = [chunk async for chunk in answer(prepared).events(streams)]
         await speaking
-        return events
+        return chunks
 
-    heard = chunks(asyncio.run(listen()))
+    heard = bodies(prepared, asyncio.run(listen()))
     expected = whole(prepared, *choices)
     state = ChatCompletionStreamState()
     seen: list[int] = []
@@ -308,8 +314,8 @@ def test_a_whole_completion() -> None:
     openai.types.Completion.model_validate(body, strict=True)
 
 
-def test_a_completion_as_events() -> None:
-    heard = chunks(streamed(complete(), said("a", "b", reason="length")))
+def test_a_completion_as_chunks() -> None:
+    heard = streamed_bodies(complete(), said("a", "b", reason="length"))
     for chunk in heard:
         response_bodies.CompletionChunk.model_validate(chunk)
     assert [chunk["choices"][0]["text"] for chunk in heard] == ["a", "b", ""]
@@ -320,14 +326,14 @@ def test_the_prompt_comes_first_and_the_suffix_last() -> None:
     prepared = complete(prompt=["p", "q"], echo=True, suffix="!")
     body = whole(prepared, said(" a", "b"), said("c"))
     assert [choice["text"] for choice in body["choices"]] == ["p ab!", "qc!"]
-    heard = [choice for chunk in chunks(streamed(prepared, said(" a", "b"), said("c"))) for choice in chunk["choices"]]
+    heard = [choice for chunk in streamed_bodies(prepared, said(" a", "b"), said("c")) for choice in chunk["choices"]]
     assert [(choice["index"], choice["text"]) for choice in heard[:2]] == [(0, "p"), (1, "q")]
     for index, texts in ((0, ["p", " a", "b", "!", ""]), (1, ["q", "c", "!", ""])):
         assert [choice["text"] for choice in heard if choice["index"] == index] == texts
 
 
 def test_indices_first_appear_in_their_order() -> None:
-    heard = chunks(streamed(complete(n=3), said(), said("b"), said("c")))
+    heard = streamed_bodies(complete(n=3), said(), said("b"), said("c"))
     indices = [choice["index"] for chunk in heard for choice in chunk["choices"]]
     assert list(dict.fromkeys(indices)) == [0, 1, 2]
 
@@ -347,14 +353,14 @@ def test_log_probabilities_of_a_completion() -> None:
     }
     prepared = complete(logprobs=1)
     assert whole(prepared, spoken)["choices"][0]["logprobs"] == expected
-    assert collected(streamed(prepared, spoken)) == ("éx", expected)
+    assert collected(streamed_bodies(prepared, spoken)) == ("éx", expected)
 
 
-def collected(events: Sequence[bytes]) -> tuple[str, dict[str, list[Any]]]:
+def collected(chunks: Sequence[dict[str, Any]]) -> tuple[str, dict[str, list[Any]]]:
     """A streamed completion put together."""
     text = ""
     lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for chunk in chunks(events):
+    for chunk in chunks:
         for choice in chunk["choices"]:
             text += choice["text"]
             for name, values in (choice["logprobs"] or {}).items():
@@ -390,7 +396,7 @@ def test_the_prompts_log_probabilities(prompt: str, reason: FinishReason) -> Non
             assert token == name
             assert choice["text"].startswith(name, offset)
     assert lists["text_offset"][-1] == len(prompt)
-    assert collected(streamed(prepared, spoken)) == (choice["text"], lists)
+    assert collected(streamed_bodies(prepared, spoken)) == (choice["text"], lists)
 
 
 def test_offsets_know_the_space_that_a_tokenizer_writes() -> None:
@@ -431,21 +437,33 @@ def test_the_best_are_shown() -> None:
 # What goes wrong
 
 
-def test_an_error_is_the_last_event() -> None:
+def listened(streams: Sequence[AsyncStream], prepared: Prepared) -> tuple[list[OutputChunk], AnswerError]:
+    """The chunks of an answer that fails, and the error that ends it."""
+
+    async def listen() -> tuple[list[OutputChunk], AnswerError]:
+        chunks: list[OutputChunk] = []
+        try:
+            async for chunk in answer(prepared).events(streams):
+                chunks.append(chunk)
+        except AnswerError as error:
+            return chunks, error
+        raise AssertionError("the answer did not fail")
+
+    return asyncio.run(listen())
+
+
+def test_an_error_ends_a_stream() -> None:
     failed: list[Event] = [Delta("a", (1,), ()), Failed(BROKEN, usage(1))]
-    *_, text, last = streamed(chat(), failed)
-    assert b'"content":"a"' in text
-    assert last == b'data: {"error":{"message":"the model failed","type":"server_error","param":null,"code":"x"}}\n\n'
-    assert streamed(chat(), [Failed(BROKEN, usage(0))]) == [last]
+    chunks, ended = listened(Script(failed).streams, chat())
+    assert [chunk.text for chunk in chunks] == ["", "a"]
+    assert ended.error is BROKEN
+    chunks, ended = listened(Script([Failed(BROKEN, usage(0))]).streams, chat())
+    assert (chunks, ended.error) == ([], BROKEN)
 
 
 def test_one_choices_failure_is_the_requests() -> None:
     script = Script([Delta("a", (1,), ())], [Delta("b", (1,), ()), Failed(BROKEN, usage(1))], [])
-
-    async def listen() -> list[bytes]:
-        return [event async for event in answer(chat(n=3)).events(script.streams)]
-
-    assert b"the model failed" in asyncio.run(listen())[-1]
+    assert listened(script.streams, chat(n=3))[1].error is BROKEN
     assert sorted(script.cancelled) == [0, 2]
 
 
@@ -480,7 +498,7 @@ def test_an_answer_that_another_cancelled_is_an_error() -> None:
     error = raised.value.error
     assert isinstance(error, EngineError)
     assert error.code == "request_cancelled"
-    assert b"the request was cancelled" in streamed(chat(), cancelled)[-1]
+    assert listened(Script(cancelled).streams, chat())[1].error.message == "the request was cancelled"
 
 
 @pytest.mark.parametrize("num_choices", [1, 3])

@@ -1,7 +1,6 @@
-"""From an engine's streams to the answer that a client reads, on an event loop: whole, or as server-sent events.
+"""From an engine's streams to the answer that a client reads, on an event loop: whole, or in chunks.
 
-Knows how several streams become one answer; its shape is ``composer``'s. Does not know how requests came about, nor
-HTTP: how an error reads is told to it.
+Several streams become one answer here; ``response_builder`` gives it its shape.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import asyncio
 import base64
 import struct
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mistralrs.api.serving.choice_state import cancelled
-from mistralrs.api.serving.chunks import DONE, error_event
+from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
 from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.events import Embedding, Event, Failed, Finished
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Cancellable(Protocol):
-    """What was submitted."""
+    """A request that was submitted."""
 
     def cancel(self) -> None: ...
 
@@ -37,7 +36,7 @@ Submitted = TypeVar("Submitted", bound=Cancellable)
 
 
 class Submitter(Protocol[Submitted_co]):
-    """What takes requests."""
+    """Takes requests."""
 
     def submit(self, request: Request) -> Submitted_co: ...
 
@@ -49,7 +48,7 @@ class AnswerError(Exception):
         super().__init__(error.message)
         self.error = error
         self.partial = partial
-        """What there is of the answer; unfinished choices have the finish reason ``error``."""
+        """The body of the answer until the error; unfinished choices have the finish reason ``error``."""
 
 
 def answer_id(prepared: Prepared) -> str:
@@ -58,7 +57,7 @@ def answer_id(prepared: Prepared) -> str:
 
 
 def submit(engine: Submitter[Submitted], requests: Sequence[Request]) -> tuple[Submitted, ...]:
-    """Submits all requests or none: what one of them raises cancels those before it."""
+    """Submits all requests or none: an error of one of them cancels those before it and is raised."""
     submitted: list[Submitted] = []
     try:
         for request in requests:
@@ -71,51 +70,43 @@ def submit(engine: Submitter[Submitted], requests: Sequence[Request]) -> tuple[S
 
 
 class Answer:
-    """The answer to one request, from the streams of its requests in their order. To be asked for once.
+    """The answer to one request, from the streams of its requests in their order. One of its two methods is called,
+    once.
 
-    Whoever stops listening, or is cancelled while it waits, cancels the streams; so does the failure of one of them.
+    The streams are cancelled when the reader stops or is cancelled while it waits, and when one of them fails.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        *,
-        id: str,
-        created: int,
-        model_name: str,
-        error_body: Callable[[MistralrsError], Mapping[str, object]],
-    ) -> None:
-        """``created``: seconds since 1970. ``error_body``: ``{"error": {...}}`` of what ends a stream early."""
+    def __init__(self, prepared: Prepared, *, id: str, created: int, model_name: str) -> None:
+        """``created``: seconds since 1970."""
         self._builder = ResponseBuilder(prepared, id=id, created=created, model_name=model_name)
-        self._error_body = error_body
 
     async def whole(self, streams: Sequence[AsyncStream]) -> dict[str, object]:
         """The body of the answer. Raises AnswerError when the engine cannot finish one of its choices."""
-        composer = self._builder
-        async with aclosing(_merged(streams)) as news:
-            async for place, event in news:
-                error = composer.on_event(place, event)
-                if error is not None:
-                    raise AnswerError(error, composer.snapshot())
-        return composer.snapshot()
+        async with aclosing(self._checked_events(streams)) as events:
+            async for _ in events:
+                pass
+        return self._builder.snapshot()
 
-    async def events(self, streams: Sequence[AsyncStream]) -> AsyncGenerator[bytes]:
-        """Server-sent events: the chunks of all choices as they come, then ``[DONE]``; or an error, which is the last.
+    async def events(self, streams: Sequence[AsyncStream]) -> AsyncGenerator[OutputChunk]:
+        """The chunks of all choices as they come; the first comes with the first event of the engine.
 
-        The first comes with the first news from the engine.
+        Raises AnswerError when the engine cannot finish one of the choices.
         """
-        composer = self._builder
-        async with aclosing(_merged(streams)) as news:
-            async for place, event in news:
-                error = composer.on_event(place, event)
-                if error is not None:
-                    yield error_event(self._error_body(error))
-                    return
-                for chunk in composer.chunks(place, event):
+        async with aclosing(self._checked_events(streams)) as events:
+            async for place, event in events:
+                for chunk in self._builder.chunks(place, event):
                     yield chunk
-        for chunk in composer.last_chunks():
+        for chunk in self._builder.last_chunks():
             yield chunk
-        yield DONE
+
+    async def _checked_events(self, streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, Event]]:
+        """The events of all streams, which the builder has taken. Raises AnswerError at the first that is an error."""
+        async with aclosing(_merged(streams)) as events:
+            async for place, event in events:
+                error = self._builder.on_event(place, event)
+                if error is not None:
+                    raise AnswerError(error, self._builder.snapshot())
+                yield place, event
 
 
 async def embeddings(

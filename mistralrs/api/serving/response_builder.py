@@ -1,22 +1,23 @@
-"""Makes the answer to one request of the events of its choices: the body of the whole, or the chunks of a stream.
-
-Knows shapes, indices and sums; does not know where events come from, nor who waits for them.
-"""
+"""Builds the answer to one request from the events of its choices: the body of the whole, or the chunks of a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from mistralrs.api.serving.choice_state import ChoiceState, timings, usage
-from mistralrs.api.serving.chunks import CHAT, COMPLETION, SYSTEM_FINGERPRINT, ChunkWriter
 from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
+from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.engine.events import Delta, Event, Finished, PromptLogprobs
 from mistralrs.errors import MistralrsError
 
+SYSTEM_FINGERPRINT = "local"
+CHUNK_OBJECTS = {"chat": "chat.completion.chunk", "completion": "text_completion"}
+"""The ``object`` of a chunk, by the kind of its answer."""
+
 
 class ResponseBuilder:
-    """The answer to one request. It hears each event once, with the place of the request's stream that it came from."""
+    """The answer to one request. It gets each event once, with the place of the request's stream that it came from."""
 
     def __init__(self, prepared: Prepared, *, id: str, created: int, model_name: str) -> None:
         """``created``: seconds since 1970."""
@@ -24,19 +25,12 @@ class ResponseBuilder:
         self._id = id
         self._created = created
         self._model_name = model_name
-        self._writer = ChunkWriter(
-            CHAT if prepared.kind == "chat" else COMPLETION,
-            id=id,
-            created=created,
-            model=model_name,
-            include_usage=prepared.include_usage,
-        )
         self._choices = [ChoiceState(request) for request in prepared.requests]
         self._offsets = [CompletionLogprobs(self._echo(place)) for place in range(len(self._choices))]
         self._opened = False
 
     def on_event(self, place: int, event: Event) -> MistralrsError | None:
-        """Takes note of an event. Returns the error, if it is the end of a choice that will not be complete."""
+        """Returns the error, if the event ends a choice that will not be complete; keeps what the event says."""
         return self._choices[place].on_event(event)
 
     def snapshot(self) -> dict[str, object]:
@@ -57,29 +51,81 @@ class ResponseBuilder:
             "timings": timings(self._choices, seed=prepared.seed),
         }
 
-    def last_chunks(self) -> Iterator[bytes]:
-        """What follows the last event of all."""
+    def chunks(self, place: int, event: Event) -> Iterator[OutputChunk]:
+        """The additions that an event makes to a stream; ``on_event`` has taken the event already."""
+        prepared, state = self._prepared, self._choices[place]
+        if not self._opened:
+            self._opened = True
+            yield from self._openings()
+        if isinstance(event, PromptLogprobs):
+            yield OutputChunk(place, self._echoed(place), logprobs=self._offsets[place].add(event.logprobs))
+        elif isinstance(event, Delta):
+            logprobs = self._logprobs(place, event)
+            if event.text or logprobs is not None:
+                clock = state.timings() if prepared.timings_per_token else None
+                yield OutputChunk(place, event.text, logprobs=logprobs, timings=clock)
+        elif isinstance(event, Finished):
+            assert state.reason is not None  # else on_event has returned an error
+            if prepared.suffix:
+                yield OutputChunk(place, prepared.suffix)
+            is_last = all(other.reason is not None for other in self._choices)
+            total = timings(self._choices, seed=prepared.seed) if is_last else None
+            yield OutputChunk(place, finish_reason=state.reason, timings=total)
+
+    def last_chunks(self) -> Iterator[OutputChunk]:
+        """The chunks that follow the last event of all."""
         if self._prepared.include_usage:
-            yield self._writer.usage(self._usage())
+            yield OutputChunk(None, usage=self._usage())
+
+    def chunk_body(self, chunk: OutputChunk) -> dict[str, object]:
+        """The body of a chunk, as clients of the HTTP interface read it."""
+        prepared = self._prepared
+        body: dict[str, object] = {
+            "id": self._id,
+            "object": CHUNK_OBJECTS[prepared.kind],
+            "created": self._created,
+            "model": self._model_name,
+            "system_fingerprint": SYSTEM_FINGERPRINT,
+            "choices": [] if chunk.index is None else [self._chunk_choice(chunk)],
+        }
+        if chunk.timings is not None:
+            body["timings"] = chunk.timings
+        if prepared.include_usage:
+            body["usage"] = chunk.usage
+        return body
+
+    def _chunk_choice(self, chunk: OutputChunk) -> dict[str, object]:
+        payload: dict[str, object] = {}
+        if self._prepared.kind == "completion":
+            payload["text"] = chunk.text or ""
+        else:
+            fields = {"role": chunk.role, "content": chunk.text}
+            payload["delta"] = {name: value for name, value in fields.items() if value is not None}
+        return {
+            "index": chunk.index,
+            **payload,
+            "logprobs": chunk.logprobs,
+            "finish_reason": chunk.finish_reason,
+        }
 
     def _best(self, places: Sequence[int]) -> Sequence[int]:
-        """Those candidates for one prompt that are shown, the likeliest first if there are more."""
+        """The choices for one prompt that are shown, the likeliest first if there are more."""
         if self._prepared.choices == len(places):
             return places
         by_logprob = sorted(places, key=lambda place: -self._choices[place].cumulative_logprob)
         return by_logprob[: self._prepared.choices]
 
     def _choice(self, index: int, place: int) -> dict[str, object]:
-        candidate, logprobs = self._choices[place], None
-        facts = {"index": index, "finish_reason": candidate.reason or "error"}
+        state, logprobs = self._choices[place], None
+        facts = {"index": index, "finish_reason": state.reason or "error"}
         if self._prepared.kind == "chat":
             if self._prepared.logprobs is not None:
-                logprobs = chat_logprobs(candidate.logprobs)
-            message = {"role": "assistant", "content": candidate.text, "refusal": None}
+                logprobs = chat_logprobs(state.logprobs)
+            message = {"role": "assistant", "content": state.text, "refusal": None}
             return {**facts, "message": message, "logprobs": logprobs}
         echo = self._echo(place)
         if self._prepared.logprobs is not None:
-            tokens = [*candidate.prompt_logprobs, *candidate.logprobs]
+            tokens = [*state.prompt_logprobs, *state.logprobs]
             return {**facts, "text": self._text(place), "logprobs": CompletionLogprobs(echo).add(tokens)}
         return {**facts, "text": self._text(place), "logprobs": None}
 
@@ -87,34 +133,14 @@ class ResponseBuilder:
         echo = self._echo(place)
         return ("" if echo is None else echo.text) + self._choices[place].text + self._prepared.suffix
 
-    def chunks(self, place: int, event: Event) -> Iterator[bytes]:
-        """What an event, which was heard already, adds to a stream, as server-sent events."""
-        prepared, candidate = self._prepared, self._choices[place]
-        if not self._opened:
-            self._opened = True
-            yield from self._openings()
-        if isinstance(event, PromptLogprobs):
-            yield self._writer.text(place, self._echoed(place), logprobs=self._offsets[place].add(event.logprobs))
-        elif isinstance(event, Delta):
-            logprobs = self._logprobs(place, event)
-            if event.text or logprobs is not None:
-                clock = candidate.timings() if prepared.timings_per_token else None
-                yield self._writer.text(place, event.text, logprobs=logprobs, timings=clock)
-        elif isinstance(event, Finished):
-            assert candidate.reason is not None  # or hearing it would have been an error
-            if prepared.suffix:
-                yield self._writer.text(place, prepared.suffix)
-            last = all(other.reason is not None for other in self._choices)
-            total = timings(self._choices, seed=prepared.seed) if last else None
-            yield self._writer.ending(place, candidate.reason, timings=total)
-
-    def _openings(self) -> Iterator[bytes]:
+    def _openings(self) -> Iterator[OutputChunk]:
         """The first chunk of every choice: clients want to meet them in the order of their indices."""
+        is_chat = self._prepared.kind == "chat"
         for place in range(len(self._choices)):
-            # with its log-probabilities the prompt comes as a piece of its own
+            # with its log-probabilities the prompt comes as a chunk of its own
             text = self._echoed(place) if self._prepared.logprobs is None else ""
-            if text or self._prepared.kind == "chat" or len(self._choices) > 1:
-                yield self._writer.opening(place, text)
+            if text or is_chat or len(self._choices) > 1:
+                yield OutputChunk(place, text, role="assistant" if is_chat else None)
 
     def _logprobs(self, place: int, delta: Delta) -> Mapping[str, object] | None:
         if self._prepared.logprobs is None or not delta.logprobs:

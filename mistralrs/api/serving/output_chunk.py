@@ -1,0 +1,32 @@
+"""An addition to a streamed answer, as an object: the response builder makes it, the server and ``Runner`` read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mistralrs.engine.events import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """An addition to one choice, or the usage of all of them.
+
+    Every kind of output is a field of its own beside ``text``; tool calls and reasoning are to become such fields.
+    """
+
+    index: int | None
+    """The choice that it belongs to; None: the chunk holds no choice."""
+    text: str | None = None
+    """Further text of the choice; None: none, as in the last chunk of a choice."""
+    role: Literal["assistant"] | None = None
+    """Only in the first chunk of a chat's choice, which also has a text, perhaps an empty one."""
+    finish_reason: FinishReason | None = None
+    """Only in the last chunk of a choice."""
+    logprobs: Mapping[str, object] | None = None
+    """Of the tokens of ``text``, in the shape of the answer's kind."""
+    timings: Mapping[str, object] | None = None
+    """Of the choice until now; in the last chunk of the last choice: of the whole answer."""
+    usage: Mapping[str, object] | None = None
+    """Tokens of the whole answer in OpenAI's shape, in the chunk that holds no choice."""

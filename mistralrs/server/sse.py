@@ -1,0 +1,85 @@
+"""Chunks of an answer as server-sent events. The JSON that all chunks of an answer share is rendered once.
+
+JSON is ASCII here: some clients take U+2028 and similar characters for the end of a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mistralrs.api.serving.output_chunk import OutputChunk
+from mistralrs.api.serving.prepare import Prepared
+from mistralrs.api.serving.response_builder import CHUNK_OBJECTS, SYSTEM_FINGERPRINT
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of an answer that is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkShape:
+    """How a choice holds its text in a chunk, as JSON around a JSON string."""
+
+    opening: str
+    """In front of the text of a chunk that has a role."""
+    before: str
+    after: str
+    without_text: str
+    """In place of all this in a chunk that has no text."""
+
+
+SHAPES = {
+    "chat": ChunkShape(
+        opening='"delta":{"role":"assistant","content":',
+        before='"delta":{"content":',
+        after="}",
+        without_text='"delta":{}',
+    ),
+    "completion": ChunkShape(opening='"text":', before='"text":', after="", without_text='"text":""'),
+}
+
+
+class ChunkEncoder:
+    """Renders the chunks of one answer as JSON."""
+
+    def __init__(self, prepared: Prepared, *, id: str, created: int, model_name: str) -> None:
+        """``created``: seconds since 1970."""
+        kind = prepared.kind
+        facts = {"id": id, "object": CHUNK_OBJECTS[kind], "created": created, "model": model_name}
+        head = _json({**facts, "system_fingerprint": SYSTEM_FINGERPRINT}).removesuffix("}")
+        self._shape = SHAPES[kind]
+        self._head = f'{head},"choices":['
+        self._tail = ',"usage":null}' if prepared.include_usage else "}"
+
+    def encode(self, chunk: OutputChunk) -> bytes:
+        """The JSON of a chunk, in one line of ASCII: what ``ResponseBuilder.chunk_body`` says of it."""
+        choice = "" if chunk.index is None else self._choice(chunk)
+        timings = "" if chunk.timings is None else f',"timings":{_json(chunk.timings)}'
+        tail = self._tail if chunk.usage is None else f',"usage":{_json(chunk.usage)}}}'
+        return f"{self._head}{choice}]{timings}{tail}".encode("ascii")
+
+    def _choice(self, chunk: OutputChunk) -> str:
+        shape = self._shape
+        if chunk.text is None:
+            payload = shape.without_text
+        else:
+            before = shape.before if chunk.role is None else shape.opening
+            payload = f"{before}{json.dumps(chunk.text)}{shape.after}"
+        logprobs = "null" if chunk.logprobs is None else _json(chunk.logprobs)
+        reason = "null" if chunk.finish_reason is None else f'"{chunk.finish_reason}"'
+        return f'{{"index":{chunk.index},{payload},"logprobs":{logprobs},"finish_reason":{reason}}}'
+
+
+def encode_error(body: Mapping[str, object]) -> bytes:
+    """The JSON of an error that ends a stream, in one line of ASCII."""
+    return _json(body).encode("ascii")
+
+
+def frame_event(data: bytes) -> bytes:
+    """JSON of one line as an event."""
+    return b"data: %b\n\n" % data
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
