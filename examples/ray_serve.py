@@ -19,7 +19,7 @@ from ray.serve.config import RequestRouterConfig
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mistralrs.api.engine_client.engine_client import RemoteEngine
+from mistralrs.api.engine_client.remote import RemoteEngine
 from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.server.app import create_app
 from mistralrs.server.service import Service

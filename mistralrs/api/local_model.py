@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from mistralrs.api.options.declarations import DEFAULTS
+from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import LoadError, RequestError
@@ -95,25 +96,6 @@ class LoadOptions:
     """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What was loaded, and what serves it."""
-
-    name: str
-    architecture: str
-    quantization: str
-    context_length: int
-    backend: str
-    threads: int
-    parameters: int
-    file_bytes: int
-    kv_bytes: int
-    """Address space of the KV cache; memory is taken as it fills."""
-    load_s: float
-    unavailable_backends: tuple[str, ...]
-    """Better backends that cannot run here, and why."""
-
-
 class LocalModel(ProcessBound):
     """A loaded model with its engine; a context manager. Safe from any thread, in the process that loaded it."""
 
@@ -127,8 +109,16 @@ class LocalModel(ProcessBound):
         self.tokenizer: Tokenizer = model.tokenizer
         self.template: ChatTemplate | None = model.template
         self.has_template = model.template is not None
-        self.hidden_size = model.spec.hidden_size
         self.vocab_size: int = engine.vocab_size
+        self.served = ServedModel(
+            info,
+            model.tokenizer,
+            model.template,
+            max_len=engine.max_len,
+            vocab_size=engine.vocab_size,
+            hidden_size=model.spec.hidden_size,
+        )
+        """What preparing a request takes."""
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:

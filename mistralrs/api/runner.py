@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from mistralrs.api.engine_client.engine_client import ServedModel
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelInfo
+from mistralrs.api.local_model import LoadOptions, LocalModel
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
 from mistralrs.api.options.values import without_none
 from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, refuse_ignored
@@ -32,6 +31,7 @@ from mistralrs.api.selectors.model_choice import (
 )
 from mistralrs.api.selectors.which import Which
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter
+from mistralrs.api.served_model import ModelInfo
 from mistralrs.api.serving.chat_messages import missing_template
 from mistralrs.api.serving.prepare import Policy, Prepared, prepare_chat, prepare_completion
 from mistralrs.api.serving.respond import answer_id, submit
@@ -109,7 +109,7 @@ class Runner(ProcessBound):
         )
         _check(options)
         self._model = LocalModel.load(find_source(choice, FORMATTER), options)
-        self._served = ServedModel.of(self._model)
+        self._served = self._model.served
         sampling = SamplingParams(repeat_last_n=repeat_last_n_of(choice))
         self._policy = Policy(model_name=self._model.info.name, sampling=sampling)
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.schemas.request_bodies import BodyType, parse
+from mistralrs.api.served_model import ServedModel
 from mistralrs.api.serving.prepare import Policy
 from mistralrs.errors import RequestError
 from mistralrs.server.disconnect import unless_gone

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mistralrs.api.engine_client.engine_client import AsyncStream
+from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.engine.events import Delta, Embedding, Event, Failed, Finished
 from mistralrs.errors import EngineError, RequestError
 from mistralrs.server.metrics import Metrics

@@ -18,7 +18,8 @@ from typing import Any
 
 import uvicorn
 
-from mistralrs.api.engine_client.engine_client import EngineClient, RemoteEngine
+from mistralrs.api.engine_client.engine_client import EngineClient
+from mistralrs.api.engine_client.remote import RemoteEngine
 from mistralrs.api.local_model import LoadOptions, ModelSource, Progress
 from mistralrs.errors import EngineError, MistralrsError, UsageError
 from mistralrs.server.app import create_app

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.parameter_table import Endpoint
 from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBody, TemplateOptions, TokenizeBody
+from mistralrs.api.served_model import ServedModel
 from mistralrs.api.serving.chat_messages import Conversation, conversation, missing_template
 from mistralrs.api.serving.prepare import Policy, check_model
 from mistralrs.errors import RequestError

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 
 from mistralrs.api.engine_client import engine_server
-from mistralrs.api.local_model import LoadOptions, ModelInfo, ModelSource, Progress
+from mistralrs.api.local_model import LoadOptions, ModelSource, Progress
+from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig
 from mistralrs.engine.engine import Engine
@@ -34,6 +35,7 @@ IGNORES_ABORT = VOCAB - 6
 PANICS = VOCAB - 7
 """As a library that is written in Rust does: with what is no Exception."""
 
+HIDDEN_SIZE = 8
 STEP_S = 0.005
 """What every step takes at least."""
 
@@ -48,12 +50,13 @@ class FakeModel:
     info = INFO
     tokenizer = FakeTokenizer()
     template = ChatTemplate("{{ messages[0].content }}", bos="", eos="<end>")
-    hidden_size = 8
 
     def __init__(self) -> None:
         runner = FakeRunner(block_size=CONFIG.block_size)
         runner.before = self._befall
         self.engine = Engine(runner, self.tokenizer, CONFIG)  # type: ignore[arg-type]
+        lengths = (self.engine.max_len, self.engine.vocab_size, HIDDEN_SIZE)
+        self.served = ServedModel(INFO, self.tokenizer, self.template, *lengths)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress) -> FakeModel:

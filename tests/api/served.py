@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from mistralrs.api.engine_client.engine_client import ServedModel
-from mistralrs.api.local_model import ModelInfo
+from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.api.serving.prepare import Policy
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer

@@ -24,17 +24,15 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.engine_client import engine_client, engine_connection, heartbeat
-from mistralrs.api.engine_client.engine_client import (
-    AsyncStream,
-    EngineClient,
-    InProcessEngine,
-    RemoteEngine,
-    ServedModel,
-)
+from mistralrs.api.engine_client import engine_connection, heartbeat
+from mistralrs.api.engine_client import remote as remote_module
+from mistralrs.api.engine_client.async_stream import AsyncStream
+from mistralrs.api.engine_client.engine_client import EngineClient
 from mistralrs.api.engine_client.engine_messages import Cancel, FrameDecoder, Logged, Step, Submit, frame, pack, unpack
 from mistralrs.api.engine_client.engine_server import LogRelay
 from mistralrs.api.engine_client.heartbeat import EngineHeartbeat
+from mistralrs.api.engine_client.in_process import InProcessEngine
+from mistralrs.api.engine_client.remote import RemoteEngine
 from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import (
@@ -99,7 +97,7 @@ async def remote(source: ModelSource, anyio_backend: str) -> AsyncIterator[Remot
 @pytest.fixture(scope="module")
 async def local(source: ModelSource, anyio_backend: str) -> AsyncIterator[InProcessEngine]:
     with LocalModel.load(source, OPTIONS) as model:
-        engine = InProcessEngine(model.engine, ServedModel.of(model))
+        engine = InProcessEngine(model.engine, model.served)
         yield engine
         await engine.close()
 
@@ -541,7 +539,7 @@ async def test_a_process_that_stands_still_is_told_and_may_go_on(
 ) -> None:
     monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
     for name in ("GRACE_S", "CANCEL_S", "STATS_S"):
-        monkeypatch.setattr(engine_client, name, 0.05)
+        monkeypatch.setattr(remote_module, name, 0.05)
     before = resources()
     async with faking() as engine:
         late = engine.submit(Request(PROMPT, LONG, deadline_s=0.5))
@@ -574,7 +572,7 @@ async def test_a_process_that_stands_still_is_told_and_may_go_on(
 
 async def test_a_step_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(engine_client, "CLOSING_S", 0.2)
+    monkeypatch.setattr(remote_module, "CLOSING_S", 0.2)
     monkeypatch.setattr(heartbeat, "WITHOUT_STEP", 5)
     async with faking() as engine:
         assert await reason(engine.submit(Request(PROMPT, GREEDY))) == "length"
@@ -617,7 +615,7 @@ async def test_closing_ends_open_streams_and_leaves_nothing(caplog: pytest.LogCa
 async def test_a_process_that_does_not_end_is_killed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_client, "CLOSING_S", 0.2)
+    monkeypatch.setattr(remote_module, "CLOSING_S", 0.2)
     async with faking() as engine:
         stream = engine.submit(Request((fake.IGNORES_ABORT, *PROMPT), GREEDY))
         while (await engine.stats()).running == 0:
@@ -697,7 +695,7 @@ async def test_giving_up_while_it_loads_leaves_nothing() -> None:
 ALONE = """
 import asyncio, sys, time
 from pathlib import Path
-from mistralrs.api.engine_client.engine_client import RemoteEngine
+from mistralrs.api.engine_client.remote import RemoteEngine
 from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 

@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 
 from mistralrs import ChatCompletionRequest, CompletionRequest, EngineError, Runner, Which
-from mistralrs.api.engine_client.engine_client import AsyncStream, InProcessEngine, RemoteEngine, ServedModel
+from mistralrs.api.engine_client.async_stream import AsyncStream
+from mistralrs.api.engine_client.in_process import InProcessEngine
+from mistralrs.api.engine_client.remote import RemoteEngine
 from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.api.runner import AnswerStream
 from mistralrs.engine.config import Request, SamplingParams
@@ -210,7 +212,7 @@ async def remote(file: Path, anyio_backend: str) -> AsyncIterator[RemoteEngine]:
 @pytest.fixture(scope="module")
 async def inside(file: Path, anyio_backend: str) -> AsyncIterator[InProcessEngine]:
     with LocalModel.load(ModelSource(None, file, None, None), LoadOptions(threads=1)) as model:
-        engine = InProcessEngine(model.engine, ServedModel.of(model))
+        engine = InProcessEngine(model.engine, model.served)
         yield engine
         await engine.close()
 

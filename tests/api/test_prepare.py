@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
+from mistralrs.api.served_model import ServedModel
 from mistralrs.api.serving.prepare import (
     Policy,
     Prepared,

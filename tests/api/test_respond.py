@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
-from mistralrs.api.engine_client.engine_client import AsyncStream
+from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.schemas import response_bodies
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
 from mistralrs.api.serving.output_chunk import OutputChunk

@@ -218,7 +218,7 @@ def test_an_engine_of_a_process_without_streams(tiny_llama: Path, tmp_path: Path
     """A server inside another program: the engine's socket does not become its stdout or stderr."""
     code = (
         "import asyncio, pathlib, sys\n"
-        "from mistralrs.api.engine_client.engine_client import RemoteEngine\n"
+        "from mistralrs.api.engine_client.remote import RemoteEngine\n"
         "from mistralrs.api.local_model import LoadOptions, ModelSource\n"
         "source = ModelSource(None, pathlib.Path(sys.argv[1]), None, None)\n"
         "async def run():\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.served_model import ServedModel
 from tests.server.fake import FakeEngine
 from tests.server.harness import Served
 
@@ -31,7 +31,7 @@ def tiny(tiny_llama: Path) -> Iterator[LocalModel]:
 @pytest.fixture(scope="session")
 def model(tiny: LocalModel) -> ServedModel:
     """The facts about it that are known without its engine."""
-    return ServedModel.of(tiny)
+    return tiny.served
 
 
 @pytest.fixture

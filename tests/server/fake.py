@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from mistralrs.api.engine_client.engine_client import AsyncStream, ServedModel
+from mistralrs.api.engine_client.async_stream import AsyncStream
+from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import Delta, Embedding, Event, Failed, Finished, Usage
 from mistralrs.engine.stats import EngineStats

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
-from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import Delta, Event, Finished, Usage
 from mistralrs.errors import LoadError, MistralrsError

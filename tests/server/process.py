@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.served_model import ServedModel
 from tests.server.harness import CHAT
 
 SERVING = re.compile(r"Serving (\S+) at (https?)://(\S+):(\d+)/v1 \((.*)\)")

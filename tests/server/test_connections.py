@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.served_model import ServedModel
 from tests.server.harness import CHAT
 from tests.server.process import ServerProcess, ask, question, receive_all, wait_for
 

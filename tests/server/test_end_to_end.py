@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mistralrs.api.engine_client.engine_client import InProcessEngine, ServedModel
+from mistralrs.api.engine_client.in_process import InProcessEngine
 from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
@@ -39,7 +39,7 @@ def local(tiny_llama: Path) -> Iterator[LocalModel]:
 
 @pytest.fixture
 async def real(local: LocalModel) -> AsyncIterator[Served]:
-    server = Served(InProcessEngine(local.engine, ServedModel.of(local)))
+    server = Served(InProcessEngine(local.engine, local.served))
     yield server
     await until(lambda: local.stats().running == 0)
     stats = local.stats()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.engine_client.engine_client import AsyncStream, ServedModel
+from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.schemas import response_bodies
+from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import EngineError, QueueFullError
 from mistralrs.server.settings import ServerSettings

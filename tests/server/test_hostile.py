@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody
+from mistralrs.api.served_model import ServedModel
 from tests.server.harness import CHAT
 from tests.server.process import ServerProcess, question, receive_all, wait_for
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.served_model import ServedModel
 from mistralrs.errors import RequestError
 from mistralrs.server.preparation import (
     LARGE_BODY,

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mistralrs.api.engine_client.engine_client import ServedModel
+from mistralrs.api.served_model import ServedModel
 from mistralrs.errors import UsageError
 from mistralrs.server.run import listen, serve_engine
 from mistralrs.server.settings import ServerSettings

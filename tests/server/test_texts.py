@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.schemas import response_bodies
+from mistralrs.api.served_model import ServedModel
 from mistralrs.server.settings import ServerSettings
 from tests.server.fake import FakeEngine
 from tests.server.harness import Served, fault

@@ -33,7 +33,7 @@ class EngineLink(asyncio.Protocol):
         self._process = process
         self._receive = receive
         self._lose = lose
-        self._unframer = FrameDecoder()
+        self._decoder = FrameDecoder()
         self._transport: asyncio.WriteTransport
 
     @classmethod
@@ -75,7 +75,7 @@ class EngineLink(asyncio.Protocol):
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
-        for message in self._unframer.feed(data):
+        for message in self._decoder.feed(data):
             self._receive(message)
 
     def connection_lost(self, error: Exception | None) -> None:

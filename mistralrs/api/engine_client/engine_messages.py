@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from mistralrs.engine.events import Delta, Event
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client.engine_client import ServedModel
     from mistralrs.api.local_model import LoadOptions, ModelSource
+    from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import EngineConfig, Request
     from mistralrs.engine.stats import EngineStats
     from mistralrs.errors import EngineError, MistralrsError

@@ -1,6 +1,6 @@
 """The engine's own process: loads a model, serves what its parent sends, and ends with it.
 
-Run by ``engine_link`` with the number of an inherited socket. Knows no HTTP and writes no log of its own.
+``engine_connection`` runs it with the number of an inherited socket. It writes no log of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from functools import partial
 from queue import SimpleQueue
 
-from mistralrs.api.engine_client.engine_client import ServedModel
 from mistralrs.api.engine_client.engine_messages import (
     AskStats,
     Cancel,
@@ -75,7 +74,7 @@ def main() -> int:
         threading.excepthook = lambda failed: _die(channel, failed.exc_value)
         with model:
             model.tokenizer.prepare()  # where it holds up nobody
-            channel.send(Loaded(ServedModel.of(model), model.engine.config))
+            channel.send(Loaded(model.served, model.engine.config))
             workers.close()  # whoever prepares requests has processes of its own
             try:
                 return _serve(model.engine, channel, messages)
@@ -113,15 +112,15 @@ def _words(error: BaseException | None) -> str:
 
 def _serve(engine: Engine, channel: Channel, messages: Iterator[object]) -> int:
     """Until the parent says no more, or the engine has died."""
-    desk = EngineServer(engine, channel)
-    engine.after_step = desk.flush
-    desk.flush()  # in case that the engine's thread is dead already
+    server = EngineServer(engine, channel)
+    engine.after_step = server.flush
+    server.flush()  # in case that the engine's thread is dead already
     for message in messages:
         match message:
             case Submit(number, request):
-                desk.submit(number, request)
+                server.submit(number, request)
             case Cancel(number):
-                desk.cancel(number)
+                server.cancel(number)
             case AskStats():
                 channel.send(Stats(engine.stats()))
             case _:
@@ -160,10 +159,10 @@ class Channel:
 
     def messages(self) -> Iterator[object]:
         """What the parent sends, until it closes its end or ``stop_reading`` is called."""
-        unframer = FrameDecoder()
+        decoder = FrameDecoder()
         with contextlib.suppress(ConnectionResetError):  # the parent is gone and has left something unread
             while data := self._connection.recv(1 << 18):
-                yield from unframer.feed(data)
+                yield from decoder.feed(data)
 
     def stop_reading(self) -> None:
         """Ends ``messages``. From any thread."""

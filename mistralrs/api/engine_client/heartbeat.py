@@ -1,6 +1,6 @@
 """Whether an engine that lives also goes on: it is asked again and again, and its steps are counted.
 
-Knows questions and answers and counts them instead of the time: who asks may have stood still as well.
+Questions and answers are counted instead of the time, because the asking process may have stood still as well.
 """
 
 from __future__ import annotations
@@ -80,5 +80,11 @@ class EngineHeartbeat:
 
 
 def stalled(message: str) -> EngineError:
-    """The error for who asks something of an engine that stands still."""
+    """The error of a question to an engine that stands still."""
     return EngineError(message, hint="it may go on; if it does not, start it again", code="engine_stalled")
+
+
+def require_alive(fault: EngineError | None) -> None:
+    """Raises a copy of the reason why an engine serves nothing any more; None: it does."""
+    if fault is not None:
+        raise EngineError(fault.message, hint=fault.hint, code=fault.code)

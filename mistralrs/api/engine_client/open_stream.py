@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mistralrs.engine.events import Usage
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client.engine_client import AsyncStream
+    from mistralrs.api.engine_client.async_stream import AsyncStream
     from mistralrs.engine.config import Request
 
 

@@ -28,7 +28,7 @@ from mistralrs.errors import RequestError
 from mistralrs.text.prompt_tokens import PromptTokens, Room, check_texts, prompt_tokens
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client.engine_client import ServedModel
+    from mistralrs.api.served_model import ServedModel
 
 DEFAULT_MODEL = "default"
 """A name for whichever model is served."""

@@ -21,7 +21,7 @@ from mistralrs.engine.events import Embedding, Event, Failed, Finished
 from mistralrs.errors import MistralrsError
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client.engine_client import AsyncStream
+    from mistralrs.api.engine_client.async_stream import AsyncStream
     from mistralrs.engine.config import Request
 
 

@@ -13,7 +13,7 @@ from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client.engine_client import ServedModel
+    from mistralrs.api.served_model import ServedModel
 
 _SAME_NAME = (
     "temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repetition_penalty",

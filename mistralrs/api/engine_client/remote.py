@@ -1,0 +1,255 @@
+"""An engine in a process of its own behind the protocol ``EngineClient``: the server's side of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from mistralrs.api.engine_client.async_stream import AsyncStream
+from mistralrs.api.engine_client.engine_connection import CLOSING_S, EngineLink
+from mistralrs.api.engine_client.engine_messages import (
+    AskStats,
+    Cancel,
+    Died,
+    Load,
+    Loaded,
+    Logged,
+    NotLoaded,
+    Progressed,
+    Stats,
+    Step,
+    Submit,
+    unpack,
+)
+from mistralrs.api.engine_client.heartbeat import EngineHeartbeat, require_alive, stalled
+from mistralrs.api.engine_client.open_stream import OpenStream
+from mistralrs.engine.admission import check_queue, check_request, fit_prompt
+from mistralrs.engine.events import End, Event, Failed, Finished
+from mistralrs.engine.process_bound import ProcessBound
+from mistralrs.errors import EngineError, LoadError
+from mistralrs.text.worker import workers
+
+if TYPE_CHECKING:
+    from mistralrs.api.local_model import LoadOptions, ModelSource, Progress
+    from mistralrs.api.served_model import ServedModel
+    from mistralrs.engine.config import EngineConfig, Request
+    from mistralrs.engine.stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STATS_S = 2.0
+"""Seconds that an engine is waited for that was asked for its numbers."""
+GRACE_S = 1.0
+"""Seconds after a request's deadline that the engine, which ends the request itself, is waited for."""
+CANCEL_S = 2.0
+"""Seconds that it is waited for after a request was cancelled; it needs a step."""
+
+
+class RemoteEngine(ProcessBound):
+    """An engine in a process of its own, which ends when this object is closed and when this process ends.
+
+    A fork of this process has the same connection and must not use it: there everything raises EngineError but
+    ``close``, which does nothing.
+
+    The end of that process ends the open streams with Failed, and ``fault`` tells its reason. While the process stands
+    still, deadlines and cancelling end streams all the same, a little later than the engine would.
+    """
+
+    model: ServedModel
+
+    def __init__(self, progress: Progress | None) -> None:
+        """For ``start`` alone."""
+        super().__init__()
+        self.fault: EngineError | None = None
+        self._progress = progress
+        self._link: EngineLink
+        self._config: EngineConfig
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._numbers = itertools.count()
+        self._open: dict[int, OpenStream] = {}
+        self._heartbeat = EngineHeartbeat()
+        self._watching: asyncio.Task[None] | None = None
+        self._asking: deque[asyncio.Future[EngineStats]] = deque()
+        self._closing = False
+
+    @classmethod
+    async def start(
+        cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None
+    ) -> RemoteEngine:
+        """Starts the process and loads the model in it. Raises LoadError and UsageError.
+
+        On Linux the process does not outlive the thread that calls this.
+        """
+        engine = cls(progress)
+        engine._link = await EngineLink.open(engine._receive, engine._on_disconnect)
+        try:
+            engine._link.send(Load(source, options, logger.getEffectiveLevel()))
+            await engine._loaded
+        except BaseException:
+            engine._closing = True
+            engine._link.kill()
+            await asyncio.shield(engine._ended)
+            raise
+        watch = engine._heartbeat.watch(engine._ask, lambda: engine.fault is not None)
+        engine._watching = engine._loop.create_task(watch)
+        return engine
+
+    @property
+    def stalled(self) -> EngineError | None:
+        return self._heartbeat.stall
+
+    def submit(self, request: Request) -> AsyncStream:
+        """As ``EngineClient`` says. A request that the engine would refuse is refused here, before anything is sent."""
+        self.require_process()
+        require_alive(self.fault)
+        check_request(request, self.model.vocab_size)
+        spell = self.model.tokenizer.token_text
+        prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size, spell=spell)
+        check_queue(len(self._open), self._config)
+        fitted = replace(request, prompt=tuple(prompt), truncate=False)
+        number = next(self._numbers)
+        stream = AsyncStream(partial(self._cancel, number))
+        self._open[number] = OpenStream(stream, fitted)
+        self._link.send(Submit(number, fitted))
+        if fitted.deadline_s is not None:
+            error = EngineError("the request took longer than it may", code="deadline_exceeded")
+            self._end_after(fitted.deadline_s + GRACE_S, number, error)
+        return stream
+
+    async def stats(self) -> EngineStats:
+        self.require_process()
+        require_alive(self.fault)
+        if self.stalled is not None:
+            raise self.stalled
+        try:
+            async with asyncio.timeout(STATS_S):
+                return await self._ask()
+        except TimeoutError:
+            raise stalled(f"the engine did not answer within {STATS_S:g} s") from None
+
+    async def close(self) -> None:
+        if self.is_forked:
+            return
+        if self.fault is None:
+            self._closing = True
+            self.fault = EngineError("the engine is closed", hint="start it again")
+            self._link.hang_up()
+        try:
+            async with asyncio.timeout(CLOSING_S):
+                await asyncio.shield(self._ended)
+        except TimeoutError:
+            logger.warning("the engine's process did not end within %.0f s and is killed", CLOSING_S)
+            self._link.kill()
+            await asyncio.shield(self._ended)
+
+    def _ask(self) -> asyncio.Future[EngineStats]:
+        answer: asyncio.Future[EngineStats] = self._loop.create_future()
+        self._asking.append(answer)
+        self._link.send(AskStats())
+        return answer
+
+    def _cancel(self, number: int) -> None:
+        if self.fault is None and not self.is_forked:
+            self._link.send(Cancel(number))
+            self._end_after(CANCEL_S, number, None)
+
+    def _end_after(self, seconds: float, number: int, error: EngineError | None) -> None:
+        """Ends a stream if the engine has not until then; ``error`` None: as cancelled."""
+        entry = self._open[number]
+        entry.stop_timer()
+        entry.timer = self._loop.call_later(seconds, self._end, number, error)
+
+    def _end(self, number: int, error: EngineError | None) -> None:
+        entry = self._open.pop(number)
+        usage = entry.usage()
+        if error is None:
+            entry.stream.put(Finished("cancelled", usage))
+            return
+        entry.stream.put(Failed(error, usage))
+        if self.fault is None:
+            self._link.send(Cancel(number))  # for the engine, when it goes on
+
+    def _receive(self, message: object) -> None:
+        self._heartbeat.on_message()
+        match message:
+            case Step(events):
+                for packed in events:
+                    self._deliver(*unpack(packed))
+            case Stats(stats):
+                _resolve_future(self._asking.popleft(), stats)
+            case Logged(record):
+                target = logging.getLogger(record.name)
+                if target.isEnabledFor(record.levelno):
+                    target.handle(record)
+            case Progressed(what, done, total):
+                if self._progress is not None:
+                    self._progress(what, done, total)
+            case Loaded(model, config):
+                self.model, self._config = model, config
+                workers.start()  # for the first request
+                _resolve_future(self._loaded, None)
+            case NotLoaded(error):
+                _resolve_future(self._loaded, error)
+            case Died(fault):
+                self.fault = fault
+            case _:
+                raise TypeError(f"the engine's process sent {message!r}")
+
+    def _deliver(self, number: int, event: Event) -> None:
+        entry = self._open.get(number)
+        if entry is None:  # it was ended without the engine
+            return
+        if isinstance(event, End):
+            entry.stop_timer()
+            del self._open[number]
+        entry.stream.put(event)
+
+    def _on_disconnect(self) -> None:
+        """The process has hung up: it is dead or about to end."""
+        if self._watching is not None:
+            self._watching.cancel()
+        is_known = self.fault is not None
+        self.fault = self.fault or EngineError("the engine's process has ended", hint="start it again")
+        self._exit_task = self._loop.create_task(self._on_exit(is_known=is_known))
+
+    async def _on_exit(self, *, is_known: bool) -> None:
+        """Waits for the end of the process, logs how it ended unless that is known, and ends the open streams."""
+        code = await self._link.exit_code()
+        killed = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else ""
+        how = killed or f"ended with exit code {code}"
+        fault = self.fault
+        if fault is None or not is_known:
+            fault = self.fault = EngineError(f"the engine's process {how}", hint="start it again")
+        if not self._loaded.done():
+            hint = "does the model fit into memory?" if code == -signal.SIGKILL else None
+            self._loaded.set_exception(LoadError(f"{fault.message} while it loaded the model", hint=hint))
+        elif not self._closing:
+            logger.error("%s", fault.message)
+        for entry in self._open.values():
+            entry.stop_timer()
+            entry.stream.put(Finished("cancelled", entry.usage()) if self._closing else Failed(fault, entry.usage()))
+        self._open.clear()
+        for answer in self._asking:
+            _resolve_future(answer, fault)
+        self._asking.clear()
+        self._ended.set_result(None)
+
+
+def _resolve_future(future: asyncio.Future[T], result: T | Exception) -> None:
+    """Does nothing if the future has a result already, or was cancelled."""
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
