@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Literal
 
 from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.api.served_model import ModelInfo, ServedModel
-from mistralrs.engine.config import EngineConfig, Request, SamplingParams
+from mistralrs.api.serving.policy import Policy
+from mistralrs.engine.config import EngineConfig, SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
-from mistralrs.errors import LoadError, RequestError
+from mistralrs.errors import LoadError
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.text.worker import workers
 
@@ -164,25 +165,17 @@ class LocalModel(ProcessBound):
         )
         return cls(model, engine, info)
 
-    def tokens_of(self, messages: Sequence[Mapping[str, object]], *, truncate: bool = False) -> tuple[int, ...]:
-        """The prompt that ``chat`` sends; ``truncate``: at least as much of its end as fits.
+    def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+        """The prompt that ``chat`` makes of the messages, however long it is.
 
         Raises ``RequestError``, also when there is no chat template, and ``ContextLengthError`` for messages that are
         far too long. Ctrl-C ends it.
         """
         self.require_process()
-        from mistralrs.text.builtin_templates import template_hint
-        from mistralrs.text.prompt_tokens import Room, check_texts, prompt_tokens
+        from mistralrs.api.serving.engine_requests import conversation_tokens, plain_conversation
 
-        if self.template is None:
-            raise RequestError(
-                f"{self.info.name} has no chat template, so it cannot chat", hint=template_hint(), param="messages"
-            )
-        room = Room(self.engine.max_len, truncate)
-        said = [str(message.get("content") or "") for message in messages if message.get("role") != "assistant"]
-        check_texts(self.tokenizer, said, room)
-        pieces = self.template.prompt(messages, {}, controls=self.tokenizer.control_resource).pieces
-        return prompt_tokens(self.tokenizer, pieces, room=room).ids
+        policy = Policy(self.info.name)
+        return conversation_tokens(plain_conversation(messages, self.served, policy), self.served, policy).ids
 
     def count(self, messages: Sequence[Mapping[str, object]]) -> int:
         """Prompt tokens that ``chat`` would send. Raises as ``tokens_of`` does."""
@@ -191,13 +184,22 @@ class LocalModel(ProcessBound):
     def chat(
         self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
     ) -> Stream:
-        """Answers a conversation. Raises ``RequestError`` and ``ContextLengthError`` at once."""
-        prompt = self.tokens_of(messages, truncate=truncate)
-        return self.engine.submit(Request(prompt, sampling, truncate=truncate, trim_space=True))
+        """Answers a conversation; ``truncate`` drops the beginning of one that is too long.
+
+        Raises ``RequestError`` and ``ContextLengthError`` at once. Ctrl-C ends it.
+        """
+        self.require_process()
+        from mistralrs.api.serving.engine_requests import chat_request
+
+        policy = Policy(self.info.name, truncate=truncate)
+        return self.engine.submit(chat_request(messages, sampling, self.served, policy))
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
         """Continues token ids. Raises ``RequestError`` and ``ContextLengthError`` at once."""
-        return self.engine.submit(Request(tuple(prompt), sampling))
+        self.require_process()
+        from mistralrs.api.serving.engine_requests import ids_request
+
+        return self.engine.submit(ids_request(prompt, sampling, self.served, Policy(self.info.name)))
 
     def stats(self) -> EngineStats:
         return self.engine.stats()

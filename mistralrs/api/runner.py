@@ -32,8 +32,8 @@ from mistralrs.api.selectors.model_choice import (
 from mistralrs.api.selectors.which import Which
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter
 from mistralrs.api.served_model import ModelInfo
-from mistralrs.api.serving.chat_messages import missing_template
-from mistralrs.api.serving.prepare import Policy, Prepared, prepare_chat, prepare_completion
+from mistralrs.api.serving.policy import Policy
+from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
 from mistralrs.api.serving.respond import answer_id, submit
 from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.config import Request, SamplingParams
@@ -111,7 +111,11 @@ class Runner(ProcessBound):
         self._model = LocalModel.load(find_source(choice, FORMATTER), options)
         self._served = self._model.served
         sampling = SamplingParams(repeat_last_n=repeat_last_n_of(choice))
-        self._policy = Policy(model_name=self._model.info.name, sampling=sampling)
+        self._policy = Policy(
+            model_name=self._model.info.name,
+            sampling=sampling,
+            template_hint="send a CompletionRequest, or give the runner a chat_template",
+        )
 
     @property
     def info(self) -> ModelInfo:
@@ -129,9 +133,6 @@ class Runner(ProcessBound):
         if not isinstance(request, ChatCompletionRequest):
             raise TypeError(f"request must be a ChatCompletionRequest, not {type(request).__name__}")
         self.require_process()
-        if self._served.template is None:
-            hint = "send a CompletionRequest, or give the runner a chat_template"
-            raise missing_template(self._policy.model_name, hint=hint)
         prepared = prepare_chat(request.body, self._served, self._policy)
         return self._answer(prepared, ChatCompletion, ChatCompletionChunk)
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from mistralrs.api.schemas.request_bodies import BodyType, parse
 from mistralrs.api.served_model import ServedModel
-from mistralrs.api.serving.prepare import Policy
+from mistralrs.api.serving.policy import Policy
 from mistralrs.errors import RequestError
 from mistralrs.server.disconnect import unless_gone
 from mistralrs.server.middleware import context_of

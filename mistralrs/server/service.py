@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from mistralrs.api.engine_client.engine_client import EngineClient
-from mistralrs.api.serving.prepare import Policy
+from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.respond import submit
 from mistralrs.engine.config import Request
 from mistralrs.errors import EngineError
@@ -81,6 +81,7 @@ class Service:
             sampling=settings.sampling,
             cache_salt=identity if settings.isolate_keys else "",
             deadline_s=settings.request_timeout,
+            template_hint="use /v1/completions, or start the server with --chat-template",
         )
 
     def begin(self, id: str, context: Context, requests: Sequence[Request]) -> InflightRequest:

@@ -12,8 +12,9 @@ from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.parameter_table import Endpoint
 from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBody, TemplateOptions, TokenizeBody
 from mistralrs.api.served_model import ServedModel
-from mistralrs.api.serving.chat_messages import Conversation, conversation, missing_template
-from mistralrs.api.serving.prepare import Policy, check_model
+from mistralrs.api.serving.chat_messages import conversation
+from mistralrs.api.serving.chat_prompt import Conversation, require_template
+from mistralrs.api.serving.policy import Policy, check_model
 from mistralrs.errors import RequestError
 from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.text.prompt_tokens import prompt_tokens
@@ -77,10 +78,9 @@ def apply_template(body: ApplyTemplateBody, model: ServedModel, policy: Policy) 
 
 
 def _conversation(body: TokenizeBody | ApplyTemplateBody, model: ServedModel, policy: Policy) -> Conversation:
-    if model.template is None:
-        raise missing_template(policy.model_name)
+    template = require_template(model, policy)
     assert body.messages is not None
-    return conversation(body.messages, body, model.template)
+    return conversation(body.messages, body, template)
 
 
 def _text_tokens(body: TokenizeBody, model: ServedModel) -> list[int]:

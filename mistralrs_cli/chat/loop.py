@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mistralrs.errors import MistralrsError, RequestError
-from mistralrs.text.builtin_templates import template_hint
+from mistralrs.api.serving.chat_prompt import missing_template
+from mistralrs.errors import MistralrsError
 from mistralrs_cli.chat import slash_commands
 from mistralrs_cli.chat.render import banner
 from mistralrs_cli.chat.session import Chat
@@ -17,7 +17,7 @@ from mistralrs_cli.stdin_text import lines
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
     """Chat until the user leaves or the input ends; returns the exit code."""
     if not model.has_template:
-        raise RequestError(f"{model.info.name} has no chat template, so it cannot chat", hint=template_hint())
+        raise missing_template(model.info.name)
     chat = Chat(model, job, streams)
     if streams.interactive:
         return _from_terminal(chat, streams)

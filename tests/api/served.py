@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from mistralrs.api.served_model import ModelInfo, ServedModel
-from mistralrs.api.serving.prepare import Policy
+from mistralrs.api.serving.policy import Policy
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
 from tests.text.vocabularies import byte_level, sentence_piece

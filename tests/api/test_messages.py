@@ -9,7 +9,8 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, parse
-from mistralrs.api.serving.chat_messages import Conversation, conversation
+from mistralrs.api.serving.chat_messages import conversation
+from mistralrs.api.serving.chat_prompt import Conversation
 from mistralrs.errors import RequestError
 from mistralrs.text.chat_template import ChatTemplate
 from tests.api.served import CHATML, byte_tokenizer

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
 from mistralrs.api.served_model import ServedModel
+from mistralrs.api.serving.engine_requests import chat_request, ids_request
+from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.prepare import (
-    Policy,
     Prepared,
     PreparedEmbeddings,
     prepare_chat,
@@ -66,6 +67,45 @@ def test_a_chat_is_what_the_template_makes_of_it() -> None:
     assert request.trim_space
     assert request.prompt_logprobs is None
     assert (prepared.kind, prepared.echo, prepared.ignored, prepared.truncated_tokens) == ("chat", None, (), 0)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("length", [2, 60, 3 * MAX_LEN, 5 * MAX_LEN])
+def test_the_terminal_asks_the_engine_for_what_the_server_asks_it_for(length: int, truncate: bool) -> None:
+    policy = replace(POLICY, truncate=truncate, template_hint="serve another")
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi " * length}]
+    params = SamplingParams(seed=0, max_tokens=5)
+
+    def request() -> object:
+        return chat_request(messages, params, MODEL, policy)
+
+    if truncate or length < 100:
+        [served_request] = chat(policy, messages=messages, seed=0, max_tokens=5).requests
+        assert request() == served_request
+        ids = chat_request(messages, params, MODEL, policy).prompt
+        assert ids_request(ids, params, MODEL, policy) == replace(served_request, trim_space=False)
+        return
+    with pytest.raises(ContextLengthError) as told:
+        chat(policy, messages=messages)
+    with pytest.raises(ContextLengthError, match=re.escape(told.value.message)) as raised:
+        request()
+    assert (raised.value.param, raised.value.hint) == (told.value.param, told.value.hint)
+
+
+def test_a_missing_template_is_said_in_the_same_words() -> None:
+    errors = []
+    for policy in (POLICY, replace(POLICY, template_hint="serve another")):
+        with pytest.raises(RequestError) as raised:
+            chat_request([{"role": "user", "content": "hi"}], SamplingParams(), served(None), policy)
+        errors.append(raised.value)
+        with pytest.raises(RequestError) as raised:
+            chat(policy, served(None))
+        errors.append(raised.value)
+    assert {(error.message, error.param) for error in errors} == {
+        ("org/tiny has no chat template, so it cannot chat", "messages")
+    }
+    assert "--chat-template" in (errors[0].hint or "")
+    assert [error.hint for error in errors] == [errors[0].hint] * 2 + ["serve another"] * 2
 
 
 def test_what_is_continued_keeps_its_space() -> None:

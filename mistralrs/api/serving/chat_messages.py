@@ -1,21 +1,17 @@
-"""From the messages of a body to the ids of a prompt: contents become text, and the model's template is asked.
-
-Knows roles, contents and what a template makes of them; knows no sampling and no engine.
-"""
+"""From the messages of a body to a conversation for the model's template: contents become text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import from_json
 
 from mistralrs.api.schemas.request_bodies import ContentPart, MessageBody, TemplateOptions
+from mistralrs.api.serving.chat_prompt import Conversation
 from mistralrs.errors import RequestError
-from mistralrs.text.chat_template import FIELDS, ChatTemplate, RenderedPrompt
-from mistralrs.text.prompt_tokens import prompt_tokens
-from mistralrs.text.tokenizer import Tokenizer
+from mistralrs.text.chat_template import FIELDS, ChatTemplate
 
 PART_SEPARATOR = "\n"
 """Between the text parts of one content: clients send paragraphs, files and quotes as parts of their own."""
@@ -23,41 +19,6 @@ MAX_EXTRAS = 16
 """Kinds of fields beside role and content, and as many variables: each may cost a rendering."""
 RESERVED = frozenset({"messages", "add_generation_prompt", "continue_final", "continue_final_message", "chat_template"})
 """What no variable of a template may be called."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Messages as the template gets them, and how it is asked."""
-
-    messages: list[dict[str, object]]
-    add_generation_prompt: bool
-    continue_final: bool
-    variables: Mapping[str, object]
-    unused: tuple[str, ...]
-    """Paths of fields that change nothing about the prompt, such as ``messages.name``."""
-
-    def text(self, template: ChatTemplate) -> str:
-        """The prompt. Raises RequestError where the template refuses the messages or fails on them."""
-        text = self.prompt(template).text
-        assert text is not None
-        return text
-
-    def tokens(self, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """The prompt's ids; what people wrote gives no control token. Raises RequestError as ``text`` does."""
-        return prompt_tokens(tokenizer, self.prompt(template, tokenizer).pieces).ids
-
-    def prompt(
-        self, template: ChatTemplate, tokenizer: Tokenizer | None = None, *, paths: Sequence[tuple[str, str]] = ()
-    ) -> RenderedPrompt:
-        """As ``ChatTemplate.prompt``: in pieces for a tokenizer, else as a text."""
-        return template.prompt(
-            self.messages,
-            self.variables,
-            add_generation_prompt=self.add_generation_prompt,
-            continue_final=self.continue_final,
-            paths=paths,
-            controls=None if tokenizer is None else tokenizer.control_resource,
-        )
 
 
 def conversation(messages: Sequence[MessageBody], options: TemplateOptions, template: ChatTemplate) -> Conversation:
@@ -82,13 +43,6 @@ def conversation(messages: Sequence[MessageBody], options: TemplateOptions, temp
         return asked
     unused = tuple(".".join(paths[place]) for place in asked.prompt(template, paths=paths).unused)
     return replace(asked, unused=unused)
-
-
-def missing_template(
-    name: str, *, hint: str = "use /v1/completions, or start the server with --chat-template"
-) -> RequestError:
-    """Of a model that cannot be chatted with."""
-    return RequestError(f"{name} has no chat template, so it cannot be chatted with", hint=hint, param="messages")
 
 
 def _check_variables(variables: Mapping[str, Any]) -> None:

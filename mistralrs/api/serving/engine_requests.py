@@ -1,0 +1,121 @@
+"""Requests for the engine, whose prompts fit, from conversations, texts and ids.
+
+Server, ``Runner``, terminal and benchmark all come through here: ``prepare`` from bodies, ``LocalModel`` from plain
+values. Without pydantic, whose import the terminal need not wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mistralrs.api.serving.chat_prompt import Conversation, require_template
+from mistralrs.engine.admission import check, fit_prompt
+from mistralrs.engine.config import Request, SamplingParams
+from mistralrs.errors import RequestError
+from mistralrs.text.prompt_tokens import PromptTokens, Room, check_texts, prompt_tokens
+
+if TYPE_CHECKING:
+    from mistralrs.api.served_model import ServedModel
+    from mistralrs.api.serving.policy import Policy
+
+
+def plain_conversation(messages: Sequence[Mapping[str, object]], model: ServedModel, policy: Policy) -> Conversation:
+    """A conversation of messages that have a role and a text, which is to be answered.
+
+    Raises RequestError where the model has no template, and ContextLengthError for messages that are far too long.
+    """
+    require_template(model, policy)
+    said = [str(message.get("content") or "") for message in messages if message.get("role") != "assistant"]
+    check_length(said, model, policy)
+    return Conversation(messages, add_generation_prompt=True, continue_final=False, variables={}, unused=())
+
+
+def chat_request(
+    messages: Sequence[Mapping[str, object]], sampling: SamplingParams, model: ServedModel, policy: Policy
+) -> Request:
+    """The request that answers plain messages. Raises RequestError and ContextLengthError."""
+    check(sampling, model.vocab_size)
+    return conversation_request(plain_conversation(messages, model, policy), sampling, model, policy)[0]
+
+
+def conversation_request(
+    asked: Conversation, sampling: SamplingParams, model: ServedModel, policy: Policy, *, reuse: bool = True
+) -> tuple[Request, int]:
+    """The request of a conversation, and how many tokens its prompt lost, with parameters that were checked already.
+
+    Raises RequestError and ContextLengthError.
+    """
+    prompt = conversation_tokens(asked, model, policy)
+    # a continued message goes on as it is; an answer's first word brings a space that nobody meant
+    request = engine_request(prompt.ids, sampling, policy, reuse=reuse, trim_space=not asked.continue_final)
+    [request], cut = fit_requests([request], model, "messages")
+    return request, prompt.dropped + cut
+
+
+def conversation_tokens(asked: Conversation, model: ServedModel, policy: Policy) -> PromptTokens:
+    """The ids of a conversation's prompt, perhaps more than fit where it may be cut. Raises as ``prompt_ids`` does."""
+    pieces = asked.prompt(require_template(model, policy), model.tokenizer).pieces
+    return prompt_ids(pieces, model, policy, "messages")
+
+
+def ids_request(prompt: Sequence[int], sampling: SamplingParams, model: ServedModel, policy: Policy) -> Request:
+    """The request that continues ids. Raises RequestError and ContextLengthError."""
+    check(sampling, model.vocab_size)
+    [request], _ = fit_requests([engine_request(tuple(prompt), sampling, policy)], model, "prompt")
+    return request
+
+
+def check_length(texts: Iterable[str], model: ServedModel, policy: Policy) -> None:
+    """Raises ContextLengthError for a conversation's texts that are far too long, before a template renders them."""
+    with naming("messages"):
+        check_texts(model.tokenizer, texts, Room(model.max_len, policy.truncate))
+
+
+def prompt_ids(
+    pieces: Sequence[tuple[str, bool]], model: ServedModel, policy: Policy, param: str, *, bos: bool = False
+) -> PromptTokens:
+    """As ``prompt_tokens``; errors name ``param``."""
+    with naming(param):
+        return prompt_tokens(model.tokenizer, pieces, room=Room(model.max_len, policy.truncate), bos=bos)
+
+
+def engine_request(
+    prompt: tuple[int, ...], sampling: SamplingParams, policy: Policy, *, reuse: bool = True, trim_space: bool = False
+) -> Request:
+    """A request with the policy's part in it; its prompt need not fit yet."""
+    return Request(
+        prompt,
+        sampling,
+        truncate=policy.truncate,
+        trim_space=trim_space,
+        reuse=reuse,
+        cache_salt=policy.cache_salt,
+        deadline_s=policy.deadline_s,
+    )
+
+
+def fit_requests(requests: Sequence[Request], model: ServedModel, param: str) -> tuple[list[Request], int]:
+    """The requests with prompts that fit, and how many tokens that cost.
+
+    Errors name ``param``, and its member if there are several.
+    """
+    fitted, cut = [], 0
+    for place, request in enumerate(requests):
+        with naming(param, place=place if len(requests) > 1 else None):
+            prompt = tuple(fit_prompt(request, model.max_len, model.vocab_size, spell=model.tokenizer.token_text))
+        cut += len(request.prompt) - len(prompt)
+        fitted.append(replace(request, prompt=prompt))
+    return fitted, cut
+
+
+@contextlib.contextmanager
+def naming(param: str, *, place: int | None = None) -> Iterator[None]:
+    """Names the parameter in errors; ``place``: and which of its members."""
+    try:
+        yield
+    except RequestError as error:
+        error.point_at(param, place=place)
+        raise
