@@ -9,7 +9,7 @@ import asyncio
 import base64
 import struct
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -21,7 +21,6 @@ from mistralrs.engine.events import Embedding, Event, Failed, Finished
 from mistralrs.errors import MistralrsError
 
 if TYPE_CHECKING:
-    from mistralrs.api.engine_client.async_stream import AsyncStream
     from mistralrs.engine.config import Request
 
 
@@ -29,6 +28,12 @@ class Cancellable(Protocol):
     """A request that was submitted."""
 
     def cancel(self) -> None: ...
+
+
+class EventStream(Cancellable, Protocol):
+    """The events of a request, of which one task at a time reads; the last is Finished or Failed."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
 
 
 Submitted_co = TypeVar("Submitted_co", bound=Cancellable, covariant=True)
@@ -80,14 +85,14 @@ class Answer:
         """``created``: seconds since 1970."""
         self._builder = ResponseBuilder(prepared, id=id, created=created, model_name=model_name)
 
-    async def whole(self, streams: Sequence[AsyncStream]) -> dict[str, object]:
+    async def whole(self, streams: Sequence[EventStream]) -> dict[str, object]:
         """The body of the answer. Raises AnswerError when the engine cannot finish one of its choices."""
         async with aclosing(self._checked_events(streams)) as events:
             async for _ in events:
                 pass
         return self._builder.snapshot()
 
-    async def events(self, streams: Sequence[AsyncStream]) -> AsyncGenerator[OutputChunk]:
+    async def events(self, streams: Sequence[EventStream]) -> AsyncGenerator[OutputChunk]:
         """The chunks of all choices as they come; the first comes with the first event of the engine.
 
         Raises AnswerError when the engine cannot finish one of the choices.
@@ -99,7 +104,7 @@ class Answer:
         for chunk in self._builder.last_chunks():
             yield chunk
 
-    async def _checked_events(self, streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, Event]]:
+    async def _checked_events(self, streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event]]:
         """The events of all streams, which the builder has taken. Raises AnswerError at the first that is an error."""
         async with aclosing(_merged(streams)) as events:
             async for place, event in events:
@@ -110,7 +115,7 @@ class Answer:
 
 
 async def embeddings(
-    prepared: PreparedEmbeddings, streams: Sequence[AsyncStream], *, model_name: str
+    prepared: PreparedEmbeddings, streams: Sequence[EventStream], *, model_name: str
 ) -> dict[str, object]:
     """The body of an answer to ``/v1/embeddings``. Raises what the engine failed with."""
     values: dict[int, tuple[float, ...]] = {}
@@ -138,7 +143,7 @@ def _base64(values: Sequence[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
 
 
-async def _merged(streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, Event]]:
+async def _merged(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event]]:
     """All streams' events as they come, with the place of the stream; when it is closed, the streams are cancelled."""
     try:
         if len(streams) == 1:
@@ -153,7 +158,7 @@ async def _merged(streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, E
             stream.cancel()
 
 
-async def _interleaved(streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, Event]]:
+async def _interleaved(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event]]:
     # bounded: a client that does not read shall not make the events pile up here
     queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(len(streams))
 
