@@ -1,7 +1,7 @@
-"""The bodies of requests as clients send them: their fields, their types, their ranges.
+"""The bodies of requests as clients send them: their fields and their ranges.
 
-``serving.prepare`` gives the fields their meaning, and ``parameter_table`` says which are served. Fields that no body
-declares are kept in ``model_extra``. Scalars are strict: ``"1"`` and ``true`` are no numbers.
+``prepare`` gives the fields their meaning, and ``parameter_table`` tells which are served. Fields that no body declares
+are kept in ``model_extra``.
 """
 
 from __future__ import annotations
@@ -10,67 +10,32 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    AllowInfNan,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_MAX_TOKENS, LEAST_SEED, MAX_INT
-from mistralrs.engine.admission import MAX_BREAKER_LENGTH, MAX_BREAKERS, RANGES
+from mistralrs.api.schemas.field_types import (
+    MAX_STOPS,
+    Breaker,
+    Flag,
+    Int,
+    Limit,
+    Number,
+    Prompt,
+    Samplers,
+    Stop,
+    Text,
+    Token,
+    no_zero,
+    within,
+)
+from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_SEED, MAX_INT
+from mistralrs.engine.admission import MAX_BREAKERS
 from mistralrs.errors import RequestError
 
 MAX_CHOICES = 128
 """Answers to one prompt."""
-MAX_PROMPTS = 2048
-"""Prompts of one request."""
 MAX_MESSAGES = 10_000
 MAX_TOP_LOGPROBS = 20
-MAX_STOPS = 64
-MAX_STOP_LENGTH = 1024
-"""Characters of one stop string: each is looked for in every piece of an answer."""
 MAX_BIASES = 65536
-
-Text = Annotated[str, Strict()]
-Flag = Annotated[bool, Strict()]
-Int = Annotated[int, Strict()]
-Number = Annotated[float, Strict(), AllowInfNan(False)]
-Token = Annotated[Int, Field(ge=0, le=MAX_INT)]
-Limit = Annotated[Int, Field(ge=LEAST_MAX_TOKENS, le=MAX_INT)]
-StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
-Breaker = Annotated[Text, Field(min_length=1, max_length=MAX_BREAKER_LENGTH)]
-
-
-def _error(words: str) -> WrapValidator:
-    """Returns one sentence in the place of one for each member of a union."""
-
-    def validate(value: object, handler: ValidatorFunctionWrapHandler) -> object:
-        try:
-            return handler(value)
-        except ValidationError:
-            raise PydanticCustomError("shape", f"Input should be {words}") from None
-
-    return WrapValidator(validate)
-
-
-def _within(name: str) -> Any:
-    """Returns the range of one of the engine's parameters."""
-    return Field(ge=RANGES[name].least, le=RANGES[name].most)
-
-
-def _no_zero(limit: int) -> int:
-    if limit == 0:
-        raise PydanticCustomError("limit", "Input should be at least 1, or -1 for no limit")
-    return limit
 
 
 def _as_parts(content: object) -> object:
@@ -79,20 +44,6 @@ def _as_parts(content: object) -> object:
 
 def _as_messages(messages: object) -> object:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-
-
-Prompt = Annotated[
-    Text
-    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-    | Annotated[list[Token], Field(min_length=1)]
-    | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)],
-    _error(f"a string, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either, none of them empty"),
-]
-Stop = Annotated[
-    StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
-    _error(f"a string of 1 to {MAX_STOP_LENGTH} characters, or a list of at most {MAX_STOPS} of these"),
-]
-Samplers = Annotated[Text | Annotated[list[Text], Field(max_length=64)], _error("a list of names, or names between ;")]
 
 
 class Body(BaseModel):
@@ -128,13 +79,13 @@ Messages = Annotated[
 
 
 class StreamOptions(Body):
-    """What a stream holds beside the answer."""
+    """Parts of a stream beside the answer."""
 
     include_usage: Flag | None = None
 
 
 class TemplateOptions(Body):
-    """How messages become a prompt."""
+    """Options of making a prompt of messages."""
 
     add_generation_prompt: Flag | None = None
     """Ends the prompt where the answer begins; null is true, unless ``continue_final_message``."""
@@ -145,7 +96,7 @@ class TemplateOptions(Body):
 
 
 class SamplingBody(Body):
-    """What chat and text completions have in common. null is the same as not there."""
+    """Fields that chat and text completions share. null is the same as not there."""
 
     model: Text | None = None
     stream: Flag | None = None
@@ -157,28 +108,28 @@ class SamplingBody(Body):
     stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOPS)] | None = None
     min_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
     ignore_eos: Flag | None = None
-    temperature: Annotated[Number, _within("temperature")] | None = None
+    temperature: Annotated[Number, within("temperature")] | None = None
     """0 takes the most likely token."""
     top_k: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
     """-1 and 0 are off."""
-    top_p: Annotated[Number, _within("top_p")] | None = None
+    top_p: Annotated[Number, within("top_p")] | None = None
     """0 takes the most likely token; 1 is off."""
-    min_p: Annotated[Number, _within("min_p")] | None = None
-    typical_p: Annotated[Number, _within("typical_p")] | None = Field(
+    min_p: Annotated[Number, within("min_p")] | None = None
+    typical_p: Annotated[Number, within("typical_p")] | None = Field(
         None, validation_alias=AliasChoices("typical_p", "typ_p")
     )
     """0 takes the most likely token; 1 is off."""
-    presence_penalty: Annotated[Number, _within("presence_penalty")] | None = None
-    frequency_penalty: Annotated[Number, _within("frequency_penalty")] | None = None
-    repetition_penalty: Annotated[Number, _within("repetition_penalty")] | None = Field(
+    presence_penalty: Annotated[Number, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[Number, within("frequency_penalty")] | None = None
+    repetition_penalty: Annotated[Number, within("repetition_penalty")] | None = Field(
         None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
     )
     repeat_last_n: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
     """Tokens that the three penalties look back on; -1 is all."""
-    xtc_probability: Annotated[Number, _within("xtc_probability")] | None = None
-    xtc_threshold: Annotated[Number, _within("xtc_threshold")] | None = None
-    dry_multiplier: Annotated[Number, _within("dry_multiplier")] | None = None
-    dry_base: Annotated[Number, _within("dry_base")] | None = None
+    xtc_probability: Annotated[Number, within("xtc_probability")] | None = None
+    xtc_threshold: Annotated[Number, within("xtc_threshold")] | None = None
+    dry_multiplier: Annotated[Number, within("dry_multiplier")] | None = None
+    dry_base: Annotated[Number, within("dry_base")] | None = None
     dry_allowed_length: Annotated[Int, Field(ge=1, le=MAX_INT)] | None = None
     dry_penalty_last_n: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
     """-1 is all."""
@@ -215,9 +166,9 @@ class ChatCompletionBody(SamplingBody, TemplateOptions):
     """``POST /v1/chat/completions``"""
 
     messages: Messages
-    max_completion_tokens: Annotated[Limit, AfterValidator(_no_zero)] | None = None
+    max_completion_tokens: Annotated[Limit, AfterValidator(no_zero)] | None = None
     """null, -1 and -2: to the end of the text or of the context."""
-    max_tokens: Annotated[Limit, AfterValidator(_no_zero)] | None = Field(
+    max_tokens: Annotated[Limit, AfterValidator(no_zero)] | None = Field(
         None, validation_alias=AliasChoices("max_tokens", "n_predict")
     )
     """Counts only where ``max_completion_tokens`` is not given."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from mistralrs.api.schemas import parameter_table
+from mistralrs.api.schemas.field_types import MAX_PROMPTS
 from mistralrs.api.schemas.request_bodies import (
-    MAX_PROMPTS,
     ChatCompletionBody,
     CompletionBody,
     EmbeddingBody,
