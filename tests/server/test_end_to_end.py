@@ -81,7 +81,7 @@ async def test_the_second_time_the_prompt_is_known(real: Served) -> None:
 async def test_vectors_have_a_length_of_one(real: Served, local: LocalModel) -> None:
     data = (await real.post("/v1/embeddings", {"input": ["the end", "of the"]})).json()["data"]
     for entry in data:
-        assert len(entry["embedding"]) == local.hidden_size
+        assert len(entry["embedding"]) == local.served.hidden_size
         assert math.isclose(math.hypot(*entry["embedding"]), 1, rel_tol=1e-5)
     assert data[0]["embedding"] != data[1]["embedding"]
 

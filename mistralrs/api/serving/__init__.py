@@ -1,4 +1,5 @@
-"""The way from a request's body to requests for the engine, and from the engine's events to an answer.
+"""From bodies, messages and ids to requests for the engine, and from the engine's events to answers.
 
-Responsible for templates, ids, sampling parameters, choices and usage. Never deals with HTTP.
+Server, ``Runner``, terminal and benchmark all come through here. Knows requests and answers; knows no HTTP, no
+command line and no engine beyond what it is asked and what it tells.
 """
