@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from mistralrs.progress import Progress
+
 if TYPE_CHECKING:
     from mistralrs.api.local_model import LoadOptions, ModelSource
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and of how much; a total of 0 is unknown."""
 
 
 class AnswerStream(Protocol):

@@ -22,6 +22,7 @@ from mistralrs.engine.config import EngineConfig, SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import LoadError
 from mistralrs.process import import_torch_without_working_folder
+from mistralrs.progress import Progress
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ MAX_DRAFT = 7
 
 EVICTABLE_BYTES = 512 << 20
 """KV of older sequences, beyond ``prefix_cache_n``, that stays where it is until its memory is needed."""
-
-Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, and of how much; a total of 0 is unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,16 @@ import difflib
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mistralrs.errors import LoadError, UsageError
+from mistralrs.progress import Progress
 from mistralrs.user_dirs import expand_user
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what, done, total); bytes here. ``done`` never falls; ``total`` 0 is unknown."""
 
 _ANSWER_SECONDS = 5.0
 """How long a silent hub is waited for. The hub's client alone would try for about 24 seconds before it gives up."""

@@ -15,11 +15,12 @@ from mistralrs.errors import LoadError
 from mistralrs.files import read_json
 from mistralrs.loading.checkpoint import pickle_error
 from mistralrs.loading.gguf_file import part_names
-from mistralrs.loading.hub_files import NotReachedError, Progress, cached, fetch, fetch_optional, list_files
+from mistralrs.loading.hub_files import NotReachedError, cached, fetch, fetch_optional, list_files
 from mistralrs.loading.model_metadata import read_config
 from mistralrs.loading.pipeline import hugging_face_mapping
 from mistralrs.loading.safetensors_file import INDEX_NAME, SINGLE_NAME, refuse_quantised_config
 from mistralrs.models.multimodal import text_config
+from mistralrs.progress import Progress
 
 _CONFIG = "config.json"
 _TEXT = (

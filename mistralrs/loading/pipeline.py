@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, GGUF_TEXT_PARTS
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.memory import available_bytes
+from mistralrs.progress import Progress
 from mistralrs.quant.quantize import isq_type
 from mistralrs.quant.types import DECODED, EXPANDED
 from mistralrs.text.chat_template import ChatTemplate
@@ -81,9 +82,6 @@ class LoadPlan:
     """Bytes of the KV cache at most; None: half of what the weights leave."""
     keeps_kv: bool = False
     """Whether KV outlives the process, so that the model needs a fingerprint: its files are hashed."""
-
-
-Progress = Callable[[str, int, int], None]
 
 
 def load(

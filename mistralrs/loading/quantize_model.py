@@ -10,7 +10,7 @@ import logging
 import math
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -30,10 +30,9 @@ from mistralrs.models.architecture import Value as Kind
 from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend, resolve
+from mistralrs.progress import Progress
 from mistralrs.quant.quantize import isq_type
 from mistralrs.quant.types import TYPES, QuantType
-
-Progress = Callable[[str, int, int], None]
 
 _QUANTISATION_VERSION = 2
 """Of ggml's types; older ones had other blocks under the same numbers."""

@@ -14,12 +14,11 @@ from typing import Any
 
 from mistralrs.errors import LoadError
 from mistralrs.files import TEMPLATE_BYTES, read_json, read_text
+from mistralrs.progress import Progress
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
 from mistralrs.text.tokenizer_config import TokenizerConfig, read_tokenizer_config
-
-Progress = Callable[[str, int, int], None]
 
 _logger = logging.getLogger(__name__)
 _TEMPLATES = "--chat-template takes a .jinja file, a .json file with a text under chat_template, or Jinja text"

@@ -20,8 +20,9 @@ import uvicorn
 
 from mistralrs.api.engine_client.engine_client import EngineClient
 from mistralrs.api.engine_client.remote import RemoteEngine
-from mistralrs.api.local_model import LoadOptions, ModelSource, Progress
+from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.errors import EngineError, MistralrsError, UsageError
+from mistralrs.progress import Progress
 from mistralrs.server.app import create_app
 from mistralrs.server.log import RequestLog
 from mistralrs.server.protocol import protocol_for

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import TracebackType
 
 from mistralrs.api.engine_client import engine_server
-from mistralrs.api.local_model import LoadOptions, ModelSource, Progress
+from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig
 from mistralrs.engine.engine import Engine
 from mistralrs.ops.kv_groups import KvGroup
+from mistralrs.progress import Progress
 from mistralrs.text.chat_template import ChatTemplate
 from tests.engine.fakes import VOCAB, FakeRunner, FakeTokenizer
 

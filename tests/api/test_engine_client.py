@@ -57,6 +57,7 @@ from mistralrs.errors import (
     RequestError,
     UsageError,
 )
+from mistralrs.progress import Progress
 from tests.api import fake_engine_process as fake
 from tests.tiny import TinyConfig, write_tiny
 
@@ -103,9 +104,7 @@ async def local(source: ModelSource, anyio_backend: str) -> AsyncIterator[InProc
 
 
 @asynccontextmanager
-async def faking(
-    path: str = "any", progress: Callable[[str, int, int], None] | None = None
-) -> AsyncIterator[RemoteEngine]:
+async def faking(path: str = "any", progress: Progress | None = None) -> AsyncIterator[RemoteEngine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_connection, "CHILD", fake.__name__)
         engine = await RemoteEngine.start(ModelSource(None, Path(path), None, None), OPTIONS, progress=progress)

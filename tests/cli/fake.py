@@ -14,6 +14,7 @@ from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Usage
 from mistralrs.errors import ContextLengthError, EngineError, LoadError
+from mistralrs.progress import Progress
 
 CONTEXT_LENGTH = 8192
 VOCABULARY = 1200
@@ -152,7 +153,7 @@ class FakeModel:
             os.write(2, b"closed\n")
 
 
-def load_fake(source: ModelSource, options: LoadOptions, progress: Callable[[str, int, int], None]) -> FakeModel:
+def load_fake(source: ModelSource, options: LoadOptions, progress: Progress) -> FakeModel:
     """Loads nothing, in ``FAKE_LOAD_S`` seconds; ``FAKE_LOAD_ERROR`` is the error."""
     error = os.environ.get("FAKE_LOAD_ERROR")
     if error:

@@ -36,10 +36,11 @@ from mistralrs.errors import EngineError, LoadError
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
-    from mistralrs.api.local_model import LoadOptions, ModelSource, Progress
+    from mistralrs.api.local_model import LoadOptions, ModelSource
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import EngineConfig, Request
     from mistralrs.engine.stats import EngineStats
+    from mistralrs.progress import Progress
 
 logger = logging.getLogger(__name__)
 
