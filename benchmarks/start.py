@@ -13,6 +13,10 @@ import time
 
 
 def seconds(command: list[str], *, until_output: bool) -> float:
+    """Seconds from the start of a process to the first byte of its output, or to its end.
+
+    Raises ``subprocess.CalledProcessError`` if it fails.
+    """
     started = time.perf_counter()
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -21,6 +25,8 @@ def seconds(command: list[str], *, until_output: bool) -> float:
         process.stdout.read(1)
         first = time.perf_counter() - started
         process.stdout.read()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
     return first if until_output else time.perf_counter() - started
 
 
