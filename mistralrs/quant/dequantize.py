@@ -1,37 +1,48 @@
-"""Decoding of a stored matrix to float32 by the plain torch decoders: what every faster way is measured against.
+"""Decoding of a stored matrix to float32: what every faster way is measured against.
 
-Knows the storage types and nothing of files, devices and kernels.
+The `gguf` package decodes the types with a scale for each block that GGUF files have today. The plain types, those that
+files had before, and those that are unpacked to integers first are decoded here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from mistralrs.quant import ggml_versions, kquants, legacy
+from mistralrs.quant import ggml_versions, legacy
 from mistralrs.quant.requantize_lossless import UNPACKERS, as_blocks, decode, decode_i8
 from mistralrs.quant.types import QuantType
+
+_BY_GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+
+def _gguf_decoder(name: str) -> Callable[[Tensor], Tensor]:
+    """The `gguf` package's decoder of a type."""
+
+    def decode_blocks(blocks: Tensor) -> Tensor:
+        import gguf  # here, because the kernels need none of these decoders, and it costs 30 ms
+
+        row = blocks.numpy().reshape(1, -1)  # all at once: of many rows it takes 16 at a time
+        with np.errstate(all="ignore"):  # scales that are not finite are for the caller to judge, as in torch
+            weights = gguf.quants.dequantize(row, gguf.GGMLQuantizationType[name])
+        return torch.from_numpy(weights).view(len(blocks), -1)
+
+    return decode_blocks
+
 
 DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": legacy.decode_f32,
     "F16": legacy.decode_f16,
     "BF16": legacy.decode_bf16,
-    "Q4_0": legacy.decode_q4_0,
-    "Q4_1": legacy.decode_q4_1,
-    "Q5_0": legacy.decode_q5_0,
-    "Q5_1": legacy.decode_q5_1,
-    "Q8_0": legacy.decode_q8_0,
-    "Q2_K": kquants.decode_q2_k,
-    "Q3_K": kquants.decode_q3_k,
-    "Q4_K": kquants.decode_q4_k,
-    "Q5_K": kquants.decode_q5_k,
-    "Q6_K": kquants.decode_q6_k,
     "Q4_1_V1": ggml_versions.decode_q4_1_v1,
     "Q4_1_V2": ggml_versions.decode_q4_1_v2,
     "Q4_3": ggml_versions.decode_q4_3,
     "Q5_1_V1": ggml_versions.decode_q5_1_v1,
     "I8": decode_i8,
+    **{name: _gguf_decoder(name) for name in _BY_GGUF},
     **{name: decode(name) for name in UNPACKERS},
 }
 """Type name -> blocks as uint8 (blocks, block_bytes) to weights as float32 (blocks, block_len)."""

@@ -35,6 +35,14 @@ def test_equals_gguf_bit_for_bit(name: str, rows: int, blocks: int) -> None:
     np.testing.assert_array_equal(decoded[numbers].view(np.uint32), expected[numbers].view(np.uint32))
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
+def test_a_scale_that_is_not_finite_is_decoded_without_a_warning(name: str) -> None:
+    """It gives weights that are not finite, whose error names the tensor."""
+    type_ = TYPES[name]
+    data = torch.full((1, type_.row_bytes(256) // 2), torch.inf, dtype=torch.float16).view(torch.uint8)
+    assert not dequantize(type_, data, columns=256).isfinite().all()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_result_is_new_memory(name: str) -> None:
     type_ = ALL[name]
