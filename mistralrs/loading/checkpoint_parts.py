@@ -15,8 +15,8 @@ from mistralrs.loading.convert import Conversion
 from mistralrs.models.architecture import TensorRef, WeightsMapping
 from mistralrs.models.parts import layer_shapes, part_shapes
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.ops.arena import Arena, Buffer, buffer
 from mistralrs.ops.backend import Backend
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix, Weight, read_vector
 
 _WITHOUT_BIAS = frozenset({"embedding", "q_norm", "k_norm"})
@@ -61,7 +61,6 @@ class CheckpointParts:
         self._backend = backend
         self._progress = progress
         self._done = 0
-        self._vectors: list[Arena] = []
         self._check_all()
         checkpoint.check_written()
         self.placed_bytes = sum(
@@ -200,7 +199,7 @@ class CheckpointParts:
 
     def norm(self, name: str, *, layer: int | None = None) -> tuple[Buffer, Buffer | None]:
         weight, bias = self.vectors(WeightKey(name, layer))
-        return self._vector(weight), None if bias is None else self._vector(bias)
+        return self._backend.vector(weight), None if bias is None else self._backend.vector(bias)
 
     def vectors(self, place: WeightKey) -> tuple[array[float], array[float] | None]:
         """A norm's weight and, if it has one, its bias."""
@@ -209,15 +208,6 @@ class CheckpointParts:
         if self._mapping.norm_offset:
             weight = array("f", (value + self._mapping.norm_offset for value in weight))
         return weight, self._bias(tensor, 0, len(weight), None)
-
-    def _vector(self, values: array[float]) -> Buffer:
-        """Norms are small: they share arenas."""
-        need = 4 * len(values) + 64
-        if not self._vectors or self._vectors[-1].left < need:
-            self._vectors.append(Arena(max(need, 1 << 20)))
-        result = buffer(self._vectors[-1], len(values))
-        result.values[:] = values
-        return result
 
 
 def tensor_name(piece: TensorRef, place: WeightKey) -> str:

@@ -13,11 +13,11 @@ from mistralrs.models.parts import Parts
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.nn.attention import Attention, Heads, attention
 from mistralrs.nn.mlp import mlp
-from mistralrs.nn.rope import Rope, inverse_frequencies
-from mistralrs.ops.arena import Arena, Buffer, buffer
+from mistralrs.nn.rope import inverse_frequencies
 from mistralrs.ops.backend import Backend, KvCache, KvShape, Norm, Op, Rotary
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.kv_groups import KvGroup
-from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
+from mistralrs.ops.workspace import Sizes, StepArgs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class _Assembly:
     def __init__(self, spec: DecoderSpec, parts: Parts, backend: Backend, limits: Limits, precision: Precision) -> None:
         sizes = sizes_of(spec, limits)
         self.spec, self.parts, self.backend, self.precision = spec, parts, backend, precision
-        self.work, self.args = Workspace(sizes), StepArgs(sizes)
+        self.work, self.args = backend.workspace(sizes), backend.step_args(sizes)
         self.groups = [spec.windows.index(layer.window) for layer in spec.layers]
         self.kv = backend.kv_cache(
             KvShape(
@@ -116,7 +116,7 @@ class _Assembly:
             )
         )
         tables = zip(spec.ropes, self.work.rotary, strict=True)
-        self.rotaries = [Rotary(_frequencies(rope), table, rope.scale) for rope, table in tables]
+        self.rotaries = [Rotary(backend.vector(inverse_frequencies(rope)), table, rope.scale) for rope, table in tables]
 
     def decoder(self) -> Decoder:
         spec, backend, work = self.spec, self.backend, self.work
@@ -212,11 +212,3 @@ class _Assembly:
 
     def _head_norm(self, name: str, layer: int) -> Norm | None:
         return Norm(self.parts.norm(name, layer=layer)[0], self.spec.norm_eps) if self.spec.qk_norm else None
-
-
-def _frequencies(rope: Rope) -> Buffer:
-    frequencies = inverse_frequencies(rope)
-    inv_freq = buffer(Arena(4 * len(frequencies) + 64), len(frequencies))
-    for i, value in enumerate(frequencies):
-        inv_freq.values[i] = value
-    return inv_freq

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.ops.arena import Buffer
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Weight
 
 

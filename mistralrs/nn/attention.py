@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mistralrs.ops.arena import Buffer
 from mistralrs.ops.backend import Backend, KvCache, Norm, Op, Rotary
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Weight
 from mistralrs.ops.workspace import Workspace
 

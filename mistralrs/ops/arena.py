@@ -1,7 +1,7 @@
 """Memory for weights, cache and buffers: private anonymous mappings, handed out as spans.
 
 Decode is bound by memory, and 2 MiB pages are read faster than 4 KiB ones (docs/log.md). Pages are touched only when
-they are written. A span keeps its mapping alive; tensors are views of it. Knows nothing of what is stored.
+they are written. A span keeps its mapping alive; tensors are views of it.
 """
 
 from __future__ import annotations
@@ -9,26 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from mistralrs.errors import LoadError
-
-if TYPE_CHECKING:
-    import torch
+from mistralrs.ops.buffer import Buffer, Span
 
 HUGE_PAGE = 2 << 20
 ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of a mapping."""
-
-    address: int
-    bytes: memoryview
 
 
 class Arena:
@@ -67,32 +55,6 @@ class Arena:
             raise MemoryError(f"arena of {self.capacity} bytes is full")
         self._used = start + nbytes
         return Span(self._base + start, self._bytes[start : start + nbytes])
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A float32 or int32 array in a span."""
-
-    span: Span
-    shape: tuple[int, ...]
-    format: Literal["f", "i"] = "f"
-
-    @property
-    def address(self) -> int:
-        return self.span.address
-
-    @cached_property
-    def values(self) -> Any:
-        """The flat array as a memoryview of float or int, to be read and written without torch."""
-        return self.span.bytes.cast(self.format)
-
-    @cached_property
-    def tensor(self) -> torch.Tensor:
-        """A view of the same memory."""
-        import torch
-
-        dtype = torch.float32 if self.format == "f" else torch.int32
-        return torch.frombuffer(self.span.bytes, dtype=dtype, count=prod(self.shape)).view(self.shape)
 
 
 def buffer(arena: Arena, *shape: int, format: Literal["f", "i"] = "f") -> Buffer:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mistralrs.errors import LoadError, UsageError
-from mistralrs.ops.arena import Buffer
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from mistralrs.quant.types import QuantType
@@ -107,6 +107,18 @@ class Backend(Protocol):
         ...
 
     def kv_cache(self, shape: KvShape) -> KvCache: ...
+
+    def vector(self, values: Sequence[float]) -> Buffer:
+        """A float32 copy of ``values`` where the operations read it: a norm's weight, a rotary table's frequencies."""
+        ...
+
+    def workspace(self, sizes: Sizes) -> Workspace:
+        """The buffers that steps of these sizes work in."""
+        ...
+
+    def step_args(self, sizes: Sizes) -> StepArgs:
+        """The arrays that describe steps of these sizes, to be filled by ``StepArgs.set``."""
+        ...
 
     def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
         """x = scale * rows of the embedding; the step's rotary tables, at most two."""

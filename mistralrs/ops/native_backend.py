@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from mistralrs_kernels import cpu
 
 from mistralrs.errors import LoadError
-from mistralrs.ops.arena import Arena, Buffer, Span
+from mistralrs.ops.arena import Arena
 from mistralrs.ops.backend import Activation, BackendUnavailable, Epilogue, KvShape, Norm, Op, Rotary
+from mistralrs.ops.buffer import Buffer, Span
+from mistralrs.ops.host_memory import HostMemory
 from mistralrs.ops.native_checks import (
     check_attend,
     check_embed,
@@ -154,10 +156,11 @@ class NativeProgram:
         self._run(self._ops, len(self._ops), ctypes.byref(step), self._pool.pointer)
 
 
-class NativeBackend:
+class NativeBackend(HostMemory):
     """Weights in packed panels, cache in half precision, int8 products with one scale for each 32 activations."""
 
     def __init__(self, *, threads: int | None = None, isa: str | None = None) -> None:
+        super().__init__()
         try:
             tables = cpu.tables()
         except cpu.KernelError as error:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mistralrs.errors import LoadError
-from mistralrs.ops.arena import Buffer
 from mistralrs.ops.backend import Epilogue, KvShape, Norm, Rotary
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Workspace
 from mistralrs.quant.types import I8, TYPES, QuantType

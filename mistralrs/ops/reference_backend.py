@@ -16,8 +16,9 @@ from math import prod
 import torch
 
 from mistralrs.errors import LoadError
-from mistralrs.ops.arena import Buffer
 from mistralrs.ops.backend import Activation, Epilogue, KvShape, Norm, Op, Rotary
+from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.host_memory import HostMemory
 from mistralrs.ops.kv_groups import first_block
 from mistralrs.ops.memory import available_bytes
 from mistralrs.ops.weight import Matrix, Weight
@@ -285,10 +286,11 @@ class _Moe:
         x += total
 
 
-class ReferenceBackend:
+class ReferenceBackend(HostMemory):
     """Everything in torch. Weights stay decoded when they are small beside the memory that is free."""
 
     def __init__(self, *, threads: int | None = None, isa: str | None = None) -> None:
+        super().__init__()
         self.name = "cpu torch"
         self.batch_invariant = False
         self.threads = self.torch_threads = threads or torch.get_num_threads()

@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mistralrs.ops.arena import Arena, Buffer, buffer, buffers_bytes
+from mistralrs.ops.arena import Arena, buffer, buffers_bytes
+from mistralrs.ops.buffer import Buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,9 @@ import pytest
 import torch
 from mistralrs_kernels import cpu
 
-from mistralrs.ops.arena import Arena, Buffer, buffer, buffers_bytes
+from mistralrs.ops.arena import Arena, buffer, buffers_bytes
 from mistralrs.ops.backend import Activation, Backend, Epilogue, Norm
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.reference_backend import ReferenceBackend
 from mistralrs.ops.weight import Matrix
