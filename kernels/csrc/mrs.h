@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#define MRS_ABI_VERSION 6
+#define MRS_ABI_VERSION 7
 
 struct mrs_pool;
 struct mrs_op;
@@ -65,6 +65,7 @@ struct mrs_project {
   float outlier_threshold;        // 32 columns whose largest value is above this many times a row's average of these are
                              // rounded to two int8 terms, a value and its remainder; the others to one
   int32_t logits_only;       // nonzero: read only the rows named by step.logits_indices
+  float scale;               // factor on the outputs, before the soft cap and before they are added
 };
 
 // The rotary cosines and sines of the step's positions.
@@ -98,11 +99,12 @@ struct mrs_add_norm {
 struct mrs_attend {
   mrs_op op;
   float *q;              // (tokens, heads * head_dim); normalized, rotated and scaled in place
-  const float *k, *v;    // (tokens, kv_heads * head_dim)
+  float *k;              // (tokens, kv_heads * head_dim); normalized in place where the norm spans all heads
+  const float *v;        // (tokens, kv_heads * head_dim)
   const float *rotary;   // (tokens, 2, rotary_half)
   uint8_t *kv;           // this layer's blocks
   float *out;            // (tokens, heads * head_dim)
-  const float *q_norm, *k_norm;  // (head_dim) RMS norms of each head before it is rotated, or null
+  const float *q_norm, *k_norm;  // RMS norms before the rotation, (head_dim) or all heads of it, or null
   int64_t block_bytes;   // from one block of this layer to the next
   float norm_eps;
   float scale;
@@ -111,10 +113,13 @@ struct mrs_attend {
   int32_t heads, kv_heads, head_dim, rotary_half;
   int32_t kv_f32;       // nonzero: the cache holds float32
   int32_t group;         // the layer's KV group
+  int32_t full_norms;    // nonzero: q_norm and k_norm span all heads; 0: each head is normalized by itself
+  float temperature_beta;      // queries are multiplied by 1 + beta * log(1 + position / period), rounded down; 0: they are not
+  int32_t temperature_period;
 };
 
 // A mixture of experts: x += sum over the chosen experts of weight * down(act(gate(norm(x))) * up(norm(x))).
-// The weights are the softmax over all experts of the router's outputs, of the chosen ones, divided by their sum.
+// The weights are the softmax over all experts of the router's outputs, of the chosen ones.
 struct mrs_moe {
   mrs_op op;
   float *x;                     // (tokens, cols)
@@ -128,4 +133,6 @@ struct mrs_moe {
   mrs_norm norm;
   float outlier_threshold;           // as in mrs_project, for gate, up and down
   int32_t experts, used, activation;
+  int32_t normalize_weights;    // nonzero: the weights are divided by their sum
+  float scale;                  // factor on the sum before it is added
 };

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -74,6 +74,7 @@ class Project(c.Structure):
         ("activation", c.c_int32),
         ("outlier_threshold", c.c_float),
         ("logits_only", c.c_int32),
+        ("scale", c.c_float),
     ]
 
 
@@ -126,6 +127,9 @@ class Attend(c.Structure):
         ("rotary_half", c.c_int32),
         ("kv_f32", c.c_int32),
         ("group", c.c_int32),
+        ("full_norms", c.c_int32),
+        ("temperature_beta", c.c_float),
+        ("temperature_period", c.c_int32),
     ]
 
 
@@ -149,6 +153,8 @@ class Moe(c.Structure):
         ("experts", c.c_int32),
         ("used", c.c_int32),
         ("activation", c.c_int32),
+        ("normalize_weights", c.c_int32),
+        ("scale", c.c_float),
     ]
 
 

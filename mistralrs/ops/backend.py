@@ -60,6 +60,14 @@ class Rotary:
     """Factor on both."""
 
 
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """A query at position p is multiplied by 1 + beta * log(1 + p // period)."""
+
+    beta: float
+    period: int
+
+
 class KvCache(Protocol):
     """Keys and values of all layers in blocks; the layout is the backend's own."""
 
@@ -136,6 +144,7 @@ class Backend(Protocol):
         outlier_threshold: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
+        scale: float = 1.0,
     ) -> Op:
         """out = weight x for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
@@ -144,7 +153,8 @@ class Backend(Protocol):
         where the largest of these is above so many times the average of a row's largest ones, the rounding error
         takes a second int8 term. 0: everywhere; infinity: nowhere.
         ``logits_only``: only the rows of x that the step wants logits of.
-        ``softcap``: outputs become softcap * tanh(output / softcap); 0: they do not.
+        ``scale``: factor on the outputs.
+        ``softcap``: scaled outputs become softcap * tanh(output / softcap); 0: they do not.
         """
         ...
 
@@ -162,12 +172,15 @@ class Backend(Protocol):
         rotary: Rotary | None,
         q_norm: Norm | None = None,
         k_norm: Norm | None = None,
+        full_norms: bool = False,
         window: int = 0,
         softcap: float = 0.0,
+        temperature: Temperature | None = None,
     ) -> Op:
         """attended = causal attention of q over the cache, after norming and rotating q and k and writing k and v.
 
         ``group``: whose slots and block tables it goes by, all of whose layers have this window.
+        ``full_norms``: ``q_norm`` and ``k_norm`` span all heads; False: each head is normed by itself.
         ``window``: a position sees itself and window - 1 before it; 0: all. ``softcap``: of the scores; 0: none.
         """
         ...
@@ -188,10 +201,13 @@ class Backend(Protocol):
         used: int,
         activation: Activation,
         outlier_threshold: float,
+        normalize_weights: bool = True,
+        scale: float = 1.0,
     ) -> Op:
-        """x += sum over each token's ``used`` best experts of weight * down(act(gate(norm(x))) * up(norm(x))).
+        """x += scale * sum over each token's ``used`` best experts of weight * down(act(gate(norm(x))) * up(norm(x))).
 
-        Weights: the softmax over all experts of the router, of the chosen ones, divided by their sum.
+        Weights: the softmax over all experts of the router, of the chosen ones; ``normalize_weights`` divides them by
+        their sum.
         ``outlier_threshold`` as in ``project``.
         """
         ...

@@ -16,7 +16,7 @@ from mistralrs_kernels import cpu
 
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena
-from mistralrs.ops.backend import Activation, BackendUnavailable, Epilogue, KvShape, Norm, Op, Rotary
+from mistralrs.ops.backend import Activation, BackendUnavailable, Epilogue, KvShape, Norm, Op, Rotary, Temperature
 from mistralrs.ops.buffer import Buffer, Span
 from mistralrs.ops.host_memory import HostMemory
 from mistralrs.ops.native_checks import (
@@ -152,7 +152,7 @@ class NativeProgram:
     def __call__(self) -> None:
         step, args = self._step, self._args
         step.num_tokens, step.num_seqs, step.num_logits = args.num_tokens, args.num_seqs, args.num_logits
-        step.abort = ctypes.addressof(args.cancel_flag)
+        step.cancel_flag = ctypes.addressof(args.cancel_flag)
         self._run(self._ops, len(self._ops), ctypes.byref(step), self._pool.pointer)
 
 
@@ -271,6 +271,7 @@ class NativeBackend(HostMemory):
         outlier_threshold: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
+        scale: float = 1.0,
     ) -> Op:
         packed = [_packed(weight) for weight in weights]
         check_project(packed, x, outs, norm, epilogue)
@@ -288,6 +289,7 @@ class NativeBackend(HostMemory):
             activation=_ACTIVATION[activation],
             outlier_threshold=outlier_threshold,
             logits_only=int(logits_only),
+            scale=scale,
         )
         return NativeOp(struct, self._pool, (packed, x, tuple(outs), norm, scratch))
 
@@ -305,8 +307,10 @@ class NativeBackend(HostMemory):
         rotary: Rotary | None,
         q_norm: Norm | None = None,
         k_norm: Norm | None = None,
+        full_norms: bool = False,
         window: int = 0,
         softcap: float = 0.0,
+        temperature: Temperature | None = None,
     ) -> Op:
         assert isinstance(kv, PackedKv)
         check_attend(
@@ -317,6 +321,7 @@ class NativeBackend(HostMemory):
             head_dim=head_dim,
             rotary=rotary,
             norms=(q_norm, k_norm),
+            full_norms=full_norms,
         )
         struct = cpu.Attend(
             run=self._table.attend,
@@ -339,6 +344,9 @@ class NativeBackend(HostMemory):
             rotary_half=rotary.inv_freq.shape[0] if rotary else 0,
             kv_f32=int(kv.is_f32),
             group=group,
+            full_norms=int(full_norms),
+            temperature_beta=temperature.beta if temperature else 0.0,
+            temperature_period=temperature.period if temperature else 1,
         )
         return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm))
 
@@ -359,6 +367,8 @@ class NativeBackend(HostMemory):
         used: int,
         activation: Activation,
         outlier_threshold: float,
+        normalize_weights: bool = True,
+        scale: float = 1.0,
     ) -> Op:
         packed = [[_packed(weight) for weight in weights] for weights in (gate, up, down)]
         check_moe(work, norm=norm, router=_packed(router), gate=packed[0], up=packed[1], down=packed[2], used=used)
@@ -386,6 +396,8 @@ class NativeBackend(HostMemory):
             used=used,
             activation=_ACTIVATION[activation],
             outlier_threshold=outlier_threshold,
+            normalize_weights=int(normalize_weights),
+            scale=scale,
         )
         keep = (work, norm, router, tuple(gate), tuple(up), tuple(down), arrays, arena, scratch)
         return NativeOp(struct, self._pool, keep)

@@ -104,10 +104,11 @@ def check_attend(
     head_dim: int,
     rotary: Rotary | None,
     norms: Sequence[Norm | None],
+    full_norms: bool,
 ) -> None:
     """Raises ``LoadError`` for heads that are not those of the buffers and of the cache, or norms of another kind.
 
-    ``norms``: of q and of k.
+    ``norms``: of q and of k; ``full_norms``: of all their heads.
     """
     widths = work.q.shape[-1], work.k.shape[-1], work.v.shape[-1], work.attended.shape[-1]
     wanted = heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads * head_dim
@@ -116,8 +117,9 @@ def check_attend(
     if rotary is not None and 2 * rotary.inv_freq.shape[0] > head_dim:
         raise LoadError(f"a rotary width of {2 * rotary.inv_freq.shape[0]} does not fit heads of {head_dim}")
     given = [norm for norm in norms if norm is not None]
+    for norm, count in zip(norms, (heads, kv_heads), strict=True):
+        check_norm(norm, count * head_dim if full_norms else head_dim)
     for norm in given:
-        check_norm(norm, head_dim)
         if norm.kind != "rms" or norm.bias is not None or norm.eps != given[0].eps:
             raise LoadError("q and k can be normed by RMS alone, without a bias", hint=_HINT)
 

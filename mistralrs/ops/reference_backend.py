@@ -16,7 +16,7 @@ from math import prod
 import torch
 
 from mistralrs.errors import LoadError
-from mistralrs.ops.backend import Activation, Epilogue, KvShape, Norm, Op, Rotary
+from mistralrs.ops.backend import Activation, Epilogue, KvShape, Norm, Op, Rotary, Temperature
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.host_memory import HostMemory
 from mistralrs.ops.kv_groups import first_block
@@ -155,6 +155,7 @@ class _Project:
     outlier_threshold: float
     logits_only: bool
     softcap: float
+    scale: float
 
     def __call__(self, args: StepArgs) -> None:
         x = self.x.tensor[: args.num_tokens]
@@ -170,7 +171,7 @@ class _Project:
             values = [activate(value) for value in values]
         for value, out in zip(values, self.outs, strict=True):
             target = out.tensor[: len(value)]
-            capped = soft_cap(value, self.softcap)
+            capped = soft_cap(value * self.scale, self.softcap)
             target.copy_(target + capped if self.epilogue == "add" else capped)
 
 
@@ -204,8 +205,17 @@ class _Attend:
     rotary: Rotary | None
     q_norm: Norm | None
     k_norm: Norm | None
+    full_norms: bool
     window: int
     softcap: float
+    temperature: Temperature | None
+
+    def _normed(self, x: torch.Tensor, norm: Norm | None, heads: int) -> torch.Tensor:
+        """x (tokens, heads * head_dim) -> (tokens, heads, head_dim), normed over all heads or over each."""
+        if norm is not None and self.full_norms:
+            x = normalize(x, norm)
+        x = x.view(len(x), heads, -1)
+        return x if norm is None or self.full_norms else normalize(x, norm)
 
     def _rotate(self, x: torch.Tensor) -> torch.Tensor:
         if self.rotary is None:
@@ -217,11 +227,13 @@ class _Attend:
 
     def __call__(self, args: StepArgs) -> None:
         n, work, arrays = args.num_tokens, self.work, args.arrays
-        q = work.q.tensor[:n].view(n, self.heads, -1)  # (tokens, heads, head_dim)
-        k = work.k.tensor[:n].view(n, self.kv_heads, -1)
+        q = self._normed(work.q.tensor[:n], self.q_norm, self.heads)  # (tokens, heads, head_dim)
+        k = self._normed(work.k.tensor[:n], self.k_norm, self.kv_heads)
         v = work.v.tensor[:n].view(n, self.kv_heads, -1)
-        q = self._rotate(normalize(q, self.q_norm) if self.q_norm else q)
-        k = self._rotate(normalize(k, self.k_norm) if self.k_norm else k)
+        q, k = self._rotate(q), self._rotate(k)
+        if self.temperature is not None:
+            turns = arrays["positions"].tensor[:n] // self.temperature.period
+            q = q * (1 + self.temperature.beta * torch.log(1 + turns.float()))[:, None, None]
         slots = arrays["slot_mapping"].tensor[self.group, :n].long()
         block_size = self.k.shape[1]
         largest = torch.finfo(self.k.dtype).max
@@ -269,13 +281,16 @@ class _Moe:
     used: int
     activation: Activation
     outlier_threshold: float
+    normalize_weights: bool
+    scale: float
 
     def __call__(self, args: StepArgs) -> None:
         x = self.work.x.tensor[: args.num_tokens]
         normed = normalize(x, self.norm)
         shares = torch.softmax(self.router.product(normed), dim=-1)
         best, chosen = torch.topk(shares, self.used)  # (tokens, used)
-        best = best / best.sum(-1, keepdim=True)
+        if self.normalize_weights:
+            best = best / best.sum(-1, keepdim=True)
         total = torch.zeros_like(x)
         for index, (gate, up, down) in enumerate(self.experts):  # ascending: the order in which a token adds them
             tokens, ranks = torch.nonzero(chosen == index, as_tuple=True)
@@ -283,7 +298,7 @@ class _Moe:
                 first, second = products([gate, up], normed[tokens], self.outlier_threshold)
                 [out] = products([down], ACTIVATIONS[self.activation](first) * second, self.outlier_threshold)
                 total[tokens] += best[tokens, ranks, None] * out
-        x += total
+        x += self.scale * total
 
 
 class ReferenceBackend(HostMemory):
@@ -334,9 +349,12 @@ class ReferenceBackend(HostMemory):
         outlier_threshold: float = math.inf,
         logits_only: bool = False,
         softcap: float = 0.0,
+        scale: float = 1.0,
     ) -> Op:
         plain = [_plain(weight) for weight in weights]
-        return _Project(plain, x, tuple(outs), norm, epilogue, activation, outlier_threshold, logits_only, softcap)
+        return _Project(
+            plain, x, tuple(outs), norm, epilogue, activation, outlier_threshold, logits_only, softcap, scale
+        )
 
     def attend(
         self,
@@ -352,8 +370,10 @@ class ReferenceBackend(HostMemory):
         rotary: Rotary | None,
         q_norm: Norm | None = None,
         k_norm: Norm | None = None,
+        full_norms: bool = False,
         window: int = 0,
         softcap: float = 0.0,
+        temperature: Temperature | None = None,
     ) -> Op:
         assert isinstance(kv, ReferenceKv)
         return _Attend(
@@ -367,8 +387,10 @@ class ReferenceBackend(HostMemory):
             rotary=rotary,
             q_norm=q_norm,
             k_norm=k_norm,
+            full_norms=full_norms,
             window=window,
             softcap=softcap,
+            temperature=temperature,
         )
 
     def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
@@ -386,6 +408,8 @@ class ReferenceBackend(HostMemory):
         used: int,
         activation: Activation,
         outlier_threshold: float,
+        normalize_weights: bool = True,
+        scale: float = 1.0,
     ) -> Op:
         experts = [(_plain(g), _plain(u), _plain(d)) for g, u, d in zip(gate, up, down, strict=True)]
         return _Moe(
@@ -396,6 +420,8 @@ class ReferenceBackend(HostMemory):
             used=used,
             activation=activation,
             outlier_threshold=outlier_threshold,
+            normalize_weights=normalize_weights,
+            scale=scale,
         )
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:

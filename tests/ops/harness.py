@@ -149,6 +149,7 @@ class Projection:
     outlier_threshold: float = math.inf
     logits_indices: tuple[int, ...] | None = None
     softcap: float = 0.0
+    scale: float = 1.0
     before: float = 0.0
     """What is in the outputs before."""
 
@@ -174,6 +175,7 @@ class Projection:
             outlier_threshold=self.outlier_threshold,
             logits_only=self.logits_indices is not None,
             softcap=self.softcap,
+            scale=self.scale,
         )
         backend.program([op], step_args(tokens=tokens, logits_indices=self.logits_indices or ()))()
         return [out.tensor.clone() for out in outs]

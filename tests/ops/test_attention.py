@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mistralrs.ops.arena import Arena, buffer
-from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary
+from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary, Temperature
 from mistralrs.ops.native_backend import PackedKv
 from mistralrs.ops.reference_backend import ReferenceKv
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
@@ -38,6 +38,8 @@ class Shape:
     softcap: float = 0.0
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
+    full_norms: bool = False
+    temperature: Temperature | None = None
     dtype: Literal["f16", "f32"] = "f16"
     """In which keys and values are kept."""
     group: int = 0
@@ -100,7 +102,7 @@ class Cache:
         )
         self.leave_rubbish(range(blocks))
         half = shape.rotary_half
-        arena = Arena(4096)
+        arena = Arena(8192)
         op = backend.attend(
             self.work,
             self.kv,
@@ -113,8 +115,10 @@ class Cache:
             rotary=Rotary(buffer(arena, half), self.work.rotary[0]) if half else None,
             q_norm=self._norm(shape.q_norm, arena),
             k_norm=self._norm(shape.k_norm, arena),
+            full_norms=shape.full_norms,
             window=shape.window,
             softcap=shape.softcap,
+            temperature=shape.temperature,
         )
         self._run = backend.program([op], self.args)
 
@@ -280,6 +284,39 @@ def test_head_norms_are_norms_of_what_comes_in(isa: str) -> None:
     before = Text(q, k, text.v, text.table)
     assert torch.equal(whole(native(isa), shape, text), whole(native(isa), plain, before))
     assert_close(plain, whole(native(isa), plain, before), whole(twin(), plain, before), text)
+
+
+@for_every_isa
+@pytest.mark.parametrize("head_dim", [24, 32])
+def test_full_norms_are_norms_of_all_heads(isa: str, head_dim: int) -> None:
+    """With norms over all heads of q and k: exactly what q and k that were normed before give without."""
+    plain = Shape(heads=6, kv_heads=2, head_dim=head_dim, rotary_half=8)
+    weights = [1 + random_values(count * head_dim, seed=count) / 8 for count in (6, 2)]
+    shape = replace(plain, q_norm=weights[0], k_norm=weights[1], full_norms=True)
+    [text] = make_texts(shape, [70], seed=1)
+    q, k = (
+        normed(native(isa), values, Normalization(weight=weight))
+        for values, weight in zip((text.q, text.k), weights, strict=True)
+    )
+    before = Text(q, k, text.v, text.table)
+    assert torch.equal(whole(native(isa), shape, text), whole(native(isa), plain, before))
+    assert_close(shape, whole(native(isa), shape, text), whole(twin(), shape, text), before)
+
+
+@for_every_isa
+def test_temperature_grows_with_the_position(isa: str) -> None:
+    """Queries are those that were multiplied before; the first period is left as it is."""
+    plain = Shape(heads=4, kv_heads=2, head_dim=32)
+    shape = replace(plain, temperature=Temperature(beta=0.5, period=16))
+    [text] = make_texts(shape, [70], seed=1)
+    factors = 1 + 0.5 * torch.log(1 + torch.arange(70) // 16)
+    before = Text(text.q * factors[:, None], text.k, text.v, text.table)
+    result = whole(native(isa), shape, text)
+    assert_close(plain, result, whole(native(isa), plain, before), before)
+    assert_close(plain, result, whole(twin(), shape, text), before)
+    without = whole(native(isa), plain, text)
+    assert torch.equal(result[:16], without[:16])
+    assert (result[16:] - without[16:]).abs().max() > 0.01
 
 
 @for_every_isa

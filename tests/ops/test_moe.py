@@ -28,6 +28,8 @@ def mixture(
     used: int,
     names: Sequence[str] = ("F32", "F32", "F32"),
     outlier_threshold: float = math.inf,
+    normalize_weights: bool = True,
+    scale: float = 1.0,
 ) -> torch.Tensor:
     """What is added to x (tokens, hidden), by experts of weights that depend on nothing but their number."""
     tokens = len(x)
@@ -56,6 +58,8 @@ def mixture(
         used=used,
         activation="silu",
         outlier_threshold=outlier_threshold,
+        normalize_weights=normalize_weights,
+        scale=scale,
     )
     backend.program([op], step_args(tokens=tokens))()
     return work.x.tensor - x
@@ -70,6 +74,20 @@ def test_kernel_equals_twin(isa: str, experts: int, used: int) -> None:
         expected = mixture(twin(), x, experts=experts, used=used)
         assert expected.abs().max() > 0.1
         assert (result - expected).abs().max() <= EXPERTS * (expected.abs().max() + x.abs().max())
+
+
+@for_every_isa
+def test_weights_that_are_not_normalized_and_a_scale(isa: str) -> None:
+    x = random_values(9, HIDDEN, seed=1)
+
+    def added(backend: Backend, normalize_weights: bool, scale: float = 1.0) -> torch.Tensor:
+        return mixture(backend, x, experts=8, used=2, normalize_weights=normalize_weights, scale=scale)
+
+    for given in ((False, 1.0), (True, 0.25), (False, 4.0)):
+        result, expected = added(native(isa), *given), added(twin(), *given)
+        assert (result - expected).abs().max() <= EXPERTS * (expected.abs().max() + x.abs().max())
+    plain, small = added(native(isa), False), added(native(isa), True)
+    assert plain.norm() < 0.9 * small.norm(), "the two best of eight have less than all of the weight"
 
 
 @for_every_isa

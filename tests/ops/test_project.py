@@ -179,6 +179,20 @@ def test_soft_cap(isa: str) -> None:
 
 
 @for_every_isa
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_scale(isa: str, softcap: float) -> None:
+    """A power of two, so that the product that is scaled is exactly that; it is scaled before the cap and the sum."""
+    matrix = random_matrix("Q8_0", rows=33, columns=64, seed=1)
+    plain = Projection(matrices=(matrix,), x=random_values(5, 64, seed=2))
+    scaled = replace(plain, scale=0.125, softcap=softcap, epilogue="add", before=0.5)
+    for backend in (native(isa), twin()):
+        [result], [product] = scaled.run(backend), plain.run(backend)
+        expected = 0.5 + (0.125 * product if not softcap else softcap * torch.tanh(0.125 * product / softcap))
+        assert (result - expected).abs().max() <= ACTIVATION * (1 + softcap)
+        assert softcap or torch.equal(result, expected)
+
+
+@for_every_isa
 @pytest.mark.parametrize("columns", [32, 96, 100, 576])
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_norm(isa: str, kind: str, columns: int) -> None:
