@@ -19,7 +19,7 @@ from mistralrs.ops.backend import Backend
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix, Weight, read_vector
 
-_WITHOUT_BIAS = frozenset({"embedding", "q_norm", "k_norm"})
+_WITHOUT_BIAS = frozenset({"embed_tokens", "q_norm", "k_norm"})
 """Parts to which nothing adds a bias: a file that has one was made for another architecture."""
 
 
@@ -57,6 +57,7 @@ class CheckpointParts:
         self._mapping = form
         self._tensor_refs = form.tensors(spec)
         self._spec = spec
+        self._experts = spec.moe.experts if spec.moe else 0
         self._shapes = part_shapes(spec) | layer_shapes(spec)
         self._backend = backend
         self._progress = progress
@@ -74,7 +75,7 @@ class CheckpointParts:
         for layer in range(len(self._spec.layers)):
             for part in layer_shapes(self._spec):
                 if part.startswith("expert_"):
-                    yield from (WeightKey(part, layer, expert) for expert in range(self._spec.experts))
+                    yield from (WeightKey(part, layer, expert) for expert in range(self._experts))
                 else:
                     yield WeightKey(part, layer)
 
@@ -118,7 +119,7 @@ class CheckpointParts:
         tensor = self._checkpoint.tensor(tensor_name(piece, place))
         expected = self._shapes[place.part]
         if len(tensor.shape) == 3 and place.expert is not None:
-            expected = (self._spec.experts, *expected)
+            expected = (self._experts, *expected)
         fits = tensor.shape == expected
         if not piece.whole:
             fits = tensor.shape[1:] == expected[1:] and tensor.shape[0] >= piece.start + expected[0]
@@ -135,7 +136,9 @@ class CheckpointParts:
     def _order(self, part: str) -> array[int] | None:
         if part not in self._mapping.interleaved:
             return None
-        return interleaved_to_halves(self._shapes[part][0], self._spec.head_dim, self._spec.ropes[0].dim)
+        return interleaved_to_halves(
+            self._shapes[part][0], self._spec.attention.head_dim, self._spec.attention.ropes[0].dim
+        )
 
     def _bias(self, tensor: RawTensor, start: int, rows: int, order: array[int] | None) -> array[float] | None:
         found = self._checkpoint.tensors.get(bias_name(tensor.name))
@@ -184,7 +187,7 @@ class CheckpointParts:
         return self._placed(places)
 
     def experts(self, name: str, *, layer: int) -> list[Weight]:
-        return self._placed([WeightKey(name, layer, expert) for expert in range(self._spec.experts)])
+        return self._placed([WeightKey(name, layer, expert) for expert in range(self._experts)])
 
     def _placed(self, places: list[WeightKey]) -> list[Weight]:
         """Places parts and gives back the pages of the file behind them."""

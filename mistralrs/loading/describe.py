@@ -47,12 +47,12 @@ SAMPLE = (
 
 _TEXT_CLASSES = {"llama": "SentencePiece", "gpt2": "byte-level BPE"}
 _CLASSES = {
-    "embedding": "embedding",
-    "head": "head",
-    "q": "attention",
-    "k": "attention",
-    "v": "attention",
-    "output": "attention",
+    "embed_tokens": "embedding",
+    "lm_head": "head",
+    "q_proj": "attention",
+    "k_proj": "attention",
+    "v_proj": "attention",
+    "o_proj": "attention",
 }
 
 
@@ -162,12 +162,12 @@ def describe(path: Path, *, gqa: int = 1) -> Description:
             layers=len(spec.layers),
             hidden_size=spec.hidden_size,
             ffn_size=spec.ffn_size,
-            heads=spec.num_heads,
-            kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
+            heads=spec.attention.num_heads,
+            kv_heads=spec.attention.kv_heads,
+            head_dim=spec.attention.head_dim,
             vocab_size=spec.vocab_size,
-            experts=spec.experts,
-            experts_used=spec.experts_used,
+            experts=spec.moe.experts if spec.moe else 0,
+            experts_used=spec.moe.experts_used if spec.moe else 0,
             windows=tuple(sorted({layer.window for layer in spec.layers} - {0})),
             tensors=_tensor_classes(checkpoint, model.mapping, spec),
             text=_text_info(model),
@@ -246,7 +246,7 @@ def _uses(form: WeightsMapping, spec: DecoderSpec) -> Iterator[tuple[str, str]]:
         piece: TensorRef | None = pieces[part]
         while piece is not None:
             for layer in range(len(spec.layers)):
-                for expert in range(spec.experts or 1):
+                for expert in range(spec.moe.experts if spec.moe else 1):
                     yield piece.name.format(layer=layer, expert=expert), use
             piece = piece.otherwise
 
@@ -276,6 +276,7 @@ def _text_info(model: _Open) -> TextInfo:
 
 def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:
     """What ``tokens`` of context take in the cache: in each layer, as many of them as its window shows."""
-    shape = KvShape(blocks=(1,), kv_heads=spec.kv_heads, head_dim=spec.head_dim, block_size=BLOCK_SIZE)
+    attention = spec.attention
+    shape = KvShape(blocks=(1,), kv_heads=attention.kv_heads, head_dim=attention.head_dim, block_size=BLOCK_SIZE)
     kept = sum(min(layer.window or tokens, tokens) for layer in spec.layers)
     return backend.kv_cache(shape).nbytes * kept // BLOCK_SIZE

@@ -19,9 +19,11 @@ def kv_groups(
     sequence needs more: it would be long contexts that pay for sequences which may never run at once.
     ``item_bytes``: of an element of a stored key or value.
     """
-    head_bytes = -(-spec.head_dim // 16) * 16 * item_bytes
+    head_bytes = -(-spec.attention.head_dim // 16) * 16 * item_bytes
     layers = Counter(layer.window for layer in spec.layers)
-    block_bytes = {window: layers[window] * spec.kv_heads * 2 * head_bytes * block_size for window in spec.windows}
+    block_bytes = {
+        window: layers[window] * spec.attention.kv_heads * 2 * head_bytes * block_size for window in spec.windows
+    }
     alone = {
         window: max_blocks_per_seq(spec.max_position, window=window, step=step, block_size=block_size)
         for window in spec.windows

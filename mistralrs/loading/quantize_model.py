@@ -11,7 +11,7 @@ import math
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -161,7 +161,7 @@ def _matrix_tensor(
     planned = [parts.planned(place) for place in places]
     order = None
     if places[0].part in form.interleaved:
-        order = _inverse(interleaved_to_halves(planned[0].rows, spec.head_dim, spec.ropes[0].dim))
+        order = _inverse(interleaved_to_halves(planned[0].rows, spec.attention.head_dim, spec.attention.ropes[0].dim))
     biases = [matrix.bias for matrix in planned if matrix.bias is not None]
     if biases and len(biases) < len(planned):
         raise LoadError(f"{planned[0].name}: a GGUF file has one bias for q, k and v, of which only some have one")
@@ -244,15 +244,23 @@ class _WrittenMetadata:
 def _check_told(spec: DecoderSpec, form: WeightsMapping, written: GgufFields, tensors: Iterable[_Tensor]) -> None:
     """Raises ``LoadError`` when a reader would take the model for another: GGUF has no key for what is special."""
     told = form.spec(_WrittenMetadata(written, tensors))
-    ours, theirs = (
-        asdict(replace(each, attention_scale=each.attention_scale or each.head_dim**-0.5)) for each in (spec, told)
-    )
-    lost = [name for name, value in ours.items() if not _alike(value, theirs[name])]
+    ours, theirs = _settings(spec), _settings(told)
+    lost = [name for name, value in ours.items() if not _alike(value, theirs.get(name))]
     if lost:
         raise LoadError(
             f"a GGUF file cannot say this model's {' and '.join(lost)}, so it would not be the same model",
             hint="--isq quantizes the safetensors while they are loaded",
         )
+
+
+def _settings(spec: DecoderSpec) -> dict[str, object]:
+    """Every setting by its name, those of a part under ``part_setting``."""
+    settings: dict[str, object] = {}
+    for name, value in asdict(spec).items():
+        inner = value if isinstance(value, dict) else None
+        settings |= {name: value} if inner is None else {f"{name}_{key}": each for key, each in inner.items()}
+    settings["attention_scale"] = spec.attention.scale or spec.attention.head_dim**-0.5
+    return settings
 
 
 def _alike(one: object, other: object) -> bool:

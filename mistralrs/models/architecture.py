@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 from mistralrs.errors import LoadError
 from mistralrs.models.spec import DecoderSpec
@@ -17,6 +18,9 @@ MAX_WIDTH = 1 << 24
 """Of hidden states and feed-forwards."""
 MAX_CONTEXT = 1 << 27
 """Tokens. Every one of these limits is some hundred times what models have; loops and buffers are as long."""
+
+Fields = Mapping[str, Any]
+NO_FIELDS: Fields = MappingProxyType({})
 
 Value = TypeVar("Value", bool, int, float, str, list[object], dict[str, object])
 Default = TypeVar("Default")
@@ -62,22 +66,45 @@ def check_shape(hidden: int, heads: int, kv_heads: int) -> None:
 
 def checked(spec: DecoderSpec) -> DecoderSpec:
     """``spec`` if its numbers can be computed with. Raises ``LoadError``."""
-    if min(spec.ffn_size, spec.head_dim) < 1:
-        raise LoadError(f"heads of {spec.head_dim} and a feed-forward of {spec.ffn_size} are too small")
+    attention = spec.attention
+    if min(spec.ffn_size, attention.head_dim) < 1:
+        raise LoadError(f"heads of {attention.head_dim} and a feed-forward of {spec.ffn_size} are too small")
     if spec.ffn_size > MAX_WIDTH:
         raise LoadError(f"a feed-forward of {spec.ffn_size} is wider than {MAX_WIDTH}")
-    check_head_dim(spec.head_dim)
+    check_head_dim(attention.head_dim)
     if not 1 <= spec.max_position <= MAX_CONTEXT:
         raise LoadError(f"a context of {spec.max_position} tokens is not between 1 and {MAX_CONTEXT}")
     for window in spec.windows:
         if not 0 <= window <= MAX_CONTEXT:
             raise LoadError(f"a sliding window of {window} tokens is none")
-    positive = [spec.norm_eps, 1.0 if spec.attention_scale is None else spec.attention_scale]
+    positive = [spec.norm.eps, 1.0 if attention.scale is None else attention.scale]
     if not all(0 < value < math.inf for value in positive):
         raise LoadError(f"norm epsilon {positive[0]} or attention scale {positive[1]} is not positive")
-    if not all(0 <= cap < math.inf for cap in (spec.attention_softcap, spec.final_softcap)):
-        raise LoadError(f"soft caps {spec.attention_softcap} and {spec.final_softcap} are not both positive")
+    if not all(0 <= cap < math.inf for cap in (attention.softcap, spec.logits_softcap)):
+        raise LoadError(f"soft caps {attention.softcap} and {spec.logits_softcap} are not both positive")
+    multipliers = (spec.embedding_multiplier, spec.residual_multiplier, spec.logits_multiplier)
+    if not all(0 < value < math.inf for value in multipliers):
+        raise LoadError(
+            "the multipliers of embedding, residuals and logits {}, {} and {} are not all positive".format(*multipliers)
+        )
+    _check_combination(spec)
     return spec
+
+
+def _check_combination(spec: DecoderSpec) -> None:
+    """Raises ``LoadError`` for settings that no operation computes together."""
+    if spec.norm.after and spec.residual_multiplier != 1.0:
+        raise LoadError("a residual multiplier beside norms of what is added is not supported")
+    if (spec.moe is not None or spec.parallel) and spec.norm.place != "before":
+        raise LoadError("norms after experts or a parallel block are not supported")
+    if spec.moe is not None:
+        check_experts(spec.moe.experts, spec.moe.experts_used)
+
+
+def check_experts(experts: int, used: int) -> None:
+    """Raises ``LoadError`` for counts that no mixture can have."""
+    if not 1 <= used <= experts <= 1024:
+        raise LoadError(f"{used} of {experts} experts cannot be used")
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,11 +83,11 @@ def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
         max_blocks=limits.max_blocks,
         kv_groups=len(limits.kv_groups),
         hidden=spec.hidden_size,
-        q=spec.num_heads * spec.head_dim,
-        kv=spec.kv_heads * spec.head_dim,
+        q=spec.attention.q_size,
+        kv=spec.attention.kv_size,
         ffn=spec.ffn_size,
         vocab=spec.vocab_size,
-        rotary=tuple(rope.dim // 2 for rope in spec.ropes),
+        rotary=tuple(rope.dim // 2 for rope in spec.attention.ropes),
     )
 
 
@@ -109,22 +109,22 @@ class _Assembly:
         self.kv = backend.kv_cache(
             KvShape(
                 blocks=tuple(limits.kv_groups[group].num_blocks for group in self.groups),
-                kv_heads=spec.kv_heads,
-                head_dim=spec.head_dim,
+                kv_heads=spec.attention.kv_heads,
+                head_dim=spec.attention.head_dim,
                 block_size=limits.block_size,
                 dtype=precision.kv_dtype,
             )
         )
-        tables = zip(spec.ropes, self.work.rotary, strict=True)
+        tables = zip(spec.attention.ropes, self.work.rotary, strict=True)
         self.rotaries = [Rotary(backend.vector(inverse_frequencies(rope)), table, rope.scale) for rope, table in tables]
 
     def decoder(self) -> Decoder:
         spec, backend, work = self.spec, self.backend, self.work
-        [embedding] = self.parts.linears(["embedding"])
-        ops: list[Op] = [backend.embed(embedding, work, rotaries=self.rotaries, scale=spec.embedding_scale)]
+        [embedding] = self.parts.linears(["embed_tokens"])
+        ops: list[Op] = [backend.embed(embedding, work, rotaries=self.rotaries, scale=spec.embedding_multiplier)]
         for layer in range(len(spec.layers)):
             ops += self._layer(layer)
-        [head] = [embedding] if spec.tied_head else self.parts.linears(["head"])
+        [head] = [embedding] if spec.tied_head else self.parts.linears(["lm_head"])
         norm = self._norm("norm")
         ops.append(
             backend.project(
@@ -134,7 +134,8 @@ class _Assembly:
                 norm=norm,
                 outlier_threshold=self.precision.lm_head,
                 logits_only=True,
-                softcap=spec.final_softcap,
+                scale=spec.logits_multiplier,
+                softcap=spec.logits_softcap,
             )
         )
         kv_layers = tuple(
@@ -144,20 +145,22 @@ class _Assembly:
 
     def _layer(self, layer: int) -> list[Op]:
         attention = self._attention(layer)
-        ffn = self._experts(layer) if self.spec.experts else self._mlp(layer)
+        ffn = self._experts(layer) if self.spec.moe else self._mlp(layer)
         if self.spec.parallel:  # the feed-forward reads x before attention has added to it
             return [*attention.read, ffn[0], *attention.write, *ffn[1:]]
         return [*attention.read, *attention.write, *ffn]
 
     def _attention(self, layer: int) -> Attention:
-        spec, kind = self.spec, self.spec.layers[layer]
+        spec, kind = self.spec.attention, self.spec.layers[layer]
         shape = Heads(
             heads=spec.num_heads,
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
-            scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+            scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
             window=kind.window,
-            softcap=spec.attention_softcap,
+            softcap=spec.softcap,
+            full_norms=spec.qk_norm == "full",
+            temperature=spec.temperature,
         )
         return attention(
             self.backend,
@@ -166,13 +169,14 @@ class _Assembly:
             layer=layer,
             group=self.groups[layer],
             kv=self.kv,
-            norm=self._norm("attention_norm", layer),
-            qkv=self.parts.linears(["q", "k", "v"], layer=layer),
-            o_proj=self.parts.linears(["output"], layer=layer)[0],
+            norm=self._norm_before("attention_norm", layer),
+            qkv=self.parts.linears(["q_proj", "k_proj", "v_proj"], layer=layer),
+            o_proj=self.parts.linears(["o_proj"], layer=layer)[0],
             rotary=None if kind.rope is None else self.rotaries[kind.rope],
-            q_norm=self._head_norm("q_norm", layer),
-            k_norm=self._head_norm("k_norm", layer),
-            post_norm=self._norm("post_attention_norm", layer) if spec.post_norms else None,
+            q_norm=self._qk_norm("q_norm", layer),
+            k_norm=self._qk_norm("k_norm", layer),
+            post_norm=self._norm_after("post_attention_norm", layer),
+            residual_multiplier=self.spec.residual_multiplier,
             qkv_outlier_threshold=self.precision.qkv,
             o_outlier_threshold=self.precision.o_proj,
         )
@@ -182,33 +186,46 @@ class _Assembly:
         return mlp(
             self.backend,
             self.work,
-            norm=self._norm("attention_norm" if spec.parallel else "ffn_norm", layer),
-            inputs=self.parts.linears(["gate", "up"] if spec.gated else ["up"], layer=layer),
-            down=self.parts.linears(["down"], layer=layer)[0],
+            norm=self._norm_before("attention_norm" if spec.parallel else "ffn_norm", layer),
+            inputs=self.parts.linears(["gate_proj", "up_proj"] if spec.gated else ["up_proj"], layer=layer),
+            down=self.parts.linears(["down_proj"], layer=layer)[0],
             activation=spec.activation,
-            post_norm=self._norm("post_ffn_norm", layer) if spec.post_norms else None,
+            post_norm=self._norm_after("post_ffn_norm", layer),
+            residual_multiplier=spec.residual_multiplier,
             input_outlier_threshold=self.precision.gate_up,
             down_outlier_threshold=self.precision.down,
         )
 
     def _experts(self, layer: int) -> list[Op]:
+        moe = self.spec.moe
+        assert moe is not None
         return [
             self.backend.moe(
                 self.work,
                 norm=self._norm("ffn_norm", layer),
                 router=self.parts.linears(["router"], layer=layer)[0],
-                gate=self.parts.experts("expert_gate", layer=layer),
-                up=self.parts.experts("expert_up", layer=layer),
-                down=self.parts.experts("expert_down", layer=layer),
-                used=self.spec.experts_used,
+                gate=self.parts.experts("expert_gate_proj", layer=layer),
+                up=self.parts.experts("expert_up_proj", layer=layer),
+                down=self.parts.experts("expert_down_proj", layer=layer),
+                used=moe.experts_used,
                 activation=self.spec.activation,
                 outlier_threshold=self.precision.down,
+                normalize_weights=moe.normalize_weights,
+                scale=self.spec.residual_multiplier,
             )
         ]
 
     def _norm(self, name: str, layer: int | None = None) -> Norm:
         weight, bias = self.parts.norm(name, layer=layer)
-        return Norm(weight, self.spec.norm_eps, self.spec.norm, bias)
+        return Norm(weight, self.spec.norm.eps, self.spec.norm.kind, bias)
 
-    def _head_norm(self, name: str, layer: int) -> Norm | None:
-        return Norm(self.parts.norm(name, layer=layer)[0], self.spec.norm_eps) if self.spec.qk_norm else None
+    def _norm_before(self, name: str, layer: int) -> Norm | None:
+        return self._norm(name, layer) if self.spec.norm.before else None
+
+    def _norm_after(self, name: str, layer: int) -> Norm | None:
+        return self._norm(name, layer) if self.spec.norm.after else None
+
+    def _qk_norm(self, name: str, layer: int) -> Norm | None:
+        if self.spec.attention.qk_norm == "none":
+            return None
+        return Norm(self.parts.norm(name, layer=layer)[0], self.spec.norm.eps)

@@ -47,13 +47,14 @@ def _refuse_bidirectional(facts: ModelMetadata) -> None:
 
 
 def _scaled(hidden: int) -> dict[str, Any]:
-    return {"embedding_scale": hidden**0.5}
+    return {"embedding_multiplier": hidden**0.5}
 
 
 def _gemma_hf(facts: ModelMetadata) -> DecoderSpec:
     _refuse_bidirectional(facts)
     more = _scaled(facts.require("hidden_size", int))
-    return hf_mapping.read_spec(facts, activation=_activation(facts), head_dim=facts.require("head_dim", int), **more)
+    attention = {"head_dim": facts.require("head_dim", int)}
+    return hf_mapping.read_spec(facts, activation=_activation(facts), attention=attention, **more)
 
 
 def _gemma_gguf(facts: ModelMetadata) -> DecoderSpec:
@@ -86,10 +87,12 @@ def _gemma2_hf(facts: ModelMetadata) -> DecoderSpec:
         facts,
         layers=_alternating(sliding, facts.require("sliding_window", int)),
         activation=_activation(facts),
-        post_norms=True,
-        attention_scale=_attention_scale(facts),
-        attention_softcap=facts.get("attn_logit_softcapping", float, default=None) or 0.0,
-        final_softcap=facts.get("final_logit_softcapping", float, default=None) or 0.0,
+        norm={"place": "both"},
+        attention={
+            "scale": _attention_scale(facts),
+            "softcap": facts.get("attn_logit_softcapping", float, default=None) or 0.0,
+        },
+        logits_softcap=facts.get("final_logit_softcapping", float, default=None) or 0.0,
         **_scaled(facts.require("hidden_size", int)),
     )
 
@@ -101,19 +104,19 @@ def _gemma2_gguf(facts: ModelMetadata) -> DecoderSpec:
         "gemma2",
         layers=_alternating(sliding, facts.require("gemma2.attention.sliding_window", int)),
         activation="gelu_tanh",
-        post_norms=True,
-        attention_softcap=facts.get("gemma2.attn_logit_softcapping", float, default=50.0),
-        final_softcap=facts.get("gemma2.final_logit_softcapping", float, default=30.0),
+        norm={"place": "both"},
+        attention={"softcap": facts.get("gemma2.attn_logit_softcapping", float, default=50.0)},
+        logits_softcap=facts.get("gemma2.final_logit_softcapping", float, default=30.0),
         **_scaled(facts.require("gemma2.embedding_length", int)),
     )
-    return replace(spec, attention_scale=_scale_of_largest(spec, 46))
+    return replace(spec, attention=replace(spec.attention, scale=_scale_of_largest(spec, 46)))
 
 
 def _gemma2_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
     more = {
         "attention.sliding_window": _window(spec),
-        "attn_logit_softcapping": spec.attention_softcap,
-        "final_logit_softcapping": spec.final_softcap,
+        "attn_logit_softcapping": spec.attention.softcap,
+        "final_logit_softcapping": spec.logits_softcap,
     }
     return gguf_mapping.write(spec, "gemma2", more=more)
 
@@ -134,13 +137,15 @@ def _gemma3_hf(facts: ModelMetadata) -> DecoderSpec:
     return hf_mapping.read_spec(
         facts,
         layers=_alternating(sliding, facts.require("sliding_window", int), local_rope=1),
-        ropes=ropes,
         activation=_activation(facts),
-        post_norms=True,
-        qk_norm=True,
-        attention_scale=_attention_scale(facts),
-        attention_softcap=facts.get("attn_logit_softcapping", float, default=None) or 0.0,
-        final_softcap=facts.get("final_logit_softcapping", float, default=None) or 0.0,
+        norm={"place": "both"},
+        attention={
+            "ropes": ropes,
+            "qk_norm": "head",
+            "scale": _attention_scale(facts),
+            "softcap": facts.get("attn_logit_softcapping", float, default=None) or 0.0,
+        },
+        logits_softcap=facts.get("final_logit_softcapping", float, default=None) or 0.0,
         **_scaled(facts.require("hidden_size", int)),
     )
 
@@ -152,23 +157,22 @@ def _gemma3_gguf(facts: ModelMetadata) -> DecoderSpec:
         facts,
         "gemma3",
         layers=_alternating(sliding, facts.require("gemma3.attention.sliding_window", int), local_rope=1),
-        ropes=(),
         activation="gelu_tanh",
-        post_norms=True,
-        qk_norm=True,
-        final_softcap=facts.get("gemma3.final_logit_softcapping", float, default=0.0),
+        norm={"place": "both"},
+        attention={"ropes": (), "qk_norm": "head"},
+        logits_softcap=facts.get("gemma3.final_logit_softcapping", float, default=0.0),
         **_scaled(facts.require("gemma3.embedding_length", int)),
     )
-    wide = gguf_mapping.read_rope(facts, "gemma3", spec.head_dim)
+    wide = gguf_mapping.read_rope(facts, "gemma3", spec.attention.head_dim)
     local = Rope(dim=wide.dim, base=facts.get("gemma3.rope.freq_base_swa", float, default=10000.0))
-    ropes = (wide, gguf_mapping.checked_rope(local, spec.head_dim))
-    return replace(spec, ropes=ropes, attention_scale=_scale_of_largest(spec, 62))
+    ropes = (wide, gguf_mapping.checked_rope(local, spec.attention.head_dim))
+    return replace(spec, attention=replace(spec.attention, ropes=ropes, scale=_scale_of_largest(spec, 62)))
 
 
 def _gemma3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
-    more = {"attention.sliding_window": _window(spec), "rope.freq_base_swa": spec.ropes[1].base}
-    if spec.final_softcap:
-        more["final_logit_softcapping"] = spec.final_softcap
+    more = {"attention.sliding_window": _window(spec), "rope.freq_base_swa": spec.attention.ropes[1].base}
+    if spec.logits_softcap:
+        more["final_logit_softcapping"] = spec.logits_softcap
     return gguf_mapping.write(spec, "gemma3", more=more)
 
 
@@ -179,7 +183,7 @@ def _window(spec: DecoderSpec) -> int:
 
 def _scale_of_largest(spec: DecoderSpec, layers: int) -> float | None:
     """GGUF files do not say it: the 27B model alone, known by its layers, scales by its width instead of its heads'."""
-    return (spec.hidden_size / spec.num_heads) ** -0.5 if len(spec.layers) == layers else None
+    return (spec.hidden_size / spec.attention.num_heads) ** -0.5 if len(spec.layers) == layers else None
 
 
 def _post_norm_tensors(spec: DecoderSpec) -> TensorRefs:

@@ -8,6 +8,8 @@ from typing import Any
 
 from mistralrs.errors import LoadError
 from mistralrs.models.architecture import (
+    NO_FIELDS,
+    Fields,
     GgufFields,
     ModelMetadata,
     TensorRef,
@@ -17,7 +19,7 @@ from mistralrs.models.architecture import (
     checked,
     layer_count,
 )
-from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.models.spec import AttentionSpec, DecoderSpec, LayerSpec, NormSpec
 from mistralrs.nn.rope import Rope
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -26,21 +28,21 @@ _SMALLEST, _LARGEST = 1e-30, 1e30
 UNUSED = (ROPE_FACTORS, "blk.*.attn_rot_embd", "rope_factors_long.weight", "rope_factors_short.weight")
 
 NAMES = {
-    "embedding": "token_embd.weight",
+    "embed_tokens": "token_embd.weight",
     "norm": "output_norm.weight",
-    "head": "output.weight",
+    "lm_head": "output.weight",
     "attention_norm": "blk.{layer}.attn_norm.weight",
-    "q": "blk.{layer}.attn_q.weight",
-    "k": "blk.{layer}.attn_k.weight",
-    "v": "blk.{layer}.attn_v.weight",
+    "q_proj": "blk.{layer}.attn_q.weight",
+    "k_proj": "blk.{layer}.attn_k.weight",
+    "v_proj": "blk.{layer}.attn_v.weight",
     "q_norm": "blk.{layer}.attn_q_norm.weight",
     "k_norm": "blk.{layer}.attn_k_norm.weight",
-    "output": "blk.{layer}.attn_output.weight",
+    "o_proj": "blk.{layer}.attn_output.weight",
     "post_attention_norm": "blk.{layer}.post_attention_norm.weight",
     "ffn_norm": "blk.{layer}.ffn_norm.weight",
-    "gate": "blk.{layer}.ffn_gate.weight",
-    "up": "blk.{layer}.ffn_up.weight",
-    "down": "blk.{layer}.ffn_down.weight",
+    "gate_proj": "blk.{layer}.ffn_gate.weight",
+    "up_proj": "blk.{layer}.ffn_up.weight",
+    "down_proj": "blk.{layer}.ffn_down.weight",
     "post_ffn_norm": "blk.{layer}.post_ffw_norm.weight",
     "router": "blk.{layer}.ffn_gate_inp.weight",
 }
@@ -49,7 +51,7 @@ NAMES = {
 def tensors(spec: DecoderSpec) -> TensorRefs:
     """Every part under its usual name; experts merged, or singly as old files have them."""
     experts = {
-        f"expert_{part}": TensorRef(
+        f"expert_{part}_proj": TensorRef(
             f"blk.{{layer}}.ffn_{part}_exps.weight", otherwise=TensorRef(f"blk.{{layer}}.ffn_{part}.{{expert}}.weight")
         )
         for part in ("gate", "up", "down")
@@ -59,12 +61,12 @@ def tensors(spec: DecoderSpec) -> TensorRefs:
 
 def fused_qkv(spec: DecoderSpec) -> TensorRefs:
     """q, k and v as row ranges of one tensor, or each in one of its own."""
-    q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    q, kv = spec.attention.q_size, spec.attention.kv_size
     name = "blk.{layer}.attn_qkv.weight"
     return {
-        "q": TensorRef(name, 0, whole=False, otherwise=TensorRef(NAMES["q"])),
-        "k": TensorRef(name, q, whole=False, otherwise=TensorRef(NAMES["k"])),
-        "v": TensorRef(name, q + kv, whole=False, otherwise=TensorRef(NAMES["v"])),
+        "q_proj": TensorRef(name, 0, whole=False, otherwise=TensorRef(NAMES["q_proj"])),
+        "k_proj": TensorRef(name, q, whole=False, otherwise=TensorRef(NAMES["k_proj"])),
+        "v_proj": TensorRef(name, q + kv, whole=False, otherwise=TensorRef(NAMES["v_proj"])),
     }
 
 
@@ -73,11 +75,16 @@ def read_spec(
     prefix: str,
     *,
     eps: str = "layer_norm_rms_epsilon",
-    embedding: str = NAMES["embedding"],
-    head: str = NAMES["head"],
+    embedding: str = NAMES["embed_tokens"],
+    head: str = NAMES["lm_head"],
+    attention: Fields = NO_FIELDS,
+    norm: Fields = NO_FIELDS,
     **more: Any,
 ) -> DecoderSpec:
-    """The decoder that ``prefix.*`` describes; ``more`` are fields of ``DecoderSpec`` that the architecture knows.
+    """The decoder that ``prefix.*`` describes.
+
+    ``attention``, ``norm`` and ``more``: fields of ``AttentionSpec``, ``NormSpec`` and ``DecoderSpec`` that the
+    architecture knows.
 
     Raises ``FormatError`` or ``LoadError`` for what is missing or does not fit together.
     """
@@ -93,19 +100,17 @@ def read_spec(
     fields: dict[str, Any] = {
         "layers": (LayerSpec(),) * count,
         "hidden_size": hidden,
-        "ffn_size": facts.require(f"{prefix}.feed_forward_length", int),
-        "num_heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
         # a missing embedding is reported when the parts are checked
         "vocab_size": table[0] if table else 0,
         "max_position": facts.require(f"{prefix}.context_length", int),
-        "norm_eps": facts.require(f"{prefix}.attention.{eps}", float),
         "tied_head": facts.shape(head) is None,
     }
-    if "ropes" not in more:
-        fields["ropes"] = (read_rope(facts, prefix, head_dim),)
-    return checked(DecoderSpec(**(fields | more)))
+    if "ffn_size" not in more:
+        fields["ffn_size"] = facts.require(f"{prefix}.feed_forward_length", int)
+    norms = NormSpec(**({"eps": facts.require(f"{prefix}.attention.{eps}", float)} | dict(norm)))
+    ropes = attention["ropes"] if "ropes" in attention else (read_rope(facts, prefix, head_dim),)
+    heads_spec = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, **attention, "ropes": ropes}
+    return checked(DecoderSpec(**(fields | more), attention=AttentionSpec(**heads_spec), norm=norms))
 
 
 def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
@@ -152,18 +157,18 @@ def write(
 ) -> GgufFields:
     """The way back of ``read_spec``: ``prefix.*`` for a decoder. ``more``: what the architecture says besides, without
     the prefix; ``max_position``: if it is not the spec's."""
-    rope = spec.ropes[0]
+    attention, rope = spec.attention, spec.attention.ropes[0]
     keys: dict[str, bool | int | float | str] = {
         "vocab_size": spec.vocab_size,
         "context_length": spec.max_position if max_position is None else max_position,
         "embedding_length": spec.hidden_size,
         "block_count": len(spec.layers),
         "feed_forward_length": spec.ffn_size,
-        "attention.head_count": spec.num_heads,
-        "attention.head_count_kv": spec.kv_heads,
-        "attention.key_length": spec.head_dim,
-        "attention.value_length": spec.head_dim,
-        f"attention.{eps}": spec.norm_eps,
+        "attention.head_count": attention.num_heads,
+        "attention.head_count_kv": attention.kv_heads,
+        "attention.key_length": attention.head_dim,
+        "attention.value_length": attention.head_dim,
+        f"attention.{eps}": spec.norm.eps,
         "rope.dimension_count": rope.dim,
         "rope.freq_base": rope.base,
     }

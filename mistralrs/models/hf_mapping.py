@@ -12,6 +12,8 @@ from typing import Any
 
 from mistralrs.errors import LoadError
 from mistralrs.models.architecture import (
+    NO_FIELDS,
+    Fields,
     ModelMetadata,
     TensorRef,
     TensorRefs,
@@ -21,7 +23,7 @@ from mistralrs.models.architecture import (
     layer_count,
 )
 from mistralrs.models.gguf_mapping import checked_rope
-from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.models.spec import AttentionSpec, DecoderSpec, LayerSpec, NormSpec
 from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
 
@@ -32,20 +34,20 @@ LONG_ROPES = ("longrope", "su")
 
 _LAYER = "model.layers.{layer}."
 NAMES = {
-    "embedding": "model.embed_tokens.weight",
+    "embed_tokens": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
-    "head": "lm_head.weight",
+    "lm_head": "lm_head.weight",
     "attention_norm": _LAYER + "input_layernorm.weight",
-    "q": _LAYER + "self_attn.q_proj.weight",
-    "k": _LAYER + "self_attn.k_proj.weight",
-    "v": _LAYER + "self_attn.v_proj.weight",
+    "q_proj": _LAYER + "self_attn.q_proj.weight",
+    "k_proj": _LAYER + "self_attn.k_proj.weight",
+    "v_proj": _LAYER + "self_attn.v_proj.weight",
     "q_norm": _LAYER + "self_attn.q_norm.weight",
     "k_norm": _LAYER + "self_attn.k_norm.weight",
-    "output": _LAYER + "self_attn.o_proj.weight",
+    "o_proj": _LAYER + "self_attn.o_proj.weight",
     "ffn_norm": _LAYER + "post_attention_layernorm.weight",
-    "gate": _LAYER + "mlp.gate_proj.weight",
-    "up": _LAYER + "mlp.up_proj.weight",
-    "down": _LAYER + "mlp.down_proj.weight",
+    "gate_proj": _LAYER + "mlp.gate_proj.weight",
+    "up_proj": _LAYER + "mlp.up_proj.weight",
+    "down_proj": _LAYER + "mlp.down_proj.weight",
 }
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -68,34 +70,37 @@ def activation(name: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
-def read_spec(facts: ModelMetadata, **more: Any) -> DecoderSpec:
-    """The decoder that a `config.json` describes; ``more``: fields of ``DecoderSpec`` that the architecture knows."""
+def read_spec(
+    facts: ModelMetadata, *, attention: Fields = NO_FIELDS, norm: Fields = NO_FIELDS, **more: Any
+) -> DecoderSpec:
+    """The decoder that a `config.json` describes.
+
+    ``attention``, ``norm`` and ``more``: fields of ``AttentionSpec``, ``NormSpec`` and ``DecoderSpec`` that the
+    architecture knows. Raises ``FormatError`` or ``LoadError`` for what is missing or does not fit together.
+    """
     hidden = facts.require("hidden_size", int)
     heads = facts.require("num_attention_heads", int)
     kv_heads = facts.get("num_key_value_heads", int, default=heads)
     count = layer_count(facts, "num_hidden_layers")
     check_shape(hidden, heads, kv_heads)
-    head_dim = facts.get("head_dim", int, default=hidden // heads)
-    embedding = facts.shape(NAMES["embedding"])
+    head_dim = attention.get("head_dim") or facts.get("head_dim", int, default=hidden // heads)
+    embedding = facts.shape(NAMES["embed_tokens"])
     fields: dict[str, Any] = {
         "layers": (LayerSpec(),) * count,
         "hidden_size": hidden,
-        "ffn_size": facts.require("intermediate_size", int),
-        "num_heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
         "vocab_size": embedding[0] if embedding else 0,
         "max_position": facts.get("max_position_embeddings", int, default=4096),
         # a head that the config promises and the file has not is reported when the parts are checked
-        "tied_head": facts.shape(NAMES["head"]) is None and facts.get("tie_word_embeddings", bool, default=True),
+        "tied_head": facts.shape(NAMES["lm_head"]) is None and facts.get("tie_word_embeddings", bool, default=True),
     }
-    if "norm_eps" not in more:
-        fields["norm_eps"] = facts.get("rms_norm_eps", float, default=1e-6)
+    if "ffn_size" not in more:
+        fields["ffn_size"] = facts.require("intermediate_size", int)
     if "activation" not in more:
         fields["activation"] = activation(facts.get("hidden_act", str, default="silu"))
-    if "ropes" not in more:
-        fields["ropes"] = (read_rope(facts, head_dim),)
-    return checked(DecoderSpec(**(fields | more)))
+    norms = {"eps": facts.get("rms_norm_eps", float, default=1e-6), **norm}
+    ropes = attention["ropes"] if "ropes" in attention else (read_rope(facts, head_dim),)
+    heads_spec = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, **attention, "ropes": ropes}
+    return checked(DecoderSpec(**(fields | more), attention=AttentionSpec(**heads_spec), norm=NormSpec(**norms)))
 
 
 def windows(facts: ModelMetadata, default: tuple[bool, ...] | None = None) -> tuple[bool, ...]:

@@ -16,9 +16,9 @@ from mistralrs.models.architecture import (
     WeightsMapping,
     layer_count,
 )
-from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.models.spec import DecoderSpec, LayerSpec, MoeSpec
 
-_PAIRS = frozenset({"q", "k"})
+_PAIRS = frozenset({"q_proj", "k_proj"})
 
 
 def _gguf_spec(facts: ModelMetadata) -> DecoderSpec:
@@ -27,26 +27,19 @@ def _gguf_spec(facts: ModelMetadata) -> DecoderSpec:
     experts = facts.get("llama.expert_count", int, default=0)
     if not experts:
         return gguf_mapping.read_spec(facts, "llama", layers=layers)
-    used = facts.require("llama.expert_used_count", int)
-    check_experts(experts, used)
-    return gguf_mapping.read_spec(facts, "llama", layers=layers, experts=experts, experts_used=used)
+    moe = MoeSpec(experts=experts, experts_used=facts.require("llama.expert_used_count", int))
+    return gguf_mapping.read_spec(facts, "llama", layers=layers, moe=moe)
 
 
 def _gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
     more = {}
     if spec.layers[0].window:
         more["attention.sliding_window"] = spec.layers[0].window
-    if spec.experts:
-        more |= {"expert_count": spec.experts, "expert_used_count": spec.experts_used}
-    factors = spec.ropes[0].factors
+    if spec.moe:
+        more |= {"expert_count": spec.moe.experts, "expert_used_count": spec.moe.experts_used}
+    factors = spec.attention.ropes[0].factors
     vectors = {gguf_mapping.ROPE_FACTORS: factors} if factors else None
     return gguf_mapping.write(spec, "llama", vectors=vectors, more=more)
-
-
-def check_experts(experts: int, used: int) -> None:
-    """Raises ``LoadError`` for counts that no mixture can have."""
-    if not 1 <= used <= experts <= 1024:
-        raise LoadError(f"{used} of {experts} experts cannot be used")
 
 
 def _hf_spec(facts: ModelMetadata) -> DecoderSpec:
@@ -61,14 +54,13 @@ def _mistral_spec(facts: ModelMetadata) -> DecoderSpec:
 def _mixtral_spec(facts: ModelMetadata) -> DecoderSpec:
     window = facts.get("sliding_window", int, default=None) or 0
     experts, used = facts.require("num_local_experts", int), facts.require("num_experts_per_tok", int)
-    check_experts(experts, used)
     layers = (LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers")
-    return hf_mapping.read_spec(facts, layers=layers, experts=experts, experts_used=used)
+    return hf_mapping.read_spec(facts, layers=layers, moe=MoeSpec(experts=experts, experts_used=used))
 
 
 def _mixtral_tensors(spec: DecoderSpec) -> TensorRefs:
     block = "model.layers.{layer}.block_sparse_moe."
-    experts = {"expert_gate": "w1", "expert_down": "w2", "expert_up": "w3"}
+    experts = {"expert_gate_proj": "w1", "expert_down_proj": "w2", "expert_up_proj": "w3"}
     moe = {part: TensorRef(f"{block}experts.{{expert}}.{name}.weight") for part, name in experts.items()}
     return hf_mapping.tensors(spec) | moe | {"router": TensorRef(block + "gate.weight")}
 
@@ -103,7 +95,7 @@ def _smollm3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
 
 def _ggml_spec(facts: ModelMetadata) -> DecoderSpec:
     names = {part: piece.name for part, piece in _GGML_TENSORS.items()}
-    return gguf_mapping.read_spec(facts, "llama", embedding=names["embedding"], head=names["head"])
+    return gguf_mapping.read_spec(facts, "llama", embedding=names["embed_tokens"], head=names["lm_head"])
 
 
 def _ggml_tensors(spec: DecoderSpec) -> TensorRefs:
@@ -113,18 +105,18 @@ def _ggml_tensors(spec: DecoderSpec) -> TensorRefs:
 _GGML_TENSORS: TensorRefs = {
     part: TensorRef(name)
     for part, name in {
-        "embedding": "tok_embeddings.weight",
+        "embed_tokens": "tok_embeddings.weight",
         "norm": "norm.weight",
-        "head": "output.weight",
+        "lm_head": "output.weight",
         "attention_norm": "layers.{layer}.attention_norm.weight",
-        "q": "layers.{layer}.attention.wq.weight",
-        "k": "layers.{layer}.attention.wk.weight",
-        "v": "layers.{layer}.attention.wv.weight",
-        "output": "layers.{layer}.attention.wo.weight",
+        "q_proj": "layers.{layer}.attention.wq.weight",
+        "k_proj": "layers.{layer}.attention.wk.weight",
+        "v_proj": "layers.{layer}.attention.wv.weight",
+        "o_proj": "layers.{layer}.attention.wo.weight",
         "ffn_norm": "layers.{layer}.ffn_norm.weight",
-        "gate": "layers.{layer}.feed_forward.w1.weight",
-        "down": "layers.{layer}.feed_forward.w2.weight",
-        "up": "layers.{layer}.feed_forward.w3.weight",
+        "gate_proj": "layers.{layer}.feed_forward.w1.weight",
+        "down_proj": "layers.{layer}.feed_forward.w2.weight",
+        "up_proj": "layers.{layer}.feed_forward.w3.weight",
     }.items()
 }
 

@@ -1,4 +1,4 @@
-"""What the decoder asks the loader for. Names are those of a decoder, not of a checkpoint."""
+"""The parts of a decoder that the loader finds in a checkpoint. Their names are mostly those of Hugging Face."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from mistralrs.ops.weight import Weight
 class Parts(Protocol):
     """Named parts of a model, placed on the backend when they are asked for.
 
-    Names: ``embedding``, ``norm``, ``head``; in a layer ``attention_norm``, ``q``, ``k``, ``v``, ``q_norm``,
-    ``k_norm``, ``output``, ``post_attention_norm``, ``ffn_norm``, ``gate``, ``up``, ``down``, ``post_ffn_norm``,
-    ``router``, and of every expert ``expert_gate``, ``expert_up``, ``expert_down``.
+    Names: ``embed_tokens``, ``norm``, ``lm_head``; in a layer ``attention_norm``, ``q_proj``, ``k_proj``, ``v_proj``,
+    ``q_norm``, ``k_norm``, ``o_proj``, ``post_attention_norm``, ``ffn_norm``, ``gate_proj``, ``up_proj``,
+    ``down_proj``, ``post_ffn_norm``, ``router``, and of every expert ``expert_gate_proj``, ``expert_up_proj``,
+    ``expert_down_proj``.
     """
 
     def linears(self, names: Sequence[str], *, layer: int | None = None) -> list[Weight]:
@@ -34,34 +35,38 @@ class Parts(Protocol):
 def part_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     """The shape of every part outside the layers, as (rows, columns) or (length,)."""
     shapes: dict[str, tuple[int, ...]] = {
-        "embedding": (spec.vocab_size, spec.hidden_size),
+        "embed_tokens": (spec.vocab_size, spec.hidden_size),
         "norm": (spec.hidden_size,),
     }
     if not spec.tied_head:
-        shapes["head"] = (spec.vocab_size, spec.hidden_size)
+        shapes["lm_head"] = (spec.vocab_size, spec.hidden_size)
     return shapes
 
 
 def layer_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     """The shape of every part of a layer; of the expert parts, that of one expert."""
-    hidden, q, kv = spec.hidden_size, spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    attention, hidden = spec.attention, spec.hidden_size
+    q, kv = attention.q_size, attention.kv_size
     shapes: dict[str, tuple[int, ...]] = {
-        "attention_norm": (hidden,),
-        "q": (q, hidden),
-        "k": (kv, hidden),
-        "v": (kv, hidden),
-        "output": (hidden, q),
+        "q_proj": (q, hidden),
+        "k_proj": (kv, hidden),
+        "v_proj": (kv, hidden),
+        "o_proj": (hidden, q),
     }
-    if spec.qk_norm:
-        shapes |= {"q_norm": (spec.head_dim,), "k_norm": (spec.head_dim,)}
-    if spec.post_norms:
+    if spec.norm.before:
+        shapes["attention_norm"] = (hidden,)
+        if not spec.parallel:
+            shapes["ffn_norm"] = (hidden,)
+    if spec.norm.after:
         shapes |= {"post_attention_norm": (hidden,), "post_ffn_norm": (hidden,)}
-    if not spec.parallel:
-        shapes["ffn_norm"] = (hidden,)
-    prefix = "expert_" if spec.experts else ""
+    if attention.qk_norm != "none":
+        by_head = attention.qk_norm == "head"
+        shapes["q_norm"] = (attention.head_dim if by_head else q,)
+        shapes["k_norm"] = (attention.head_dim if by_head else kv,)
+    prefix = "expert_" if spec.moe else ""
     if spec.gated:
-        shapes[f"{prefix}gate"] = (spec.ffn_size, hidden)
-    shapes |= {f"{prefix}up": (spec.ffn_size, hidden), f"{prefix}down": (hidden, spec.ffn_size)}
-    if spec.experts:
-        shapes["router"] = (spec.experts, hidden)
+        shapes[f"{prefix}gate_proj"] = (spec.ffn_size, hidden)
+    shapes |= {f"{prefix}up_proj": (spec.ffn_size, hidden), f"{prefix}down_proj": (hidden, spec.ffn_size)}
+    if spec.moe:
+        shapes["router"] = (spec.moe.experts, hidden)
     return shapes

@@ -28,8 +28,7 @@ def _phi2_hf(facts: ModelMetadata) -> DecoderSpec:
         raise LoadError("layer norms of q and k are not supported", hint="microsoft/phi-2 has none")
     return hf_mapping.read_spec(
         facts,
-        norm="layer",
-        norm_eps=facts.get("layer_norm_eps", float, default=1e-5),
+        norm={"kind": "layer", "eps": facts.get("layer_norm_eps", float, default=1e-5)},
         activation=hf_mapping.activation(facts.get("hidden_act", str, default="gelu_new")),
         gated=False,
         parallel=True,
@@ -41,7 +40,7 @@ def _phi2_gguf(facts: ModelMetadata) -> DecoderSpec:
         facts,
         "phi2",
         eps="layer_norm_epsilon",
-        norm="layer",
+        norm={"kind": "layer"},
         activation="gelu_tanh",
         gated=False,
         parallel=True,
@@ -56,9 +55,9 @@ def _phi2_hf_tensors(spec: DecoderSpec) -> TensorRefs:
     layer = "model.layers.{layer}."
     return hf_mapping.tensors(spec) | {
         "norm": TensorRef("model.final_layernorm.weight"),
-        "output": TensorRef(layer + "self_attn.dense.weight"),
-        "up": TensorRef(layer + "mlp.fc1.weight"),
-        "down": TensorRef(layer + "mlp.fc2.weight"),
+        "o_proj": TensorRef(layer + "self_attn.dense.weight"),
+        "up_proj": TensorRef(layer + "mlp.fc1.weight"),
+        "down_proj": TensorRef(layer + "mlp.fc2.weight"),
     }
 
 
@@ -92,17 +91,17 @@ def _phi3_gguf(facts: ModelMetadata) -> DecoderSpec:
     """The short factors serve the length that they were made for; the context is limited to it."""
     window = facts.get("phi3.attention.sliding_window", int, default=0)
     layers = (LayerSpec(window=window),) * layer_count(facts, "phi3.block_count")
-    spec = gguf_mapping.read_spec(facts, "phi3", layers=layers, ropes=())
+    spec = gguf_mapping.read_spec(facts, "phi3", layers=layers, attention={"ropes": ()})
     factors = facts.vector(_SHORT_FACTORS)
     limit = facts.get("phi3.rope.scaling.original_context_length", int, default=spec.max_position)
-    rope = gguf_mapping.read_rope(facts, "phi3", spec.head_dim, factors=factors)
+    rope = gguf_mapping.read_rope(facts, "phi3", spec.attention.head_dim, factors=factors)
     limit = _short(spec.max_position, limit) if factors else spec.max_position
-    return replace(spec, ropes=(rope,), max_position=limit)
+    return replace(spec, attention=replace(spec.attention, ropes=(rope,)), max_position=limit)
 
 
 def _phi3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
     """Other readers use the long factors past the length that the short ones were made for."""
-    rope, context = spec.ropes[0], facts.require("max_position_embeddings", int)
+    rope, context = spec.attention.ropes[0], facts.require("max_position_embeddings", int)
     original = facts.get("original_max_position_embeddings", int, default=context)
     vectors = {}
     if rope.factors:
@@ -117,20 +116,20 @@ def _phi3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
 
 def _phi3_hf_tensors(spec: DecoderSpec) -> TensorRefs:
     layer = "model.layers.{layer}."
-    q, kv = spec.num_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    q, kv = spec.attention.q_size, spec.attention.kv_size
     qkv, gate_up = layer + "self_attn.qkv_proj.weight", layer + "mlp.gate_up_proj.weight"
     return hf_mapping.tensors(spec) | {
-        "q": TensorRef(qkv, 0, whole=False),
-        "k": TensorRef(qkv, q, whole=False),
-        "v": TensorRef(qkv, q + kv, whole=False),
-        "gate": TensorRef(gate_up, 0, whole=False),
-        "up": TensorRef(gate_up, spec.ffn_size, whole=False),
+        "q_proj": TensorRef(qkv, 0, whole=False),
+        "k_proj": TensorRef(qkv, q, whole=False),
+        "v_proj": TensorRef(qkv, q + kv, whole=False),
+        "gate_proj": TensorRef(gate_up, 0, whole=False),
+        "up_proj": TensorRef(gate_up, spec.ffn_size, whole=False),
     }
 
 
 def _phi3_gguf_tensors(spec: DecoderSpec) -> TensorRefs:
     gate_up = "blk.{layer}.ffn_up.weight"
-    fused = {"gate": TensorRef(gate_up, 0, whole=False), "up": TensorRef(gate_up, spec.ffn_size, whole=False)}
+    fused = {"gate_proj": TensorRef(gate_up, 0, whole=False), "up_proj": TensorRef(gate_up, spec.ffn_size, whole=False)}
     return gguf_mapping.tensors(spec) | gguf_mapping.fused_qkv(spec) | fused
 
 

@@ -34,7 +34,7 @@ def _qwen2vl_gguf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _qwen3_hf(facts: ModelMetadata) -> DecoderSpec:
-    return hf_mapping.read_spec(facts, layers=_layers(facts), qk_norm=True)
+    return hf_mapping.read_spec(facts, layers=_layers(facts), attention={"qk_norm": "head"})
 
 
 def _qwen3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
@@ -42,11 +42,11 @@ def _qwen3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
 
 
 def _qwen3_gguf(facts: ModelMetadata) -> DecoderSpec:
-    return gguf_mapping.read_spec(facts, "qwen3", qk_norm=True)
+    return gguf_mapping.read_spec(facts, "qwen3", attention={"qk_norm": "head"})
 
 
 def _qwen3vl_gguf(facts: ModelMetadata) -> DecoderSpec:
-    return gguf_mapping.read_spec(facts, "qwen3vl", qk_norm=True)
+    return gguf_mapping.read_spec(facts, "qwen3vl", attention={"qk_norm": "head"})
 
 
 QWEN2 = Architecture(

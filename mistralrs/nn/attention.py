@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mistralrs.ops.backend import Backend, KvCache, Norm, Op, Rotary
+from mistralrs.ops.backend import Backend, KvCache, Norm, Op, Rotary, Temperature
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Weight
 from mistralrs.ops.workspace import Workspace
@@ -21,6 +21,9 @@ class Heads:
     scale: float
     window: int = 0
     softcap: float = 0.0
+    full_norms: bool = False
+    """The norms of q and k span all heads."""
+    temperature: Temperature | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,14 @@ def attention(
     layer: int,
     group: int,
     kv: KvCache,
-    norm: Norm,
+    norm: Norm | None,
     qkv: Sequence[Weight],
     o_proj: Weight,
     rotary: Rotary | None,
     q_norm: Norm | None,
     k_norm: Norm | None,
     post_norm: Norm | None,
+    residual_multiplier: float,
     qkv_outlier_threshold: float,
     o_outlier_threshold: float,
 ) -> Attention:
@@ -62,16 +66,25 @@ def attention(
         rotary=rotary,
         q_norm=q_norm,
         k_norm=k_norm,
+        full_norms=shape.full_norms,
         window=shape.window,
         softcap=shape.softcap,
+        temperature=shape.temperature,
     )
     read = [
         backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, outlier_threshold=qkv_outlier_threshold),
         attend,
     ]
-    return Attention(
-        read, added(backend, work, o_proj, work.attended, post_norm=post_norm, outlier_threshold=o_outlier_threshold)
+    write = added(
+        backend,
+        work,
+        o_proj,
+        work.attended,
+        post_norm=post_norm,
+        multiplier=residual_multiplier,
+        outlier_threshold=o_outlier_threshold,
     )
+    return Attention(read, write)
 
 
 def added(
@@ -81,11 +94,16 @@ def added(
     source: Buffer,
     *,
     post_norm: Norm | None,
+    multiplier: float,
     outlier_threshold: float,
 ) -> list[Op]:
-    """x += [post_norm](weight source)."""
+    """x += multiplier * weight source, or without a multiplier x += post_norm(weight source)."""
     if post_norm is None:
-        return [backend.project([weight], source, [work.x], epilogue="add", outlier_threshold=outlier_threshold)]
+        return [
+            backend.project(
+                [weight], source, [work.x], epilogue="add", scale=multiplier, outlier_threshold=outlier_threshold
+            )
+        ]
     return [
         backend.project([weight], source, [work.projected], outlier_threshold=outlier_threshold),
         backend.add_norm(work.projected, work.x, post_norm),

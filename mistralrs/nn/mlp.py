@@ -14,11 +14,12 @@ def mlp(
     backend: Backend,
     work: Workspace,
     *,
-    norm: Norm,
+    norm: Norm | None,
     inputs: Sequence[Weight],
     down: Weight,
     activation: Activation,
     post_norm: Norm | None,
+    residual_multiplier: float,
     input_outlier_threshold: float,
     down_outlier_threshold: float,
 ) -> list[Op]:
@@ -32,4 +33,13 @@ def mlp(
         activation=activation,
         outlier_threshold=input_outlier_threshold,
     )
-    return [read, *added(backend, work, down, work.ffn, post_norm=post_norm, outlier_threshold=down_outlier_threshold)]
+    write = added(
+        backend,
+        work,
+        down,
+        work.ffn,
+        post_norm=post_norm,
+        multiplier=residual_multiplier,
+        outlier_threshold=down_outlier_threshold,
+    )
+    return [read, *write]

@@ -31,7 +31,7 @@ def matrix_of(type_: QuantType, data: np.ndarray[tuple[int, ...], np.dtype[np.ui
 
 
 def placed(matrix: Matrix, conversion: Conversion, backend: Backend) -> torch.Tensor:
-    target = conversion.target("up", matrix)
+    target = conversion.target("up_proj", matrix)
     return backend.place(conversion.convert(matrix, target, backend)).dense()
 
 
@@ -52,8 +52,8 @@ def test_floats_keep_their_type_unless_another_is_asked_for() -> None:
     data = torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(1))
     stored = data.half()
     matrix = matrix_of(TYPES["F16"], stored.view(torch.uint8).numpy())
-    assert Conversion().target("up", matrix) is TYPES["F16"]
-    assert Conversion("f32").target("up", matrix) is TYPES["F16"]
+    assert Conversion().target("up_proj", matrix) is TYPES["F16"]
+    assert Conversion("f32").target("up_proj", matrix) is TYPES["F16"]
     assert torch.equal(placed(matrix, Conversion("bf16"), twin()), stored.float().bfloat16().float())
     huge = matrix_of(TYPES["F32"], (data * 1e30).view(torch.uint8).numpy())
     with pytest.raises(LoadError, match="too large for F16"):
@@ -65,13 +65,13 @@ def test_quantising_takes_floats_alone_and_leaves_the_router(name: str) -> None:
     data = torch.randn(4, COLUMNS, generator=torch.Generator().manual_seed(2))
     matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
     conversion = Conversion(quantize_to=isq_type(name))
-    assert conversion.target("up", matrix) is TYPES[name.upper()]
+    assert conversion.target("up_proj", matrix) is TYPES[name.upper()]
     assert conversion.target("router", matrix) is TYPES["F32"]
     result = placed(matrix, conversion, twin())
     error = ((result - data).square().sum() / data.square().sum()).sqrt().item()
     assert 0 < error < {"q8_0": 0.01, "q4_k": 0.09, "q4_0": 0.1}[name]
     stored = matrix_of(TYPES["Q5_0"], sane_rows(TYPES["Q5_0"], rows=3, columns=COLUMNS, seed=3, deviation=0.05))
-    assert conversion.target("up", stored) is TYPES["Q5_0"]
+    assert conversion.target("up_proj", stored) is TYPES["Q5_0"]
 
 
 def test_weights_that_are_not_finite_cannot_be_quantised() -> None:
@@ -94,7 +94,7 @@ def test_old_blocks_of_16_that_do_not_fill_one_of_32_are_decoded() -> None:
     data = finite_rows(EXPANDED["Q4_2"], rows=3, columns=48)
     matrix = Matrix("weight", EXPANDED["Q4_2"], 3, 48, np.ascontiguousarray(data).data.cast("B"))
     conversion = Conversion()
-    assert conversion.target("up", matrix) is TYPES["F32"]
+    assert conversion.target("up_proj", matrix) is TYPES["F32"]
     weights = twin().place(conversion.convert(matrix, TYPES["F32"], twin())).dense()
     assert torch.equal(weights, dequantize(EXPANDED["Q4_2"], torch.from_numpy(data), 48))
 
@@ -103,7 +103,7 @@ def test_rows_must_split_in_blocks() -> None:
     data = random_bytes(TYPES["Q4_K"], rows=2, columns=256, seed=4)
     matrix = Matrix("weight", TYPES["Q4_K"], 2, 100, data.data.cast("B"))
     with pytest.raises(LoadError, match="rows of 100 do not split in blocks of Q4_K"):
-        Conversion().target("up", matrix)
+        Conversion().target("up_proj", matrix)
 
 
 @pytest.mark.parametrize("version", ["ggml", "ggmf version 1", "ggjt version 1", "ggjt version 2", "ggjt version 3"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mistralrs.loading.kv_budget import kv_groups
 from mistralrs.loading.pipeline import LoadPlan, load
-from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.models.spec import AttentionSpec, DecoderSpec, LayerSpec, NormSpec
 from mistralrs.ops.backend import resolve
 from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
 from tests.architectures import VARIANTS, WINDOW, write_folder
@@ -25,8 +25,8 @@ GEMMA = ((512,) * 5 + (0,)) * 5
 def groups(windows: tuple[int, ...], context: int, blocks: int, *, max_seqs: int = 16) -> tuple[KvGroup, ...]:
     """Those of a model with these windows, layer by layer; ``blocks``: of one layer, that the budget pays for."""
     spec = DecoderSpec(
-        layers=tuple(map(LayerSpec, windows)), hidden_size=1, ffn_size=1, num_heads=8, kv_heads=8, head_dim=128,
-        vocab_size=1, max_position=context, norm_eps=1e-5, ropes=(),
+        layers=tuple(map(LayerSpec, windows)), hidden_size=1, ffn_size=1, vocab_size=1, max_position=context,
+        attention=AttentionSpec(num_heads=8, kv_heads=8, head_dim=128, ropes=()), norm=NormSpec(eps=1e-5),
     )  # fmt: skip
     return kv_groups(spec, blocks * LAYER_BLOCK, item_bytes=2, max_seqs=max_seqs, step=STEP, block_size=16)
 

@@ -29,13 +29,13 @@ def test_weights_are_those_of_transformers(isa: str | None, tmp_path: Path) -> N
     with GgufFile.open(tiny.path) as file:
         parts = CheckpointParts(file, form, form.spec(GgufMetadata(file)), resolve("cpu", isa=isa).backend)
         state = {name: torch.from_numpy(weight) for name, weight in tiny.weights.items()}
-        for part, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj")):
-            [weight] = parts.linears([part], layer=1)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            [weight] = parts.linears([name], layer=1)
             assert torch.equal(weight.dense(), state[f"model.layers.1.self_attn.{name}.weight"])
-        gate, up = parts.linears(["gate", "up"], layer=0)
+        gate, up = parts.linears(["gate_proj", "up_proj"], layer=0)
         assert torch.equal(gate.dense(), state["model.layers.0.mlp.gate_proj.weight"])
         assert torch.equal(up.dense(), state["model.layers.0.mlp.up_proj.weight"])
-        [head] = parts.linears(["head"])
+        [head] = parts.linears(["lm_head"])
         assert torch.equal(head.dense(), state["lm_head.weight"])
         norm, bias = parts.norm("ffn_norm", layer=1)
         assert bias is None
@@ -51,9 +51,11 @@ def test_placed_bytes_are_enough(tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         spec = form.spec(GgufMetadata(file))
         parts = CheckpointParts(file, form, spec, resolve("cpu").backend, progress=lambda *news: seen.append(news))
-        weights = parts.linears(["embedding"])
+        weights = parts.linears(["embed_tokens"])
         for layer in range(2):
-            weights += parts.linears(["q", "k", "v", "output", "gate", "up", "down"], layer=layer)
+            weights += parts.linears(
+                ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], layer=layer
+            )
         assert seen[-1] == (parts.placed_bytes, parts.placed_bytes)
         taken = sum(weight.nbytes for weight in weights)
         assert taken <= parts.placed_bytes <= taken + 256 * len(weights)

@@ -17,7 +17,7 @@ from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import DescribedCheckpoint, RawTensor
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata
 from mistralrs.models.registry import ARCHITECTURES, HF_MODEL_TYPES
-from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.models.spec import DecoderSpec, LayerSpec, MoeSpec
 from mistralrs.quant.types import TYPES
 
 Values = Mapping[str, Any]
@@ -101,13 +101,17 @@ def test_mistral_and_its_successors() -> None:
     assert windows(gguf("llama")) == [0] * 4
     assert windows(gguf("llama", {"attention.sliding_window": 4096})) == [4096] * 4
     nemo = hf("mistral", {"hidden_size": 5120, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128})
-    assert (nemo.head_dim, nemo.num_heads * nemo.head_dim, nemo.ropes[0].dim) == (128, 4096, 128)
+    assert (
+        nemo.attention.head_dim,
+        nemo.attention.num_heads * nemo.attention.head_dim,
+        nemo.attention.ropes[0].dim,
+    ) == (128, 4096, 128)
 
 
 def test_experts() -> None:
     for spec in (hf("mixtral"), gguf("llama", {"expert_count": 8, "expert_used_count": 2})):
-        assert (spec.experts, spec.experts_used) == (8, 2)
-    assert gguf("llama").experts == 0
+        assert spec.moe == MoeSpec(experts=8, experts_used=2)
+    assert gguf("llama").moe is None
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
@@ -116,7 +120,9 @@ def test_llama_3_stretches_long_waves_only(key: str) -> None:
     settings |= {"original_max_position_embeddings": 8192}
     theta: Values = {"rope_theta": 5e5}
     given = {key: {**settings, **theta}} if key == "rope_parameters" else {key: settings, **theta}
-    [rope] = hf("llama", {**given, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}).ropes
+    [rope] = hf(
+        "llama", {**given, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+    ).attention.ropes
     assert (rope.dim, rope.base) == (128, 5e5)
     assert rope.factors[:29] == (1.0,) * 29  # waves up to 8192 / 4 positions
     assert rope.factors[35:] == (8.0,) * 29  # from 8192 on
@@ -124,12 +130,16 @@ def test_llama_3_stretches_long_waves_only(key: str) -> None:
 
 
 def test_linear_scaling() -> None:
-    assert hf("llama", {"rope_scaling": {"type": "linear", "factor": 4}}).ropes[0].linear_factor == 4
-    assert gguf("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}).ropes[0].linear_factor == 4
-    assert gguf("llama", {"rope.scaling.factor": 4.0}).ropes[0].linear_factor == 4
-    assert gguf("llama", {"rope.scale_linear": 4.0}).ropes[0].linear_factor == 4
-    assert gguf("llama", {"rope.scaling.factor": 0.0}).ropes[0].linear_factor == 1
-    assert gguf("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}).ropes[0].linear_factor == 1
+    assert hf("llama", {"rope_scaling": {"type": "linear", "factor": 4}}).attention.ropes[0].linear_factor == 4
+    assert (
+        gguf("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}).attention.ropes[0].linear_factor == 4
+    )
+    assert gguf("llama", {"rope.scaling.factor": 4.0}).attention.ropes[0].linear_factor == 4
+    assert gguf("llama", {"rope.scale_linear": 4.0}).attention.ropes[0].linear_factor == 4
+    assert gguf("llama", {"rope.scaling.factor": 0.0}).attention.ropes[0].linear_factor == 1
+    assert (
+        gguf("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}).attention.ropes[0].linear_factor == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +155,7 @@ def test_linear_scaling() -> None:
 )
 def test_every_config_of_gemma(names: Values) -> None:
     spec = hf("gemma", names)
-    assert (spec.activation, spec.embedding_scale, spec.tied_head) == ("gelu_tanh", 8.0, True)
+    assert (spec.activation, spec.embedding_multiplier, spec.tied_head) == ("gelu_tanh", 8.0, True)
     assert spec == hf("gemma", {"hidden_activation": "gelu_pytorch_tanh"})
     assert hf("gemma", {"hidden_act": "silu"}).activation == "silu"
 
@@ -154,8 +164,8 @@ def test_gemma_2_alternates() -> None:
     assert windows(hf("gemma2")) == windows(gguf("gemma2")) == [20, 0, 20, 0]
     assert windows(hf("gemma2", {"layer_types": ["full_attention", "sliding_attention"] * 2})) == [0, 20, 0, 20]
     capped = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": None}
-    assert (hf("gemma2", capped).attention_softcap, hf("gemma2", capped).final_softcap) == (50.0, 0.0)
-    assert (gguf("gemma2").attention_softcap, gguf("gemma2").final_softcap) == (50.0, 30.0)
+    assert (hf("gemma2", capped).attention.softcap, hf("gemma2", capped).logits_softcap) == (50.0, 0.0)
+    assert (gguf("gemma2").attention.softcap, gguf("gemma2").logits_softcap) == (50.0, 30.0)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +177,8 @@ def test_the_largest_gemmas_scale_by_their_width(
 ) -> None:
     file = gguf(name, {"block_count": layers, "embedding_length": width, "attention.head_count": heads})
     folder = hf(model_type, {"query_pre_attn_scalar": width // heads})
-    assert file.attention_scale == folder.attention_scale == (width // heads) ** -0.5
-    assert gguf(name).attention_scale is None
+    assert file.attention.scale == folder.attention.scale == (width // heads) ** -0.5
+    assert gguf(name).attention.scale is None
 
 
 def test_gemma_3_sees_everything_in_every_sixth_layer() -> None:
@@ -177,12 +187,12 @@ def test_gemma_3_sees_everything_in_every_sixth_layer() -> None:
     file: Values = {"block_count": 7, "attention.key_length": 32, "rope.freq_base": 1e6}
     for spec in (hf("gemma3_text", old), gguf("gemma3", file)):
         assert spec.layers == (*[LayerSpec(20, 1)] * 5, LayerSpec(0, 0), LayerSpec(20, 1))
-        assert [rope.base for rope in spec.ropes] == [1e6, 1e4]
+        assert [rope.base for rope in spec.attention.ropes] == [1e6, 1e4]
     for spec in (
         hf("gemma3_text", scaled),
         gguf("gemma3", {**file, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
     ):
-        assert [rope.linear_factor for rope in spec.ropes] == [8.0, 1.0]
+        assert [rope.linear_factor for rope in spec.attention.ropes] == [8.0, 1.0]
     assert windows(hf("gemma3_text", {"sliding_window_pattern": 2})) == [20, 0, 20, 0]
     assert windows(gguf("gemma3", {"attention.sliding_window_pattern": 2})) == [20, 0, 20, 0]
 
@@ -193,8 +203,8 @@ def test_qwen_has_its_window_only_where_it_is_switched_on() -> None:
     assert windows(hf("qwen2", {**given, "use_sliding_window": True})) == [0, 0, 0, 20]
     kinds = ["sliding_attention", *["full_attention"] * 3]
     assert windows(hf("qwen3", {**given, "use_sliding_window": True, "layer_types": kinds})) == [20, 0, 0, 0]
-    assert hf("qwen3").qk_norm
-    assert not hf("qwen2").qk_norm
+    assert hf("qwen3").attention.qk_norm == "head"
+    assert hf("qwen2").attention.qk_norm == "none"
 
 
 def test_phi_2_rotates_a_part_of_each_head() -> None:
@@ -210,7 +220,12 @@ def test_phi_2_rotates_a_part_of_each_head() -> None:
         },
     )
     assert folder == file
-    assert (folder.head_dim, folder.ropes[0].dim, folder.kv_heads, folder.parallel) == (80, 32, 32, True)
+    assert (folder.attention.head_dim, folder.attention.ropes[0].dim, folder.attention.kv_heads, folder.parallel) == (
+        80,
+        32,
+        32,
+        True,
+    )
 
 
 @pytest.mark.parametrize("kind", ["longrope", "su"])
@@ -234,10 +249,10 @@ def test_phi_3_keeps_to_its_short_factors(kind: str) -> None:
         {"rope_factors_short.weight": short, "rope_factors_long.weight": [9.0] * 8},
     )
     for spec in (folder, file):
-        assert (spec.max_position, spec.ropes[0].factors) == (4096, tuple(short))
-        assert spec.ropes[0].scale == pytest.approx(1.19023807)
+        assert (spec.max_position, spec.attention.ropes[0].factors) == (4096, tuple(short))
+        assert spec.attention.ropes[0].scale == pytest.approx(1.19023807)
     plain = gguf("phi3", {"rope.scaling.original_context_length": 256})
-    assert (plain.max_position, plain.ropes[0].scale) == (512, 1.0)
+    assert (plain.max_position, plain.attention.ropes[0].scale) == (512, 1.0)
 
 
 def test_smollm_3_leaves_rotation_out_of_every_fourth_layer() -> None:
@@ -408,8 +423,8 @@ def test_any_metadata_is_read_or_refused(name: str, changes: dict[str, Any]) -> 
 
 
 def assert_sane(spec: DecoderSpec) -> None:
-    assert spec.num_heads % spec.kv_heads == 0
-    assert all(layer.window >= 0 and layer.rope in (None, *range(len(spec.ropes))) for layer in spec.layers)
-    for rope in spec.ropes:
-        assert 0 < rope.dim <= spec.head_dim
+    assert spec.attention.num_heads % spec.attention.kv_heads == 0
+    assert all(layer.window >= 0 and layer.rope in (None, *range(len(spec.attention.ropes))) for layer in spec.layers)
+    for rope in spec.attention.ropes:
+        assert 0 < rope.dim <= spec.attention.head_dim
         assert all(0 < number < math.inf for number in (rope.base, rope.linear_factor, rope.scale, *rope.factors))

@@ -209,16 +209,25 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
     assert (spec.hidden_size, spec.ffn_size, len(spec.layers)) == (
         theirs.hidden_size, theirs.intermediate_size, theirs.num_hidden_layers,
     )  # fmt: skip
-    assert (spec.num_heads, spec.kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
+    assert (spec.attention.num_heads, spec.attention.kv_heads) == (
+        theirs.num_attention_heads,
+        theirs.num_key_value_heads,
+    )
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
-    assert (spec.head_dim, spec.max_position) == (head_dim, theirs.max_position_embeddings)
-    assert spec.norm_eps == theirs.rms_norm_eps
+    assert (spec.attention.head_dim, spec.max_position) == (head_dim, theirs.max_position_embeddings)
+    assert spec.norm.eps == theirs.rms_norm_eps
     ropes = theirs.rope_parameters
     wide = ropes.get("full_attention", ropes)
-    assert (spec.ropes[0].base, spec.ropes[0].linear_factor) == (wide["rope_theta"], wide.get("factor", 1.0))
+    assert (spec.attention.ropes[0].base, spec.attention.ropes[0].linear_factor) == (
+        wide["rope_theta"],
+        wide.get("factor", 1.0),
+    )
     if "sliding_attention" in ropes:
-        assert (spec.ropes[1].base, spec.ropes[1].linear_factor) == (ropes["sliding_attention"]["rope_theta"], 1.0)
-        assert spec.attention_scale == theirs.query_pre_attn_scalar**-0.5
+        assert (spec.attention.ropes[1].base, spec.attention.ropes[1].linear_factor) == (
+            ropes["sliding_attention"]["rope_theta"],
+            1.0,
+        )
+        assert spec.attention.scale == theirs.query_pre_attn_scalar**-0.5
         kinds = ["sliding_attention" if layer.window else "full_attention" for layer in spec.layers]
         assert kinds == theirs.layer_types
     assert max(spec.windows) == (getattr(theirs, "sliding_window", None) or 0)
