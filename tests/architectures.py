@@ -27,7 +27,7 @@ WINDOW = 20
 HEAD_DIM = 32
 """Head size of the variants whose heads are wider than hidden_size / num_attention_heads, which is 16."""
 ORIGINAL_CONTEXT = 64
-"""The context that Llama 3's scaling stretches."""
+"""The context that Llama 3's scaling and YaRN stretch."""
 SHORT_CONTEXT = 256
 """For which Phi-3's short factors are made."""
 
@@ -69,6 +69,7 @@ _LLAMA3 = _rope(
     high_freq_factor=4.0,
     original_max_position_embeddings=ORIGINAL_CONTEXT,
 )
+_YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=ORIGINAL_CONTEXT, beta_fast=8.0, beta_slow=0.5)
 _LONG = _rope(
     "longrope",
     short_factor=[1.0 + 0.125 * i for i in range(8)],
@@ -88,6 +89,7 @@ VARIANTS: dict[str, Variant] = {
     "llama": Variant("llama", {"rope_parameters": _LLAMA3}),
     "llama-biased-tied": Variant("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama-linear": Variant("llama", {"rope_parameters": _rope("linear", factor=2.0)}),
+    "llama-yarn": Variant("llama", {"rope_parameters": _YARN}),
     "mistral": Variant("mistral", {"sliding_window": WINDOW}),
     "mistral-nemo": Variant("mistral", {"sliding_window": None, "head_dim": HEAD_DIM}),
     "mixtral": Variant("mixtral", {"sliding_window": None, "num_local_experts": 5, "num_experts_per_tok": 2}),

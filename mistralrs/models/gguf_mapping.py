@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +22,7 @@ from mistralrs.models.architecture import (
     layer_count,
 )
 from mistralrs.models.spec import AttentionSpec, DecoderSpec, LayerSpec, NormSpec
-from mistralrs.nn.rope import Rope
+from mistralrs.nn.rope import Rope, Yarn, yarn_scale
 
 ROPE_FACTORS = "rope_freqs.weight"
 _SMALLEST, _LARGEST = 1e-30, 1e30
@@ -123,13 +125,35 @@ def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequ
     if scaling == "linear":  # also of older files, which name a factor alone
         older = facts.get(f"{prefix}.rope.scale_linear", float, default=1.0)
         factor = facts.get(f"{prefix}.rope.scaling.factor", float, default=older) or 1.0
-    elif scaling not in ("none", "longrope"):
+    elif scaling not in ("none", "longrope", "yarn"):
         raise LoadError(
-            f"rotary scaling of type {scaling!r} is not supported", hint="supported: linear, longrope, Llama 3"
+            f"rotary scaling of type {scaling!r} is not supported", hint="supported: linear, longrope, yarn, Llama 3"
         )
     base = facts.get(f"{prefix}.rope.freq_base", float, default=10000.0)
     scale = facts.get(f"{prefix}.rope.scaling.attn_factor", float, default=1.0)
-    return checked_rope(Rope(dim=dim, base=base, linear_factor=factor, factors=tuple(factors), scale=scale), head_dim)
+    rope = Rope(dim=dim, base=base, linear_factor=factor, factors=tuple(factors), scale=scale)
+    return checked_rope(_with_yarn(rope, facts, prefix) if scaling == "yarn" else rope, head_dim)
+
+
+def _with_yarn(rope: Rope, facts: ModelMetadata, prefix: str) -> Rope:
+    """The rope with YaRN as llama.cpp reads it: its factor on cosines and sines follows from the stretching, unless
+    ``yarn_log_multiplier`` takes a part of it back. Raises ``LoadError`` for another ``yarn_ext_factor`` than 1."""
+    scaling = f"{prefix}.rope.scaling"
+    factor = facts.get(f"{scaling}.factor", float, default=1.0) or 1.0
+    blend = facts.get(f"{scaling}.yarn_ext_factor", float, default=1.0)
+    if blend != 1.0:
+        raise LoadError(f"rotary scaling with a yarn_ext_factor of {blend} is not supported")
+    context = facts.require(f"{prefix}.context_length", int)
+    yarn = Yarn(
+        factor=factor,
+        original_context=facts.get(f"{scaling}.original_context_length", int, default=context),
+        beta_fast=facts.get(f"{scaling}.yarn_beta_fast", float, default=32.0),
+        beta_slow=facts.get(f"{scaling}.yarn_beta_slow", float, default=1.0),
+    )
+    back = facts.get(f"{scaling}.yarn_log_multiplier", float, default=0.0)
+    part = facts.get(f"{scaling}.yarn_attn_factor", float, default=1.0)
+    scale = rope.scale * part * yarn_scale(factor)
+    return replace(rope, yarn=yarn, scale=scale / yarn_scale(factor, back) if back > 0 else scale)
 
 
 def checked_rope(rope: Rope, head_dim: int) -> Rope:
@@ -143,7 +167,35 @@ def checked_rope(rope: Rope, head_dim: int) -> Rope:
         raise LoadError(f"{len(rope.factors)} rotary factors for {rope.dim // 2} frequencies, or one is not positive")
     if not all(_SMALLEST < number < _LARGEST for number in (rope.base, rope.linear_factor, rope.scale)):
         raise LoadError(f"rotary base {rope.base}, factor {rope.linear_factor} or scale {rope.scale} is not positive")
+    yarn = rope.yarn
+    if yarn is not None:
+        numbers = (yarn.factor, yarn.original_context, yarn.beta_fast, yarn.beta_slow)
+        if rope.base <= 1 or not all(_SMALLEST < number < _LARGEST for number in numbers):
+            raise LoadError("the rotary scaling's numbers for yarn are not all positive")
     return rope
+
+
+def _rope_keys(rope: Rope) -> dict[str, int | float | str]:
+    """A rotary embedding in the words of ``read_rope``."""
+    keys: dict[str, int | float | str] = {"rope.dimension_count": rope.dim, "rope.freq_base": rope.base}
+    scale, yarn = rope.scale, rope.yarn
+    if rope.linear_factor != 1.0:
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.linear_factor}
+    if yarn is not None:
+        keys |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": yarn.factor,
+            "rope.scaling.original_context_length": int(yarn.original_context),
+            "rope.scaling.yarn_beta_fast": yarn.beta_fast,
+            "rope.scaling.yarn_beta_slow": yarn.beta_slow,
+        }
+        if math.isclose(scale, 1.0):
+            keys["rope.scaling.yarn_log_multiplier"] = 1.0
+        else:
+            scale /= yarn_scale(yarn.factor)
+    if not math.isclose(scale, 1.0):
+        keys["rope.scaling.attn_factor"] = scale
+    return keys
 
 
 def write(
@@ -157,7 +209,7 @@ def write(
 ) -> GgufFields:
     """The way back of ``read_spec``: ``prefix.*`` for a decoder. ``more``: what the architecture says besides, without
     the prefix; ``max_position``: if it is not the spec's."""
-    attention, rope = spec.attention, spec.attention.ropes[0]
+    attention = spec.attention
     keys: dict[str, bool | int | float | str] = {
         "vocab_size": spec.vocab_size,
         "context_length": spec.max_position if max_position is None else max_position,
@@ -169,11 +221,6 @@ def write(
         "attention.key_length": attention.head_dim,
         "attention.value_length": attention.head_dim,
         f"attention.{eps}": spec.norm.eps,
-        "rope.dimension_count": rope.dim,
-        "rope.freq_base": rope.base,
+        **_rope_keys(spec.attention.ropes[0]),
     }
-    if rope.linear_factor != 1.0:
-        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.linear_factor}
-    if rope.scale != 1.0:
-        keys["rope.scaling.attn_factor"] = rope.scale
     return GgufFields({f"{prefix}.{key}": value for key, value in (keys | dict(more)).items()}, vectors or {})

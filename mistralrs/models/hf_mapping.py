@@ -24,7 +24,7 @@ from mistralrs.models.architecture import (
 )
 from mistralrs.models.gguf_mapping import checked_rope
 from mistralrs.models.spec import AttentionSpec, DecoderSpec, LayerSpec, NormSpec
-from mistralrs.nn.rope import Rope
+from mistralrs.nn.rope import Rope, Yarn, yarn_scale
 from mistralrs.ops.backend import Activation
 
 UNUSED = ("*.rotary_emb.inv_freq", "*.masked_bias")
@@ -145,9 +145,37 @@ def read_rope(facts: ModelMetadata, head_dim: int, settings: dict[str, Any] | No
         rope = Rope(dim=dim, base=base, factors=_llama3_factors(settings, dim, base))
     elif kind in LONG_ROPES:
         rope = _long_rope(facts, settings, dim, base)
+    elif kind == "yarn":
+        rope = _yarn_rope(facts, settings, dim, base)
     elif kind != "default":
-        raise LoadError(f"rotary scaling of type {kind!r} is not supported", hint="supported: linear, llama3, longrope")
+        hint = "supported: linear, llama3, longrope, yarn"
+        raise LoadError(f"rotary scaling of type {kind!r} is not supported", hint=hint)
     return checked_rope(rope, head_dim)
+
+
+def _yarn_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: float) -> Rope:
+    """YaRN with the defaults of `transformers`; a setting that is null or zero is one that is not there."""
+
+    def given(name: str, default: float) -> float:
+        return _number(settings.get(name), name) if settings.get(name) is not None else default
+
+    context = facts.get("max_position_embeddings", int, default=4096)
+    original = given("original_max_position_embeddings", 0) or facts.get(
+        "original_max_position_embeddings", int, default=context
+    )
+    if original <= 0:
+        raise LoadError(f"config.json: original_max_position_embeddings is {original}, which is no context")
+    factor = given("factor", context / original)
+    back, more = given("mscale_all_dim", 0), given("mscale", 0)
+    scale = yarn_scale(factor, more) / yarn_scale(factor, back) if back > 0 and more > 0 else yarn_scale(factor)
+    yarn = Yarn(
+        factor=factor,
+        original_context=original,
+        beta_fast=given("beta_fast", 0) or 32.0,
+        beta_slow=given("beta_slow", 0) or 1.0,
+        truncate=settings.get("truncate", True) is not False,
+    )
+    return Rope(dim=dim, base=base, yarn=yarn, scale=given("attention_factor", scale))
 
 
 def _number(value: object, name: str) -> float:

@@ -1,12 +1,30 @@
 """Rotary frequencies. Plain arithmetic; the angles of a step are made by ``ops``.
 
-Follows Su et al. 2021 (RoFormer) with the pairs (i, i + half), and Llama 3.1's scaling as given by its factors.
+Follows Su et al. 2021 (RoFormer) with the pairs (i, i + half), YaRN (Peng et al. 2023), and the factors that Llama 3.1
+and Phi-3 divide frequencies by.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yarn:
+    """Frequencies that turn seldom within the original context are divided by ``factor``, those that turn often are
+    kept, and those between are blended."""
+
+    factor: float
+    original_context: float
+    """Tokens that the model was trained with before it was stretched."""
+    beta_fast: float = 32.0
+    """Turns within the original context from which on a frequency is kept."""
+    beta_slow: float = 1.0
+    """Turns up to which it is divided."""
+    truncate: bool = True
+    """Whether the two borders are rounded outwards to whole frequencies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +38,33 @@ class Rope:
     factors: tuple[float, ...] = ()
     """A divisor for each frequency (dim / 2), as Llama 3.1 and Phi-3 have them; empty: none."""
     scale: float = 1.0
-    """Factor on cosines and sines, as Phi-3's long contexts have it."""
+    """Factor on cosines and sines, as stretched contexts have it."""
+    yarn: Yarn | None = None
 
 
 def inverse_frequencies(rope: Rope) -> list[float]:
     """(dim / 2) angles for one position."""
     half = rope.dim // 2
     factors: Sequence[float] = rope.factors or (1.0,) * half
+    if rope.yarn is not None:
+        factors = _yarn_factors(rope.yarn, rope.dim, rope.base)
     return [rope.base ** (-2 * i / rope.dim) / (factors[i] * rope.linear_factor) for i in range(half)]
+
+
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's factor on cosines and sines for a context that is ``factor`` times as long."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn_factors(yarn: Yarn, dim: int, base: float) -> list[float]:
+    def border(turns: float) -> float:
+        """The frequency, counted from the fastest, that makes so many turns within the original context."""
+        return dim * math.log(yarn.original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = border(yarn.beta_fast), border(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low or 0.001
+    stretched = [min(max((i - low) / width, 0.0), 1.0) for i in range(dim // 2)]
+    return [1 / (part / yarn.factor + 1 - part) for part in stretched]

@@ -18,6 +18,7 @@ from mistralrs.loading.checkpoint import DescribedCheckpoint, RawTensor
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata
 from mistralrs.models.registry import ARCHITECTURES, HF_MODEL_TYPES
 from mistralrs.models.spec import DecoderSpec, LayerSpec, MoeSpec
+from mistralrs.nn.rope import inverse_frequencies
 from mistralrs.quant.types import TYPES
 
 Values = Mapping[str, Any]
@@ -272,6 +273,7 @@ def test_a_head_is_tied_where_there_is_none_of_its_own() -> None:
 # What is refused
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
+
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8,
@@ -281,9 +283,12 @@ LLAMA3 = {
 }
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "original_max_position_embeddings": 256}
 REFUSED: list[tuple[str, Values, str]] = [
-    ("llama", {"rope_scaling": YARN}, "rotary scaling of type 'yarn'"),
+    ("llama", {"rope_scaling": {**YARN, "factor": 0.0}}, "numbers for yarn are not all positive"),
+    ("llama", {"rope_scaling": {**YARN, "factor": "4"}}, "factor is '4'"),
+    ("llama", {"rope_scaling": {**YARN, "original_max_position_embeddings": -1}}, "is -1.0, which is no context"),
+    ("llama", {"rope_scaling": YARN, "rope_theta": 1.0}, "numbers for yarn are not all positive"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling of type 'dynamic'"),
-    ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rotary scaling of type 'yarn'"),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, "rotary scaling of type 'dynamic'"),
     ("llama", {"rope_scaling": {"type": "linear"}}, "factor is None"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "not positive"),
     ("llama", {"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "low_freq_factor is None"),
@@ -347,7 +352,9 @@ def test_a_config_is_refused(model_type: str, changes: Values, reason: str) -> N
 
 
 REFUSED_METADATA: list[tuple[str, Values, str]] = [
-    ("llama", {"rope.scaling.type": "yarn"}, "rotary scaling of type 'yarn'"),
+    ("llama", {"rope.scaling.type": "su"}, "rotary scaling of type 'su'"),
+    ("llama", {"rope.scaling.type": "yarn", "rope.scaling.factor": -4.0}, "numbers for yarn are not all positive"),
+    ("llama", {"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.5}, "a yarn_ext_factor of 0.5"),
     ("llama", {"rope.dimension_count": 17}, "rotary width of 17"),
     ("llama", {"rope.freq_base": -1.0}, "not positive"),
     ("llama", {"rope.freq_base": math.inf}, "not positive"),
@@ -383,6 +390,8 @@ def test_rotary_factors_are_checked(name: str, tensor: str, factors: list[float]
 
 # Nothing else is raised
 
+YARN_KEYS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
+
 LEAVES = st.one_of(
     st.none(),
     st.booleans(),
@@ -394,7 +403,9 @@ LEAVES = st.one_of(
 VALUES = st.one_of(
     LEAVES,
     st.lists(LEAVES, max_size=5),
-    st.dictionaries(st.sampled_from(["rope_type", "type", "rope_theta", *LLAMA3, *LONG]), LEAVES | st.lists(LEAVES)),
+    st.dictionaries(
+        st.sampled_from(["rope_type", "type", "rope_theta", *LLAMA3, *LONG, *YARN_KEYS]), LEAVES | st.lists(LEAVES)
+    ),
 )
 KEYS = [*CONFIG, *(key for changes in MORE.values() for key in changes), *(key for _, row, _ in REFUSED for key in row)]
 METADATA_KEYS = [*METADATA, *(key for _, row, _ in REFUSED_METADATA for key in row), "rope.scaling.factor"]
@@ -426,5 +437,6 @@ def assert_sane(spec: DecoderSpec) -> None:
     assert spec.attention.num_heads % spec.attention.kv_heads == 0
     assert all(layer.window >= 0 and layer.rope in (None, *range(len(spec.attention.ropes))) for layer in spec.layers)
     for rope in spec.attention.ropes:
+        assert all(math.isfinite(frequency) for frequency in inverse_frequencies(rope))
         assert 0 < rope.dim <= spec.attention.head_dim
         assert all(0 < number < math.inf for number in (rope.base, rope.linear_factor, rope.scale, *rope.factors))
