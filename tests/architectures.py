@@ -83,6 +83,12 @@ _GEMMA3_ROPES = {
 }
 _CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0}
 _GEMMA2 = {"tie_word_embeddings": True, "head_dim": HEAD_DIM, "sliding_window": WINDOW, **_CAPS}
+_GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 8.0,
+}
 _PHI3 = {"sliding_window": None}
 
 VARIANTS: dict[str, Variant] = {
@@ -112,6 +118,7 @@ VARIANTS: dict[str, Variant] = {
         "phi3", {**_PHI3, "original_max_position_embeddings": SHORT_CONTEXT, "rope_parameters": _LONG}
     ),
     "smollm3": Variant("smollm3", {"tie_word_embeddings": True}),
+    "granite": Variant("granite", {"tie_word_embeddings": True, **_GRANITE}),
 }
 
 NORMS_MINUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})

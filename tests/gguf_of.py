@@ -32,8 +32,9 @@ _ARCHITECTURES = {
     "phi": gguf.MODEL_ARCH.PHI2,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "granite": gguf.MODEL_ARCH.GRANITE,
 }
-_PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3"})
+_PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite"})
 """Model types whose q and k rows are stored with rotary pairs side by side."""
 _EXPERTS = {"w1": "gate", "w2": "down", "w3": "up"}
 
@@ -186,6 +187,14 @@ def _add_mixtral(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_expert_used_count(config["num_experts_per_tok"])
 
 
+def _add_granite(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    _add_llama(writer, config)
+    writer.add_attention_scale(config["attention_multiplier"])
+    writer.add_embedding_scale(config["embedding_multiplier"])
+    writer.add_residual_scale(config["residual_multiplier"])
+    writer.add_logit_scale(config["logits_scaling"])
+
+
 def _add_gemma2(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     writer.add_final_logit_softcapping(config["final_logit_softcapping"])
@@ -231,6 +240,7 @@ _SPECIAL: dict[str, Callable[[gguf.GGUFWriter, dict[str, Any]], None]] = {
     "phi": _add_phi2,
     "phi3": _add_phi3,
     "smollm3": _add_llama,
+    "granite": _add_granite,
 }
 
 

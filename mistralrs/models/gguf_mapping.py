@@ -27,6 +27,8 @@ from mistralrs.nn.rope import Rope, Yarn, yarn_scale
 ROPE_FACTORS = "rope_freqs.weight"
 _SMALLEST, _LARGEST = 1e-30, 1e30
 """Between these, powers and products of rotary numbers stay finite."""
+INTERLEAVED = frozenset({"q_proj", "k_proj"})
+"""Parts that llama.cpp's converter stores with the members of a rotary pair side by side, if it does so at all."""
 UNUSED = (ROPE_FACTORS, "blk.*.attn_rot_embd", "rope_factors_long.weight", "rope_factors_short.weight")
 
 NAMES = {

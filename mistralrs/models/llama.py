@@ -18,8 +18,6 @@ from mistralrs.models.architecture import (
 )
 from mistralrs.models.spec import DecoderSpec, LayerSpec, MoeSpec
 
-_PAIRS = frozenset({"q_proj", "k_proj"})
-
 
 def _gguf_spec(facts: ModelMetadata) -> DecoderSpec:
     window = facts.get("llama.attention.sliding_window", int, default=0)
@@ -121,10 +119,14 @@ _GGML_TENSORS: TensorRefs = {
 }
 
 _GGUF = WeightsMapping(
-    _gguf_spec, gguf_mapping.tensors, interleaved=_PAIRS, unused=gguf_mapping.UNUSED, write=_gguf_write
+    _gguf_spec,
+    gguf_mapping.tensors,
+    interleaved=gguf_mapping.INTERLEAVED,
+    unused=gguf_mapping.UNUSED,
+    write=_gguf_write,
 )
 
-_GGML = WeightsMapping(_ggml_spec, _ggml_tensors, interleaved=_PAIRS, unused=("rope.freqs",))
+_GGML = WeightsMapping(_ggml_spec, _ggml_tensors, interleaved=gguf_mapping.INTERLEAVED, unused=("rope.freqs",))
 
 LLAMA = Architecture(_GGUF, WeightsMapping(_hf_spec, hf_mapping.tensors, unused=hf_mapping.UNUSED), _GGML)
 MISTRAL = Architecture(None, WeightsMapping(_mistral_spec, hf_mapping.tensors, unused=hf_mapping.UNUSED))
@@ -133,7 +135,7 @@ SMOLLM3 = Architecture(
     WeightsMapping(
         _smollm3_gguf_spec,
         gguf_mapping.tensors,
-        interleaved=_PAIRS,
+        interleaved=gguf_mapping.INTERLEAVED,
         unused=gguf_mapping.UNUSED,
         write=_smollm3_gguf_write,
     ),

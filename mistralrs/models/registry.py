@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mistralrs.models.architecture import Architecture, WeightsMapping
 from mistralrs.models.gemma import GEMMA, GEMMA2, GEMMA3
+from mistralrs.models.granite import GRANITE
 from mistralrs.models.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from mistralrs.models.phi import PHI2, PHI3
 from mistralrs.models.qwen import QWEN2, QWEN2VL_GGUF, QWEN3, QWEN3VL_GGUF
@@ -20,6 +21,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi2": PHI2,
     "phi3": PHI3,
     "smollm3": SMOLLM3,
+    "granite": GRANITE,
 }
 
 GGUF_NAMES: dict[str, str] = {name: {"mistral": "llama", "mixtral": "llama"}.get(name, name) for name in ARCHITECTURES}
@@ -44,5 +46,6 @@ HF_MODEL_TYPES: dict[str, str] = {
     "phi": "phi2",
     "phi3": "phi3",
     "smollm3": "smollm3",
+    "granite": "granite",
 }
 """``model_type`` of a `config.json` -> architecture."""

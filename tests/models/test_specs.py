@@ -51,6 +51,7 @@ MORE_METADATA: dict[str, Values] = {
     "gemma2": {"attention.sliding_window": 20},
     "gemma3": {"attention.sliding_window": 20},
     "phi2": {"attention.layer_norm_epsilon": 1e-5},
+    "granite": {"logit_scale": 8.0},
 }
 GGUF = [name for name, row in ARCHITECTURES.items() if row.gguf]
 
@@ -341,6 +342,9 @@ REFUSED: list[tuple[str, Values, str]] = [
     ("smollm3", {"no_rope_layers": [1, 1, 0, "x"]}, "no_rope_layers is not a list of 4 times"),
     ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
     ("smollm3", {"use_sliding_window": True}, "SmolLM3 with a sliding window"),
+    ("granite", {"logits_scaling": 0.0}, "logits are divided by 0.0"),
+    ("granite", {"residual_multiplier": -1.0}, "are not all positive"),
+    ("granite", {"attention_multiplier": 0.0}, "attention scale 0.0"),
 ]
 
 

@@ -203,6 +203,12 @@ MORE = (
         "Phi-3.5-mini-instruct-Q4_K_M.gguf",
     ),
     *_both("smollm3", "HuggingFaceTB/SmolLM3-3B", "ggml-org/SmolLM3-3B-GGUF", "SmolLM3-Q4_K_M.gguf"),
+    *_both(
+        "granite",
+        "ibm-granite/granite-3.3-2b-instruct",
+        "ibm-granite/granite-3.3-2b-instruct-GGUF",
+        "granite-3.3-2b-instruct-Q4_K_M.gguf",
+    ),
 )
 """Selectors that mistral.rs does not have."""
 
