@@ -89,6 +89,7 @@ _GRANITE = {
     "attention_multiplier": 0.125,
     "logits_scaling": 8.0,
 }
+_OLMO3_ROPES = {"sliding_attention": _rope("default"), "full_attention": _YARN}
 _PHI3 = {"sliding_window": None}
 
 VARIANTS: dict[str, Variant] = {
@@ -118,6 +119,8 @@ VARIANTS: dict[str, Variant] = {
         "phi3", {**_PHI3, "original_max_position_embeddings": SHORT_CONTEXT, "rope_parameters": _LONG}
     ),
     "smollm3": Variant("smollm3", {"tie_word_embeddings": True}),
+    "olmo2": Variant("olmo2"),
+    "olmo3": Variant("olmo3", {"sliding_window": WINDOW, "rope_parameters": _OLMO3_ROPES}),
     "granite": Variant("granite", {"tie_word_embeddings": True, **_GRANITE}),
 }
 

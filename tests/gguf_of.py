@@ -33,6 +33,8 @@ _ARCHITECTURES = {
     "phi3": gguf.MODEL_ARCH.PHI3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "olmo3": gguf.MODEL_ARCH.OLMO2,
 }
 _PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite"})
 """Model types whose q and k rows are stored with rotary pairs side by side."""
@@ -195,6 +197,11 @@ def _add_granite(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_logit_scale(config["logits_scaling"])
 
 
+def _add_olmo3(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    """The converter adds which layers have a window, which llama.cpp does not read."""
+    writer.add_sliding_window(config["sliding_window"])
+
+
 def _add_gemma2(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     writer.add_final_logit_softcapping(config["final_logit_softcapping"])
@@ -241,6 +248,8 @@ _SPECIAL: dict[str, Callable[[gguf.GGUFWriter, dict[str, Any]], None]] = {
     "phi3": _add_phi3,
     "smollm3": _add_llama,
     "granite": _add_granite,
+    "olmo2": _nothing,
+    "olmo3": _add_olmo3,
 }
 
 

@@ -12,8 +12,6 @@ from mistralrs.models.architecture import (
     Architecture,
     GgufFields,
     ModelMetadata,
-    TensorRef,
-    TensorRefs,
     WeightsMapping,
     layer_count,
 )
@@ -186,24 +184,19 @@ def _scale_of_largest(spec: DecoderSpec, layers: int) -> float | None:
     return (spec.hidden_size / spec.attention.num_heads) ** -0.5 if len(spec.layers) == layers else None
 
 
-def _post_norm_tensors(spec: DecoderSpec) -> TensorRefs:
-    layer = "model.layers.{layer}."
-    return hf_mapping.tensors(spec) | {
-        "post_attention_norm": TensorRef(layer + "post_attention_layernorm.weight"),
-        "ffn_norm": TensorRef(layer + "pre_feedforward_layernorm.weight"),
-        "post_ffn_norm": TensorRef(layer + "post_feedforward_layernorm.weight"),
-    }
-
-
 GEMMA = Architecture(
     WeightsMapping(_gemma_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gemma_gguf_write),
     WeightsMapping(_gemma_hf, hf_mapping.tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")),
 )
 GEMMA2 = Architecture(
     WeightsMapping(_gemma2_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gemma2_gguf_write),
-    WeightsMapping(_gemma2_hf, _post_norm_tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")),
+    WeightsMapping(
+        _gemma2_hf, hf_mapping.post_norm_tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")
+    ),
 )
 GEMMA3 = Architecture(
     WeightsMapping(_gemma3_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gemma3_gguf_write),
-    WeightsMapping(_gemma3_hf, _post_norm_tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")),
+    WeightsMapping(
+        _gemma3_hf, hf_mapping.post_norm_tensors, norm_offset=1.0, unused=(*hf_mapping.UNUSED, "lm_head.weight")
+    ),
 )

@@ -63,6 +63,15 @@ def tensors(spec: DecoderSpec) -> TensorRefs:
     return {part: TensorRef(name) for part, name in NAMES.items()}
 
 
+def post_norm_tensors(spec: DecoderSpec) -> TensorRefs:
+    """Every part of a model that norms what attention and feed-forward yield."""
+    return tensors(spec) | {
+        "post_attention_norm": TensorRef(_LAYER + "post_attention_layernorm.weight"),
+        "ffn_norm": TensorRef(_LAYER + "pre_feedforward_layernorm.weight"),
+        "post_ffn_norm": TensorRef(_LAYER + "post_feedforward_layernorm.weight"),
+    }
+
+
 def activation(name: str) -> Activation:
     """Raises ``LoadError`` for one that is not supported."""
     if name not in _ACTIVATIONS:

@@ -6,6 +6,7 @@ from mistralrs.models.architecture import Architecture, WeightsMapping
 from mistralrs.models.gemma import GEMMA, GEMMA2, GEMMA3
 from mistralrs.models.granite import GRANITE
 from mistralrs.models.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from mistralrs.models.olmo import OLMO2, OLMO3
 from mistralrs.models.phi import PHI2, PHI3
 from mistralrs.models.qwen import QWEN2, QWEN2VL_GGUF, QWEN3, QWEN3VL_GGUF
 
@@ -22,9 +23,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": PHI3,
     "smollm3": SMOLLM3,
     "granite": GRANITE,
+    "olmo2": OLMO2,
+    "olmo3": OLMO3,
 }
 
-GGUF_NAMES: dict[str, str] = {name: {"mistral": "llama", "mixtral": "llama"}.get(name, name) for name in ARCHITECTURES}
+_SHARED = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2"}
+GGUF_NAMES: dict[str, str] = {name: _SHARED.get(name, name) for name in ARCHITECTURES}
 """What GGUF files say in ``general.architecture``."""
 
 GGUF_TEXT_PARTS: dict[str, tuple[str, WeightsMapping]] = {
@@ -47,5 +51,7 @@ HF_MODEL_TYPES: dict[str, str] = {
     "phi3": "phi3",
     "smollm3": "smollm3",
     "granite": "granite",
+    "olmo2": "olmo2",
+    "olmo3": "olmo3",
 }
 """``model_type`` of a `config.json` -> architecture."""

@@ -342,6 +342,7 @@ REFUSED: list[tuple[str, Values, str]] = [
     ("smollm3", {"no_rope_layers": [1, 1, 0, "x"]}, "no_rope_layers is not a list of 4 times"),
     ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
     ("smollm3", {"use_sliding_window": True}, "SmolLM3 with a sliding window"),
+    ("olmo3", {"sliding_window": -1}, "sliding window of -1"),
     ("granite", {"logits_scaling": 0.0}, "logits are divided by 0.0"),
     ("granite", {"residual_multiplier": -1.0}, "are not all positive"),
     ("granite", {"attention_multiplier": 0.0}, "attention scale 0.0"),

@@ -209,6 +209,18 @@ MORE = (
         "ibm-granite/granite-3.3-2b-instruct-GGUF",
         "granite-3.3-2b-instruct-Q4_K_M.gguf",
     ),
+    *_both(
+        "olmo2",
+        "allenai/OLMo-2-0425-1B-Instruct",
+        "allenai/OLMo-2-0425-1B-Instruct-GGUF",
+        "OLMo-2-0425-1B-Instruct-Q4_K_M.gguf",
+    ),
+    *_both(
+        "olmo3",
+        "allenai/Olmo-3-7B-Instruct",
+        "unsloth/Olmo-3-7B-Instruct-GGUF",
+        "Olmo-3-7B-Instruct-Q4_K_M.gguf",
+    ),
 )
 """Selectors that mistral.rs does not have."""
 

@@ -1016,3 +1016,67 @@ class Which:
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
         ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class Olmo2(Which):
+        """The row ``olmo2``. Needs nothing; defaults: model_id='allenai/OLMo-2-0425-1B-Instruct', repeat_last_n=64."""
+
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class Olmo2GGUF(Which):
+        """The row ``olmo2-gguf``. Needs nothing; defaults: quantized_model_id='allenai/OLMo-2-0425-1B-Instruct-GGUF', quantized_filename='OLMo-2-0425-1B-Instruct-Q4_K_M.gguf', repeat_last_n=64."""
+
+        tok_model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        quantized_model_id: str | None
+        quantized_filename: str | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            tok_model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class Olmo3(Which):
+        """The row ``olmo3``. Needs nothing; defaults: model_id='allenai/Olmo-3-7B-Instruct', repeat_last_n=64."""
+
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class Olmo3GGUF(Which):
+        """The row ``olmo3-gguf``. Needs nothing; defaults: quantized_model_id='unsloth/Olmo-3-7B-Instruct-GGUF', quantized_filename='Olmo-3-7B-Instruct-Q4_K_M.gguf', repeat_last_n=64."""
+
+        tok_model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        quantized_model_id: str | None
+        quantized_filename: str | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            tok_model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...

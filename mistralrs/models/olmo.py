@@ -1,0 +1,59 @@
+"""OLMo 2 and 3: norms after attention and feed-forward alone, q and k normed over all heads; OLMo 3 has windows."""
+
+from __future__ import annotations
+
+from mistralrs.models import gguf_mapping, hf_mapping
+from mistralrs.models.architecture import Architecture, GgufFields, ModelMetadata, WeightsMapping, layer_count
+from mistralrs.models.spec import DecoderSpec, LayerSpec
+from mistralrs.nn.rope import Rope
+
+_NORM = {"place": "after"}
+
+
+def _layers(sliding: tuple[bool, ...], window: int) -> tuple[LayerSpec, ...]:
+    return tuple(LayerSpec(window, 1) if yes else LayerSpec() for yes in sliding)
+
+
+def _all_but_fourth(count: int) -> tuple[bool, ...]:
+    return tuple((i + 1) % 4 != 0 for i in range(count))
+
+
+def _olmo2_hf(facts: ModelMetadata) -> DecoderSpec:
+    return hf_mapping.read_spec(facts, norm=_NORM, attention={"qk_norm": "full"})
+
+
+def _olmo3_hf(facts: ModelMetadata) -> DecoderSpec:
+    """Layers with a window rotate by the plain embedding, the others by the one that may be stretched."""
+    sliding = hf_mapping.windows(facts, _all_but_fourth(layer_count(facts, "num_hidden_layers")))
+    heads = max(facts.require("num_attention_heads", int), 1)
+    head_dim = facts.get("head_dim", int, default=facts.require("hidden_size", int) // heads)
+    wide = hf_mapping.rope_settings(facts, "full_attention", theta=5e5)
+    given = facts.get("rope_parameters", dict, default={}).get("sliding_attention")
+    local = {"rope_theta": wide["rope_theta"]} | (given if isinstance(given, dict) else {})
+    ropes = tuple(hf_mapping.read_rope(facts, head_dim, settings) for settings in (wide, local))
+    layers = _layers(sliding, facts.get("sliding_window", int, default=4096))
+    return hf_mapping.read_spec(facts, layers=layers, norm=_NORM, attention={"qk_norm": "full", "ropes": ropes})
+
+
+def _gguf(facts: ModelMetadata) -> DecoderSpec:
+    """OLMo 3 goes by the name of OLMo 2 and is known by its window, which all but every fourth layer have."""
+    spec = gguf_mapping.read_spec(facts, "olmo2", norm=_NORM, attention={"qk_norm": "full"})
+    window = facts.get("olmo2.attention.sliding_window", int, default=0)
+    if not window:
+        return spec
+    [wide] = spec.attention.ropes
+    ropes = (wide, Rope(dim=wide.dim, base=wide.base))
+    layers = _layers(_all_but_fourth(len(spec.layers)), window)
+    attention = {"qk_norm": "full", "ropes": ropes}
+    return gguf_mapping.read_spec(facts, "olmo2", layers=layers, norm=_NORM, attention=attention)
+
+
+def _gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
+    window = max(spec.windows)
+    return gguf_mapping.write(spec, "olmo2", more={"attention.sliding_window": window} if window else {})
+
+
+_GGUF = WeightsMapping(_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gguf_write)
+
+OLMO2 = Architecture(_GGUF, WeightsMapping(_olmo2_hf, hf_mapping.post_norm_tensors, unused=hf_mapping.UNUSED))
+OLMO3 = Architecture(None, WeightsMapping(_olmo3_hf, hf_mapping.post_norm_tensors, unused=hf_mapping.UNUSED))
