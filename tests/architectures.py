@@ -89,6 +89,8 @@ _GRANITE = {
     "attention_multiplier": 0.125,
     "logits_scaling": 8.0,
 }
+_MINISTRAL3 = _YARN | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
+_MINISTRAL3 |= {"original_max_position_embeddings": 16}
 _OLMO3_ROPES = {"sliding_attention": _rope("default"), "full_attention": _YARN}
 _PHI3 = {"sliding_window": None}
 
@@ -121,6 +123,7 @@ VARIANTS: dict[str, Variant] = {
     "smollm3": Variant("smollm3", {"tie_word_embeddings": True}),
     "olmo2": Variant("olmo2"),
     "olmo3": Variant("olmo3", {"sliding_window": WINDOW, "rope_parameters": _OLMO3_ROPES}),
+    "mistral3": Variant("ministral3", {"head_dim": HEAD_DIM, "rope_parameters": _MINISTRAL3}),
     "granite": Variant("granite", {"tie_word_embeddings": True, **_GRANITE}),
 }
 

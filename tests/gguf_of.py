@@ -33,10 +33,11 @@ _ARCHITECTURES = {
     "phi3": gguf.MODEL_ARCH.PHI3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "ministral3": gguf.MODEL_ARCH.MISTRAL3,
     "olmo2": gguf.MODEL_ARCH.OLMO2,
     "olmo3": gguf.MODEL_ARCH.OLMO2,
 }
-_PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite"})
+_PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite", "ministral3"})
 """Model types whose q and k rows are stored with rotary pairs side by side."""
 _EXPERTS = {"w1": "gate", "w2": "down", "w3": "up"}
 
@@ -202,6 +203,11 @@ def _add_olmo3(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_sliding_window(config["sliding_window"])
 
 
+def _add_mistral3(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    _add_llama(writer, config)
+    writer.add_attn_temperature_scale(config["rope_parameters"]["llama_4_scaling_beta"])
+
+
 def _add_gemma2(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     writer.add_final_logit_softcapping(config["final_logit_softcapping"])
@@ -248,6 +254,7 @@ _SPECIAL: dict[str, Callable[[gguf.GGUFWriter, dict[str, Any]], None]] = {
     "phi3": _add_phi3,
     "smollm3": _add_llama,
     "granite": _add_granite,
+    "ministral3": _add_mistral3,
     "olmo2": _nothing,
     "olmo3": _add_olmo3,
 }

@@ -141,15 +141,15 @@ def read_rope(facts: ModelMetadata, head_dim: int, settings: dict[str, Any] | No
     check_head_dim(head_dim)
     settings = rope_settings(facts) if settings is None else settings
     given = settings.get("partial_rotary_factor", facts.get("partial_rotary_factor", float, default=1.0))
-    share = _number(given, "partial_rotary_factor")
+    share = number(given, "partial_rotary_factor")
     if not 0 < share <= 1:
         raise LoadError(f"partial_rotary_factor is {share}, not between 0 and 1")
     dim = int(head_dim * share)
-    base = _number(settings.get("rope_theta", 10000.0), "rope_theta")
+    base = number(settings.get("rope_theta", 10000.0), "rope_theta")
     kind = settings.get("rope_type", settings.get("type", "default"))
     rope = Rope(dim=dim, base=base)
     if kind == "linear":
-        rope = Rope(dim=dim, base=base, linear_factor=_number(settings.get("factor"), "factor"))
+        rope = Rope(dim=dim, base=base, linear_factor=number(settings.get("factor"), "factor"))
     elif kind == "llama3":
         rope = Rope(dim=dim, base=base, factors=_llama3_factors(settings, dim, base))
     elif kind in LONG_ROPES:
@@ -166,7 +166,7 @@ def _yarn_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: f
     """YaRN with the defaults of `transformers`; a setting that is null or zero is one that is not there."""
 
     def given(name: str, default: float) -> float:
-        return _number(settings.get(name), name) if settings.get(name) is not None else default
+        return number(settings.get(name), name) if settings.get(name) is not None else default
 
     context = facts.get("max_position_embeddings", int, default=4096)
     original = given("original_max_position_embeddings", 0) or facts.get(
@@ -187,7 +187,8 @@ def _yarn_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: f
     return Rope(dim=dim, base=base, yarn=yarn, scale=given("attention_factor", scale))
 
 
-def _number(value: object, name: str) -> float:
+def number(value: object, name: str) -> float:
+    """A value of `config.json` as float. Raises ``LoadError`` for one that is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
         raise LoadError(f"config.json: {name} is {value!r:.100}, not a number that can be used")
     return float(value)
@@ -197,7 +198,7 @@ def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[fl
     """Llama 3.1's scaling: long waves are stretched by ``factor``, short ones kept, those between blended. Rounded to
     float32, in which GGUF files have them, so that both come to the same."""
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    factor, low, high, original = (_number(settings.get(name), name) for name in names)
+    factor, low, high, original = (number(settings.get(name), name) for name in names)
     if min(factor, low, original, base) <= 0 or high <= low:
         raise LoadError("config.json: the rotary scaling's factors do not fit together")
     factors = []
@@ -213,7 +214,7 @@ def long_rope_limit(facts: ModelMetadata, settings: dict[str, Any]) -> int:
     """Positions for which the short factors were made."""
     name = "original_max_position_embeddings"
     inside = settings.get(name)
-    limit = _number(facts.require(name, int) if inside is None else inside, name)
+    limit = number(facts.require(name, int) if inside is None else inside, name)
     if limit <= 1:
         raise LoadError(f"config.json: {name} is {limit}, which is no context")
     return int(limit)
@@ -229,5 +230,5 @@ def _long_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: f
     scale = settings.get("attention_factor")
     if scale is None:
         scale = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
-    factors = tuple(_number(value, "short_factor") for value in short)
-    return Rope(dim=dim, base=base, factors=factors, scale=_number(scale, "attention_factor"))
+    factors = tuple(number(value, "short_factor") for value in short)
+    return Rope(dim=dim, base=base, factors=factors, scale=number(scale, "attention_factor"))

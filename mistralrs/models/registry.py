@@ -6,6 +6,7 @@ from mistralrs.models.architecture import Architecture, WeightsMapping
 from mistralrs.models.gemma import GEMMA, GEMMA2, GEMMA3
 from mistralrs.models.granite import GRANITE
 from mistralrs.models.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from mistralrs.models.mistral3 import MISTRAL3
 from mistralrs.models.olmo import OLMO2, OLMO3
 from mistralrs.models.phi import PHI2, PHI3
 from mistralrs.models.qwen import QWEN2, QWEN2VL_GGUF, QWEN3, QWEN3VL_GGUF
@@ -23,6 +24,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": PHI3,
     "smollm3": SMOLLM3,
     "granite": GRANITE,
+    "mistral3": MISTRAL3,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
 }
@@ -51,6 +53,7 @@ HF_MODEL_TYPES: dict[str, str] = {
     "phi3": "phi3",
     "smollm3": "smollm3",
     "granite": "granite",
+    "ministral3": "mistral3",
     "olmo2": "olmo2",
     "olmo3": "olmo3",
 }

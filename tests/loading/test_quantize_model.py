@@ -31,7 +31,7 @@ TOKENS = random_tokens(TOKENIZER_SIZE, 40, seed=11)
 TEXTS = ("the cat is on the hat", "<|im_start|>user\nand  then<|im_end|>", "ä 漢 12\n\n")
 ARCHITECTURES = (
     "llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "qwen2", "qwen3", "phi2", "phi3-long", "smollm3",
-    "granite", "olmo2", "olmo3",
+    "granite", "olmo2", "olmo3", "mistral3",
 )  # fmt: skip
 """One variant of each."""
 

@@ -343,6 +343,7 @@ REFUSED: list[tuple[str, Values, str]] = [
     ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
     ("smollm3", {"use_sliding_window": True}, "SmolLM3 with a sliding window"),
     ("olmo3", {"sliding_window": -1}, "sliding window of -1"),
+    ("ministral3", {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}}, "grows by 0.1 every 0.0 tokens"),
     ("granite", {"logits_scaling": 0.0}, "logits are divided by 0.0"),
     ("granite", {"residual_multiplier": -1.0}, "are not all positive"),
     ("granite", {"attention_multiplier": 0.0}, "attention scale 0.0"),

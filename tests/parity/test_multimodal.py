@@ -193,6 +193,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "a window by default": {"model_type": "llava", "text_config": {"model_type": "mistral"}},
     "Qwen3-VL": {"model_type": "qwen3_vl", "text_config": {"num_hidden_layers": 3}},
     "llava_onevision": {"model_type": "llava_onevision", "text_config": {"model_type": "qwen2"}},
+    "ministral3": {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}},
 }
 
 
@@ -218,10 +219,11 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
     assert spec.norm.eps == theirs.rms_norm_eps
     ropes = theirs.rope_parameters
     wide = ropes.get("full_attention", ropes)
-    assert (spec.attention.ropes[0].base, spec.attention.ropes[0].linear_factor) == (
-        wide["rope_theta"],
-        wide.get("factor", 1.0),
-    )
+    rope = spec.attention.ropes[0]
+    factor = rope.yarn.factor if rope.yarn else rope.linear_factor
+    assert (rope.base, factor, rope.scale) == (wide["rope_theta"], wide.get("factor", 1.0), 1.0)
+    temperature = spec.attention.temperature
+    assert (temperature.beta if temperature else None) == wide.get("llama_4_scaling_beta")
     if "sliding_attention" in ropes:
         assert (spec.attention.ropes[1].base, spec.attention.ropes[1].linear_factor) == (
             ropes["sliding_attention"]["rope_theta"],

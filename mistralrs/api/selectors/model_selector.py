@@ -210,6 +210,12 @@ MORE = (
         "granite-3.3-2b-instruct-Q4_K_M.gguf",
     ),
     *_both(
+        "mistral3",
+        "mistralai/Ministral-3-3B-Instruct-2512-BF16",
+        "mistralai/Ministral-3-3B-Instruct-2512-GGUF",
+        "Ministral-3-3B-Instruct-2512-Q4_K_M.gguf",
+    ),
+    *_both(
         "olmo2",
         "allenai/OLMo-2-0425-1B-Instruct",
         "allenai/OLMo-2-0425-1B-Instruct-GGUF",

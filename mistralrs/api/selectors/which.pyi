@@ -1018,6 +1018,38 @@ class Which:
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
+    class Mistral3(Which):
+        """The row ``mistral3``. Needs nothing; defaults: model_id='mistralai/Ministral-3-3B-Instruct-2512-BF16', repeat_last_n=64."""
+
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class Mistral3GGUF(Which):
+        """The row ``mistral3-gguf``. Needs nothing; defaults: quantized_model_id='mistralai/Ministral-3-3B-Instruct-2512-GGUF', quantized_filename='Ministral-3-3B-Instruct-2512-Q4_K_M.gguf', repeat_last_n=64."""
+
+        tok_model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        quantized_model_id: str | None
+        quantized_filename: str | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            tok_model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
     class Olmo2(Which):
         """The row ``olmo2``. Needs nothing; defaults: model_id='allenai/OLMo-2-0425-1B-Instruct', repeat_last_n=64."""
 
