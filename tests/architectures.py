@@ -91,6 +91,7 @@ _GRANITE = {
 }
 _MINISTRAL3 = _YARN | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
 _MINISTRAL3 |= {"original_max_position_embeddings": 16}
+_QWEN3MOE = {"head_dim": HEAD_DIM, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _OLMO3_ROPES = {"sliding_attention": _rope("default"), "full_attention": _YARN}
 _PHI3 = {"sliding_window": None}
 
@@ -124,6 +125,8 @@ VARIANTS: dict[str, Variant] = {
     "olmo2": Variant("olmo2"),
     "olmo3": Variant("olmo3", {"sliding_window": WINDOW, "rope_parameters": _OLMO3_ROPES}),
     "mistral3": Variant("ministral3", {"head_dim": HEAD_DIM, "rope_parameters": _MINISTRAL3}),
+    "qwen3moe": Variant("qwen3_moe", {**_QWEN3MOE, "norm_topk_prob": True}),
+    "qwen3moe-plain": Variant("qwen3_moe", {**_QWEN3MOE, "norm_topk_prob": False}, in_gguf=False),
     "granite": Variant("granite", {"tie_word_embeddings": True, **_GRANITE}),
 }
 
@@ -190,7 +193,7 @@ def greedy(model: PreTrainedModel, prompt: list[int], *, count: int) -> list[int
 
 def keeps_float(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is F32 in every GGUF file: vectors, and routers, which decide much and are small."""
-    return len(shape) == 1 or name.endswith(("block_sparse_moe.gate.weight", "ffn_gate_inp.weight"))
+    return len(shape) == 1 or name.endswith(("block_sparse_moe.gate.weight", "mlp.gate.weight", "ffn_gate_inp.weight"))
 
 
 def _rows(model: PreTrainedModel) -> int:

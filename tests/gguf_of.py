@@ -33,13 +33,14 @@ _ARCHITECTURES = {
     "phi3": gguf.MODEL_ARCH.PHI3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "ministral3": gguf.MODEL_ARCH.MISTRAL3,
     "olmo2": gguf.MODEL_ARCH.OLMO2,
     "olmo3": gguf.MODEL_ARCH.OLMO2,
 }
 _PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite", "ministral3"})
 """Model types whose q and k rows are stored with rotary pairs side by side."""
-_EXPERTS = {"w1": "gate", "w2": "down", "w3": "up"}
+_EXPERTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,12 @@ def _add_mistral3(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_attn_temperature_scale(config["rope_parameters"]["llama_4_scaling_beta"])
 
 
+def _add_qwen3moe(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_expert_count(config["num_local_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+
+
 def _add_gemma2(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     writer.add_final_logit_softcapping(config["final_logit_softcapping"])
@@ -254,6 +261,7 @@ _SPECIAL: dict[str, Callable[[gguf.GGUFWriter, dict[str, Any]], None]] = {
     "phi3": _add_phi3,
     "smollm3": _add_llama,
     "granite": _add_granite,
+    "qwen3_moe": _add_qwen3moe,
     "ministral3": _add_mistral3,
     "olmo2": _nothing,
     "olmo3": _add_olmo3,

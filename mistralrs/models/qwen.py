@@ -7,7 +7,8 @@ from mistralrs.models.architecture import Architecture, GgufFields, ModelMetadat
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 
-def _layers(facts: ModelMetadata) -> tuple[LayerSpec, ...]:
+def layers(facts: ModelMetadata) -> tuple[LayerSpec, ...]:
+    """Layers with a window from ``max_window_layers`` on, where ``use_sliding_window`` is set."""
     count = layer_count(facts, "num_hidden_layers")
     if not facts.get("use_sliding_window", bool, default=False):
         return (LayerSpec(),) * count
@@ -18,7 +19,7 @@ def _layers(facts: ModelMetadata) -> tuple[LayerSpec, ...]:
 
 
 def _qwen2_hf(facts: ModelMetadata) -> DecoderSpec:
-    return hf_mapping.read_spec(facts, layers=_layers(facts))
+    return hf_mapping.read_spec(facts, layers=layers(facts))
 
 
 def _qwen2_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
@@ -34,7 +35,7 @@ def _qwen2vl_gguf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _qwen3_hf(facts: ModelMetadata) -> DecoderSpec:
-    return hf_mapping.read_spec(facts, layers=_layers(facts), attention={"qk_norm": "head"})
+    return hf_mapping.read_spec(facts, layers=layers(facts), attention={"qk_norm": "head"})
 
 
 def _qwen3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:

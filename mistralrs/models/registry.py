@@ -10,6 +10,7 @@ from mistralrs.models.mistral3 import MISTRAL3
 from mistralrs.models.olmo import OLMO2, OLMO3
 from mistralrs.models.phi import PHI2, PHI3
 from mistralrs.models.qwen import QWEN2, QWEN2VL_GGUF, QWEN3, QWEN3VL_GGUF
+from mistralrs.models.qwen_moe import QWEN3MOE
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,
@@ -27,6 +28,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral3": MISTRAL3,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
+    "qwen3moe": QWEN3MOE,
 }
 
 _SHARED = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2"}
@@ -56,5 +58,6 @@ HF_MODEL_TYPES: dict[str, str] = {
     "ministral3": "mistral3",
     "olmo2": "olmo2",
     "olmo3": "olmo3",
+    "qwen3_moe": "qwen3moe",
 }
 """``model_type`` of a `config.json` -> architecture."""

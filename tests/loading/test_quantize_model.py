@@ -31,7 +31,7 @@ TOKENS = random_tokens(TOKENIZER_SIZE, 40, seed=11)
 TEXTS = ("the cat is on the hat", "<|im_start|>user\nand  then<|im_end|>", "ä 漢 12\n\n")
 ARCHITECTURES = (
     "llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "qwen2", "qwen3", "phi2", "phi3-long", "smollm3",
-    "granite", "olmo2", "olmo3", "mistral3",
+    "granite", "olmo2", "olmo3", "mistral3", "qwen3moe",
 )  # fmt: skip
 """One variant of each."""
 
@@ -50,6 +50,8 @@ def wide(variant: Variant) -> Variant:
     """With rows that split in blocks of 256, but for those of heads that are narrower together."""
     settings: dict[str, Any] = {**variant.settings, "hidden_size": 256, "intermediate_size": 512}
     settings["num_hidden_layers"] = 2
+    if "moe_intermediate_size" in settings:
+        settings["moe_intermediate_size"] = 256
     factors = settings.get("rope_parameters", {}).get("short_factor")
     if factors:
         longer = {name: settings["rope_parameters"][name] * 4 for name in ("short_factor", "long_factor")}
@@ -257,7 +259,11 @@ def test_a_weight_that_cannot_be_quantised_leaves_nothing(folders: Folders, tmp_
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("gemma2-scaled", "cannot say this model's attention_scale"), ("qwen2-window", "cannot say this model's layers")],
+    [
+        ("gemma2-scaled", "cannot say this model's attention_scale"),
+        ("qwen2-window", "cannot say this model's layers"),
+        ("qwen3moe-plain", "cannot say this model's moe_normalize_weights"),
+    ],
 )
 def test_what_gguf_cannot_say_is_refused(name: str, said: str, folders: Folders, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=said) as refused:

@@ -37,6 +37,7 @@ MORE: dict[str, Values] = {
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 20},
     "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 20},
     "phi": {"num_key_value_heads": None},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
 }
 METADATA: Values = {
     "block_count": 4,
@@ -52,6 +53,7 @@ MORE_METADATA: dict[str, Values] = {
     "gemma3": {"attention.sliding_window": 20},
     "phi2": {"attention.layer_norm_epsilon": 1e-5},
     "granite": {"logit_scale": 8.0},
+    "qwen3moe": {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 48},
 }
 GGUF = [name for name, row in ARCHITECTURES.items() if row.gguf]
 
@@ -344,6 +346,9 @@ REFUSED: list[tuple[str, Values, str]] = [
     ("smollm3", {"use_sliding_window": True}, "SmolLM3 with a sliding window"),
     ("olmo3", {"sliding_window": -1}, "sliding window of -1"),
     ("ministral3", {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}}, "grows by 0.1 every 0.0 tokens"),
+    ("qwen3_moe", {"decoder_sparse_step": 2}, "layers without experts"),
+    ("qwen3_moe", {"mlp_only_layers": [0]}, "layers without experts"),
+    ("qwen3_moe", {"num_experts_per_tok": 9}, "9 of 8 experts"),
     ("granite", {"logits_scaling": 0.0}, "logits are divided by 0.0"),
     ("granite", {"residual_multiplier": -1.0}, "are not all positive"),
     ("granite", {"attention_multiplier": 0.0}, "attention scale 0.0"),

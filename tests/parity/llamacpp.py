@@ -16,7 +16,7 @@ IGNORED_WINDOWS = frozenset({"mistral", "phi3"})
 """Variants whose sliding window llama.cpp does not know. `transformers` decides what is right, so these files go
 without."""
 
-WITHOUT_GOLDEN = frozenset({"llama-yarn", "granite", "mistral3", "olmo2", "olmo3"})
+WITHOUT_GOLDEN = frozenset({"llama-yarn", "granite", "mistral3", "olmo2", "olmo3", "qwen3moe"})
 """Variants whose golden logits are not written yet: `transformers` alone says what is right."""
 
 GOLDEN = Path(__file__).parent / "golden"

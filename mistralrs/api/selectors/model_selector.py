@@ -203,6 +203,7 @@ MORE = (
         "Phi-3.5-mini-instruct-Q4_K_M.gguf",
     ),
     *_both("smollm3", "HuggingFaceTB/SmolLM3-3B", "ggml-org/SmolLM3-3B-GGUF", "SmolLM3-Q4_K_M.gguf"),
+    *_both("qwen3moe", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-30B-A3B-GGUF", "Qwen3-30B-A3B-Q4_K_M.gguf"),
     *_both(
         "granite",
         "ibm-granite/granite-3.3-2b-instruct",

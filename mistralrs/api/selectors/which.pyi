@@ -986,6 +986,38 @@ class Which:
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
+    class Qwen3moe(Which):
+        """The row ``qwen3moe``. Needs nothing; defaults: model_id='Qwen/Qwen3-30B-A3B', repeat_last_n=64."""
+
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class Qwen3moeGGUF(Which):
+        """The row ``qwen3moe-gguf``. Needs nothing; defaults: quantized_model_id='Qwen/Qwen3-30B-A3B-GGUF', quantized_filename='Qwen3-30B-A3B-Q4_K_M.gguf', repeat_last_n=64."""
+
+        tok_model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        quantized_model_id: str | None
+        quantized_filename: str | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            tok_model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
     class Granite(Which):
         """The row ``granite``. Needs nothing; defaults: model_id='ibm-granite/granite-3.3-2b-instruct', repeat_last_n=64."""
 
