@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from mistralrs.engine.admission import check_config, check_queue, check_request, fit_prompt
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig, Request
-from mistralrs.engine.events import Delta, Event, Handle, Stream
+from mistralrs.engine.events import Event, Handle, Stream
 from mistralrs.engine.kv.kv_connector import DiskKvConnector
 from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
 from mistralrs.engine.prefill_budget import PrefillBudget
 from mistralrs.engine.process_bound import ProcessBound
-from mistralrs.engine.request_state import RequestState
+from mistralrs.engine.request_state import RequestState, StepOutput
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.stats import EngineStats
@@ -251,8 +251,10 @@ class Engine(ProcessBound):
         logits = self._forward(plan)
         if logits is not None:
             drawn = self._sample(plan, logits)
-            self._scheduler.commit(plan, {number: draws[0].token for number, draws in drawn.items()})
-            self._publish(plan, drawn)
+            now = time.perf_counter()
+            outputs = {number: self._requests[number].on_tokens(draws, now) for number, draws in drawn.items()}
+            self._scheduler.commit(plan, {number: output.tokens for number, output in outputs.items()})
+            self._publish(plan, outputs, now)
             self._report(plan, time.perf_counter() - started)
 
     def _forward(self, plan: Plan) -> torch.Tensor | None:
@@ -331,43 +333,30 @@ class Engine(ProcessBound):
         except EngineError as error:
             self._fail(request_state, error)
 
-    def _publish(self, plan: Plan, drawn: dict[int, list[SampledToken]]) -> None:
-        now = time.perf_counter()
+    def _publish(self, plan: Plan, outputs: dict[int, StepOutput], now: float) -> None:
+        """Delivers what came of a step that was committed."""
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            if sequence.id in drawn:
-                self._deliver_tokens(chunk, drawn[sequence.id], now)
+            if sequence.id in outputs:
+                self._deliver_output(sequence, outputs[sequence.id], now)
             elif (
                 sequence.prompt_end is not None and sequence.finish_reason is not None and sequence.id in self._requests
             ):
                 self._num_prompt_tokens += sequence.num_prompt
                 self._requests.pop(sequence.id).finish(sequence.finish_reason, now)
 
-    def _deliver_tokens(self, chunk: Chunk, draws: list[SampledToken], now: float) -> None:
-        """Delivers the tokens of a step, one by one until one ends the request. The first is committed already."""
-        sequence = chunk.sequence
+    def _deliver_output(self, sequence: Sequence, output: StepOutput, now: float) -> None:
         request_state = self._requests[sequence.id]
-        if len(sequence.tokens) == sequence.num_prompt + 1:
+        if len(sequence.tokens) == sequence.num_prompt + len(output.tokens):
             self._num_prompt_tokens += sequence.num_prompt
-        news = []
-        for place, draw in enumerate(draws):
-            if place > 0:
-                self._scheduler.advance(sequence, draw.token)
-            self._num_completion_tokens += 1
-            delta, reason = request_state.on_token(draw, now)
-            news.append(delta)
-            if reason is not None:
-                break
-        self._scheduler.settle(chunk)
-        # Together: who has left can notice it only between two pieces.
-        delta = Delta.joined(news)
-        if delta.text or delta.tokens:
-            request_state.stream.put(delta)
-        if reason is not None:
+        self._num_completion_tokens += len(output.tokens)
+        if output.delta.text or output.delta.tokens:
+            request_state.stream.put(output.delta)
+        if output.reason is not None:
             # Blocks are free before the caller hears of the end.
             self._scheduler.remove(sequence, retain=True)
             del self._requests[sequence.id]
-            request_state.finish(reason, now)
+            request_state.finish(output.reason, now)
 
     def _report(self, plan: Plan, seconds: float) -> None:
         if logger.isEnabledFor(logging.DEBUG):

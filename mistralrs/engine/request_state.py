@@ -6,7 +6,8 @@ Knows no scheduler and no model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mistralrs.engine.config import Request
@@ -32,6 +33,17 @@ if TYPE_CHECKING:
     import torch
 
     from mistralrs.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """The output of one step for one request."""
+
+    tokens: list[int]
+    """To be committed; the last of them may have no text."""
+    delta: Delta
+    reason: FinishReason | None
+    """Why the stream ends here; None: it goes on."""
 
 
 class RequestState:
@@ -63,7 +75,7 @@ class RequestState:
 
     @property
     def wants_prompt_outputs(self) -> bool:
-        """``observe`` is to be called for each chunk of its prompt."""
+        """``on_prompt_logits`` is to be called for each chunk of its prompt."""
         return self._scores is not None or self._pool is not None
 
     def on_prompt_logits(
@@ -98,15 +110,33 @@ class RequestState:
         too_early = len(tokens) - self.sequence.num_prompt < sampling.min_tokens
         return SamplingInput(sampling, tokens, banned=self._ends if too_early else (), dry=self._dry)
 
-    def on_token(self, draw: SampledToken, now: float) -> tuple[Delta, FinishReason | None]:
-        """The news of a token that the scheduler has committed, and why the stream ends with it, if it does."""
+    def on_tokens(self, draws: Iterable[SampledToken], now: float) -> StepOutput:
+        """The output of a step from the tokens that were drawn in it, up to one that ends the stream. The scheduler
+        has not committed them yet."""
+        known = len(self.sequence.tokens)
+        tokens: list[int] = []
+        deltas: list[Delta] = []
+        reason: FinishReason | None = None
+        for draw in draws:
+            tokens.append(draw.token)
+            delta, reason = self._on_token(draw, known + len(tokens), now)
+            deltas.append(delta)
+            if reason is not None:
+                break
+        # Joined: a reader that has left can notice it only between two events.
+        return StepOutput(tokens, Delta.joined(deltas), reason)
+
+    def _on_token(self, draw: SampledToken, num_tokens: int, now: float) -> tuple[Delta, FinishReason | None]:
+        """The addition of a token, the last of ``num_tokens``, and why the stream ends with it, if it does."""
         if self._first_token is None:
             self._first_token = now
         self._last_token = now
-        if self.sequence.finish_reason == "stop":  # an end-of-sequence token has no text
-            return self._delta(self._text.finish(draw.token), now), "stop"
+        reason: FinishReason | None = self.sequence.reason_after(draw.token, num_tokens)
+        if reason == "stop":  # an end-of-sequence token has no text
+            return self._delta(self._text.finish(draw.token), now), reason
         text = self._text.push(draw.token)
-        reason: FinishReason | None = "stop" if self._text.stopped else self.sequence.finish_reason
+        if self._text.stopped:
+            reason = "stop"
         if reason is not None:
             text += self._text.finish()
         return self._delta(text, now, draw), reason

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Sequence as Row
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -87,7 +88,7 @@ class Scheduler:
             self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence, *, retain: bool) -> None:
-        """Ends a sequence from outside and frees its blocks; ``keep`` leaves them for reuse. Idempotent."""
+        """Ends a sequence from outside and frees its blocks; ``retain`` leaves them for reuse. Idempotent."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         elif sequence.state is State.RUNNING:
@@ -121,50 +122,52 @@ class Scheduler:
             self._add_drafts(chunks)
         return Plan(chunks)
 
-    def commit(self, plan: Plan, sampled: Mapping[int, int]) -> None:
-        """Records a step that was computed: ``sampled`` maps sequence ids to the tokens drawn after the known ones.
+    def commit(self, plan: Plan, sampled_tokens: Mapping[int, Row[int]]) -> None:
+        """Records a step that was computed, and how many of its draft tokens were accepted.
 
-        Sequences that were removed since the plan was made are passed over. Of guesses nothing is recorded yet.
+        ``sampled_tokens`` maps ids of sequences to the tokens of the step, in their order: one after the known tokens,
+        and one after each accepted draft token. Those behind a token that ends the sequence are dropped. Sequences
+        that were removed since the plan was made are left out.
         """
         for chunk in plan.chunks:
             sequence = chunk.sequence
             if sequence.state is not State.RUNNING:
                 continue
-            sequence.num_computed += chunk.num_committed
-            sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
-            self.blocks.commit(sequence)
+            self._commit_computed(sequence, chunk.num_committed)
             if chunk.samples:
-                self._append(sequence, sampled[sequence.id])
+                self._commit_sampled(chunk, sampled_tokens[sequence.id])
             elif sequence.prompt_end is not None and sequence.num_remaining == 0:
                 self._finish(sequence, sequence.prompt_end)
-
-    def advance(self, sequence: Sequence, token: int) -> None:
-        """Records that the last known token is what the step had guessed, and that ``token`` was drawn after it."""
-        sequence.num_computed += 1
-        self.blocks.commit(sequence)
-        self._append(sequence, token)
-
-    def settle(self, chunk: Chunk) -> None:
-        """Counts how much was right of what was guessed, once all that came of a step of a sequence is recorded."""
-        if chunk.draft_tokens:
-            drafted, accepted = (
-                len(chunk.draft_tokens),
-                chunk.sequence.num_computed - (chunk.start + chunk.num_committed),
-            )
-            chunk.sequence.ngram_proposer.record_acceptance(drafted, accepted, known=len(chunk.sequence.tokens))
-            self.num_drafted += drafted
-            self.num_accepted += accepted
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless every block is in one place and held as often as running sequences have it."""
         self.blocks.check_integrity(self.running)
 
+    def _commit_computed(self, sequence: Sequence, count: int) -> None:
+        sequence.num_computed += count
+        sequence.num_scored = max(sequence.num_scored, sequence.num_computed)
+        self.blocks.commit(sequence)
+
+    def _commit_sampled(self, chunk: Chunk, tokens: Row[int]) -> None:
+        sequence, accepted = chunk.sequence, 0
+        self._append(sequence, tokens[0])
+        for token in tokens[1:]:
+            if sequence.state is not State.RUNNING:
+                break
+            self._commit_computed(sequence, 1)  # the last known token is the draft token that was accepted
+            self._append(sequence, token)
+            accepted += 1
+        if chunk.draft_tokens:
+            drafted = len(chunk.draft_tokens)
+            sequence.ngram_proposer.record_acceptance(drafted, accepted, known=len(sequence.tokens))
+            self.num_drafted += drafted
+            self.num_accepted += accepted
+
     def _append(self, sequence: Sequence, token: int) -> None:
         sequence.tokens.append(token)
-        if token in sequence.end_ids:
-            self._finish(sequence, "stop")
-        elif len(sequence.tokens) >= sequence.max_len:
-            self._finish(sequence, "length")
+        reason = sequence.reason_after(token, len(sequence.tokens))
+        if reason is not None:
+            self._finish(sequence, reason)
         elif self._config.no_kv_cache:
             self.blocks.rewind(sequence)
 

@@ -96,6 +96,12 @@ class Sequence:
         """Places of the prompt whose logits are still wanted."""
         return max(self.num_prompt - 1 - self.num_scored, 0) if self.scores_prompt else 0
 
+    def reason_after(self, token: int, num_tokens: int) -> Literal["stop", "length"] | None:
+        """Why it ends with ``token`` as its last of ``num_tokens`` tokens; None: it goes on."""
+        if token in self.end_ids:
+            return "stop"
+        return "length" if num_tokens >= self.max_len else None
+
     def block_hashes(self, count: int, block_size: int) -> list[bytes]:
         """Digests of the first ``count`` blocks, all of which must be full of known tokens."""
         chain = self._block_hashes

@@ -126,7 +126,7 @@ class Drill:
             assert len(chunk.draft_tokens) <= self.config.max_draft
             assert len(chunk.sequence.tokens) + len(chunk.draft_tokens) < chunk.sequence.max_len
 
-    def compute(self, plan: Plan) -> dict[int, int]:
+    def compute(self, plan: Plan) -> dict[int, list[int]]:
         batch = Batch.from_plan(plan, block_size=self.config.block_size)
         groups = zip(self.config.kv_groups, self.memory, batch.slot_mapping, batch.block_tables, strict=True)
         for group, memory, slots, tables in groups:
@@ -134,10 +134,17 @@ class Drill:
             memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
             for chunk, table in zip(plan.chunks, tables, strict=True):
                 self.look_back(chunk, table, group.window, memory)
-        return {chunk.sequence.id: self.draw(chunk.sequence) for chunk in plan.chunks if chunk.samples}
+        return {chunk.sequence.id: self.draw(chunk) for chunk in plan.chunks if chunk.samples}
 
-    def draw(self, sequence: Sequence) -> int:
-        return next_token(sequence.tokens, habit=self.habit)
+    def draw(self, chunk: Chunk) -> list[int]:
+        """The tokens of a step: one after the known tokens, and one after each draft token that is right."""
+        known = list(chunk.sequence.tokens)
+        drawn = [next_token(known, habit=self.habit)]
+        for guess in chunk.draft_tokens:
+            if drawn[-1] != guess:
+                break
+            drawn.append(next_token([*known, *drawn], habit=self.habit))
+        return drawn
 
     def look_back(self, chunk: Chunk, table: list[int], window: int, memory: dict[int, tuple[int, int]]) -> None:
         """All that the tokens of a chunk see must lie where the table says."""
@@ -149,19 +156,7 @@ class Drill:
         plan = self.plan(prefill_limit)
         self.scheduler.commit(plan, self.compute(plan))
         self.scheduler.check_integrity()
-        for chunk in plan.chunks:
-            self.advance(chunk)
         return plan
-
-    def advance(self, chunk: Chunk) -> None:
-        """Records what came as it was guessed."""
-        sequence = chunk.sequence
-        for guess in chunk.draft_tokens:
-            if sequence.state is not State.RUNNING or sequence.tokens[-1] != guess:
-                break
-            self.scheduler.advance(sequence, self.draw(sequence))
-            self.scheduler.check_integrity()
-        self.scheduler.settle(chunk)
 
     def run(self) -> int:
         steps = 0
@@ -470,6 +465,23 @@ def test_removed_sequences_are_passed_over_by_commit() -> None:
     drill.scheduler.check_integrity()
     assert (len(gone.tokens), len(stays.tokens)) == (9, 11)
     drill.run()
+
+
+def test_tokens_behind_an_end_are_dropped_by_commit() -> None:
+    """A draft may hold a token that ends the sequence, where the prompt holds it."""
+    drill = Drill(config(max_draft=4, max_prompt_logits=8))
+    prompt = [5, 6, 7, 8, 9, 5, 6]
+    sequence = Sequence(0, list(prompt), SamplingParams(), 40, end_ids=frozenset({8}))
+    drill.scheduler.add(sequence)
+    drill.scheduler.commit(drill.plan(), {0: [7]})
+    plan = drill.plan()
+    [chunk] = plan.chunks
+    assert chunk.draft_tokens[:2] == (8, 9)
+    drill.scheduler.commit(plan, {0: [8, 9, 5]})
+    assert (sequence.tokens, sequence.finish_reason) == ([*prompt, 7, 8], "stop")
+    assert (drill.scheduler.num_drafted, drill.scheduler.num_accepted) == (len(chunk.draft_tokens), 0)
+    drill.scheduler.check_integrity()
+    assert drill.scheduler.blocks.num_free == drill.num_blocks
 
 
 def test_old_sequences_are_forgotten() -> None:
