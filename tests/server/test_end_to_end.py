@@ -126,7 +126,7 @@ def serving(model: Path, *, request_timeout: float = 600) -> Iterator[tuple[subp
 def engine_of(process: subprocess.Popen[str]) -> int:
     """The engine's process; the server has others, for templates."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    [engine] = [child for child in children if b"engine_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    [engine] = [child for child in children if b"engine_server" in Path(f"/proc/{child}/cmdline").read_bytes()]
     return int(engine)
 
 
