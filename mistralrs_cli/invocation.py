@@ -326,6 +326,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         no_kv_cache=values.no_kv_cache,
         max_draft=max_draft,
         kv_memory=values.kv_memory,
+        max_model_len=values.max_model_len,
         kv_dir=values.kv_dir,
         kv_dir_bytes=values.kv_dir_size,
         chat_template=values.chat_template or (template_of(choice) if choice else None),

@@ -72,6 +72,8 @@ class LoadOptions:
     """A folder in which KV outlives the process; None: it does not."""
     kv_dir_bytes: int = DEFAULTS.kv_dir_size
     """What that folder may hold."""
+    max_model_len: int | None = DEFAULTS.max_model_len
+    """Tokens of context at most; None: those that the model was made for."""
     no_kv_cache: bool = DEFAULTS.no_kv_cache
     max_draft: int | None = DEFAULTS.max_draft
     """Tokens guessed ahead for one sequence, at most; 0: none; None: some, where they cannot change an answer."""
@@ -142,6 +144,7 @@ class LocalModel(ProcessBound):
             isq=options.isq,
             gqa=source.gqa,
             kv_memory=options.kv_memory,
+            max_model_len=options.max_model_len,
             keeps_kv=_keeps_kv(options),
         )
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)

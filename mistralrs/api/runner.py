@@ -50,7 +50,7 @@ Chunk = TypeVar("Chunk", bound=BaseModel)
 
 FORMATTER = PythonErrorFormatter()
 _CHECKED = (
-    *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "precision", "dtype"),
+    *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "max_model_len", "precision", "dtype"),
     *("no_kv_cache", "token_source"),
 )
 """Options of loading that ``_check`` looks at, in its order; ``declarations`` says what they may be."""
@@ -79,6 +79,7 @@ class Runner(ProcessBound):
         kv_memory: int | None = DEFAULTS.kv_memory,
         kv_dir: str | os.PathLike[str] | None = None,
         max_draft: int | None = DEFAULTS.max_draft,
+        max_model_len: int | None = DEFAULTS.max_model_len,
     ) -> None:
         """Loads the model, and fetches it first if it is not here. ``LoadOptions`` tells of the options;
         ``in_situ_quant`` is the type that safetensors are quantized to while they are loaded.
@@ -98,6 +99,7 @@ class Runner(ProcessBound):
             kv_dir=None if kv_dir is None else Path(kv_dir),
             no_kv_cache=no_kv_cache,
             max_draft=max_draft,
+            max_model_len=max_model_len,
             chat_template=template_of(choice) if chat_template is None else os.fspath(chat_template),
             tokenizer_json=choice.tokenizer_json,
             tok_model_id=choice.tok_model_id,

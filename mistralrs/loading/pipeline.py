@@ -80,6 +80,8 @@ class LoadPlan:
     """Query heads that share a KV head, which a GGML file does not say."""
     kv_memory: int | None = None
     """Bytes of the KV cache at most; None: half of what the weights leave."""
+    max_model_len: int | None = None
+    """Tokens of context at most; None: those that the model was made for."""
     keeps_kv: bool = False
     """Whether KV outlives the process, so that the model needs a fingerprint: its files are hashed."""
 
@@ -161,7 +163,7 @@ def _load_described(
     plan: LoadPlan,
     progress: Progress | None,
 ) -> Model:
-    spec = read_spec(file.path, form, GgufMetadata(file))
+    spec = _spec_for(file.path, form, GgufMetadata(file), plan)
     tokenizer, template = _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
     placed = _place(file, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
@@ -222,7 +224,7 @@ def load_folder(
     with SafetensorsFile.open(path) as file:
         config = read_text_config(file, folder / "config.json")
         found, form = hugging_face_mapping(path, config, architecture)
-        spec = read_spec(path, form, HfMetadata(file, folder / "config.json", config))
+        spec = _spec_for(path, form, HfMetadata(file, folder / "config.json", config), plan)
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
         check_vocabulary(path, tokenizer, spec)
         placed = _place(file, form, spec, backend, plan, progress)
@@ -294,6 +296,18 @@ def read_spec(path: Path, form: WeightsMapping, facts: ModelMetadata) -> Decoder
     """The decoder that the facts describe."""
     with naming(path):
         return form.spec(facts)
+
+
+def _spec_for(path: Path, form: WeightsMapping, facts: ModelMetadata, plan: LoadPlan) -> DecoderSpec:
+    """The decoder for the context that the plan asks for."""
+    given = read_spec(path, form, facts)
+    spec, long, wanted = given.for_context(plan.max_model_len), given.long_context, plan.max_model_len
+    if wanted is not None and wanted > spec.max_position:
+        logger.warning("the context ends at %d tokens: the model was made for no more", spec.max_position)
+    elif wanted is None and long is not None:
+        reason = "the context ends at %d tokens: --max-model-len takes the model's long factors for up to %d"
+        logger.warning(reason, spec.max_position, long.max_position)
+    return spec
 
 
 def _text(

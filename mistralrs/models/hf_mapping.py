@@ -220,15 +220,26 @@ def long_rope_limit(facts: ModelMetadata, settings: dict[str, Any]) -> int:
     return int(limit)
 
 
+def factors(settings: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    """A list of divisors of frequencies; empty: there is none of that name. Raises ``LoadError``."""
+    given = settings.get(name)
+    if given is None:
+        return ()
+    if not isinstance(given, list):
+        raise LoadError(f"config.json: longrope without a list {name}")
+    return tuple(number(value, name) for value in given)
+
+
 def _long_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: float) -> Rope:
-    """Phi-3's scaling with its short factors: the context is limited to the length that they were made for."""
-    short = settings.get("short_factor")
-    if not isinstance(short, list):
+    """Phi-3's scaling with its short factors."""
+    if not isinstance(settings.get("short_factor"), list):
         raise LoadError("config.json: longrope without a list short_factor")
+    if settings.get("long_factor") is not None:
+        long = Rope(dim=dim, base=base, factors=factors(settings, "long_factor"))
+        checked_rope(long, dim)
     original = long_rope_limit(facts, settings)
     ratio = facts.require("max_position_embeddings", int) / original
     scale = settings.get("attention_factor")
     if scale is None:
         scale = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
-    factors = tuple(number(value, "short_factor") for value in short)
-    return Rope(dim=dim, base=base, factors=factors, scale=number(scale, "attention_factor"))
+    return Rope(dim=dim, base=base, factors=factors(settings, "short_factor"), scale=number(scale, "attention_factor"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 from mistralrs.errors import LoadError
@@ -16,9 +15,7 @@ from mistralrs.models.architecture import (
     WeightsMapping,
     layer_count,
 )
-from mistralrs.models.spec import DecoderSpec, LayerSpec
-
-logger = logging.getLogger(__name__)
+from mistralrs.models.spec import DecoderSpec, LayerSpec, LongContext
 
 _LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
@@ -71,32 +68,36 @@ def _phi2_gguf_tensors(spec: DecoderSpec) -> TensorRefs:
 def _phi3_hf(facts: ModelMetadata) -> DecoderSpec:
     settings = hf_mapping.rope_settings(facts)
     window = facts.get("sliding_window", int, default=None) or 0
-    limit = facts.require("max_position_embeddings", int)
+    limit, long = facts.require("max_position_embeddings", int), None
     if settings.get("rope_type", settings.get("type")) in hf_mapping.LONG_ROPES:
-        limit = _short(limit, hf_mapping.long_rope_limit(facts, settings))
+        made_for = hf_mapping.long_rope_limit(facts, settings)
+        long = _long_context(limit, made_for, hf_mapping.factors(settings, "long_factor"))
+        limit = min(limit, made_for)
     layers = (LayerSpec(window=window),) * layer_count(facts, "num_hidden_layers")
-    return hf_mapping.read_spec(facts, layers=layers, max_position=limit)
+    return hf_mapping.read_spec(facts, layers=layers, max_position=limit, long_context=long)
 
 
-def _short(context: int, made_for: int) -> int:
-    """The context of short factors, which were ``made_for`` so many tokens."""
-    if context > made_for:
-        logger.warning(
-            "the context ends at %d tokens: Phi-3's factors for up to %d are not used yet", made_for, context
-        )
-    return min(context, made_for)
+def _long_context(context: int, made_for: int, factors: tuple[float, ...]) -> LongContext | None:
+    """The context beyond that of the short factors, which were ``made_for`` so many tokens."""
+    return LongContext(context, factors) if factors and context > made_for else None
 
 
 def _phi3_gguf(facts: ModelMetadata) -> DecoderSpec:
-    """The short factors serve the length that they were made for; the context is limited to it."""
+    """The context is that of the short factors; beyond it there are the long ones."""
     window = facts.get("phi3.attention.sliding_window", int, default=0)
     layers = (LayerSpec(window=window),) * layer_count(facts, "phi3.block_count")
     spec = gguf_mapping.read_spec(facts, "phi3", layers=layers, attention={"ropes": ()})
     factors = facts.vector(_SHORT_FACTORS)
     limit = facts.get("phi3.rope.scaling.original_context_length", int, default=spec.max_position)
     rope = gguf_mapping.read_rope(facts, "phi3", spec.attention.head_dim, factors=factors)
-    limit = _short(spec.max_position, limit) if factors else spec.max_position
-    return replace(spec, attention=replace(spec.attention, ropes=(rope,)), max_position=limit)
+    attention = replace(spec.attention, ropes=(rope,))
+    if not factors:
+        return replace(spec, attention=attention)
+    others = tuple(facts.vector(_LONG_FACTORS))
+    if others:
+        gguf_mapping.checked_rope(replace(rope, factors=others), attention.head_dim)
+    long = _long_context(spec.max_position, limit, others)
+    return replace(spec, attention=attention, max_position=min(spec.max_position, limit), long_context=long)
 
 
 def _phi3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:

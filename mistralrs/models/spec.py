@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mistralrs.nn.rope import Rope
@@ -77,6 +77,14 @@ class MoeSpec:
     """Whether the weights of a token's experts are divided by their sum (``norm_topk_prob``)."""
 
 
+@dataclass(frozen=True, slots=True)
+class LongContext:
+    """A longer context than ``max_position``, for which the first rotary embedding divides by other factors."""
+
+    max_position: int
+    factors: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """Everything that ``build_decoder`` needs to know of a model."""
@@ -88,6 +96,7 @@ class DecoderSpec:
     vocab_size: int
     max_position: int
     """Tokens that the model was made for."""
+    long_context: LongContext | None = None
     attention: AttentionSpec
     norm: NormSpec
     moe: MoeSpec | None = None
@@ -104,6 +113,20 @@ class DecoderSpec:
     logits_multiplier: float = 1.0
     logits_softcap: float = 0.0
     """Logits become softcap * tanh(logit / softcap) after they are multiplied; 0: they do not."""
+
+    def for_context(self, length: int | None) -> DecoderSpec:
+        """The spec for a context of ``length`` tokens at most; None: of ``max_position``.
+
+        A length beyond ``max_position`` takes the factors of ``long_context``, also for the positions before.
+        """
+        long = self.long_context
+        if length is None or (length > self.max_position and long is None):
+            return self
+        if long is None or length <= self.max_position:
+            return replace(self, max_position=length)
+        first, *others = self.attention.ropes
+        attention = replace(self.attention, ropes=(replace(first, factors=long.factors), *others))
+        return replace(self, max_position=min(length, long.max_position), attention=attention)
 
     @property
     def windows(self) -> tuple[int, ...]:

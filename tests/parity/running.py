@@ -32,9 +32,16 @@ class Running:
         threads: int = 2,
         isq: str | None = None,
         gqa: int = 1,
+        max_model_len: int | None = None,
     ) -> Running:
         backend = resolve("cpu", threads=threads, isa=isa).backend
-        model = load(path, backend, LoadPlan(max_seqs=8, max_batch_tokens=512, precision=precision, isq=isq, gqa=gqa))
+        model = load(
+            path,
+            backend,
+            LoadPlan(
+                max_seqs=8, max_batch_tokens=512, precision=precision, isq=isq, gqa=gqa, max_model_len=max_model_len
+            ),
+        )
         return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size))
 
     def whole(self, tokens: Sequence[int]) -> torch.Tensor:

@@ -279,9 +279,22 @@ def test_a_long_context_ends_where_its_short_factors_do(
     for path in (folders(name), write_gguf(tmp_path / "tiny.gguf", folders(name))):
         caplog.clear()
         model = f32(path).model
-        assert "the context ends at 256 tokens: Phi-3's factors for up to 512 are not used yet" in caplog.text
+        assert "the context ends at 256 tokens: --max-model-len takes the model's long factors for" in caplog.text
         assert model.max_model_len == 256
         assert model.limits.max_blocks * BLOCK_SIZE == 256
+
+
+@pytest.mark.parametrize("isa", BACKENDS)
+def test_a_longer_context_takes_the_long_factors(isa: str | None, folders: Folders, tmp_path: Path) -> None:
+    """Past 256 tokens, where `transformers` takes them for the whole prompt."""
+    tokens = random_tokens(TOKENIZER_SIZE, 300, seed=3)
+    expected = expected_logits(folders("phi3-long"), tokens)
+    for path in (folders("phi3-long"), write_gguf(tmp_path / "tiny.gguf", folders("phi3-long"))):
+        running = Running.load(path, precision="f32", isa=isa, threads=1, max_model_len=400)
+        assert running.model.max_model_len == 400
+        assert_close(running.whole(tokens), expected, tolerance=FLOAT_LOGITS)
+    assert Running.load(path, isa=isa, threads=1, max_model_len=100).model.max_model_len == 100
+    assert Running.load(path, isa=isa, threads=1, max_model_len=1000).model.max_model_len == 512
 
 
 def test_fused_rows_must_all_belong_to_a_part(folders: Folders, tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ class Options(AnswerOptions):
         shown_default="half of what the weights leave",
         help="Memory of the KV cache at most, such as 512M or 4G.",
     )
+    max_model_len: int | None = option(
+        None,
+        "--max-model-len",
+        metavar="N",
+        least=1,
+        modes=RUN,
+        shown_default="what the model was made for",
+        help="Tokens of context at most; more than Phi-3's short factors are made for takes its long ones.",
+    )
     kv_dir: Path | None = option(
         None,
         "--kv-dir",
