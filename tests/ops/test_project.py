@@ -10,6 +10,7 @@ from random import Random
 import pytest
 import torch
 
+from mistralrs.ops.arena import Arena, buffers_bytes
 from mistralrs.ops.backend import Activation, Epilogue
 from mistralrs.ops.reference_backend import round_to_int8
 from mistralrs.ops.weight import Matrix
@@ -20,11 +21,13 @@ from tests.ops.harness import (
     Normalization,
     Projection,
     decoded,
+    filled,
     for_every_isa,
     native,
     normed,
     random_matrix,
     random_values,
+    step_args,
     twin,
 )
 from tests.tolerances import ACTIVATION, NEAR_TIE, NORM, PRODUCT
@@ -327,3 +330,19 @@ def test_values_that_are_no_numbers_stay_in_their_token(isa: str, name: str, out
         [alone] = case.only(token).run(native(isa))
         if token not in broken:
             assert torch.equal(out[token], alone[0])
+
+
+@for_every_isa
+def test_a_program_stops_when_it_is_cancelled(isa: str) -> None:
+    matrix, x = random_matrix("F32", rows=33, columns=64, seed=1), random_values(2, 64, seed=2)
+    for backend in (native(isa), twin()):
+        arena = Arena(buffers_bytes((2, 33), (2, 64)))
+        out = filled(arena, torch.zeros(2, 33))
+        args = step_args(tokens=2)
+        program = backend.program([backend.project([backend.place(matrix)], filled(arena, x), [out])], args)
+        args.cancel_flag.value = 1
+        program()
+        assert not out.tensor.any()
+        args.cancel_flag.value = 0
+        program()
+        assert out.tensor.any()
