@@ -1,6 +1,6 @@
 // The kernels of one instruction set. CMake compiles this file once for each, with its own flags and MRS_ISA; everything
 // stands in that namespace, so that no inline function of one set can be linked into another.
-#include "kernels.h"
+#include "mrs.h"
 
 #include <cmath>
 #include <cstring>

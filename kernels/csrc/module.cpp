@@ -1,10 +1,12 @@
 // Exports: versions, choice of instruction set, packing, and running ops. Compiled for the oldest processor; uses no
 // instruction that the tables do not guard.
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
+#include <type_traits>
 
-#include "kernels.h"
 #include "layout.h"
+#include "mrs.h"
 #include "pool.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -24,11 +26,38 @@ namespace avx512vnni { extern const mrs_table table; }
 
 EXPORT int mrs_abi_version() { return MRS_ABI_VERSION; }
 
-// Sizes of the structs in mrs.h, so that the caller can check its mirror of them.
-EXPORT int64_t mrs_struct_bytes(int which) {
-  const int64_t bytes[] = {sizeof(mrs_step), sizeof(mrs_weight), sizeof(mrs_project), sizeof(mrs_embed),
-                           sizeof(mrs_attend), sizeof(mrs_add_norm), sizeof(mrs_moe), sizeof(mrs_table)};
-  return which >= 0 && which < 8 ? bytes[which] : -1;
+namespace {
+
+template <class T> constexpr int32_t kind_of() {
+  using Item = std::remove_all_extents_t<T>;
+  if (std::is_pointer_v<Item>) return 'P';
+  if (std::is_same_v<Item, int32_t>) return 'i';
+  if (std::is_same_v<Item, int64_t>) return 'l';
+  if (std::is_same_v<Item, float>) return 'f';
+  return 's';
+}
+
+template <class Struct> struct Fields;
+#define STRUCT(name) template <> struct Fields<name> { using Struct = name; static constexpr mrs_field list[] = {
+#define FIELD(type, name) {#name, offsetof(Struct, name), sizeof(Struct::name), kind_of<decltype(Struct::name)>()},
+#define ARRAY(type, name, count) FIELD(type, name)
+#define END(name) }; };
+#include "structs.def"
+
+constexpr mrs_struct kStructs[] = {
+#define STRUCT(name) {#name, Fields<name>::list, sizeof(Fields<name>::list) / sizeof(mrs_field), sizeof(name)},
+#define FIELD(type, name)
+#define ARRAY(type, name, count)
+#define END(name)
+#include "structs.def"
+};
+
+}  // namespace
+
+// The structs' fields, so that the caller can compare its mirror of them. `count` is set to the number of structs.
+EXPORT const mrs_struct *mrs_structs(int32_t *count) {
+  *count = sizeof(kStructs) / sizeof(mrs_struct);
+  return kStructs;
 }
 
 // Tables from the best to the plainest; null where this processor or build lacks it.

@@ -1,4 +1,6 @@
-"""The CPU kernels: loads the shared library and mirrors the structs of ``csrc/mrs.h``.
+"""The CPU kernels: loads the shared library and mirrors the structs of ``csrc/structs.def``.
+
+The library lists its structs' fields. ``load`` compares the mirror with that list and refuses what differs by name.
 
 Everything here is addresses and integers; no torch and no numpy, so that weights can be packed while those are
 imported.
@@ -10,11 +12,13 @@ import ctypes as c
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Iterable
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -93,7 +97,6 @@ class Embed(c.Structure):
         ("x", c.c_void_p),
         ("rotary", Rotary * 2),
         ("scale", c.c_float),
-        ("padding", c.c_int32),
     ]
 
 
@@ -172,6 +175,38 @@ class Table(c.Structure):
     ]
 
 
+class FieldInfo(c.Structure):
+    """``mrs_field``: a field as the library was compiled; ``kind`` is that of ``_kind``."""
+
+    _fields_ = [("name", c.c_char_p), ("offset", c.c_int32), ("bytes", c.c_int32), ("kind", c.c_int32)]
+
+
+class StructInfo(c.Structure):
+    """``mrs_struct``: a struct as the library was compiled."""
+
+    _fields_ = [
+        ("name", c.c_char_p),
+        ("fields", c.POINTER(FieldInfo)),
+        ("num_fields", c.c_int32),
+        ("bytes", c.c_int32),
+    ]
+
+
+STRUCTS: dict[str, type[c.Structure]] = {
+    "mrs_step": Step,
+    "mrs_weight": Weight,
+    "mrs_norm": Norm,
+    "mrs_project": Project,
+    "mrs_rotary": Rotary,
+    "mrs_embed": Embed,
+    "mrs_add_norm": AddNorm,
+    "mrs_attend": Attend,
+    "mrs_moe": Moe,
+    "mrs_table": Table,
+}
+"""The mirror: the library's structs by their names there."""
+
+
 class KernelError(Exception):
     """The compiled kernels cannot be used; the message says why."""
 
@@ -221,15 +256,54 @@ def load() -> c.CDLL:
     if version != ABI_VERSION:
         raise KernelError(f"{path} has ABI {version}, this package needs {ABI_VERSION}: build it again")
     _declare(lib)
-    for index, struct in enumerate((Step, Weight, Project, Embed, Attend, AddNorm, Moe, Table)):
-        if lib.mrs_struct_bytes(index) != c.sizeof(struct):
-            raise KernelError(f"{path}: {struct.__name__} has another size here: build it again")
+    count = c.c_int32()
+    structs = lib.mrs_structs(c.byref(count))
+    if difference := mirror_difference(structs[: count.value]):
+        raise KernelError(f"{path}: {difference}: build it again")
     return lib
+
+
+def mirror_difference(structs: Iterable[StructInfo]) -> str | None:
+    """The first difference between the library's ``structs`` and their mirror here, in words; None when they agree."""
+    infos = {info.name.decode(): info for info in structs}
+    for name, mirror in STRUCTS.items():
+        if (info := infos.get(name)) is None:
+            return f"it has no struct {name}"
+        theirs = [(f.name.decode(), f.offset, f.bytes, chr(f.kind)) for f in info.fields[: info.num_fields]]
+        ours = [
+            (key, getattr(mirror, key).offset, getattr(mirror, key).size, _kind(type_)) for key, type_ in _items(mirror)
+        ]
+        for there, here in zip_longest(theirs, ours):
+            if there != here:
+                return f"{name} has {_words(there)} there and {_words(here)} here"
+        if info.bytes != c.sizeof(mirror):
+            return f"{name} has {info.bytes} bytes there and {c.sizeof(mirror)} here"
+    return None
+
+
+def _items(mirror: type[c.Structure]) -> list[tuple[str, Any]]:
+    return [(field[0], field[1]) for field in mirror._fields_]
+
+
+def _kind(type_: Any) -> str:
+    """The library's letter for a field's type; of an array, that of its items."""
+    while issubclass(type_, c.Array):
+        type_ = type_._type_
+    if issubclass(type_, c.Structure):
+        return "s"
+    return {c.c_int32: "i", c.c_int64: "l", c.c_float: "f"}.get(type_, "P")
+
+
+def _words(field: tuple[str, int, int, str] | None) -> str:
+    if field is None:
+        return "no such field"
+    name, offset, size, kind = field
+    return f"{name} ({size} bytes of kind {kind} at {offset})"
 
 
 def _declare(lib: c.CDLL) -> None:
     signatures: dict[str, tuple[Any, list[Any]]] = {
-        "mrs_struct_bytes": (c.c_int64, [c.c_int]),
+        "mrs_structs": (c.POINTER(StructInfo), [c.POINTER(c.c_int32)]),
         "mrs_table_at": (c.POINTER(Table), [c.c_int]),
         "mrs_packed_bytes": (c.c_int64, [c.c_int, c.c_int64, c.c_int64]),
         "mrs_project_scratch": (c.c_int64, [c.c_int64, c.c_int64]),
