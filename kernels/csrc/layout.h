@@ -1,10 +1,10 @@
-// Packed panels: 16 rows x all columns, the bytes of the file transposed so that one 64-byte line holds one dword of
-// each row. Lossless and of the file's size. A block of a panel is a head (scales) and a body (quants); heads that are
-// no multiple of 64 bytes stand together before the bodies, so that every line is aligned.
+// Packed panels: 16 rows x all columns, the bytes of the file transposed so that one cache line of 64 bytes holds one
+// dword of each row. Lossless and of the file's size. A block of a panel has scales and quants; scales that are no
+// multiple of 64 bytes stand together before all quants, so that every cache line of quants is aligned.
 //
-// Lines of a body, for 32-weight blocks: line q holds in its low nibbles k = 4q.., in its high nibbles k = 16 + 4q..
-// (Q8_0, I8: line q holds k = 4q..). Q5_0 and Q5_1 add one line of fifth bits before them: bit g of byte i is that of
-// k = 4g + i. For the K types the lines are the dwords of the file's qs, ql, qh and hmask in their order.
+// Quants of 32-weight blocks: cache line q holds in its low nibbles k = 4q.., in its high nibbles k = 16 + 4q..
+// (Q8_0, I8: cache line q holds k = 4q..). Q5_0 and Q5_1 add a cache line of fifth bits before them: bit g of byte i is
+// that of k = 4g + i. For the K types the cache lines are the dwords of the file's qs, ql, qh and hmask in their order.
 //
 // I8 is no file's type: int8 values with a float32 scale for every 16 columns, which holds every type that is decoded at
 // load without loss. Its unpacked block is two scales and 32 values.
@@ -18,9 +18,9 @@ enum mrs_type {
 };
 
 struct mrs_layout {
-  int32_t block;       // weights in a block of the file
-  int32_t file_bytes;  // its bytes
-  int32_t head, body;  // bytes of 16 of them in a panel
+  int32_t block;           // weights in a block of the file
+  int32_t file_bytes;      // its bytes
+  int32_t scales, quants;  // bytes of 16 of them in a panel
 };
 
 constexpr mrs_layout layout_of(int type) {
@@ -45,14 +45,14 @@ constexpr mrs_layout layout_of(int type) {
 
 // Where the blocks of a panel stand.
 struct panel_view {
-  int64_t head_step, body_start, body_step, bytes;
+  int64_t scales_step, quants_start, quants_step, bytes;
 };
 
 constexpr panel_view view_of(int type, int64_t cols) {
   mrs_layout l = layout_of(type);
   int64_t blocks = cols / l.block;
-  if (l.head % 64 == 0)
-    return {l.head + l.body, l.head, l.head + l.body, (blocks * (l.head + l.body) + 63) / 64 * 64};
-  int64_t heads = (blocks * l.head + 63) / 64 * 64;
-  return {l.head, heads, l.body, heads + blocks * l.body};
+  if (l.scales % 64 == 0)
+    return {l.scales + l.quants, l.scales, l.scales + l.quants, (blocks * (l.scales + l.quants) + 63) / 64 * 64};
+  int64_t scales = (blocks * l.scales + 63) / 64 * 64;
+  return {l.scales, scales, l.quants, scales + blocks * l.quants};
 }

@@ -93,9 +93,9 @@ EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols) {
   return tiles * (groups * (16 * 60 + 1) + 32 * cols + 128) + 4096;
 }
 
-// int32 that a mixture of experts needs to sort its tokens.
+// int32 that a mixture of experts needs to sort its tokens: the parts of Routes in moe.h.
 EXPORT int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used) {
-  return 2 * tokens * used + 2 * (experts + 1) + 2 * (tokens * used + experts);
+  return 4 * tokens * used + 4 * experts + 3;
 }
 
 EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *step, mrs_pool *pool) {
@@ -107,13 +107,9 @@ EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *ste
 
 namespace {
 
-struct Rows {
-  const uint8_t *at[16];  // null: padding
-};
-
 inline void put(uint8_t *line, int row, const uint8_t *dword) { std::memcpy(line + 4 * row, dword, 4); }
 
-// A run of dwords of one row into the same place of successive lines.
+// Puts a run of dwords of one row into the same place of successive cache lines.
 inline void put_lines(uint8_t *lines, int row, const uint8_t *bytes, int count) {
   for (int i = 0; i < count; ++i) put(lines + 64 * i, row, bytes + 4 * i);
 }
@@ -128,76 +124,76 @@ void fifth_bits(uint8_t *line, int row, const uint8_t *qh) {
   put(line, row, out);
 }
 
-void pack_row_block(int type, const uint8_t *src, int row, uint8_t *head, uint8_t *body) {
+void pack_row_block(int type, const uint8_t *src, int row, uint8_t *scales, uint8_t *quants) {
   switch (type) {
-    case MRS_F32: std::memcpy(body + 4 * row, src, 4); break;
+    case MRS_F32: std::memcpy(quants + 4 * row, src, 4); break;
     case MRS_F16:
-    case MRS_BF16: std::memcpy(body + 2 * row, src, 2); break;
+    case MRS_BF16: std::memcpy(quants + 2 * row, src, 2); break;
     case MRS_Q4_0:
-      put_half(head, row, src);
-      put_lines(body, row, src + 2, 4);
+      put_half(scales, row, src);
+      put_lines(quants, row, src + 2, 4);
       break;
     case MRS_Q4_1:
-      put_half(head, row, src);
-      put_half(head + 32, row, src + 2);
-      put_lines(body, row, src + 4, 4);
+      put_half(scales, row, src);
+      put_half(scales + 32, row, src + 2);
+      put_lines(quants, row, src + 4, 4);
       break;
     case MRS_Q5_0:
-      put_half(head, row, src);
-      fifth_bits(body, row, src + 2);
-      put_lines(body + 64, row, src + 6, 4);
+      put_half(scales, row, src);
+      fifth_bits(quants, row, src + 2);
+      put_lines(quants + 64, row, src + 6, 4);
       break;
     case MRS_Q5_1:
-      put_half(head, row, src);
-      put_half(head + 32, row, src + 2);
-      fifth_bits(body, row, src + 4);
-      put_lines(body + 64, row, src + 8, 4);
+      put_half(scales, row, src);
+      put_half(scales + 32, row, src + 2);
+      fifth_bits(quants, row, src + 4);
+      put_lines(quants + 64, row, src + 8, 4);
       break;
     case MRS_Q8_0: {
-      put_half(head, row, src);
+      put_half(scales, row, src);
       uint8_t bytes[32];
       for (int i = 0; i < 32; ++i) bytes[i] = src[2 + i] ^ 0x80;  // unsigned, offset 128
-      put_lines(body, row, bytes, 8);
+      put_lines(quants, row, bytes, 8);
       break;
     }
     case MRS_I8: {
-      put(head, row, src);
-      put(head + 64, row, src + 4);
+      put(scales, row, src);
+      put(scales + 64, row, src + 4);
       uint8_t bytes[32];
       for (int i = 0; i < 32; ++i) bytes[i] = src[8 + i] ^ 0x80;
-      put_lines(body, row, bytes, 8);
+      put_lines(quants, row, bytes, 8);
       break;
     }
     case MRS_Q2_K:
-      put_half(head, row, src + 80);
-      put_half(head + 32, row, src + 82);
-      put_lines(head + 64, row, src, 4);
-      put_lines(body, row, src + 16, 16);
+      put_half(scales, row, src + 80);
+      put_half(scales + 32, row, src + 82);
+      put_lines(scales + 64, row, src, 4);
+      put_lines(quants, row, src + 16, 16);
       break;
     case MRS_Q3_K:
-      put_half(head, row, src + 108);
-      put_lines(head + 32, row, src + 96, 3);
-      put_lines(body, row, src + 32, 16);
-      put_lines(body + 1024, row, src, 8);
+      put_half(scales, row, src + 108);
+      put_lines(scales + 32, row, src + 96, 3);
+      put_lines(quants, row, src + 32, 16);
+      put_lines(quants + 1024, row, src, 8);
       break;
     case MRS_Q4_K:
-      put_half(head, row, src);
-      put_half(head + 32, row, src + 2);
-      put_lines(head + 64, row, src + 4, 3);
-      put_lines(body, row, src + 16, 32);
+      put_half(scales, row, src);
+      put_half(scales + 32, row, src + 2);
+      put_lines(scales + 64, row, src + 4, 3);
+      put_lines(quants, row, src + 16, 32);
       break;
     case MRS_Q5_K:
-      put_half(head, row, src);
-      put_half(head + 32, row, src + 2);
-      put_lines(head + 64, row, src + 4, 3);
-      put_lines(body, row, src + 48, 32);
-      put_lines(body + 2048, row, src + 16, 8);
+      put_half(scales, row, src);
+      put_half(scales + 32, row, src + 2);
+      put_lines(scales + 64, row, src + 4, 3);
+      put_lines(quants, row, src + 48, 32);
+      put_lines(quants + 2048, row, src + 16, 8);
       break;
     case MRS_Q6_K:
-      put_half(head, row, src + 208);
-      for (int j = 0; j < 16; ++j) body[16 * j + row] = src[192 + j];
-      put_lines(body + 256, row, src, 32);
-      put_lines(body + 256 + 2048, row, src + 128, 16);
+      put_half(scales, row, src + 208);
+      for (int j = 0; j < 16; ++j) quants[16 * j + row] = src[192 + j];
+      put_lines(quants + 256, row, src, 32);
+      put_lines(quants + 256 + 2048, row, src + 128, 16);
       break;
   }
 }
@@ -219,8 +215,8 @@ EXPORT int mrs_pack(int type, const uint8_t *src, int64_t row_bytes, int64_t row
     for (int64_t b = 0; b < blocks; ++b) {
       for (int row = 0; row < live; ++row) {
         int64_t from = order ? order[panel * 16 + row] : panel * 16 + row;
-        pack_row_block(type, src + from * row_bytes + b * layout.file_bytes, row, out + b * view.head_step,
-                       out + view.body_start + b * view.body_step);
+        pack_row_block(type, src + from * row_bytes + b * layout.file_bytes, row, out + b * view.scales_step,
+                       out + view.quants_start + b * view.quants_step);
       }
     }
   });

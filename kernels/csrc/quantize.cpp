@@ -1,6 +1,6 @@
 // Quantization: float32 rows to the blocks of a storage type, with the least squared error of the decoded weights that
-// a search of bounded cost finds. Knows the formats and nothing of a matrix's meaning: every weight counts alike.
-// The search itself is quantize.inc; here are the blocks' bytes, the choice of instruction set, and the threads.
+// a search of bounded cost finds. Every weight counts alike, whatever its matrix is for. The search itself is
+// quantize_search.h; here are the blocks' bytes, the choice of instruction set, and the threads.
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -8,48 +8,38 @@
 #include "half.h"
 #include "layout.h"
 #include "pool.h"
+#include "quantize_block.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace {
-
-constexpr int kMaxBlock = 256, kMaxRuns = 16, kMaxLanes = 16, kRounds = 3;
-constexpr float kLargestHalf = 65504.0f, kSmallestHalf = 5.9604644775390625e-8f, kFar = 3.0e38f;
-
-// One block as numbers; d and m are exact halves, q are the stored codes.
-struct Block {
-  float d, m;
-  int8_t scales[kMaxRuns], minima[kMaxRuns];
-  uint8_t q[kMaxBlock];
-};
-
-namespace portable {
+#define MRS_ISA portable
 #define MRS_LANES 4
-#include "quantize.inc"
+#include "quantize_search.h"
+#undef MRS_ISA
 #undef MRS_LANES
-}  // namespace portable
 
 // The same source again for wider vectors.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MRS_WIDE 1
 #pragma GCC push_options
 #pragma GCC target("avx2")
-namespace avx2 {
+#define MRS_ISA avx2
 #define MRS_LANES 8
-#include "quantize.inc"
+#include "quantize_search.h"
+#undef MRS_ISA
 #undef MRS_LANES
-}  // namespace avx2
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
-namespace avx512 {
+#define MRS_ISA avx512
 #define MRS_LANES 16
-#include "quantize.inc"
+#include "quantize_search.h"
+#undef MRS_ISA
 #undef MRS_LANES
-}  // namespace avx512
 #pragma GCC pop_options
 #endif
+
+namespace {
 
 void put_half(uint8_t *bytes, float value) {
   uint16_t half = float_to_half(value);

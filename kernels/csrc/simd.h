@@ -1,6 +1,9 @@
-// Sixteen lanes of int32 or float32, spelled once for each instruction set. Included inside the namespace of the
-// instruction set that is being compiled; only what the kernels use.
+// Sixteen lanes of int32 or float32, spelled once for each instruction set; only what the kernels use.
 #pragma once
+#include "half.h"
+#include "isa.h"
+
+namespace MRS_ISA {
 
 #if MRS_ISA_avx512 || MRS_ISA_avx512vnni
 using Vf = __m512;
@@ -257,3 +260,5 @@ INLINE Vf exp2(Vf x) {
   p = fma(p, r, set_f(1.0f));
   return zero_below(x, low, mul(p, as_float(shl<23>(add(n, set_i(127))))));
 }
+
+}  // namespace MRS_ISA

@@ -97,7 +97,7 @@ class PackedWeight:
 
 
 class PackedKv:
-    """The cache as one span a layer; see ``csrc/attend.inc`` for what a block holds."""
+    """The cache as one span a layer; ``csrc/attention.h`` says what a block holds."""
 
     def __init__(self, shape: KvShape) -> None:
         check_kv(shape)

@@ -1,4 +1,5 @@
-"""Quantization of float32 rows in torch: the twin of the kernels' ``quantize.inc``, slow and with the same search.
+"""Quantization of float32 rows in torch: the reference implementation of the kernels' ``quantize_search.h``, slow and
+with the same search.
 
 Every weight counts alike: the squared error of the decoded weights is what is made small. A line decodes to
 scale * q + offset, a ray to scale * q with q of both signs. First the best line or ray in real numbers is sought for

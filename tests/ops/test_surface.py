@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -98,4 +99,27 @@ def test_the_surface_is_c11() -> None:
     source = '#include "mrs.h"\nint main(void) { return sizeof(mrs_table) == 0; }\n'
     flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", f"-I{SOURCES}", "-xc", "-"]
     done = subprocess.run([compiler("CC", "cc"), *flags], input=source, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
+ISA_FLAGS = {
+    "portable": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": AVX512,
+    "avx512vnni": f"{AVX512} -mavx512vnni",
+}
+"""As in CMakeLists.txt."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", cpu.ISAS)
+def test_every_header_compiles_by_itself(isa: str) -> None:
+    if isa != "portable" and platform.machine() != "x86_64":
+        pytest.skip(f"{isa} is x86-64's")
+    headers = sorted(str(path) for path in SOURCES.glob("*.h"))
+    assert len(headers) > 10
+    defines = [f"-DMRS_ISA={isa}", f"-DMRS_ISA_{isa}=1", "-DMRS_LANES=8"]
+    command = [compiler("CXX", "c++"), "-std=c++17", "-fsyntax-only", "-w", *defines, *ISA_FLAGS[isa].split(), "-xc++"]
+    done = subprocess.run([*command, *headers], text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,10 @@
 // Rows of a packed matrix as float32, exactly as the file's definition decodes them, and the step's rotary table.
+#pragma once
+#include "formats.h"
+#include "mrs.h"
+#include "pool.h"
+
+namespace MRS_ISA {
 
 struct UnpackRow {
   const uint8_t *panel;
@@ -6,15 +12,15 @@ struct UnpackRow {
   int lane;
   float *out;
 
-  template <class F, int J> void group(const uint8_t *body, int n, const Scales &s, float *to) {
-    Vi line[8];
-    F::template lines<J>(body, n, line);
+  template <class F, int J> void group(const uint8_t *quants, int n, const Scales &s, float *to) {
+    Vi w[8];
+    F::template unpack_quants<J>(quants, n, w);
     constexpr int offset = F::OFFSET_LOG2 ? 1 << F::OFFSET_LOG2 : 0;
     for (int l = 0; l < 8; ++l) {
       alignas(64) uint8_t bytes[64];
       alignas(64) float d[16], m[16];
       int sub = (n * F::INNER + J) * (32 / F::SUB) + (F::SUB == 16 && l >= 4);
-      store_i(bytes, line[l]);
+      store_i(bytes, w[l]);
       store_f(d, s.d[sub]);
       store_f(m, F::MINS ? s.m[sub] : zero_f());
       for (int i = 0; i < 4; ++i) to[4 * l + i] = d[lane] * float(bytes[4 * lane + i] - offset) + m[lane];
@@ -25,14 +31,14 @@ struct UnpackRow {
     const panel_view view = view_of(F::type, cols);
     const int block = layout_of(F::type).block;
     for (int64_t b = 0; b < cols / block; ++b) {
-      const uint8_t *head = panel + b * view.head_step, *body = panel + view.body_start + b * view.body_step;
+      const uint8_t *scales = panel + b * view.scales_step, *quants = panel + view.quants_start + b * view.quants_step;
       Scales s;
-      F::scales(head, body, s);
+      F::unpack_scales(scales, quants, s);
       float *to = out + b * block;
       for (int n = 0; n < F::OUTER; ++n, to += 32 * F::INNER) {
-        group<F, 0>(body, n, s, to);
-        if constexpr (F::INNER > 1) group<F, 1>(body, n, s, to + 32);
-        if constexpr (F::INNER > 2) group<F, 2>(body, n, s, to + 64), group<F, 3>(body, n, s, to + 96);
+        group<F, 0>(quants, n, s, to);
+        if constexpr (F::INNER > 1) group<F, 1>(quants, n, s, to + 32);
+        if constexpr (F::INNER > 2) group<F, 2>(quants, n, s, to + 64), group<F, 3>(quants, n, s, to + 96);
       }
     }
   }
@@ -40,14 +46,15 @@ struct UnpackRow {
   template <int TYPE> void run_float() {
     for (int64_t k = 0; k < cols; ++k) {
       alignas(64) float values[16];
-      store_f(values, load_weight<TYPE>(panel + k * layout_of(TYPE).body));
+      store_f(values, load_weight<TYPE>(panel + k * layout_of(TYPE).quants));
       out[k] = values[lane];
     }
   }
 };
 
-void unpack_row(const mrs_weight *w, int64_t row, float *out) {
-  visit_type(w->type, UnpackRow{w->data + row / 16 * view_of(w->type, w->cols).bytes, w->cols, int(row % 16), out});
+void unpack_row(const mrs_weight *weight, int64_t row, float *out) {
+  const uint8_t *panel = weight->data + row / 16 * view_of(weight->type, weight->cols).bytes;
+  visit_type(weight->type, UnpackRow{panel, weight->cols, int(row % 16), out});
 }
 
 INLINE void rotary_row(const mrs_rotary &r, int64_t token, int32_t position) {
@@ -73,3 +80,5 @@ void embed(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
     }
   });
 }
+
+}  // namespace MRS_ISA

@@ -1,7 +1,14 @@
-// How each storage type yields its weights from a panel (layout.h): for every group of 32 columns eight lines of
+// Unpacks the weights of each storage type from a panel (layout.h): for every group of 32 columns eight vectors of
 // unsigned bytes, and for every sub-block a scale and, where the type has minima, an addend:
 //   weight = scale * (byte - OFFSET) + addend
 // A block is walked as OUTER x INNER groups; INNER is unrolled so that shifts are constants.
+//
+// unpack_scales(scales, quants, s) unpacks those of a block; unpack_quants<J>(quants, n, w) the group n * INNER + J.
+#pragma once
+#include "layout.h"
+#include "simd.h"
+
+namespace MRS_ISA {
 
 INLINE int32_t load32(const void *p) {
   int32_t x;
@@ -25,81 +32,81 @@ template <int TYPE> struct Format;
 template <int TYPE, int BITS_, int OFFSET_LOG2_, bool MINS_> struct Block32 {
   static constexpr int type = TYPE, BITS = BITS_, OFFSET_LOG2 = OFFSET_LOG2_, SUB = 32, OUTER = 1, INNER = 1;
   static constexpr bool MINS = MINS_;
-  INLINE void scales(const uint8_t *head, const uint8_t *, Scales &s) {
-    s.d[0] = load_f16((const uint16_t *)head);
-    if constexpr (MINS) s.m[0] = load_f16((const uint16_t *)head + 16);
+  INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
+    s.d[0] = load_f16((const uint16_t *)scales);
+    if constexpr (MINS) s.m[0] = load_f16((const uint16_t *)scales + 16);
   }
 };
 
 template <> struct Format<MRS_Q4_0> : Block32<MRS_Q4_0, 4, 3, false> {
-  template <int> INLINE void lines(const uint8_t *body, int, Vi *line) {
+  template <int> INLINE void unpack_quants(const uint8_t *quants, int, Vi *w) {
     for (int q = 0; q < 4; ++q) {
-      Vi x = load_i(body + 64 * q);
-      line[q] = nibble_low(x);
-      line[q + 4] = nibble_high(x);
+      Vi x = load_i(quants + 64 * q);
+      w[q] = nibble_low(x);
+      w[q + 4] = nibble_high(x);
     }
   }
 };
 template <> struct Format<MRS_Q4_1> : Block32<MRS_Q4_1, 4, 0, true> {
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) { Format<MRS_Q4_0>::lines<J>(body, n, line); }
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) { Format<MRS_Q4_0>::unpack_quants<J>(quants, n, w); }
 };
 template <> struct Format<MRS_Q5_0> : Block32<MRS_Q5_0, 5, 4, false> {
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) {
-    Format<MRS_Q4_0>::lines<J>(body + 64, n, line);
-    Vi fifth = load_i(body);
-    for (int q = 0; q < 8; ++q) line[q] = or_(line[q], bit<4>(fifth, q));
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
+    Format<MRS_Q4_0>::unpack_quants<J>(quants + 64, n, w);
+    Vi fifth = load_i(quants);
+    for (int q = 0; q < 8; ++q) w[q] = or_(w[q], bit<4>(fifth, q));
   }
 };
 template <> struct Format<MRS_Q5_1> : Block32<MRS_Q5_1, 5, 0, true> {
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) { Format<MRS_Q5_0>::lines<J>(body, n, line); }
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) { Format<MRS_Q5_0>::unpack_quants<J>(quants, n, w); }
 };
 template <> struct Format<MRS_Q8_0> : Block32<MRS_Q8_0, 8, 7, false> {
-  template <int> INLINE void lines(const uint8_t *body, int, Vi *line) {
-    for (int q = 0; q < 8; ++q) line[q] = load_i(body + 64 * q);
+  template <int> INLINE void unpack_quants(const uint8_t *quants, int, Vi *w) {
+    for (int q = 0; q < 8; ++q) w[q] = load_i(quants + 64 * q);
   }
 };
 
 template <> struct Format<MRS_I8> {
   static constexpr int type = MRS_I8, BITS = 8, OFFSET_LOG2 = 7, SUB = 16, OUTER = 1, INNER = 1;
   static constexpr bool MINS = false;
-  INLINE void scales(const uint8_t *head, const uint8_t *, Scales &s) {
-    s.d[0] = load_f((const float *)head);
-    s.d[1] = load_f((const float *)head + 16);
+  INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
+    s.d[0] = load_f((const float *)scales);
+    s.d[1] = load_f((const float *)scales + 16);
   }
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) { Format<MRS_Q8_0>::lines<J>(body, n, line); }
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) { Format<MRS_Q8_0>::unpack_quants<J>(quants, n, w); }
 };
 
 template <> struct Format<MRS_Q2_K> {
   static constexpr int type = MRS_Q2_K, BITS = 2, OFFSET_LOG2 = 0, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = true;
-  INLINE void scales(const uint8_t *head, const uint8_t *, Scales &s) {
-    Vf d = load_f16((const uint16_t *)head), dmin = sub(zero_f(), load_f16((const uint16_t *)head + 16));
+  INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
+    Vf d = load_f16((const uint16_t *)scales), dmin = sub(zero_f(), load_f16((const uint16_t *)scales + 16));
     for (int j = 0; j < 16; ++j) {
-      Vi both = byte_of(load_i(head + 64 + 64 * (j / 4)), j % 4);
+      Vi both = byte_of(load_i(scales + 64 + 64 * (j / 4)), j % 4);
       s.d[j] = mul(d, to_float(and_(both, set_i(15))));
       s.m[j] = mul(dmin, to_float(shr<4>(both)));
     }
   }
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) {
-    for (int q = 0; q < 8; ++q) line[q] = and_(shr<2 * J>(load_i(body + 512 * n + 64 * q)), set_i(0x03030303));
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
+    for (int q = 0; q < 8; ++q) w[q] = and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
   }
 };
 
 template <> struct Format<MRS_Q3_K> {
   static constexpr int type = MRS_Q3_K, BITS = 3, OFFSET_LOG2 = 2, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = false;
-  INLINE void scales(const uint8_t *head, const uint8_t *, Scales &s) {
-    Vf d = load_f16((const uint16_t *)head);
-    Vi a0 = load_i(head + 32), a1 = load_i(head + 96), high = load_i(head + 160), two = set_i(0x03030303);
+  INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
+    Vf d = load_f16((const uint16_t *)scales);
+    Vi a0 = load_i(scales + 32), a1 = load_i(scales + 96), high = load_i(scales + 160), two = set_i(0x03030303);
     Vi packed[4] = {or_(nibble_low(a0), shl<4>(and_(high, two))), or_(nibble_low(a1), shl<4>(and_(shr<2>(high), two))),
                     or_(nibble_high(a0), shl<4>(and_(shr<4>(high), two))),
                     or_(nibble_high(a1), shl<4>(and_(shr<6>(high), two)))};
     for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(add(byte_of(packed[j / 4], j % 4), set_i(-32))));
   }
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) {
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
     for (int q = 0; q < 8; ++q) {
-      Vi low = and_(shr<2 * J>(load_i(body + 512 * n + 64 * q)), set_i(0x03030303));
-      line[q] = or_(low, bit<2>(load_i(body + 1024 + 64 * q), 4 * n + J));
+      Vi low = and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
+      w[q] = or_(low, bit<2>(load_i(quants + 1024 + 64 * q), 4 * n + J));
     }
   }
 };
@@ -107,9 +114,9 @@ template <> struct Format<MRS_Q3_K> {
 template <> struct Format<MRS_Q4_K> {
   static constexpr int type = MRS_Q4_K, BITS = 4, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
-  INLINE void scales(const uint8_t *head, const uint8_t *, Scales &s) {
-    Vf d = load_f16((const uint16_t *)head), dmin = sub(zero_f(), load_f16((const uint16_t *)head + 16));
-    Vi u0 = load_i(head + 64), u1 = load_i(head + 128), u2 = load_i(head + 192);
+  INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
+    Vf d = load_f16((const uint16_t *)scales), dmin = sub(zero_f(), load_f16((const uint16_t *)scales + 16));
+    Vi u0 = load_i(scales + 64), u1 = load_i(scales + 128), u2 = load_i(scales + 192);
     Vi six = set_i(0x3f3f3f3f), top = set_i(0x30303030);
     Vi sc[2] = {and_(u0, six), or_(nibble_low(u2), and_(shr<2>(u0), top))};
     Vi mn[2] = {and_(u1, six), or_(nibble_high(u2), and_(shr<2>(u1), top))};
@@ -118,10 +125,10 @@ template <> struct Format<MRS_Q4_K> {
       s.m[j] = mul(dmin, to_float(byte_of(mn[j / 4], j % 4)));
     }
   }
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) {
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
     for (int q = 0; q < 8; ++q) {
-      Vi x = load_i(body + 512 * n + 64 * q);
-      line[q] = J ? nibble_high(x) : nibble_low(x);
+      Vi x = load_i(quants + 512 * n + 64 * q);
+      w[q] = J ? nibble_high(x) : nibble_low(x);
     }
   }
 };
@@ -129,28 +136,28 @@ template <> struct Format<MRS_Q4_K> {
 template <> struct Format<MRS_Q5_K> {
   static constexpr int type = MRS_Q5_K, BITS = 5, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
-  INLINE void scales(const uint8_t *head, const uint8_t *body, Scales &s) { Format<MRS_Q4_K>::scales(head, body, s); }
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) {
-    Format<MRS_Q4_K>::lines<J>(body, n, line);
-    for (int q = 0; q < 8; ++q) line[q] = or_(line[q], bit<4>(load_i(body + 2048 + 64 * q), 2 * n + J));
+  INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) { Format<MRS_Q4_K>::unpack_scales(scales, quants, s); }
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
+    Format<MRS_Q4_K>::unpack_quants<J>(quants, n, w);
+    for (int q = 0; q < 8; ++q) w[q] = or_(w[q], bit<4>(load_i(quants + 2048 + 64 * q), 2 * n + J));
   }
 };
 
 template <> struct Format<MRS_Q6_K> {
   static constexpr int type = MRS_Q6_K, BITS = 6, OFFSET_LOG2 = 5, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = false;
-  INLINE void scales(const uint8_t *head, const uint8_t *body, Scales &s) {
-    Vf d = load_f16((const uint16_t *)head);
-    for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(load_s8((const int8_t *)body + 16 * j)));
+  INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) {
+    Vf d = load_f16((const uint16_t *)scales);
+    for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(load_s8((const int8_t *)quants + 16 * j)));
   }
-  template <int J> INLINE void lines(const uint8_t *body, int n, Vi *line) {
-    const uint8_t *low = body + 256 + 1024 * n + (J & 1) * 512, *high = body + 2304 + 512 * n;
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
+    const uint8_t *low = quants + 256 + 1024 * n + (J & 1) * 512, *high = quants + 2304 + 512 * n;
     for (int q = 0; q < 8; ++q) {
       Vi x = load_i(low + 64 * q), h = load_i(high + 64 * q);
       if constexpr (J == 0) h = shl<4>(h);
       if constexpr (J == 1) h = shl<2>(h);
       if constexpr (J == 3) h = shr<2>(h);
-      line[q] = or_(J < 2 ? nibble_low(x) : nibble_high(x), and_(h, set_i(0x30303030)));
+      w[q] = or_(J < 2 ? nibble_low(x) : nibble_high(x), and_(h, set_i(0x30303030)));
     }
   }
 };
@@ -181,3 +188,5 @@ template <class Visitor> INLINE void visit_type(int type, Visitor &&f) {
     default: break;  // refused when the weight was packed
   }
 }
+
+}  // namespace MRS_ISA

@@ -1,7 +1,8 @@
-// The search behind quantize.cpp, for one instruction set: included in its namespace, with MRS_LANES defined.
+// The search behind quantize.cpp for one instruction set. It is included once for each, with MRS_ISA defined as the
+// namespace and MRS_LANES as the number of lanes.
 //
-// MRS_LANES blocks are worked on side by side, one in a lane. So no sum runs across lanes, and a block comes out the
-// same bytes whatever the instruction set, its neighbours and the number of threads.
+// MRS_LANES blocks are worked on side by side, one in a lane. No sum runs across lanes, and a block therefore comes out
+// the same bytes whatever the instruction set, its neighbours and the number of threads.
 //
 // All types are one of two problems. A line decodes to scale * q + offset (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K), a ray to
 // scale * q with q of both signs (the others). First the best line or ray in real numbers is sought for each run of
@@ -10,6 +11,18 @@
 // integer: integers around the ideal are tried by the error of what would be decoded, then least squares over the
 // whole block improves the halves, and so on in turn; the best that was seen is kept.
 
+#include <cstdint>
+#include <cstring>
+
+#include "inline.h"
+#include "layout.h"
+#include "quantize_block.h"
+
+namespace {
+namespace MRS_ISA {
+
+constexpr int kRounds = 3;
+constexpr float kLargestHalf = 65504.0f, kSmallestHalf = 5.9604644775390625e-8f, kFar = 3.0e38f;
 constexpr int kLanes = MRS_LANES;
 typedef float Floats __attribute__((vector_size(4 * MRS_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * MRS_LANES)));
@@ -22,7 +35,7 @@ INLINE Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
 // To the nearest integer, ties to even; for |x| < 2^22.
 INLINE Floats nearest(Floats x) { return (x + 12582912.0f) - 12582912.0f; }
 INLINE Floats code(Floats x, float low, float high) { return nearest(within(x, low, high)); }
-// What is far too small for a half has no inverse.
+// A value far too small for a half has no inverse: zero.
 INLINE Floats inverse(Floats x) { return magnitude(x) < all(1e-25f) ? Floats{} : 1.0f / x; }
 INLINE Floats quotient(Floats a, Floats b) { return a * inverse(b); }
 
@@ -155,7 +168,7 @@ template <int N> INLINE Floats fit_ray(const Floats *x, RaySearch search) {
   return best;
 }
 
-// What kLanes blocks are found to be.
+// The numbers found for kLanes blocks.
 struct Found {
   Floats d, m;
   Floats scales[kMaxRuns], minima[kMaxRuns];
@@ -387,3 +400,6 @@ template <int Type> bool search(const float *src, int count, Block *blocks) {
   }
   return true;
 }
+
+}  // namespace MRS_ISA
+}  // namespace

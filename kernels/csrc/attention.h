@@ -1,9 +1,15 @@
 // Rotary embedding, writing the cache, and causal attention over the paged cache.
 //
 // A block of the cache holds 16 tokens; for each KV head it stores K as (head_dim, 16) and V as (16, padded head_dim), in
-// half precision (E = uint16_t) or as float32 (E = float). Keys are visited in sub-chunks of 64 and chunks of 512 that begin at absolute positions; a chunk has its
-// own running maximum and is merged into the row's when it is done. A row's result is therefore the same however the
-// prompt was cut and whoever shares the step.
+// half precision (E = uint16_t) or as float32 (E = float). Keys are visited in sub-chunks of 64 and chunks of 512 that
+// begin at absolute positions; a chunk has its own running maximum and is merged into the row's when it is done. A row's
+// result is therefore the same however the prompt was cut and whichever sequences share the step.
+#pragma once
+#include "mrs.h"
+#include "norm.h"
+#include "pool.h"
+
+namespace MRS_ISA {
 
 constexpr float kLog2e = 1.44269504f;
 constexpr int kBlock = 16, kSub = 64, kChunk = 512, kRows = 32;
@@ -288,3 +294,5 @@ void attend(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_attend &op = *(const mrs_attend *)self;
   op.kv_f32 ? attend_step<float>(op, step, pool) : attend_step<uint16_t>(op, step, pool);
 }
+
+}  // namespace MRS_ISA

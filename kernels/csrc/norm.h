@@ -1,4 +1,10 @@
 // Norms and activations of rows of float32.
+#pragma once
+#include "mrs.h"
+#include "pool.h"
+#include "simd.h"
+
+namespace MRS_ISA {
 
 INLINE Vf sigmoid(Vf x) { return div(set_f(1.0f), add(set_f(1.0f), exp2(mul(x, set_f(-1.44269504f))))); }
 INLINE Vf tanh(Vf x) { return sub(mul(set_f(2.0f), sigmoid(mul(set_f(2.0f), x))), set_f(1.0f)); }
@@ -64,3 +70,5 @@ void add_norm(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
     }
   });
 }
+
+}  // namespace MRS_ISA

@@ -1,0 +1,180 @@
+// Products of packed weights with activations: [norm ->] tiles of int8 -> panels times tiles -> epilogue.
+//
+// One driver serves dense weights and experts. Its operands say which weights there are and which tiles each multiplies;
+// its epilogue takes the products of one panel with one tile and writes them where they belong.
+#pragma once
+#include "activations.h"
+#include "micro_kernel.h"
+#include "mrs.h"
+#include "norm.h"
+#include "pool.h"
+
+namespace MRS_ISA {
+
+// A weight, and the one whose products the epilogue gets beside it, or null. Both have the same rows.
+struct Operand {
+  const mrs_weight *weight, *second;
+
+  int64_t panels() const { return (weight->rows + 15) / 16; }
+  // Rows of a panel that are not padding.
+  int live_rows(int64_t panel) const { return int(weight->rows - panel * 16 < 16 ? weight->rows - panel * 16 : 16); }
+};
+
+// A range of indices.
+struct Range {
+  int64_t begin, end;
+};
+
+// Panels [begin, end) of one operand.
+struct Segment {
+  int operand;
+  int64_t begin, end;
+};
+
+// Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
+INLINE void multiply_panel(const mrs_weight &w, int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, Vf *values) {
+  alignas(64) float out[8 * 16];
+  micro_kernel(w.data + panel * view_of(w.type, w.cols).bytes, w.cols, acts_at(tile.base, w.cols, tile.tokens), out);
+  alignas(64) float bias[16] = {0};
+  for (int64_t r = panel * 16; w.bias && r < w.rows && r < panel * 16 + 16; ++r) bias[r - panel * 16] = w.bias[r];
+  for (int t = 0; t < tile.count; ++t) {
+    values[t] = load_f(out + 16 * t);
+    if (w.bias) values[t] = add(values[t], load_f(bias));
+  }
+}
+
+// Multiplies a segment's panels with each of the operand's tiles in turn.
+template <class Operands, class Epilogue>
+INLINE void multiply_segment(const Operands &operands, const Segment &segment, const Epilogue &epilogue) {
+  const Operand operand = operands.at(segment.operand);
+  const Range tiles = operands.tiles_of(segment.operand);
+  for (int64_t i = tiles.begin; i < tiles.end; ++i) {
+    const Tile tile = operands.tile(i);
+    const micro_kernel_fn micro_kernel = micro_kernel_of(operand.weight->type, tile.tokens);
+    const micro_kernel_fn second_kernel = operand.second ? micro_kernel_of(operand.second->type, tile.tokens) : nullptr;
+    for (int64_t panel = segment.begin; panel < segment.end; ++panel) {
+      Vf values[8], second[8];
+      multiply_panel(*operand.weight, panel, tile, micro_kernel, values);
+      if (operand.second) multiply_panel(*operand.second, panel, tile, second_kernel, second);
+      epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, second);
+    }
+  }
+}
+
+// Multiplies every panel of every operand with the operand's tiles; a thread takes `span` panels at a time.
+//
+// Operands has panels() of all, segment(from, to): the first operand's part of these of all panels, at(operand),
+// tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where
+// values[t] are 16 rows of the tile's token t, and second[t] those of the operand's second weight, if it has one.
+template <class Operands, class Epilogue>
+INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const Epilogue &epilogue) {
+  const int64_t total = operands.panels();
+  parallel_for(pool, (total + span - 1) / span, [&](int64_t chunk) {
+    const int64_t end = (chunk + 1) * span < total ? (chunk + 1) * span : total;
+    for (int64_t at = chunk * span; at < end;) {
+      const Segment segment = operands.segment(at, end);
+      multiply_segment(operands, segment, epilogue);
+      at += segment.end - segment.begin;
+    }
+  });
+}
+
+// The members of a projection, all of which multiply the same rows.
+struct Members {
+  Operand operands[4];
+  int64_t ends[4];  // panels of an operand and those before it
+  int count;
+  int64_t rows, tile_bytes;
+  uint8_t *scratch;
+  Needs needs = {false, false};
+
+  Members(const mrs_project &op, int64_t rows_) : rows(rows_), scratch(op.scratch) {
+    const bool gated = op.epilogue == MRS_EPILOGUE_GATED;
+    count = gated ? 1 : op.num_members;
+    for (int m = 0; m < count; ++m) {
+      operands[m] = {op.weights[m], gated ? op.weights[1] : nullptr};
+      ends[m] = (m ? ends[m - 1] : 0) + operands[m].panels();
+    }
+    for (int m = 0; m < op.num_members; ++m) needs.add(op.weights[m]->type);
+    tile_bytes = bytes_of_tile(op.weights[0]->cols, needs.floats);
+  }
+
+  int64_t panels() const { return ends[count - 1]; }
+  Segment segment(int64_t from, int64_t to) const {
+    int m = 0;
+    while (from >= ends[m]) ++m;
+    const int64_t before = m ? ends[m - 1] : 0;
+    return {m, from - before, (to < ends[m] ? to : ends[m]) - before};
+  }
+  const Operand &at(int m) const { return operands[m]; }
+  int64_t num_tiles() const { return (rows + 7) / 8; }
+  Range tiles_of(int) const { return {0, num_tiles()}; }
+  Tile tile(int64_t i) const { return tile_of(8 * i, rows - 8 * i, scratch + i * tile_bytes); }
+
+  // Panels for a thread at a time: they stay in the second-level cache while the tiles pass over them.
+  int64_t span(mrs_pool *pool) const {
+    int64_t widest = 0;
+    for (int m = 0; m < count; ++m) {
+      const Operand &o = operands[m];
+      const int64_t bytes = view_of(o.weight->type, o.weight->cols).bytes * (o.second ? 2 : 1);
+      widest = bytes > widest ? bytes : widest;
+    }
+    const int64_t fit = 262144 / widest > 1 ? 262144 / widest : 1, share = panels() / (4 * mrs_pool_size(pool));
+    return share < 1 ? 1 : share < fit ? share : fit;
+  }
+};
+
+// The epilogue of a projection: store, add to the old value, act(first) * second, or act.
+struct ProjectEpilogue {
+  const mrs_project &op;
+
+  ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, const Vf *second) const {
+    const bool added = op.epilogue == MRS_EPILOGUE_ADD;
+    for (int t = 0; op.epilogue == MRS_EPILOGUE_GATED && t < tile.count; ++t)
+      values[t] = mul(activate(op.activation, values[t]), second[t]);
+    for (int t = 0; op.epilogue == MRS_EPILOGUE_ACTIVATE && t < tile.count; ++t)
+      values[t] = activate(op.activation, values[t]);
+    for (int t = 0; op.scale != 1.0f && t < tile.count; ++t) values[t] = mul(values[t], set_f(op.scale));
+    for (int t = 0; op.softcap > 0 && t < tile.count; ++t) values[t] = soft_cap(values[t], op.softcap);
+    const int64_t rows = op.weights[member]->rows;
+    for (int t = 0; t < tile.count; ++t) {
+      float *out = op.outs[member] + (tile.first + t) * rows + panel * 16;
+      if (live == 16) {
+        store_f(out, added ? add(load_f(out), values[t]) : values[t]);
+      } else {
+        alignas(64) float old[16] = {0};
+        for (int j = 0; j < live && added; ++j) old[j] = out[j];
+        store_first(out, added ? add(load_f(old), values[t]) : values[t], live);
+      }
+    }
+  }
+};
+
+// Fills a tile with a step's rows, normed on the way where the op asks for it.
+INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile &tile, int64_t cols, Needs needs) {
+  float normed[cols];
+  prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) -> const float * {
+    int64_t row = tile.first + t;
+    const float *x = op.x + (op.logits_only ? step.logits_indices[row] : row) * cols;
+    if (op.norm.kind == MRS_NORM_NONE) return x;
+    normalize(op.norm, x, cols, normed);
+    return normed;
+  });
+}
+
+void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
+  const mrs_project &op = *(const mrs_project *)self;
+  const int64_t cols = op.weights[0]->cols, rows = op.logits_only ? step->num_logits : step->num_tokens;
+  if (!rows) return;
+  const Members members(op, rows);
+  auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), cols, members.needs); };
+  // quantizing one token takes less time than waking a thread
+  if (rows * cols < 16384) {
+    for (int64_t i = 0; i < members.num_tiles(); ++i) prepare(i);
+  } else {
+    parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
+  }
+  gemm(members, members.span(pool), pool, ProjectEpilogue{op});
+}
+
+}  // namespace MRS_ISA

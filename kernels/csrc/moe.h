@@ -1,0 +1,168 @@
+// A mixture of experts. Tokens are sorted by expert, so that each chosen expert is read once for all its tokens and the
+// others not at all; every token adds its experts in ascending order, so its result does not depend on its neighbours.
+#pragma once
+#include "gemm.h"
+#include "mrs.h"
+#include "norm.h"
+#include "pool.h"
+
+namespace MRS_ISA {
+
+// The parts of the op's int32 workspace. A pair is token * used + rank: a token and one of its experts.
+struct Routes {
+  int32_t *expert;      // (tokens * used) of each pair, ascending within a token
+  float *weight;        // (tokens * used) of each pair
+  int32_t *begin;       // (experts + 1) each expert's range in `order`
+  int32_t *next;        // (experts + 1) scratch of the sort
+  int32_t *first_tile;  // (experts + 1) each expert's range in `tiles`
+  int32_t *order;       // (tokens * used) the pairs, sorted by expert
+  int32_t *tiles;       // (tokens * used + experts) where in `order` each tile begins; a tile's pairs share an expert
+};
+
+INLINE Routes routes_at(const mrs_moe &op, int64_t tokens) {
+  const int64_t pairs = tokens * op.used;
+  Routes r;
+  int32_t *p = op.routes;
+  r.expert = p, p += pairs;
+  r.weight = (float *)p, p += pairs;
+  r.begin = p, p += op.experts + 1;
+  r.next = p, p += op.experts + 1;
+  r.first_tile = p, p += op.experts + 1;
+  r.order = p, p += pairs;
+  r.tiles = p;
+  return r;
+}
+
+// Chooses by the softmax over all experts: the largest `used` (the lower index at a tie), divided by their sum.
+INLINE void choose_experts(const float *logits, int experts, int used, bool normalize, int32_t *expert, float *weight) {
+  float top = logits[0], total = 0, all = 0;
+  for (int e = 1; e < experts; ++e) top = logits[e] > top ? logits[e] : top;
+  float p[experts];
+  for (int e = 0; e < experts; ++e) all += p[e] = std::exp(logits[e] - top);
+  bool taken[experts];
+  for (int e = 0; e < experts; ++e) taken[e] = false;
+  for (int rank = 0; rank < used; ++rank) {
+    int best = -1;
+    for (int e = 0; e < experts; ++e)
+      if (!taken[e] && (best < 0 || p[e] > p[best])) best = e;
+    taken[best] = true;
+    total += p[best];
+  }
+  if (!normalize) total = all;
+  for (int e = 0, rank = 0; e < experts; ++e)
+    if (taken[e]) expert[rank] = e, weight[rank] = p[e] / total, ++rank;
+}
+
+INLINE void route_token(const mrs_moe &op, int64_t t, const Routes &routes) {
+  const int64_t cols = op.router->cols;
+  float *normed = op.normed + t * cols;
+  normalize(op.norm, op.x + t * cols, cols, normed);
+  Acts a = {};
+  a.x = normed;  // one column: the plain values are the tile
+  const micro_kernel_fn micro_kernel = micro_kernel_of(op.router->type, 1);
+  float logits[(op.experts + 15) / 16 * 16];
+  for (int64_t panel = 0; panel < (op.experts + 15) / 16; ++panel)
+    micro_kernel(op.router->data + panel * view_of(op.router->type, cols).bytes, cols, a, logits + 16 * panel);
+  for (int e = 0; op.router->bias && e < op.experts; ++e) logits[e] += op.router->bias[e];
+  choose_experts(logits, op.experts, op.used, op.normalize_weights, routes.expert + t * op.used, routes.weight + t * op.used);
+}
+
+INLINE void sort_by_expert(const mrs_moe &op, int64_t tokens, const Routes &routes) {
+  const int64_t pairs = tokens * op.used;
+  std::memset(routes.begin, 0, (op.experts + 1) * sizeof(int32_t));
+  for (int64_t i = 0; i < pairs; ++i) ++routes.begin[routes.expert[i] + 1];
+  for (int e = 0; e < op.experts; ++e) routes.begin[e + 1] += routes.begin[e];
+  std::memcpy(routes.next, routes.begin, (op.experts + 1) * sizeof(int32_t));
+  for (int64_t i = 0; i < pairs; ++i) routes.order[routes.next[routes.expert[i]]++] = int32_t(i);
+  int32_t tiles = 0;
+  for (int e = 0; e < op.experts; ++e) {
+    routes.first_tile[e] = tiles;
+    for (int32_t i = routes.begin[e]; i < routes.begin[e + 1]; i += 8) routes.tiles[tiles++] = i;
+  }
+  routes.first_tile[op.experts] = tiles;
+}
+
+// One weight of each expert, or two of the same shape, and the tiles of the pairs that chose it. Experts may be stored in
+// different types.
+struct Experts {
+  const mrs_moe &op;
+  const Routes &routes;
+  const mrs_weight *first, *second;  // arrays of one for each expert; second: or null
+  int64_t expert_panels, tile_bytes;
+  Needs needs = {false, false};
+
+  Experts(const mrs_moe &op_, const Routes &routes_, const mrs_weight *first_, const mrs_weight *second_)
+      : op(op_), routes(routes_), first(first_), second(second_), expert_panels(Operand{first_, nullptr}.panels()) {
+    for (int e = 0; e < op.experts; ++e) {
+      needs.add(first[e].type);
+      if (second) needs.add(second[e].type);
+    }
+    tile_bytes = bytes_of_tile(first->cols, needs.floats);
+  }
+
+  int64_t panels() const { return op.experts * expert_panels; }
+  Segment segment(int64_t from, int64_t to) const {
+    const int64_t e = from / expert_panels, before = e * expert_panels;
+    return {int(e), from - before, (to < before + expert_panels ? to : before + expert_panels) - before};
+  }
+  Operand at(int e) const { return {first + e, second ? second + e : nullptr}; }
+  int64_t num_tiles() const { return routes.first_tile[op.experts]; }
+  Range tiles_of(int e) const { return {routes.first_tile[e], routes.first_tile[e + 1]}; }
+  Tile tile(int64_t i) const {
+    const int64_t first_pair = routes.tiles[i], e = routes.expert[routes.order[first_pair]];
+    return tile_of(first_pair, routes.begin[e + 1] - first_pair, op.scratch + i * tile_bytes);
+  }
+};
+
+// Writes the products of a pair to its row of `out` (tokens * used, rows).
+struct PairEpilogue {
+  const Routes &routes;
+  int activation;
+  bool gated;  // act(first) * second
+  int64_t rows;
+  float *out;
+
+  ALWAYS_INLINE void operator()(int, int64_t panel, int live, const Tile &tile, const Vf *values, const Vf *second) const {
+    for (int t = 0; t < tile.count; ++t) {
+      Vf value = gated ? mul(activate(activation, values[t]), second[t]) : values[t];
+      store_first(out + routes.order[tile.first + t] * rows + panel * 16, value, live);
+    }
+  }
+};
+
+// Computes the products of all pairs; row(pair) gives the input.
+template <class RowOf>
+INLINE void expert_products(const mrs_moe &op, const Experts &experts, float *out, mrs_pool *pool, RowOf &&row) {
+  const Routes &routes = experts.routes;
+  parallel_for(pool, experts.num_tiles(), [&](int64_t i) {
+    const Tile tile = experts.tile(i);
+    prepare_tile(tile, experts.first->cols, op.outlier_threshold, experts.needs,
+                 [&](int t) { return row(routes.order[tile.first + t]); });
+  });
+  const int64_t span = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
+  gemm(experts, span, pool, PairEpilogue{routes, op.activation, experts.second != nullptr, experts.first->rows, out});
+}
+
+void moe(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
+  const mrs_moe &op = *(const mrs_moe *)self;
+  const int64_t tokens = step->num_tokens, cols = op.router->cols, ffn = op.gate->rows;
+  if (!tokens) return;
+  const Routes routes = routes_at(op, tokens);
+  parallel_for(pool, tokens, [&](int64_t t) { route_token(op, t, routes); });
+  sort_by_expert(op, tokens, routes);
+  expert_products(op, Experts(op, routes, op.gate, op.up), op.hidden, pool,
+                  [&](int64_t pair) { return op.normed + pair / op.used * cols; });
+  expert_products(op, Experts(op, routes, op.down, nullptr), op.outputs, pool,
+                  [&](int64_t pair) { return op.hidden + pair * ffn; });
+  parallel_for(pool, tokens, [&](int64_t t) {
+    float *x = op.x + t * cols;
+    for (int64_t k = 0; k < cols; ++k) {
+      float sum = 0;
+      for (int rank = 0; rank < op.used; ++rank)
+        sum += routes.weight[t * op.used + rank] * op.outputs[(t * op.used + rank) * cols + k];
+      x[k] += op.scale != 1.0f ? op.scale * sum : sum;
+    }
+  });
+}
+
+}  // namespace MRS_ISA
