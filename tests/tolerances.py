@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 PRODUCT = 1e-6
-"""Kernel against twin, in units of sum |w| |x|: both add the same float32 numbers, in another order and with one
-rounding more or less for each group of 32 columns; of storage types with minima, the parts before they cancel are up to
-four times larger than the weights."""
+"""Kernel against reference, in units of sum |w| |x|: both add the same float32 numbers, in another order and with
+one rounding more or less for each group of 32 columns; of storage types with minima, the parts before they cancel are
+up to four times larger than the weights."""
 
 NEAR_TIE = 0.004
 """Of a rounding step: how near to a tie two float32 remainders of one value can round apart. Unfused, the product that
 is taken away has an error of 2 ** -24 of a value that is up to 127 * 254 steps large: 0.002 steps."""
 
 ACTIVATION = 1e-6
-"""Kernel against twin, relative: SiLU and GELU through a polynomial for exp2 that is good to a few float32 steps, and
-an error function with an absolute error of 1.5e-7."""
+"""Kernel against reference, relative: SiLU and GELU through a polynomial for exp2 that is good to a few float32 steps,
+and an error function with an absolute error of 1.5e-7."""
 
 NORM = 1e-6
-"""Kernel against twin, relative to the largest value of the row: the mean of squares is summed in another order."""
+"""Kernel against reference, relative to the row's largest value: the mean of squares is summed in another order."""
 
 ROTARY = 1.2e-7
-"""Kernel against twin: one float32 step of a number up to 1, since two libraries round the same cosine."""
+"""Kernel against reference: one float32 step of a number up to 1, since two libraries round the same cosine."""
 
 ATTENTION = 1e-7
-"""Kernel against twin, in units of the largest value times one more than the largest possible score: both sum float32
-products of the same cache in another order, and an error of a score is a relative error of its weight."""
+"""Kernel against reference, in units of the largest value times one more than the largest possible score: both sum
+float32 products of the same cache in another order, and an error of a score is a relative error of its weight."""
 
 EXPERTS = 2e-6
-"""Kernel against twin, of the largest output: two products in a row, of float weights, for which nothing is rounded."""
+"""Kernel against reference, of the largest output: two products in a row, of float weights, for which nothing is
+rounded."""
 
 FLOAT_LOGITS = 5e-6
 """Of the range of the logits, float weights and a float cache against `transformers`: float32 sums in another order."""

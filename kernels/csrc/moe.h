@@ -33,7 +33,8 @@ INLINE Routes routes_at(const mrs_moe &op, int64_t tokens) {
   return r;
 }
 
-// Chooses by the softmax over all experts: the largest `used` (the lower index at a tie), divided by their sum.
+// Chooses by the softmax over all experts: the largest `used` (the lower index at a tie). Their weights are divided by their
+// own sum, or by that of all experts.
 INLINE void choose_experts(const float *logits, int experts, int used, bool normalize, int32_t *expert, float *weight) {
   float top = logits[0], total = 0, all = 0;
   for (int e = 1; e < experts; ++e) top = logits[e] > top ? logits[e] : top;

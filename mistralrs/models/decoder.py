@@ -36,9 +36,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """From where on each projection refines its input (``Backend.project``), and how keys and values are kept.
+    """Each projection's ``outlier_threshold`` (``Backend.project``), and how keys and values are kept.
 
-    Where everything is refined, prefill does the work twice; decode is bound by memory and hardly notices.
+    Where everything is two-term, prefill does the work twice; decode is bound by memory and hardly notices.
     """
 
     qkv: float

@@ -1,6 +1,7 @@
-"""The operations in plain torch: what the kernels must equal, and what runs where there are none.
+"""The reference implementation of the operations in plain torch: the kernels must equal it, and it runs where there are
+none.
 
-Each operation has the same constructor as its native twin and writes the same buffers. Products emulate the kernels'
+Each operation has the same constructor as the native one and writes the same buffers. Products emulate the kernels'
 int8 activations, so that both differ by the rounding of float32 sums alone.
 """
 
@@ -95,7 +96,8 @@ class ReferenceKv:
 def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
     """x (tokens, columns) after rounding to int8 with one scale for 32 columns.
 
-    Groups whose largest value is above ``outlier_threshold`` times the average of their row's are rounded to two terms.
+    Groups whose largest value is above ``outlier_threshold`` times the average of their row's are two-term: they are
+    rounded to an int8 value and its residual.
     """
     groups = x.view(x.shape[0], -1, 32)
     amax = groups.abs().amax(-1, keepdim=True)
@@ -104,11 +106,11 @@ def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
     inverse = torch.where(amax > 1e-34, torch.full_like(amax, 127) / amax, 0)
     first = torch.round(groups * inverse)
     # as one fused multiply-add: the product is exact in float64, and then so is the difference
-    rest = (groups.double() - first.double() * scale.double()).float()
+    left = (groups.double() - first.double() * scale.double()).float()
     # in float64, where no order of summation makes a difference that could be seen
-    refined = amax > outlier_threshold * amax.double().mean(1, keepdim=True)
-    second = torch.where(refined, torch.round(rest * (inverse * 254)) * (scale / 254), 0)
-    return (first * scale + second).view_as(x)
+    two_term = amax > outlier_threshold * amax.double().mean(1, keepdim=True)
+    residual = torch.where(two_term, torch.round(left * (inverse * 254)) * (scale / 254), 0)
+    return (first * scale + residual).view_as(x)
 
 
 def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:

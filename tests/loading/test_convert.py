@@ -17,7 +17,7 @@ from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.quantize import isq_type
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES, QuantType
 from tests.ggml_writer import write_ggml
-from tests.ops.harness import for_every_isa, native, twin
+from tests.ops.harness import for_every_isa, native, reference
 from tests.parity.running import random_tokens
 from tests.quant.blocks import random_bytes, sane_rows
 from tests.quant.test_expand import finite_rows
@@ -42,7 +42,7 @@ def test_types_without_kernels_lose_nothing(name: str, isa: str) -> None:
     data = finite_rows(type_, rows=19, columns=COLUMNS)
     expected = dequantize(type_, torch.from_numpy(data), COLUMNS)
     expected = torch.where(expected.isfinite(), expected, 0)
-    for backend in (native(isa), twin()):
+    for backend in (native(isa), reference()):
         result = placed(matrix_of(type_, data), Conversion(), backend)
         # equal, not of the same bits: a product with a negative scale gives a zero its sign
         assert torch.equal(torch.where(result.isfinite(), result, 0), expected)
@@ -54,10 +54,10 @@ def test_floats_keep_their_type_unless_another_is_asked_for() -> None:
     matrix = matrix_of(TYPES["F16"], stored.view(torch.uint8).numpy())
     assert Conversion().target("up_proj", matrix) is TYPES["F16"]
     assert Conversion("f32").target("up_proj", matrix) is TYPES["F16"]
-    assert torch.equal(placed(matrix, Conversion("bf16"), twin()), stored.float().bfloat16().float())
+    assert torch.equal(placed(matrix, Conversion("bf16"), reference()), stored.float().bfloat16().float())
     huge = matrix_of(TYPES["F32"], (data * 1e30).view(torch.uint8).numpy())
     with pytest.raises(LoadError, match="too large for F16"):
-        placed(huge, Conversion("f16"), twin())
+        placed(huge, Conversion("f16"), reference())
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_k", "q4_0"])
@@ -67,7 +67,7 @@ def test_quantising_takes_floats_alone_and_leaves_the_router(name: str) -> None:
     conversion = Conversion(quantize_to=isq_type(name))
     assert conversion.target("up_proj", matrix) is TYPES[name.upper()]
     assert conversion.target("router", matrix) is TYPES["F32"]
-    result = placed(matrix, conversion, twin())
+    result = placed(matrix, conversion, reference())
     error = ((result - data).square().sum() / data.square().sum()).sqrt().item()
     assert 0 < error < {"q8_0": 0.01, "q4_k": 0.09, "q4_0": 0.1}[name]
     stored = matrix_of(TYPES["Q5_0"], sane_rows(TYPES["Q5_0"], rows=3, columns=COLUMNS, seed=3, deviation=0.05))
@@ -78,7 +78,7 @@ def test_weights_that_are_not_finite_cannot_be_quantised() -> None:
     data = torch.full((2, COLUMNS), float("nan"))
     matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
     with pytest.raises(LoadError, match="weight cannot be quantized to Q4_K"):
-        placed(matrix, Conversion(quantize_to=isq_type("q4_k")), twin())
+        placed(matrix, Conversion(quantize_to=isq_type("q4_k")), reference())
 
 
 @pytest.mark.parametrize("name", sorted(TYPES | EXPANDED | DECODED))
@@ -95,7 +95,7 @@ def test_old_blocks_of_16_that_do_not_fill_one_of_32_are_decoded() -> None:
     matrix = Matrix("weight", EXPANDED["Q4_2"], 3, 48, np.ascontiguousarray(data).data.cast("B"))
     conversion = Conversion()
     assert conversion.target("up_proj", matrix) is TYPES["F32"]
-    weights = twin().place(conversion.convert(matrix, TYPES["F32"], twin())).dense()
+    weights = reference().place(conversion.convert(matrix, TYPES["F32"], reference())).dense()
     assert torch.equal(weights, dequantize(EXPANDED["Q4_2"], torch.from_numpy(data), 48))
 
 
@@ -116,7 +116,7 @@ def test_a_legacy_file_gives_the_logits_of_its_weights(tmp_path: Path, version: 
     tiny = write_tiny(tmp_path / "tiny.gguf", TinyConfig(tied=False))
     legacy = write_ggml(tmp_path / "tiny.bin", tiny, version=version, type_=type_)
     plan = LoadPlan(max_seqs=1, max_batch_tokens=64, precision="f32", gqa=tiny.config.heads // tiny.config.kv_heads)
-    model = load(legacy.path, twin(), plan, architecture="llama")
+    model = load(legacy.path, reference(), plan, architecture="llama")
     tokens = random_tokens(tiny.config.vocab, 40, seed=5)
     groups, rows = model.limits.kv_groups, list(range(40))
     batch = Batch.of_one_sequence(tokens, 0, groups=groups, block_size=BLOCK_SIZE, logits_indices=rows)

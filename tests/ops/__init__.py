@@ -1,1 +1,1 @@
-"""Kernels, twins and the laws that bind them."""
+"""Kernels, their reference implementations and the laws that bind them."""

@@ -50,7 +50,7 @@ def native(isa: str, *, threads: int = 2) -> NativeBackend:
 
 
 @cache
-def twin() -> ReferenceBackend:
+def reference() -> ReferenceBackend:
     return ReferenceBackend()
 
 

@@ -1,4 +1,4 @@
-"""Attention over the paged cache: kernels against the torch twin, and bitwise laws of the kernels."""
+"""Attention over the paged cache: kernels against the reference implementation, and bitwise laws of the kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary, Temperature
 from mistralrs.ops.native_backend import PackedKv
 from mistralrs.ops.reference_backend import ReferenceKv
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
-from tests.ops.harness import Normalization, for_every_isa, native, normed, random_values, twin
+from tests.ops.harness import Normalization, for_every_isa, native, normed, random_values, reference
 from tests.tolerances import ATTENTION
 
 pytestmark = pytest.mark.native
@@ -184,14 +184,14 @@ def assert_close(shape: Shape, result: torch.Tensor, expected: torch.Tensor, tex
 @for_every_isa
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
-def test_kernel_equals_twin(isa: str, heads: int, kv_heads: int, head_dim: int) -> None:
+def test_kernel_equals_reference(isa: str, heads: int, kv_heads: int, head_dim: int) -> None:
     """Several sequences in one step, whole; then one more token of each."""
     random = Random(f"{heads} {head_dim}")
     half = random.choice((0, head_dim // 8, head_dim // 2))
     dtype = random.choice(DTYPES)
     shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=half, dtype=dtype)
     texts = make_texts(shape, random.sample(LENGTHS[:9], 3), seed=head_dim)
-    kernel, plain = Cache(native(isa), shape, texts), Cache(twin(), shape, texts)
+    kernel, plain = Cache(native(isa), shape, texts), Cache(reference(), shape, texts)
     for chunks in (
         [(text, 0, max(1, text.length - 1)) for text in texts],
         [(t, t.length - 1, t.length) for t in texts],
@@ -207,7 +207,7 @@ def test_every_length(isa: str, length: int, dtype: Literal["f16", "f32"]) -> No
     """The last tokens of a sequence whose other tokens came before."""
     shape = Shape(heads=3, kv_heads=1, head_dim=32, rotary_half=16, dtype=dtype)
     [text] = make_texts(shape, [length], seed=length)
-    kernel, plain = Cache(native(isa), shape, [text]), Cache(twin(), shape, [text])
+    kernel, plain = Cache(native(isa), shape, [text]), Cache(reference(), shape, [text])
     cut = max(0, length - 3)
     for start, end in ((0, cut), (cut, length)):
         if start < end:
@@ -219,16 +219,16 @@ def test_every_length(isa: str, length: int, dtype: Literal["f16", "f32"]) -> No
 def test_windows(isa: str, window: int) -> None:
     shape = Shape(heads=4, kv_heads=2, head_dim=16, rotary_half=8, window=window)
     [text] = make_texts(shape, [700], seed=window)
-    assert_close(shape, whole(native(isa), shape, text), whole(twin(), shape, text), text)
+    assert_close(shape, whole(native(isa), shape, text), whole(reference(), shape, text), text)
 
 
 @for_every_isa
 @pytest.mark.parametrize("window", [1, 5, 16, 17, 40, 64, 600])
-@pytest.mark.parametrize("plain", [False, True], ids=["kernel", "twin"])
+@pytest.mark.parametrize("plain", [False, True], ids=["kernel", "reference"])
 def test_blocks_that_no_window_reaches_are_not_read(isa: str, window: int, plain: bool) -> None:
     """Before each step all that it cannot see is taken away: the blocks hold NaN, the table names another or none."""
     shape = Shape(heads=4, kv_heads=2, head_dim=24, rotary_half=8, window=window)
-    backend = twin() if plain else native(isa)
+    backend = reference() if plain else native(isa)
     [text] = make_texts(shape, [700], seed=window)
     expected = whole(backend, shape, text)
     cache, random, start = Cache(backend, shape, [text]), Random(window), 0
@@ -252,7 +252,7 @@ def test_each_group_has_its_own_slots_and_tables(isa: str, window: int) -> None:
     shape = Shape(heads=4, kv_heads=2, head_dim=16, window=window)
     texts = make_texts(shape, [70, 33], seed=window)
     expected = [whole(native(isa), shape, text) for text in texts]
-    for backend in (native(isa), twin()):
+    for backend in (native(isa), reference()):
         cache = Cache(backend, replace(shape, group=2), texts)
         first = cache.step(*((text, 0, text.length - 5) for text in texts))
         second = cache.step(*((text, text.length - 5, text.length) for text in texts))
@@ -265,7 +265,7 @@ def test_soft_cap(isa: str) -> None:
     shape = Shape(heads=4, kv_heads=2, head_dim=16, softcap=5.0)
     [text] = make_texts(shape, [70], seed=1)
     result = whole(native(isa), shape, text)
-    assert_close(shape, result, whole(twin(), shape, text), text)
+    assert_close(shape, result, whole(reference(), shape, text), text)
     uncapped = Shape(heads=4, kv_heads=2, head_dim=16)
     assert (result - whole(native(isa), uncapped, text)).abs().max() > 0.01
 
@@ -283,7 +283,7 @@ def test_head_norms_are_norms_of_what_comes_in(isa: str) -> None:
     plain = Shape(heads=4, kv_heads=2, head_dim=32, rotary_half=16)
     before = Text(q, k, text.v, text.table)
     assert torch.equal(whole(native(isa), shape, text), whole(native(isa), plain, before))
-    assert_close(plain, whole(native(isa), plain, before), whole(twin(), plain, before), text)
+    assert_close(plain, whole(native(isa), plain, before), whole(reference(), plain, before), text)
 
 
 @for_every_isa
@@ -300,7 +300,7 @@ def test_full_norms_are_norms_of_all_heads(isa: str, head_dim: int) -> None:
     )
     before = Text(q, k, text.v, text.table)
     assert torch.equal(whole(native(isa), shape, text), whole(native(isa), plain, before))
-    assert_close(shape, whole(native(isa), shape, text), whole(twin(), shape, text), before)
+    assert_close(shape, whole(native(isa), shape, text), whole(reference(), shape, text), before)
 
 
 @for_every_isa
@@ -313,7 +313,7 @@ def test_temperature_grows_with_the_position(isa: str) -> None:
     before = Text(text.q * factors[:, None], text.k, text.v, text.table)
     result = whole(native(isa), shape, text)
     assert_close(plain, result, whole(native(isa), plain, before), before)
-    assert_close(plain, result, whole(twin(), shape, text), before)
+    assert_close(plain, result, whole(reference(), shape, text), before)
     without = whole(native(isa), plain, text)
     assert torch.equal(result[:16], without[:16])
     assert (result[16:] - without[16:]).abs().max() > 0.01

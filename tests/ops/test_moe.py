@@ -1,4 +1,4 @@
-"""A mixture of experts: kernel against the torch twin, and bitwise laws of the kernel."""
+"""A mixture of experts: kernel against the reference implementation, and bitwise laws of the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from mistralrs.ops.arena import Arena
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.workspace import Sizes, Workspace
-from tests.ops.harness import Normalization, for_every_isa, native, random_matrix, random_values, step_args, twin
+from tests.ops.harness import Normalization, for_every_isa, native, random_matrix, random_values, reference, step_args
 from tests.tolerances import EXPERTS
 
 pytestmark = pytest.mark.native
@@ -67,11 +67,11 @@ def mixture(
 
 @for_every_isa
 @pytest.mark.parametrize(("experts", "used"), [(1, 1), (4, 1), (8, 2), (17, 5)])
-def test_kernel_equals_twin(isa: str, experts: int, used: int) -> None:
+def test_kernel_equals_reference(isa: str, experts: int, used: int) -> None:
     for tokens in (1, 3, 9, 40):
         x = random_values(tokens, HIDDEN, seed=tokens)
         result = mixture(native(isa), x, experts=experts, used=used)
-        expected = mixture(twin(), x, experts=experts, used=used)
+        expected = mixture(reference(), x, experts=experts, used=used)
         assert expected.abs().max() > 0.1
         assert (result - expected).abs().max() <= EXPERTS * (expected.abs().max() + x.abs().max())
 
@@ -84,7 +84,7 @@ def test_weights_that_are_not_normalized_and_a_scale(isa: str) -> None:
         return mixture(backend, x, experts=8, used=2, normalize_weights=normalize_weights, scale=scale)
 
     for given in ((False, 1.0), (True, 0.25), (False, 4.0)):
-        result, expected = added(native(isa), *given), added(twin(), *given)
+        result, expected = added(native(isa), *given), added(reference(), *given)
         assert (result - expected).abs().max() <= EXPERTS * (expected.abs().max() + x.abs().max())
     plain, small = added(native(isa), False), added(native(isa), True)
     assert plain.norm() < 0.9 * small.norm(), "the two best of eight have less than all of the weight"

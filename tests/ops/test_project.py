@@ -1,4 +1,4 @@
-"""The product of every storage type: kernels against the torch twin, and bitwise laws of the kernels."""
+"""The product of every storage type: kernels against the torch reference implementation, and bitwise laws of the kernels."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.ops.harness import (
     normed,
     random_matrix,
     random_values,
+    reference,
     step_args,
-    twin,
 )
 from tests.tolerances import ACTIVATION, NEAR_TIE, NORM, PRODUCT
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.native
 
 ROWS = (1, 15, 16, 17, 48, 130)
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33)
-REFINED = (math.inf, 1.0, 0.0)
+THRESHOLDS = (math.inf, 1.0, 0.0)
 TWO_MEMBERS = (("Q4_1", "Q8_0"), ("Q4_K", "Q6_K"), ("Q5_0", "F16"), ("F32", "BF16"), ("Q2_K", "Q4_0"))
 
 
@@ -84,30 +84,34 @@ def test_kernel_equals_twin(isa: str, name: str) -> None:
     """Every row count, each with two draws of width, token count and refinement."""
     random = Random(f"{isa} {name}")
     for number, rows in enumerate(ROWS * 2):
-        columns, tokens, outlier_threshold = random.choice(widths(name)), random.choice(TOKENS), random.choice(REFINED)
+        columns, tokens, outlier_threshold = (
+            random.choice(widths(name)),
+            random.choice(TOKENS),
+            random.choice(THRESHOLDS),
+        )
         matrix = random_matrix(
             name, rows=rows, columns=columns, seed=number, bias=number % 3 == 1, ordered=number % 2 == 1
         )
         case = Projection(
             matrices=(matrix,), x=random_values(tokens, columns, seed=number), outlier_threshold=outlier_threshold
         )
-        assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
+        assert_products_equal(case, case.run(native(isa)), case.run(reference()), isa=isa)
 
 
 @pytest.mark.slow
 @for_every_isa
 @pytest.mark.parametrize("name", TYPES)
 def test_kernel_equals_twin_in_every_size(isa: str, name: str) -> None:
-    for seed, (rows, columns, tokens, outlier_threshold) in enumerate(product(ROWS, widths(name), TOKENS, REFINED)):
+    for seed, (rows, columns, tokens, outlier_threshold) in enumerate(product(ROWS, widths(name), TOKENS, THRESHOLDS)):
         matrix = random_matrix(name, rows=rows, columns=columns, seed=seed)
         case = Projection(
             matrices=(matrix,), x=random_values(tokens, columns, seed=seed), outlier_threshold=outlier_threshold
         )
-        assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
+        assert_products_equal(case, case.run(native(isa)), case.run(reference()), isa=isa)
 
 
 @for_every_isa
-@pytest.mark.parametrize("outlier_threshold", REFINED)
+@pytest.mark.parametrize("outlier_threshold", THRESHOLDS)
 @pytest.mark.parametrize(
     "names",
     [("Q4_1", "Q8_0"), ("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "F16", "Q5_1"), ("Q3_K", "BF16"), ("F32", "F16", "BF16")],
@@ -123,7 +127,7 @@ def test_members_of_different_types_and_heights(
     for tokens in (1, 5, 9):
         x = random_values(tokens, 512, seed=tokens)
         case = Projection(matrices=matrices, x=x, epilogue=epilogue, outlier_threshold=outlier_threshold, before=0.75)
-        assert_products_equal(case, case.run(native(isa)), case.run(twin()), isa=isa)
+        assert_products_equal(case, case.run(native(isa)), case.run(reference()), isa=isa)
 
 
 @for_every_isa
@@ -136,12 +140,12 @@ def test_activations(isa: str, activation: Activation) -> None:
     )
     x = torch.linspace(-30, 30, 64 * 32).view(64, 32)
     case = Projection(matrices=(matrix,), x=x, epilogue="activate", activation=activation)
-    [result], [expected] = case.run(native(isa)), case.run(twin())
+    [result], [expected] = case.run(native(isa)), case.run(reference())
     assert ((result - expected).abs() <= ACTIVATION * x.abs() + 1e-30).all()
 
 
 @for_every_isa
-@pytest.mark.parametrize("outlier_threshold", REFINED)
+@pytest.mark.parametrize("outlier_threshold", THRESHOLDS)
 @pytest.mark.parametrize("names", TWO_MEMBERS)
 def test_gated(isa: str, names: tuple[str, str], outlier_threshold: float) -> None:
     """act(first) * second, where an error of one counts as often as the other is large."""
@@ -149,12 +153,12 @@ def test_gated(isa: str, names: tuple[str, str], outlier_threshold: float) -> No
         first, second = (random_matrix(name, rows=rows, columns=256, seed=seed) for seed, name in enumerate(names))
         x = random_values(tokens, 256, seed=rows)
         case = Projection(matrices=(first, second), x=x, epilogue="gated", outlier_threshold=outlier_threshold)
-        a, b = replace(case, epilogue="store").run(twin())
+        a, b = replace(case, epilogue="store").run(reference())
         gate = torch.nn.functional.silu(a)
         allowed = PRODUCT * 1.1 * (magnitude(first, x) * b.abs() + magnitude(second, x) * gate.abs())
         [result] = case.run(native(isa))
         assert ((result - gate * b).abs() <= allowed + ACTIVATION * (a * b).abs()).all()
-        [expected] = case.run(twin())
+        [expected] = case.run(reference())
         assert torch.equal(expected, gate * b)
 
 
@@ -165,7 +169,7 @@ def test_only_the_rows_that_are_asked_for(isa: str) -> None:
     for rows in ((8,), (0, 3, 4, 8), tuple(range(9))):
         case = Projection(matrices=(matrix,), x=x, outlier_threshold=0.0, logits_indices=rows)
         results = case.run(native(isa))
-        assert_products_equal(case, results, case.run(twin()), isa=isa)
+        assert_products_equal(case, results, case.run(reference()), isa=isa)
         assert torch.equal(results[0], replace(case.only(*rows), logits_indices=None).run(native(isa))[0])
     nothing = Projection(matrices=(matrix,), x=x, logits_indices=(), before=0.25)
     assert (nothing.run(native(isa))[0] == 0.25).all()
@@ -176,7 +180,7 @@ def test_soft_cap(isa: str) -> None:
     matrix = random_matrix("F32", rows=33, columns=64, seed=1)
     x = 20 * random_values(5, 64, seed=2)
     case = Projection(matrices=(matrix,), x=x, softcap=30.0)
-    [result], [expected] = case.run(native(isa)), case.run(twin())
+    [result], [expected] = case.run(native(isa)), case.run(reference())
     assert result.abs().max() <= 30
     assert ((result - expected).abs() <= PRODUCT * magnitude(matrix, x) + 30 * ACTIVATION).all()
 
@@ -188,7 +192,7 @@ def test_scale(isa: str, softcap: float) -> None:
     matrix = random_matrix("Q8_0", rows=33, columns=64, seed=1)
     plain = Projection(matrices=(matrix,), x=random_values(5, 64, seed=2))
     scaled = replace(plain, scale=0.125, softcap=softcap, epilogue="add", before=0.5)
-    for backend in (native(isa), twin()):
+    for backend in (native(isa), reference()):
         [result], [product] = scaled.run(backend), plain.run(backend)
         expected = 0.5 + (0.125 * product if not softcap else softcap * torch.tanh(0.125 * product / softcap))
         assert (result - expected).abs().max() <= ACTIVATION * (1 + softcap)
@@ -207,10 +211,10 @@ def test_norm(isa: str, kind: str, columns: int) -> None:
         if kind == "rms"
         else Normalization(weight=weight, bias=random_values(columns, seed=2), kind="layer")
     )
-    values, expected = normed(native(isa), x, norm), normed(twin(), x, norm)
+    values, expected = normed(native(isa), x, norm), normed(reference(), x, norm)
     assert ((values - expected).abs() <= NORM * expected.abs().amax(-1, keepdim=True)).all()
     for name in ("F32", "Q8_0") if columns % 32 == 0 else ("F16",):
-        for outlier_threshold in REFINED:
+        for outlier_threshold in THRESHOLDS:
             case = Projection(
                 matrices=(random_matrix(name, rows=48, columns=columns, seed=3),),
                 x=x,
@@ -220,7 +224,7 @@ def test_norm(isa: str, kind: str, columns: int) -> None:
             apart = replace(case, x=values, norm=None)
             [result] = case.run(native(isa))
             assert torch.equal(result, apart.run(native(isa))[0])
-            assert_products_equal(apart, [result], apart.run(twin()), isa=isa)
+            assert_products_equal(apart, [result], apart.run(reference()), isa=isa)
 
 
 @for_every_isa
@@ -229,7 +233,7 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
     """Bit for bit, at every batch size, whoever its neighbours are."""
     columns = widths(name)[-1]
     random = Random(name)
-    for outlier_threshold in REFINED:
+    for outlier_threshold in THRESHOLDS:
         case = Projection(
             matrices=(random_matrix(name, rows=48, columns=columns, seed=1, bias=True),),
             x=random_values(33, columns, seed=2),
@@ -262,7 +266,7 @@ def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("name", TYPES)
 def test_instruction_sets_agree(name: str) -> None:
     columns = widths(name)[-1]
-    for outlier_threshold in REFINED:
+    for outlier_threshold in THRESHOLDS:
         x = random_values(9, columns, seed=4)
         case = Projection(
             matrices=(random_matrix(name, rows=130, columns=columns, seed=3),), x=x, outlier_threshold=outlier_threshold
@@ -274,14 +278,14 @@ def test_instruction_sets_agree(name: str) -> None:
 
 @for_every_isa
 def test_rounding_is_that_of_the_definition(isa: str) -> None:
-    """Whole multiples of a half step are rounded to even, by kernel and twin alike; groups of zeros stay zero."""
+    """Whole multiples of a half step are rounded to even, by kernel and reference alike; groups of zeros stay zero."""
     x = torch.arange(-127, 129).float().view(8, 32) / 2
     x[3] = 0
     x[:, 0] = torch.where(x[:, 0] == 0, 0, 127.0)
     x[3, 0] = 0
     ones = replace(random_matrix("Q8_0", rows=32, columns=32, seed=1), data=_identity_q8_0())
     case = Projection(matrices=(ones,), x=x)
-    [result], [expected] = case.run(native(isa)), case.run(twin())
+    [result], [expected] = case.run(native(isa)), case.run(reference())
     assert torch.equal(result, expected)
     assert torch.equal(result, torch.round(x))
 
@@ -314,7 +318,7 @@ def _identity_q8_0() -> memoryview:
 
 @for_every_isa
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "F16"])
-@pytest.mark.parametrize("outlier_threshold", REFINED)
+@pytest.mark.parametrize("outlier_threshold", THRESHOLDS)
 def test_values_that_are_no_numbers_stay_in_their_token(isa: str, name: str, outlier_threshold: float) -> None:
     """Broken weights make activations infinite or NaN; the tokens beside them have the bits that they have alone."""
     columns = 2 * TYPES[name].block_len if name not in FLOATS else 64
@@ -335,7 +339,7 @@ def test_values_that_are_no_numbers_stay_in_their_token(isa: str, name: str, out
 @for_every_isa
 def test_a_program_stops_when_it_is_cancelled(isa: str) -> None:
     matrix, x = random_matrix("F32", rows=33, columns=64, seed=1), random_values(2, 64, seed=2)
-    for backend in (native(isa), twin()):
+    for backend in (native(isa), reference()):
         arena = Arena(buffers_bytes((2, 33), (2, 64)))
         out = filled(arena, torch.zeros(2, 33))
         args = step_args(tokens=2)

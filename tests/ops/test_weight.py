@@ -17,7 +17,7 @@ from mistralrs.ops.weight import Matrix, read_vector
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES
-from tests.ops.harness import FLOATS, decoded, for_every_isa, native, random_matrix, twin
+from tests.ops.harness import FLOATS, decoded, for_every_isa, native, random_matrix, reference
 from tests.tolerances import ROTARY
 
 
@@ -64,7 +64,7 @@ def test_packing_loses_nothing(isa: str, name: str) -> None:
         matrix = random_matrix(name, rows=rows, columns=columns, seed=rows, odd=True, ordered=ordered)
         weights = decoded(matrix)
         assert same(native(isa).place(matrix).dense(), weights)
-        assert same(twin().place(matrix).dense(), weights)
+        assert same(reference().place(matrix).dense(), weights)
 
 
 @pytest.mark.native
@@ -91,7 +91,7 @@ def test_rotary_table(isa: str) -> None:
     frequencies = [10000.0 ** (-i / 32) for i in range(32)]
     positions = [0, 1, 2, 511, 4095, 131071]
     _, table = embed(native(isa), matrix, [0] * 6, positions, frequencies=frequencies, scale=1.0)
-    _, expected = embed(twin(), matrix, [0] * 6, positions, frequencies=frequencies, scale=1.0)
+    _, expected = embed(reference(), matrix, [0] * 6, positions, frequencies=frequencies, scale=1.0)
     assert (table - expected).abs().max() <= 1.5 * ROTARY
     angles = torch.tensor(positions).float()[:, None] * torch.tensor(frequencies)
     exact = 1.5 * torch.stack([angles.double().cos(), angles.double().sin()], dim=1)

@@ -109,7 +109,7 @@ def test_threads_do_not_matter(tiny_llama: Path) -> None:
     assert all(torch.equal(first, other) for other in others)
 
 
-def test_the_torch_twin_alone(tmp_path: Path) -> None:
+def test_the_reference_backend_alone(tmp_path: Path) -> None:
     """What runs where there are no kernels: also a whole model, also quantized, in chunks."""
     config = TinyConfig(types=StorageTypes.all("Q8_0"))
     tiny = write_tiny(tmp_path / "tiny.gguf", config)

@@ -28,9 +28,9 @@ GOLDEN: dict[str, dict[str, float]] = json.loads(
 )["errors"]
 """Set of weights -> type -> the relative error of llama.cpp's quantizer; see scripts/make_quantizer_golden.py."""
 
-TWINS_APART = 3e-3
-"""Relative difference of the errors of kernel and twin, which add in another order: where two lines seem as good, each
-may take another one, and 64 blocks do not even that out."""
+IMPLEMENTATIONS_APART = 3e-3
+"""Relative difference of the errors of kernel and reference, which add in another order: where two lines seem as good,
+each may take another one, and 64 blocks do not even that out."""
 
 Blocks = NDArray[np.uint8]
 
@@ -64,7 +64,7 @@ def kernel(library: ctypes.CDLL, type_: QuantType, rows: Floats, *, pool: int | 
     return blocks
 
 
-def twin(type_: QuantType, rows: Floats) -> Blocks:
+def reference(type_: QuantType, rows: Floats) -> Blocks:
     blocks: Blocks = quantize_blocks(type_, torch.from_numpy(np.ascontiguousarray(rows))).numpy()
     return blocks
 
@@ -121,19 +121,20 @@ def _decode(tensor: RawTensor) -> Floats:
 
 @every_type
 @pytest.mark.parametrize("name", weights.generated())
-def test_error_of_the_twin_is_at_most_that_of_llama_cpp(type_: QuantType, name: str) -> None:
+def test_error_of_the_reference_is_at_most_that_of_llama_cpp(type_: QuantType, name: str) -> None:
     rows = weights.generated()[name]
-    assert relative_error(rows, decoded(type_, twin(type_, rows))) <= GOLDEN[name][type_.name]
+    assert relative_error(rows, decoded(type_, reference(type_, rows))) <= GOLDEN[name][type_.name]
 
 
 @native
 @every_type
-def test_kernel_and_twin_are_as_good(library: ctypes.CDLL, type_: QuantType) -> None:
+def test_kernel_and_reference_are_as_good(library: ctypes.CDLL, type_: QuantType) -> None:
     rows = weights.generated()["student"]
     errors = [
-        relative_error(rows, decoded(type_, blocks)) for blocks in (kernel(library, type_, rows), twin(type_, rows))
+        relative_error(rows, decoded(type_, blocks))
+        for blocks in (kernel(library, type_, rows), reference(type_, rows))
     ]
-    assert errors[0] == pytest.approx(errors[1], rel=TWINS_APART)
+    assert errors[0] == pytest.approx(errors[1], rel=IMPLEMENTATIONS_APART)
 
 
 @native
@@ -159,8 +160,8 @@ def test_a_row_alone_is_as_among_others_and_on_threads(library: ctypes.CDLL, typ
 
 
 @every_type
-def test_odd_rows_by_the_twin(type_: QuantType) -> None:
-    assert_odd_rows_are_kept(type_, decoded(type_, twin(type_, odd_rows())))
+def test_odd_rows_by_the_reference(type_: QuantType) -> None:
+    assert_odd_rows_are_kept(type_, decoded(type_, reference(type_, odd_rows())))
 
 
 @native
@@ -211,7 +212,7 @@ def test_the_kernel_refuses(library: ctypes.CDLL) -> None:
         ("Q8_0", torch.full((1, 32), 65520.0), "beyond 65504"),
     ],
 )
-def test_the_twin_refuses(name: str, rows: torch.Tensor, reason: str) -> None:
+def test_the_reference_refuses(name: str, rows: torch.Tensor, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         quantize_blocks(TYPES[name], rows)
 
@@ -235,7 +236,9 @@ def test_rows_that_split_get_what_was_asked_for(type_: QuantType) -> None:
 @every_type
 def test_rows_that_do_not_split_get_the_smallest_type_that_is_as_good(type_: QuantType) -> None:
     rows = weights.generated()["gaussian"]
-    errors = {name: relative_error(rows, decoded(TYPES[name], twin(TYPES[name], rows))) for name in GOLDEN["gaussian"]}
+    errors = {
+        name: relative_error(rows, decoded(TYPES[name], reference(TYPES[name], rows))) for name in GOLDEN["gaussian"]
+    }
     as_good = [t for t in ISQ_TYPES.values() if t.block_len == 32 and errors[t.name] <= errors[type_.name]]
     target = target_of(type_, 576)
     assert target.type is (type_ if type_.block_len == 32 else min(as_good, key=lambda t: t.block_bytes))
