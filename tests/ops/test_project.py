@@ -1,4 +1,4 @@
-"""The product of every storage type: kernels against the torch reference implementation, and bitwise laws of the kernels."""
+"""The product of every storage type: kernels against the reference, and bitwise laws of the kernels."""
 
 from __future__ import annotations
 
