@@ -1,0 +1,11 @@
+"""The engine: one thread that owns the model, batches the steps of many sequences and streams their tokens.
+
+``engine`` runs the steps; ``scheduler`` plans them and records their results; ``batch`` and ``model_runner`` hand them
+to the decoder; ``request_state`` turns sampled tokens into ``events``; ``admission`` checks requests. The KV cache is
+in
+``kv``, the choice of tokens in ``sampling``.
+
+The engine knows token ids, blocks and events. It does not know model files, chat templates, HTTP or the terminal. The
+scheduler, the requests and the KV cache's bookkeeping use no tensors; only the sampler, the model runner and the prompt
+outputs do.
+"""

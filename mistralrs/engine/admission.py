@@ -1,7 +1,4 @@
-"""What a request must satisfy before it is queued, so that nothing of it can fail later.
-
-Knows ranges and lengths; no model and no tensor.
-"""
+"""Checks that a request must pass before it is queued, so that its parameters cannot fail it later."""
 
 from __future__ import annotations
 
@@ -16,24 +13,24 @@ from mistralrs.errors import ContextLengthError, QueueFullError, RequestError, U
 logger = logging.getLogger(__name__)
 
 TRUNCATION_RESERVE = 10
-"""Tokens that truncation leaves free for the answer when ``max_tokens`` does not say how many."""
+"""Tokens that truncation leaves free for the answer if ``max_tokens`` is None or too large."""
 MAX_BIAS = 1e30
-"""Beyond it float32 could overflow; far smaller values already force or ban a token."""
+"""Largest bias, since float32 could overflow beyond it; far smaller values already force or ban a token."""
 MAX_BREAKERS = 64
 MAX_BREAKER_LENGTH = 64
-"""Characters."""
+"""Characters of one breaker."""
 MAX_PROMPT_LOGPROBS = 100
-"""Beside a prompt token's own; a long prompt has many places."""
+"""Most likely tokens at each prompt position, at most; a long prompt has many positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The numbers that a parameter may be, both ends included."""
+    """The values that a parameter may take, both ends included."""
 
     least: float
     most: float
     note: str = ""
-    """Which of them is off."""
+    """The value that turns the parameter off, for error messages."""
 
 
 RANGES: Mapping[str, Range] = {
@@ -49,7 +46,7 @@ RANGES: Mapping[str, Range] = {
     "dry_multiplier": Range(0, 1000, "0 is off"),
     "dry_base": Range(1, 1000),
 }
-"""Fields of SamplingParams that are real numbers. Bodies and the command line have the same ranges."""
+"""Ranges of SamplingParams' real-valued fields. Request bodies and the command line have the same."""
 
 
 def check_config(config: EngineConfig) -> None:
@@ -63,7 +60,7 @@ def check_config(config: EngineConfig) -> None:
     if config.max_prompt_logits < 0:
         raise UsageError(f"max_prompt_logits is {config.max_prompt_logits}; it must be at least 0")
     if config.max_draft < 0:
-        raise UsageError(f"max_draft is {config.max_draft}; it must be at least 0 (0 guesses nothing)")
+        raise UsageError(f"max_draft is {config.max_draft}; it must be at least 0 (0 turns drafting off)")
     if config.max_queue is not None and config.max_queue < 0:
         raise UsageError(f"max_queue is {config.max_queue}; it must be at least 0 (0 lets nobody wait)")
     if config.prefix_cache_n < 0:
@@ -71,33 +68,33 @@ def check_config(config: EngineConfig) -> None:
 
 
 def check_queue(num_open: int, config: EngineConfig) -> None:
-    """Raises QueueFullError if so many open requests are as many as may run and wait."""
+    """Raises QueueFullError if ``num_open`` requests fill all places to run and to wait."""
     if config.max_queue is not None and num_open >= config.max_seqs + config.max_queue:
         raise QueueFullError(config.max_queue)
 
 
 def check_request(request: Request, vocab_size: int) -> None:
-    """Raises RequestError naming the first parameter that is out of its range; ``fit_prompt`` looks at the prompt."""
+    """Raises RequestError naming the first parameter that is out of its range; ``fit_prompt`` checks the prompt."""
     check(request.sampling, vocab_size)
     if request.prompt_logprobs is not None:
-        most = min(vocab_size, MAX_PROMPT_LOGPROBS)
-        in_range = 0 <= request.prompt_logprobs <= most
-        _require("prompt_logprobs", request.prompt_logprobs, in_range, f"between 0 and {most}")
+        highest = min(vocab_size, MAX_PROMPT_LOGPROBS)
+        in_range = 0 <= request.prompt_logprobs <= highest
+        _require("prompt_logprobs", request.prompt_logprobs, in_range, f"between 0 and {highest}")
 
 
 def check(params: SamplingParams, vocab_size: int) -> None:
-    """Raises RequestError naming the first of these parameters that is out of its range."""
+    """Raises RequestError naming the first sampling parameter that is out of its range."""
     for name, allowed in RANGES.items():
         value = getattr(params, name)
-        words = f"between {allowed.least} and {allowed.most}" + (f" ({allowed.note})" if allowed.note else "")
-        _require(name, value, allowed.least <= value <= allowed.most, words)
+        expected = f"between {allowed.least} and {allowed.most}" + (f" ({allowed.note})" if allowed.note else "")
+        _require(name, value, allowed.least <= value <= allowed.most, expected)
     _require("top_k", params.top_k, params.top_k >= 0, "at least 0 (0 is off)")
     _require("repeat_last_n", params.repeat_last_n, params.repeat_last_n >= 0, "at least 0 (0 looks at nothing)")
     _require("seed", params.seed, -(2**63) <= params.seed < 2**64, "a 64-bit integer")
     if params.max_tokens is not None:
         _require("max_tokens", params.max_tokens, params.max_tokens >= 0, "at least 0")
-    most = math.inf if params.max_tokens is None else params.max_tokens
-    _require("min_tokens", params.min_tokens, 0 <= params.min_tokens <= most, "at least 0, and at most max_tokens")
+    highest = math.inf if params.max_tokens is None else params.max_tokens
+    _require("min_tokens", params.min_tokens, 0 <= params.min_tokens <= highest, "at least 0, and at most max_tokens")
     if params.logprobs is not None:
         in_range = 0 <= params.logprobs <= vocab_size
         _require("logprobs", params.logprobs, in_range, f"between 0 and {vocab_size}")
@@ -133,19 +130,19 @@ def _require_known(name: str, tokens: Iterable[int], vocab_size: int) -> None:
             raise RequestError(message, param=name)
 
 
-def _require(name: str, value: float, in_range: bool, range_words: str) -> None:
+def _require(name: str, value: float, in_range: bool, expected: str) -> None:
     # An int may be too large for a float, but it is finite.
     if not in_range or (isinstance(value, float) and not math.isfinite(value)):
-        raise RequestError(f"{name} is {value}; it must be {range_words}", param=name)
+        raise RequestError(f"{name} is {value}; it must be {expected}", param=name)
 
 
 def fit_prompt(
     request: Request, max_len: int, vocab_size: int, *, spell: Callable[[int], str] | None = None
 ) -> list[int]:
-    """The prompt's tokens, cut at the front if they leave no room in ``max_len`` and the request allows it. ``spell``
-    gives the text of a token, empty for one that the tokenizer does not have.
+    """The prompt's tokens, truncated at the front if they leave no room in ``max_len`` and the request allows it.
+    ``spell`` gives the text of a token, empty for one that the tokenizer does not have.
 
-    A prompt that nothing is to be generated for may be as long as ``max_len``, others need room for one token.
+    A prompt may be as long as ``max_len`` if nothing is to be generated; otherwise it leaves room for one token.
     Raises RequestError for an empty prompt or ids outside the vocabulary, ContextLengthError for one that does not fit.
     """
     prompt = request.prompt
@@ -164,7 +161,7 @@ def fit_prompt(
 
 
 def _outside(token: int, text: str, vocab_size: int) -> RequestError:
-    """The refusal of a token for which the model has no embedding, though its tokenizer may have a text."""
+    """The error for a token without an embedding in the model; ``text`` is the tokenizer's, if it has one."""
     if text:
         return RequestError(
             f"the prompt holds token {token}, {text[:64]!r}, for which this model has no embedding",
@@ -176,7 +173,7 @@ def _outside(token: int, text: str, vocab_size: int) -> RequestError:
 
 
 def _truncated(prompt: Sequence[int], max_len: int, max_tokens: int | None) -> Sequence[int]:
-    """The end of a prompt that is too long: what fits beside room for the answer, or nothing."""
+    """The last tokens of a prompt that is too long, so that the answer has room; empty if none fit."""
     over = len(prompt) - max_len
     reserve = TRUNCATION_RESERVE
     if max_tokens is not None and over + max_tokens < len(prompt):

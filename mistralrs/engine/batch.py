@@ -1,7 +1,4 @@
-"""What a step hands to the model: a plan flattened into plain lists, and the flag that stops it early.
-
-Knows slots and positions; no tensor, no sampling.
-"""
+"""The input of a forward pass: a plan flattened into plain lists, and the flag that stops the pass early."""
 
 from __future__ import annotations
 
@@ -26,15 +23,16 @@ class Batch:
     query_start_loc: list[int]
     """(num_seqs + 1,) ranges of the flat arrays."""
     seq_lens: list[int]
-    """(num_seqs,) tokens of the sequence once this step is done, guessed ones included."""
+    """(num_seqs,) tokens of the sequence once this step is done, draft tokens included."""
     block_tables: list[list[list[int]]]
-    """(kv_groups, num_seqs) the blocks that hold those tokens, perhaps more; those before the window mean nothing."""
+    """(kv_groups, num_seqs) the blocks that hold those tokens, perhaps more. Entries before the window are
+    undefined."""
     logits_indices: list[int]
-    """Flat indices whose logits are wanted, ascending."""
+    """Flat indices of the tokens whose logits the step returns, ascending."""
 
     @classmethod
     def from_plan(cls, plan: Plan, *, block_size: int) -> Batch:
-        """Flattens a plan, which has at least one chunk; sequences keep their order."""
+        """The batch of a plan, which must have at least one chunk. Sequences keep their order."""
         groups = range(len(plan.chunks[0].sequence.block_tables))
         batch = cls([], [], [[] for _ in groups], [0], [], [[] for _ in groups], [])
         for chunk in plan.chunks:
@@ -60,23 +58,25 @@ class Batch:
     def of_one_sequence(
         cls, tokens: list[int], start: int, *, groups: Sequence[KvGroup], block_size: int, logits_indices: list[int]
     ) -> Batch:
-        """Tokens from position ``start`` on of a sequence that has all blocks, for tools that drive a model."""
+        """The batch of one sequence's tokens from position ``start`` on, for tools that drive a model without an
+        engine."""
         end = start + len(tokens)
         positions = list(range(start, end))
-        # A window's blocks go round: it has passed those that come again.
+        # Blocks of a window are reused in a ring: a block comes again once the window has left its tokens behind.
         tables = [[index % group.num_blocks for index in range(-(-end // block_size))] for group in groups]
         slots = [[table[p // block_size] * block_size + p % block_size for p in positions] for table in tables]
         return cls(tokens, positions, slots, [0, len(tokens)], [end], [[table] for table in tables], logits_indices)
 
 
 class CancelFlag:
-    """Tells a forward pass that nobody wants its result. Any thread may set it; native code polls ``flag``."""
+    """Tells a forward pass to stop because its result is no longer needed. Any thread may set it; kernels poll
+    ``flag``."""
 
     __slots__ = ("flag",)
 
     def __init__(self) -> None:
         self.flag = ctypes.c_int32(0)
-        """Not zero: stop. Its address stays valid as long as this object lives."""
+        """Nonzero means stop. Its address is valid as long as this object lives."""
 
     def set(self) -> None:
         self.flag.value = 1

@@ -1,7 +1,6 @@
 """The engine: one thread that owns the model and advances many sequences, a step at a time.
 
-Knows no files, no templates and no terminal. torch and the sampler are imported by the thread, so that their import
-overlaps with whatever the caller still has to do.
+The thread imports torch and the sampler, so that their import overlaps with other work of the caller.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-H = TypeVar("H", bound=Handle)
+HandleT = TypeVar("HandleT", bound=Handle)
 
 
 class ModelExecutor(Protocol):
-    """What the engine needs of a model. Called by the engine's thread alone."""
+    """The interface of a model that the engine runs. The engine's thread alone calls it."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -51,31 +50,32 @@ class ModelExecutor(Protocol):
     def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         """float32 logits (len(batch.logits_indices), vocab_size), valid until the next call.
 
-        Once ``cancel_flag`` is set it returns soon, with anything; the step is then dropped.
+        Once ``cancel_flag`` is set it returns soon, with undefined values; the step is then dropped.
         """
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:
         """float32 (stop - start, hidden size): final hidden states, normed, of these tokens of the last batch."""
 
     def export_block(self, group: int, block: int) -> bytes:
-        """What a block holds, in the layers of a KV group."""
+        """The bytes of a block in all layers of a KV group."""
 
     def import_block(self, group: int, block: int, data: bytes) -> None:
-        """Puts that back; raises ValueError if its length is wrong."""
+        """Writes the bytes that ``export_block`` returned into a block; raises ValueError if their length is wrong."""
 
 
 class Engine(ProcessBound):
     """Serves requests until closed. ``submit``, ``stats`` and ``close`` may be called from any thread.
 
-    A failing forward pass ends the requests of its batch, an unusable row its own request; the engine goes on. Should
-    its thread die of something unforeseen, every open stream ends with Failed and ``submit`` raises EngineError.
+    A forward pass that fails ends the requests of its batch, logits that are not finite end their own request, and the
+    engine goes on. If its thread dies of an unexpected error, every open stream ends with Failed, and ``submit`` raises
+    EngineError.
 
-    In a fork of its process, where its thread is not, everything raises EngineError but ``close``, which does nothing.
+    In a fork of its process, which does not have its thread, ``close`` does nothing and all else raises EngineError.
     """
 
     after_step: Callable[[], None]
-    """Called by the engine's thread when all events of a step, or from between two steps, have been delivered. To be
-    set before the first request, by one who delivers a step's events together."""
+    """The engine's thread calls it when all events of a step, or of the time between two steps, are delivered. A caller
+    that sends the events of a step together sets it before the first request."""
 
     def __init__(
         self,
@@ -86,10 +86,10 @@ class Engine(ProcessBound):
         disk_tier: KvDiskTier | None = None,
         torch_threads: int = 1,
     ) -> None:
-        """Raises UsageError for limits that cannot work. The thread starts at once and owns ``runner``.
+        """Starts the thread, which owns ``executor`` from now on. Raises UsageError for limits that cannot work.
 
-        ``store``: where KV outlives the engine, which closes it. ``torch_threads``: threads for torch's operations in
-        the engine's thread; torch in other threads keeps its number.
+        ``disk_tier``: stores KV beyond the life of the engine, which closes it. ``torch_threads``: threads for torch's
+        operations in the engine's thread; torch in other threads keeps its number.
         """
         super().__init__()
         check_config(config)
@@ -97,11 +97,11 @@ class Engine(ProcessBound):
         self._torch_threads = torch_threads
         self._tokenizer = tokenizer
         self.config = config
-        # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither is
-        # ever drawn.
+        # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither may
+        # be sampled.
         self.vocab_size = min(executor.vocab_size, tokenizer.vocab_size)
         self._eos_ids = frozenset(token for token in tokenizer.eos_ids if token < self.vocab_size)
-        self.after_step = _nothing
+        self.after_step = _do_nothing
         self._kv_connector = None if disk_tier is None else DiskKvConnector(disk_tier, executor)
         self._scheduler = Scheduler(config, self._kv_connector)
         self._prefill_budget = PrefillBudget()
@@ -110,12 +110,12 @@ class Engine(ProcessBound):
         self._ids = itertools.count()
         self._requests: dict[int, RequestState] = {}
         self._step_streams: list[Handle] = []
-        self._next_deadline = math.inf  # of the open requests or before
+        self._next_deadline = math.inf  # the earliest of the open requests', or earlier
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_completion_tokens = 0
         self._closing = False
-        self._gate = threading.Lock()  # for submit and the thread's end only: no request may slip in behind the end
+        self._submit_lock = threading.Lock()  # so that no request is added after the thread has ended the others
         self._fault: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="mistralrs-engine", daemon=True)
         self._thread.start()
@@ -127,26 +127,26 @@ class Engine(ProcessBound):
 
     @property
     def fault(self) -> EngineError | None:
-        """Why the engine serves nothing any more: it died, or was closed. None while it lives."""
+        """The reason why the engine serves no more requests: it died or was closed. None while it serves."""
         return self.forked_error() if self.is_forked else self._fault
 
     def submit(self, request: Request) -> Stream:
-        """Queues a request.
+        """Queues a request and returns the stream of its events.
 
-        Raises RequestError or ContextLengthError for it, QueueFullError when too many wait, EngineError if the engine
-        has ended.
+        Raises RequestError or ContextLengthError if the request is invalid, QueueFullError if too many wait,
+        EngineError if the engine has ended.
         """
         return self._enqueue(request, Stream)
 
     def submit_to(self, deliver: Callable[[Event], None], request: Request) -> Handle:
-        """As ``submit``, but events go to ``deliver``, which the engine's thread calls and must not wait in."""
+        """Like ``submit``, but the engine's thread passes the events to ``deliver``, which must not block."""
         return self._enqueue(request, partial(Handle, put=deliver))
 
-    def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], H]) -> H:
+    def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], HandleT]) -> HandleT:
         self.require_process()
         check_request(request, self.vocab_size)
         prompt = fit_prompt(request, self.max_len, self.vocab_size, spell=self._tokenizer.token_text)
-        with self._gate:
+        with self._submit_lock:
             if self._fault is not None:
                 raise EngineError(self._fault.message, hint=self._fault.hint)
             check_queue(len(self._requests), self.config)
@@ -161,7 +161,7 @@ class Engine(ProcessBound):
         return stream
 
     def stats(self) -> EngineStats:
-        """A snapshot, from any thread."""
+        """A snapshot of the engine's statistics. Any thread may take it."""
         self.require_process()
         scheduler = self._scheduler
         return EngineStats(
@@ -180,7 +180,7 @@ class Engine(ProcessBound):
         )
 
     def close(self) -> None:
-        """Stops the thread, within a step; open streams end with reason "cancelled". Idempotent."""
+        """Stops the thread within a step; open streams end with reason "cancelled". Idempotent."""
         if self.is_forked:
             return
         self._closing = True
@@ -188,7 +188,7 @@ class Engine(ProcessBound):
         self._cancel_flag.set()
         self._thread.join()
 
-    # From here on: the engine's thread, but for _cancel.
+    # The engine's thread alone calls the methods below, except for _cancel.
 
     def _run(self) -> None:
         fault: EngineError | None = None
@@ -207,7 +207,7 @@ class Engine(ProcessBound):
             fault = EngineError(f"the engine died: {_describe_error(error)}", hint="load the model again")
         if self._kv_connector is not None:
             self._kv_connector.close()
-        with self._gate:
+        with self._submit_lock:
             self._fault = fault or EngineError("the engine is closed", hint="load the model again")
         now = time.perf_counter()
         for request_state in self._requests.values():
@@ -219,7 +219,8 @@ class Engine(ProcessBound):
         self.after_step()
 
     def _receive(self) -> bool:
-        """Answers what has come in, waiting for it if there is nothing else to do. False: the engine is to end."""
+        """Makes the calls in the inbox, waiting for one if there is no other work. Returns False if the engine is to
+        end."""
         if not self._scheduler.has_work and not self._closing:
             self._inbox.get()()
         self._run_inbox()
@@ -231,12 +232,12 @@ class Engine(ProcessBound):
             self._inbox.get()()
 
     def _expire(self) -> None:
-        """Fails requests whose deadline has passed."""
+        """Fails requests that are past their deadline."""
         now = time.perf_counter()
         if now < self._next_deadline:
             return
         self._next_deadline = math.inf
-        # Not those in the inbox, whose deadlines are looked at when they are added.
+        # Requests in the inbox are not among these: their deadlines are checked when they are added.
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
             request_state = self._requests[sequence.id]
             if request_state.deadline <= now:
@@ -258,10 +259,10 @@ class Engine(ProcessBound):
             self._report(plan, time.perf_counter() - started)
 
     def _forward(self, plan: Plan) -> torch.Tensor | None:
-        """The logits of a step, or None if it failed or nobody wants it any more: it then commits nothing."""
+        """The logits of a step, or None if it failed or was cancelled: it is then not committed."""
         self._cancel_flag.clear()
         self._step_streams = [self._requests[chunk.sequence.id].stream for chunk in plan.chunks]
-        if self._is_pointless():  # looked at after the flag was cleared: a cancel from now on sets it
+        if self._is_abandoned():  # checked after clearing the flag: a later cancel sets it
             return None
         started = time.perf_counter()
         try:
@@ -278,9 +279,9 @@ class Engine(ProcessBound):
         return logits
 
     def _sample(self, plan: Plan, logits: torch.Tensor) -> dict[int, list[SampledToken]]:
-        """By sequence what is drawn after its known tokens: one token, and one after each guess that was right.
+        """The sampled tokens by sequence: one after its known tokens, and one after each accepted draft token.
 
-        A row that cannot be drawn fails its own request; cancelled ones are left out.
+        Logits that are not finite fail their own request; cancelled requests are left out.
         """
         drawn: dict[int, list[SampledToken]] = {}
         try:
@@ -292,7 +293,7 @@ class Engine(ProcessBound):
             ]
             results = iter(self._sampler.sample(logits, rows))
         except Exception as error:
-            logger.exception("drawing failed")
+            logger.exception("sampling failed")
             self._fail_batch(plan, error)
             return drawn
         for chunk in drawing:
@@ -304,7 +305,7 @@ class Engine(ProcessBound):
         return drawn
 
     def _collect_prompt_outputs(self, plan: Plan, logits: torch.Tensor) -> tuple[list[Chunk], torch.Tensor]:
-        """Passes prompt logits to the requests that want them. Returns the chunks that draw, and their logits."""
+        """Passes prompt logits to their requests. Returns the chunks to sample for, and their logits."""
         drawing: list[Chunk] = []
         rows: list[int] = []
         row = token = 0
@@ -325,7 +326,7 @@ class Engine(ProcessBound):
         return drawing, logits if len(rows) == len(logits) else logits[rows]
 
     def _pass_prompt_logits(self, request_state: RequestState, chunk: Chunk, logits: torch.Tensor, first: int) -> None:
-        """``first``: the place of the chunk's first token in the batch."""
+        """Passes logits and hidden states to a request. ``first``: index of the chunk's first token in the batch."""
         try:
             request_state.on_prompt_logits(
                 chunk.start, chunk.count, logits, lambda start, stop: self._executor.hidden(first + start, first + stop)
@@ -353,7 +354,7 @@ class Engine(ProcessBound):
         if output.delta.text or output.delta.tokens:
             request_state.stream.put(output.delta)
         if output.reason is not None:
-            # Blocks are free before the caller hears of the end.
+            # Blocks are freed before the caller receives the end.
             self._scheduler.remove(sequence, retain=True)
             del self._requests[sequence.id]
             request_state.finish(output.reason, now)
@@ -368,7 +369,7 @@ class Engine(ProcessBound):
     def _add(self, request_state: RequestState) -> None:
         self._scheduler.add(request_state.sequence)
         self._next_deadline = min(self._next_deadline, request_state.deadline)
-        if request_state.sequence.finish_reason is not None:  # nothing is to be generated
+        if request_state.sequence.finish_reason is not None:  # no token is to be generated
             del self._requests[request_state.sequence.id]
             request_state.finish(request_state.sequence.finish_reason, time.perf_counter())
 
@@ -395,38 +396,38 @@ class Engine(ProcessBound):
         if self.is_forked:
             return
         self._inbox.put(partial(self._drop, number))
-        if self._is_pointless():
+        if self._is_abandoned():
             self._cancel_flag.set()
 
-    def _is_pointless(self) -> bool:
-        """Nobody waits for the step under way."""
+    def _is_abandoned(self) -> bool:
+        """Whether the step under way has no request left that is not cancelled."""
         return self._closing or all(stream.cancelled for stream in self._step_streams)
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 def _accepted_tokens(
     first: SampledToken, others: list[SampledToken | EngineError], draft: tuple[int, ...]
 ) -> list[SampledToken]:
-    """The draws that count: each but the first stands behind a guess, which must be the token drawn in its place.
+    """The first token, and those after accepted draft tokens: a draft token is accepted if it equals the sampled one.
 
-    One that cannot be drawn is left to the next step, which meets it behind known tokens.
+    The next step samples again where logits were unusable, after known tokens, and reports the error then.
     """
-    draws = [first]
-    for guess, draw in zip(draft, others, strict=True):
-        if draws[-1].token != guess or isinstance(draw, EngineError):
+    accepted = [first]
+    for draft_token, sampled in zip(draft, others, strict=True):
+        if accepted[-1].token != draft_token or isinstance(sampled, EngineError):
             break
-        draws.append(draw)
-    return draws
+        accepted.append(sampled)
+    return accepted
 
 
 def _failure(error: Exception) -> MistralrsError:
-    """What a caller hears of an error inside of a step."""
+    """The error that a caller receives for an exception inside of a step."""
     if isinstance(error, MistralrsError):
         return error
-    # The error that torch raises for the memory of a CPU has no class of its own.
+    # torch raises a plain RuntimeError when CPU memory is exhausted.
     lacks_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
     if lacks_memory or type(error).__name__ == "OutOfMemoryError":
         hint = "send shorter prompts, or fewer requests at once"

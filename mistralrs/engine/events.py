@@ -1,7 +1,4 @@
-"""What a caller hears of its request: events, and what carries them from the engine's thread.
-
-Knows nothing of how they come about.
-"""
+"""Events of a request, and the handles that carry them from the engine's thread to the caller."""
 
 from __future__ import annotations
 
@@ -32,32 +29,32 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request cost. Times in seconds."""
+    """Tokens and times of a request. Times are in seconds."""
 
     prompt_tokens: int
     cached_tokens: int
     """Prompt tokens that were not computed because their KV was in the prefix cache."""
     completion_tokens: int
-    """Tokens drawn, the end-of-sequence token included."""
+    """Tokens sampled, the end-of-sequence token included."""
     prompt_s: float
-    """From submission to the end of the step that drew the first token, waiting included."""
+    """From submission to the end of the step that sampled the first token, waiting included."""
     completion_s: float
-    """From there to the last token."""
+    """From the first token to the last one."""
     first_token_s: float
-    """From submission to the first text in the stream; 0.0 if there was none."""
+    """From submission to the first text in the stream; 0.0 if there was no text."""
     seed: int
     drafted_tokens: int = 0
-    """Tokens that were guessed and computed before it was known whether they come."""
+    """Draft tokens that were computed."""
     accepted_tokens: int = 0
-    """Those of them that came."""
+    """Draft tokens that the sampler confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """What the model made of the prompt, once and before every Delta, if the request asks for it."""
+    """Log-probabilities of the prompt; comes once, before the first Delta, if the request asks for it."""
 
     logprobs: tuple[TokenLogprob | None, ...]
-    """One a prompt token; None for the first, which nothing precedes."""
+    """One for each prompt token; None for the first, which no token precedes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +67,17 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One step's news. ``text`` may be empty while bytes or a possible stop string are held back."""
+    """The tokens and text of one step. ``text`` may be empty while bytes or a possible stop string are held back."""
 
     text: str
     tokens: tuple[int, ...]
-    """Tokens drawn, those of a stop string included, the end-of-sequence token not."""
+    """Sampled tokens, those of a stop string included, without the end-of-sequence token."""
     logprobs: tuple[TokenLogprob, ...]
-    """One a token if asked for, otherwise empty."""
+    """One for each token if the request asks for them, otherwise empty."""
 
     @classmethod
     def joined(cls, deltas: Iterable[Delta]) -> Delta:
-        """All of them as one."""
+        """One Delta with the text, tokens and log-probabilities of all ``deltas`` in order."""
         deltas = list(deltas)
         return cls(
             "".join(delta.text for delta in deltas),
@@ -110,14 +107,15 @@ Event = PromptLogprobs | Embedding | Delta | End
 
 
 class Handle(ProcessBound):
-    """A request under way. Its events are: any number of news, then exactly one Finished or Failed."""
+    """A running request. Its events are any number of PromptLogprobs, Embedding and Delta, then one Finished or
+    Failed."""
 
     def __init__(self, on_cancel: Callable[[], None], put: Callable[[Event], None]) -> None:
         super().__init__()
         self.cancelled = False
-        """The caller wants no more; the engine may not have noticed yet."""
+        """The caller has cancelled the request; the engine may not have noticed yet."""
         self.put = put
-        """For the engine alone."""
+        """Delivers an event; called by the engine alone."""
         self._on_cancel = on_cancel
 
     def cancel(self) -> None:
@@ -131,7 +129,7 @@ class Handle(ProcessBound):
 
 
 class Stream(Handle):
-    """A request under way, to be iterated for its events; one thread at a time may do so."""
+    """A running request whose events are read by iteration, by one thread at a time."""
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -139,7 +137,7 @@ class Stream(Handle):
         super().__init__(on_cancel, self._events.put)
 
     def __iter__(self) -> Iterator[Event]:
-        """Raises EngineError in a fork of the engine's process."""
+        """Yields the events up to the end. Raises EngineError in a fork of the engine's process."""
         while not self._ended:
             self.require_process()
             event = self._events.get()

@@ -1,4 +1,4 @@
-"""Runs a decoder on the engine's batches. Knows buffers, no scheduling."""
+"""Runs a decoder on the engine's batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ModelRunner:
-    """The engine's view of a decoder. ``vocab_size`` leaves out padding rows that no token stands for."""
+    """The engine's view of a decoder. ``vocab_size`` leaves out padded rows of the embedding, which have no token."""
 
     def __init__(self, decoder: Decoder, *, vocab_size: int) -> None:
         self._decoder = decoder
@@ -35,11 +35,11 @@ class ModelRunner:
         return self._decoder.logits.tensor[: len(batch.logits_indices), : self.vocab_size]
 
     def export_block(self, group: int, block: int) -> bytes:
-        """What a block holds, in the layers of a KV group."""
+        """The bytes of a block in all layers of a KV group."""
         return self._decoder.kv.export_block(self._decoder.kv_layers[group], block)
 
     def import_block(self, group: int, block: int, data: bytes) -> None:
-        """Puts that back. Raises ValueError if its length is wrong."""
+        """Writes the bytes that ``export_block`` returned into a block. Raises ValueError if their length is wrong."""
         self._decoder.kv.import_block(self._decoder.kv_layers[group], block, data)
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:

@@ -1,54 +1,55 @@
-"""Guesses at the next tokens of a sequence: what followed the last time that it went as it goes now.
+"""Proposes draft tokens by prompt lookup: those that followed the last occurrence of a sequence's last tokens.
 
-A guess is computed beside the last known token, which costs little; where it is right, a step yields more tokens than
-one. Knows token ids; no sequence, no blocks and no tensor.
+Draft tokens are computed beside the last known token, which costs little; a step yields one more token for each draft
+token that is accepted.
 """
 
 from __future__ import annotations
 
 NGRAM_LENGTHS = (3, 2)
-"""Last tokens that must have occurred before, in the order in which they are looked for."""
+"""Lengths of the n-grams that must have occurred before, in the order in which they are tried."""
 FIRST_DRAFT_TOKENS = 3
-"""Tokens of the first guess. Twice as many and one more come after one that was all right, half as many after one that
-was mostly wrong: with the known token, steps have 2, 4, 8 or 16 rows."""
+"""Tokens of the first draft. A draft that is accepted whole is followed by one of twice as many tokens and one more, a
+draft that is mostly rejected by one of half as many: with the known token, steps have 2, 4, 8 or 16 tokens."""
 MAX_DRAFT_TOKENS = 15
-"""Tokens of a guess."""
+"""Tokens of a draft, at most."""
 MAX_PAUSE = 64
-"""Tokens without a guess after wrong ones, at most, so that a text without repetitions costs next to nothing."""
+"""Tokens without a draft after rejected ones, at most, so that a text without repetitions costs almost nothing."""
 
 
 class NgramProposer:
-    """Guesses for one sequence, whose tokens may only become more."""
+    """Proposes draft tokens for one sequence, which may only grow."""
 
-    __slots__ = ("_behind", "_length", "_next_end", "_pause", "_resume", "num_accepted", "num_drafted")
+    __slots__ = ("_following", "_length", "_next_end", "_pause", "_resume", "num_accepted", "num_drafted")
 
     def __init__(self) -> None:
         self.num_drafted = 0
-        """Tokens that were guessed and computed."""
+        """Draft tokens that were computed."""
         self.num_accepted = 0
-        """Those of them that were right."""
+        """Draft tokens that were accepted."""
         self._length = FIRST_DRAFT_TOKENS
-        self._pause = 0  # tokens without a guess after the last one; 0 if something of it was right
+        self._pause = 0  # tokens without a draft after the last one; 0 if some of it was accepted
         self._resume = 0  # known tokens at which the pause ends
-        self._behind: dict[tuple[int, ...], int] = {}  # the place behind the last occurrence that has one
-        self._next_end = 0  # first place behind an occurrence that was not looked at
+        self._following: dict[tuple[int, ...], int] = {}  # index of the token that last followed it
+        self._next_end = 0  # first index after an n-gram that is not in the dictionary
 
     def propose(self, tokens: list[int], count: int) -> tuple[int, ...]:
-        """Up to ``count`` tokens that may follow ``tokens``, all that are known; perhaps none.
+        """Up to ``count`` draft tokens that may follow ``tokens``, which are all known tokens; perhaps none.
 
-        Takes microseconds for each token that is new to it.
+        Takes microseconds for each token that was not there at the last call.
         """
         if len(tokens) < self._resume:
             return ()
         self._index(tokens)
         for length in NGRAM_LENGTHS:
-            place = self._behind.get(tuple(tokens[-length:]))
+            place = self._following.get(tuple(tokens[-length:]))
             if place is not None:
                 return tuple(tokens[place : place + min(self._length, count)])
         return ()
 
     def record_acceptance(self, drafted: int, accepted: int, *, known: int) -> None:
-        """Takes note that ``accepted`` of ``drafted`` tokens, at least one, were right. ``known``: tokens known now."""
+        """Records that ``accepted`` of ``drafted`` (at least 1) draft tokens were right. ``known``: tokens known
+        now."""
         self.num_drafted += drafted
         self.num_accepted += accepted
         if accepted == drafted:
@@ -62,10 +63,10 @@ class NgramProposer:
             self._resume = known + self._pause
 
     def _index(self, tokens: list[int]) -> None:
-        """Takes note of all that something follows; what the tokens end with is not among it."""
+        """Adds all n-grams that a token follows; those at the end of ``tokens`` have none yet."""
         for length in NGRAM_LENGTHS:
             end = max(self._next_end, length)
             part = tokens[end - length : -1]
             occurrences = zip(*(part[offset:] for offset in range(length)), strict=False)
-            self._behind.update(zip(occurrences, range(end, len(tokens)), strict=True))
+            self._following.update(zip(occurrences, range(end, len(tokens)), strict=True))
         self._next_end = len(tokens)

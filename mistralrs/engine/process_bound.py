@@ -1,4 +1,4 @@
-"""Objects that live in the process that made them: their threads do not come along into a fork, nor into a pickle."""
+"""Objects bound to the process that made them, because a fork or a pickle does not have their threads."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ HINT = "make a Runner in each process that needs one, after the fork"
 
 
 class ProcessBound:
-    """Knows which process it was made in. It is neither copied nor pickled."""
+    """An object that works only in the process that made it, and that cannot be copied or pickled."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
 
     @property
     def is_forked(self) -> bool:
-        """This process is a fork of the one that made it, and has a copy without threads: whoever waited for it would
-        wait for ever."""
+        """Whether this process is a fork of the one that made it. Its threads are missing here, so that waiting for it
+        would never end."""
         return os.getpid() != self._process
 
     def forked_error(self) -> EngineError:
-        """What to say to those who use it elsewhere."""
+        """The error for use in another process."""
         return EngineError(
             f"this {type(self).__name__} belongs to process {self._process}; this is process {os.getpid()}",
             hint=HINT,
         )
 
     def require_process(self) -> None:
-        """Raises EngineError in any process but its own."""
+        """Raises EngineError in a process other than the one that made it."""
         if self.is_forked:
             raise self.forked_error()
 

@@ -1,7 +1,6 @@
-"""What a request may want of its prompt beside a continuation, gathered chunk by chunk: how likely its tokens were, and
-one vector for all of it.
+"""Outputs for a prompt, collected chunk by chunk: the log-probabilities of its tokens, and its pooled embedding.
 
-Chunked is whole, bit for bit: rows are taken one after another. Knows no model and no text.
+The results do not depend on the chunks, bit for bit, because tokens are processed one after another.
 """
 
 from __future__ import annotations
@@ -18,30 +17,31 @@ if TYPE_CHECKING:
 
 
 class PromptLogprobsCollector:
-    """Log-probabilities of the tokens of a prompt, the first excepted."""
+    """Collects the log-probabilities of a prompt's tokens, except for the first token."""
 
     def __init__(self, prompt: Sequence[int], count: int) -> None:
-        """``count``: the best so many at each place are kept beside the token's own."""
+        """``count``: most likely tokens to keep at each position, beside the prompt's own."""
         self._following = prompt[1:]
         self._count = count
         self.sampled_tokens: list[SampledToken] = []
-        """Those known so far; the first is the second token's."""
+        """Results so far, from the prompt's second token on."""
 
     @property
     def complete(self) -> bool:
         return len(self.sampled_tokens) == len(self._following)
 
     def add(self, logits: torch.Tensor) -> None:
-        """Takes float32 logits (places, vocabulary) of the next places. Raises EngineError if some are not finite."""
+        """Adds float32 logits (positions, vocabulary) of the next positions. Raises EngineError if some are not
+        finite."""
         for row in logits:
-            draw = with_logprobs(self._following[len(self.sampled_tokens)], row, self._count)
-            if draw.logprob is None or not math.isfinite(draw.logprob):
+            sampled = with_logprobs(self._following[len(self.sampled_tokens)], row, self._count)
+            if sampled.logprob is None or not math.isfinite(sampled.logprob):
                 raise unusable_logits(row.amax().item())
-            self.sampled_tokens.append(draw)
+            self.sampled_tokens.append(sampled)
 
 
 class Pooler:
-    """The hidden states of a prompt, pooled: the last token's, or the mean of all."""
+    """Pools the hidden states of a prompt: takes the last token's, or the mean of all."""
 
     def __init__(self, kind: Literal["mean", "last"], num_prompt: int) -> None:
         self._kind = kind
@@ -49,10 +49,10 @@ class Pooler:
         self._total: torch.Tensor | None = None
 
     def add(self, start: int, count: int, hidden: Callable[[int, int], torch.Tensor]) -> None:
-        """Takes what it needs of the prompt's tokens ``start`` to ``start + count``.
+        """Adds the prompt's tokens ``start`` to ``start + count``.
 
-        ``hidden(i, j)``: float32 hidden states (j - i, size) of the tokens i to j of these. Chunks come in order; one
-        that starts at 0 starts again.
+        ``hidden(i, j)``: float32 hidden states (j - i, size) of tokens i to j of this chunk. Chunks come in order; a
+        chunk that starts at 0 starts the pooling anew.
         """
         if self._kind == "last":
             if start + count == self._num_prompt:
@@ -67,8 +67,8 @@ class Pooler:
 
     def embedding(self) -> tuple[float, ...]:
         """The pooled vector (size,) with an L2 norm of 1. Raises EngineError if it has no direction."""
-        assert self._total is not None, "no chunk of the prompt has come"
-        length = self._total.norm().item()  # of a sum or of a mean: the direction is the same
+        assert self._total is not None, "no chunk of the prompt was added"
+        length = self._total.norm().item()  # a sum serves as well as a mean: the direction is the same
         if not 0 < length < math.inf:
             raise EngineError("the hidden states are not finite numbers", hint="is the model file damaged?")
         values: list[float] = (self._total / length).tolist()

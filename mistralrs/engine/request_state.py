@@ -1,7 +1,4 @@
-"""One request being served, as the engine's thread sees it: its sequence, its text so far, its times, its stream.
-
-Knows no scheduler and no model.
-"""
+"""The state of one running request: its sequence, its text so far, its times and its stream."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ class StepOutput:
 
 
 class RequestState:
-    """Turns what was computed and drawn into events. Times are seconds of one monotonic clock."""
+    """Turns logits, hidden states and sampled tokens into events. Times are seconds of one monotonic clock."""
 
     def __init__(
         self,
@@ -67,38 +64,39 @@ class RequestState:
         self._first_token: float | None = None
         self._first_text: float | None = None
         self._last_token = submitted
-        self._ends = tuple(sequence.end_ids)
+        self._end_ids = tuple(sequence.end_ids)
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
-        prompt, kept = sequence.tokens, request.prompt_logprobs
-        self._scores = None if kept is None else PromptLogprobsCollector(prompt, kept)
-        self._pool = None if request.pooling is None else Pooler(request.pooling, len(prompt))
+        prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
+        self._prompt_logprobs = None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs)
+        self._pooler = None if request.pooling is None else Pooler(request.pooling, len(prompt))
 
     @property
     def wants_prompt_outputs(self) -> bool:
-        """``on_prompt_logits`` is to be called for each chunk of its prompt."""
-        return self._scores is not None or self._pool is not None
+        """Whether ``on_prompt_logits`` is to be called for each chunk of the prompt."""
+        return self._prompt_logprobs is not None or self._pooler is not None
 
     def on_prompt_logits(
         self, start: int, count: int, logits: torch.Tensor, hidden: Callable[[int, int], torch.Tensor]
     ) -> None:
-        """Takes what it wants of the tokens ``start`` to ``start + count`` once they are computed.
+        """Collects log-probabilities and hidden states of the prompt tokens ``start`` to ``start + count``.
 
-        ``logits``: float32 (places, vocabulary) of the places that the sequence has not scored yet. ``hidden(i, j)``:
-        float32 hidden states (j - i, size) of the tokens i to j of these. Raises EngineError for numbers of no use.
+        ``logits``: float32 (positions, vocabulary) of the positions that the sequence has not scored yet.
+        ``hidden(i, j)``: float32 hidden states (j - i, size) of tokens i to j of the chunk. Raises EngineError if they
+        are not finite.
         """
-        if self._scores is not None:
-            self._scores.add(logits)
-            if self._scores.complete:
-                tokens = (self._token_logprob(draw) for draw in self._scores.sampled_tokens)
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs.add(logits)
+            if self._prompt_logprobs.complete:
+                tokens = (self._token_logprob(sampled) for sampled in self._prompt_logprobs.sampled_tokens)
                 self.stream.put(PromptLogprobs((None, *tokens)))
-                self._scores = None
-        if self._pool is not None:
-            self._pool.add(start, count, hidden)
+                self._prompt_logprobs = None
+        if self._pooler is not None:
+            self._pooler.add(start, count, hidden)
             if start + count == self.sequence.num_prompt:
-                self.stream.put(Embedding(self._pool.embedding()))
+                self.stream.put(Embedding(self._pooler.embedding()))
 
     def sampling_inputs(self, draft: tuple[int, ...]) -> list[SamplingInput]:
-        """What the next token is to be drawn by, and the one after each token of ``draft`` if all before it come."""
+        """Inputs for sampling the next token, and the token after each of the draft tokens ``draft``."""
         known = self.sequence.tokens
         return [
             self._sampling_input(known),
@@ -108,7 +106,7 @@ class RequestState:
     def _sampling_input(self, tokens: list[int]) -> SamplingInput:
         sampling = self.sequence.sampling
         too_early = len(tokens) - self.sequence.num_prompt < sampling.min_tokens
-        return SamplingInput(sampling, tokens, banned=self._ends if too_early else (), dry=self._dry)
+        return SamplingInput(sampling, tokens, banned=self._end_ids if too_early else (), dry=self._dry)
 
     def on_tokens(self, draws: Iterable[SampledToken], now: float) -> StepOutput:
         """The output of a step from the tokens that were drawn in it, up to one that ends the stream. The scheduler
@@ -139,7 +137,7 @@ class RequestState:
             reason = "stop"
         if reason is not None:
             text += self._text.finish()
-        return self._delta(text, now, draw), reason
+        return self._delta(text, now, sampled), reason
 
     def finish(self, reason: FinishReason, now: float) -> None:
         """Ends the stream."""
@@ -149,21 +147,21 @@ class RequestState:
         """Ends the stream with an error."""
         self.stream.put(Failed(error, self._usage(now)))
 
-    def _delta(self, text: str, now: float, draw: SampledToken | None = None) -> Delta:
+    def _delta(self, text: str, now: float, sampled: SampledToken | None = None) -> Delta:
         if text and self._first_text is None:
             self._first_text = now
-        if draw is None:
+        if sampled is None:
             return Delta(text, (), ())
-        logprobs = () if draw.logprob is None else (self._token_logprob(draw),)
-        return Delta(text, (draw.token,), logprobs)
+        logprobs = () if sampled.logprob is None else (self._token_logprob(sampled),)
+        return Delta(text, (sampled.token,), logprobs)
 
-    def _token_logprob(self, draw: SampledToken) -> TokenLogprob:
-        assert draw.logprob is not None
-        top = tuple(self._logprob(token, logprob) for token, logprob in draw.top)
-        return self._logprob(draw.token, draw.logprob, top)
+    def _token_logprob(self, sampled: SampledToken) -> TokenLogprob:
+        assert sampled.logprob is not None
+        top = tuple(self._logprob(token, logprob) for token, logprob in sampled.top)
+        return self._logprob(sampled.token, sampled.logprob, top)
 
     def _spell(self, token: int) -> bytes:
-        """A token's bytes; a control token's are those of its name."""
+        """A token's bytes; for a control token, those of its name."""
         return self._tokenizer.token_bytes(token) or self._tokenizer.token_text(token).encode()
 
     def _logprob(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:

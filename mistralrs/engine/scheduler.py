@@ -1,7 +1,6 @@
-"""Which sequence advances how far in the next step, and what a finished step means for each of them.
+"""Plans which tokens of which sequences the next step computes, and records the result of a step.
 
-One rule: a sequence has tokens known and tokens computed; a step hands out budget until the second catches the first.
-Knows token counts and blocks; no tensor, no text and no clock.
+A sequence has known tokens and computed tokens. Each step spends its token budget on the difference.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from mistralrs.engine.kv.kv_cache_manager import KvCacheManager, KvConnector
 from mistralrs.engine.sequence import Sequence, State
 
 MAX_DRAFT_BATCH = 8
-"""Known tokens and guesses beyond which a step has no more guesses. So few share one pass over the weights."""
+"""Tokens up to which a step is filled with draft tokens: that many share one pass over the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +27,21 @@ class Chunk:
     start: int
     count: int
     samples: bool
-    """The chunk reaches the last known token, so the step draws the next one."""
+    """Whether the chunk reaches the last known token, so that the step samples the next one."""
     scored: range = range(0)
-    """Positions whose logits are wanted for the tokens of the prompt that follow them."""
+    """Prompt positions whose logits the step returns, for the log-probabilities of the tokens after them."""
     draft_tokens: tuple[int, ...] = ()
-    """The last of these tokens are only guessed. The step then also draws what comes after each of them."""
+    """Draft tokens at the end of the chunk, after the known ones. The step also samples a token after each of them."""
 
     @property
     def num_committed(self) -> int:
-        """How many of its tokens are not guessed."""
+        """Tokens of the chunk that are not draft tokens."""
         return self.count - len(self.draft_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: decode rows in order of arrival, then prefill chunks in order of arrival."""
+    """One step: chunks that decode in order of arrival, then chunks of prefill in order of arrival."""
 
     chunks: list[Chunk]
 
@@ -50,12 +49,12 @@ class Plan:
 class Scheduler:
     """First come, first served; at most ``max_seqs`` run; the youngest is preempted when blocks run out.
 
-    A preempted sequence keeps its known tokens and waits before all others. Nobody starves: the oldest sequence is
-    always served, and whoever runs ends after finitely many steps.
+    A preempted sequence keeps its known tokens and waits before all others. No sequence starves: the oldest one is
+    in every step, and every running sequence ends after finitely many steps.
     """
 
     def __init__(self, config: EngineConfig, kv_connector: KvConnector | None = None) -> None:
-        """``connector``: where blocks are kept that outlive the engine."""
+        """``kv_connector``: stores blocks beyond the life of the engine."""
         self.blocks = KvCacheManager(config, kv_connector)
         self.max_len = min(
             group.max_context(config.max_model_len, step=config.max_batch_tokens, block_size=config.block_size)
@@ -65,30 +64,31 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.num_cached_tokens = 0
-        """Prompt tokens of all admitted sequences that prefix hits saved."""
+        """Prompt tokens of all admitted sequences that were found in the prefix cache."""
         self.num_preemptions = 0
         self.num_drafted = 0
-        """Tokens that were guessed and computed."""
+        """Draft tokens that were computed."""
         self.num_accepted = 0
-        """Those of them that were right."""
+        """Draft tokens that were accepted."""
         self._config = config
         self._proposes_drafts = config.max_draft > 0 and not config.no_kv_cache
-        self._sequences_with_drafts: list[Sequence] = []  # they have blocks for what the last plan guessed
-        self._spare_logits = 0  # of logits in the step that is being planned, beside one of every sequence
+        self._sequences_with_drafts: list[Sequence] = []  # those with blocks for the last plan's draft tokens
+        self._spare_logits = 0  # logits left in the step that is being planned, beside one of each sequence
 
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a new sequence. One that is as long as it may become finishes at once, unless its prompt is wanted."""
+        """Queues a new sequence. One that has its full length already finishes at once, unless it computes its
+        prompt."""
         if len(sequence.tokens) >= sequence.max_len and sequence.prompt_end is None:
             self._finish(sequence, "length")
         else:
             self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence, *, retain: bool) -> None:
-        """Ends a sequence from outside and frees its blocks; ``retain`` leaves them for reuse. Idempotent."""
+        """Ends a sequence from outside and frees its blocks; ``retain`` keeps them for reuse. Idempotent."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         elif sequence.state is State.RUNNING:
@@ -97,9 +97,10 @@ class Scheduler:
         sequence.state = State.FINISHED
 
     def plan(self, prefill_limit: int) -> Plan:
-        """The next step. May admit and preempt, but computes nothing: a plan that is dropped costs nothing.
+        """The next step. Admits and preempts sequences, but computes nothing: a plan may be dropped at no cost.
 
-        ``prefill_limit``: prefill tokens that the step may hold beside decode rows; alone they may fill the budget.
+        ``prefill_limit``: prefill tokens that the step may have beside decoding sequences; without any, prefill may
+        fill the whole budget.
         """
         self._free_draft_blocks()
         preempted = self._allocate_for_running()
@@ -140,7 +141,7 @@ class Scheduler:
                 self._finish(sequence, sequence.prompt_end)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless every block is in one place and held as often as running sequences have it."""
+        """Raises AssertionError unless the blocks' states agree with the block tables of the running sequences."""
         self.blocks.check_integrity(self.running)
 
     def _commit_computed(self, sequence: Sequence, count: int) -> None:
@@ -190,7 +191,7 @@ class Scheduler:
         return Chunk(sequence, start, count, samples, scored)
 
     def _add_drafts(self, chunks: list[Chunk]) -> None:
-        """Adds guesses to a step of single tokens, evenly, as far as there is room that nobody else needs."""
+        """Adds draft tokens to a step that only decodes, evenly, as far as blocks and budget are left."""
         rows = min(MAX_DRAFT_BATCH - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_logits)
         if rows < 1:
             return
@@ -208,19 +209,20 @@ class Scheduler:
 
     def _propose(self, chunk: Chunk, rows: int) -> tuple[int, ...]:
         sequence = chunk.sequence
-        # One token is drawn after the guesses.
+        # One token is sampled after the draft tokens.
         count = min(rows, self._config.max_draft, sequence.max_len - len(sequence.tokens) - 1)
         return sequence.ngram_proposer.propose(sequence.tokens, count) if chunk.samples and count > 0 else ()
 
     def _free_draft_blocks(self) -> None:
-        """Takes the blocks back that guesses were given and do not need any more: no other sequence goes short."""
+        """Frees the blocks that rejected draft tokens had, so that other sequences can use them."""
         for sequence in self._sequences_with_drafts:
             if sequence.state is State.RUNNING:
                 self.blocks.trim(sequence)
         self._sequences_with_drafts.clear()
 
     def _allocate_for_running(self) -> bool:
-        """Gives running sequences, oldest first, the blocks they need. Returns whether one was preempted for it."""
+        """Gives running sequences, oldest first, the blocks they need. Returns whether a sequence was preempted for
+        it."""
         preempted = False
         index = 0
         while index < len(self.running):
@@ -240,7 +242,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Starts the first waiting sequence if there is a place, the blocks that it needs, and room for all to grow."""
+        """Starts the first waiting sequence if ``max_seqs`` and the blocks allow it. Returns whether it did."""
         if len(self.running) >= self._config.max_seqs:
             return False
         if not self.blocks.admit(sequence, beside=self.running):

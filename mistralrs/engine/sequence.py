@@ -1,7 +1,4 @@
-"""One sequence of tokens on its way through the engine: what is known, what is computed, where its KV lies.
-
-Knows no text, no stream and no tensor.
-"""
+"""The state of one sequence of tokens: its known tokens, its computed tokens, and its KV blocks."""
 
 from __future__ import annotations
 
@@ -24,40 +21,40 @@ class State(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt and what has been drawn after it. Only the scheduler changes it."""
+    """A prompt and the tokens sampled after it. Only the scheduler changes it."""
 
     id: int
     """Order of arrival."""
     tokens: list[int]
-    """Known tokens: the prompt, then what was drawn."""
+    """Known tokens: the prompt, then the sampled ones."""
     sampling: SamplingParams
     max_len: int
-    """Known tokens at which it ends with reason "length"."""
+    """Number of known tokens at which it ends with reason "length"."""
     cache_salt: str = ""
-    """What beside the tokens decides the content of its KV; sequences share blocks only where this is equal."""
+    """Sequences share KV blocks only where this is equal."""
     reuse: bool = True
-    """It may start behind blocks that others have left. What it leaves itself others may use in any case."""
+    """Whether it may start from cached blocks. Others may reuse its own blocks in any case."""
     end_ids: frozenset[int] = frozenset()
-    """Tokens that end it with reason "stop" when they are drawn."""
+    """Tokens that end it with reason "stop" when they are sampled."""
     prompt_end: Literal["stop", "length"] | None = None
-    """Not None: nothing is drawn, and it ends with this reason once its prompt is computed."""
+    """Not None: no token is sampled, and it ends with this reason once its prompt is computed."""
     scores_prompt: bool = False
-    """The logits at the places of its prompt are wanted, but for the last, which no prompt token follows."""
+    """Whether the logits at all prompt positions but the last are needed, for the tokens after them."""
     num_scored: int = 0
-    """Leading places whose logits were computed, if they are wanted."""
+    """Leading positions whose logits were computed, if ``scores_prompt``."""
     num_prompt: int = field(init=False)
     num_computed: int = 0
     """Leading tokens that have been computed."""
     num_cached: int | None = None
-    """Prompt tokens that a prefix hit saved when it was first admitted; None until then."""
+    """Prompt tokens found in the prefix cache when it was first admitted; None until then."""
     block_tables: list[list[int]] = field(default_factory=list)
-    """A block table for each KV group, while it runs: token i lies in ``table[i // block_size]``."""
+    """A block table for each KV group while it runs: token i lies in ``table[i // block_size]``."""
     num_window_evicted: list[int] = field(default_factory=list)
-    """Leading entries of each table that mean nothing: the group's window has passed their blocks."""
+    """Leading entries of each table that are undefined, because the group's window has left their blocks behind."""
     num_registered: int = 0
-    """Leading blocks that others may share."""
+    """Leading blocks that are registered for reuse by others."""
     ngram_proposer: NgramProposer = field(default_factory=NgramProposer)
-    """Guesses at what is drawn next."""
+    """Proposes draft tokens."""
     state: State = State.WAITING
     finish_reason: Literal["stop", "length"] | None = None
     _block_hashes: list[bytes] = field(default_factory=list)
@@ -67,7 +64,7 @@ class Sequence:
 
     @classmethod
     def of(cls, number: int, request: Request, prompt: list[int], *, limit: int, eos_ids: frozenset[int]) -> Sequence:
-        """What ``request`` asks for, with its ``prompt`` cut as it allows; ``limit``: tokens that it can have."""
+        """The sequence of ``request`` with its ``prompt``, truncated already; ``limit``: tokens that it can have."""
         sampling = request.sampling
         room = limit - len(prompt)
         if sampling.max_tokens is not None:
@@ -79,7 +76,7 @@ class Sequence:
             sampling,
             max_len=len(prompt) + room,
             cache_salt=request.cache_salt,
-            # What a hit passes over has neither logits nor hidden states.
+            # Tokens from the prefix cache have neither logits nor hidden states.
             reuse=request.reuse and not scores_prompt and request.pooling != "mean",
             end_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
             prompt_end="stop" if pools else "length" if scores_prompt and room == 0 else None,
@@ -93,7 +90,7 @@ class Sequence:
 
     @property
     def num_unscored(self) -> int:
-        """Places of the prompt whose logits are still wanted."""
+        """Prompt positions whose logits are still to be computed."""
         return max(self.num_prompt - 1 - self.num_scored, 0) if self.scores_prompt else 0
 
     def reason_after(self, token: int, num_tokens: int) -> Literal["stop", "length"] | None:
@@ -103,7 +100,7 @@ class Sequence:
         return "length" if num_tokens >= self.max_len else None
 
     def block_hashes(self, count: int, block_size: int) -> list[bytes]:
-        """Digests of the first ``count`` blocks, all of which must be full of known tokens."""
+        """Hashes of the first ``count`` blocks, all of which must be full of known tokens."""
         chain = self._block_hashes
         while len(chain) < count:
             parent = chain[-1] if chain else hash_root(self.cache_salt)

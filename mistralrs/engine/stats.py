@@ -1,4 +1,4 @@
-"""The engine at a glance, for whoever watches it. Plain numbers; knows nothing of how they come about."""
+"""The engine's statistics, as plain numbers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot, whose numbers may be a step apart; counts of steps, tokens and events are since the start."""
+    """A snapshot whose numbers may be a step apart. Steps, tokens and preemptions are counted since the start."""
 
     running: int
     waiting: int
     num_blocks: int
     free_blocks: int
-    """Blocks that nobody holds, cached ones included."""
+    """Blocks that are not in use, cached ones included."""
     cached_blocks: int
     """Blocks whose content a new prompt could reuse."""
     prompt_tokens: int
-    """Of prompts whose first token has been drawn."""
+    """Tokens of prompts whose first token has been sampled."""
     cached_tokens: int
-    """Prompt tokens that prefix hits saved."""
+    """Prompt tokens found in the prefix cache."""
     completion_tokens: int
     drafted_tokens: int
-    """Tokens that were guessed and computed before it was known whether they come."""
+    """Draft tokens that were computed."""
     accepted_tokens: int
-    """Those of them that came."""
+    """Draft tokens that the sampler confirmed."""
     steps: int
-    """Forward passes, those that failed or were cut short included."""
+    """Forward passes, those that failed or were stopped early included."""
     preemptions: int
-    """Times that a running sequence lost its blocks to an older one and went back to wait."""
+    """Times that a running sequence lost its blocks to an older one and had to wait again."""

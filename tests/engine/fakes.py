@@ -17,7 +17,7 @@ from mistralrs.engine.batch import Batch, CancelFlag
 
 VOCAB = 96
 SIZE = 12
-"""Of the fake's hidden states."""
+"""Size of the fake's hidden states."""
 EOS = 0
 
 
@@ -31,7 +31,7 @@ class FakeTokenizer:
     space_prefix = False
 
     def prepare(self) -> None:
-        """It needs nothing for long texts."""
+        """Has no preparation to do for long texts."""
 
     def token_bytes(self, token: int) -> bytes:
         if token == EOS:
@@ -93,13 +93,13 @@ class FakeRunner:
         for index, length in enumerate(batch.seq_lens):
             start, end = batch.query_start_loc[index : index + 2]
             assert batch.positions[start:end] == list(range(length - (end - start), length))
-            wanted = [batch.positions[row] + 1 for row in batch.logits_indices if start <= row < end]
-            rows.extend(self._logits(self._seen(batch, index, count)) for count in wanted)
+            counts = [batch.positions[row] + 1 for row in batch.logits_indices if start <= row < end]
+            rows.extend(self._logits(self._seen(batch, index, count)) for count in counts)
         assert len(rows) == len(batch.logits_indices)
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:
-        """Of each token a vector that it and its place decide alone."""
+        """A vector for each token, which depends on the token and its position alone."""
         batch = self.batches[-1]
         pairs = zip(batch.tokens[start:stop], batch.positions[start:stop], strict=True)
         return torch.stack([history_logits([pair], eos_bias=0.0)[:SIZE] for pair in pairs])
@@ -118,7 +118,7 @@ class FakeRunner:
         return history_logits(seen, eos_bias=self.eos_bias, habit=self.habit)
 
     def _seen(self, batch: Batch, index: int, count: int) -> list[tuple[int, int]]:
-        """What the last of a sequence's first ``count`` tokens sees in each group, one behind the other."""
+        """The (token, position) pairs that the last of ``count`` tokens sees in each group, one group after another."""
         size = self.block_size
         seen = []
         for window, memory, tables in zip(self.windows, self.memory, batch.block_tables, strict=True):
@@ -140,7 +140,7 @@ class Turnstile:
         for _ in range(1000):
             if self.leave.acquire(timeout=0.01) or cancel_flag.is_set():
                 return
-        raise TimeoutError("nobody let the step through")
+        raise TimeoutError("the step was never let through")
 
     def wait(self) -> None:
         """Until the engine is in the middle of a step."""

@@ -1,4 +1,4 @@
-"""Where blocks are, who gets them next and what is found again."""
+"""The states of blocks, the order of allocation, and reuse by content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(pool: BlockPool, *, held: Sequence[int] = (), pinned: Sequence[bytes] 
 
 
 def finished(pool: BlockPool, block_hashes: list[bytes]) -> list[int]:
-    """Lets a sequence with these full blocks come and go."""
+    """Runs a sequence with these full blocks to its end."""
     hits = pool.match(block_hashes)
     pool.acquire(hits)
     blocks = hits + pool.allocate(len(block_hashes) - len(hits))
@@ -33,7 +33,7 @@ def finished(pool: BlockPool, block_hashes: list[bytes]) -> list[int]:
     return blocks
 
 
-def test_digest_depends_on_tokens_parent_and_cache_salt() -> None:
+def test_block_hash_depends_on_tokens_parent_and_cache_salt() -> None:
     block_hashes = {
         chain((1, 2), (3, 4))[1],
         chain((1, 2), (3, 5))[1],
@@ -56,14 +56,14 @@ def test_finished_blocks_are_found_again_as_far_as_they_agree() -> None:
     check(pool)
 
 
-def test_clean_blocks_go_before_untouched_before_cached_ones() -> None:
+def test_empty_blocks_are_allocated_before_never_used_before_cached_ones() -> None:
     pool = BlockPool(5, max_retained=2)
     cached = finished(pool, chain((1,)))
-    clean = pool.allocate(2)
-    pool.release(clean)
-    assert set(pool.allocate(2)) == set(clean)
+    empty = pool.allocate(2)
+    pool.release(empty)
+    assert set(pool.allocate(2)) == set(empty)
     never_used = pool.allocate(2)
-    assert not set(never_used) & set(cached + clean)
+    assert not set(never_used) & set(cached + empty)
     assert pool.num_cached == 1
     assert pool.allocate(1) == cached
     assert pool.num_cached == 0
@@ -72,7 +72,7 @@ def test_clean_blocks_go_before_untouched_before_cached_ones() -> None:
         pool.allocate(1)
 
 
-def test_the_least_recently_used_end_goes_first() -> None:
+def test_the_end_of_the_least_recently_used_sequence_is_evicted_first() -> None:
     pool = BlockPool(4, max_retained=4)
     old = finished(pool, chain((1,), (2,)))
     young = finished(pool, chain((3,), (4,)))
@@ -84,13 +84,13 @@ def test_the_least_recently_used_end_goes_first() -> None:
     check(pool, held=[*young, old[1]])
 
 
-def test_only_the_last_sequences_are_kept() -> None:
+def test_only_the_last_sequences_are_retained() -> None:
     pool = BlockPool(8, max_retained=2)
     finished(pool, chain((1,), (2,)))
     finished(pool, chain((1,), (3,)))
     assert pool.num_cached == 3
     finished(pool, chain((4,)))
-    assert len(pool.match(chain((1,), (2,)))) == 1  # the younger kept sequence has the first block too
+    assert len(pool.match(chain((1,), (2,)))) == 1  # the younger retained sequence has the first block too
     assert len(pool.match(chain((1,), (3,)))) == 2
     finished(pool, chain((5,)))
     assert pool.match(chain((1,))) == []
@@ -139,7 +139,7 @@ def test_integrity_check_notices_a_double_release() -> None:
         check(pool)
 
 
-def test_what_a_running_sequence_vouches_for_outlives_its_hold() -> None:
+def test_blocks_that_a_running_sequence_pins_outlive_their_references() -> None:
     pool = BlockPool(4, max_retained=1)
     first, second = pool.allocate(2)
     block_hashes = chain((1,), (2,))
@@ -158,7 +158,7 @@ def test_what_a_running_sequence_vouches_for_outlives_its_hold() -> None:
     check(pool)
 
 
-def test_what_is_vouched_for_may_be_taken_when_nothing_else_is_left() -> None:
+def test_pinned_blocks_are_evicted_when_no_others_are_left() -> None:
     pool = BlockPool(1, max_retained=1)
     (block,) = pool.allocate(1)
     block_hashes = chain((1,))
@@ -172,7 +172,7 @@ def test_what_is_vouched_for_may_be_taken_when_nothing_else_is_left() -> None:
     check(pool, held=[block])
 
 
-def test_what_nobody_vouches_for_stays_until_it_is_needed() -> None:
+def test_blocks_without_pins_stay_until_their_memory_is_needed() -> None:
     pool = BlockPool(6, max_retained=1, max_evictable=2)
     first = finished(pool, chain((1,), (2,), (3,)))
     second = finished(
@@ -182,12 +182,12 @@ def test_what_nobody_vouches_for_stays_until_it_is_needed() -> None:
         ),
     )
     check(pool)
-    assert pool.match(chain((1,), (2,), (3,))) == first[:2]  # the third, worth nothing without them, had to go
+    assert pool.match(chain((1,), (2,), (3,))) == first[:2]  # the third, useless without them, was evicted
     assert pool.num_free == 6
     pool.acquire(first[:1])
     check(pool, held=first[:1])
     pool.release(first[:1])
-    assert set(pool.allocate(3)) == {first[2], 4, 5}  # a clean one, and those that were never touched
+    assert set(pool.allocate(3)) == {first[2], 4, 5}  # an empty one, and those never used
     assert pool.allocate(1) == first[1:2]  # evictable before the other one
     assert (
         pool.match(
@@ -196,12 +196,12 @@ def test_what_nobody_vouches_for_stays_until_it_is_needed() -> None:
             )
         )
         == second
-    )  # the kept one is still there
+    )  # the retained one is still there
     assert pool.allocate(1) == first[:1]
     assert pool.allocate(1) == second
 
 
-def test_what_spilled_can_be_kept_again() -> None:
+def test_evictable_blocks_can_be_pinned_again() -> None:
     pool = BlockPool(6, max_retained=1, max_evictable=2)
     block_hashes = chain((1,), (2,))
     finished(pool, block_hashes)

@@ -1,4 +1,4 @@
-"""Guesses at the next tokens: which are made, what is learnt from them, and what room the scheduler gives them."""
+"""Draft tokens: which are proposed, how their number adapts, and how many the scheduler takes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.engine.fakes import FakeRunner, FakeTokenizer
 from tests.engine.test_scheduler import Drill, config, continuation
 
 WRONG = 60
-"""A token that no drill draws."""
+"""A token that no drill samples."""
 
 
 def naive(tokens: list[int], count: int) -> tuple[int, ...]:
-    """What followed the last time that the last three tokens, or else two, were there before."""
+    """The tokens after the last earlier occurrence of the last three tokens, or else of the last two."""
     for length in NGRAM_LENGTHS:
         for end in range(len(tokens) - 1, length - 1, -1):
             if tokens[end - length : end] == tokens[-length:]:
@@ -43,7 +43,7 @@ def naive(tokens: list[int], count: int) -> tuple[int, ...]:
     looks=st.lists(st.tuples(st.integers(1, 80), st.integers(0, 6)), min_size=1, max_size=20),
 )
 def test_the_index_finds_what_a_search_finds(tokens: list[int], looks: list[tuple[int, int]]) -> None:
-    """However many tokens have come since it was asked last."""
+    """The result does not depend on the number of tokens that are new since the last call."""
     draft = NgramProposer()
     for length, count in sorted(looks):
         known = tokens[:length]
@@ -56,7 +56,7 @@ def test_the_index_finds_what_a_search_finds(tokens: list[int], looks: list[tupl
     counts=st.lists(st.integers(1, 20), min_size=60, max_size=60),
     rights=st.lists(st.integers(0, 20), min_size=60, max_size=60),
 )
-def test_guesses_are_bounded_and_judged(tokens: list[int], counts: list[int], rights: list[int]) -> None:
+def test_drafts_are_bounded_and_counted(tokens: list[int], counts: list[int], rights: list[int]) -> None:
     draft = NgramProposer()
     drafted = accepted = 0
     for length, count, right in zip(range(1, len(tokens) + 1), counts, rights, strict=False):
@@ -70,7 +70,7 @@ def test_guesses_are_bounded_and_judged(tokens: list[int], counts: list[int], ri
     assert (draft.num_drafted, draft.num_accepted) == (drafted, accepted)
 
 
-def test_guesses_grow_while_they_are_right_and_shrink_when_they_are_not() -> None:
+def test_drafts_grow_while_they_are_accepted_and_shrink_when_they_are_not() -> None:
     tokens = list(range(30)) * 2 + [0, 1, 2]
     draft = NgramProposer()
     lengths = []
@@ -83,15 +83,15 @@ def test_guesses_grow_while_they_are_right_and_shrink_when_they_are_not() -> Non
     assert len(draft.propose(tokens, 20)) == 3
 
 
-def test_each_pause_is_twice_as_long_until_something_was_right() -> None:
+def test_each_pause_is_twice_as_long_until_a_draft_token_is_accepted() -> None:
     tokens = [1, 2] * 200
-    draft, guessed_at = NgramProposer(), []
+    draft, drafted_at = NgramProposer(), []
     for length in range(4, 268):
         proposed = draft.propose(tokens[:length], 1)
         if proposed:
-            guessed_at.append(length)
+            drafted_at.append(length)
             draft.record_acceptance(1, 0, known=length + 1)
-    steps = [after - before - 1 for before, after in itertools.pairwise(guessed_at)]
+    steps = [after - before - 1 for before, after in itertools.pairwise(drafted_at)]
     assert steps == [1, 2, 4, 8, 16, 32, MAX_PAUSE, MAX_PAUSE]
     assert draft.propose(tokens[:267], 1) == ()
     draft.record_acceptance(2, 1, known=0)
@@ -100,14 +100,14 @@ def test_each_pause_is_twice_as_long_until_something_was_right() -> None:
 
 
 def test_a_text_is_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for each new token, the index takes in what is new."""
+    """The index adds only the tokens that are new at each call."""
     taken: list[int] = []
     original = NgramProposer._index
 
     def index(self: NgramProposer, tokens: list[int]) -> None:
-        before = len(self._behind)
+        before = len(self._following)
         original(self, tokens)
-        taken.append(len(self._behind) - before)
+        taken.append(len(self._following) - before)
 
     monkeypatch.setattr(NgramProposer, "_index", index)
     draft, tokens = NgramProposer(), list(range(500))
@@ -117,16 +117,16 @@ def test_a_text_is_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken == [498 + 497, 2, 2, 2, 2]
 
 
-# What the scheduler makes of them
+# Draft tokens in the scheduler
 
 
-def guess_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every guess is as long as it may be, and wrong."""
+def propose_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proposes drafts that are as long as they may be, and wrong."""
     monkeypatch.setattr(NgramProposer, "propose", lambda self, tokens, count: (WRONG,) * count)
 
 
-def guess_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every guess is as long as it may be, and right."""
+def propose_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proposes drafts that are as long as they may be, and right."""
 
     def propose(self: NgramProposer, tokens: list[int], count: int) -> tuple[int, ...]:
         return tuple(continuation(tokens, len(tokens) + count, endless=True)[len(tokens) :])
@@ -139,8 +139,8 @@ def drafts(plan: Plan) -> list[int]:
 
 
 @pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
-def test_right_guesses_save_steps(windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    guess_right(monkeypatch)
+def test_accepted_draft_tokens_save_steps(windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    propose_right(monkeypatch)
     drill = Drill(config(windows=windows, max_draft=15))
     sequence = drill.add(range(1, 30), max_tokens=65, endless=True)
     assert drill.run() == 1 + 8  # the first token comes with the prompt
@@ -149,8 +149,8 @@ def test_right_guesses_save_steps(windows: tuple[int, ...], monkeypatch: pytest.
     assert (sequence.ngram_proposer.num_drafted, sequence.ngram_proposer.num_accepted) == (56, 56)
 
 
-def test_an_end_among_right_guesses_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    guess_right(monkeypatch)
+def test_an_end_among_accepted_draft_tokens_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    propose_right(monkeypatch)
     ended = 0
     for first in range(1, 40):
         drill = Drill(config(max_draft=15))
@@ -167,11 +167,11 @@ def test_an_end_among_right_guesses_is_the_end(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
 @pytest.mark.parametrize("num_blocks", [14, 17, 64])
-def test_wrong_guesses_change_no_step(
+def test_rejected_draft_tokens_change_no_step(
     windows: tuple[int, ...], num_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody loses blocks to them, nothing of them is kept, and who comes later finds what there would be."""
-    guess_wrong(monkeypatch)
+    """They take no blocks from others and leave nothing in the cache: later sequences find the same prefixes."""
+    propose_wrong(monkeypatch)
     seen = []
     for max_draft in (0, 5):
         drill = Drill(config(num_blocks, windows=windows, max_batch_tokens=8, max_draft=max_draft))
@@ -189,8 +189,8 @@ def test_wrong_guesses_change_no_step(
     assert seen[0] == seen[1]
 
 
-def test_rows_are_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    guess_wrong(monkeypatch)
+def test_draft_tokens_are_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    propose_wrong(monkeypatch)
     drill = Drill(config(max_seqs=MAX_DRAFT_BATCH, max_draft=15, num_blocks=200))
     plans = []
     for number in range(MAX_DRAFT_BATCH):
@@ -200,11 +200,13 @@ def test_rows_are_shared_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plans == [[7], [3, 3], [1, 2, 2], [1] * 4, [0, 0, 1, 1, 1], [0] * 4 + [1] * 2, [0] * 6 + [1], [0] * 8]
 
 
-def test_short_guesses_leave_their_rows_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = {1: 0, 2: 1, 3: 9}
-    monkeypatch.setattr(NgramProposer, "propose", lambda self, tokens, count: (WRONG,) * min(wanted[tokens[0]], count))
+def test_short_drafts_leave_their_room_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft_lengths = {1: 0, 2: 1, 3: 9}
+    monkeypatch.setattr(
+        NgramProposer, "propose", lambda self, tokens, count: (WRONG,) * min(draft_lengths[tokens[0]], count)
+    )
     drill = Drill(config(max_draft=15))
-    for first in wanted:
+    for first in draft_lengths:
         drill.add([first] * 4, max_tokens=50, endless=True)
     drill.step()
     assert drafts(drill.step()) == [0, 1, 4]
@@ -219,28 +221,28 @@ def test_short_guesses_leave_their_rows_to_others(monkeypatch: pytest.MonkeyPatc
         ({"max_batch_tokens": 4}, 3),
         ({"max_prompt_logits": 1}, 1),
         ({"no_kv_cache": True}, 0),
-        ({"num_blocks": 2}, 3),  # one token is drawn after the guesses, for which there is no room
+        ({"num_blocks": 2}, 3),  # one token is sampled after the draft tokens, for which there is no room
     ],
     ids=str,
 )
-def test_guesses_fit_into_the_limits(changes: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    guess_wrong(monkeypatch)
+def test_drafts_fit_into_the_limits(changes: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    propose_wrong(monkeypatch)
     drill = Drill(config(**{"max_draft": 6, **changes}))
     drill.add([1, 2, 3], max_tokens=20, endless=True)
     drill.step()
     assert drafts(drill.step()) == [expected]
 
 
-def test_near_the_end_guesses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    guess_wrong(monkeypatch)
+def test_near_the_end_drafts_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    propose_wrong(monkeypatch)
     drill = Drill(config(max_draft=4))
     drill.add([1, 2, 3], max_tokens=7, endless=True)
     drill.step()
     assert [drafts(drill.step()) for _ in range(6)] == [[4], [4], [3], [2], [1], [0]]
 
 
-def test_nothing_is_guessed_beside_prompts_or_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    guess_wrong(monkeypatch)
+def test_nothing_is_drafted_beside_prompts_or_while_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    propose_wrong(monkeypatch)
     drill = Drill(config(max_draft=4, max_seqs=2))
     drill.add([1, 2, 3], max_tokens=30, endless=True)
     assert [drafts(drill.step()) for _ in range(2)] == [[0], [4]]
@@ -257,16 +259,16 @@ def test_nothing_is_guessed_beside_prompts_or_while_somebody_waits(monkeypatch: 
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_blocks_of_wrong_guesses_are_there_for_others(dropped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rejected_draft_tokens_are_free_for_others(dropped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after a plan that was dropped, as that of a step which was cancelled."""
-    guess_wrong(monkeypatch)
+    propose_wrong(monkeypatch)
     drill = Drill(config(num_blocks=3, max_draft=3))
     old = drill.add([1, 2], max_tokens=9, endless=True)
     young = drill.add([3, 4, 5], max_tokens=9, endless=True)
     drill.step()
     if dropped:
         assert drafts(drill.plan()) == [3, 0]
-    assert drafts(drill.step()) == [3, 0]  # the guesses of the old one take the last block, which the young one needs
+    assert drafts(drill.step()) == [3, 0]  # the old one's draft tokens take the last block, which the young one needs
     assert [len(sequence.block_tables[0]) for sequence in (old, young)] == [2, 1]
     assert drafts(drill.step()) == [0, 3]
     assert [len(sequence.block_tables[0]) for sequence in (old, young)] == [1, 2]

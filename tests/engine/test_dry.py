@@ -35,7 +35,7 @@ def penalties(tokens: Sequence[int], **changes: Any) -> dict[int, float]:
     return Dry(SamplingParams(**{"dry_multiplier": 1.0, "dry_breakers": (), **changes}), letter).penalties(tokens)
 
 
-def test_llama_cpp_penalises_the_same(tokenizer: Tokenizer) -> None:
+def test_llama_cpp_penalizes_the_same(tokenizer: Tokenizer) -> None:
     penalized = 0
     for case in CASES:
         settings: dict[str, Any] = {"dry_multiplier": 1.0, **case["params"]}
@@ -82,7 +82,7 @@ def test_the_definition_read_literally(text: str, allowed: int, last_n: int, bre
 
 
 def test_breakers_far_back_and_across_tokens_are_found() -> None:
-    """A long breaker that holds a short one reaches further; what is looked at first does not decide."""
+    """A long breaker that contains a short one reaches further, wherever the search for breakers begins."""
     for before, after in ((0, 3), (1, 20), (7, 27), (7, 28), (7, 29), (7, 30), (7, 31), (7, 32), (300, 100)):
         once = [4] * before + [5, 6, 7, 0] + list(range(8, 8 + after))
         expected = {once[0]: pytest.approx(1.75 ** (after - 2))}

@@ -1,4 +1,4 @@
-"""Embeddings: the model's final hidden states, pooled, however the prompt was cut and whoever shared its steps."""
+"""Embeddings: the model's final hidden states, pooled, independent of chunks and of other requests in the steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLED = SamplingParams(temperature=1.5, top_k=30, max_tokens=12, ignore_eos=Tr
 PROMPT = tuple(range(20, 75))
 POOLINGS: tuple[Literal["mean", "last"], ...] = ("mean", "last")
 OFF = 2e-6
-"""Of a vector of length 1, against `transformers` with float weights and a float cache."""
+"""Tolerance of a vector of length 1 against `transformers` with float weights and a float cache."""
 LENGTHS = (150, 33, 16, 1)
 
 

@@ -1,4 +1,4 @@
-"""The engine's laws: an answer depends on its request alone, every stream ends, and nothing is held afterwards."""
+"""The engine's laws: an answer depends on its request alone, every stream ends, and no block is in use afterwards."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_the_second_turn_computes_only_what_is_new() -> None:
         turn = (*PROMPT, *tokens, 60, 61)
         runner.batches.clear()
         _, _, end = collect(engine.submit(Request(turn, SAMPLED)))
-        # The last token drawn in the first turn was never computed.
+        # The last token sampled in the first turn was never computed.
         cached = (len(PROMPT) + len(tokens) - 1) // 4 * 4
         assert end.usage.cached_tokens == cached
         assert len(runner.batches[0].tokens) == len(turn) - cached
@@ -260,7 +260,7 @@ def test_cancel_alone_in_the_middle_of_a_prefill_stops_the_step_and_commits_noth
         turnstile = Turnstile(runner)
         stream = engine.submit(Request(PROMPT, SAMPLED))
         turnstile.wait()
-        stream.cancel()  # nobody lets the step through: only the cancel_flag flag ends it
+        stream.cancel()  # only the cancel flag ends the step
         _, tokens, end = collect(stream)
         assert (tokens, end.reason, end.usage.completion_tokens) == ([], "cancelled", 0)  # type: ignore[union-attr]
         assert engine.stats().cached_blocks == 0
@@ -331,7 +331,7 @@ def test_many_threads_submit_and_cancel() -> None:
 
 
 def test_a_step_that_was_aborted_by_mistake_is_done_again() -> None:
-    """A cancel may come so late that it meets the next step, in which somebody else is served."""
+    """A cancel may come so late that it stops the next step, which serves another request."""
 
     class Skittish(FakeRunner):
         def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
@@ -367,7 +367,7 @@ def test_a_failing_pass_ends_its_batch_only(caplog: pytest.LogCaptureFixture) ->
     assert "a forward pass failed" in caplog.text
 
 
-def test_errors_of_ours_reach_the_caller_as_they_are() -> None:
+def test_our_own_errors_reach_the_caller_unchanged() -> None:
     fault = LoadError("this backend lacks the type")
 
     def fail(batch: Batch, cancel_flag: CancelFlag) -> None:
@@ -555,7 +555,7 @@ def test_a_context_too_small_to_truncate_into_is_refused() -> None:
         engine.submit(Request((5,) * 20, replace(SAMPLED, max_tokens=None), truncate=True))
 
 
-# Start, pace and log
+# Start, prefill budget and log
 
 
 def test_the_engine_is_imported_without_torch() -> None:
@@ -563,28 +563,28 @@ def test_the_engine_is_imported_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_prefill_beside_streams_is_as_long_as_the_pace_allows() -> None:
-    pace = PrefillBudget()
-    assert pace.limit(512) == 512
-    pace.measure(15, 100.0)
-    assert pace.limit(512) == 512
-    pace.measure(400, 2.0)
-    assert pace.limit(512) == 50
-    pace.measure(400, 1.0)
-    assert pace.limit(512) == 65
-    pace.measure(16, 60.0)
+def test_prefill_beside_streams_is_as_long_as_the_budget_allows() -> None:
+    budget = PrefillBudget()
+    assert budget.limit(512) == 512
+    budget.measure(15, 100.0)
+    assert budget.limit(512) == 512
+    budget.measure(400, 2.0)
+    assert budget.limit(512) == 50
+    budget.measure(400, 1.0)
+    assert budget.limit(512) == 65
+    budget.measure(16, 60.0)
     for _ in range(50):
-        pace.measure(16, 60.0)
-    assert pace.limit(512) == PrefillBudget.LEAST
+        budget.measure(16, 60.0)
+    assert budget.limit(512) == PrefillBudget.MIN_TOKENS
     for _ in range(50):
-        pace.measure(512, 0.001)
-    assert pace.limit(512) == 512
+        budget.measure(512, 0.001)
+    assert budget.limit(512) == 512
 
 
-def test_the_pace_never_exceeds_the_batch() -> None:
-    pace = PrefillBudget()
-    pace.measure(512, 60.0)
-    assert pace.limit(7) <= 16
+def test_the_prefill_budget_never_exceeds_the_batch() -> None:
+    budget = PrefillBudget()
+    budget.measure(512, 60.0)
+    assert budget.limit(7) <= 16
 
 
 def test_steps_are_logged_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,5 @@
-"""What bounds the engine's work, and what happens where memory ends: the queue, deadlines, failures inside of a step.
-
-And how events reach one who wants those of a step together.
-"""
+"""The engine's limits: the queue, deadlines, failures inside of a step, and the delivery of a step's events
+together."""
 
 from __future__ import annotations
 
@@ -64,10 +62,10 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
         time.sleep(1.1)
         turnstile.let_through(1000)
         for stream, tokens in ((running, 2), (waiting, 0)):
-            _, heard, end = collect(stream)
+            _, received, end = collect(stream)
             assert isinstance(end, Failed)
             assert isinstance(end.error, EngineError)
-            assert (end.error.code, len(heard), end.usage.completion_tokens) == ("deadline_exceeded", tokens, tokens)
+            assert (end.error.code, len(received), end.usage.completion_tokens) == ("deadline_exceeded", tokens, tokens)
         assert collect(patient)[1] == expected_answers()[0][0]
         assert engine.stats().free_blocks == engine.stats().num_blocks
 
@@ -107,7 +105,7 @@ def out_of_memory_of_python(batch: Batch, cancel_flag: CancelFlag) -> None:
 
 
 @pytest.mark.parametrize("fail", [out_of_memory_of_torch, out_of_memory_of_python])
-def test_out_of_memory_is_told_and_survived(fail: object) -> None:
+def test_out_of_memory_is_reported_and_survived(fail: object) -> None:
     with serving() as (engine, runner):
         usual, runner.before = runner.before, fail  # type: ignore[assignment]
         _, _, end = collect(engine.submit(requests()[0]))
@@ -133,13 +131,13 @@ def test_a_sampler_that_fails_ends_its_batch_only(
             assert "ZeroDivisionError" in end.error.message
         assert answer(engine, requests()[1]) == expected[1]
         assert engine.fault is None
-    assert "drawing failed" in caplog.text
+    assert "sampling failed" in caplog.text
 
 
 # Events of a step together
 
 
-def test_events_of_a_step_are_delivered_before_it_is_said_to_be_over() -> None:
+def test_events_of_a_step_are_delivered_before_after_step_is_called() -> None:
     with serving() as (engine, runner):
         turnstile = Turnstile(runner)
         delivered: list[tuple[int, Event]] = []

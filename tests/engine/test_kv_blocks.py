@@ -1,4 +1,4 @@
-"""Blocks of several groups: which hit is the longest, and what the counts of groups say."""
+"""Blocks of several groups: the longest prefix hit, and the number of blocks that each group needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_cached(windows: list[int], cached: list[set[int]], *, block_size: int) 
 
 
 def is_hit(count: int, windows: list[int], cached: list[set[int]], *, block_size: int) -> bool:
-    """Every position that the next token sees lies in a block that is there."""
+    """Whether every position that the next token sees lies in a cached block."""
     return all(
         position // block_size in indices
         for window, indices in zip(windows, cached, strict=True)
@@ -80,7 +80,7 @@ def test_a_sequence_that_does_not_fit_one_group_takes_from_none() -> None:
     assert not blocks.admit(second, beside=[first])
     assert [pool.num_free for pool in blocks.pools] == [17, 1]
     first.num_computed = 8
-    blocks.commit(first)  # whose window has passed no block yet
+    blocks.commit(first)  # its window has left no block behind yet
     first.tokens += [0] * 8
     assert not blocks.extend(first)
     assert [pool.num_free for pool in blocks.pools] == [17, 1]
@@ -88,15 +88,15 @@ def test_a_sequence_that_does_not_fit_one_group_takes_from_none() -> None:
     blocks.check_integrity([first])
 
 
-def test_who_starts_leaves_room_for_windows_to_fill() -> None:
-    """The first holds what its first step fills, and takes more before it gives anything back."""
+def test_a_sequence_that_starts_leaves_room_for_windows_to_fill() -> None:
+    """The first sequence has the blocks that its first step fills, and needs more before it frees any."""
     blocks = KvCacheManager(
         EngineConfig(kv_groups=(KvGroup(7, 8),), max_model_len=80, max_batch_tokens=4, block_size=4)
     )
     first, second = (Sequence(number, [number] * 40, SamplingParams(), 80) for number in range(2))
     assert blocks.admit(first, beside=[])
     assert blocks.num_free == 6
-    assert not blocks.admit(second, beside=[first])  # both may come to hold four
+    assert not blocks.admit(second, beside=[first])  # both may come to need four
     short = Sequence(2, [2] * 12, SamplingParams(), 80)
     assert blocks.admit(short, beside=[first])
     blocks.check_integrity([first, short])

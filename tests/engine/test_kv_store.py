@@ -1,4 +1,4 @@
-"""The folder of KV blocks: found again, bounded, and never wrong, whatever happened to its files."""
+"""The KV cache's disk tier: blocks are found again, bounded in size, and never wrong after damage to files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_damaged_block_is_missing(tmp_path: Path, damage: str) -> None:
     [path] = files(tmp_path)
     data = bytearray(path.read_bytes())
     again = store(tmp_path)
-    wanted = block_hash(1)
+    target = block_hash(1)
     if damage == "cut":
         path.write_bytes(data[:-1])
     elif damage == "flipped":
@@ -85,16 +85,16 @@ def test_a_damaged_block_is_missing(tmp_path: Path, damage: str) -> None:
         path.unlink()
     else:
         again.close()
-        wanted = block_hash(2)
-        path.rename(path.with_name(wanted.hex() + ".kv"))
+        target = block_hash(2)
+        path.rename(path.with_name(target.hex() + ".kv"))
         again = store(tmp_path)
-    assert again.get(wanted) is None
-    assert wanted not in again
+    assert again.get(target) is None
+    assert target not in again
     assert not files(tmp_path)
-    again.put(wanted, block(3))
+    again.put(target, block(3))
     again.close()
     last = store(tmp_path)
-    assert last.get(wanted) == block(3)
+    assert last.get(target) == block(3)
     last.close()
 
 
@@ -115,7 +115,7 @@ def test_bounded_and_the_least_recently_used_go(tmp_path: Path) -> None:
     assert [path.stem for path in files(tmp_path)] == [block_hash(number).hex() for number in (5, 7, 8, 9, 20)]
 
 
-def test_a_full_disk_is_survived_and_said_once(
+def test_a_full_disk_is_survived_and_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*names: object, **folders: object) -> None:
@@ -134,7 +134,7 @@ def test_a_full_disk_is_survived_and_said_once(
     assert not list(tmp_path.glob("*/*"))
 
 
-def test_what_comes_too_fast_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_come_too_fast_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_disk_tier, "PENDING_BYTES", 2500)
     kept = store(tmp_path)
     gate = Lock()
@@ -192,7 +192,7 @@ def test_files_are_private(tmp_path: Path) -> None:
 
 
 def odd_entries(folder: Path, elsewhere: Path) -> None:
-    """Puts there what is no block, under names of blocks and others."""
+    """Creates entries that are not blocks, under names of blocks and others."""
     names = (format(number, "x") * 32 + ".kv" for number in range(1, 16))
     (folder / ("z" * 32 + ".kv")).write_bytes(b"no hex digits")
     (folder / ("A" * 32 + ".kv")).write_bytes(b"capitals")
@@ -208,7 +208,7 @@ def odd_entries(folder: Path, elsewhere: Path) -> None:
     os.utime(folder / "x.part", (1, 1))
 
 
-def test_what_is_no_block_is_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_not_blocks_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(kv_disk_tier._wrap(bytes.fromhex("3" * 32), b"from elsewhere"))
     first = store(tmp_path / "kv")
     first.put(block_hash(1), block(1))
@@ -225,7 +225,7 @@ def test_what_is_no_block_is_passed_over(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_bytes().endswith(b"from elsewhere")
 
 
-def test_what_is_no_block_any_more_is_missing(tmp_path: Path) -> None:
+def test_a_block_replaced_by_something_else_is_missing(tmp_path: Path) -> None:
     """Replaced behind the store's back; neither waited for nor followed."""
     (tmp_path / "victim").write_bytes(kv_disk_tier._wrap(block_hash(1), block(1)))
     kept = store(tmp_path / "kv")
@@ -258,12 +258,12 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path: Path) -> None:
     victim.write_bytes(bytes(1000))
     own.unlink()
     own.with_name("f" * 32).symlink_to(tmp_path / "elsewhere")
-    store(tmp_path / "kv", limit=0).close()  # makes room where it can
+    store(tmp_path / "kv", limit=0).close()  # removes all that it can
     assert victim.exists()
 
 
 def test_an_unreadable_block_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays where it is until its block is written anew."""
+    """The file stays until its block is written anew."""
     kept = store(tmp_path)
     kept.put(block_hash(1), block(1))
     kept.close()
@@ -285,7 +285,7 @@ def test_an_unreadable_block_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_block_that_cannot_be_marked_as_used_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a folder that may only be read; it was forgotten and removed."""
+    """As in a read-only folder; such a block was once dropped and removed."""
 
     def refuse(*arguments: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -351,7 +351,7 @@ class Narrow:
 
 
 def test_a_whole_block_of_another_length_is_missing(tmp_path: Path) -> None:
-    """Nobody here wrote it, yet its checksum is right; it ended the engine."""
+    """Another program wrote it, with a right checksum; it once ended the engine."""
     cache = Narrow()
     cache.held = {0: block(0, 999), 1: block(1)}
     connector = DiskKvConnector(store(tmp_path), cache)
@@ -366,7 +366,7 @@ def test_a_whole_block_of_another_length_is_missing(tmp_path: Path) -> None:
 
 
 def test_all_fingerprints_share_the_limit(tmp_path: Path) -> None:
-    """Blocks of models, settings and versions that nobody uses any more go first."""
+    """Blocks of models, settings and versions out of use are removed first."""
     size = 1000 + 48
     old = store(tmp_path, fingerprint="an old version")
     for number in range(6):
@@ -409,7 +409,7 @@ def kill_while_writing(folder: Path, *, start: int, after: float) -> None:
 
 
 def check_blocks(folder: Path) -> int:
-    """Every block that the next one has is right; returns how many there are."""
+    """Checks that every block that the next tier finds is right; returns their number."""
     found = store(folder)
     names = [path.stem for path in files(folder)]
     for name in names:

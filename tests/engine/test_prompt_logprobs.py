@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt: those of the model, however the prompt was cut and whoever shared its steps."""
+"""Log-probabilities of a prompt: those of the model, independent of chunks and of other requests in the steps."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ def test_each_place_is_scored_once() -> None:
             sampling = replace(SAMPLED, max_tokens=30)
             streams = [engine.submit(Request(PROMPT, sampling, prompt_logprobs=0)) for _ in range(3)]
             assert all(isinstance(list(stream)[-1], Finished) for stream in streams)
-            wanted = sum(len(batch.logits_indices) for batch in runner.batches)
-            assert wanted == 3 * (len(PROMPT) - 1 + 30)
+            num_logits = sum(len(batch.logits_indices) for batch in runner.batches)
+            assert num_logits == 3 * (len(PROMPT) - 1 + 30)
             assert changes.keys() == {"no_kv_cache"} or engine.stats().preemptions > 0
 
 
 @pytest.mark.parametrize("length", [1, 2, 55, 120])
-def test_nothing_may_be_drawn_after_it(length: int) -> None:
-    """With no tokens wanted. Where some are, there must be room for one."""
+def test_no_token_need_follow_the_prompt(length: int) -> None:
+    """A prompt may fill the context if ``max_tokens`` is 0. Otherwise there must be room for one token."""
     prompt = (PROMPT * 3)[:length]
     with serving() as (engine, _):
         events = list(engine.submit(Request(prompt, replace(SAMPLED, max_tokens=0), prompt_logprobs=2)))
@@ -155,7 +155,7 @@ def test_a_prompt_that_cannot_be_scored_fails_alone() -> None:
         assert isinstance(failed, Failed)
         assert "not finite" in failed.error.message
         assert isinstance(list(streams[1])[-1], Finished)
-        plain = list(engine.submit(Request(PROMPT, SAMPLED)))  # nobody asks for the logits there
+        plain = list(engine.submit(Request(PROMPT, SAMPLED)))  # a plain request has no logits computed there
         assert isinstance(plain[-1], Finished)
         assert engine.stats().free_blocks == engine.stats().num_blocks
 

@@ -1,4 +1,4 @@
-"""The sampler against a slow, plain reading of its rules, and the draws against the distributions they promise."""
+"""The sampler against a slow, plain reading of its rules, and its tokens against their distributions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_logits(seed: int, *, spread: float = 3.0, vocab_size: int = VOCAB) ->
     return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def draw(
+def sample_one(
     logits: torch.Tensor, params: SamplingParams, tokens: list[int], mask: torch.Tensor | None = None
 ) -> SampledToken:
     (result,) = Sampler(logits.shape[0]).sample(logits[None], [SamplingInput(params, tokens, mask)])
@@ -31,7 +31,7 @@ def draw(
 
 
 def plain_scores(logits: torch.Tensor, params: SamplingParams, tokens: list[int]) -> list[float]:
-    """Penalised and biased logits, one token at a time."""
+    """Penalized and biased logits, one token at a time."""
     scores: list[float] = logits.double().tolist()
     window = tokens[len(tokens) - min(params.repeat_last_n, len(tokens)) :]
     for token in set(window):
@@ -44,7 +44,7 @@ def plain_scores(logits: torch.Tensor, params: SamplingParams, tokens: list[int]
 
 
 def plain_kept(scores: list[float], params: SamplingParams) -> list[tuple[int, float]]:
-    """(token, probability) of what top-k, top-p and min-p leave, in order of ids; not renormalised."""
+    """(token, probability) of the tokens that top-k, top-p and min-p leave, in order of ids; not renormalized."""
     highest = max(scores)
     weights = [math.exp((score - highest) / params.temperature) for score in scores]
     total = sum(weights)
@@ -63,7 +63,7 @@ def plain_kept(scores: list[float], params: SamplingParams) -> list[tuple[int, f
     return sorted((-token, probability) for probability, token in ranked)
 
 
-def plain_draw(kept: list[tuple[int, float]], share: float) -> int:
+def plain_sample(kept: list[tuple[int, float]], share: float) -> int:
     target = share * sum(probability for _, probability in kept)
     for token, probability in kept:
         target -= probability
@@ -109,17 +109,17 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("params", OPTIONS.values(), ids=OPTIONS.keys())
-def test_a_draw_is_what_the_plain_rules_say(params: SamplingParams) -> None:
+def test_a_sampled_token_follows_the_plain_rules(params: SamplingParams) -> None:
     for seed in range(40):
         logits = random_logits(seed)
         tokens = random_logits(seed + 1000).topk(8).indices.tolist() * 2 + logits.topk(4).indices.tolist()
         params = replace(params, seed=seed)
         kept = plain_kept(plain_scores(logits, params, tokens), params)
-        assert draw(logits, params, tokens).token == plain_draw(kept, uniform(seed, len(tokens)))
+        assert sample_one(logits, params, tokens).token == plain_sample(kept, uniform(seed, len(tokens)))
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "everything"])
-def test_draws_follow_the_distribution(name: str) -> None:
+def test_sampled_tokens_follow_the_distribution(name: str) -> None:
     """Over positions 1 to 3000 every token comes as often as its share, to 4.5 standard deviations."""
     count = 3000
     logits = random_logits(3, spread=1.5, vocab_size=70)
@@ -140,8 +140,8 @@ def test_draws_follow_the_distribution(name: str) -> None:
 def test_greedy_takes_the_first_of_equal_maxima() -> None:
     logits = random_logits(1)
     logits[[900, 130, 131]] = 50.0
-    assert draw(logits, GREEDY, [1]).token == 130
-    assert draw(logits, replace(GREEDY, temperature=9e-8, seed=4), [1]).token == 130
+    assert sample_one(logits, GREEDY, [1]).token == 130
+    assert sample_one(logits, replace(GREEDY, temperature=9e-8, seed=4), [1]).token == 130
 
 
 @pytest.mark.parametrize(
@@ -153,31 +153,31 @@ def test_greedy_takes_the_first_of_equal_maxima() -> None:
     ],
 )
 def test_equal_logits_are_ranked_by_id(params: SamplingParams, allowed: set[int] | None) -> None:
-    drawn = {draw(torch.zeros(VOCAB), replace(params, seed=seed), [1]).token for seed in range(60)}
+    drawn = {sample_one(torch.zeros(VOCAB), replace(params, seed=seed), [1]).token for seed in range(60)}
     assert drawn == allowed if allowed else len(drawn) > 50
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     """Same tokens and log-probabilities, bit for bit, alone and at every place of a batch."""
-    rows, logits = [], []
+    inputs, logits = [], []
     for index, params in enumerate(OPTIONS.values()):
-        rows.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
+        inputs.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
         logits.append(random_logits(index, spread=4.0))
-    alone = [Sampler(VOCAB).sample(one[None], [row])[0] for one, row in zip(logits, rows, strict=True)]
+    alone = [Sampler(VOCAB).sample(one[None], [row])[0] for one, row in zip(logits, inputs, strict=True)]
     sampler = Sampler(VOCAB)
-    assert sampler.sample(torch.stack(logits), rows) == alone
-    assert sampler.sample(torch.stack(logits[::-1]), rows[::-1]) == alone[::-1]
-    assert sampler.sample(torch.stack(logits[3:6]), rows[3:6]) == alone[3:6]
+    assert sampler.sample(torch.stack(logits), inputs) == alone
+    assert sampler.sample(torch.stack(logits[::-1]), inputs[::-1]) == alone[::-1]
+    assert sampler.sample(torch.stack(logits[3:6]), inputs[3:6]) == alone[3:6]
 
 
 def test_logits_are_left_as_they_are() -> None:
     logits = random_logits(2)
     before = logits.clone()
-    draw(logits, OPTIONS["everything"], [1, 2, 3])
+    sample_one(logits, OPTIONS["everything"], [1, 2, 3])
     assert torch.equal(logits, before)
 
 
-def test_padded_vocabulary_is_never_drawn() -> None:
+def test_padded_vocabulary_is_never_sampled() -> None:
     logits = random_logits(2)
     logits[500:] = 100.0
     (result,) = Sampler(500).sample(logits[None], [SamplingInput(SamplingParams(temperature=50.0), [1])])
@@ -189,48 +189,48 @@ def test_padded_vocabulary_is_never_drawn() -> None:
 def test_mask_as_bools_and_as_bits(params: SamplingParams) -> None:
     allowed = torch.zeros(VOCAB, dtype=torch.bool)
     allowed[[0, 31, 32, 700, 999]] = True
-    words = [sum(1 << bit for bit in range(32) if word * 32 + bit in (0, 31, 32, 700, 999)) for word in range(32)]
-    bits = torch.tensor([word - 2**32 if word >= 2**31 else word for word in words], dtype=torch.int32)
+    packed = [sum(1 << bit for bit in range(32) if word * 32 + bit in (0, 31, 32, 700, 999)) for word in range(32)]
+    bits = torch.tensor([word - 2**32 if word >= 2**31 else word for word in packed], dtype=torch.int32)
     for seed in range(5):
         logits = random_logits(seed)
-        token = draw(logits, replace(params, seed=seed), [1], allowed).token
+        token = sample_one(logits, replace(params, seed=seed), [1], allowed).token
         assert allowed[token]
-        assert draw(logits, replace(params, seed=seed), [1], bits).token == token
+        assert sample_one(logits, replace(params, seed=seed), [1], bits).token == token
 
 
 def test_mask_does_not_touch_logprobs() -> None:
     logits = random_logits(4)
     allowed = torch.zeros(VOCAB, dtype=torch.bool)
     allowed[11] = True
-    result = draw(logits, SamplingParams(logprobs=2), [1], allowed)
+    result = sample_one(logits, SamplingParams(logprobs=2), [1], allowed)
     assert result.token == 11
     assert result.logprob == pytest.approx(logits.log_softmax(0)[11].item(), abs=1e-5)
     assert [token for token, _ in result.top] == logits.topk(2).indices.tolist()
 
 
-def test_logprobs_are_those_before_temperature_and_cuts() -> None:
+def test_logprobs_are_those_before_temperature_and_truncation() -> None:
     logits = random_logits(6)
     params = SamplingParams(temperature=0.2, top_k=2, presence_penalty=3.0, logit_bias=((5, 4.0),), logprobs=4)
     tokens = logits.topk(3).indices.tolist()
     expected = torch.tensor(plain_scores(logits, params, tokens)).log_softmax(0)
-    result = draw(logits, params, tokens)
+    result = sample_one(logits, params, tokens)
     assert result.logprob == pytest.approx(expected[result.token].item(), abs=1e-5)
     values, ids = expected.topk(4)
     assert [token for token, _ in result.top] == ids.tolist()
     assert [value for _, value in result.top] == pytest.approx(values.tolist(), abs=1e-5)
-    assert draw(logits, replace(params, logprobs=0), tokens).top == ()
-    assert draw(logits, replace(params, logprobs=None), tokens).logprob is None
+    assert sample_one(logits, replace(params, logprobs=0), tokens).top == ()
+    assert sample_one(logits, replace(params, logprobs=None), tokens).logprob is None
 
 
-@pytest.mark.parametrize(("value", "words"), [(math.nan, "not finite"), (math.inf, "not finite"), (-math.inf, "mask")])
-def test_an_unusable_row_fails_alone(value: float, words: str) -> None:
+@pytest.mark.parametrize(("value", "reason"), [(math.nan, "not finite"), (math.inf, "not finite"), (-math.inf, "mask")])
+def test_an_unusable_row_fails_alone(value: float, reason: str) -> None:
     logits = torch.stack([random_logits(1), random_logits(2), random_logits(3)])
     expected = Sampler(VOCAB).sample(logits, [SamplingInput(SamplingParams(), [1])] * 3)
     logits[1, 400 if value != -math.inf else slice(None)] = value
     first, second, third = Sampler(VOCAB).sample(logits, [SamplingInput(SamplingParams(), [1])] * 3)
     assert [first, third] == [expected[0], expected[2]]
     assert isinstance(second, EngineError)
-    assert words in f"{second.message} {second.hint}"
+    assert reason in f"{second.message} {second.hint}"
 
 
 def test_extreme_values_are_survived() -> None:
@@ -243,7 +243,7 @@ def test_extreme_values_are_survived() -> None:
             SamplingParams(top_p=5e-324),
             SamplingParams(logit_bias=((3, 1e30),), top_p=0.5),
         ):
-            token = draw(random_logits(seed, spread=300.0), replace(params, seed=seed), [1]).token
+            token = sample_one(random_logits(seed, spread=300.0), replace(params, seed=seed), [1]).token
             assert 0 <= token < VOCAB
 
 

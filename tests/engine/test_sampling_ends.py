@@ -1,4 +1,4 @@
-"""What a request says about tokens through the engine's door: which end its answer, how early, and DRY's breakers."""
+"""Requests' parameters about tokens: which end the answer, how early, and DRY's breakers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_stop_string_may_spell_control_tokens() -> None:
 @pytest.mark.parametrize("min_tokens", [0, 1, 7, 24])
 @pytest.mark.parametrize("samplers", [SAMPLED.samplers, ("top_k", "temperature")])
 def test_nothing_ends_an_answer_before_min_tokens(min_tokens: int, samplers: tuple[str, ...]) -> None:
-    """However likely the end is. What then ends it, ends it at once."""
+    """However likely the end is. The first end after that ends the answer at once."""
     for stop, ignore_eos in (((), False), ((40, 41), False), ((40,), True)):
         ends = {*stop, *(() if ignore_eos else (EOS,))}
         sampling = replace(SAMPLED, min_tokens=min_tokens, samplers=samplers, stop_token_ids=stop)
@@ -122,7 +122,7 @@ def test_a_row_of_which_only_ends_are_left_fails() -> None:
         assert "no token may follow" in end.error.message
 
 
-def test_dry_breakers_are_what_tokens_spell() -> None:
+def test_dry_breakers_are_matched_against_token_bytes() -> None:
     """Greedy, with a model that likes one token best: DRY forbids a third in a row, unless it is a breaker."""
     token = 50
     letter = FakeTokenizer().token_bytes(token).decode()
@@ -139,17 +139,17 @@ def test_dry_breakers_are_what_tokens_spell() -> None:
         assert answer(engine.submit(Request(PROMPT, control)))[1] == [EOS] * 12  # a control token by its name
 
 
-def test_requests_of_one_identity_share_their_prompt() -> None:
+def test_requests_with_one_cache_salt_share_their_prompt() -> None:
     with serving() as engine:
         answers = []
-        for identity, reuse, cached in (
+        for cache_salt, reuse, cached in (
             ("a", True, 0),
             ("a", True, 24),
             ("b", True, 0),
             ("b", True, 24),
             ("b", False, 0),
         ):
-            request = Request(PROMPT, SAMPLED, cache_salt=identity, reuse=reuse)
+            request = Request(PROMPT, SAMPLED, cache_salt=cache_salt, reuse=reuse)
             *news, end = engine.submit(request)
             assert isinstance(end, Finished)
             assert end.usage.cached_tokens == cached

@@ -45,7 +45,8 @@ def next_token(history: Row[int], *, habit: bool = False) -> int:
 
 
 def continuation(prompt: Row[int], max_len: int, *, endless: bool = False, habit: bool = False) -> list[int]:
-    """What a sequence must end as, whatever the schedule; ``endless`` ones ignore the end token."""
+    """The tokens and reason with which a sequence must end under any schedule; ``endless`` ones ignore the end
+    token."""
     tokens = list(prompt)
     while len(tokens) < max_len:
         tokens.append(next_token(tokens, habit=habit))
@@ -54,8 +55,8 @@ def continuation(prompt: Row[int], max_len: int, *, endless: bool = False, habit
     return tokens
 
 
-class FakeShelf:
-    """Blocks of a drill's memory, some of which turn out to be lost when they are wanted."""
+class FakeKvConnector:
+    """Stores blocks of a drill's memory, some of which turn out to be lost on loading."""
 
     def __init__(self, memory: list[dict[int, tuple[int, int]]], *, block_size: int, lose_every: int = 0) -> None:
         self.memory, self.block_size, self.lose_every = memory, block_size, lose_every
@@ -84,7 +85,7 @@ class FakeShelf:
 class Drill:
     """Runs a scheduler against a memory of tokens, checking every step."""
 
-    def __init__(self, config: EngineConfig, *, connector: FakeShelf | None = None, habit: bool = False) -> None:
+    def __init__(self, config: EngineConfig, *, connector: FakeKvConnector | None = None, habit: bool = False) -> None:
         self.config = config
         self.habit = habit
         self.scheduler = Scheduler(config, connector)
@@ -116,7 +117,7 @@ class Drill:
         return plan
 
     def check_drafts(self, plan: Plan) -> None:
-        """Guesses take nothing that another needs, and at least one token can come after them."""
+        """Draft tokens take nothing that another sequence needs, and leave room for at least one token after them."""
         drafted = [chunk for chunk in plan.chunks if chunk.draft_tokens]
         rows = sum(1 + len(chunk.draft_tokens) for chunk in plan.chunks)
         assert not drafted or rows <= MAX_DRAFT_BATCH
@@ -180,7 +181,7 @@ def test_a_long_prompt_is_cut_in_chunks() -> None:
     assert sequence.finish_reason == "length"
 
 
-def test_decode_rows_come_first_and_limit_the_prefill_beside_them() -> None:
+def test_decodes_come_first_and_limit_the_prefill_beside_them() -> None:
     drill = Drill(config())
     drill.add(range(1, 5), max_tokens=20)
     drill.step()
@@ -227,7 +228,7 @@ def test_a_prefix_hit_skips_full_blocks_but_never_the_last_token() -> None:
     assert drill.scheduler.num_cached_tokens == 16
 
 
-def test_only_what_was_computed_is_kept() -> None:
+def test_only_computed_blocks_are_retained() -> None:
     drill = Drill(config(max_batch_tokens=10))
     gone = drill.add(range(1, 30))
     drill.step()
@@ -238,7 +239,7 @@ def test_only_what_was_computed_is_kept() -> None:
     assert again.tokens == continuation(range(1, 30), 37)
 
 
-def test_identities_do_not_share() -> None:
+def test_cache_salts_do_not_share() -> None:
     drill = Drill(config())
     drill.add(range(1, 14), max_tokens=1, cache_salt="a")
     drill.run()
@@ -260,7 +261,7 @@ def test_running_sequences_share_blocks_too() -> None:
     assert sharer.tokens == continuation(range(1, 14), 21)
 
 
-def test_what_another_computes_is_waited_for() -> None:
+def test_blocks_that_another_sequence_computes_are_waited_for() -> None:
     """Eight arrive at once with the same beginning, which is computed once."""
     drill = Drill(config(num_blocks=200, max_seqs=8))
     prompts = [[*range(1, 71), 60 + i, 1, 2] for i in range(8)]
@@ -274,7 +275,7 @@ def test_what_another_computes_is_waited_for() -> None:
         assert sequence.tokens == continuation(prompt, 76)
 
 
-def test_who_is_cancelled_is_not_waited_for() -> None:
+def test_a_cancelled_sequence_is_not_waited_for() -> None:
     drill = Drill(config())
     first, second = (drill.add(range(1, 71), max_tokens=2) for _ in range(2))
     drill.step()
@@ -284,7 +285,7 @@ def test_who_is_cancelled_is_not_waited_for() -> None:
     assert second.num_cached == 32
 
 
-def test_nobody_waits_who_may_not_share() -> None:
+def test_a_sequence_that_may_not_share_does_not_wait() -> None:
     drill = Drill(config())
     drill.add(range(1, 20), cache_salt="a")
     drill.add(range(1, 20), cache_salt="b")
@@ -292,10 +293,10 @@ def test_nobody_waits_who_may_not_share() -> None:
 
 
 @pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
-def test_what_is_on_the_shelf_need_not_be_computed(windows: tuple[int, ...]) -> None:
+def test_blocks_in_the_connector_need_not_be_computed(windows: tuple[int, ...]) -> None:
     """By a second scheduler, as after a restart; where a block is lost, what follows it is computed."""
     limits = config(windows=windows)
-    connector = FakeShelf([{} for _ in windows], block_size=4)
+    connector = FakeKvConnector([{} for _ in windows], block_size=4)
     first = Drill(limits, connector=connector)
     before = first.add(range(1, 42), max_tokens=5)
     first.run()
@@ -374,7 +375,7 @@ def test_a_sequence_needs_few_blocks_of_a_window_however_long_it_gets(windows: t
         assert pool.num_blocks <= 5 or not group.window
 
 
-def test_blocks_are_freed_when_the_step_that_passes_them_is_done() -> None:
+def test_blocks_behind_the_window_are_freed_after_the_step() -> None:
     drill = Drill(config(windows=(8,), prefix_cache_n=0))
     drill.add(range(1, 31), max_tokens=20)
     free = drill.scheduler.blocks.pools[0]
@@ -407,7 +408,7 @@ def test_the_next_turn_needs_the_window_at_the_end_alone(windows: tuple[int, ...
 
 @pytest.mark.parametrize("windows", [(8,), (0, 8), (8, 20)])
 def test_many_clients_share_the_beginning_of_a_long_prompt(windows: tuple[int, ...]) -> None:
-    """While the first one runs and after it has ended, although its window has long passed what they share."""
+    """While the first one runs and after it has ended, although its window has long left the shared blocks behind."""
     drill = Drill(config(windows=windows))
     common = [i % 50 + 1 for i in range(60)]
     first = drill.add([*common, 1, 2, 3], max_tokens=100, endless=True)
@@ -422,7 +423,7 @@ def test_many_clients_share_the_beginning_of_a_long_prompt(windows: tuple[int, .
 
 
 def test_a_hit_is_as_long_as_every_group_has_what_it_needs() -> None:
-    """The end of the window's blocks was given away; what is left still makes a shorter hit."""
+    """The last of the window's blocks were evicted; the others still make a shorter hit."""
     drill = Drill(config(windows=(0, 8)))
     prompt = list(range(1, 42))
     drill.add(prompt, max_tokens=1)
@@ -444,7 +445,7 @@ def test_a_hit_is_as_long_as_every_group_has_what_it_needs() -> None:
 
 @pytest.mark.parametrize(("length", "preempted"), [(2, True), (20, False)])
 def test_windows_may_be_short_of_blocks(length: int, preempted: bool) -> None:
-    """Who starts has room for all that it knows, so that only answers can grow beyond what there is."""
+    """A sequence starts with room for all its known tokens, so that only answers can outgrow the pool."""
     drill = Drill(config(windows=(0, 8), spare=1, max_batch_tokens=8))
     prompts = [[number + 1] * length for number in range(4)]
     sequences = [drill.add(prompt, max_tokens=40, endless=True) for prompt in prompts]
@@ -454,7 +455,7 @@ def test_windows_may_be_short_of_blocks(length: int, preempted: bool) -> None:
         assert sequence.tokens == continuation(prompt, length + 40, endless=True)
 
 
-def test_removed_sequences_are_passed_over_by_commit() -> None:
+def test_commit_skips_removed_sequences() -> None:
     drill = Drill(config())
     gone, stays = drill.add(range(1, 10)), drill.add(range(20, 30))
     plan = drill.plan()
@@ -536,7 +537,7 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
     """``connector``: one in how many blocks is lost from it, 0 for none; None: there is no connector."""
     limits = config(max_model_len=48, **changes)
     memory: list[dict[int, tuple[int, int]]] = [{} for _ in limits.kv_groups]
-    kept = None if connector is None else FakeShelf(memory, block_size=limits.block_size, lose_every=connector)
+    kept = None if connector is None else FakeKvConnector(memory, block_size=limits.block_size, lose_every=connector)
     drill = Drill(limits, connector=kept, habit=True)
     texts = [[(17 * text + i * i) % 50 + 1 for i in range(40)] for text in range(3)]
     served: list[tuple[Sequence, list[int], int]] = []

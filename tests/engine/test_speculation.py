@@ -1,4 +1,4 @@
-"""With guesses is without: every stream says the same, token by token, and what is kept afterwards is the same."""
+"""Drafting changes no answer: every stream has the same tokens with and without it, and so has the cache."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ GUESSING = replace(CONFIG, max_draft=15)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
 PROMPT = (20, 21, 22, 23) * 4
 RIGID = 1000.0
-"""A habit that leaves the history no say: greedy answers go round in a circle."""
+"""A habit that outweighs the history: greedy answers repeat themselves."""
 LOOSE = 9.0
-"""One that is broken now and then."""
+"""A habit that the history breaks now and then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     events: tuple[Event, ...]
-    """But the last one, all Deltas as one: guesses decide how they fall into steps."""
+    """Events before the end, all Deltas joined: drafting decides how they fall into steps."""
     end: str
     """A reason, or the message of an error."""
     prompt_tokens: int
     completion_tokens: int
 
 
-def hear(events: list[Event]) -> tuple[Answer, Usage]:
+def split_events(events: list[Event]) -> tuple[Answer, Usage]:
     *news, end = events
     assert isinstance(end, Finished | Failed)
-    said = end.reason if isinstance(end, Finished) else end.error.message
+    outcome = end.reason if isinstance(end, Finished) else end.error.message
     deltas = [event for event in news if isinstance(event, Delta)]
     before = [event for event in news if not isinstance(event, Delta)]
     assert news == [*before, *deltas]
     counts = (end.usage.prompt_tokens, end.usage.completion_tokens)
-    return Answer((*before, Delta.joined(deltas)), said, *counts), end.usage
+    return Answer((*before, Delta.joined(deltas)), outcome, *counts), end.usage
 
 
 def test_a_step_is_one_delta() -> None:
-    """Who writes it out learns between two of them that nobody listens any more."""
+    """A client's disconnect is noticed between two Deltas."""
     with serving(GUESSING, habit=RIGID) as (engine, _):
         *news, end = engine.submit(Request(PROMPT, GREEDY))
         assert isinstance(end, Finished)
@@ -62,24 +62,24 @@ def test_a_step_is_one_delta() -> None:
 def ask(
     config: EngineConfig, requests: list[Request], *, eos_bias: float = -100.0, habit: float = LOOSE
 ) -> tuple[list[Answer], list[Usage], int]:
-    """All at once: what they hear, what it cost, and the number of steps. Blocks are checked after each step."""
+    """Serves all at once: returns answers, usages and the number of steps. Blocks are checked after each step."""
     with serving(config, eos_bias=eos_bias, habit=habit) as (engine, runner):
         engine.after_step = engine._scheduler.check_integrity  # its error would end every stream
         streams = [engine.submit(request) for request in requests]
-        heard = [hear(list(stream)) for stream in streams]
+        results = [split_events(list(stream)) for stream in streams]
         stats = engine.stats()
         assert stats.free_blocks == stats.num_blocks
         assert (stats.drafted_tokens, stats.accepted_tokens) == (
-            sum(usage.drafted_tokens for _, usage in heard),
-            sum(usage.accepted_tokens for _, usage in heard),
+            sum(usage.drafted_tokens for _, usage in results),
+            sum(usage.accepted_tokens for _, usage in results),
         )
-        assert stats.completion_tokens == sum(answer.completion_tokens for answer, _ in heard)
-        assert stats.prompt_tokens == sum(answer.prompt_tokens for answer, _ in heard)
-        return [answer for answer, _ in heard], [usage for _, usage in heard], len(runner.batches)
+        assert stats.completion_tokens == sum(answer.completion_tokens for answer, _ in results)
+        assert stats.prompt_tokens == sum(answer.prompt_tokens for answer, _ in results)
+        return [answer for answer, _ in results], [usage for _, usage in results], len(runner.batches)
 
 
 def alone(config: EngineConfig, requests: list[Request], **options: float) -> list[Answer]:
-    """Each request in an engine of its own that guesses and keeps nothing."""
+    """Serves each request in an engine of its own without drafting and reuse."""
     plain = replace(config, max_draft=0, prefix_cache_n=0)
     return [ask(plain, [request], **options)[0][0] for request in requests]
 
@@ -140,7 +140,7 @@ REQUESTS = st.builds(
     block_size=st.sampled_from([3, 4, 8]),
     prefix_cache_n=st.sampled_from([0, 2]),
 )
-def test_with_guesses_is_without(
+def test_drafting_changes_no_answer(
     requests: list[Request],
     windows: tuple[int, ...],
     num_blocks: int,
@@ -148,15 +148,15 @@ def test_with_guesses_is_without(
     eos_bias: float,
     **changes: Any,
 ) -> None:
-    """In company, with few blocks and with many, whatever is asked for."""
+    """Requests of all kinds beside each other, with few blocks and with many."""
     groups = tuple(KvGroup(num_blocks, window) for window in windows)
     config = replace(CONFIG, kv_groups=groups, **changes)
     expected = alone(config, requests, eos_bias=eos_bias, habit=habit)
     assert ask(config, requests, eos_bias=eos_bias, habit=habit)[0] == expected
 
 
-def test_what_is_compared_has_guesses_of_all_kinds() -> None:
-    """So that the law above says something: of what it compares, much is guessed, right and wrong."""
+def test_the_comparison_covers_all_kinds_of_drafts() -> None:
+    """The comparison above covers many draft tokens, accepted and rejected."""
     sampled = SamplingParams(temperature=1.0, max_tokens=60, ignore_eos=True)
     for sampling in (replace(GREEDY, max_tokens=60), sampled, replace(sampled, dry_multiplier=0.3)):
         requests = [Request(PROMPT[number:], replace(sampling, seed=number)) for number in range(4)]
@@ -168,12 +168,12 @@ def test_what_is_compared_has_guesses_of_all_kinds() -> None:
         assert 10 <= accepted <= drafted - 10
 
 
-def test_preempted_with_guesses() -> None:
+def test_preempted_with_drafts() -> None:
     requests = [Request(PROMPT[: 5 + number], replace(GREEDY, max_tokens=30)) for number in range(4)]
     config = replace(GUESSING, kv_groups=(KvGroup(16),), max_model_len=60)
     with serving(config, habit=LOOSE) as (engine, _):
         streams = [engine.submit(request) for request in requests]
-        assert [hear(list(stream))[0] for stream in streams] == alone(config, requests)
+        assert [split_events(list(stream))[0] for stream in streams] == alone(config, requests)
         assert engine.stats().preemptions > 0
         assert engine.stats().accepted_tokens > 0
 
@@ -192,24 +192,24 @@ def test_a_text_that_goes_round_takes_few_steps(windows: tuple[int, ...]) -> Non
     assert steps < 100 / 2
 
 
-def test_nothing_is_guessed_unless_asked_for() -> None:
+def test_nothing_is_drafted_unless_asked_for() -> None:
     [answer], [usage], steps = ask(CONFIG, [Request(PROMPT, GREEDY)], habit=RIGID)
     assert (usage.drafted_tokens, usage.accepted_tokens) == (0, 0)
     assert steps == answer.completion_tokens == 40
 
 
-def test_steps_have_few_rows() -> None:
+def test_steps_have_few_logits() -> None:
     requests = [Request(PROMPT[number:], GREEDY) for number in range(3)]
     with serving(GUESSING, habit=RIGID) as (engine, runner):
         for stream in [engine.submit(request) for request in requests]:
             list(stream)
-        # No step of a prompt wants logits of all its tokens.
+        # No step of a prompt returns logits of all its tokens.
         decodes = [batch for batch in runner.batches if len(batch.logits_indices) == len(batch.tokens)]
     assert {len(batch.tokens) for batch in decodes if len(batch.seq_lens) == 3} >= {3, 8}
     assert max(len(batch.tokens) for batch in decodes) == 8
 
 
-# Ends in the middle of what was right
+# Ends among accepted draft tokens
 
 
 def circle(length: int) -> tuple[list[int], str]:
@@ -220,8 +220,8 @@ def circle(length: int) -> tuple[list[int], str]:
 
 
 @pytest.mark.parametrize("kind", ["max_tokens", "stop", "stop_token_ids"])
-def test_an_end_in_the_middle_of_right_guesses(kind: str) -> None:
-    """Wherever it falls; what is behind it is neither said, nor counted, nor kept."""
+def test_an_end_among_accepted_draft_tokens(kind: str) -> None:
+    """At any draft token; the tokens behind it are neither delivered, nor counted, nor cached."""
     tokens, text = circle(40)
     cut_short = 0
     for length in range(20, 32):
@@ -229,7 +229,7 @@ def test_an_end_in_the_middle_of_right_guesses(kind: str) -> None:
             request = Request(PROMPT, replace(GREEDY, max_tokens=length))
         elif kind == "stop":
             request = Request(PROMPT, replace(GREEDY, stop=(text[:length],)))
-        else:  # the prompt has been round, so that the end itself is guessed
+        else:  # the prompt has repeated itself, so that the end itself is a draft token
             request = Request((*PROMPT, *tokens[:length]), replace(GREEDY, stop_token_ids=(tokens[length + 2],)))
         [answer], [usage], _ = ask(GUESSING, [request], habit=RIGID)
         assert [answer] == alone(GUESSING, [request], habit=RIGID)
@@ -238,25 +238,27 @@ def test_an_end_in_the_middle_of_right_guesses(kind: str) -> None:
     assert (cut_short > 0) == (kind != "max_tokens")
 
 
-def test_the_next_turn_finds_what_it_finds_without_guesses() -> None:
-    """Also where a stop string left right guesses behind."""
+def test_the_next_turn_finds_the_same_prefix_without_drafting() -> None:
+    """Also after a stop string among accepted draft tokens."""
     _, text = circle(40)
     for sampling in (GREEDY, replace(GREEDY, stop=(text[:26],)), replace(GREEDY, temperature=1.0, seed=4)):
         found = []
         for config in (CONFIG, GUESSING):
             with serving(config, habit=RIGID if sampling.stop else LOOSE) as (engine, _):
                 first = list(engine.submit(Request(PROMPT, sampling)))
-                said = tuple(token for event in first if isinstance(event, Delta) for token in event.tokens)
+                outcome = tuple(token for event in first if isinstance(event, Delta) for token in event.tokens)
                 cached = engine.stats().cached_blocks
-                second = list(engine.submit(Request((*PROMPT, *said, 60, 61), GREEDY)))
-                found.append((hear(first)[0], hear(second)[0], cached, hear(second)[1].cached_tokens))
+                second = list(engine.submit(Request((*PROMPT, *outcome, 60, 61), GREEDY)))
+                found.append(
+                    (split_events(first)[0], split_events(second)[0], cached, split_events(second)[1].cached_tokens)
+                )
         assert found[0] == found[1]
 
 
 # Cancelling and failing
 
 
-def test_a_cancel_in_the_middle_of_guesses_commits_none() -> None:
+def test_a_cancel_among_draft_tokens_commits_none() -> None:
     with serving(GUESSING, habit=RIGID) as (engine, runner):
         turnstile = Turnstile(runner)
         stream = engine.submit(Request(PROMPT, replace(GREEDY, max_tokens=None)))
@@ -264,14 +266,14 @@ def test_a_cancel_in_the_middle_of_guesses_commits_none() -> None:
         while len(runner.batches[-1].logits_indices) < 4:
             turnstile.let_through()
             turnstile.wait()
-        stream.cancel()  # nobody lets the step through
-        answer, usage = hear(list(stream))
+        stream.cancel()  # only the cancel flag ends the step
+        answer, usage = split_events(list(stream))
         assert answer.end == "cancelled"
         assert answer.completion_tokens == len(runner.batches) - 1 + usage.accepted_tokens
         assert engine.stats().free_blocks == engine.stats().num_blocks
         turnstile.let_through(1000)
         assert (
-            hear(list(engine.submit(Request(PROMPT, GREEDY))))[0]
+            split_events(list(engine.submit(Request(PROMPT, GREEDY))))[0]
             == alone(CONFIG, [Request(PROMPT, GREEDY)], habit=RIGID)[0]
         )
 
@@ -297,7 +299,7 @@ class Spoilt(FakeRunner):
 
 def ask_spoilt(config: EngineConfig, spoils: Callable[[int], bool], aborts: Callable[[int], bool]) -> Answer:
     with closing(Engine(Spoilt(spoils, aborts), FakeTokenizer(), config)) as engine:  # type: ignore[arg-type]
-        answer, usage = hear(list(engine.submit(Request(PROMPT, GREEDY))))
+        answer, usage = split_events(list(engine.submit(Request(PROMPT, GREEDY))))
         engine._scheduler.check_integrity()
         assert engine.stats().free_blocks == engine.stats().num_blocks
         assert (usage.accepted_tokens > 0) == (config.max_draft > 0)
@@ -306,20 +308,20 @@ def ask_spoilt(config: EngineConfig, spoils: Callable[[int], bool], aborts: Call
 
 @pytest.mark.parametrize("position", range(35, 44))
 def test_an_unusable_row_fails_when_it_is_reached(position: int) -> None:
-    """All that comes before it is said, however far ahead it was computed."""
+    """All tokens before it are delivered, however far ahead it was computed."""
     answers = [ask_spoilt(config, lambda place: place == position, lambda step: False) for config in (CONFIG, GUESSING)]
     assert answers[0] == answers[1]
     assert "finite" in answers[0].end
     assert answers[0].completion_tokens == position - len(PROMPT) + 1
 
 
-def test_guesses_of_an_aborted_step_are_made_again() -> None:
+def test_drafts_of_a_cancelled_step_are_proposed_again() -> None:
     assert ask_spoilt(GUESSING, lambda place: False, lambda step: step % 3 == 1) == ask_spoilt(
         CONFIG, lambda place: False, lambda step: False
     )
 
 
-def test_scores_of_a_prompt_are_what_they_are_without_guesses() -> None:
+def test_prompt_logprobs_are_the_same_without_drafting() -> None:
     requests = [Request(PROMPT[number:], GREEDY, prompt_logprobs=2) for number in range(3)]
     config = replace(GUESSING, max_batch_tokens=8, max_prompt_logits=3)
     answers, usages, _ = ask(config, requests, habit=RIGID)

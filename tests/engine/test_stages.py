@@ -20,7 +20,7 @@ from mistralrs.engine.sampling.logits_processors import apply_mask, apply_penalt
 from mistralrs.engine.sampling.sampler import Sampler
 from mistralrs.engine.sampling.sampler_stages import FAST_PATH_STAGES, sample_staged, sampler_plan, truncate
 from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, uniform
-from tests.engine.test_sampling import OPTIONS, draw, plain_draw, plain_scores, random_logits
+from tests.engine.test_sampling import OPTIONS, plain_sample, plain_scores, random_logits, sample_one
 
 CASES = json.loads((Path(__file__).parent / "golden" / "samplers.json").read_text(encoding="utf-8"))["cuts"]
 LLAMA_CPP = ("penalties", "dry", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature")
@@ -64,7 +64,7 @@ def test_transformers_keeps_the_same_typical_tokens(mass: float) -> None:
 def plain_cut(
     scores: list[float], params: SamplingParams, stages: tuple[str, ...], tokens: list[int]
 ) -> dict[int, float]:
-    """Probabilities of what the stages leave, by token."""
+    """Probabilities, by token, of those that the stages leave."""
     left = set(range(len(scores)))
     for stage in stages:
         if stage == "penalties":
@@ -86,7 +86,8 @@ def plain_cut(
 def plain_stage(
     stage: str, ranked: list[tuple[float, int]], params: SamplingParams, all_of_them: float, position: int
 ) -> list[tuple[float, int]]:
-    """What a stage leaves of (probability, -token), best first; ``all_of_them``: the mass of all tokens, cut or not."""
+    """The (probability, -token) that a stage leaves, best first; ``all_of_them``: the mass of all tokens, left or
+    not."""
     match stage:
         case "top_k":
             return ranked[: params.top_k]
@@ -105,9 +106,9 @@ def plain_stage(
             return ranked[max(len(likely) - 1, 0) :] if happens else ranked
 
 
-def reach(ranked: list[tuple[float, int]], wanted: float) -> list[tuple[float, int]]:
+def reach(ranked: list[tuple[float, int]], target_mass: float) -> list[tuple[float, int]]:
     mass, count = 0.0, 0
-    while count < len(ranked) and (count == 0 or mass < wanted):
+    while count < len(ranked) and (count == 0 or mass < target_mass):
         mass += ranked[count][0]
         count += 1
     return ranked[:count]
@@ -126,48 +127,51 @@ def test_stages_in_any_order_are_what_the_plain_rules_say() -> None:
         ids, weights = truncate(logits, SamplingInput(params, tokens), order)
         assert ids.tolist() == list(expected), order
         assert (weights / weights.sum()).tolist() == pytest.approx(list(expected.values()), rel=1e-5)
-        token = plain_draw(list(expected.items()), uniform(seed, len(tokens)))
-        assert draw(logits, params, tokens).token == token, order
+        token = plain_sample(list(expected.items()), uniform(seed, len(tokens)))
+        assert sample_one(logits, params, tokens).token == token, order
         sizes.add(len(ids))
     assert len(sizes) > 40
 
 
-def test_no_share_at_all_leaves_the_likeliest_of_what_is_left() -> None:
+def test_a_mass_of_zero_leaves_the_most_likely_candidate() -> None:
     logits = random_logits(1, spread=2.0)
     for stage in ("top_p", "typical_p"):
         params = SamplingParams(temperature=2.0, top_k=20, **{stage: 0.0})
         assert kept(logits, params, ("temperature", "top_k", stage), [1]) == [int(logits.argmax())]
         assert kept(logits, params, (stage, "temperature", "top_k"), [1]) == [int(logits.argmax())]
         for seed in range(20):
-            assert draw(logits, replace(params, seed=seed), [1]).token == int(logits.argmax())
+            assert sample_one(logits, replace(params, seed=seed), [1]).token == int(logits.argmax())
             left_out = replace(params, seed=seed, samplers=("temperature", "top_k"))
-            assert draw(logits, left_out, [1]).token == draw(logits, replace(left_out, **{stage: 1.0}), [1]).token
+            assert (
+                sample_one(logits, left_out, [1]).token
+                == sample_one(logits, replace(left_out, **{stage: 1.0}), [1]).token
+            )
     zeros = torch.zeros(1000)
     for stage in ("top_p", "typical_p"):
         assert kept(zeros, SamplingParams(**{stage: 0.0}), (stage,), [1]) == [0]
-        assert draw(zeros, SamplingParams(**{stage: 0.0}), [1]).token == 0
+        assert sample_one(zeros, SamplingParams(**{stage: 0.0}), [1]).token == 0
 
 
 # The same as the fast path
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_fast_path_draws_the_same(name: str) -> None:
+def test_the_fast_path_samples_the_same(name: str) -> None:
     for seed in range(30):
         params = replace(OPTIONS[name], seed=seed)
         assert sampler_plan(params).truncations is None
         logits = random_logits(seed)
         tokens = random_logits(seed + 1000).topk(8).indices.tolist()
-        row, scores = SamplingInput(params, tokens), logits.clone()
+        sampling_input, scores = SamplingInput(params, tokens), logits.clone()
         if sampler_plan(params).has_penalties:
-            apply_penalties(scores[None], [(0, row)])
-        apply_mask(scores, row)
+            apply_penalties(scores[None], [(0, sampling_input)])
+        apply_mask(scores, sampling_input)
         on = tuple(stage for stage in FAST_PATH_STAGES if stage != "top_p" or params.top_p < 1)
         on = tuple(stage for stage in on if stage != "top_k" or params.top_k > 0)
-        assert sample_staged(scores, row, on) == draw(logits, params, tokens).token
+        assert sample_staged(scores, sampling_input, on) == sample_one(logits, params, tokens).token
 
 
-def test_what_is_usual_takes_the_fast_path() -> None:
+def test_usual_stages_take_the_fast_path() -> None:
     every_stage = replace(OPTIONS["everything"], dry_multiplier=1.0)
     assert sampler_plan(every_stage).truncations is None
     assert sampler_plan(every_stage).logits_processors == ("dry",)
@@ -177,7 +181,7 @@ def test_what_is_usual_takes_the_fast_path() -> None:
         "penalties",
     )
     assert sampler_plan(replace(every_stage, samplers=("dry", "penalties", "min_p"))).truncations is None
-    assert sampler_plan(replace(ALL_ON, temperature=0.0)).truncations is None  # nothing is left to be cut
+    assert sampler_plan(replace(ALL_ON, temperature=0.0)).truncations is None  # one token is left
     assert sampler_plan(replace(ALL_ON, temperature=0.0, samplers=LLAMA_CPP)).truncations is not None
     for params in (SamplingParams(typical_p=0.9), SamplingParams(xtc_probability=0.1), replace(ALL_ON, typical_p=1.0)):
         assert sampler_plan(params).truncations is not None
@@ -213,8 +217,8 @@ def test_a_stage_that_is_left_out_is_off(stage: str) -> None:
         tokens = logits.topk(6).indices.tolist() * 3
         drawn = []
         for params in (replace(everything, samplers=samplers), without, everything):
-            row = SamplingInput(replace(params, seed=seed), tokens, dry=Dry(params, spell))
-            [result] = Sampler(len(logits)).sample(logits[None], [row])
+            sampling_input = SamplingInput(replace(params, seed=seed), tokens, dry=Dry(params, spell))
+            [result] = Sampler(len(logits)).sample(logits[None], [sampling_input])
             assert isinstance(result, SampledToken)
             drawn.append(result.token)
         assert drawn[0] == drawn[1]
@@ -226,7 +230,7 @@ def test_a_stage_that_is_left_out_is_off(stage: str) -> None:
 
 
 @pytest.mark.parametrize("order", [SAMPLERS, LLAMA_CPP, ("xtc", "temperature", "typical_p")], ids="-".join)
-def test_draws_follow_the_distribution(order: tuple[str, ...]) -> None:
+def test_sampled_tokens_follow_the_distribution(order: tuple[str, ...]) -> None:
     """Chi-square over 4000 positions, where XTC's coin falls both ways: the mean plus 4.5 deviations at most."""
     count = 4000
     logits = random_logits(8, spread=1.3, vocab_size=40)
@@ -249,26 +253,29 @@ def test_draws_follow_the_distribution(order: tuple[str, ...]) -> None:
     assert statistic <= freedom + 4.5 * math.sqrt(2 * freedom)
 
 
-def test_the_coin_of_xtc_is_independent_of_the_draw() -> None:
+def test_the_random_number_of_xtc_is_independent_of_the_token() -> None:
     pairs = [(uniform(seed, place), uniform(seed, place, "xtc")) for seed in range(4) for place in range(1000)]
     correlation = sum((a - 0.5) * (b - 0.5) for a, b in pairs) / len(pairs) * 12
     assert abs(correlation) < 4 / math.sqrt(len(pairs))
     assert sum(coin for _, coin in pairs) / len(pairs) == pytest.approx(0.5, abs=4 / math.sqrt(12 * len(pairs)))
 
 
-# What holds for all rows
+# Properties of all rows
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    rows, logits = [], []
+    inputs, logits = [], []
     settings = [*OPTIONS.values(), ALL_ON, replace(ALL_ON, samplers=LLAMA_CPP), SamplingParams(typical_p=0.5)]
     for index, params in enumerate(settings):
-        rows.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
+        inputs.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
         logits.append(random_logits(index, spread=4.0))
-    alone = [Sampler(len(one)).sample(one[None], [row])[0] for one, row in zip(logits, rows, strict=True)]
+    alone = [
+        Sampler(len(one)).sample(one[None], [sampling_input])[0]
+        for one, sampling_input in zip(logits, inputs, strict=True)
+    ]
     sampler = Sampler(len(logits[0]))
-    assert sampler.sample(torch.stack(logits), rows) == alone
-    assert sampler.sample(torch.stack(logits[::-1]), rows[::-1]) == alone[::-1]
+    assert sampler.sample(torch.stack(logits), inputs) == alone
+    assert sampler.sample(torch.stack(logits[::-1]), inputs[::-1]) == alone[::-1]
 
 
 @pytest.mark.parametrize("order", [SAMPLERS, LLAMA_CPP, ("xtc", "top_k", "penalties")], ids="-".join)
@@ -278,7 +285,7 @@ def test_logprobs_are_those_before_the_first_choice(order: tuple[str, ...]) -> N
     params = replace(ALL_ON, samplers=order, logit_bias=((5, 4.0),), logprobs=4)
     penalized = params if order[0] == "penalties" else replace(params, repetition_penalty=1.0, frequency_penalty=0.0)
     expected = torch.tensor(plain_scores(logits, penalized, tokens)).log_softmax(0)
-    result = draw(logits, params, tokens)
+    result = sample_one(logits, params, tokens)
     assert result.logprob == pytest.approx(expected[result.token].item(), abs=1e-5)
     assert [token for token, _ in result.top] == expected.topk(4).indices.tolist()
 
@@ -290,8 +297,8 @@ def test_bias_and_masks_hold_in_any_order() -> None:
         drawn = set()
         for seed in range(40):
             params = replace(ALL_ON, seed=seed, samplers=order, logit_bias=((5, 1e30),) if seed % 2 else ())
-            row = SamplingInput(params, [3, 3, 3], mask, banned=(7, 9) if seed % 4 < 2 else ())
-            [result] = Sampler(1000).sample(torch.zeros(1, 1000), [row])
+            sampling_input = SamplingInput(params, [3, 3, 3], mask, banned=(7, 9) if seed % 4 < 2 else ())
+            [result] = Sampler(1000).sample(torch.zeros(1, 1000), [sampling_input])
             assert isinstance(result, SampledToken)
             drawn.add(result.token)
             assert result.token in ({5} if seed % 2 else {3, 5} if seed % 4 < 2 else {3, 5, 7})
@@ -321,8 +328,8 @@ def test_extreme_values_are_survived() -> None:
     for seed in range(8):
         for params in extremes:
             for order in (SAMPLERS, LLAMA_CPP, SAMPLERS[::-1]):
-                row = SamplingInput(
+                sampling_input = SamplingInput(
                     replace(params, seed=seed, samplers=order), [1, 2, 1, 2, 1], dry=Dry(params, lambda token: b"x")
                 )
-                [result] = Sampler(1000).sample(random_logits(seed, spread=300.0)[None], [row])
+                [result] = Sampler(1000).sample(random_logits(seed, spread=300.0)[None], [sampling_input])
                 assert isinstance(result, SampledToken), result

@@ -1,8 +1,7 @@
 """The files of KV blocks: one folder for each fingerprint in a folder that several processes may share.
 
-Files are private to the user. Nothing is followed out of the folder, and nothing is taken for a block that is not a
-regular file of a block's name: links, devices, folders and what others put there are passed over. Knows names and
-bytes; not which blocks are worth keeping.
+Files are private to the user. Only regular files with the name of a block count: links are not followed, and devices,
+folders and foreign files are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import NamedTuple
 
 SUFFIX = ".kv"
 STALE_SECONDS = 60.0
-"""Half-written files older than this belong to no living writer."""
+"""Age in seconds beyond which a half-written file has no living writer."""
 
 _FOLDER = re.compile(r"[0-9a-f]{32}")
 _BLOCK = re.compile(rf"([0-9a-f]{{32}}){re.escape(SUFFIX)}")
@@ -31,23 +30,23 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class BlockName(NamedTuple):
-    """A block's file: the name of its folder, and the block_hash (16 bytes) that its own name spells."""
+    """The name of a block's file: its folder, and the block hash (16 bytes) that its own name spells in hex."""
 
     folder: str
     block_hash: bytes
 
 
 class FoundBlock(NamedTuple):
-    """A block's file as a scan finds it."""
+    """A block's file as ``scan`` found it."""
 
     used: float
-    """When it was last read or written, in seconds of the system's clock."""
+    """Time at which it was last read or written, in seconds since the epoch."""
     name: BlockName
     size: int
 
 
 class BlockFolder:
-    """The blocks of one fingerprint, and what others have left beside them."""
+    """Reads and writes the blocks of one fingerprint, and lists and removes those of all."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """``folder`` holds the folders of all fingerprints, ``name`` (32 hex digits) is this one's. Raises OSError."""
@@ -60,14 +59,14 @@ class BlockFolder:
         self._own = os.open(name, _OPEN_FOLDER, dir_fd=self._all)
         weakref.finalize(self, os.close, self._own)
         status = os.fstat(self._own)
-        if status.st_uid == os.geteuid() and status.st_mode & 0o077:  # made by a version that left it open to others
+        if status.st_uid == os.geteuid() and status.st_mode & 0o077:  # made by a version that let other users in
             os.fchmod(self._own, 0o700)
 
     def scan(self) -> list[FoundBlock]:
-        """The blocks of all fingerprints, the least recently used first; half-written files of the dead are removed.
+        """The blocks of all fingerprints, the least recently used first. Removes stale half-written files.
 
-        What vanishes meanwhile is not there; what may not be looked at is passed over. Raises OSError when this
-        fingerprint's own folder cannot be read.
+        Files that vanish meanwhile or may not be read are left out. Raises OSError when this fingerprint's own folder
+        cannot be read.
         """
         found = list(_blocks(self._own, self.name))
         with os.scandir(self._all) as entries:
@@ -78,7 +77,7 @@ class BlockFolder:
         return sorted(found)
 
     def read(self, block_hash: bytes, *, limit: int) -> bytes | None:
-        """A block's file, which now counts as used; None: there is none that can be read, or it is over ``limit``."""
+        """The bytes of a block's file, which is then marked as used; None if it cannot be read or exceeds ``limit``."""
         try:
             descriptor = os.open(_file_name(block_hash), _READ, dir_fd=self._own)
         except OSError:
@@ -89,7 +88,7 @@ class BlockFolder:
                 return None
             with open(descriptor, "rb", closefd=False) as file:
                 data = file.read(limit)
-            with contextlib.suppress(OSError):  # a folder that may only be read: the block is as good
+            with contextlib.suppress(OSError):  # a read-only folder: the block is valid nevertheless
                 os.utime(descriptor)
             return data
         except OSError:
@@ -98,7 +97,7 @@ class BlockFolder:
             os.close(descriptor)
 
     def write(self, block_hash: bytes, data: bytes) -> None:
-        """Puts a file there in one step, in place of any other. Raises OSError; nothing is left behind then."""
+        """Writes a block's file atomically and replaces any other. Raises OSError, and then leaves no file behind."""
         part = f"{block_hash.hex()}.{secrets.token_hex(8)}.part"
         descriptor = os.open(part, _CREATE, 0o600, dir_fd=self._own)
         try:
@@ -106,18 +105,18 @@ class BlockFolder:
                 file.write(data)
             os.replace(part, _file_name(block_hash), src_dir_fd=self._own, dst_dir_fd=self._own)
         except OSError:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 os.unlink(part, dir_fd=self._own)
             raise
 
     def remove(self, name: BlockName) -> None:
-        """Removes a block's file, if it is there. Raises OSError."""
+        """Removes a block's file if it exists. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), self._opened(name.folder) as descriptor:
             os.unlink(_file_name(name.block_hash), dir_fd=descriptor)
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[int]:
-        """A descriptor of one of the folders, never of where a link leads."""
+        """A descriptor of one of the folders; links are not followed."""
         if name == self.name:
             yield self._own
             return
@@ -137,7 +136,7 @@ def _blocks(descriptor: int, folder: str) -> Iterator[FoundBlock]:
                     continue
                 if _PART.fullmatch(entry.name) and status.st_mtime < time.time() - STALE_SECONDS:
                     os.unlink(entry.name, dir_fd=descriptor)
-            except OSError:  # it is gone, or nothing to be touched
+            except OSError:  # it is gone, or not ours to read
                 continue
             if match := _BLOCK.fullmatch(entry.name):
                 yield FoundBlock(status.st_mtime, BlockName(folder, bytes.fromhex(match[1])), status.st_size)

@@ -1,7 +1,4 @@
-"""The pool of KV blocks: who holds a block, which blocks can be reused, which one is given out next.
-
-Knows block numbers, token ids and block_hashes; no tensor, no request and no model.
-"""
+"""The pool of KV blocks of one group: reference counts, reuse by content, and the order of eviction."""
 
 from __future__ import annotations
 
@@ -12,29 +9,36 @@ from struct import pack
 
 
 def hash_root(cache_salt: str) -> bytes:
-    """Digest (16 bytes) that a chain starts from; ``cache_salt`` names all else that decides the KV's content."""
+    """Hash (16 bytes) from which a chain starts; ``cache_salt`` names all that decides the KV's content beside
+    tokens."""
     return hashlib.blake2b(cache_salt.encode(), digest_size=16, person=b"kv root").digest()
 
 
 def hash_block(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """Digest (16 bytes) of a full block: of its tokens and, through ``parent``, of all that precedes them."""
+    """Hash (16 bytes) of a full block: of its tokens and, through ``parent``, of all tokens before them."""
     return hashlib.blake2b(parent + pack(f"<{len(tokens)}q", *tokens), digest_size=16, person=b"kv block").digest()
 
 
 class BlockPool:
     """A fixed number of KV blocks with reference counts and reuse by content.
 
-    A block is in one of five states. In use: one or more sequences reference it. Empty: it was used before and has no
-    content now. Never used: it was never allocated. Cached: no sequence references it, and its content is pinned by a
-    running sequence or a retained one. Evictable: nothing pins it, and its memory was not needed yet. All but those in
-    use are free. A hit revives a cached or an evictable block. Allocation takes empty blocks first, then blocks never
-    used, whose memory is not paid for yet, then the least recently used evictable one, then such a cached one.
+    A block is in one of five states:
+
+    - in use: one or more sequences reference it;
+    - empty: it was used before and has no content now;
+    - never used: it was never allocated;
+    - cached: no sequence references it, but a running or a retained sequence pins its content;
+    - evictable: it has content that no sequence pins, and its memory was not needed yet.
+
+    All but those in use are free. A hit makes a cached or an evictable block in use again. Allocation takes empty
+    blocks first, then blocks never used, whose memory the system has not committed yet, then the least recently used
+    evictable block, then the least recently used cached one.
     """
 
     def __init__(self, num_blocks: int, *, max_retained: int, max_evictable: int = 0) -> None:
-        """``max_retained`` finished sequences keep their blocks cached; 0 turns reuse off.
+        """``max_retained``: finished sequences whose blocks stay pinned; 0 turns reuse off.
 
-        ``max_evictable``: blocks of older ones that may stay.
+        ``max_evictable``: blocks that may stay without a pin.
         """
         self.num_blocks = num_blocks
         self.reuse = max_retained > 0
@@ -52,16 +56,16 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that ``allocate`` could give out."""
+        """Blocks that ``allocate`` could return."""
         return len(self._empty) + (self.num_blocks - self._num_ever_used) + len(self._cached) + len(self._evictable)
 
     @property
     def num_cached(self) -> int:
-        """Blocks that a new sequence could share, held or not."""
+        """Blocks that a new sequence could share, in use or not."""
         return len(self._by_hash)
 
     def match(self, block_hashes: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest prefix of ``block_hashes`` that the pool has. Takes hold of nothing."""
+        """The blocks of the longest prefix of ``block_hashes`` that the pool has. Adds no references."""
         blocks = []
         for block_hash in block_hashes:
             block = self._by_hash.get(block_hash)
@@ -71,15 +75,15 @@ class BlockPool:
         return blocks
 
     def has(self, block_hash: bytes) -> bool:
-        """A block with this content can be found."""
+        """Whether a block with this content is registered."""
         return block_hash in self._by_hash
 
     def blocks_of(self, block_hashes: Sequence[bytes]) -> list[int]:
-        """The blocks with these contents, all of which the pool has."""
+        """The blocks with these hashes, all of which must be registered."""
         return [self._by_hash[block_hash] for block_hash in block_hashes]
 
     def num_free_beside(self, blocks: Sequence[int]) -> int:
-        """Blocks that could still be allocated once ``blocks`` are held."""
+        """Blocks that could still be allocated once ``blocks`` are in use."""
         return self.num_free - sum(block in self._cached or block in self._evictable for block in blocks)
 
     def acquire(self, blocks: Sequence[int]) -> None:
@@ -90,29 +94,29 @@ class BlockPool:
             self._references[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """``count`` blocks of unknown content, each with one reference. The caller has looked at ``num_free``."""
+        """``count`` blocks of undefined content, each with one reference. Raises ValueError if fewer are free."""
         if count > self.num_free:
-            raise ValueError(f"{count} blocks wanted, {self.num_free} are free")
-        blocks = [self._take() for _ in range(count)]
+            raise ValueError(f"{count} blocks requested, {self.num_free} are free")
+        blocks = [self._take_free() for _ in range(count)]
         for block in blocks:
             self._references[block] = 1
         return blocks
 
     def register(self, block: int, block_hash: bytes) -> None:
-        """Makes a held, full block findable. Where another block has the same content already, that one stays."""
+        """Lets later sequences find a full block that is in use. A block already registered under the hash stays."""
         if block_hash not in self._by_hash:
             self._by_hash[block_hash] = block
             self._hashes[block] = block_hash
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Gives one reference of each block back. The end of a sequence becomes older than its beginning."""
+        """Drops one reference of each block. The last blocks of a sequence are evicted before its first ones."""
         for block in reversed(blocks):
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._file_unreferenced(block)
 
     def pin(self, block_hashes: Sequence[bytes]) -> None:
-        """From now on, blocks with this content stay findable when nobody holds them."""
+        """Keeps blocks with these hashes cached when no sequence references them, until ``unpin``."""
         self._pins.update(block_hashes)
         if self._evictable:
             for block_hash in block_hashes:
@@ -122,8 +126,8 @@ class BlockPool:
                     self._cached[block] = None
 
     def unpin(self, block_hashes: Sequence[bytes]) -> None:
-        """Takes back what ``pin`` said."""
-        for block_hash in reversed(block_hashes):  # what follows is worth nothing without what precedes it
+        """Undoes one ``pin`` of each of these hashes."""
+        for block_hash in reversed(block_hashes):  # later blocks go first: they are useless without earlier ones
             self._pins[block_hash] -= 1
             if self._pins[block_hash] > 0:
                 continue
@@ -134,7 +138,7 @@ class BlockPool:
                 self._make_evictable(block)
 
     def retain(self, block_hashes: tuple[bytes, ...]) -> None:
-        """Vouches for the blocks of a sequence that ends, before it releases them, until too many have ended since."""
+        """Pins the blocks of a sequence that ends, before it releases them, until ``max_retained`` more have ended."""
         if not self.reuse or not block_hashes:
             return
         self._retained.append(block_hashes)
@@ -143,30 +147,28 @@ class BlockPool:
             self.unpin(self._retained.popleft())
 
     def check_integrity(self, *, in_use: Counter[int], pinned: Counter[bytes]) -> None:
-        """Raises AssertionError unless every block is in exactly one place and all tables agree.
+        """Raises AssertionError unless every block is in exactly one state and all tables agree.
 
-        ``held``: how often running sequences hold each block; ``pinned``: for what they vouch.
+        ``in_use``: references of running sequences to each block; ``pinned``: their pins of each hash.
         """
         never_used = set(range(self._num_ever_used, self.num_blocks))
         places = [set(in_use), set(self._empty), never_used, set(self._cached), set(self._evictable)]
         assert self._references == [in_use[block] for block in range(self.num_blocks)], "references miscounted"
-        assert sum(map(len, places)) == self.num_blocks == len(set().union(*places)), "a block is lost or in two places"
-        assert len(self._empty) == len(set(self._empty)), "a block is clean twice"
+        assert sum(map(len, places)) == self.num_blocks == len(set().union(*places)), "a block has no state or two"
+        assert len(self._empty) == len(set(self._empty)), "a block is empty twice"
         named = {block: block_hash for block, block_hash in enumerate(self._hashes) if block_hash is not None}
-        assert {block_hash: block for block, block_hash in named.items()} == self._by_hash, (
-            "block_hashes and blocks disagree"
-        )
+        assert {block_hash: block for block, block_hash in named.items()} == self._by_hash, "hashes and blocks disagree"
         reusable = set(in_use) | set(self._cached) | set(self._evictable)
-        assert set(named) <= reusable, "a free block that nobody can reuse has a block_hash"
-        assert all(self._pins[named[block]] > 0 for block in self._cached), "a cached block that nobody pins"
-        assert all(self._pins[named[block]] == 0 for block in self._evictable), "a evictable block that is pinned for"
+        assert set(named) <= reusable, "an empty or a never used block has a hash"
+        assert all(self._pins[named[block]] > 0 for block in self._cached), "a cached block that is not pinned"
+        assert all(self._pins[named[block]] == 0 for block in self._evictable), "an evictable block that is pinned"
         assert len(self._evictable) <= self._max_evictable, "too many blocks are evictable"
         assert (
             pinned + Counter(block_hash for block_hashes in self._retained for block_hash in block_hashes) == self._pins
-        ), "miscounted"
-        assert len(self._retained) <= self._max_retained, "too many sequences are kept"
+        ), "pins miscounted"
+        assert len(self._retained) <= self._max_retained, "too many sequences are retained"
 
-    def _take(self) -> int:
+    def _take_free(self) -> int:
         if self._empty:
             return self._empty.pop()
         if self._num_ever_used < self.num_blocks:
@@ -179,7 +181,7 @@ class BlockPool:
         return block
 
     def _file_unreferenced(self, block: int) -> None:
-        """Finds the place of a block that nobody holds."""
+        """Files a block without references under cached, evictable or empty."""
         block_hash = self._hashes[block]
         if block_hash is not None and self._pins[block_hash] > 0:
             self._cached[block] = None
@@ -187,7 +189,7 @@ class BlockPool:
             self._make_evictable(block)
 
     def _make_evictable(self, block: int) -> None:
-        """Lets a block stay that nobody pins, if it can be found, and the one that has stayed longest go."""
+        """Keeps a registered block without pins and discards the oldest one beyond the limit; discards other blocks."""
         if self._hashes[block] is None or not self._max_evictable:
             self._discard(block)
             return

@@ -1,4 +1,4 @@
-"""Blocks of the KV cache on their way to a store on disk and back. Knows names and bytes; no layout and no policy."""
+"""Copies blocks between the KV cache and a store on disk."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
 
 
 class BlockTransfer(Protocol):
-    """The KV cache as bytes."""
+    """Access to the KV cache's blocks as bytes."""
 
     def export_block(self, group: int, block: int) -> bytes:
-        """What a block holds, in the layers of a KV group."""
+        """The bytes of a block in all layers of a KV group."""
 
     def import_block(self, group: int, block: int, data: bytes) -> None:
-        """Puts that back; raises ValueError if its length is wrong."""
+        """Writes the bytes that ``export_block`` returned into a block; raises ValueError if their length is wrong."""
 
 
 class DiskKvConnector:
-    """The scheduler's ``KvConnector``: a block is found under its block_hash and its group."""
+    """The ``KvConnector`` of a disk tier: blocks are found by their hash and their group."""
 
     def __init__(self, store: KvDiskTier, blocks: BlockTransfer) -> None:
         self._disk_tier = store
@@ -35,7 +35,7 @@ class DiskKvConnector:
             return False
         try:
             self._blocks.import_block(group, block, data)
-        except ValueError:  # whole, yet of another length: nobody here wrote it
+        except ValueError:  # intact, but of another length: another program wrote it
             self._disk_tier.discard(key)
             return False
         return True
@@ -46,7 +46,7 @@ class DiskKvConnector:
             self._disk_tier.put(key, self._blocks.export_block(group, block))
 
     def close(self) -> None:
-        """Writes what waits."""
+        """Writes the blocks that are still pending."""
         self._disk_tier.close()
 
 

@@ -1,7 +1,7 @@
-"""KV blocks on disk, found by content: what a stopped engine computed need not be computed again.
+"""KV blocks on disk, found by content, so that an engine need not recompute what an earlier one computed.
 
-One file a block, written beside its final name and renamed, with a checksum: whatever a killed process or a full disk
-leaves behind reads as missing, never as wrong. Knows block_hashes and bytes; no model, no tensor and no scheduler.
+Each block is one file with a checksum, written under another name and renamed: a file that a killed process or a full
+disk left incomplete reads as missing, never as wrong.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from mistralrs.errors import UsageError
 logger = logging.getLogger(__name__)
 
 MAGIC = b"mistralrs kv 1\n\0"
-HEAD_BYTES = len(MAGIC) + 32
-"""Before a block's own bytes: the magic, its block_hash and their checksum."""
+HEADER_BYTES = len(MAGIC) + 32
+"""Bytes before a block's payload: the magic, the block hash and the checksum."""
 PENDING_BYTES = 256 << 20
-"""Of blocks that wait to be written; what comes when so much waits is not kept."""
+"""Bytes of blocks that may wait to be written; blocks that come beyond it are dropped."""
 
 
 class KvDiskTier:
-    """A folder of blocks, at most ``limit`` bytes of them, least recently used first to go.
+    """A folder of at most ``limit`` bytes of blocks; the least recently used ones are removed first.
 
-    ``get`` and ``in`` are for one thread, the engine's; writing happens in a thread of its own. Several processes may
-    share a folder: each counts what it found and wrote itself, and a file that another one removed is missing. Blocks
-    of other fingerprints count, and go when their time comes, but are never read.
+    ``get`` and ``in`` are for one thread, the engine's; another thread writes. Several processes may share a folder:
+    each counts the files that it found or wrote, and a file that another process removed reads as missing. Blocks of
+    other fingerprints count and are removed in their turn, but are never read.
     """
 
     def __init__(self, folder: Path, *, limit: int, fingerprint: str) -> None:
-        """``fingerprint`` says everything that decides a block's bytes beside its block_hash. Raises UsageError."""
+        """``fingerprint`` names all that decides a block's bytes beside its hash. Raises UsageError for a bad
+        folder."""
         self.num_lost = 0
-        """Blocks that could not be written."""
+        """Blocks that were not written, because of an error or a full queue."""
         name = hashlib.blake2b(fingerprint.encode(), digest_size=16, person=b"kv store").hexdigest()
         self._path = folder
         self._limit = limit
@@ -52,7 +53,7 @@ class KvDiskTier:
         self._queue: SimpleQueue[tuple[bytes, bytes] | None] = SimpleQueue()
         self._pending: dict[bytes, bytes] = {}
         self._pending_bytes = 0
-        self._said = False
+        self._warned = False
         self._trim()
         self._writer = threading.Thread(target=self._write_all, name="mistralrs-kv-store", daemon=True)
         self._writer.start()
@@ -62,7 +63,7 @@ class KvDiskTier:
             return block_hash in self._pending or self._name(block_hash) in self._index
 
     def get(self, block_hash: bytes) -> bytes | None:
-        """A block's bytes, or None if it is not there or not whole; it is then forgotten."""
+        """A block's bytes; None if it is missing or damaged, and it is then dropped from the index."""
         name = self._name(block_hash)
         with self._lock:
             if block_hash in self._pending:
@@ -70,18 +71,18 @@ class KvDiskTier:
             if name not in self._index:
                 return None
             self._index.move_to_end(name)
-        data = self._folder.read(block_hash, limit=HEAD_BYTES + PENDING_BYTES)
+        data = self._folder.read(block_hash, limit=HEADER_BYTES + PENDING_BYTES)
         payload = None if data is None else _unwrap(block_hash, data)
         if payload is None:
             self._forget(name, remove=data is not None)
         return payload
 
     def discard(self, block_hash: bytes) -> None:
-        """Removes a block that is of no use."""
+        """Removes a block that cannot be used."""
         self._forget(self._name(block_hash), remove=True)
 
     def put(self, block_hash: bytes, payload: bytes) -> None:
-        """Has a block written soon, unless it is there already."""
+        """Queues a block to be written unless it is stored already."""
         with self._lock:
             if block_hash in self._pending or self._name(block_hash) in self._index:
                 return
@@ -93,7 +94,7 @@ class KvDiskTier:
         self._queue.put((block_hash, payload))
 
     def close(self) -> None:
-        """Writes what waits. Idempotent."""
+        """Writes the queued blocks and stops the writer. Idempotent."""
         if self._writer.is_alive():
             self._queue.put(None)
             self._writer.join()
@@ -104,12 +105,12 @@ class KvDiskTier:
     def _write_all(self) -> None:
         while (item := self._queue.get()) is not None:
             block_hash, payload = item
-            name, size = self._name(block_hash), HEAD_BYTES + len(payload)
+            name, size = self._name(block_hash), HEADER_BYTES + len(payload)
             try:
                 self._folder.write(block_hash, _wrap(block_hash, payload))
             except OSError as error:
                 self.num_lost += 1
-                self._say(error)
+                self._warn_once(error)
                 size = 0
             with self._lock:
                 del self._pending[block_hash]
@@ -135,11 +136,11 @@ class KvDiskTier:
         try:
             self._folder.remove(name)
         except OSError as error:
-            self._say(error)
+            self._warn_once(error)
 
-    def _say(self, error: OSError) -> None:
-        if not self._said:
-            self._said = True
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
             logger.warning("KV blocks are not kept in %s: %s", self._path, error.strerror)
 
 
@@ -148,8 +149,8 @@ def _wrap(block_hash: bytes, payload: bytes) -> bytes:
 
 
 def _unwrap(block_hash: bytes, data: bytes) -> bytes | None:
-    payload = data[HEAD_BYTES:]
-    return payload if data[:HEAD_BYTES] == MAGIC + block_hash + _checksum(block_hash, payload) else None
+    payload = data[HEADER_BYTES:]
+    return payload if data[:HEADER_BYTES] == MAGIC + block_hash + _checksum(block_hash, payload) else None
 
 
 def _checksum(block_hash: bytes, payload: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""DRY ("don't repeat yourself"): how much to hold against a token that would carry on a repetition.
+"""DRY ("don't repeat yourself"): penalties for tokens that would extend a repetition.
 
-If the text ends as an earlier part of it did, the token that came next there is penalized, the more the longer the two
-agree. Knows token ids and what they spell; no tensor and no model.
+If the last tokens occurred before, the token that followed them there is penalized; the penalty grows with the length
+of the repetition.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 from mistralrs.engine.config import SamplingParams
 
 MAX_PENALTY = 1e30
-"""Of a penalty; beyond it float32 could overflow."""
+"""Largest penalty; beyond it float32 could overflow."""
 MAX_EXPONENT = 88.72
-"""Of a power of the base, likewise."""
+"""Largest natural logarithm of a power of the base; beyond it float32 would overflow."""
 BREAKER_LOOKBACK = 32
-"""Tokens from the end in which a breaker is looked for first; most are that near."""
+"""Last tokens in which a breaker is searched first, because most breakers are that near."""
 
 
 class Dry:
-    """DRY as one request has set it."""
+    """DRY with the parameters of one request."""
 
     def __init__(self, params: SamplingParams, spell: Callable[[int], bytes]) -> None:
-        """``spell``: a token's bytes, those of a control token being its name's."""
+        """``spell``: returns a token's bytes, for a control token those of its name."""
         self._multiplier = params.dry_multiplier
         self._base = params.dry_base
         self._allowed = params.dry_allowed_length
@@ -34,7 +34,7 @@ class Dry:
         self._spelled = _Memo(spell)
 
     def penalties(self, tokens: Sequence[int]) -> dict[int, float]:
-        """What to take off the logits of which tokens after ``tokens``. Takes time linear in the tokens looked at."""
+        """Penalties to subtract from logits, by token, after ``tokens``. Takes time linear in the tokens searched."""
         last_n = len(tokens) if self._last_n is None else min(self._last_n, len(tokens))
         backwards = list(tokens[len(tokens) - last_n :])[::-1]
         unbroken = self._unbroken(backwards)
@@ -54,7 +54,7 @@ class Dry:
         return any(breaker in self._spelled[token] for breaker in self._breakers)
 
     def _unbroken(self, backwards: list[int]) -> int:
-        """How many of the last tokens come wholly after the last breaker; all of them if there is none."""
+        """Number of last tokens that lie wholly after the last breaker; all of them if there is no breaker."""
         if not self._breakers:
             return len(backwards)
         look = BREAKER_LOOKBACK
@@ -62,7 +62,7 @@ class Dry:
             pieces = [self._spelled[token] for token in backwards[:look]]
             text = b"".join(reversed(pieces))
             end = max(text.rfind(breaker) + len(breaker) if breaker in text else 0 for breaker in self._breakers)
-            # One that begins before the text would end before that.
+            # A breaker that begins before this text would end before ``end``.
             if look >= len(backwards) or end >= self._longest:
                 break
             look *= 8
@@ -74,7 +74,7 @@ class Dry:
 
 
 class _Memo(dict[int, bytes]):
-    """What tokens spell, asked for once."""
+    """Bytes of tokens, each computed once."""
 
     def __init__(self, spell: Callable[[int], bytes]) -> None:
         super().__init__()
@@ -86,13 +86,13 @@ class _Memo(dict[int, bytes]):
 
 
 def _recurrences(items: list[int]) -> list[tuple[int, int]]:
-    """(distance, length) wherever ``items`` from ``distance`` on begin as all of them do, and for how long.
+    """All (distance, length) where ``items`` from ``distance`` on start with the same ``length`` items as ``items``.
 
-    The Z algorithm: what is known of the furthest match so far is not compared again.
+    This is the Z algorithm: it reuses the match that reaches furthest instead of comparing its items again.
     """
     found: list[tuple[int, int]] = []
     lengths = [0] * len(items)
-    start = end = 0  # of the match that reaches furthest
+    start = end = 0  # the match that reaches furthest
     distance = 1
     while distance < len(items):
         if distance >= end:

@@ -1,6 +1,6 @@
-"""What changes scores before anything is chosen by them: penalties, DRY, bias, and what may not come.
+"""Processors that change scores before tokens are chosen: penalties, DRY, bias and masks.
 
-A row's result depends on that row alone. Knows no temperature and no draw.
+The result of a row depends on that row alone.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from mistralrs.engine.sampling.sampling_input import SamplingInput
 
 
-def apply_penalties(scores: torch.Tensor, rows: Iterable[tuple[int, SamplingInput]]) -> None:
-    """Repetition (positive scores divided, others multiplied), then frequency and presence, over the last tokens.
+def apply_penalties(scores: torch.Tensor, inputs: Iterable[tuple[int, SamplingInput]]) -> None:
+    """Applies repetition penalties (divides positive scores, multiplies others), then frequency and presence penalties.
 
-    ``scores`` (rows, width) change in place, in the rows that are numbered in ``rows``.
+    ``scores`` (rows, width) change in place, in the rows whose indices ``inputs`` names.
     """
     places: list[int] = []
-    columns: list[tuple[float, float, float]] = []  # of each place: repetition, what a token costs, presence
-    for index, row in rows:
-        p = row.params
-        for token, count in Counter(row.tokens[-p.repeat_last_n :]).items():
+    columns: list[tuple[float, float, float]] = []  # for each place: repetition, count * frequency, presence
+    for index, sampling_input in inputs:
+        p = sampling_input.params
+        for token, count in Counter(sampling_input.tokens[-p.repeat_last_n :]).items():
             places.append(index * scores.shape[1] + token)
             columns.append((p.repetition_penalty, count * p.frequency_penalty, p.presence_penalty))
     if places:
@@ -34,14 +34,14 @@ def apply_penalties(scores: torch.Tensor, rows: Iterable[tuple[int, SamplingInpu
         flat[where] = values - (frequency + presence)
 
 
-def _apply_penalties_to_one(scores: torch.Tensor, row: SamplingInput) -> None:
-    apply_penalties(scores.unsqueeze(0), [(0, row)])
+def _apply_penalties_to_one(scores: torch.Tensor, sampling_input: SamplingInput) -> None:
+    apply_penalties(scores.unsqueeze(0), [(0, sampling_input)])
 
 
-def _apply_dry(scores: torch.Tensor, row: SamplingInput) -> None:
-    """DRY."""
-    assert row.dry is not None, "the row asks for DRY and has none"
-    penalties = row.dry.penalties(row.tokens)
+def _apply_dry(scores: torch.Tensor, sampling_input: SamplingInput) -> None:
+    """Subtracts the DRY penalties."""
+    assert sampling_input.dry is not None, "the request asks for DRY and has no penalties"
+    penalties = sampling_input.dry.penalties(sampling_input.tokens)
     if penalties:
         scores[list(penalties)] -= torch.tensor(list(penalties.values()), dtype=torch.float32)
 
@@ -50,24 +50,24 @@ LOGITS_PROCESSORS: Mapping[str, Callable[[torch.Tensor, SamplingInput], None]] =
     "penalties": _apply_penalties_to_one,
     "dry": _apply_dry,
 }
-"""The stages that change the scores (vocab_size,) of one row in place by what its tokens are."""
+"""Stages that change the scores (vocab_size,) of one row in place, by its tokens."""
 
 
-def apply_mask(scores: torch.Tensor, row: SamplingInput) -> torch.Tensor:
-    """Adds the bias to ``scores`` (vocab_size,) and takes out what may not come, in place.
+def apply_mask(scores: torch.Tensor, sampling_input: SamplingInput) -> torch.Tensor:
+    """Adds the bias to ``scores`` (vocab_size,) and then excludes masked and banned tokens, in place.
 
-    Returns the scores from between the two, of which log-probabilities are taken.
+    Returns the scores with bias but without mask, from which log-probabilities are computed.
     """
-    if row.params.logit_bias:
-        ids, values = zip(*row.params.logit_bias, strict=True)
+    if sampling_input.params.logit_bias:
+        ids, values = zip(*sampling_input.params.logit_bias, strict=True)
         scores.index_add_(0, torch.tensor(ids), torch.tensor(values, dtype=torch.float32))
-    if row.mask is None and not row.banned:
+    if sampling_input.mask is None and not sampling_input.banned:
         return scores
-    before = scores.clone() if row.params.logprobs is not None else scores
-    if row.mask is not None:
-        scores.masked_fill_(~_allowed(row.mask, scores.shape[0]), -math.inf)
-    if row.banned:
-        scores[list(row.banned)] = -math.inf
+    before = scores.clone() if sampling_input.params.logprobs is not None else scores
+    if sampling_input.mask is not None:
+        scores.masked_fill_(~_allowed(sampling_input.mask, scores.shape[0]), -math.inf)
+    if sampling_input.banned:
+        scores[list(sampling_input.banned)] = -math.inf
     return before
 
 

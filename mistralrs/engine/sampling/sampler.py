@@ -1,8 +1,8 @@
-"""From logits to tokens: penalties, DRY, bias, mask, temperature, top-k, top-p, min-p, draw, in this order.
+"""Samples tokens from logits: penalties, DRY, bias, mask, temperature, top-k, top-p, min-p, choice, in this order.
 
-A row's result depends on that row alone, bit for bit: what is done for all rows at once only copies or compares;
-every sum and exponential is taken over one row of fixed shape. Other stages and orders are left to ``stages``, a row at
-a time. Knows no sequence, no text and no grammar.
+The result of a row depends on that row alone, bit for bit: operations over all rows only copy or compare, and every sum
+and exponential is taken over one row of fixed shape. ``sampler_stages`` handles other stages and orders, one row at a
+time.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from mistralrs.engine.sampling.sampling_input import (
 from mistralrs.errors import EngineError
 
 TILE = 64
-"""Rows are searched by the maxima of tiles of this many scores, and summed tile by tile."""
+"""Scores of a tile. Rows are searched by the maxima of their tiles, and summed tile by tile."""
 LOWEST = torch.finfo(torch.float32).min
 
 
 class Sampler:
-    """Draws a token for each row of a batch of logits. Owns its buffers; used by one thread."""
+    """Samples a token for each row of a batch of logits. Owns its buffers; used by one thread."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -49,28 +49,28 @@ class Sampler:
         self._scores = torch.empty(0, self._width)
         self._weights = torch.empty(0, self._width)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SamplingInput]) -> list[SampledToken | EngineError]:
-        """Draws from float32 ``logits`` of shape (len(rows), at least vocab_size), which are left as they are.
+    def sample(self, logits: torch.Tensor, inputs: Sequence[SamplingInput]) -> list[SampledToken | EngineError]:
+        """One token for each row of float32 ``logits`` (len(inputs), at least vocab_size), which are not changed.
 
-        A row without a usable logit yields an error instead of a draw; the others do not notice.
+        A row without a usable logit yields an error instead of a token, and does not affect the others.
         """
-        if not rows:  # a step of prefill chunks that do not reach their ends
+        if not inputs:  # a step of prefill chunks that do not reach their ends
             return []
-        plans = [sampler_plan(row.params) for row in rows]
-        rows = [
-            replace(row, params=plan.effective_params) if plan.effective_params else row
-            for row, plan in zip(rows, plans, strict=True)
+        plans = [sampler_plan(item.params) for item in inputs]
+        inputs = [
+            replace(item, params=plan.effective_params) if plan.effective_params else item
+            for item, plan in zip(inputs, plans, strict=True)
         ]
         scores = self._copy(logits)
-        unmasked = self._process_logits(scores, rows, plans)
-        maxima = scores.view(len(rows), -1, TILE).amax(2)  # (rows, tiles)
+        unmasked = self._process_logits(scores, inputs, plans)
+        maxima = scores.view(len(inputs), -1, TILE).amax(2)  # (rows, tiles)
         tops = maxima.amax(1).tolist()
-        tokens = self._pick_tokens(rows, plans, (scores, maxima), tops)
+        tokens = self._pick_tokens(inputs, plans, (scores, maxima), tops)
         return [
-            _result(tokens[index], unmasked[index], row.params.logprobs)
+            _sampled_token(tokens[index], unmasked[index], item.params.logprobs)
             if index in tokens
             else unusable_logits(tops[index])
-            for index, row in enumerate(rows)
+            for index, item in enumerate(inputs)
         ]
 
     def _copy(self, logits: torch.Tensor) -> torch.Tensor:
@@ -83,96 +83,95 @@ class Sampler:
         return scores
 
     def _process_logits(
-        self, scores: torch.Tensor, rows: Sequence[SamplingInput], plans: Sequence[SamplerPlan]
+        self, scores: torch.Tensor, inputs: Sequence[SamplingInput], plans: Sequence[SamplerPlan]
     ) -> list[torch.Tensor]:
-        """Changes ``scores`` (rows, width) by all that comes before the first choice.
+        """Applies logits processors, bias and masks to ``scores`` (rows, width), in place.
 
-        Returns each row (vocab_size,) as it was before its mask.
+        Returns for each row its scores (vocab_size,) without mask.
         """
-        apply_penalties(scores, ((index, row) for index, row in enumerate(rows) if plans[index].has_penalties))
+        apply_penalties(scores, ((index, item) for index, item in enumerate(inputs) if plans[index].has_penalties))
         unmasked = []
-        for index, row in enumerate(rows):
-            known = scores[index, : self._vocab_size]
+        for index, item in enumerate(inputs):
+            row = scores[index, : self._vocab_size]
             for stage in plans[index].logits_processors:
-                LOGITS_PROCESSORS[stage](known, row)
-            unmasked.append(apply_mask(known, row))
+                LOGITS_PROCESSORS[stage](row, item)
+            unmasked.append(apply_mask(row, item))
         return unmasked
 
     def _pick_tokens(
         self,
-        rows: Sequence[SamplingInput],
+        inputs: Sequence[SamplingInput],
         plans: Sequence[SamplerPlan],
         searched: tuple[torch.Tensor, torch.Tensor],
         tops: list[float],
     ) -> dict[int, int]:
-        """Tokens by row; rows whose maximum in ``tops`` is not finite are left out."""
+        """Tokens by row index; rows whose maximum in ``tops`` is not finite are left out."""
         scores, maxima = searched
         tokens: dict[int, int] = {}
-        greedy, drawn, ranked = [], [], []
-        for index, row in enumerate(rows):
+        greedy, random, ranked = [], [], []
+        for index, item in enumerate(inputs):
             truncations = plans[index].truncations
             if not math.isfinite(tops[index]):
                 continue
             if truncations is not None:
-                tokens[index] = sample_staged(scores[index, : self._vocab_size], row, truncations)
-            elif row.params.temperature < GREEDY_BELOW or row.params.top_p == 0:
+                tokens[index] = sample_staged(scores[index, : self._vocab_size], item, truncations)
+            elif item.params.temperature < GREEDY_BELOW or item.params.top_p == 0:
                 greedy.append(index)
             else:
-                drawn.append(index)
-                if 0 < row.params.top_k < self._vocab_size:
+                random.append(index)
+                if 0 < item.params.top_k < self._vocab_size:
                     ranked.append(index)
         tokens.update(zip(greedy, _first_largest(scores, maxima, greedy), strict=True))
-        masses = {index: self._weigh(index, scores[index], tops[index], rows[index].params) for index in drawn}
-        tokens.update(zip(ranked, self._draw_ranked(ranked, rows, searched, masses), strict=True))
-        for index in drawn:
+        masses = {index: self._weigh(index, scores[index], tops[index], inputs[index].params) for index in random}
+        tokens.update(zip(ranked, self._sample_ranked(ranked, inputs, searched, masses), strict=True))
+        for index in random:
             if index not in tokens:
-                tokens[index] = _draw_dense(self._weights[index], masses[index], rows[index])
+                tokens[index] = _sample_dense(self._weights[index], masses[index], inputs[index])
         return tokens
 
     def _weigh(self, index: int, scores: torch.Tensor, top: float, params: SamplingParams) -> torch.Tensor:
-        """Fills a row of unnormalised probabilities (width,), 1 for the likeliest; returns the tiles' running sum."""
+        """Fills a row of unnormalized probabilities (width,), the largest 1; returns the running sum over its tiles."""
         weights = self._weights[index]
         torch.sub(scores, top, out=weights)
         if params.temperature != 1:
             weights.div_(min(params.temperature, MAX_TEMPERATURE))
         return _running_mass(exponentials(weights))
 
-    def _draw_ranked(
+    def _sample_ranked(
         self,
         indices: list[int],
-        rows: Sequence[SamplingInput],
+        inputs: Sequence[SamplingInput],
         searched: tuple[torch.Tensor, torch.Tensor],
         masses: dict[int, torch.Tensor],
     ) -> list[int]:
-        """Tokens of the rows with top-k: the search is one for all rows, the few candidates are lists."""
+        """Tokens of the rows with top-k. One search finds the candidates of all rows; these are few, hence lists."""
         if not indices:
             return []
-        scores, maxima = (tensor[indices] if len(indices) < len(rows) else tensor for tensor in searched)
-        row, ids = _reaching(scores, maxima, [rows[index].params.top_k for index in indices])
+        scores, maxima = (tensor[indices] if len(indices) < len(inputs) else tensor for tensor in searched)
+        row, ids = _reaching(scores, maxima, [inputs[index].params.top_k for index in indices])
         weights = self._weights[torch.tensor(indices)[row], ids].tolist()
         candidates, ends = ids.tolist(), row.bincount(minlength=len(indices)).cumsum(0).tolist()
         tokens, start = [], 0
         for index, end in zip(indices, ends, strict=True):
-            wanted = _wanted(rows[index].params, masses[index])
-            place = _pick(weights[start:end], rows[index], wanted)
+            place = _pick(weights[start:end], inputs[index], _top_p_mass(inputs[index].params, masses[index]))
             tokens.append(candidates[start + place])
             start = end
         return tokens
 
 
-def _pick(weights: list[float], row: SamplingInput, wanted: float) -> int:
-    """The place drawn from candidates, in order of ids, by top-k, top-p (up to the mass ``wanted``) and min-p."""
-    params = row.params
+def _pick(weights: list[float], sampling_input: SamplingInput, top_p_mass: float) -> int:
+    """The index sampled from candidates in order of ids, by top-k, top-p (up to ``top_p_mass``) and min-p."""
+    params = sampling_input.params
     mass = 0.0
     kept: list[int] = []
     for place in sorted(range(len(weights)), key=weights.__getitem__, reverse=True)[: params.top_k]:
         weight = weights[place]
-        if kept and (mass >= wanted or weight < params.min_p or weight == 0.0):
+        if kept and (mass >= top_p_mass or weight < params.min_p or weight == 0.0):
             break
         mass += weight
         kept.append(place)
     kept.sort()
-    target = mass * uniform(params.seed, len(row.tokens))
+    target = mass * uniform(params.seed, len(sampling_input.tokens))
     for place in kept:
         target -= weights[place]
         if target < 0:
@@ -186,7 +185,7 @@ def _running_mass(weights: torch.Tensor) -> torch.Tensor:
 
 
 def _first_largest(scores: torch.Tensor, maxima: torch.Tensor, indices: list[int]) -> list[int]:
-    """The first of the largest scores of each of these rows."""
+    """For each of these rows, the first index of its largest score."""
     if not indices:
         return []
     tiles = maxima[indices].argmax(1)
@@ -196,12 +195,12 @@ def _first_largest(scores: torch.Tensor, maxima: torch.Tensor, indices: list[int
 
 
 def _reaching(scores: torch.Tensor, maxima: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and ids, ascending, of the ``scores`` (rows, width) that may be among the largest ``counts`` of their row.
+    """Row indices and ids, ascending, of ``scores`` (rows, width) that may be among the ``counts`` largest of a row.
 
-    ``maxima`` (rows, tiles) are the tiles'. Scores of minus infinity are left out.
+    ``maxima`` (rows, tiles) are the maxima of the tiles. Scores of minus infinity are left out.
     """
     most = max(counts)
-    # As many tiles reach the floor as scores are wanted, so the scores wanted reach it too.
+    # The floor is the k-th largest of the tiles' maxima, so at least k scores reach it.
     ranked = (maxima if most <= maxima.shape[1] else scores).topk(most, dim=1).values
     floors = ranked.gather(1, torch.tensor(counts).unsqueeze(1) - 1).clamp_(min=LOWEST)  # (rows, 1)
     row, tile = (maxima >= floors).nonzero(as_tuple=True)
@@ -209,17 +208,17 @@ def _reaching(scores: torch.Tensor, maxima: torch.Tensor, counts: list[int]) -> 
     return row[hit], tile[hit] * TILE + offset
 
 
-def _draw_dense(weights: torch.Tensor, mass: torch.Tensor, row: SamplingInput) -> int:
-    """A token by top-p, min-p and the row's number, from all ``weights`` (width,) with their running ``mass``."""
-    params = row.params
-    wanted = _wanted(params, mass)
-    if wanted < math.inf:
-        weights = _nucleus(weights, wanted)
+def _sample_dense(weights: torch.Tensor, mass: torch.Tensor, sampling_input: SamplingInput) -> int:
+    """A token sampled by top-p and min-p from all ``weights`` (width,), whose running sum over tiles is ``mass``."""
+    params = sampling_input.params
+    top_p_mass = _top_p_mass(params, mass)
+    if top_p_mass < math.inf:
+        weights = _nucleus(weights, top_p_mass)
     if params.min_p > 0:
         weights = F.hardshrink(weights, _below(params.min_p))
-    if wanted < math.inf or params.min_p > 0:
+    if top_p_mass < math.inf or params.min_p > 0:
         mass = _running_mass(weights)
-    target = uniform(params.seed, len(row.tokens)) * mass[-1].item()
+    target = uniform(params.seed, len(sampling_input.tokens)) * mass[-1].item()
     tile = locate(mass, target)
     if tile > 0:
         target -= mass[tile - 1].item()
@@ -227,26 +226,26 @@ def _draw_dense(weights: torch.Tensor, mass: torch.Tensor, row: SamplingInput) -
     return tile * TILE + locate(inside, target)
 
 
-def _wanted(params: SamplingParams, mass: torch.Tensor) -> float:
-    """The mass that top-p keeps of all that there is; infinite if it is off."""
+def _top_p_mass(params: SamplingParams, mass: torch.Tensor) -> float:
+    """The mass that top-p keeps; infinite if it is off."""
     return params.top_p * mass[-1].item() if params.top_p < 1 else math.inf
 
 
-def _nucleus(weights: torch.Tensor, wanted: float) -> torch.Tensor:
-    """``weights`` in place, with all but the largest that together reach the mass ``wanted`` set to zero.
+def _nucleus(weights: torch.Tensor, top_p_mass: float) -> torch.Tensor:
+    """``weights``, with all but the largest that together reach ``top_p_mass`` set to zero, partly in place.
 
-    Sorts only the weights near the border, which a histogram over the leading bits of the weights finds.
+    Only the weights near the border are sorted; a histogram over the leading bits of the weights finds them.
     """
     buckets = weights.view(torch.int32) >> BUCKET_SHIFT
     histogram = torch.bincount(buckets, weights=weights.double())
     from_top = histogram.flip(0).cumsum(0)
-    place = locate(from_top, wanted, reach=True)
+    place = locate(from_top, top_p_mass, reach=True)
     border = histogram.shape[0] - 1 - place
     mass_above = from_top[place - 1].item() if place else 0.0
     ids = (buckets == border).nonzero().squeeze(1)
     ranked, order = weights[ids].sort(descending=True, stable=True)
     mass_before = ranked.cumsum(0, dtype=torch.float64) - ranked + mass_above
-    weights[ids[order[mass_before >= wanted]]] = 0.0
+    weights[ids[order[mass_before >= top_p_mass]]] = 0.0
     if border > 0:
         largest_below = torch.tensor((border << BUCKET_SHIFT) - 1, dtype=torch.int32).view(torch.float32).item()
         weights = F.hardshrink(weights, largest_below)
@@ -254,11 +253,11 @@ def _nucleus(weights: torch.Tensor, wanted: float) -> torch.Tensor:
 
 
 def _below(value: float) -> float:
-    """The next float32 under ``value``."""
+    """The largest float32 below ``value``."""
     number = torch.tensor(value, dtype=torch.float32)
     return float(torch.nextafter(number, torch.zeros(())))
 
 
-def _result(token: int, scores: torch.Tensor, count: int | None) -> SampledToken:
-    """A draw with the log-probabilities of ``scores`` (vocab_size,) that were asked for."""
+def _sampled_token(token: int, scores: torch.Tensor, count: int | None) -> SampledToken:
+    """``token`` with the log-probabilities by ``scores`` (vocab_size,) that the request asks for."""
     return SampledToken(token) if count is None else with_logprobs(token, scores, count)

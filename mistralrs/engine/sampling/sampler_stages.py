@@ -1,7 +1,7 @@
-"""The stages of sampling: which of them a request has, and a draw by any of them in any order, one row at a time.
+"""The stages of sampling: the plan of a request, and sampling by any stages in any order, one row at a time.
 
-What is usual takes the fast path of ``sampling``, with the same result. Each stage leaves some tokens out and looks at
-the probabilities of those that are left, but for top-p: its share is one of all tokens, as the scores then stand.
+The usual stages take the fast path of ``sampler``, with the same result. Each stage removes tokens by the probabilities
+of those that remain, except for top-p, whose mass is a share of all tokens' mass by the current scores.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mistralrs.engine.sampling.logits_processors import LOGITS_PROCESSORS
 from mistralrs.engine.sampling.sampling_input import SamplingInput, uniform
 
 GREEDY_BELOW = 1e-7
-"""Temperatures under this take the most likely token."""
+"""Temperatures below this take the most likely token."""
 MAX_TEMPERATURE = 1e30
-"""Beyond it all weights are 1 anyway, and float32 would make the temperature infinite."""
+"""Largest temperature: all weights are 1 there already, and beyond it float32 would overflow."""
 FAST_PATH_STAGES = ("temperature", "top_k", "top_p", "min_p")
-"""What the fast path does, in its order."""
+"""Stages of the fast path, in its order."""
 BUCKET_SHIFT = 19
-"""Bits of a float32 that a bucket of a histogram ignores: it spans a factor of at most 1 + 1/16."""
+"""Low bits of a float32 that a histogram's buckets ignore: a bucket spans a factor of at most 1 + 1/16."""
 
 _OFF: Mapping[str, dict[str, float]] = {
     "penalties": {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0},
@@ -40,34 +40,36 @@ _OFF: Mapping[str, dict[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class SamplerPlan:
-    """How the rows of one request are drawn."""
+    """How tokens of one request are sampled."""
 
     effective_params: SamplingParams | None
-    """The request's parameters with the stages that it leaves out switched off; None: it leaves none out."""
+    """The request's parameters with the stages that it leaves out turned off; None: it leaves none out."""
     has_penalties: bool
-    """Penalties come before all else, so that they can be applied to all rows at once."""
+    """Whether penalties are the first stage, so that they can be applied to all rows at once."""
     logits_processors: tuple[str, ...]
-    """Stages of ``EDITS`` that then come before bias and masks, in order."""
+    """Stages of ``LOGITS_PROCESSORS`` that follow, before bias and masks, in order."""
     truncations: tuple[str, ...] | None
-    """The stages after these, in order; None: the fast path does what they do."""
+    """The stages after these, in order; None: the fast path samples by them."""
 
 
 @lru_cache(maxsize=256)
 def sampler_plan(params: SamplingParams) -> SamplerPlan:
-    """How these parameters are to be served."""
+    """The plan for these parameters."""
     left_out = [stage for stage in SAMPLERS if stage not in params.samplers]
-    off = {name: value for stage in left_out for name, value in _OFF[stage].items()}
+    disabled = {name: value for stage in left_out for name, value in _OFF[stage].items()}
     stages = [stage for stage in params.samplers if _is_on(stage, params)]
-    if "temperature" in stages and params.temperature < GREEDY_BELOW:  # of one token nothing can be left out
+    if "temperature" in stages and params.temperature < GREEDY_BELOW:  # the stages after it would have one token left
         stages = stages[: stages.index("temperature") + 1]
-    edits = 0
-    while edits < len(stages) and stages[edits] in LOGITS_PROCESSORS:
-        edits += 1
+    num_processors = 0
+    while num_processors < len(stages) and stages[num_processors] in LOGITS_PROCESSORS:
+        num_processors += 1
     penalized = stages[:1] == ["penalties"]
-    truncations = tuple(stages[edits:])
+    truncations = tuple(stages[num_processors:])
     fast = truncations == tuple(stage for stage in FAST_PATH_STAGES if stage in truncations)
-    settled = replace(params, **off) if off else None  # type: ignore[arg-type]
-    return SamplerPlan(settled, penalized, tuple(stages[penalized:edits]), None if fast else truncations)
+    effective_params = replace(params, **disabled) if disabled else None  # type: ignore[arg-type]
+    return SamplerPlan(
+        effective_params, penalized, tuple(stages[penalized:num_processors]), None if fast else truncations
+    )
 
 
 def _is_on(stage: str, params: SamplingParams) -> bool:
@@ -78,28 +80,29 @@ def _is_on(stage: str, params: SamplingParams) -> bool:
     return any(getattr(params, name) != value for name, value in _OFF[stage].items())
 
 
-def sample_staged(scores: torch.Tensor, row: SamplingInput, truncations: tuple[str, ...]) -> int:
-    """A token by float32 ``scores`` (vocab_size,), which are left as they are and of which one at least is finite."""
-    ids, weights = truncate(scores, row, truncations)
+def sample_staged(scores: torch.Tensor, sampling_input: SamplingInput, truncations: tuple[str, ...]) -> int:
+    """A token sampled by float32 ``scores`` (vocab_size,), at least one of which is finite. They are not changed."""
+    ids, weights = truncate(scores, sampling_input, truncations)
     cumulative = weights.cumsum(0)
-    share = uniform(row.params.seed, len(row.tokens))
+    share = uniform(sampling_input.params.seed, len(sampling_input.tokens))
     return int(ids[locate(cumulative, share * cumulative[-1].item())])
 
 
 def truncate(
-    scores: torch.Tensor, row: SamplingInput, truncations: tuple[str, ...]
+    scores: torch.Tensor, sampling_input: SamplingInput, truncations: tuple[str, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens (n,) that the stages ``truncations`` leave, ascending, and float64 weights (n,), the largest 1."""
-    left = _Candidates(scores)
+    """The token ids (n,) that remain after ``truncations``, ascending, and float64 weights (n,), the largest 1."""
+    candidates = _Candidates(scores)
     for stage in truncations:
-        _STAGES[stage](left, row)
-    return left.ids, left.weights()
+        _STAGES[stage](candidates, sampling_input)
+    return candidates.ids, candidates.weights()
 
 
 def exponentials(differences: torch.Tensor) -> torch.Tensor:
-    """Weights from scores less their largest, in place.
+    """Weights exp(differences), computed in place, of scores less the largest score.
 
-    What is under e^-80 could not be drawn in the age of the universe, and denormal sums cost a hundredfold.
+    Weights below e^-80 become 0: such a token would never be sampled, and sums of denormals take a hundred times as
+    long.
     """
     return torch.threshold_(differences.clamp_(min=-80.0).exp_(), 2e-35, 0.0)
 
@@ -112,99 +115,101 @@ def locate(cumulative: torch.Tensor, target: float, *, reach: bool = False) -> i
 
 
 class _Candidates:
-    """The tokens that stages have left so far."""
+    """The tokens that remain after the stages so far."""
 
     def __init__(self, scores: torch.Tensor) -> None:
         self.scores = scores.double()
-        """(vocab_size,) of all tokens."""
+        """float64 (vocab_size,) scores of all tokens."""
         self.ids = (scores > -math.inf).nonzero().squeeze(1)
-        """(n,) those that are left, ascending."""
+        """(n,) ids that remain, ascending."""
         self.values = self.scores[self.ids]
-        """(n,) their scores."""
+        """(n,) scores of ``ids``."""
 
     def keep(self, places: torch.Tensor) -> None:
-        """Leaves those at these places: numbers, or bool (n,)."""
+        """Keeps the candidates at ``places``: indices, or bool (n,)."""
         self.ids, self.values = self.ids[places], self.values[places]
 
     def keep_likeliest(self) -> None:
-        """Leaves the first of those with the largest score."""
+        """Keeps the first of the candidates with the largest score."""
         self.keep(self.values.argmax().unsqueeze(0))
 
     def change(self, scores: torch.Tensor) -> None:
-        """Gives all tokens other scores (vocab_size,)."""
+        """Replaces the scores (vocab_size,) of all tokens."""
         self.scores, self.values = scores, scores[self.ids]
 
     def weights(self) -> torch.Tensor:
-        """(n,) probabilities that are not normalized; the largest is 1."""
+        """(n,) unnormalized probabilities; the largest is 1."""
         return exponentials(self.values - self.values.amax())
 
 
-def _temperature(left: _Candidates, row: SamplingInput) -> None:
-    if row.params.temperature < GREEDY_BELOW:
-        left.keep_likeliest()
+def _temperature(candidates: _Candidates, sampling_input: SamplingInput) -> None:
+    if sampling_input.params.temperature < GREEDY_BELOW:
+        candidates.keep_likeliest()
     else:
-        left.change(left.scores / min(row.params.temperature, MAX_TEMPERATURE))
+        candidates.change(candidates.scores / min(sampling_input.params.temperature, MAX_TEMPERATURE))
 
 
-def _top_k(left: _Candidates, row: SamplingInput) -> None:
-    values = left.values
-    if row.params.top_k >= len(values):
+def _top_k(candidates: _Candidates, sampling_input: SamplingInput) -> None:
+    values = candidates.values
+    if sampling_input.params.top_k >= len(values):
         return
-    floor = values.topk(row.params.top_k).values[-1]
+    floor = values.topk(sampling_input.params.top_k).values[-1]
     above, equal = values > floor, values == floor
-    left.keep(above | (equal & (equal.cumsum(0) <= row.params.top_k - above.sum())))
+    candidates.keep(above | (equal & (equal.cumsum(0) <= sampling_input.params.top_k - above.sum())))
 
 
-def _typical_p(left: _Candidates, row: SamplingInput) -> None:
-    """Leaves the tokens whose surprise is nearest to the expected one; for a share of 0 the likeliest token, as top-p
+def _typical_p(candidates: _Candidates, sampling_input: SamplingInput) -> None:
+    """Keeps the tokens whose surprise is nearest to the expected one; for a mass of 0 the most likely token, as top-p
     does, although its surprise may not be the nearest."""
-    if row.params.typical_p == 0:
-        left.keep_likeliest()
+    if sampling_input.params.typical_p == 0:
+        candidates.keep_likeliest()
         return
-    weights = left.weights()
+    weights = candidates.weights()
     mass = weights.sum()
-    surprise = left.values.amax() - left.values + mass.log()
+    surprise = candidates.values.amax() - candidates.values + mass.log()
     expected = (weights * surprise).sum() / mass
-    left.keep(_first_to_reach((surprise - expected).abs(), weights, row.params.typical_p * mass.item()))
+    candidates.keep(
+        _first_to_reach((surprise - expected).abs(), weights, sampling_input.params.typical_p * mass.item())
+    )
 
 
-def _top_p(left: _Candidates, row: SamplingInput) -> None:
-    if row.params.top_p == 0:
-        left.keep_likeliest()
+def _top_p(candidates: _Candidates, sampling_input: SamplingInput) -> None:
+    if sampling_input.params.top_p == 0:
+        candidates.keep_likeliest()
         return
-    top = left.values.amax()
-    mass = (left.scores - top).exp().sum().item()
-    left.keep(_first_to_reach(top - left.values, left.weights(), row.params.top_p * mass))
+    top = candidates.values.amax()
+    mass = (candidates.scores - top).exp().sum().item()
+    candidates.keep(_first_to_reach(top - candidates.values, candidates.weights(), sampling_input.params.top_p * mass))
 
 
-def _min_p(left: _Candidates, row: SamplingInput) -> None:
-    left.keep(left.weights() >= row.params.min_p)
+def _min_p(candidates: _Candidates, sampling_input: SamplingInput) -> None:
+    candidates.keep(candidates.weights() >= sampling_input.params.min_p)
 
 
-def _xtc(left: _Candidates, row: SamplingInput) -> None:
-    """Now and then leaves out all the tokens that are likely, but for the least likely of them."""
-    if uniform(row.params.seed, len(row.tokens), "xtc") >= row.params.xtc_probability:
+def _xtc(candidates: _Candidates, sampling_input: SamplingInput) -> None:
+    """Leaves out, with ``xtc_probability``, all likely tokens but the least likely of them."""
+    if uniform(sampling_input.params.seed, len(sampling_input.tokens), "xtc") >= sampling_input.params.xtc_probability:
         return
-    weights = left.weights()
-    likely = (weights / weights.sum() >= row.params.xtc_threshold).nonzero().squeeze(1)
+    weights = candidates.weights()
+    likely = (weights / weights.sum() >= sampling_input.params.xtc_threshold).nonzero().squeeze(1)
     if len(likely) > 1:
         least = likely[weights[likely].sort(descending=True, stable=True).indices[-1]]
         kept = torch.ones_like(weights, dtype=torch.bool)
         kept[likely] = False
         kept[least] = True
-        left.keep(kept)
+        candidates.keep(kept)
 
 
-def _edit(stage: str) -> Callable[[_Candidates, SamplingInput], None]:
-    def edit(left: _Candidates, row: SamplingInput) -> None:
-        LOGITS_PROCESSORS[stage](left.scores, row)
-        left.change(left.scores)
+def _as_stage(stage: str) -> Callable[[_Candidates, SamplingInput], None]:
+    def apply(candidates: _Candidates, sampling_input: SamplingInput) -> None:
+        LOGITS_PROCESSORS[stage](candidates.scores, sampling_input)
+        candidates.change(candidates.scores)
 
-    return edit
+    return apply
 
 
 _STAGES: Mapping[str, Callable[[_Candidates, SamplingInput], None]] = {
-    **{stage: _edit(stage) for stage in LOGITS_PROCESSORS},
+    **{stage: _as_stage(stage) for stage in LOGITS_PROCESSORS},
     "temperature": _temperature,
     "top_k": _top_k,
     "typical_p": _typical_p,
@@ -214,19 +219,19 @@ _STAGES: Mapping[str, Callable[[_Candidates, SamplingInput], None]] = {
 }
 
 
-def _first_to_reach(keys: torch.Tensor, weights: torch.Tensor, wanted: float) -> torch.Tensor:
-    """The fewest of ``weights`` (n,), by ascending ``keys`` (n,), that make up the mass ``wanted``, as bool (n,).
+def _first_to_reach(keys: torch.Tensor, weights: torch.Tensor, target_mass: float) -> torch.Tensor:
+    """A bool mask (n,) of the fewest ``weights`` (n,), by ascending ``keys`` (n,), whose sum reaches ``target_mass``.
 
-    Keys are at least 0; equal ones rank by place. At least one is taken, and all where there is not as much. Sorts only
-    what is near the border, which a histogram over the leading bits of the keys finds.
+    Keys are at least 0; equal keys rank by index. At least one weight is taken, and all if their sum is too small. Only
+    the weights near the border are sorted; a histogram over the leading bits of the keys finds them.
     """
-    wanted = max(wanted, 5e-324)  # 0 would be made up by none
+    target_mass = max(target_mass, 5e-324)  # a mass of 0 would take no weight
     buckets = keys.float().view(torch.int32) >> BUCKET_SHIFT
     mass = torch.bincount(buckets, weights=weights).cumsum(0)
-    border = locate(mass, wanted, reach=True)
+    border = locate(mass, target_mass, reach=True)
     taken = buckets < border
     near = (buckets == border).nonzero().squeeze(1)
     near = near[keys[near].sort(stable=True).indices]
     inside = weights[near].cumsum(0) + (mass[border - 1] if border else 0.0)
-    taken[near[: locate(inside, wanted, reach=True) + 1]] = True
+    taken[near[: locate(inside, target_mass, reach=True) + 1]] = True
     return taken

@@ -1,6 +1,6 @@
-"""What goes into one draw, what comes out of it, and the numbers that decide it.
+"""Input and result of sampling one token, and the random numbers that decide it.
 
-Knows no batch and no order of stages. Tensors pass through; torch is imported by whoever has some.
+torch is imported for its types only, because the engine loads without it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingInput:
-    """One place where a token is wanted."""
+    """All that decides one sampled token, beside its logits."""
 
     params: SamplingParams
     tokens: Sequence[int]
-    """All known tokens of the sequence; their number is the position of the token to be drawn."""
+    """All known tokens of the sequence; their number is the position of the token to be sampled."""
     mask: torch.Tensor | None = None
-    """Tokens that may come: bool (vocab_size,), or int32 words (ceil(vocab_size / 32),) with the lowest bit first."""
+    """Allowed tokens: bool (vocab_size,), or a bitmask int32 (ceil(vocab_size / 32),) with the lowest bit first."""
     banned: tuple[int, ...] = ()
-    """Tokens that may not come, whatever ``mask`` says."""
+    """Tokens that are excluded even if ``mask`` allows them."""
     dry: Dry | None = None
-    """Must be there if ``params`` ask for DRY, which reads what tokens spell."""
+    """Required if ``params`` turn DRY on."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """A drawn token, with natural-log probabilities if they were asked for."""
+    """A sampled token, with natural-log probabilities if the request asks for them."""
 
     token: int
     logprob: float | None = None
@@ -52,17 +52,17 @@ def with_logprobs(token: int, scores: torch.Tensor, count: int) -> SampledToken:
 
 
 def unusable_logits(top: float) -> EngineError:
-    """What to say of logits whose largest is ``top``, which is not finite."""
+    """The error for logits whose largest is ``top``, which is not finite."""
     if top == float("-inf"):
         return EngineError("no token may follow: every logit is minus infinity", hint="check mask and logit_bias")
     return EngineError("the logits are not finite numbers", hint="is the model file damaged?")
 
 
 def uniform(seed: int, position: int, use: Literal["draw", "xtc"] = "draw") -> float:
-    """The number in [0, 1) that decides about the token at ``position``: 53 random bits, a function of the arguments.
+    """The random number in [0, 1) for the token at ``position``: 53 bits that depend on the arguments alone.
 
-    A counter-based generator, so that preemption and batching cannot shift a sequence of draws. Choices of one
-    request have seeds of their own; numbers for different uses are independent.
+    The generator is counter-based, so that preemption and batching cannot shift the numbers of a request. The choices
+    of one request have seeds of their own; numbers for different uses are independent.
     """
-    block_hash = hashlib.blake2b(pack("<Qq", seed % 2**64, position), digest_size=8, person=use.encode()).digest()
-    return (int.from_bytes(block_hash, "little") >> 11) * 2.0**-53
+    random_bytes = hashlib.blake2b(pack("<Qq", seed % 2**64, position), digest_size=8, person=use.encode()).digest()
+    return (int.from_bytes(random_bytes, "little") >> 11) * 2.0**-53
