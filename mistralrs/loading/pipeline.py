@@ -330,7 +330,7 @@ def check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> Non
     rows = spec.vocab_size
     if not 0 < rows < tokenizer.vocab_size:  # 0: there is no embedding, which is said later
         return
-    words = tokenizer.words_beyond(rows)
+    words = tokenizer.num_text_tokens_beyond(rows)
     if words:
         raise LoadError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {rows}; "

@@ -1,7 +1,4 @@
-"""What turns a text into ids, built on the `tokenizers` library for the two kinds of byte-pair vocabularies.
-
-Knows what a vocabulary's kinds of tokens mean to the library; does not know which file the vocabulary came from.
-"""
+"""Builds tokenizers of the `tokenizers` library for the two kinds of byte-pair vocabularies."""
 
 from __future__ import annotations
 
@@ -13,22 +10,22 @@ from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
 MAX_PIECE_LENGTH = 512
-"""Characters of a token whose merges are derived; trying every cut of a longer one would cost seconds. Real ones have
-tens, and a few, of spaces or dashes, 128."""
+"""Characters of the longest token whose merges are derived; trying every split of a longer one would take seconds. Real
+tokens have tens of characters, and a few, of spaces or dashes, 128."""
 
 
 def byte_level_backend(vocabulary: Vocabulary, pre: str, merges: list[tuple[str, str]]) -> Tokenizer:
-    """Merges of bytes spelled as letters, within the words that the row ``pre`` of the pre-tokenizers cuts.
+    """The backend that merges bytes spelled as letters, within words that the pre-tokenizer ``pre`` splits off.
 
-    The library raises an ``Exception`` of no narrower kind when the merges do not fit the vocabulary.
+    Raises the library's ``Exception``, which has no narrower class, when the merges do not fit the vocabulary.
     """
     backend = Tokenizer(models.BPE(_ids(vocabulary), merges, ignore_merges=PRETOKENIZERS[pre].ignore_merges))
-    backend.pre_tokenizer = byte_level_cut(pre)
+    backend.pre_tokenizer = byte_level_pre_tokenizer(pre)
     return _with_added_tokens(backend, vocabulary)
 
 
-def byte_level_cut(pre: str) -> pre_tokenizers.PreTokenizer:
-    """The row ``pre`` of the pre-tokenizers: cuts a text into words and spells their bytes as letters."""
+def byte_level_pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
+    """The pre-tokenizer named ``pre``, which splits a text into words and spells their bytes as letters."""
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRETOKENIZERS[pre].patterns]
     to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([*splits, to_letters])
@@ -37,14 +34,14 @@ def byte_level_cut(pre: str) -> pre_tokenizers.PreTokenizer:
 def sentence_piece_backend(
     vocabulary: Vocabulary, merges: list[tuple[str, str]], *, squeeze_spaces: bool = False
 ) -> Tokenizer:
-    """Merges of characters, with U+2581 for a space and bytes for characters that no token has.
+    """The backend that merges characters, with U+2581 for a space and bytes for characters that no token has.
 
-    ``squeeze_spaces`` drops spaces at both ends of a text and makes one of several. Raises as ``byte_level_backend``.
+    ``squeeze_spaces`` strips spaces at both ends of a text and joins several to one. Raises as ``byte_level_backend``.
     """
     unknown = None if vocabulary.unk_id is None else vocabulary.texts[vocabulary.unk_id] or None
     model = models.BPE(_ids(vocabulary), merges, byte_fallback=True, fuse_unk=True, unk_token=unknown)
     backend = Tokenizer(model)
-    # Applied to each stretch between control tokens, so that the space comes after every one of them.
+    # The library normalizes each stretch between control tokens, so that a space follows every control token.
     prefix = [normalizers.Prepend("▁")] if vocabulary.space_prefix else []
     squeeze = [normalizers.Replace(Regex(r"\A +|[ ▁]+\z| +(?= )"), "")] if squeeze_spaces else []
     backend.normalizer = normalizers.Sequence([*squeeze, *prefix, normalizers.Replace(" ", "▁")])
@@ -56,7 +53,7 @@ def _ids(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def _with_added_tokens(backend: Tokenizer, vocabulary: Vocabulary) -> Tokenizer:
-    """Tokens found in a text before anything else: control tokens, and words that the file's maker added."""
+    """Adds the tokens that are found in a text before anything is merged: control tokens and user-defined words."""
 
     def added(kinds: tuple[int, ...], *, special: bool) -> list[AddedToken]:
         tokens = []
@@ -73,10 +70,11 @@ def _with_added_tokens(backend: Tokenizer, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def derived_merges(vocabulary: Vocabulary, scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges behind a vocabulary that has scores and no merges, as those of SentencePiece do; most wanted first.
+    """The merges, best first, of a vocabulary that has scores instead, as SentencePiece's have.
 
-    Such a vocabulary joins whatever two neighbours make the piece of the best score. So each way to cut a piece into
-    two pieces is a merge, ranked by the piece's score. ``scores`` has one per token, of which only the order counts.
+    Such a vocabulary joins the two neighbours that give the piece with the best score. Each split of a piece into two
+    pieces is therefore a merge, ranked by the piece's score. ``scores`` has one per token, of which only the order
+    counts.
     """
     kinds = vocabulary.kinds
     skipped = (CONTROL, UNKNOWN, BYTE, USER_DEFINED)
@@ -84,11 +82,11 @@ def derived_merges(vocabulary: Vocabulary, scores: Sequence[float]) -> list[tupl
     find = pieces.get
     merges: list[tuple[str, str]] = []
     for piece in sorted(pieces, key=lambda text: -scores[pieces[text]]):
-        cuts = []
+        splits = []
         for middle in range(1, len(piece)):
             left = find(piece[:middle])
             if left is not None and (right := find(piece[middle:])) is not None:
-                cuts.append((left, right, middle))
-        cuts.sort()
-        merges.extend((piece[:middle], piece[middle:]) for _, _, middle in cuts)
+                splits.append((left, right, middle))
+        splits.sort()
+        merges.extend((piece[:middle], piece[middle:]) for _, _, middle in splits)
     return merges

@@ -1,7 +1,5 @@
-"""The chat templates that ship with the project, by name: `chat_templates/` of a checkout, and the wheel's copy of it.
-
-Knows where they lie; knows neither Jinja nor which model wants which.
-"""
+"""The chat templates that ship with the project, by name: `chat_templates/` of a checkout, and the wheel's copy of
+it."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ _PLACES = (_PACKAGE / "chat_templates", _PACKAGE.parent / "chat_templates")
 
 
 def builtin_template(name: str) -> str:
-    """The Jinja text of a shipped template, such as ``phi-2``. Raises LoadError when there is none of that name."""
+    """The Jinja source of a shipped template, such as ``phi-2``. Raises LoadError if no template has this name."""
     if name not in builtin_names():
         raise LoadError(f"there is no chat template named {name!r}", hint=f"there are {', '.join(builtin_names())}")
     source: str = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))["chat_template"]
@@ -23,12 +21,12 @@ def builtin_template(name: str) -> str:
 
 
 def builtin_names() -> list[str]:
-    """What ``builtin_template`` knows, in alphabetical order."""
+    """The names that ``builtin_template`` accepts, in alphabetical order."""
     return sorted(path.stem for path in _folder().glob("*.json"))
 
 
 def template_hint() -> str:
-    """What to do about a model that has no chat template."""
+    """The hint of an error about a model without a chat template."""
     return f"pass one with --chat-template: a file, or one of {', '.join(builtin_names())}"
 
 

@@ -1,7 +1,6 @@
-"""A model's chat template, and from a conversation to the ids of a prompt by it.
+"""A model's chat template, and the token ids of a conversation's prompt.
 
-A template is foreign code, so this process does not run it: ``worker`` does, within the limits below. Does not know
-where the template came from.
+A template is foreign code, which ``worker`` runs in another process within the limits below.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
     from mistralrs.text.tokenizer import Tokenizer
 
 MAX_SOURCE = 256 << 10
-"""Characters of a template. The longest of those that are known has 15,000."""
+"""Characters of a template, at most. The longest known template has 15,000."""
 COMPILING = Limits("compiling the chat template", cpu_s=5.0, memory=256 << 20)
 RENDERING = Limits("the chat template", cpu_s=5.0, memory=256 << 20)
-"""For all renderings that one prompt takes."""
+"""Limits for all renderings of one prompt together."""
 FIELDS = "messages"
-"""Begins the path of a message's field; the path of a variable begins otherwise."""
+"""First part of the path of a message's field; paths of variables start otherwise."""
 _HINT = "pass another one with --chat-template"
 
 _logger = logging.getLogger(__name__)
@@ -35,18 +34,18 @@ class RenderedPrompt:
     """A conversation's prompt."""
 
     text: str | None
-    """None: it was asked for in pieces."""
+    """None if the prompt is in pieces."""
     pieces: Sequence[tuple[str, bool]]
-    """In their order, each with whether control tokens that it spells are such, because the template wrote them."""
+    """Texts in order, each with whether control tokens in it are special, because the template wrote them."""
     unused: Sequence[int]
-    """Places of those of the asked paths without which the prompt is the same."""
+    """Indices of the given paths that do not change the prompt."""
 
 
 class ChatTemplate:
-    """A template that compiles. Safe from any thread.
+    """A chat template that compiles. Any thread may use it.
 
-    Raises LoadError when ``source`` does not compile, or not within the limits. ``bos``, ``eos`` and ``unk`` are the
-    texts of these tokens, empty where a model has none.
+    Raises LoadError if ``source`` does not compile within the limits. ``bos``, ``eos`` and ``unk`` are the
+    texts of these tokens, empty if a model has none.
     """
 
     def __init__(self, source: str, *, bos: str, eos: str, unk: str = "") -> None:
@@ -63,7 +62,7 @@ class ChatTemplate:
     def _set(self, source: str, tokens: dict[str, str]) -> None:
         self.source = source
         self._tokens = tokens
-        self._told = False
+        self._warned = False
         self._resource = Resource(
             "template", {"tokens": tokens}, lambda: source.encode("utf-8", "surrogatepass"), COMPILING
         )
@@ -72,16 +71,16 @@ class ChatTemplate:
         return self.source, self._tokens
 
     def __setstate__(self, state: tuple[str, dict[str, str]]) -> None:
-        """In another process it is compiled when it is wanted."""
+        """Restores the template in another process, where it is compiled on first use."""
         self._set(*state)
 
     def render(
         self, messages: Sequence[Mapping[str, object]], /, *, add_generation_prompt: bool = True, **variables: object
     ) -> str:
-        """The prompt's text. ``variables`` are passed on and win over those that every template gets.
+        """The prompt's text. ``variables`` are passed on and take priority over those that every template gets.
 
-        Raises TemplateRefusalError with the template's own words when it refuses the messages, and RequestError that
-        says why when it failed on them or passed a limit.
+        Raises TemplateRefusalError with the template's own message when it refuses the messages, and RequestError with
+        the reason when it fails on them or exceeds a limit.
         """
         head = {"messages": messages, "variables": variables, "add_generation_prompt": add_generation_prompt}
         text: str = self._call("render", head)["text"]
@@ -96,12 +95,12 @@ class ChatTemplate:
         continue_final: bool = False,
         **variables: object,
     ) -> str:
-        """As ``render``, but messages that the template refuses are rewritten as ``render_conversation`` says; where
-        that moves a system message, a warning says so once.
+        """Like ``render``, but messages that the template refuses are rewritten as in ``render_conversation``. Warns
+        once if that moves a system message.
 
         With ``continue_final`` the text ends with the content of the last message, which is to be continued. As in
-        `transformers`, space at its end is lost with a template that trims contents. Raises RequestError where it has
-        no text or the template does not show it.
+        `transformers`, whitespace at its end is lost with a template that trims contents. Raises RequestError if the
+        message has no text or the template does not show it.
         """
         prompt = self.prompt(
             messages, variables, add_generation_prompt=add_generation_prompt, continue_final=continue_final
@@ -119,9 +118,9 @@ class ChatTemplate:
         paths: Sequence[tuple[str, str]] = (),
         controls: Resource | None = None,
     ) -> RenderedPrompt:
-        """As ``render_any``: a text, or with ``controls`` the pieces of one, in which no string of ``messages`` and
-        ``variables`` spells a control token. ``paths`` are fields and variables that may be useless, such as
-        ("messages", "name").
+        """The prompt as ``render_any`` writes it. With ``controls`` it comes in pieces, in which no string of
+        ``messages`` or ``variables`` gives a control token. ``paths`` are fields and variables to check for effect,
+        such as ("messages", "name").
         """
         head = {
             "messages": messages,
@@ -131,8 +130,8 @@ class ChatTemplate:
             "paths": paths,
         }
         answer = self._call("prompt", head, controls=controls)
-        if answer["system_moved"] and not self._told:
-            self._told = True
+        if answer["system_moved"] and not self._warned:
+            self._warned = True
             _logger.warning("the chat template has no place for a system message; it is put in front of a user's turn")
         return RenderedPrompt(answer["text"], [(text, special) for text, special in answer["pieces"]], answer["unused"])
 
@@ -156,7 +155,7 @@ def encode_chat(
     continue_final: bool = False,
     **variables: object,
 ) -> list[int]:
-    """Token ids of the prompt that ``render_any`` writes; BOS is there if the template writes it.
+    """Token ids of the prompt that ``render_any`` writes; BOS is among them if the template writes it.
 
     No string in ``messages`` or ``variables`` gives a control token. Raises RequestError as ``render_any`` does.
     """

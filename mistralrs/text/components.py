@@ -1,8 +1,8 @@
-"""Which parts a tokenizer of the `tokenizers` library has, and how long it may work on a text.
+"""The components of a tokenizer of the `tokenizers` library, and the length of text up to which they are fast.
 
-The library panics on some parts, and a regular expression may take any time for a short text; in this process nothing
-could stop it. A tokenizer runs here only if all its parts are among those that are known to take time in proportion to
-the text, and only on texts that they are through with in a moment. Knows no vocabulary.
+The library panics on some components, and a regular expression may take any time for a short text; nothing could stop
+it in this process. A tokenizer therefore runs here only if all its components are known to take time proportional to
+the text, and only on texts that take a fraction of a second.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import tokenizers
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 
 QUICK_BYTES = 128 << 10
-"""The longest text that is tokenized in this process; it takes 0.2 s where every byte is a token."""
+"""Bytes of the longest text that is tokenized in this process; it takes 0.2 s if every byte is a token."""
 QUICK_BYTES_SQUARED = 4 << 10
-"""The same with a pattern that looks ahead over a run of characters from each of them."""
+"""The same for a pattern that looks ahead over a run of characters from each of them, which takes squared time."""
 MAX_INSERTED = 64
-"""Characters that a normalizer writes for one."""
+"""Characters that a normalizer may write for one."""
 SPACE = "▁"
 """U+2581 stands for a space in the vocabularies of SentencePiece."""
 SQUEEZE = r"\A +|[ ▁]+\z| +(?= )"
@@ -39,15 +39,15 @@ _PRE_TOKENIZERS = {"ByteLevel", "Metaspace", "Digits", "Punctuation", "Whitespac
 _DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 _POST_PROCESSORS = {"ByteLevel", "BertProcessing", "RobertaProcessing"}
 _LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
-"""Names that a sequence of parts has, in the order of the fields of ``Components``."""
-_DEEPEST = 8
+"""Keys of the list in a sequence of components, in the order of the fields of ``Components``."""
+_MAX_DEPTH = 8
 
 Part = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The parts in the order in which a text passes them, sequences resolved, as `tokenizer.json` has them."""
+    """The components as `tokenizer.json` has them, in the order of application, with sequences flattened."""
 
     model: str
     normalizers: tuple[Part, ...]
@@ -57,7 +57,7 @@ class Components:
 
     @classmethod
     def of_json(cls, fields: Mapping[str, Any]) -> Components:
-        """Those of a parsed `tokenizer.json`, which may hold anything."""
+        """The components of a parsed `tokenizer.json`, whose content is not checked yet."""
         names = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
         model = fields.get("model")
         kind = model.get("type", "BPE" if "merges" in model else "") if isinstance(model, dict) else ""
@@ -72,15 +72,15 @@ class Components:
 
     @property
     def quick_bytes(self) -> int:
-        """A text of so many bytes in UTF-8 is tokenized in a moment, and without a panic. 0: nobody knows."""
-        familiar = (
+        """Bytes of UTF-8 up to which a text is tokenized fast and without a panic; 0 if a component is unknown."""
+        is_known = (
             self.model == "BPE"
             and all(map(_is_known_normalizer, self.normalizers))
             and all(map(_is_known_pre_tokenizer, self.pre_tokenizers))
             and all(map(_is_known_post_processor, self.post_processors))
             and all(map(_is_known_decoder, self.decoders))
         )
-        if not familiar:
+        if not is_known:
             return 0
         squared = any(_regex(part) in _SQUARED for part in self.pre_tokenizers)
         return QUICK_BYTES_SQUARED if squared else QUICK_BYTES
@@ -91,7 +91,7 @@ def _flat(part: object, key: str, depth: int = 0) -> Iterator[Part]:
         return
     if isinstance(part, dict) and part.get("type") == "Sequence" and isinstance(part.get(key), list):
         for each in part[key]:
-            if depth < _DEEPEST:
+            if depth < _MAX_DEPTH:
                 yield from _flat(each, key, depth + 1)
             else:
                 yield {"type": "too deep"}
@@ -132,7 +132,7 @@ def _is_short(text: object) -> bool:
 
 
 def pattern_text(part: Part) -> str | None:
-    """The text that a part looks for; None where it looks for a regular expression."""
+    """The text that a component searches for; None if it searches for a regular expression."""
     pattern = part.get("pattern")
     found = pattern.get("String") if isinstance(pattern, dict) else None
     return found if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""Finds the spellings of control tokens in a text. Knows no ids and no tokenizer."""
+"""Finds control tokens that a text spells."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mistralrs.text.stream import partial_suffix
 
 
 class ControlTexts:
-    """The texts of a vocabulary's control tokens, with whether each takes the spaces before and after it along."""
+    """The texts of a vocabulary's control tokens, and whether whitespace before and after belongs to each."""
 
     def __init__(self, texts: Mapping[str, tuple[bool, bool]]) -> None:
         self._texts = texts
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where a tokenizer finds control tokens: leftmost first, the longest there, none overlapping."""
+        """Ranges of the control tokens that a tokenizer finds: leftmost first, then longest, without overlaps."""
         position = 0
         for start in self.starts(text):
             if start < position:
@@ -32,14 +32,14 @@ class ControlTexts:
             position = end
 
     def starts(self, text: str) -> Iterator[int]:
-        """Every position where a control token is spelled, overlapping ones too, ascending."""
+        """All positions at which a control token is spelled, ascending, with overlaps."""
         if self._texts:
             for match in self._first.finditer(text):
                 if any(self._spellings(text, match.start())):
                     yield match.start()
 
     def unfinished(self, text: str) -> int | None:
-        """Where the end of the text (but for spaces) begins to spell a control token that more text could complete."""
+        """The position at the text's end (without whitespace) from which more text could complete a control token."""
         stripped = text.rstrip()
         tail = stripped[-self._lengths[0] :] if self._texts else ""
         if not tail or not self._first.search(tail):

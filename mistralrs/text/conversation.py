@@ -1,7 +1,7 @@
-"""Rewrites a conversation that a chat template refuses into one that it takes, without losing a word of it.
+"""Rewrites a conversation that a chat template refuses into one that it accepts, without losing text.
 
-Many templates know no system role, or want user and assistant to take turns, or know a content only as a list of parts.
-Knows roles and contents; knows neither Jinja nor tokens.
+Many templates do not support a system role, or require user and assistant to take turns, or accept a content only as a
+list of parts.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Render = Callable[[Sequence[Message]], str]
 _SEPARATOR = "\n\n"
 _MERGED_ROLES = ("system", "user", "assistant")
 _MAX_PROBES = 64
-"""Messages for which a prompt is rendered once more each. A template treats one like the next."""
-_TELLING = 32
-"""Characters of a content that no template writes by chance."""
-_A_LIST = "[{'type': 'text'"
+"""Messages for each of which the prompt is rendered once more, at most. Templates treat all messages alike."""
+_MIN_UNIQUE_LENGTH = 32
+"""Characters from which on a content does not occur in a template by chance."""
+_PYTHON_LIST = "[{'type': 'text'"
 _CALLS = ("tool_calls", "function_call")
 
 
 class TemplateRefusalError(RequestError):
-    """The template itself refuses the messages, in its own words."""
+    """The template refuses the messages; the message is the template's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +36,21 @@ class Rendered:
 
     text: str
     system_moved: bool
-    """A system message stands in a user's turn, since the template has no other place for it."""
+    """Whether a system message was moved into a user's turn, because the template has no other place for it."""
 
 
-def render_conversation(render: Render, messages: Sequence[Mapping[str, object]], marks: Iterator[str]) -> Rendered:
-    """Renders the messages as they are or, where the template refuses these, the first rewriting that it takes:
+def render_conversation(render: Render, messages: Sequence[Mapping[str, object]], markers: Iterator[str]) -> Rendered:
+    """Renders the messages as they are or, if the template refuses them, the first rewriting that it accepts:
 
     1. consecutive messages of the same role become one;
     2. system messages after the first message go in front of the user's turn that follows;
     3. so do all system messages, also when the template would silently leave one out;
     4. each text becomes a list of one part, also when the template would silently leave out a text.
 
-    The role ``developer`` is ``system`` under another name. ``marks`` yields characters that are in no message and not
-    in the template. Raises what ``render`` raises; when every rewriting is refused, the first error, which is about the
-    messages as they are. A template may leave out the words beside an assistant's tool calls, and what an assistant
-    thought: many do so on purpose.
+    The role ``developer`` is treated as ``system``. ``markers`` yields characters that are in no message and not in the
+    template. Raises the errors of ``render``; if every rewriting is refused, the first error, which is about the
+    messages as they are. A template may leave out an assistant's reasoning, and its text beside tool calls, since many
+    do so on purpose.
     """
     given = [
         {**message, "role": "system"} if message.get("role") == "developer" else {**message} for message in messages
@@ -58,9 +58,9 @@ def render_conversation(render: Render, messages: Sequence[Mapping[str, object]]
     first_error: RequestError | None = None
     for form in (given, [{**message, "content": _in_parts(message.get("content"))} for message in given]):
         if form == given and first_error is not None:
-            break  # they were parts already
+            break  # all contents were parts already
         try:
-            rendered = _rendered(render, form, marks)
+            rendered = _rendered(render, form, markers)
         except RequestError as error:
             first_error = first_error or error
             continue
@@ -70,8 +70,8 @@ def render_conversation(render: Render, messages: Sequence[Mapping[str, object]]
     raise first_error
 
 
-def _rendered(render: Render, messages: list[Message], marks: Iterator[str]) -> Rendered:
-    """By the first rewriting that the template takes and of which it leaves nothing out."""
+def _rendered(render: Render, messages: list[Message], markers: Iterator[str]) -> Rendered:
+    """The prompt by the first rewriting that the template accepts and renders without leaving out text."""
     first_error: RequestError | None = None
     for candidate, system_moved in _rewritings(messages):
         try:
@@ -79,23 +79,23 @@ def _rendered(render: Render, messages: list[Message], marks: Iterator[str]) -> 
         except TemplateRefusalError as error:
             first_error = first_error or error
             continue
-        lost = _left_out(render, candidate, text, marks)
+        lost = _left_out(render, candidate, text, markers)
         if lost is None:
             return Rendered(text, system_moved)
         role = candidate[lost].get("role")
-        if role != "system":  # which a rewriting would not mend
+        if role != "system":  # rewriting would not help
             raise _leaves_out(f"a message of the role {str(role)[:64]!r}", "another one shows it: --chat-template")
         first_error = first_error or _leaves_out("the system message", "leave it out yourself")
     assert first_error is not None  # there is always one rewriting
     raise first_error
 
 
-def _leaves_out(what: str, hint: str) -> RequestError:
-    return RequestError(f"the chat template leaves out {what}", hint=hint, param="messages")
+def _leaves_out(subject: str, hint: str) -> RequestError:
+    return RequestError(f"the chat template leaves out {subject}", hint=hint, param="messages")
 
 
 def _rewritings(messages: list[Message]) -> Iterator[tuple[list[Message], bool]]:
-    """Each rewriting once, the mildest first, with whether a system message became part of a user's turn."""
+    """All distinct rewritings, the smallest change first, with whether a system message moved into a user's turn."""
     seen = [messages]
     yield messages, False
     for num_kept, system_moved in ((len(messages), False), (1, True), (0, True)):
@@ -110,18 +110,19 @@ def _as_user(message: Message) -> Message:
 
 
 def _merged(messages: list[Message]) -> list[Message]:
-    """Neighbours of one role and name joined. Messages that carry more, such as tool calls, are left alone."""
+    """The messages with neighbours of one role and name joined. Messages with other fields, such as tool calls,
+    stay."""
     merged: list[Message] = []
-    for speaker, turn in itertools.groupby(messages, _speaker):
+    for merge_key, turn in itertools.groupby(messages, _merge_key):
         same = list(turn)
-        if speaker is not None and len(same) > 1:
+        if merge_key is not None and len(same) > 1:
             same = [{**same[0], "content": _joined([message["content"] for message in same])}]
         merged += same
     return merged
 
 
-def _speaker(message: Message) -> tuple[object, object] | None:
-    """Who says a message; None if it carries more than what is said."""
+def _merge_key(message: Message) -> tuple[object, object] | None:
+    """The role and name of a message that may be merged; None if it has other fields."""
     return (message["role"], message.get("name")) if _plain(message) else None
 
 
@@ -134,7 +135,7 @@ def _plain(message: Message) -> bool:
 
 
 def _joined(contents: Sequence[str | list[Any]]) -> str | list[Any]:
-    """Contents as one: texts, or lists of parts."""
+    """The contents joined to one: a text, or a list of parts if one of them is a list."""
     filled = [content for content in contents if content]
     texts = [content for content in filled if isinstance(content, str)]
     if len(texts) == len(filled):
@@ -154,50 +155,51 @@ def _in_parts(content: object) -> object:
 
 
 def _shows_lists(text: str, messages: list[Message]) -> bool:
-    """Whether a template that expects texts wrote lists as Python does."""
-    return _A_LIST in text and not any(_A_LIST in _words(message.get("content")) for message in messages)
+    """Whether a template that expects texts wrote lists in Python's syntax."""
+    return _PYTHON_LIST in text and not any(_PYTHON_LIST in _last_text(message.get("content")) for message in messages)
 
 
-def _left_out(render: Render, messages: list[Message], text: str, marks: Iterator[str]) -> int | None:
-    """The place of a message that says something of which the text shows nothing; None: there is none.
+def _left_out(render: Render, messages: list[Message], text: str, markers: Iterator[str]) -> int | None:
+    """The index of a message whose text the prompt does not show; None if all are shown.
 
-    A message is shown where its words are found, or a mark behind them, or other words in their place change the text.
+    A message counts as shown if its text is in the prompt, or if a marker behind it is, or if a change of it changes
+    the prompt.
     """
-    unseen = list(_unseen(messages, text))
-    if not unseen:
+    possibly_left_out = list(_possibly_left_out(messages, text))
+    if not possibly_left_out:
         return None
-    mark = next(marks)
-    marked = _changed(messages, {place: ("", f"{mark}{place}{mark}") for place in unseen})
+    marker = next(markers)
+    marked = _changed(messages, {place: ("", f"{marker}{place}{marker}") for place in possibly_left_out})
     try:
         shown = render(marked)
-        unseen = [place for place in unseen if f"{mark}{place}{mark}" not in shown]
+        possibly_left_out = [place for place in possibly_left_out if f"{marker}{place}{marker}" not in shown]
     except RequestError:
-        pass  # it looks at one of them; which is asked below
-    for place in unseen[:_MAX_PROBES]:
+        pass  # the template checks one of the contents; the loop below finds which
+    for place in possibly_left_out[:_MAX_PROBES]:
         try:
             if render(_changed(messages, {place: ("x", "x")})) == text:
                 return place
         except RequestError:
-            continue  # it looks at this one, then
+            continue  # the template checks this content, so it is not ignored
     return None
 
 
-def _unseen(messages: list[Message], text: str) -> Iterator[int]:
-    """The places of messages whose words are not certain to be in the text."""
-    position = 0  # where the last one ended: the next is behind it
+def _possibly_left_out(messages: list[Message], text: str) -> Iterator[int]:
+    """Indices of messages whose text is not certain to be in the prompt."""
+    position = 0  # end of the last message found; the next one is behind it
     for place, message in enumerate(messages):
-        words = _words(message.get("content")).strip()
-        if not words or (message.get("role") == "assistant" and any(message.get(key) for key in _CALLS)):
+        content_text = _last_text(message.get("content")).strip()
+        if not content_text or (message.get("role") == "assistant" and any(message.get(key) for key in _CALLS)):
             continue
-        found = text.find(words, position) if len(words) >= _TELLING else -1
+        found = text.find(content_text, position) if len(content_text) >= _MIN_UNIQUE_LENGTH else -1
         if found < 0:
             yield place
         else:
-            position = found + len(words)
+            position = found + len(content_text)
 
 
-def _words(content: object) -> str:
-    """The text of a content, or that of its last part that has one."""
+def _last_text(content: object) -> str:
+    """The text of a content, or of its last part that has text."""
     if isinstance(content, list):
         texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
         return next((text for text in reversed(texts) if text.strip()), "")
@@ -205,14 +207,14 @@ def _words(content: object) -> str:
 
 
 def _changed(messages: list[Message], additions: Mapping[int, tuple[str, str]]) -> list[Message]:
-    """The messages with these texts before and behind the words of some of them."""
+    """The messages with the texts ``additions`` (before, behind) added to the texts of some of them."""
     changed = list(messages)
     for place, (before, behind) in additions.items():
         content = messages[place]["content"]
         if isinstance(content, str):
             content = before + content + behind
         else:
-            last = max(at for at, part in enumerate(content) if _words([part]))
+            last = max(at for at, part in enumerate(content) if _last_text([part]))
             content = [*content]
             content[last] = {**content[last], "text": before + content[last]["text"] + behind}
         changed[place] = {**messages[place], "content": content}

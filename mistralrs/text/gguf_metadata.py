@@ -1,7 +1,7 @@
-"""The tokenizer section of a GGUF file, made of a vocabulary: the way back of `gguf_vocabulary`.
+"""Writes the tokenizer section of a GGUF file from a vocabulary; the inverse of `gguf_vocabulary`.
 
-Knows the metadata keys and what they can hold: byte-level merges under the name of a pre-tokenizer, or SentencePiece
-pieces with scores. What fits neither is refused by name. Does not know which file the vocabulary came from.
+The section holds byte-level merges and the name of a pre-tokenizer, or SentencePiece pieces with scores. Tokenizers of
+other kinds are refused by name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 from tokenizers import Tokenizer, pre_tokenizers
 
 from mistralrs.errors import LoadError
-from mistralrs.text.backends import byte_level_cut, derived_merges
+from mistralrs.text.backends import byte_level_pre_tokenizer, derived_merges
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.vocabulary import (
     CONTROL,
@@ -39,8 +39,8 @@ PROBE = (
     "camelCase HTTPServer iPhone ALLCAPSword ǅ ªº ʰ 🙂 👍🏽 \u200b -->> ==/n/ ./path/to.txt\n"
     "IMGIMGABCZ <sentinel:12> a.\n\nb?\n c!/\nd    \n\te 12 345 6789 \U0001d400 end  "
 )
-"""A text that two pre-tokenizers cut alike only if they cut all texts alike. Composing characters (NFC) leaves it as it
-is."""
+"""A text that two pre-tokenizers split alike only if they split all texts alike. Composing characters (NFC) leaves it
+as it is."""
 
 _PREFIX = "tokenizer.ggml."
 _OTHER_ENDS = ("eot", "eom")
@@ -48,29 +48,29 @@ _logger = logging.getLogger(__name__)
 
 
 def gguf_metadata(vocabulary: Vocabulary, backend: Tokenizer, *, ends: Set[int], size: int) -> dict[str, Value]:
-    """The keys and values. ``ends``: tokens that end an answer; ``size``: tokens that there are to be, of which those
-    beyond the vocabulary stand for nothing. Tokens of the vocabulary beyond it are left out.
+    """The metadata's keys and values. ``ends``: tokens that end an answer. ``size``: tokens of the file; padding tokens
+    are added to a smaller vocabulary, and the tokens beyond are left out of a larger one.
 
-    Raises ``LoadError`` for a tokenizer that such a file cannot hold.
+    Raises LoadError for a tokenizer that such a file cannot hold.
     """
     model = json.loads(backend.to_str())["model"]
     if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise _refusal(f"is {model['type']}, or byte pairs that mark the parts of words; supported: byte pairs alone")
     merges: Merges = [(first, second) for first, second in model["merges"]]
     ends = frozenset(token for token in ends if token < size)
-    filled = _filled(_cut_to(vocabulary, size), {first + second for first, second in merges}, size)
+    padded = _padded(_truncated(vocabulary, size), {first + second for first, second in merges}, size)
     section: dict[str, Value] = {
-        "tokens": filled.texts,
-        "token_type": filled.kinds,
+        "tokens": padded.texts,
+        "token_type": padded.kinds,
         "add_bos_token": vocabulary.add_bos,
     }
     if vocabulary.byte_level:
         pre = _pre(backend, ignore_merges=bool(model.get("ignore_merges")))
         section |= {"model": "gpt2", "pre": pre, "merges": [" ".join(pair) for pair in merges]}
     else:
-        scores = _scores(filled, merges)
+        scores = _scores(padded, merges)
         section |= {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": vocabulary.space_prefix}
-    section |= {f"{name}_token_id": token for name, token in _named_ids(filled, ends).items()}
+    section |= {f"{name}_token_id": token for name, token in _named_ids(padded, ends).items()}
     return {_PREFIX + key: value for key, value in section.items()}
 
 
@@ -79,7 +79,7 @@ def _refusal(reason: str) -> LoadError:
     return LoadError(f"a GGUF file cannot hold this tokenizer: it {reason}", hint=hint)
 
 
-def _cut_to(vocabulary: Vocabulary, size: int) -> Vocabulary:
+def _truncated(vocabulary: Vocabulary, size: int) -> Vocabulary:
     """The vocabulary without the tokens from ``size`` on."""
     bos, eos, unk = (
         None if token is None or token >= size else token
@@ -98,9 +98,9 @@ def _cut_to(vocabulary: Vocabulary, size: int) -> Vocabulary:
     )
 
 
-def _filled(vocabulary: Vocabulary, merged: Set[str], size: int) -> Vocabulary:
-    """With a text for every id. Words that were added, but that merges make of spaces as well, are left to the merges:
-    readers of these files look for added words in a text before its spaces become U+2581."""
+def _padded(vocabulary: Vocabulary, merged: Set[str], size: int) -> Vocabulary:
+    """The vocabulary with a text for every id. Added words of spaces that merges give as well become normal tokens,
+    because readers of these files search for added words before spaces become U+2581."""
     gap = size - len(vocabulary.texts)
     kinds = [
         NORMAL if kind == USER_DEFINED and "▁" in text and text in merged else kind
@@ -111,35 +111,35 @@ def _filled(vocabulary: Vocabulary, merged: Set[str], size: int) -> Vocabulary:
 
 
 def _pre(backend: Tokenizer, *, ignore_merges: bool) -> str:
-    """The name of the pre-tokenizer that cuts as this one does."""
-    cut = None if backend.pre_tokenizer is None else _cut(backend.pre_tokenizer)
+    """The name of the pre-tokenizer that splits as this one does."""
+    split = None if backend.pre_tokenizer is None else _split_probe(backend.pre_tokenizer)
     for name, row in PRETOKENIZERS.items():
-        if row.ignore_merges == ignore_merges and _cut(byte_level_cut(name)) == cut:
+        if row.ignore_merges == ignore_merges and _split_probe(byte_level_pre_tokenizer(name)) == split:
             return name
     rule = "and takes whole tokens before merges" if ignore_merges else "and merges them"
     raise _refusal(f"cuts a text into words {rule} in a way that has no name there")
 
 
-def _cut(pre_tokenizer: pre_tokenizers.PreTokenizer) -> list[str]:
+def _split_probe(pre_tokenizer: pre_tokenizers.PreTokenizer) -> list[str]:
     return [piece for piece, _ in pre_tokenizer.pre_tokenize_str(PROBE)]
 
 
 def _scores(vocabulary: Vocabulary, merges: Merges) -> list[float]:
-    """A score for each token, by which neighbours are joined in the order of the merges."""
-    whole = (UNKNOWN, CONTROL, USER_DEFINED)  # found in a text before anything is merged
+    """A score for each token, by which neighbours merge in the order of ``merges``."""
+    whole = (UNKNOWN, CONTROL, USER_DEFINED)  # these are found in a text before anything is merged
     live = {text for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True) if kind not in whole}
-    wanted = [pair for pair in merges if live.issuperset((*pair, pair[0] + pair[1]))]
-    pieces = [first + second for first, second in wanted]
+    usable_merges = [pair for pair in merges if live.issuperset((*pair, pair[0] + pair[1]))]
+    pieces = [first + second for first, second in usable_merges]
     rank = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
     ranks = [rank[piece] for piece in pieces]
     scores = [-float(rank.get(text, len(rank))) for text in vocabulary.texts]
-    if ranks != sorted(ranks) or set(derived_merges(vocabulary, scores)) != set(wanted):
+    if ranks != sorted(ranks) or set(derived_merges(vocabulary, scores)) != set(usable_merges):
         raise _refusal("joins pieces by merges that no scores can stand for")
     return scores
 
 
 def _named_ids(vocabulary: Vocabulary, ends: Set[int]) -> dict[str, int]:
-    """The tokens that the file names for a purpose. Ends that readers know by their text need no name."""
+    """Special tokens to name in the file, by purpose. End tokens that readers know by their text need no name."""
     named = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "unknown": vocabulary.unk_id}
     others = sorted(ends - known_ends(vocabulary.texts, vocabulary.kinds) - {vocabulary.eos_id})
     named |= dict(zip(_OTHER_ENDS, others, strict=False))

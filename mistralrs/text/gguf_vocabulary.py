@@ -1,7 +1,4 @@
-"""The tokenizer section of a GGUF file: checked.
-
-Knows the metadata keys, what they may hold, and llama.cpp's rules for what a file leaves out.
-"""
+"""Reads and checks the tokenizer section of a GGUF file, with llama.cpp's defaults for missing keys."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 def read_gguf_vocabulary(metadata: Mapping[str, object]) -> tuple[Vocabulary, Tokenizer]:
-    """The vocabulary and what turns text into its ids.
+    """The vocabulary, and the backend that encodes with it.
 
     Raises LoadError that names the key when one is missing, of a wrong type, out of range or contradicts another.
     """
@@ -36,7 +33,7 @@ def read_gguf_vocabulary(metadata: Mapping[str, object]) -> tuple[Vocabulary, To
     pre = _pre(metadata) if model == "gpt2" else "default"
     vocabulary = _vocabulary(metadata, sentence_piece=model == "llama", add_bos=PRETOKENIZERS[pre].add_bos)
     merges = _merges(metadata) if model == "gpt2" else derived_merges(vocabulary, _scores(metadata, vocabulary.texts))
-    with native_errors(lambda words: LoadError(f"the tokenizer cannot be built: {words}", hint=_HINT)):
+    with native_errors(lambda message: LoadError(f"the tokenizer cannot be built: {message}", hint=_HINT)):
         if model == "gpt2":
             return vocabulary, byte_level_backend(vocabulary, pre, merges)
         return vocabulary, sentence_piece_backend(vocabulary, merges)
@@ -47,13 +44,13 @@ def _vocabulary(metadata: Mapping[str, object], *, sentence_piece: bool, add_bos
     kinds = _kinds(metadata, len(texts))
     ids = _named_ids(metadata, len(texts))
     if sentence_piece:
-        # Where these vocabularies have them by custom; old files do not say so.
-        for name, custom, kind in (("unknown", 0, UNKNOWN), ("bos", 1, CONTROL), ("eos", 2, CONTROL)):
-            if custom < len(kinds) and kinds[custom] == kind:
-                ids.setdefault(name, custom)
+        # Old files do not name these tokens; their ids are the same in all such vocabularies.
+        for name, default_id, kind in (("unknown", 0, UNKNOWN), ("bos", 1, CONTROL), ("eos", 2, CONTROL)):
+            if default_id < len(kinds) and kinds[default_id] == kind:
+                ids.setdefault(name, default_id)
     ends = known_ends(texts, kinds).union(ids[name] for name in ("eos", "eot", "eom") if name in ids)
     for token in ends.union(ids[name] for name in ("bos",) if name in ids):
-        kinds[token] = CONTROL  # by its use, whatever the file calls it
+        kinds[token] = CONTROL  # its use decides, not the file's type
     add_bos = _flag(metadata, "add_bos_token", default=sentence_piece or add_bos)
     return Vocabulary(
         texts=texts,
@@ -94,10 +91,10 @@ def _list(
         raise _error(key, "is missing" if value is None else f"is a {type(value).__name__}, expected a list")
     if length is not None and len(value) != length:
         raise _error(key, f"has {len(value)} entries for {length} tokens")
-    strangers = set(map(type, value)).difference(of)
-    if strangers:
+    unexpected = set(map(type, value)).difference(of)
+    if unexpected:
         expected = " or ".join(kind.__name__ for kind in of)
-        raise _error(key, f"holds a {strangers.pop().__name__}, expected only {expected}")
+        raise _error(key, f"holds a {unexpected.pop().__name__}, expected only {expected}")
     return value
 
 
@@ -121,9 +118,9 @@ def _kinds(metadata: Mapping[str, object], count: int) -> list[int]:
     if _PREFIX + key not in metadata:
         return [NORMAL] * count
     kinds: list[int] = _list(metadata, key, of=(int,), length=count)
-    strangers = set(kinds).difference(range(BYTE + 1))
-    if strangers:
-        raise _error(key, f"holds the unknown type {strangers.pop()}")
+    unexpected = set(kinds).difference(range(BYTE + 1))
+    if unexpected:
+        raise _error(key, f"holds the unknown type {unexpected.pop()}")
     return list(kinds)
 
 
@@ -141,14 +138,14 @@ def _scores(metadata: Mapping[str, object], texts: list[str]) -> list[float]:
 def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
     key = "merges"
     lines = _list(metadata, key, of=(str,))
-    wrong = next((line for line in lines if line.count(" ") != 1), None)
-    if wrong is not None:
-        raise _error(key, f"holds {wrong[:80]!r}, expected two pieces with a space between")
+    bad_line = next((line for line in lines if line.count(" ") != 1), None)
+    if bad_line is not None:
+        raise _error(key, f"holds {bad_line[:80]!r}, expected two pieces with a space between")
     return [(first, second) for first, second in (line.split(" ") for line in lines)]
 
 
 def _named_ids(metadata: Mapping[str, object], count: int) -> dict[str, int]:
-    """The tokens that the file names for a purpose; the purposes that it is silent on are absent."""
+    """Ids of the special tokens that the file names, by purpose."""
     ids = {}
     for name in ("bos", "eos", "eot", "eom", "unknown"):
         key = f"{name}_token_id"

@@ -1,7 +1,4 @@
-"""A Hugging Face `tokenizer.json`: read, and told what it leaves to other files (BOS, EOS).
-
-Knows that file's format as far as the `tokenizers` library does not answer; does not fetch it.
-"""
+"""Reads a Hugging Face `tokenizer.json`, with BOS and EOS from other files if they name them."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ def read_json_vocabulary(
     add_bos: bool | None,
     lenient: bool = False,
 ) -> tuple[Vocabulary, Tokenizer]:
-    """The vocabulary and what turns text into its ids; ``source`` is a file, or its text.
+    """The vocabulary, and the backend that encodes with it; ``source`` is a file, or its text.
 
     Raises LoadError when the file cannot be read or used, or a named token is not in it; if ``lenient``, such a token
     is left out with a warning.
@@ -66,7 +63,7 @@ def read_json_vocabulary(
     ends = known_ends(texts, kinds).union(given_ends)
     specials = ends if bos_id is None else ends | {bos_id}
     for token in specials:
-        kinds[token] = CONTROL  # by its use, whatever the file calls it
+        kinds[token] = CONTROL  # its use decides, not the file's type
     backend.add_special_tokens([AddedToken(texts[token], normalized=False, special=True) for token in specials])
     strips = {i: (t.lstrip, t.rstrip) for i, t in backend.get_added_tokens_decoder().items() if t.lstrip or t.rstrip}
     return Vocabulary(
@@ -90,14 +87,14 @@ def _content(source: Path | str) -> tuple[str, str]:
 
 
 def _read(name: str, text: str) -> tuple[dict[str, Any], Tokenizer, list[list[int]]]:
-    """The file's fields, the library's tokenizer, and its tokens of a text without and with those that it puts around.
+    """The file's fields, the library's tokenizer, and its tokens of a probe without and with added special tokens.
 
-    Parts of which the library may make anything are tried in another process first: there it may panic, run on and take
-    memory as it likes.
+    If the tokenizer has unknown parts, it is tried in a worker process first, where a panic, an endless loop or a lack
+    of memory does no harm.
     """
 
-    def unusable(words: str) -> LoadError:
-        return LoadError(f"{name} is not a usable tokenizer.json: {words}", hint=_HINT)
+    def unusable(message: str) -> LoadError:
+        return LoadError(f"{name} is not a usable tokenizer.json: {message}", hint=_HINT)
 
     try:
         fields = json.loads(text)
@@ -110,13 +107,13 @@ def _read(name: str, text: str) -> tuple[dict[str, Any], Tokenizer, list[list[in
             backend = Tokenizer.from_str(text)
             framed = [backend.encode(_PROBE, add_special_tokens=framed).ids for framed in (False, True)]
         else:
-            framed = _tried(text, unusable)
+            framed = _probe_in_worker(text, unusable)
             backend = Tokenizer.from_str(text)
     return fields, backend, framed
 
 
-def _tried(text: str, unusable: Callable[[str], LoadError]) -> list[list[int]]:
-    """The tokens of the probe, from another process."""
+def _probe_in_worker(text: str, unusable: Callable[[str], LoadError]) -> list[list[int]]:
+    """The probe's tokens without and with special tokens, from a worker process."""
     tokenizer = Resource("tokenizer", {}, lambda: text.encode("utf-8", "replace"), TOKENIZER_LOADING)
     try:
         answer, _ = workers.call(
@@ -160,8 +157,8 @@ def _is_byte_level(name: str, fields: dict[str, object]) -> bool:
     if "ByteLevel" in kinds:
         return True
     if kinds.isdisjoint({"ByteFallback", "Metaspace", "Replace"}):
-        what = ", ".join(sorted(kinds)) or "no decoder"
-        raise LoadError(f"{name} turns tokens into text by {what}, which is not supported", hint=_HINT)
+        decoders = ", ".join(sorted(kinds)) or "no decoder"
+        raise LoadError(f"{name} turns tokens into text by {decoders}, which is not supported", hint=_HINT)
     return False
 
 

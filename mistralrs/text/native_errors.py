@@ -1,6 +1,4 @@
-"""Errors of the `tokenizers` library as ours. It raises nothing narrower than ``Exception``, and what it panics with is
-not even that.
-"""
+"""Converts errors of the `tokenizers` library, which raises plain ``Exception``, and ``BaseException`` for panics."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ _PANIC = "PanicException"
 
 
 @contextlib.contextmanager
-def native_errors(said: Callable[[str], MistralrsError]) -> Iterator[None]:
-    """While entered, whatever the library raises becomes the error that ``said`` makes of its words."""
+def native_errors(make_error: Callable[[str], MistralrsError]) -> Iterator[None]:
+    """Replaces, while entered, any error of the library by the one that ``make_error`` returns for its message."""
     try:
         yield
     except MistralrsError:
@@ -22,4 +20,4 @@ def native_errors(said: Callable[[str], MistralrsError]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise
-        raise said(str(error) or type(error).__name__) from None
+        raise make_error(str(error) or type(error).__name__) from None

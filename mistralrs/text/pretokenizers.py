@@ -1,6 +1,6 @@
-"""How a text is cut into words before byte-pair merges, by the name that a GGUF file gives (`tokenizer.ggml.pre`).
+"""The pre-tokenizers, which split a text into words before byte-pair merges, by GGUF's names (`tokenizer.ggml.pre`).
 
-A table of facts: the regular expressions are those that the vocabularies were trained with. Knows no vocabulary. The
+The regular expressions are those with which the vocabularies were trained. The
 names are llama.cpp's (`src/llama-vocab.cpp`); left out are those that need more than regular expressions over
 byte-level text (gemma4, sarvam-moe, kimi-k2, afmoe, superbpe, whitespace) and those of encoders (jina, roberta).
 """
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """One way to cut. ``patterns`` apply in turn: each cuts the pieces of the one before; what matches is a piece of
-    its own, and so is what lies between matches."""
+    """One pre-tokenizer. ``patterns`` apply in turn, each to the pieces of the one before. A match is a piece of its
+    own, and so is the text between two matches."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
-    """A piece that is a token as a whole is taken as such, whatever the merges say."""
+    """Whether a piece that is a token as a whole becomes that token without merges."""
     add_bos: bool = False
-    """Whether a text starts with the BOS token when the file does not say."""
+    """Whether a text starts with the BOS token if the file does not say."""
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"

@@ -1,8 +1,7 @@
-"""From the pieces of a prompt to its ids, if they can fit into a context: the one place where texts that people send
-are tokenized. Knows lengths; does not know what a prompt is for.
+"""Tokenizes the pieces of a prompt if they can fit into the context. All texts that people send are tokenized here.
 
-A text that cannot fit is refused, or cut, before it is tokenized: what is left takes time and memory in proportion to
-the context. Between two pieces it is asked whether anybody still wants the ids.
+A text that cannot fit is refused, or truncated, before it is tokenized, so that time and memory are proportional to the
+context. Tokenizing stops between two pieces if the request is cancelled.
 """
 
 from __future__ import annotations
@@ -15,56 +14,56 @@ from mistralrs.text.components import QUICK_BYTES
 from mistralrs.text.tokenizer import Tokenizer
 
 SHORT = QUICK_BYTES
-"""Characters of a prompt that is tokenized without asking first."""
+"""Characters up to which a prompt is tokenized without computing a bound first."""
 SEAM = 64
-"""Tokens more than fit that are kept of a text that is cut: a cut may change the tokens next to it."""
-_HOPELESS = 4
-_ANY = 1 << 62
+"""Tokens beyond the context that are kept of a truncated text, because truncation may change the next tokens."""
+_REFUSAL_FACTOR = 4
+_UNLIMITED = 1 << 62
 
 Piece = tuple[str, bool]
-"""A text, and whether control tokens that it spells are such."""
+"""A text, and whether control tokens in it are special."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The space that a prompt must fit into."""
+    """The context that a prompt must fit into."""
 
     max_len: int
     """Tokens of the context."""
     truncate: bool
-    """Drop the beginning of a prompt that does not fit; else it is refused."""
+    """Whether the beginning of a prompt that does not fit is dropped; otherwise the prompt is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """Ids of a prompt, more than fit only where it is to be truncated."""
+    """Ids of a prompt. They may exceed the context only if the prompt is to be truncated."""
 
     ids: tuple[int, ...]
     dropped: int
-    """Tokens at least of the beginning that was not even tokenized."""
+    """A lower bound of the tokens in the beginning that was dropped before tokenizing."""
 
 
 def check_texts(tokenizer: Tokenizer, texts: Iterable[str], room: Room) -> None:
-    """Raises ContextLengthError for the texts of a conversation that are so long that it need not even be rendered.
+    """Raises ContextLengthError for a conversation that is too long to be worth rendering.
 
-    A template may shorten what people say, but none leaves out three quarters.
+    A template may shorten messages, but none leaves out three quarters of them.
     """
     if room.truncate:
         return
     pieces = [(text, False) for text in texts]
     if sum(len(text) for text, _ in pieces) > SHORT:
-        least = _least(tokenizer, pieces, enough=_HOPELESS * room.max_len)
-        if least > _HOPELESS * room.max_len:
+        least = _least(tokenizer, pieces, enough=_REFUSAL_FACTOR * room.max_len)
+        if least > _REFUSAL_FACTOR * room.max_len:
             raise ContextLengthError(least, room.max_len, at_least=True)
 
 
 def prompt_tokens(
     tokenizer: Tokenizer, pieces: Sequence[Piece], *, room: Room | None = None, bos: bool = False
 ) -> PromptTokens:
-    """The ids of all pieces as one prompt; ``bos`` is as for ``Tokenizer.encode``. ``room`` None: any number.
+    """The ids of all pieces as one prompt; ``bos`` is as for ``Tokenizer.encode``. ``room`` None allows any number.
 
-    Raises ContextLengthError for pieces that are certain not to fit unless the beginning is to be dropped, and
-    RequestError where one cannot be tokenized.
+    Raises ContextLengthError for pieces that are certain not to fit, unless the beginning is to be dropped, and
+    RequestError if a piece cannot be tokenized.
     """
     dropped = 0
     if room is not None and sum(len(text) for text, _ in pieces) > SHORT:
@@ -72,8 +71,8 @@ def prompt_tokens(
         if least > room.max_len:
             if not room.truncate:
                 raise ContextLengthError(least, room.max_len, at_least=True)
-            pieces, left_out = _cut(tokenizer, pieces, tokens=room.max_len + SEAM)
-            dropped = _least(tokenizer, left_out, enough=_ANY)
+            pieces, left_out = _truncate(tokenizer, pieces, tokens=room.max_len + SEAM)
+            dropped = _least(tokenizer, left_out, enough=_UNLIMITED)
             bos = bos and not left_out
     ids: list[int] = []
     for place, (text, special) in enumerate(pieces):
@@ -90,8 +89,8 @@ def _least(tokenizer: Tokenizer, pieces: Sequence[Piece], *, enough: int) -> int
     return least
 
 
-def _cut(tokenizer: Tokenizer, pieces: Sequence[Piece], *, tokens: int) -> tuple[list[Piece], list[Piece]]:
-    """The end of the pieces that has more than so many tokens, and what is in front of it."""
+def _truncate(tokenizer: Tokenizer, pieces: Sequence[Piece], *, tokens: int) -> tuple[list[Piece], list[Piece]]:
+    """Splits the pieces: returns an end that has more than ``tokens`` tokens, and the pieces before it."""
     kept: list[Piece] = []
     left = list(pieces)
     while left and tokens >= 0:

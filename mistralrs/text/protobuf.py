@@ -1,6 +1,6 @@
-"""Reads the wire format of protocol buffers: the numbered fields of one message.
+"""Reads the wire format of protocol buffers: the numbered fields of one message of any type.
 
-Knows bytes and lengths; knows no message type. The format is described at protobuf.dev under "Encoding".
+The format is described at protobuf.dev under "Encoding".
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ _FIXED = {_FIXED64: 8, _FIXED32: 4}
 
 
 class WireError(ValueError):
-    """The bytes are no message."""
+    """The bytes are not a valid message."""
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Number and value of each field in the order of the file: an unsigned integer of up to 64 bits, or bytes.
 
     Values of fixed size are bytes too, 4 or 8 of them, little-endian. Raises WireError when the bytes end too early or
-    hold something else.
+    are invalid.
     """
     position, end = 0, len(message)
     while position < end:
@@ -44,12 +44,12 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def signed(value: int) -> int:
-    """An integer field whose type is signed: negative ones are written as 64 bits."""
+    """The value of a signed integer field, whose negative values are written as 64 bits."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and where it ends."""
+    """A number stored in seven bits per byte, lowest first, and the position behind it."""
     value = shift = 0
     for byte in message[position : position + 10]:
         value |= (byte & 0x7F) << shift

@@ -1,12 +1,9 @@
-"""From a conversation to the text of a prompt: renders the model's Jinja template.
+"""Renders a conversation to the text of a prompt by a model's Jinja template. Runs in ``worker_process``.
 
-Knows the variables that templates expect, and which part of a prompt the template wrote and which the people. Runs in a
-process of its own (``worker_process``), since a template is foreign code; does not know where it came from.
-
-A text that people write never becomes a control token. Where a message spells one, its first character is swapped for a
-private-use character that occurs nowhere else, so the template still sees one character and its own control tokens
-are the only ones left in the rendered text. The text is then cut at these, as a tokenizer does anyway, and the parts
-between are put back, to be encoded as plain text: all other tokens are those that any text would give.
+Text that people write never becomes a control token. Where a message spells one, its first character is replaced by a
+private-use character that occurs nowhere else. The template still sees one character, and its own control tokens are
+the only ones in the rendered text. The text is then split at these, as a tokenizer does anyway; in the parts between,
+the characters are put back, and the parts are encoded as plain text. All other tokens stay the same.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ _FIELDS = "messages"
 
 Messages = Sequence[Mapping[str, Any]]
 Piece = tuple[str, bool]
-"""A part of a prompt, and whether control tokens that it spells are such: what the template wrote."""
+"""A part of a prompt, and whether control tokens in it are special, because the template wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +32,16 @@ class Prompt:
     """A conversation's prompt, as one text or in pieces."""
 
     text: str | None
-    """None: pieces were asked for."""
+    """None if the prompt is in pieces."""
     pieces: Sequence[Piece]
     system_moved: bool
-    """A system message stands in a user's turn, since the template has no other place for it."""
+    """Whether a system message was moved into a user's turn, because the template has no other place for it."""
     unused: Sequence[int]
-    """Places of those of the asked paths without which the prompt is the same."""
+    """Indices of the given paths that do not change the prompt."""
 
 
 class Renderer:
-    """A compiled template. ``tokens`` are the texts of BOS, EOS and unknown, by the names that templates have for them.
+    """A compiled template. ``tokens`` are the texts of BOS, EOS and unknown, by their names in templates.
 
     Raises LoadError when ``source`` does not compile.
     """
@@ -54,18 +51,18 @@ class Renderer:
             self._template = compile_template(source)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a broken template makes Jinja or Python say
+        except Exception as error:  # a broken template may make Jinja or Python raise anything
             raise LoadError(
-                f"the chat template does not compile: {_shown(error)}", hint="pass another one with --chat-template"
+                f"the chat template does not compile: {_describe(error)}", hint="pass another one with --chat-template"
             ) from error
         self._source = source
         self._tokens = tokens
 
     def render(self, messages: Messages, variables: Mapping[str, Any], *, add_generation_prompt: bool) -> str:
-        """The prompt's text. ``variables`` win over those that every template gets.
+        """The prompt's text. ``variables`` take priority over those that every template gets.
 
-        Raises TemplateRefusalError with the template's own words when it refuses the messages, and RequestError that
-        says why when it failed on them.
+        Raises TemplateRefusalError with the template's own message when it refuses the messages, and RequestError with
+        the reason when it fails on them.
         """
         try:
             return render_template(
@@ -74,7 +71,7 @@ class Renderer:
                     **self._tokens,
                     "messages": [dict(message) for message in messages],
                     "add_generation_prompt": add_generation_prompt,
-                    "tools": None,  # None and not absent: templates ask `tools is not none`
+                    "tools": None,  # not left out, because templates test `tools is not none`
                     "documents": None,
                     **variables,
                 },
@@ -85,9 +82,9 @@ class Renderer:
             raise TemplateRefusalError(
                 f"the chat template refuses the messages: {error.message}", param="messages"
             ) from error
-        except Exception as error:  # the template is foreign code: anything may come out of it
+        except Exception as error:  # the template is foreign code, which may raise anything
             raise RequestError(
-                f"the chat template failed on the messages: {_shown(error)}",
+                f"the chat template failed on the messages: {_describe(error)}",
                 hint="check the messages, or pass another template with --chat-template",
                 param="messages",
             ) from error
@@ -102,34 +99,34 @@ class Renderer:
         paths: Sequence[tuple[str, str]],
         controls: ControlTexts | None,
     ) -> Prompt:
-        """The prompt of messages that the template may refuse as they are: then of a rewriting.
+        """The prompt of messages, which are rewritten if the template refuses them as they are.
 
-        ``paths`` are fields of messages and variables that may be useless. With ``controls`` the prompt comes in
+        ``paths`` are fields of messages and variables to check for effect. With ``controls`` the prompt comes in
         pieces, else as a text. Raises RequestError.
         """
-        asked = _Asked(self, add_generation_prompt=add_generation_prompt, continue_final=continue_final)
-        unused = asked.unused(messages, variables, paths) if paths else ()
+        attempt = _RenderOptions(self, add_generation_prompt=add_generation_prompt, continue_final=continue_final)
+        unused = attempt.unused(messages, variables, paths) if paths else ()
         if controls is None:
-            rendered = asked.rendered(messages, variables)
+            rendered = attempt.rendered(messages, variables)
             return Prompt(rendered.text, (), rendered.system_moved, unused)
-        pieces, rendered = self._pieces(asked, messages, variables, controls)
+        pieces, rendered = self._pieces(attempt, messages, variables, controls)
         return Prompt(None, pieces, rendered.system_moved, unused)
 
     def _pieces(
-        self, asked: _Asked, messages: Messages, variables: Mapping[str, Any], controls: ControlTexts
+        self, attempt: _RenderOptions, messages: Messages, variables: Mapping[str, Any], controls: ControlTexts
     ) -> tuple[list[Piece], Rendered]:
         given = (messages, variables)
         strings = list(_strings(given))
         spelled = {text[at] for text in strings for at in _spelled(controls, text)}
         if not spelled:
-            rendered = asked.rendered(*given)
+            rendered = attempt.rendered(*given)
             return [(rendered.text, True)], rendered
-        swap = _stand_ins(spelled, unused_in=[self._source, *strings])
-        rendered = asked.rendered(
+        swap = _replacements(spelled, unused_in=[self._source, *strings])
+        rendered = attempt.rendered(
             *(_mapped(part, lambda text: _swapped(controls, text, swap), names=self._source) for part in given)
         )
         text = rendered.text
-        back = str.maketrans({stand_in: character for character, stand_in in swap.items()})
+        back = str.maketrans({replacement: character for character, replacement in swap.items()})
         pieces = []
         position = 0
         for start, end in controls.spans(text):
@@ -143,8 +140,8 @@ class Renderer:
         return self._source
 
 
-class _Asked:
-    """One way to ask for a prompt."""
+class _RenderOptions:
+    """A renderer with options, which renders variants of a conversation."""
 
     def __init__(self, renderer: Renderer, *, add_generation_prompt: bool, continue_final: bool) -> None:
         self._renderer = renderer
@@ -152,27 +149,29 @@ class _Asked:
         self._continue_final = continue_final
 
     def rendered(self, messages: Messages, variables: Mapping[str, Any]) -> Rendered:
-        """As ``render_conversation`` says.
+        """The prompt by ``render_conversation``.
 
-        Where the last message is to be continued, the text ends with its content. As in `transformers`, space at its
-        end is lost with a template that trims contents. Raises RequestError where it has no text or the template does
-        not show it.
+        If the last message is to be continued, the text ends with its content. As in `transformers`, whitespace at its
+        end is lost with a template that trims contents. Raises RequestError if the message has no text or the template
+        does not show it.
         """
 
         def render(candidate: Messages) -> str:
             return self._renderer.render(candidate, variables, add_generation_prompt=self._add_generation_prompt)
 
-        marks = _unused([self._renderer.source, *_strings(messages)])  # looks for them when one is wanted
+        markers = _unused(
+            [self._renderer.source, *_strings(messages)]
+        )  # a generator: searches only when a marker is needed
         if not self._continue_final:
-            return render_conversation(render, messages, marks)
-        mark = next(marks)
-        rendered = render_conversation(render, _marked(messages, mark), marks)
-        return Rendered(_before(mark, rendered.text), rendered.system_moved)
+            return render_conversation(render, messages, markers)
+        marker = next(markers)
+        rendered = render_conversation(render, _with_marker(messages, marker), markers)
+        return Rendered(_before(marker, rendered.text), rendered.system_moved)
 
     def unused(
         self, messages: Messages, variables: Mapping[str, Any], paths: Sequence[tuple[str, str]]
     ) -> Sequence[int]:
-        """Places of the paths without which the prompt is the same."""
+        """Indices of the paths that do not change the prompt."""
         whole = self.rendered(messages, variables).text
         places: Sequence[int] = range(len(paths))
         if self._without(messages, variables, paths) != whole:
@@ -182,7 +181,7 @@ class _Asked:
     def _without(
         self, messages: Messages, variables: Mapping[str, Any], paths: Sequence[tuple[str, str]]
     ) -> str | None:
-        """The prompt without these; None where the template does not do without."""
+        """The prompt without these fields and variables; None if the template needs them."""
         fields = {name for where, name in paths if where == _FIELDS}
         others = {name for where, name in paths if where != _FIELDS}
         try:
@@ -195,7 +194,7 @@ class _Asked:
 
 
 def _spelled(controls: ControlTexts, text: str) -> list[int]:
-    """Where a text spells a control token, or ends in the beginning of one that what comes next could complete."""
+    """Positions where a text spells a control token, or ends with the start of one that later text could complete."""
     unfinished = controls.unfinished(text)
     return [*controls.starts(text), *([] if unfinished is None else [unfinished])]
 
@@ -207,32 +206,32 @@ def _swapped(controls: ControlTexts, text: str, swap: Mapping[str, str]) -> str:
     return "".join(characters)
 
 
-def _stand_ins(characters: set[str], *, unused_in: list[str]) -> dict[str, str]:
+def _replacements(characters: set[str], *, unused_in: list[str]) -> dict[str, str]:
     return dict(zip(sorted(characters), _unused(unused_in), strict=False))
 
 
 def _unused(texts: Sequence[str]) -> Iterator[str]:
-    """Private-use characters that are in none of the texts."""
+    """Private-use characters that occur in none of the texts."""
     used = set().union(*texts)
     yield from (character for code in _PRIVATE_USE if (character := chr(code)) not in used)
     raise RequestError("the messages use every private-use character of Unicode", param="messages")
 
 
-def _marked(messages: Sequence[Mapping[str, object]], mark: str) -> list[Mapping[str, object]]:
-    """The messages with the mark and a space at the end of the last one's text."""
+def _with_marker(messages: Sequence[Mapping[str, object]], marker: str) -> list[Mapping[str, object]]:
+    """The messages with the marker and a space at the end of the last one's text."""
     *earlier, last = messages
     content = last.get("content")
     if isinstance(content, str):
-        return [*earlier, {**last, "content": f"{content}{mark} "}]
+        return [*earlier, {**last, "content": f"{content}{marker} "}]
     if isinstance(content, list) and content and isinstance(content[-1].get("text"), str):
-        part = {**content[-1], "text": f"{content[-1]['text']}{mark} "}
+        part = {**content[-1], "text": f"{content[-1]['text']}{marker} "}
         return [*earlier, {**last, "content": [*content[:-1], part]}]
     raise RequestError("the last message has no text that could be continued", param="continue_final_message")
 
 
-def _before(mark: str, text: str) -> str:
-    """The text before the mark. The space behind it tells whether the template keeps that of contents."""
-    start = text.rfind(mark)
+def _before(marker: str, text: str) -> str:
+    """The text before the marker. The space behind it shows whether the template keeps whitespace of contents."""
+    start = text.rfind(marker)
     if start < 0:
         raise RequestError(
             "the chat template does not show the last message, so it cannot be continued",
@@ -254,7 +253,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _mapped(value: Any, change: Callable[[str], str], *, names: str) -> Any:
-    """The value with every string in it changed, but for keys that are identifiers in ``names``, the template."""
+    """The value with every string changed, except for keys that are identifiers in ``names``, the template."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -267,5 +266,5 @@ def _mapped(value: Any, change: Callable[[str], str], *, names: str) -> Any:
     return value
 
 
-def _shown(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return str(error) or type(error).__name__

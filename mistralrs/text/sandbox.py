@@ -1,8 +1,7 @@
-"""Jinja as chat templates expect it, which is as `transformers` sets it up, in a sandbox with bounds.
+"""A Jinja sandbox with limits, set up like that of `transformers`, as chat templates expect.
 
-A template comes out of a model file that somebody else made. It cannot reach Python, change what it is given, loop for
-ever or print without end. One operation may still take any time and memory, which is bounded by the process that runs
-it (``worker_process``). Knows no messages.
+A template comes from a foreign model file. It cannot reach Python, change its input, loop for ever or write without
+end. A single operation may still take any time and memory, which the worker process limits.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_STEPS = 2_000_000
-"""Of one rendering: a turn of a loop is one, a call counts for 20 since it takes longer. A second or two."""
+"""Steps of one rendering: an iteration is one, a call counts for 20 because it takes longer. They take 1 to 2 s."""
 MAX_OUTPUT = 64 << 20
-"""Characters of one rendering, and of one repeated string."""
+"""Characters of one rendering, and of one repeated string, at most."""
 MAX_POWER_BITS = 4096
 
 _STEPS = "%steps"
-"""Name of a rendering's counter: no template can spell it."""
+"""Name of a rendering's step counter, which is no valid name in a template."""
 
 
 class TemplateRefusal(TemplateError):
-    """The template itself refused its input by ``raise_exception``."""
+    """The template refused its input by ``raise_exception``."""
 
 
 class _Steps:
@@ -44,9 +43,9 @@ class _Steps:
 
 
 class _Generation(Extension):
-    """``{% generation %}...{% endgeneration %}`` marks what a model says; for a prompt only its content matters."""
+    """``{% generation %}...{% endgeneration %}`` marks a model's answers; in a prompt it has no effect."""
 
-    tags = {"generation"}  # noqa: RUF012  # the base class says so
+    tags = {"generation"}  # noqa: RUF012  # as in the base class
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -57,7 +56,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
 
     def __init__(self) -> None:
-        # Not optimized: the optimizer would compute constant expressions while compiling, out of the bounds.
+        # Not optimized: the optimizer would compute constant expressions while compiling, without limits.
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols])
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
@@ -66,7 +65,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["counted"] = _counted
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        # The names are the base class's: keyword arguments of the template may be called self or context.
+        # Names as in the base class: keyword arguments of a template may be called self or context.
         __context.resolve(_STEPS).take(20)
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -80,7 +79,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def compile_template(source: str) -> Template:
-    """Raises Jinja's TemplateSyntaxError, and whatever Python says of code that is nested too deeply."""
+    """The compiled template. Raises Jinja's TemplateSyntaxError, and Python's errors for code nested too deeply."""
     environment = _Environment()
     tree = environment.parse(source)
     for loop in tree.find_all(nodes.For):
@@ -89,7 +88,8 @@ def compile_template(source: str) -> Template:
 
 
 def render_template(template: Template, variables: dict[str, object]) -> str:
-    """Raises TemplateRefusal when the template refuses its input, and any other exception when it fails."""
+    """The rendered text. Raises TemplateRefusal when the template refuses its input, and any exception when it
+    fails."""
     parts: list[str] = []
     length = 0
     for part in template.generate({**variables, _STEPS: _Steps()}):

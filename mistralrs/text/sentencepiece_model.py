@@ -1,7 +1,7 @@
-"""A SentencePiece `tokenizer.model` of byte-pair kind: read, checked, and made a vocabulary.
+"""Reads a SentencePiece `tokenizer.model` of the type BPE.
 
-Knows the numbers of the message's fields (SentencePiece's `sentencepiece_model.proto`) and which of its settings this
-project computes; what it does not compute is refused by name. Does not know where the file came from.
+Field numbers are those of SentencePiece's `sentencepiece_model.proto`. Settings that the backend cannot compute are
+refused by name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mistralrs.text.vocabulary import (
 
 HINT = "use the tokenizer.json of the same model: --tokenizer-json FILE"
 
-# Fields of the message, of a piece in it, and of its two groups of settings.
+# Field numbers of the message, of a piece, and of the settings of trainer and normalizer.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _PIECE_TEXT, _PIECE_SCORE, _PIECE_KIND = 1, 2, 3
 _MODEL_TYPE, _SPACE_AS_SUFFIX, _BYTE_FALLBACK, _BOS_TEXT, _EOS_TEXT = 3, 24, 35, 46, 47
@@ -43,7 +43,7 @@ _MODEL_TYPES = {1: "unigram", _BPE: "BPE", 3: "word", 4: "char"}
 
 @dataclass(slots=True)
 class _Model:
-    """What the file says, with SentencePiece's defaults for what it leaves out."""
+    """The content of the file, with SentencePiece's defaults for missing fields."""
 
     texts: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -61,7 +61,8 @@ class _Model:
 
 
 def read_sentencepiece_vocabulary(data: bytes, name: str, config: TokenizerConfig) -> tuple[Vocabulary, Tokenizer]:
-    """The vocabulary and what turns text into its ids. ``name`` is the file's, for errors; what ``config`` says wins.
+    """The vocabulary, and the backend that encodes with it. ``name`` is the file's, for errors; ``config`` takes
+    priority.
 
     Raises LoadError when the file is broken, or of a kind that is not supported.
     """
@@ -77,7 +78,7 @@ def read_sentencepiece_vocabulary(data: bytes, name: str, config: TokenizerConfi
     longest = max(map(len, vocabulary.texts))
     if longest > MAX_PIECE_LENGTH:
         raise LoadError(f"{name} has a token of {longest} characters; more than {MAX_PIECE_LENGTH} are refused")
-    with native_errors(lambda words: LoadError(f"{name} cannot be used: {words}", hint=HINT)):
+    with native_errors(lambda message: LoadError(f"{name} cannot be used: {message}", hint=HINT)):
         merges = derived_merges(vocabulary, scores)
         return vocabulary, sentence_piece_backend(vocabulary, merges, squeeze_spaces=model.squeeze_spaces)
 
@@ -144,7 +145,7 @@ def _read_normalizer(message: memoryview, model: _Model) -> None:
 
 
 def _unsupported(model: _Model) -> str | None:
-    """The first setting that is not computed here."""
+    """The reason why the model is not supported, by its first unsupported setting; None if it is supported."""
     if not model.texts:
         return "is not a SentencePiece model: it has no pieces"
     if model.model_type != _BPE:
@@ -179,7 +180,7 @@ def _vocabulary(model: _Model, name: str, config: TokenizerConfig) -> Vocabulary
     bos, eos = (_special(ids, kinds, *texts) for texts in ((config.bos, model.bos), (config.eos, model.eos)))
     ends = known_ends(texts, kinds).union([] if eos is None else [eos])
     for token in ends.union([] if bos is None else [bos]):
-        kinds[token] = CONTROL  # by its use, whatever the file calls it
+        kinds[token] = CONTROL  # its use decides, not the file's type
     return Vocabulary(
         texts=texts,
         kinds=kinds,
@@ -195,21 +196,21 @@ def _vocabulary(model: _Model, name: str, config: TokenizerConfig) -> Vocabulary
 
 
 def _with_added(model: _Model, config: TokenizerConfig) -> tuple[list[str], list[int]]:
-    """Texts and kinds by id, with the tokens that were added; ids between them that nobody named have no text."""
+    """Texts and kinds by id, added tokens included; unnamed ids between these have an empty text."""
     gap = max(config.added, default=-1) + 1 - len(model.texts)
     texts, kinds = model.texts + [""] * gap, model.kinds + [UNUSED] * gap
     for token, added in config.added.items():
         texts[token] = added.text
         if kinds[token] not in (UNKNOWN, BYTE, CONTROL):
             kinds[token] = CONTROL if added.control else USER_DEFINED
-    # Words are looked for in a text as it is written.
+    # Added words are searched before spaces become U+2581.
     return [
         text.replace("▁", " ") if kind == USER_DEFINED else text for text, kind in zip(texts, kinds, strict=True)
     ], kinds
 
 
 def _special(ids: dict[str, int], kinds: list[int], given: str | None, own: str) -> int | None:
-    """The token of the text that the configuration gives, or else of the model's own if that is a control token."""
+    """The token with the configured text, or else the one with the model's own text if that is a control token."""
     if given is not None and given in ids:
         return ids[given]
     token = ids.get(own)

@@ -1,8 +1,8 @@
-"""A `tokenizer.model` in tiktoken's format, as Meta ships Llama 3: one line for each token, its bytes in base64 and its
-rank.
+"""Reads a `tokenizer.model` in tiktoken's format, as Meta ships Llama 3: a line for each token with its bytes in base64
+and its rank.
 
-Knows that the file has neither special tokens nor the way to cut a text into words: the first come from
-`tokenizer_config.json`, the second is known by the number of tokens.
+The file has neither special tokens, which come from `tokenizer_config.json`, nor a pre-tokenizer, which is known by the
+number of tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mistralrs.text.vocabulary import BYTE_OF_LETTER, CONTROL, NORMAL, UNUSED, U
 HINT = "use the tokenizer.json of the same model: --tokenizer-json FILE"
 
 PRETOKENIZER_BY_SIZE = {128_000: "llama-bpe"}
-"""Of the vocabularies that are known in this format: Llama 3."""
+"""Pre-tokenizers of the known vocabularies in this format, by their number of tokens: Llama 3's."""
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]{1,9}")
 _LETTERS = str.maketrans({chr(byte): letter for letter, byte in BYTE_OF_LETTER.items()})
@@ -35,7 +35,7 @@ def is_tiktoken(data: bytes) -> bool:
 
 
 def read_tiktoken_vocabulary(data: bytes, name: str, config: TokenizerConfig) -> tuple[Vocabulary, Tokenizer]:
-    """The vocabulary and what turns text into its ids. ``name`` is the file's, for errors.
+    """The vocabulary, and the backend that encodes with it. ``name`` is the file's, for errors.
 
     Raises LoadError when the file is broken, of an unknown size, or ``config`` names no special tokens for it.
     """
@@ -47,12 +47,12 @@ def read_tiktoken_vocabulary(data: bytes, name: str, config: TokenizerConfig) ->
     ranks = [-float(token) for token in range(len(texts))]
     vocabulary = _vocabulary(texts, name, config, add_bos=PRETOKENIZERS[pre].add_bos)
     ranks += [0.0] * (len(vocabulary.texts) - len(ranks))
-    with native_errors(lambda words: LoadError(f"{name} cannot be used: {words}", hint=HINT)):
+    with native_errors(lambda message: LoadError(f"{name} cannot be used: {message}", hint=HINT)):
         return vocabulary, byte_level_backend(vocabulary, pre, derived_merges(vocabulary, ranks))
 
 
 def _texts(data: bytes, name: str) -> list[str]:
-    """Tokens by rank, each byte as its letter."""
+    """Texts of tokens by rank, each byte spelled as its letter."""
     texts: dict[int, str] = {}
     for number, line in enumerate(data.splitlines(), 1):
         if not _LINE.fullmatch(line):
@@ -88,7 +88,7 @@ def _vocabulary(texts: list[str], name: str, config: TokenizerConfig, *, add_bos
     bos, eos = (ids.get(text) if text is not None else None for text in (config.bos, config.eos))
     ends = known_ends(texts, kinds).union([] if eos is None else [eos])
     for token in ends.union([] if bos is None else [bos]):
-        kinds[token] = CONTROL  # by its use, whatever the file calls it
+        kinds[token] = CONTROL  # its use decides, not the file's type
     return Vocabulary(
         texts=texts,
         kinds=kinds,

@@ -1,8 +1,7 @@
-"""How many tokens a text has at least, without tokenizing it: enough to refuse a text that is far too long.
+"""A lower bound of a text's tokens, computed without tokenizing it, to refuse texts that are far too long.
 
-A token of n bytes covers n bytes of the text. A byte which no token of more than n bytes has is worth 1/n of a token at
-least, and a text is worth the sum of its bytes. Bytes that may vanish without a token are worth nothing. Knows no
-context and refuses nothing.
+A token of n bytes covers n bytes of the text. If a byte occurs in no token longer than n bytes, it counts for 1/n of a
+token, and a text counts for the sum of its bytes. Bytes that may vanish without a token count for nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mistralrs.text.components import SPACE, SQUEEZE, Components, pattern_text
 from mistralrs.text.vocabulary import BYTE_OF_LETTER, CONTROL, NORMAL, UNKNOWN, Vocabulary
 
 _SLICE = 64 << 10
-"""Characters that are counted in one go."""
+"""Characters that are counted at once."""
 _ROUNDING = 1e-6
 _SPACE_BYTES = SPACE.encode()
 _NON_ASCII = range(0x80, 0x100)
@@ -24,9 +23,9 @@ _COMBINING_LEADS = (0xCC, 0xCD)
 """First bytes of the characters that Unicode composes with ASCII ones."""
 _COMPOSING = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz<=>"
 _COMPOSED_TO = b"K;`"
-"""The ASCII characters that Unicode composes others to."""
+"""The ASCII characters that are results of Unicode's composition."""
 _NFC_SHRINKS = 3
-"""Times that a text in UTF-8 becomes shorter at most."""
+"""Factor by which NFC shortens a text in UTF-8, at most."""
 _NORMALIZERS = {"NFC", "Prepend", "Replace", "Strip", "ByteLevel"}
 _PRE_TOKENIZERS = {"ByteLevel", "Metaspace", "Split", "Digits", "Punctuation"}
 _WHITESPACE_BYTES = frozenset(b"".join(chr(code).encode() for code in range(0x3001) if chr(code).isspace()))
@@ -34,30 +33,34 @@ _WHITESPACE_BYTES = frozenset(b"".join(chr(code).encode() for code in range(0x30
 
 @dataclass(frozen=True, slots=True)
 class TokenBound:
-    """For one tokenizer."""
+    """The bound for one tokenizer."""
 
     classes: bytes
-    """By byte: the number of its class."""
-    worth: tuple[float, ...]
-    """By class: a byte of it in tokens. The first is worth nothing."""
+    """The index of each byte's class."""
+    tokens_per_byte: tuple[float, ...]
+    """For each class, the tokens that one byte of it counts for; 0 for the first."""
     controls: Mapping[str, float]
-    """By the first two characters of control tokens: how much more than a token their texts may be worth."""
+    """By the first two characters of control tokens, how much more than one token their texts may count for."""
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> TokenBound:
-        """For a tokenizer of which too little is known, every text is worth nothing."""
-        by_byte = _worth(vocabulary, backend)
+        """The bound for a tokenizer. It is 0 for every text if the tokenizer has unknown components."""
+        by_byte = _tokens_per_byte(vocabulary, backend)
         if by_byte is None:
             return cls(bytes(256), (0.0,), {})
-        worth = tuple({0.0: None} | dict.fromkeys(by_byte))
+        tokens_per_byte = tuple({0.0: None} | dict.fromkeys(by_byte))
         controls: dict[str, float] = {}
         for text in _control_texts(vocabulary):
             excess = sum(max(by_byte[byte], 0.0) for byte in text.encode("utf-8", "ignore")) - 1
             controls[text[:2]] = max(controls.get(text[:2], 0.0), excess)
-        return cls(bytes(map(worth.index, by_byte)), worth, {start: most for start, most in controls.items() if most})
+        return cls(
+            bytes(map(tokens_per_byte.index, by_byte)),
+            tokens_per_byte,
+            {start: most for start, most in controls.items() if most},
+        )
 
     def least(self, text: str, *, special: bool, enough: int) -> int:
-        """Tokens that the text has at least; ``special`` is as for ``Tokenizer.encode``. Stops counting beyond
+        """A lower bound of the text's tokens; ``special`` is as for ``Tokenizer.encode``. Stops counting beyond
         ``enough``.
         """
         total = self._in_controls(text) if special else 0.0
@@ -68,7 +71,7 @@ class TokenBound:
         return max(0, int(total - _ROUNDING))
 
     def tail(self, text: str, *, special: bool, tokens: int) -> str:
-        """The end of the text that has more than so many tokens; all of it where that is not certain of any."""
+        """An end of the text that has more than ``tokens`` tokens; the whole text if no end is certain to."""
         total = self._in_controls(text) if special else 0.0
         start = len(text)
         while start > 0 and total <= tokens + 1:
@@ -77,9 +80,9 @@ class TokenBound:
         return text[start:]
 
     def _of(self, text: str) -> float:
-        # a lone surrogate becomes another character
+        # lone surrogates, which become U+FFFD later, count for nothing
         count = text.encode("utf-8", "ignore").translate(self.classes).count
-        return sum(value * count(number) for number, value in enumerate(self.worth) if value)
+        return sum(value * count(number) for number, value in enumerate(self.tokens_per_byte) if value)
 
     def _in_controls(self, text: str) -> float:
         return -sum(excess * text.count(start) for start, excess in self.controls.items())
@@ -90,8 +93,8 @@ def _control_texts(vocabulary: Vocabulary) -> Iterable[str]:
     return (text for text, kind in pairs if text and kind in (CONTROL, UNKNOWN))
 
 
-def _worth(vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> list[float] | None:
-    """By byte: its worth in tokens; None where nothing is known of any."""
+def _tokens_per_byte(vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> list[float] | None:
+    """For each byte the tokens that it counts for; None if the tokenizer has unknown components."""
     components = Components.of_backend(backend)
     spaces_as_signs = _spaces_as_signs(components)
     byte_level = any(part["type"] == "ByteLevel" for part in (*components.pre_tokenizers, *components.normalizers))
@@ -102,25 +105,25 @@ def _worth(vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> list[float]
         longest = _longest_of_letters(texts)
     else:
         longest = _longest_of_characters(texts, byte_fallback=backend.model.byte_fallback)
-    worth = [1 / length if length else 0.0 for length in longest]
+    tokens_per_byte = [1 / length if length else 0.0 for length in longest]
     kinds = {part["type"] for part in components.normalizers}
     squeezes = any(part["type"] == "Replace" and pattern_text(part) != " " for part in components.normalizers)
     vanishing: set[int] = set(_WHITESPACE_BYTES) if vocabulary.strips or "Strip" in kinds else set()
     if squeezes:
         vanishing.update(b" " + _SPACE_BYTES)
     for byte in vanishing:
-        worth[byte] = 0.0
+        tokens_per_byte[byte] = 0.0
     if "NFC" in kinds:
-        composed = min([worth[byte] for byte in (*_NON_ASCII, *_COMPOSED_TO)]) / _NFC_SHRINKS
+        composed = min([tokens_per_byte[byte] for byte in (*_NON_ASCII, *_COMPOSED_TO)]) / _NFC_SHRINKS
         for byte in _NON_ASCII:
-            worth[byte] = composed
+            tokens_per_byte[byte] = composed
         for byte in _COMBINING_LEADS:
-            worth[byte] -= max(worth[letter] for letter in _COMPOSING)
-    return worth
+            tokens_per_byte[byte] -= max(tokens_per_byte[letter] for letter in _COMPOSING)
+    return tokens_per_byte
 
 
 def _is_plain(components: Components, backend: tokenizers.Tokenizer) -> bool:
-    """Whether no token covers more of a text than its own bytes, but for those that are worth nothing."""
+    """Whether a token covers only its own bytes of a text, apart from bytes that count for nothing."""
     model = backend.model
     if not isinstance(model, tokenizers.models.BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
@@ -130,7 +133,7 @@ def _is_plain(components: Components, backend: tokenizers.Tokenizer) -> bool:
 
 
 def _spaces_as_signs(components: Components) -> bool | None:
-    """Whether U+2581 stands for a space; None where something else is replaced by something."""
+    """Whether U+2581 stands for a space; None if the tokenizer makes other replacements."""
     found = False
     for part in components.normalizers:
         if part["type"] != "Replace":
@@ -148,7 +151,7 @@ def _spaces_as_signs(components: Components) -> bool | None:
 
 
 def _plain_texts(vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> Iterable[tuple[str, int]]:
-    """The texts and kinds of tokens that a text may give without spelling a control token."""
+    """Texts and kinds of the tokens that a text may give without spelling a control token."""
     ignore_merges = backend.model.ignore_merges
     for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True):
         if kind not in (CONTROL, UNKNOWN) or (ignore_merges and _is_a_word(text, backend)):
@@ -156,17 +159,17 @@ def _plain_texts(vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> Itera
 
 
 def _is_a_word(text: str, backend: tokenizers.Tokenizer) -> bool:
-    """Whether the pre-tokenizer leaves it whole, so that it may be found in the vocabulary as it is."""
+    """Whether the pre-tokenizer leaves the text whole, so that the vocabulary may have it as one token."""
     return backend.pre_tokenizer is None or len(backend.pre_tokenizer.pre_tokenize_str(text)) == 1
 
 
 def _longest_of_letters(texts: Iterable[tuple[str, int]]) -> list[int]:
-    """By byte: the length of the longest token that has it; 0 where it may be dropped."""
+    """For each byte the length of the longest token that contains it; 0 if the byte may be dropped."""
     spelled: dict[int, list[str]] = {}
     longest = [0] * 256
     for text, kind in texts:
         spelled.setdefault(len(text), []).append(text)
-        if kind != NORMAL:  # which may stand for its own text
+        if kind != NORMAL:  # such a token may stand for its own text
             data = text.encode("utf-8", "ignore")
             _raise(longest, data, len(data))
     for length, members in spelled.items():
@@ -177,7 +180,7 @@ def _longest_of_letters(texts: Iterable[tuple[str, int]]) -> list[int]:
 
 
 def _longest_of_characters(texts: Iterable[tuple[str, int]], *, byte_fallback: bool) -> list[int]:
-    """As ``_longest_of_letters``, where tokens are spelled as they are but for their spaces."""
+    """Like ``_longest_of_letters``, for tokens spelled in plain characters, with U+2581 for spaces."""
     spelled = {text for text, _ in texts}
     all_bytes = byte_fallback and all(f"<0x{byte:02X}>" in spelled for byte in range(256))
     by_length: dict[int, list[bytes]] = {}

@@ -1,7 +1,6 @@
-"""Text to token ids and back.
+"""Encodes text to token ids and decodes them.
 
-Builds on the `tokenizers` library, and is equal to llama.cpp on its published vectors. Knows nothing of chats, of
-models or of how a token was chosen.
+The `tokenizers` library does the encoding. Results equal llama.cpp's on its published test vectors.
 """
 
 from __future__ import annotations
@@ -43,22 +42,23 @@ from mistralrs.text.worker import (
     workers,
 )
 
-# The library would start threads of its own for a batch of one text, and warn at every fork that follows.
+# The library would start threads even for a batch of one text, and then warn at every fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _MAX_MODEL_BYTES = 64 << 20
-"""Of a `tokenizer.model`. Real ones have 0.5 to 5 MB."""
+"""Largest `tokenizer.model`, in bytes. Real ones have 0.5 to 5 MB."""
 _NO_CONFIG = TokenizerConfig()
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROLS = (CONTROL, UNKNOWN)
-_MADE_ON_DEMAND = ("_lock", "controls", "control_resource", "_resource")
+_NOT_PICKLED = ("_lock", "controls", "control_resource", "_resource")
 _logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
-    """Safe from any thread. Ids from ``vocab_size`` on, which a model's padded head may yield, have no text.
+    """Encodes and decodes with one vocabulary. Any thread may use it.
 
-    Nothing is cached for the way back: a token's bytes cost about a microsecond.
+    Ids from ``vocab_size`` on, which the padded LM head of a model may yield, have no text. Decoding caches nothing,
+    because the bytes of a token cost about a microsecond.
     """
 
     def __init__(self, vocabulary: Vocabulary, backend: tokenizers.Tokenizer) -> None:
@@ -71,18 +71,19 @@ class Tokenizer:
         self.space_prefix = vocabulary.space_prefix
         self._vocabulary = vocabulary
         self._backend = backend
-        self._lock = threading.Lock()  # of the backend's flag that says how the next text is read
+        self._lock = threading.Lock()  # for the backend's flag ``encode_special_tokens``
 
     def __getstate__(self) -> dict[str, object]:
-        """All but the lock and what is made on demand: a tokenizer may cross to another process."""
-        return {name: value for name, value in self.__dict__.items() if name not in _MADE_ON_DEMAND}
+        """The state for another process: all but the lock and cached properties."""
+        return {name: value for name, value in self.__dict__.items() if name not in _NOT_PICKLED}
 
     def __setstate__(self, state: Mapping[str, object]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, object]) -> Tokenizer:
-        """From a GGUF file's metadata. Raises LoadError naming what is missing, unknown or contradictory."""
+        """The tokenizer of a GGUF file's metadata. Raises LoadError naming the key that is missing, unknown or
+        wrong."""
         return cls(*read_gguf_vocabulary(metadata))
 
     @classmethod
@@ -95,43 +96,42 @@ class Tokenizer:
         add_bos: bool | None = None,
         lenient: bool = False,
     ) -> Tokenizer:
-        """From a `tokenizer.json`, as a path or as its text.
+        """The tokenizer of a `tokenizer.json`, given as a path or as its text.
 
         ``bos`` and ``eos`` are ids or texts, from `tokenizer_config.json` or the model's own file; the first of
-        ``eos`` is the main one. What is not given is looked up: BOS where the file puts a control token in front of a
-        text, EOS among the known ends. Raises LoadError when the file is unusable or a token is not in it; if
+        ``eos`` is the main one. If they are not given, BOS is the control token that the file puts in front of a text,
+        and EOS is one of the known end tokens. Raises LoadError when the file is unusable or a token is not in it; if
         ``lenient``, such a token is left out with a warning.
         """
         return cls(*read_json_vocabulary(source, bos=bos, eos=eos, add_bos=add_bos, lenient=lenient))
 
     @classmethod
     def from_model(cls, path: Path, config: TokenizerConfig = _NO_CONFIG) -> Tokenizer:
-        """From a `tokenizer.model`: SentencePiece's, of byte-pair kind, or tiktoken's as Llama 3 has it.
+        """The tokenizer of a `tokenizer.model`: SentencePiece's of the type BPE, or tiktoken's as Llama 3 has it.
 
-        ``config`` is what the files beside it say. Raises LoadError when the file is broken or of another kind.
+        ``config`` comes from the files beside it. Raises LoadError when the file is broken or of another kind.
         """
         hint = "fetch the model's tokenizer.model again, or name a tokenizer.json with --tokenizer-json"
         data = read_bytes(path, limit=_MAX_MODEL_BYTES, hint=hint)
         if not data:
             raise LoadError(f"{path} is empty", hint=hint)
-        data = data.removeprefix(codecs.BOM_UTF8)  # of tiktoken's format, which is a text
+        data = data.removeprefix(codecs.BOM_UTF8)  # tiktoken's format is a text
         if not is_tiktoken(data):
             refuse_other_kinds(path, data, expected=set())
         read = read_tiktoken_vocabulary if is_tiktoken(data) else read_sentencepiece_vocabulary
         return cls(*read(data, str(path), config))
 
-    def words_beyond(self, size: int) -> int:
-        """How many tokens with an id of ``size`` or more ordinary text can become. Tokens that were added to a
+    def num_text_tokens_beyond(self, size: int) -> int:
+        """Number of tokens with an id of ``size`` or more that ordinary text can give. Tokens that were added to a
         vocabulary, such as those that stand for images, do not count."""
         return sum(kind in (NORMAL, BYTE) for kind in self._vocabulary.kinds[size:])
 
     def to_gguf(self, *, size: int) -> dict[str, Value]:
-        """What a GGUF file with an embedding of ``size`` rows says of this tokenizer, for ``from_gguf``. Tokens without
-        a row are left out with a warning, as llama.cpp's converter leaves them out: such a file has a token for every
-        row.
+        """The metadata of this tokenizer for a GGUF file whose embedding has ``size`` rows, as ``from_gguf`` reads it.
 
-        Raises LoadError when such a file cannot hold it. Where it does not say how text with combining characters or
-        beside control tokens is read, a warning says so.
+        Such a file has one token for every row: tokens without a row are left out with a warning, as in llama.cpp's
+        converter. Raises LoadError if the format cannot hold this tokenizer. Logs a warning if it cannot hold how text
+        with combining characters or beside control tokens is encoded.
         """
         left_out = [text for text in self._vocabulary.texts[size:] if text]
         if left_out:
@@ -157,7 +157,7 @@ class Tokenizer:
         return metadata
 
     def with_eos(self, ids: Iterable[int]) -> Tokenizer:
-        """This tokenizer with more tokens that end an answer, as `generation_config.json` may name.
+        """A copy of this tokenizer with more tokens that end an answer, as `generation_config.json` may name.
 
         Raises LoadError if one is below 0.
         """
@@ -165,18 +165,18 @@ class Tokenizer:
         if min(more, default=0) < 0:
             raise LoadError(f"{min(more)} is not a token id", hint="see eos_token_id in generation_config.json")
         other = copy.copy(self)
-        other._lock = self._lock  # as the backend, which a copy shares
+        other._lock = self._lock  # the copy shares the backend, so it shares the lock
         other.eos_ids = self.eos_ids | more
         return other
 
     @cached_property
     def controls(self) -> ControlTexts:
-        """The spellings that ``encode(special=True)`` takes for control tokens."""
+        """The texts that ``encode(special=True)`` turns into control tokens."""
         return ControlTexts(self._control_texts())
 
     @cached_property
     def control_resource(self) -> Resource:
-        """``controls``, for the process that keeps them out of the prompts of chats."""
+        """``controls`` as a resource of the worker process, which keeps them out of users' messages."""
         texts = self._control_texts()
         return Resource("controls", {}, lambda: json.dumps(texts).encode(), TOKENIZER_LOADING)
 
@@ -186,13 +186,13 @@ class Tokenizer:
         return {t: strips.get(i, (False, False)) for i, (t, kind) in enumerate(tokens) if t and kind in _CONTROLS}
 
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
-        """Token ids. With ``special=False`` text that spells a control token stays text (what a user wrote).
-        Bytes that the vocabulary has no token for are dropped, as llama.cpp does: SmolLM2's lacks six control
-        characters and those of planes that Unicode does not use.
+        """The token ids of a text. With ``special=False`` the spelling of a control token stays text, as for text that
+        a user wrote. Bytes for which the vocabulary has no token are dropped, as in llama.cpp: SmolLM2's vocabulary
+        lacks six control characters and those of planes that Unicode does not use.
 
         ``bos`` puts BOS in front unless it is there already or there is none. Lone surrogates become U+FFFD. A text
-        that may take long is tokenized in a process of its own, which Ctrl-C or a ``Cancellation`` ends. Raises
-        RequestError where the library fails or the text takes more time or memory than ``worker`` allows.
+        that may take long is tokenized in a worker process, which Ctrl-C or a ``Cancellation`` ends. Raises
+        RequestError if the library fails or the text takes more time or memory than ``worker`` allows.
         """
         if _SURROGATE.search(text):
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -207,7 +207,7 @@ class Tokenizer:
     def _encoded(self, text: str, *, special: bool) -> list[int]:
         with native_errors(_not_tokenized), self._lock:
             self._backend.encode_special_tokens = not special
-            # which lets other threads run, and ``encode`` does not
+            # encode_batch_fast releases the GIL, ``encode`` does not
             [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)
             ids: list[int] = encoding.ids
         return ids
@@ -222,16 +222,17 @@ class Tokenizer:
         return array("I", ids).tolist()
 
     def least_tokens(self, text: str, *, special: bool, enough: int) -> int:
-        """How many tokens the text has at least, without tokenizing it; stops counting beyond ``enough``."""
+        """A lower bound of the text's tokens, computed without tokenizing it; stops counting beyond ``enough``."""
         return self._bound.least(text, special=special, enough=enough)
 
     def tail(self, text: str, *, special: bool, tokens: int) -> str:
-        """The end of the text that has more than so many tokens; all of it where none is certain to."""
+        """An end of the text that has more than ``tokens`` tokens; the whole text if no end is certain to."""
         return self._bound.tail(text, special=special, tokens=tokens)
 
     @cached_property
     def quick_bytes(self) -> int:
-        """Texts of so many bytes in UTF-8 are tokenized in a moment; 0: of any text nobody knows."""
+        """Length, in bytes of UTF-8, up to which texts are tokenized in this process; 0 if no length is known to be
+        safe."""
         return Components.of_backend(self._backend).quick_bytes
 
     @cached_property
@@ -239,7 +240,7 @@ class Tokenizer:
         return TokenBound.of(self._vocabulary, self._backend)
 
     def prepare(self) -> None:
-        """Makes what long texts will need, which then crosses to another process as well."""
+        """Computes the bound that long texts need, so that pickling passes it to other processes."""
         assert self._bound
 
     @cached_property
@@ -247,7 +248,7 @@ class Tokenizer:
         return Resource("tokenizer", {}, lambda: self._backend.to_str().encode(), TOKENIZER_LOADING)
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token adds to a text: bytes that need not be whole characters; none for control tokens."""
+        """The bytes that a token adds to a text, which need not be whole characters; empty for control tokens."""
         if not 0 <= token < self.vocab_size:
             return b""
         text, kind = self._vocabulary.texts[token], self._vocabulary.kinds[token]
@@ -262,7 +263,7 @@ class Tokenizer:
         return text.replace("▁", " ").encode()
 
     def token_text(self, token: int) -> str:
-        """A token for display: control tokens spelled out, half characters as U+FFFD."""
+        """A token's text for display: control tokens by name, incomplete characters as U+FFFD."""
         if not 0 <= token < self.vocab_size:
             return ""
         if self._vocabulary.kinds[token] in (CONTROL, UNKNOWN, UNUSED):
@@ -270,16 +271,16 @@ class Tokenizer:
         return self.token_bytes(token).decode("utf-8", "replace")
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, without control tokens and without the space that ``encode`` wrote in front."""
+        """The text of tokens, without control tokens and without the space that ``encode`` adds in front."""
         text = b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
         return text.removeprefix(" ") if self.space_prefix else text
 
 
-def _not_tokenized(words: str) -> RequestError:
-    return RequestError(f"the text cannot be tokenized: {words}", hint="send another text, or a shorter one")
+def _not_tokenized(message: str) -> RequestError:
+    return RequestError(f"the text cannot be tokenized: {message}", hint="send another text, or a shorter one")
 
 
 def _byte_value(text: str) -> bytes | None:
-    """The byte that a piece such as ``<0x0A>`` stands for."""
+    """The byte of a piece such as ``<0x0A>``; None for other pieces."""
     match = re.fullmatch("<0x([0-9A-Fa-f]{2})>", text)
     return bytes.fromhex(match[1]) if match else None

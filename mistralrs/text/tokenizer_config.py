@@ -1,8 +1,7 @@
-"""What the files beside a Hugging Face tokenizer say of it: `tokenizer_config.json` and the older
-`special_tokens_map.json` and `added_tokens.json`.
+"""Reads the files beside a Hugging Face tokenizer: `tokenizer_config.json` and the older `special_tokens_map.json` and
+`added_tokens.json`.
 
-Reads forms of every age, and takes a key that is missing or of another type for one that says nothing. Does not fetch
-the files and knows no vocabulary.
+The formats of all versions are read. A key of an unexpected type counts as missing.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that its maker added to a vocabulary or gave a new meaning to."""
+    """A token that was added to a vocabulary, or whose meaning was changed."""
 
     text: str
     control: bool
     strips: tuple[bool, bool] = (False, False)
-    """Whether it takes the spaces (before, after) it along."""
+    """Whether whitespace (before, after) it belongs to the token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerConfig:
-    """None and empty: the files do not say. That EOS be added to a text is never done: a prompt is to be continued."""
+    """Settings of a tokenizer; None or empty if the files lack them. ``add_eos_token`` is ignored: prompts are
+    continued."""
 
     bos: str | None = None
     eos: str | None = None
@@ -38,7 +38,7 @@ class TokenizerConfig:
     space_prefix: bool | None = None
     """Whether a space is written in front of a text."""
     added: Mapping[int, AddedToken] = field(default_factory=dict)
-    """By id."""
+    """Added tokens by id."""
 
 
 def read_tokenizer_config(
@@ -47,7 +47,7 @@ def read_tokenizer_config(
     special_tokens_map: Mapping[str, object] | None = None,
     added_tokens: Mapping[str, object] | None = None,
 ) -> TokenizerConfig:
-    """From the content of the three files; what `tokenizer_config.json` says wins.
+    """The settings from the content of the three files, of which `tokenizer_config.json` takes priority.
 
     Raises LoadError when an added token has no text, or no id that a vocabulary could have.
     """
@@ -98,7 +98,8 @@ def _token_id(value: object, place: str) -> int:
 
 
 def _text(value: object) -> str | None:
-    """A token: its text, or an object with ``content``. None where it is something else, or no Unicode."""
+    """The text of a token, given as text or as an object with ``content``; None for other values and invalid
+    Unicode."""
     if isinstance(value, Mapping):
         value = value.get("content")
     if not isinstance(value, str) or not value:

@@ -1,18 +1,15 @@
-"""A vocabulary as a checked value: what each token is, and which tokens mean something.
-
-Knows no file format and does not tokenize.
-"""
+"""A checked vocabulary: the text and kind of each token, and the special tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# What a token is, by the numbers that GGUF files use.
+# Kinds of tokens, by the numbers that GGUF files use.
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
 
 MAX_TOKENS = 1 << 22
-"""An id beyond is refused: a vocabulary is a list with an entry for each id."""
+"""Tokens of a vocabulary, at most. Larger ids are refused, because lists have an entry for each id."""
 
 END_TEXTS = frozenset(
     {
@@ -31,18 +28,18 @@ END_TEXTS = frozenset(
         "<｜end▁of▁sentence｜>",
     }
 )
-"""Tokens by which models are known to end an answer. Files often name only one of theirs."""
+"""Texts of tokens by which models end an answer. Files often name only one of theirs."""
 
 
 def _byte_letters() -> dict[str, int]:
-    """Printable Latin-1 stands for itself, other bytes for U+0100 onward."""
+    """The byte of each letter: printable Latin-1 stands for itself, other bytes for letters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)).difference(printable))
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 BYTE_OF_LETTER = _byte_letters()
-"""How a byte-level vocabulary spells bytes."""
+"""The letters by which a byte-level vocabulary spells bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +47,13 @@ class Vocabulary:
     """Tokens by id. All ids are within ``texts``."""
 
     texts: list[str]
-    """No text twice, except the empty one, which no text ever becomes."""
+    """Texts, without repetitions except the empty one, which no text is encoded to."""
     kinds: list[int]
     byte_level: bool
-    """Normal tokens are spelled in the letters that stand for bytes; otherwise in Unicode with U+2581 for a space."""
+    """Whether normal tokens are spelled in letters that stand for bytes; else in Unicode with U+2581 for a space."""
     bos_id: int | None
     eos_id: int | None
-    """The one that a chat template writes as ``eos_token``."""
+    """The end token that chat templates get as ``eos_token``."""
     unk_id: int | None
     end_ids: frozenset[int]
     """Tokens that end an answer, ``eos_id`` among them."""
@@ -65,12 +62,12 @@ class Vocabulary:
     space_prefix: bool
     """Whether a space is written in front of a text, as SentencePiece does."""
     strips: Mapping[int, tuple[bool, bool]] = field(default_factory=dict)
-    """Control tokens that take the spaces (before, after) them along; the others take none."""
+    """Control tokens to which whitespace (before, after) them belongs; the others are not listed."""
 
 
 def known_ends(texts: list[str], kinds: list[int]) -> set[int]:
-    """Ids of the tokens that are known to end answers. Careless converters call some of them words."""
-    # In Gemma's vocabularies, which have <eos>, the word </s> is a tag of HTML.
+    """Ids of the known end tokens. Some converters mark them as ordinary words."""
+    # In Gemma's vocabularies, which have <eos>, </s> is an HTML tag.
     as_words = END_TEXTS - {"</s>"} if "<eos>" in texts else END_TEXTS
     by_kind = {CONTROL: END_TEXTS, USER_DEFINED: as_words}
     return {token for token, kind in enumerate(kinds) if kind in by_kind and texts[token] in by_kind[kind]}

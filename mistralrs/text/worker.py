@@ -1,8 +1,8 @@
-"""Runs foreign code in processes of its own: one, and a second while the first is busy. They are bounded in time and
-memory, killed when their work is not wanted any more, and replaced.
+"""Runs foreign code in worker processes: one, and a second while the first is busy.
 
-Any process may use it from any thread; what is run is ``worker_process``'s. Only JSON and plain bytes come back, so
-that code which broke out there could not reach in here.
+Worker processes are limited in time and memory, killed when their call is cancelled, and replaced. Any process may use
+this module from any thread. Workers run ``worker_process`` and answer with JSON and plain bytes only, so that code
+which broke out of a worker's sandbox could not reach this process.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from mistralrs.text.framing import HEADER, frame
 
 MAX_PROCESSES = 2
 MAX_LOADED = 16
-"""Templates and tokenizers that one process holds; the one that was used longest ago makes room."""
+"""Templates and tokenizers that one worker keeps; the least recently used one is dropped first."""
 MAX_ANSWER_BYTES = 512 << 20
 GRACE_S = 5.0
-"""After its time a process is dead by its own alarm; this much later it is killed."""
+"""Seconds beyond the wall-clock limit, at which a worker's own alarm ends it, after which it is killed."""
 _MODULE = "mistralrs.text.worker_process"
-_PASSED_ON = ("LANG", "LC_", "TZ", "PATH", "LD_", "DYLD_")
-_PIECE = 1 << 20
+_INHERITED_VARIABLES = ("LANG", "LC_", "TZ", "PATH", "LD_", "DYLD_")
+_WRITE_BYTES = 1 << 20
 _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one call, and the subject of the sentence that says which one was passed."""
+    """The limits of one call, and the subject of the error message if one is exceeded."""
 
     subject: str
     cpu_s: float
     memory: int
-    """Bytes beyond those that the process has when the call begins."""
+    """Bytes that the process may allocate beyond those that it has when the call begins."""
     wall_s: float = 60.0
-    """For a machine that is busy with other things."""
+    """Longer than ``cpu_s``, for a machine that is busy with other work."""
 
 
 TOKENIZER_LOADING = Limits("loading the tokenizer", cpu_s=20.0, memory=2 << 30)
 TOKENIZING = Limits("it", cpu_s=10.0, memory=2 << 30)
-"""For one text: 4 MB in which each byte is a token take half of it."""
+"""Limits for one text: 4 MB in which each byte is a token take half of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A thing that a process loads once and that calls name by its number."""
+    """A template, tokenizer or set of control texts that a worker loads once and calls name by number."""
 
     call: str
     head: Mapping[str, Any]
@@ -67,19 +67,19 @@ class Resource:
 
 
 class CancelledError(MistralrsError):
-    """The work is not wanted any more."""
+    """The call was cancelled."""
 
 
 class LimitError(MistralrsError):
-    """The call passed a limit, or broke its process."""
+    """The call exceeded a limit, or crashed its process."""
 
 
 class FailedError(MistralrsError):
-    """The foreign code failed, in its own words."""
+    """The foreign code failed; the message is its own."""
 
 
 class Cancellation:
-    """Ends the calls that a thread makes while it has entered this. ``cancel`` is for any other thread."""
+    """Cancels the calls that a thread makes while it has entered this. Any other thread may call ``cancel``."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -122,14 +122,14 @@ _cancellation: ContextVar[Cancellation | None] = ContextVar("cancellation", defa
 
 
 def check_cancelled() -> None:
-    """Raises CancelledError if this thread's work is not wanted any more. To be asked between two steps of it."""
+    """Raises CancelledError if this thread's work was cancelled. Long work calls it between two steps."""
     cancellation = _cancellation.get()
     if cancellation is not None:
         cancellation.check()
 
 
 class Workers:
-    """The processes of this one."""
+    """The worker processes of this process."""
 
     def __init__(self, most: int = MAX_PROCESSES) -> None:
         self._slots = threading.Semaphore(most)
@@ -151,31 +151,31 @@ class Workers:
         limits: Limits,
         payload: bytes = b"",
     ) -> tuple[dict[str, Any], bytes]:
-        """The answer to a call; resources, by the call's names for them, are loaded first where they are not there.
+        """The answer to a call. ``resources``, by the call's parameter names, are loaded first if necessary.
 
-        Raises RequestError and LoadError as the call does there, FailedError for the words of foreign code, LimitError
-        where a limit was passed, and CancelledError.
+        Raises RequestError and LoadError as the call does in the worker, FailedError with the message of foreign code,
+        LimitError if a limit was exceeded, and CancelledError.
         """
         with self._process() as process:
             numbers = {name: None if each is None else process.load(each) for name, each in resources.items()}
             return process.ask(call, {**head, **numbers}, payload, limits)
 
     def load(self, resource: Resource) -> None:
-        """Loads it, to learn whether that works. Raises as ``call``."""
+        """Loads a resource, to check that it loads. Raises as ``call`` does."""
         with self._process() as process:
             process.load(resource)
 
     def close(self) -> None:
-        """Ends the processes that are idle; new ones are started when they are wanted."""
+        """Ends the idle processes. Later calls start new ones."""
         with self._lock:
             idle, self._idle = self._idle, []
         for process in idle:
             process.end()
 
     def after_fork(self) -> None:
-        """In a fork, which has no part in the processes of its parent: lets go of them."""
+        """Closes, in a fork, the pipes to the parent's workers, which only the parent may use."""
         for process in self._idle:
-            process.let_go()
+            process.close_pipes()
         self._idle = []
         self._slots = threading.Semaphore(MAX_PROCESSES)
         self._lock = threading.Lock()
@@ -191,7 +191,7 @@ class Workers:
                 with cancellation.ending(process.kill):
                     yield process
             except LimitError:
-                cancellation.check()  # which is how a process ends, too
+                cancellation.check()  # a cancelled call ends its process as well
                 raise
             finally:
                 self._put(process)
@@ -213,17 +213,17 @@ class Workers:
 
 
 class _Process:
-    """One process. ``kill`` is for any thread, all else for the one that has it."""
+    """One worker process. Any thread may call ``kill``; all else is for the thread that took it."""
 
     def __init__(self) -> None:
-        """Starts it. Raises EngineError where that is not possible."""
+        """Starts the process. Raises EngineError if that fails."""
         self.is_usable = True
         self._loaded: OrderedDict[int, None] = OrderedDict()
-        self._lock = threading.Lock()  # a process that has been waited for may be another one
+        self._lock = threading.Lock()  # after waitpid the id may belong to another process
         self._write, self._read, self._id = _start_process()
 
     def load(self, resource: Resource) -> int:
-        """The number of the resource, which is loaded unless it is."""
+        """The number of the resource, which is loaded if it is not yet."""
         number = resource.number
         if number in self._loaded:
             self._loaded.move_to_end(number)
@@ -234,7 +234,7 @@ class _Process:
         return number
 
     def ask(self, call: str, head: Mapping[str, Any], payload: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
-        """The answer. After whatever is no answer the process is dead."""
+        """The answer to a call. After an error other than an answer the process has ended."""
         dropped = [self._loaded.popitem(last=False)[0] for _ in range(len(self._loaded) - MAX_LOADED)]
         try:
             bound = {"cpu_s": limits.cpu_s, "wall_s": limits.wall_s, "memory": limits.memory}
@@ -255,35 +255,35 @@ class _Process:
             data = self._receive(payload_bytes, deadline)
         except (OSError, EOFError):
             raise LimitError(f"{limits.subject} {_ending(self.end(), limits)}") from None
-        except BaseException:  # Ctrl-C, for one: half a frame may be on its way
+        except BaseException:  # for example Ctrl-C: part of a frame may have been sent
             self.end()
             raise
-        said = answer.get("error")
-        if said is not None:
-            if said["kind"] == "memory":
+        error_fields = answer.get("error")
+        if error_fields is not None:
+            if error_fields["kind"] == "memory":
                 self.end()
-            raise _error(said, limits)
+            raise _error(error_fields, limits)
         return answer, data
 
     def kill(self) -> None:
-        """Makes whoever asks it hear of its end."""
+        """Kills the process, so that the call that waits for it raises LimitError."""
         with self._lock:
             if self.is_usable:
                 os.kill(self._id, signal.SIGKILL)
 
     def end(self) -> int:
-        """Ends it, unless it has ended; its exit code, or the negative number of the signal that ended it."""
+        """Ends the process if it runs; returns its exit code, or the negative number of the signal that ended it."""
         with self._lock:
             self.is_usable = False
-            self.let_go()
+            self.close_pipes()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._id, signal.SIGKILL)
             try:
                 return os.waitstatus_to_exitcode(os.waitpid(self._id, 0)[1])
-            except ChildProcessError:  # somebody waits for all children of this process
+            except ChildProcessError:  # other code in this process waits for all children
                 return -signal.SIGKILL
 
-    def let_go(self) -> None:
+    def close_pipes(self) -> None:
         os.close(self._write)
         os.close(self._read)
 
@@ -291,13 +291,13 @@ class _Process:
         left = memoryview(data)
         while left:
             _wait(self._write, select.POLLOUT, deadline)
-            left = left[os.write(self._write, left[:_PIECE]) :]
+            left = left[os.write(self._write, left[:_WRITE_BYTES]) :]
 
     def _receive(self, size: int, deadline: float) -> bytes:
         data = bytearray()
         while len(data) < size:
             _wait(self._read, select.POLLIN, deadline)
-            piece = os.read(self._read, min(size - len(data), _PIECE))
+            piece = os.read(self._read, min(size - len(data), _WRITE_BYTES))
             if not piece:
                 raise EOFError
             data += piece
@@ -312,43 +312,45 @@ def _wait(file: int, event: int, deadline: float) -> None:
 
 
 def _ending(code: int, limits: Limits) -> str:
-    """The end of a sentence about a call that ended its process."""
+    """The predicate of the error message for a call that ended its process."""
     if code == -signal.SIGPROF:
         return f"took more than {limits.cpu_s:g} s"
     if code == -signal.SIGALRM:
         return f"took more than {limits.wall_s:g} s"
-    if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):  # native code that gets no memory ends like this
+    if code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):  # native code ends like this when it gets no memory
         return f"took more than {limits.memory >> 20} MiB of memory, or broke its process"
     return f"ended its process ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
 
 
-def _error(said: Mapping[str, Any], limits: Limits) -> MistralrsError:
-    """The error that an answer holds. It is foreign data: every field is what it should be, or a text."""
-    message = str(said.get("message"))
-    hint = said.get("hint")
+def _error(error_fields: Mapping[str, Any], limits: Limits) -> MistralrsError:
+    """The error of an answer. Its fields come from foreign code, so that each is converted to its type."""
+    message = str(error_fields.get("message"))
+    hint = error_fields.get("hint")
     hint = None if hint is None else str(hint)
-    match said["kind"]:
+    match error_fields["kind"]:
         case "memory":
             return LimitError(f"{limits.subject} took more than {limits.memory >> 20} MiB of memory")
         case "refusal" | "request" as kind:
-            param = said.get("param")
-            made = TemplateRefusalError if kind == "refusal" else RequestError
-            return made(message, hint=hint, code=str(said.get("code")), param=None if param is None else str(param))
+            param = error_fields.get("param")
+            error_class = TemplateRefusalError if kind == "refusal" else RequestError
+            return error_class(
+                message, hint=hint, code=str(error_fields.get("code")), param=None if param is None else str(param)
+            )
         case "load":
             return LoadError(message, hint=hint)
     return FailedError(message)
 
 
 def _start_process() -> tuple[int, int, int]:
-    """The descriptor that writes to it, the one that reads from it, and its id.
+    """Starts a worker; returns the descriptors to write to it and to read from it, and its process id.
 
-    A fresh interpreter, since a fork would have locks of threads that it does not have. It gets the variables that time
-    and libraries need, and no keys; it looks for modules where this one does. Its process group is its own: a
-    terminal's Ctrl-C is not for it.
+    The worker is a fresh interpreter, because a fork would inherit locks without the threads that hold them. It
+    inherits the environment variables that time zones and libraries need, but no keys, and ``sys.path``. It has a
+    process group of its own, so that a terminal's Ctrl-C does not reach it.
     """
     path = [os.path.abspath(entry) for entry in sys.path]
     code = f"import sys; sys.path[:] = {path!r}; from {_MODULE} import main; main()"
-    environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    environment = {name: value for name, value in os.environ.items() if name.startswith(_INHERITED_VARIABLES)}
     environment["TOKENIZERS_PARALLELISM"] = "false"
     stdin, write = os.pipe()
     read, stdout = os.pipe()

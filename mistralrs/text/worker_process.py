@@ -1,8 +1,7 @@
-"""The process in which foreign code runs: chat templates and tokenizers that came with a model, on texts of any length.
+"""The worker process, which runs foreign code: a model's chat template and tokenizer, on texts of any length.
 
-Run by ``worker`` as a program of its own, which answers one call after the other: a frame of JSON and bytes on stdin,
-one on stdout. The operating system holds each call to its limits and ends the process that passes them. Knows neither
-who asks nor what an answer is for.
+``worker`` starts it as a program of its own. It reads calls from stdin and writes answers to stdout, one after another,
+as frames of JSON and bytes. The operating system enforces each call's limits by ending the process.
 """
 
 from __future__ import annotations
@@ -28,34 +27,34 @@ if TYPE_CHECKING:
     import tokenizers
 
 MAX_ANSWER_CHARACTERS = 16 << 20
-"""The longest prompt that a template may write: more than any context holds."""
+"""Characters of the longest prompt that a template may write, which is more than any context holds."""
 LARGE_CALL = 1 << 18
-"""Bytes of a call from which on the process steps back behind others."""
+"""Bytes of a call from which on the process lowers its priority."""
 NICENESS = 10
 
 Answer = tuple[dict[str, Any], bytes]
 
 
 def main() -> None:
-    """Answers until stdin ends."""
-    os.closerange(3, 1 << 16)  # what the parent holds open for others, such as sockets that must be seen to close
+    """Answers calls until stdin ends."""
+    os.closerange(3, 1 << 16)  # inherited descriptors, such as sockets whose closing others must notice
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     calls = sys.stdin.buffer
     answers = sys.stdout.buffer
-    work = _Work()
+    handler = _CallHandler()
     while (call := read_frame(calls)) is not None:
         head, payload = call
         if len(payload) > LARGE_CALL:
             os.nice(NICENESS - os.nice(0))
         with _limited(**head.pop("limits")):
-            answer = work.answer(head, payload)
+            answer = handler.answer(head, payload)
         for piece in frame(*answer):
             answers.write(piece)
         answers.flush()
 
 
-class _Work:
-    """The loaded things, by the numbers that the parent gives, and the calls that use them."""
+class _CallHandler:
+    """The loaded resources by number, and the calls that use them."""
 
     def __init__(self) -> None:
         self._loaded: dict[int, Any] = {}
@@ -70,7 +69,7 @@ class _Work:
         }
 
     def answer(self, head: dict[str, Any], payload: bytes) -> Answer:
-        """The answer to a call, which may be an error."""
+        """The answer to a call; errors are answers too."""
         for number in head.pop("drop"):
             del self._loaded[number]
         try:
@@ -83,7 +82,7 @@ class _Work:
             return _error("request", error), b""
         except LoadError as error:
             return _error("load", error), b""
-        except BaseException as error:  # a panic of the library is no Exception
+        except BaseException as error:  # a panic of the library is not an Exception
             return {"error": {"kind": "failed", "message": str(error) or type(error).__name__}}, b""
 
     def _template(self, payload: bytes, *, number: int, tokens: dict[str, str]) -> Answer:
@@ -109,13 +108,13 @@ class _Work:
         text = payload.decode()
         return {"ids": [backend.encode(text, add_special_tokens=framed).ids for framed in (False, True)]}, b""
 
-    def _render(self, payload: bytes, *, template: int, **asked: Any) -> Answer:
+    def _render(self, payload: bytes, *, template: int, **options: Any) -> Answer:
         renderer: Renderer = self._loaded[template]
-        return {"text": _bounded(renderer.render(**asked))}, b""
+        return {"text": _bounded(renderer.render(**options))}, b""
 
-    def _prompt(self, payload: bytes, *, template: int, controls: int | None, **asked: Any) -> Answer:
+    def _prompt(self, payload: bytes, *, template: int, controls: int | None, **options: Any) -> Answer:
         renderer: Renderer = self._loaded[template]
-        prompt = renderer.prompt(controls=None if controls is None else self._loaded[controls], **asked)
+        prompt = renderer.prompt(controls=None if controls is None else self._loaded[controls], **options)
         if prompt.text is not None:
             _bounded(prompt.text)
         else:
@@ -150,9 +149,10 @@ def _error(kind: str, error: RequestError | LoadError) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _limited(*, cpu_s: float, wall_s: float, memory: int) -> Iterator[None]:
-    """While entered, the process ends where it passes one of these, or its parent ends.
+    """Ends the process, while entered, when it exceeds one of these limits or its parent ends.
 
-    ``memory`` is bytes of address space beyond those in use. No handler runs: native code would not let it.
+    ``memory`` is bytes of address space beyond those in use. Signals have no Python handlers, since native code would
+    not let them run.
     """
     _limit_memory(memory)
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
@@ -168,7 +168,7 @@ def _limited(*, cpu_s: float, wall_s: float, memory: int) -> Iterator[None]:
 
 
 def _limit_memory(more: int | None) -> None:
-    """Linux alone keeps to it; elsewhere time is the limit."""
+    """Limits the address space to ``more`` bytes beyond those in use. Only Linux enforces it."""
     if sys.platform == "linux":
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         soft = hard
@@ -181,9 +181,9 @@ def _limit_memory(more: int | None) -> None:
 
 
 def _end_with_parent(on: bool) -> None:
-    """While a call is worked on nothing comes through stdin, so that what the system tells of it by SIGIO is its end.
+    """Lets SIGIO end the process when the parent closes stdin; during a call no other event can occur on it.
 
-    PR_SET_PDEATHSIG would tell of the end of the thread that started this process, which need not be the parent's.
+    PR_SET_PDEATHSIG would signal the end of the thread that started this process, which may end before the parent.
     """
     if sys.platform == "linux":
         flags = fcntl.fcntl(0, fcntl.F_GETFL)

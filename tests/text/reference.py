@@ -15,7 +15,7 @@ Render = Callable[[str, list[dict[str, str]], bool], str]
 
 
 def load_reference() -> Render:
-    """What `transformers` renders; raises what it raises."""
+    """The text that `transformers` renders; raises its errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -35,16 +35,16 @@ def load_reference() -> Render:
 
 
 def check_equal(source: str, messages: list[dict[str, str]], reference: Render) -> int:
-    """Compares both ways to end; returns how often the template accepted the messages."""
+    """Compares the prompts with and without a generation prompt; returns how often the template accepted."""
     template = ChatTemplate(source, bos="<s>", eos="</s>", unk="<unk>")
     accepted = 0
     for add in (True, False):
         try:
-            wanted, refusal = reference(source, messages, add), None
+            expected, refusal = reference(source, messages, add), None
         except Exception as error:
-            wanted, refusal = "", str(error)
+            expected, refusal = "", str(error)
         if refusal is None:
-            assert template.render(messages, add_generation_prompt=add) == wanted
+            assert template.render(messages, add_generation_prompt=add) == expected
             accepted += 1
         else:
             with pytest.raises(RequestError) as caught:

@@ -1,4 +1,4 @@
-"""Writes the bytes of SentencePiece models, true and false ones."""
+"""Writes the bytes of SentencePiece models, valid and invalid ones."""
 
 from __future__ import annotations
 

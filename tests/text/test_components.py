@@ -1,4 +1,4 @@
-"""Tokenizers run in this process only if they are known to be quick, and elsewhere they give the same ids."""
+"""Tokenizers run in this process only if they are known to be fast; worker processes give the same ids."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for _ in range(20):
 
 
 @pytest.mark.parametrize("pre", {row.patterns: name for name, row in PRETOKENIZERS.items()}.values())
-def test_the_known_patterns_are_through_with_a_run_in_a_moment(pre: str) -> None:
+def test_the_known_patterns_are_fast_on_runs_of_characters(pre: str) -> None:
     tokenizer = Tokenizer.from_gguf(byte_level(pre=pre))
     size = tokenizer.quick_bytes
     assert size == (QUICK_BYTES_SQUARED if pre in ("tiny_aya", "cohere2moe", "deepseek-llm") else QUICK_BYTES)
@@ -85,7 +85,7 @@ def test_the_known_patterns_are_through_with_a_run_in_a_moment(pre: str) -> None
         ({"model": None}, 0),
     ],
 )
-def test_what_is_known(parts: dict[str, Any], size: int) -> None:
+def test_known_components(parts: dict[str, Any], size: int) -> None:
     assert Components.of_json(fields(**parts)).quick_bytes == size
 
 
@@ -128,7 +128,7 @@ def test_a_panic_in_this_process_is_an_error_of_the_request(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("gguf", [byte_level, sentence_piece])
-def test_elsewhere_the_ids_are_the_same(gguf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_process_gives_the_same_ids(gguf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer.from_gguf(gguf())
     there = Tokenizer.from_gguf(gguf())
     monkeypatch.setitem(there.__dict__, "quick_bytes", 0)

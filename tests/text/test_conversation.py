@@ -1,4 +1,4 @@
-"""Conversations that a template refuses are rewritten without losing a word, or refused in the template's own words."""
+"""Conversations that a template refuses are rewritten without losing text, or refused with its own message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mistralrs.text.conversation import Message, TemplateRefusalError, render_co
 from mistralrs.text.tokenizer import Tokenizer
 from tests.text.vocabularies import FETCHED, byte_level
 
-# As these models' own files have them, but for the words.
+# As in these models' own files, except for error messages.
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -95,7 +95,7 @@ def test_a_system_message_alone_becomes_a_turn() -> None:
 
 
 @pytest.mark.parametrize("source", [GEMMA, MISTRAL])
-def test_what_no_rewriting_helps_is_refused_in_the_templates_own_words(source: str) -> None:
+def test_messages_that_no_rewriting_helps_are_refused_with_the_templates_message(source: str) -> None:
     with pytest.raises(RequestError, match="Conversation roles must alternate"):
         chat(source, [ANSWER, USER])
 
@@ -109,7 +109,7 @@ def test_a_first_answer_is_no_trouble_where_the_template_takes_it() -> None:
     assert chat(builtin_template("chatml"), [ANSWER, USER]).startswith("<|im_start|>assistant\nHello!<|im_end|>\n")
 
 
-def test_a_template_that_passes_over_the_system_message_gets_it_elsewhere() -> None:
+def test_a_template_that_ignores_the_system_message_gets_it_elsewhere() -> None:
     assert chat(DEAF, [SYSTEM, USER, ANSWER]) == "u:Be brief.\n\nHi;a:Hello!;"
     assert chat(DEAF, [USER]) == "u:Hi;"
     assert chat(DEAF, [{"role": "system", "content": " "}, USER]) == "u:Hi;"
@@ -120,7 +120,7 @@ def test_a_template_that_reads_the_system_message_need_not_print_it() -> None:
     assert chat(switch, [{"role": "system", "content": "/quiet"}, USER]) == "quiet u:Hi;"
 
 
-def test_what_cannot_be_kept_is_refused() -> None:
+def test_messages_that_cannot_be_kept_are_refused() -> None:
     picky = "{% for m in messages %}{% if m.content != 'Hi' and m.role == 'user' %}{{ raise_exception('only Hi') }}"
     with pytest.raises(RequestError, match="the chat template leaves out the system message"):
         chat(picky + "{% elif m.role == 'user' %}Hi{% endif %}{% endfor %}", [SYSTEM, USER])
@@ -163,7 +163,7 @@ PARTS_ONLY = [
 
 @pytest.mark.parametrize("source", PARTS_ONLY)
 def test_a_template_that_knows_parts_only_gets_them(source: str) -> None:
-    # words that stand in the template, and in each other, as well
+    # texts that the template contains, and that contain each other
     talk = [SYSTEM, USER, ANSWER, {"role": "user", "content": "e"}, {"role": "tool", "content": "content"}]
     assert chat(source, talk) == "s:Be brief.;u:Hi;a:Hello!;u:e;t:content;"
     mixed = [SYSTEM, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}, ANSWER]
@@ -207,7 +207,7 @@ def test_a_template_that_leaves_out_a_message_is_refused(source: str, talk: list
         ("m.content.split('</think>')[-1] | trim", "<think>hm</think>\n\nfine"),
         ("m.content.split('</think>')[-1] | trim", "<think>hm</think>"),
         ("m.content.split('</think>')[-1] | trim", "<think>hm"),
-        ("m.content | trim | upper", "long enough that nobody writes it by chance "),
+        ("m.content | trim | upper", "long enough that no template has it by chance "),
         ("m.content | tojson(ensure_ascii=true)", 'wö "1"\n'),
         ("m.content | replace('H', 'J')", "Hello"),
         ("m.content[:2]", "Hello"),
@@ -217,14 +217,14 @@ def test_a_template_that_leaves_out_a_message_is_refused(source: str, talk: list
         ("'' if m.tool_calls else m.content", "I will call"),
     ],
 )
-def test_what_a_template_does_to_words_on_purpose_it_may(shown: str, content: str) -> None:
+def test_a_template_may_change_text_on_purpose(shown: str, content: str) -> None:
     source = "{% for m in messages %}{{ " + shown + " if m.role == 'assistant' else m.content }};{% endfor %}"
-    said = {"role": "assistant", "content": content, **({"tool_calls": [{}]} if "tool_calls" in shown else {})}
-    talk = [USER, said, MORE]
+    answer = {"role": "assistant", "content": content, **({"tool_calls": [{}]} if "tool_calls" in shown else {})}
+    talk = [USER, answer, MORE]
     assert chat(source, talk) == ChatTemplate(source, bos="<s>", eos="</s>").render(talk)
 
 
-def test_every_template_that_llama_cpp_ships_shows_every_word() -> None:
+def test_every_template_that_llama_cpp_ships_shows_all_text() -> None:
     paths = sorted(FETCHED.glob("*.jinja"))
     if not paths:
         pytest.skip("the templates are not here; to get them: make fixtures")
@@ -241,7 +241,7 @@ def test_a_failure_is_not_a_refusal() -> None:
         chat("{{ messages[0].content.nothing.there }}", [SYSTEM, USER])
 
 
-def test_the_user_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_user_is_warned_once(caplog: pytest.LogCaptureFixture) -> None:
     template = ChatTemplate(GEMMA, bos="<s>", eos="</s>")
     template.render_any([USER])
     assert not caplog.records
@@ -273,7 +273,7 @@ ROLES = st.sampled_from(["system", "developer", "user", "assistant"])
 
 
 @given(roles=st.lists(ROLES, min_size=1, max_size=7), source=st.sampled_from([GEMMA, MISTRAL, DEAF]))
-def test_no_word_is_lost_and_the_order_stays(roles: list[str], source: str) -> None:
+def test_no_text_is_lost_and_the_order_stays(roles: list[str], source: str) -> None:
     messages = [{"role": role, "content": f"<{position}>"} for position, role in enumerate(roles)]
     try:
         text = chat(source, messages)

@@ -1,4 +1,4 @@
-"""What people write in a chat never becomes a control token, and costs ordinary text nothing."""
+"""Text that people write in a chat never becomes a control token, and ordinary text costs nothing extra."""
 
 from __future__ import annotations
 

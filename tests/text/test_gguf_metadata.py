@@ -1,4 +1,4 @@
-"""A tokenizer as the section of a GGUF file: read again it gives the same tokens, or it is refused by name."""
+"""A tokenizer written to a GGUF file's section and read again gives the same tokens, or is refused by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.gguf_file import GgufFile
-from mistralrs.text.backends import byte_level_cut
+from mistralrs.text.backends import byte_level_pre_tokenizer
 from mistralrs.text.gguf_metadata import PROBE
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def values(metadata: dict[str, Any], key: str) -> Any:
     return metadata[f"tokenizer.ggml.{key}"]
 
 
-# What can be held
+# Supported tokenizers
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,15 @@ def test_real_vocabularies(name: str) -> None:
 
 
 def test_the_probe_tells_all_pre_tokenizers_apart() -> None:
-    cuts = {name: [piece for piece, _ in byte_level_cut(name).pre_tokenize_str(PROBE)] for name in PRETOKENIZERS}
+    splits = {
+        name: [piece for piece, _ in byte_level_pre_tokenizer(name).pre_tokenize_str(PROBE)] for name in PRETOKENIZERS
+    }
     alike = {
         (PRETOKENIZERS[one].patterns, PRETOKENIZERS[other].patterns)
         for one, other in itertools.combinations(PRETOKENIZERS, 2)
-        if cuts[one] == cuts[other] and PRETOKENIZERS[one].patterns != PRETOKENIZERS[other].patterns
+        if splits[one] == splits[other] and PRETOKENIZERS[one].patterns != PRETOKENIZERS[other].patterns
     }
-    # These two say the same: a letter after a sign, or none, and line feeds with all spaces before them.
+    # These two are equal: a letter after a sign, or none, and line feeds with all spaces before them.
     assert alike == {(PRETOKENIZERS["qwen2"].patterns, PRETOKENIZERS["bailingmoe"].patterns)}
     assert unicodedata.is_normalized("NFC", PROBE)
 
@@ -171,7 +173,7 @@ def part(each: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("cut", "name"),
+    ("pre_tokenizer", "name"),
     [
         (pre_tokenizers.ByteLevel(add_prefix_space=False), "gpt-2"),
         (
@@ -180,13 +182,13 @@ def part(each: Any) -> Any:
             ),
             "smollm",
         ),
-        (byte_level_cut("qwen2"), "qwen2"),
-        (byte_level_cut("tekken"), "tekken"),
-        (byte_level_cut("llama-bpe"), "llama3"),
+        (byte_level_pre_tokenizer("qwen2"), "qwen2"),
+        (byte_level_pre_tokenizer("tekken"), "tekken"),
+        (byte_level_pre_tokenizer("llama-bpe"), "llama3"),
     ],
 )
-def test_the_cut_gets_its_name(cut: pre_tokenizers.PreTokenizer, name: str) -> None:
-    fields = json_of(pre_tokenizer=part(cut))
+def test_the_pre_tokenizer_gets_its_name(pre_tokenizer: pre_tokenizers.PreTokenizer, name: str) -> None:
+    fields = json_of(pre_tokenizer=part(pre_tokenizer))
     fields["model"]["ignore_merges"] = PRETOKENIZERS[name].ignore_merges
     tokenizer = from_json(fields)
     metadata = tokenizer.to_gguf(size=tokenizer.vocab_size)
@@ -194,11 +196,11 @@ def test_the_cut_gets_its_name(cut: pre_tokenizers.PreTokenizer, name: str) -> N
     assert_same(tokenizer, Tokenizer.from_gguf(metadata))
 
 
-# What cannot be held
+# Unsupported tokenizers
 
 
 def pieces_json(merges: list[tuple[str, str]], **changes: Any) -> dict[str, Any]:
-    """A `tokenizer.json` as those that were made of SentencePiece models."""
+    """A `tokenizer.json` like those converted from SentencePiece models."""
     texts = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "e", "l", "he", "hel", "el", "▁▁"]
     model = models.BPE(
         {text: token for token, text in enumerate(texts)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
@@ -237,7 +239,7 @@ def test_merges_that_no_scores_give_are_refused(merges: list[tuple[str, str]]) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "reason"),
     [
         ({"pre_tokenizer": part(pre_tokenizers.ByteLevel(add_prefix_space=True))}, "cuts a text into words and merges"),
         ({"pre_tokenizer": None}, "cuts a text into words and merges them in a way that has no name"),
@@ -245,13 +247,13 @@ def test_merges_that_no_scores_give_are_refused(merges: list[tuple[str, str]]) -
         ({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}, "it is WordLevel"),
     ],
 )
-def test_refused(changes: dict[str, Any], said: str) -> None:
+def test_refused(changes: dict[str, Any], reason: str) -> None:
     tokenizer = from_json(json_of(**changes))
-    with pytest.raises(LoadError, match=f"a GGUF file cannot hold this tokenizer: .*{said}"):
+    with pytest.raises(LoadError, match=f"a GGUF file cannot hold this tokenizer: .*{reason}"):
         tokenizer.to_gguf(size=tokenizer.vocab_size)
 
 
-def test_small_differences_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_small_differences_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = from_json(json_of())
     tokenizer.to_gguf(size=tokenizer.vocab_size)
     assert not caplog.records

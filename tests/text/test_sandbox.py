@@ -1,4 +1,4 @@
-"""Templates cannot reach Python, loop for ever or print without end; what they may do, they do as Jinja says."""
+"""Templates cannot reach Python, loop for ever or write without end; allowed templates render as in Jinja."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def render(source: str, **variables: object) -> str:
         ("{{ 'ab' * 3 }}{{ 2 ** 10 }}{{ [1] * 2 }}", "ababab1024[1, 1]"),
     ],
 )  # fmt: skip
-def test_what_templates_may_do(source: str, text: str) -> None:
+def test_allowed_templates(source: str, text: str) -> None:
     assert render(source) == text
 
 
@@ -47,7 +47,7 @@ def test_the_date_is_today() -> None:
     assert shown in {before.strftime("%Y-%m-%d"), after.strftime("%Y-%m-%d")}
 
 
-def test_variables_win() -> None:
+def test_variables_take_priority() -> None:
     assert render("{{ bos_token }}{{ name }}", bos_token="B", name="N") == "BN"
 
 
@@ -72,7 +72,7 @@ def test_variables_win() -> None:
         ("{{ lipsum() }}", "'lipsum' is undefined"),
     ],
 )  # fmt: skip
-def test_what_stops_a_template(source: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_stop_a_template(source: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "MAX_STEPS", 20_000)  # for a fast test
     template = Renderer(source, {})
     with pytest.raises(RequestError, match=f"the chat template failed on the messages: .*{reason}") as caught:
@@ -86,7 +86,7 @@ def test_a_long_talk_is_no_abuse() -> None:
     assert chat.render(talk) == "X" * 1000
 
 
-def test_a_refusal_has_the_templates_words() -> None:
+def test_a_refusal_has_the_templates_message() -> None:
     with pytest.raises(RequestError, match=r"refuses the messages: only \[odd\] turns$"):
         render("{{ raise_exception('only [odd] turns') }}")
 

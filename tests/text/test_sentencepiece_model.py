@@ -1,4 +1,4 @@
-"""`tokenizer.model`: the ids are SentencePiece's own, and what is broken or not supported is refused by name."""
+"""`tokenizer.model`: ids equal SentencePiece's, and broken or unsupported files are refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_any_text_comes_back(name: str, text: str) -> None:
     assert golden(name).decode(golden(name).encode(text, special=False)) == text.replace("▁", " ")
 
 
-def test_the_prefix_is_as_the_file_says() -> None:
+def test_the_space_prefix_follows_the_file() -> None:
     assert golden("llama").space_prefix
     assert not golden("gemma").space_prefix
     assert load(model(PIECES, trainer(), normalizer(prefix=False)), space_prefix=True).space_prefix
@@ -97,7 +97,7 @@ def test_added_tokens_lie_behind_the_pieces_and_rename_some() -> None:
     assert list(tokenizer.controls.spans("a<|user|> b")) == [(1, 10)]
 
 
-def test_named_tokens_win_over_the_files_own() -> None:
+def test_named_tokens_take_priority_over_the_files_own() -> None:
     added = {len(PIECES): AddedToken("<|end|>", control=True)}
     tokenizer = load(model(), added=added, eos="<|end|>", add_bos=False)
     assert tokenizer.eos_id == len(PIECES)
@@ -119,7 +119,7 @@ def test_html_in_a_vocabulary_is_no_end() -> None:
     assert load(model(pieces), bos="<bos>", eos="<eos>").eos_ids == {2}
 
 
-# what is refused
+# refusals
 
 REFUSED: list[tuple[str, bytes]] = [
     ("it has no pieces", b""),
@@ -155,13 +155,13 @@ REFUSED: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize(("reason", "data"), REFUSED, ids=[f"{i}-{reason}" for i, (reason, _) in enumerate(REFUSED)])
-def test_what_is_broken_or_not_supported_is_refused_by_name(reason: str, data: bytes) -> None:
+def test_broken_or_unsupported_files_are_refused_by_name(reason: str, data: bytes) -> None:
     with pytest.raises(LoadError, match=reason) as caught:
         load(data)
     assert "tokenizer.model" in caught.value.message
 
 
-def test_unknown_fields_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     extra = number(200, 7) + chunk(201, b"x") + varint(202 << 3 | 1) + b"8 bytes." + varint(203 << 3 | 5) + b"4 by"
     assert load(extra + model()).encode("hello", special=False) == load(model()).encode("hello", special=False)
 
@@ -200,7 +200,7 @@ def test_any_damage_loads_or_is_refused(data: st.DataObject) -> None:
     tokenizer.decode(ids)
 
 
-def test_pieces_may_leave_out_what_has_a_default() -> None:
+def test_pieces_may_leave_out_fields_with_a_default() -> None:
     bare = chunk(1, chunk(1, b"z"))
     tokenizer = load(piece("<unk>", 0.0, UNKNOWN) + bare + trainer(byte_fallback=False) + normalizer(prefix=False))
     assert tokenizer.encode("z", special=False) == [1]

@@ -80,7 +80,7 @@ def test_all_are_here() -> None:
     assert json.loads((FOLDER / "gemma.json").read_text())["chat_template"] == builtin_template("gemma")
 
 
-def test_an_unknown_name_is_told_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LoadError, match="no chat template named 'lama'") as caught:
         builtin_template("lama")
     assert "alpaca, chatml" in str(caught.value.hint)

@@ -1,4 +1,4 @@
-"""Streams of tokens become the same text however they are cut; stop strings are never shown."""
+"""Streams become the same text however it is split into tokens; stop strings are never shown."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cut(data: bytes, lengths: list[int]) -> list[bytes]:
 
 
 def oracle(text: str, stop: list[str]) -> str:
-    """What is shown of a text: up to the stop string that is complete first, and of those up to the longest."""
+    """The part of a text that is shown: up to the stop string that is complete first, or the longest of several."""
     for end in range(len(text) + 1):
         complete = [word for word in stop if text[:end].endswith(word)]
         if complete:
@@ -76,7 +76,7 @@ def test_only_what_may_become_a_stop_string_is_held_back() -> None:
     assert stream.finish() == ""
 
 
-def test_what_was_held_back_comes_at_the_end() -> None:
+def test_text_held_back_comes_at_the_end() -> None:
     parts, stream = pushed([b"an EN"], "END")
     assert parts == ["an "]
     assert not stream.stopped
@@ -121,7 +121,7 @@ CHAT: tuple[bytes | str, ...] = (b"one", "<end>", b"\n", "<start>", b"us", b"er\
     ],
     ids=str,
 )
-def test_control_tokens_are_looked_for_by_their_names_and_never_shown(stop: tuple[str, ...], shown: str) -> None:
+def test_control_tokens_are_matched_by_their_names_and_never_shown(stop: tuple[str, ...], shown: str) -> None:
     parts, stream = pushed(CHAT, *stop)
     assert "".join(parts) + stream.finish() == shown
     assert stream.stopped == (shown != "one\nuser\ntwo")
@@ -164,9 +164,9 @@ def test_an_empty_stop_string_is_refused(stop: list[str]) -> None:
 
 def test_one_space_is_trimmed_where_the_tokenizer_wrote_it() -> None:
     pieces = [b"", b" ", b" a", b" b"]
-    for prefix, trim, wanted in ((True, True, " a b"), (True, False, "  a b"), (False, True, "  a b")):
+    for prefix, trim, expected in ((True, True, " a b"), (True, False, "  a b"), (False, True, "  a b")):
         stream = TextStream(Bytes(pieces, space_prefix=prefix), trim_space=trim)
-        assert "".join(map(stream.push, range(4))) + stream.finish() == wanted
+        assert "".join(map(stream.push, range(4))) + stream.finish() == expected
 
 
 STOPS = st.lists(st.text("abé", min_size=1, max_size=4), max_size=4)
@@ -174,7 +174,7 @@ CUTS = st.lists(st.integers(0, 5), max_size=20)
 
 
 @given(text=st.text("abé ", max_size=30), lengths=CUTS, stop=STOPS)
-def test_any_cut_shows_what_the_whole_shows(text: str, lengths: list[int], stop: list[str]) -> None:
+def test_any_split_shows_the_same_text(text: str, lengths: list[int], stop: list[str]) -> None:
     assert whole(cut(text.encode(), lengths), *stop) == oracle(text, stop)
 
 
@@ -184,7 +184,7 @@ def test_any_bytes_come_as_they_do_in_one_piece(data: bytes, lengths: list[int])
 
 
 @given(text=st.text("abé ", max_size=30), lengths=CUTS, stop=STOPS)
-def test_what_is_held_back_is_the_beginning_of_a_stop_string(text: str, lengths: list[int], stop: list[str]) -> None:
+def test_text_held_back_is_the_beginning_of_a_stop_string(text: str, lengths: list[int], stop: list[str]) -> None:
     parts, stream = pushed(cut(text.encode(), lengths), *stop)
     stopped = stream.stopped
     rest = stream.finish()
@@ -194,7 +194,7 @@ def test_what_is_held_back_is_the_beginning_of_a_stop_string(text: str, lengths:
 
 
 def oracle_with_names(pieces: list[bytes | str], stop: list[str]) -> str:
-    """The same where some tokens are names: what is shown of the spelled text is what is no name."""
+    """The same with tokens that are names: the shown part of the spelled text, without names."""
     spelled, is_name, is_inside = "", [], []
     for piece in pieces:
         text = piece if isinstance(piece, str) else piece.decode()
@@ -215,7 +215,7 @@ def oracle_with_names(pieces: list[bytes | str], stop: list[str]) -> str:
     pieces=st.lists(st.sampled_from(["aé", "ab", "a", b"a", b"b", "é".encode(), b"ab", b"ba "]), max_size=16),
     stop=STOPS,
 )
-def test_names_are_looked_for_as_text_is(pieces: list[bytes | str], stop: list[str]) -> None:
+def test_names_are_matched_as_text_is(pieces: list[bytes | str], stop: list[str]) -> None:
     assert whole(pieces, *stop) == oracle_with_names(pieces, stop)
     ended = TextStream(Bytes([*pieces, "ab"]), stop=stop)
     shown = "".join(map(ended.push, range(len(pieces)))) + ended.finish(len(pieces))

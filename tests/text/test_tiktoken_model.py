@@ -32,7 +32,7 @@ def lines(tokens: Sequence[bytes] = TOKENS) -> bytes:
 
 @pytest.fixture
 def known_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the tiny vocabulary for one that is cut as Llama 3's."""
+    """Makes the reader use Llama 3's pre-tokenizer for the tiny vocabulary."""
     monkeypatch.setitem(tiktoken_model.PRETOKENIZER_BY_SIZE, len(TOKENS), "llama-bpe")
 
 
@@ -82,16 +82,14 @@ REFUSED: list[tuple[str, bytes, dict[str, Any]]] = [
 
 @pytest.mark.usefixtures("known_size")
 @pytest.mark.parametrize(("reason", "data", "config"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
-def test_what_cannot_be_used_is_refused_by_name(
-    reason: str, data: bytes, config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_unusable_files_are_refused_by_name(reason: str, data: bytes, config: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=reason) as caught:
         load(tmp_path, data, config)
     assert "tokenizer.model" in caught.value.message
     assert "tokenizer.json" in str(caught.value.hint)
 
 
-def test_a_vocabulary_of_another_size_is_not_guessed_at(tmp_path: Path) -> None:
+def test_a_vocabulary_of_an_unknown_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="has 263 tokens in tiktoken's format; known vocabularies: 128000"):
         load(tmp_path, lines())
 

@@ -1,4 +1,4 @@
-"""No text has fewer tokens than the bound says, whatever the vocabulary; and texts that cannot fit are far above it."""
+"""No text has fewer tokens than the bound, for any vocabulary; texts that cannot fit are far above it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_long_text_has_many(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lowercase", "compatible"])
-def test_nothing_is_said_of_what_is_not_known(name: str) -> None:
+def test_the_bound_is_zero_for_unknown_components(name: str) -> None:
     assert tokenizer(name).least_tokens("7" * 4_000_000, special=True, enough=ANY) == 0
     assert tokenizer(name).tail("7" * 1000, special=True, tokens=1) == "7" * 1000
 
@@ -132,7 +132,7 @@ def test_a_prompt_that_cannot_fit_is_refused_untokenized(name: str, monkeypatch:
             prompt_tokens(tokenizer(name), pieces, room=Room(300, truncate=False))
 
 
-def test_what_is_hopeless_need_not_be_rendered() -> None:
+def test_a_conversation_that_cannot_fit_is_not_rendered() -> None:
     ours = tokenizer("byte level")
     for texts in (["7" * 5000], ["7" * 100] * 50):
         with pytest.raises(ContextLengthError, match=r"at least \d{4} tokens"):
@@ -143,7 +143,7 @@ def test_what_is_hopeless_need_not_be_rendered() -> None:
 
 @pytest.mark.parametrize("name", ["byte level", "pieces"])
 @pytest.mark.parametrize("parts", [1, 7])
-def test_of_one_that_is_to_be_truncated_the_end_is_kept(name: str, parts: int) -> None:
+def test_truncation_keeps_the_end_of_a_prompt(name: str, parts: int) -> None:
     dice = random.Random(3)
     pieces = [("".join(dice.choice(["hello ", "7", "the", "wö", " "]) for _ in range(200_000 // parts)), False)] * parts
     whole = prompt_tokens(tokenizer(name), pieces)
@@ -154,14 +154,14 @@ def test_of_one_that_is_to_be_truncated_the_end_is_kept(name: str, parts: int) -
     assert len(whole.ids) / 20 < cut.dropped <= len(whole.ids) - len(cut.ids) + SEAM
 
 
-def test_bos_is_not_put_in_front_of_a_cut() -> None:
+def test_bos_is_not_put_in_front_of_a_truncated_prompt() -> None:
     pieces = [("hello " * 100_000, False)]
     ours = tokenizer("pieces")
     assert prompt_tokens(ours, pieces, bos=True).ids[0] == ours.bos_id
     assert prompt_tokens(ours, pieces, room=Room(300, truncate=True), bos=True).ids[0] != ours.bos_id
 
 
-def test_what_fits_is_left_as_it_is() -> None:
+def test_a_prompt_that_fits_is_unchanged() -> None:
     for room in (None, Room(300, truncate=True), Room(300, truncate=False)):
         pieces = [("hello <|im_end|>", False), ("<|im_end|>", True), ("", False)]
         ours = tokenizer("byte level")

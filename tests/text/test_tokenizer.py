@@ -1,4 +1,4 @@
-"""Tokenizers from GGUF metadata and from tokenizer.json: ids, bytes, ends, and what is refused."""
+"""Tokenizers from GGUF metadata and from tokenizer.json: ids, bytes, ends, and refusals."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_control_tokens_are_text_unless_asked_for(name: str) -> None:
     assert tokenizer.decode(tokenizer.encode(spelled, special=False)) == spelled
 
 
-def test_words_of_the_maker_are_found_in_any_text() -> None:
+def test_user_defined_words_are_found_in_any_text() -> None:
     tokenizer = tiny("sentence-piece")
     word = tokenizer.vocab_size - 1
     assert word in tokenizer.encode("x[INST]y", special=False)
@@ -113,10 +113,10 @@ def smollm2(path: Path) -> Tokenizer:
 def test_threads_do_not_disturb_each_other() -> None:
     tokenizer = tiny("byte-level")
     spelled = "<|im_start|>hell<|im_end|>" * 20
-    wanted = {special: tokenizer.encode(spelled, special=special) for special in (True, False)}
+    expected = {special: tokenizer.encode(spelled, special=special) for special in (True, False)}
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(lambda i: (i % 2 == 0, tokenizer.encode(spelled, special=i % 2 == 0)), range(400)))
-    assert all(ids == wanted[special] for special, ids in done)
+    assert all(ids == expected[special] for special, ids in done)
 
 
 # bytes
@@ -168,7 +168,7 @@ def test_whether_a_text_starts_with_bos() -> None:
     assert Tokenizer.from_gguf(byte_level(add_bos_token=True)).add_bos
 
 
-def test_old_sentence_piece_files_have_the_customary_ids() -> None:
+def test_old_sentence_piece_files_have_the_default_ids() -> None:
     tokenizer = tiny("sentence-piece")
     assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
 
@@ -190,8 +190,8 @@ def with_pretokenizer(pre: str) -> Tokenizer:
 
 
 def test_the_known_names_hold_those_of_the_first_models() -> None:
-    wanted = "llama-bpe llama3 llama-v3 smollm starcoder refact command-r gpt-2 phi-2 mpt olmo qwen2 deepseek-llm"
-    assert {*wanted.split(), "deepseek-coder", "falcon", "default", "tekken"} <= PRETOKENIZERS.keys()
+    expected = "llama-bpe llama3 llama-v3 smollm starcoder refact command-r gpt-2 phi-2 mpt olmo qwen2 deepseek-llm"
+    assert {*expected.split(), "deepseek-coder", "falcon", "default", "tekken"} <= PRETOKENIZERS.keys()
 
 
 def test_an_unknown_pretokenizer_is_named_with_those_known() -> None:
@@ -207,7 +207,7 @@ def test_a_missing_pretokenizer_is_the_default_one(caplog: pytest.LogCaptureFixt
     )
 
 
-# what is refused
+# refusals
 
 REFUSED: list[tuple[str, dict[str, object]]] = [
     ("'tokenizer.ggml.model' is missing", byte_level(model=None)),
@@ -315,7 +315,7 @@ def test_a_json_finds_its_bos_by_what_it_puts_in_front() -> None:
     assert not Tokenizer.from_json(json.dumps(fields), add_bos=False).add_bos
 
 
-def test_a_json_takes_ends_by_text_even_where_it_calls_them_words() -> None:
+def test_a_json_takes_ends_by_text_even_if_it_marks_them_as_words() -> None:
     fields = json_of(tiny("byte-level"))
     for token in fields["added_tokens"]:
         token["special"] = False
@@ -326,7 +326,7 @@ def test_a_json_takes_ends_by_text_even_where_it_calls_them_words() -> None:
     assert 3 not in tokenizer.encode("<|im_sep|>", special=False)
 
 
-def test_a_json_that_cuts_and_pads_does_neither() -> None:
+def test_truncation_and_padding_of_a_json_are_turned_off() -> None:
     fields = json_of(tiny("byte-level"))
     fields["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     tokenizer = Tokenizer.from_json(json.dumps(fields))
@@ -357,7 +357,7 @@ def test_a_json_refuses_tokens_it_does_not_have(tmp_path: Path) -> None:
         Tokenizer.from_json(tmp_path / "none.json")
 
 
-def test_control_and_user_words_are_told_apart() -> None:
+def test_control_and_user_defined_tokens_are_distinguished() -> None:
     kinds = list(byte_level()["tokenizer.ggml.token_type"])  # type: ignore[call-overload]
     kinds[3] = USER_DEFINED
     tokenizer = Tokenizer.from_gguf(byte_level(token_type=kinds))

@@ -1,4 +1,4 @@
-"""The files beside a tokenizer, in the forms of every age."""
+"""The files beside a tokenizer, in the formats of all versions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_a_token_is_a_text_or_an_object(token: object) -> None:
         {"eos_token": "", "bos_token": "\ud800"},
     ],
 )
-def test_what_is_missing_or_strange_says_nothing(config: dict[str, object]) -> None:
+def test_missing_and_unexpected_values_are_ignored(config: dict[str, object]) -> None:
     assert read_tokenizer_config(config) == TokenizerConfig()
 
 
-def test_older_files_fill_what_the_newer_leaves_out() -> None:
+def test_older_files_fill_gaps_of_the_newer_one() -> None:
     config = read_tokenizer_config(
         {"eos_token": "<|im_end|>"},
         special_tokens_map={
@@ -45,7 +45,7 @@ def test_older_files_fill_what_the_newer_leaves_out() -> None:
     assert {token: added.control for token, added in config.added.items()} == {10: True, 11: True, 12: True, 13: False}
 
 
-def test_the_decoder_says_what_a_token_takes_along() -> None:
+def test_the_decoder_has_whether_a_token_strips_whitespace() -> None:
     decoder = {
         "5": {"content": "<a>", "special": True, "rstrip": True},
         "6": {"content": "b", "special": False, "lstrip": True},

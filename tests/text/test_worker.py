@@ -1,4 +1,4 @@
-"""Foreign code runs elsewhere: its work is bounded, work that nobody wants ends, and no process outlives its parent."""
+"""Worker processes: limits are enforced, cancelled calls end, and no worker outlives its parent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HI = [{"role": "user", "content": "hi there"}]
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 ENDLESS = "{% for i in range(9999) %}{{ range(99999) | sum }}{% endfor %}"
 PATIENCE_S = 60.0
-"""A busy machine may take as long for nothing."""
+"""Longer limits, because other work on the machine may take most of the time."""
 
 
 def template(source: str) -> ChatTemplate:
@@ -82,14 +82,14 @@ def test_a_long_prompt_is_not_written(hurried: None) -> None:
         template("{{ 'x' * 30000000 }}" + PLAIN).render_any(HI)
 
 
-def test_a_failure_is_in_the_templates_words() -> None:
+def test_a_failure_has_the_templates_message() -> None:
     chat = template("{{ messages[0].content + 1 }}")
     for render in (chat.render, chat.render_any):
         with pytest.raises(RequestError, match="failed on the messages: can only concatenate str"):
             render(HI)
 
 
-def test_what_is_sent_arrives_as_it_is() -> None:
+def test_values_arrive_unchanged() -> None:
     shown = template("{{ v | tojson }}{{ messages[0].content }}").render(
         [{"role": "user", "content": "\ud800\x00é🦙"}], v={"a": [1, 2.5, None, True, 10**30]}
     )
@@ -99,12 +99,12 @@ def test_what_is_sent_arrives_as_it_is() -> None:
     assert template(PLAIN).render(HI) == "hi there"
 
 
-def test_in_another_process_a_template_is_compiled_when_it_is_wanted() -> None:
+def test_in_another_process_a_template_is_compiled_on_first_use() -> None:
     chat = pickle.loads(pickle.dumps(ChatTemplate(PLAIN + "{{ eos_token }}", bos="", eos="</s>")))
     assert chat.render(HI) == "hi there</s>"
 
 
-def test_what_a_process_has_forgotten_is_loaded_again() -> None:
+def test_a_dropped_resource_is_loaded_again() -> None:
     chats = [template(PLAIN + str(number)) for number in range(40)]
     for _ in range(2):
         assert [chat.render(HI) for chat in chats] == [f"hi there{number}" for number in range(40)]
@@ -128,8 +128,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
 @pytest.fixture
-def none() -> Iterator[None]:
-    """No process is there that others started."""
+def no_workers() -> Iterator[None]:
+    """Ends the workers that other tests started."""
     workers.close()
     yield
     workers.close()
@@ -143,7 +143,7 @@ def until_ended(processes: set[int]) -> None:
 
 
 @linux
-def test_it_is_given_no_keys(none: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_inherits_no_keys(no_workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("TZ", "UTC")
     before = ids()
@@ -157,7 +157,7 @@ def test_it_is_given_no_keys(none: None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @linux
-def test_who_cancels_does_not_wait(none: None) -> None:
+def test_a_cancel_does_not_wait(no_workers: None) -> None:
     before = ids()
     chat = template(ENDLESS)
     [child] = ids() - before
@@ -177,14 +177,14 @@ def test_who_cancels_does_not_wait(none: None) -> None:
     cancellation.cancel()
     started = time.monotonic()
     thread.join()
-    assert time.monotonic() - started < 4.0  # the template could go on for longer
+    assert time.monotonic() - started < 4.0  # the template would run longer
     assert len(raised) == 1
     assert not is_alive(child)
     assert template(PLAIN).render(HI) == "hi there"
 
 
 @linux
-def test_ctrl_c_ends_it(none: None) -> None:
+def test_ctrl_c_ends_it(no_workers: None) -> None:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
@@ -227,7 +227,7 @@ def test_it_dies_with_its_parent(source: str) -> None:
 
 
 @linux
-def test_a_busy_process_gets_a_second_and_no_third(none: None) -> None:
+def test_a_busy_process_gets_a_second_and_no_third(no_workers: None) -> None:
     before = ids()
     chats = [template(PLAIN + "{% for i in range(300) %}{% if range(99999) | sum %}{% endif %}{% endfor %}")] * 6
     threads = [threading.Thread(target=chat.render, args=(HI,)) for chat in chats]
@@ -241,7 +241,7 @@ def test_a_busy_process_gets_a_second_and_no_third(none: None) -> None:
 
 
 @linux
-def test_a_fork_has_its_own(none: None) -> None:
+def test_a_fork_has_its_own(no_workers: None) -> None:
     chat = template(PLAIN)
     read, write = os.pipe()
     child = os.fork()

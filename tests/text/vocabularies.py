@@ -1,4 +1,4 @@
-"""Vocabularies for the tests of this folder: tiny ones as GGUF metadata, and llama.cpp's where they were fetched."""
+"""Vocabularies for the tests of this folder: tiny ones as GGUF metadata, and llama.cpp's if they were fetched."""
 
 from __future__ import annotations
 
