@@ -137,7 +137,7 @@ class RequestState:
             reason = "stop"
         if reason is not None:
             text += self._text.finish()
-        return self._delta(text, now, sampled), reason
+        return self._delta(text, now, draw), reason
 
     def finish(self, reason: FinishReason, now: float) -> None:
         """Ends the stream."""

@@ -1,7 +1,7 @@
-"""Decoding of a stored matrix to float32: what every faster way is measured against.
+"""Decodes a stored matrix to float32 by reference decoders.
 
-The `gguf` package decodes the types with a scale for each block that GGUF files have today. The plain types, those that
-files had before, and those that are unpacked to integers first are decoded here.
+The `gguf` package decodes the types with a scale for each block that GGUF files have today. The plain types, those of
+older files, and those that are unpacked to integers first are decoded here.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: _gguf_decoder(name) for name in _BY_GGUF},
     **{name: decode(name) for name in UNPACKERS},
 }
-"""Type name -> blocks as uint8 (blocks, block_bytes) to weights as float32 (blocks, block_len)."""
+"""Decoders by type name, each from uint8 (blocks, block_bytes) to float32 (blocks, block_len)."""
 
 
 def dequantize(type_: QuantType, data: Tensor, columns: int) -> Tensor:
     """The weights of stored rows.
 
     ``data`` is uint8 of shape (rows, row_bytes), where row_bytes is ``type_.row_bytes(columns)``. Returns new memory,
-    float32 of shape (rows, columns). Raises ValueError when the shapes do not fit the type.
+    float32 of shape (rows, columns). Raises ValueError if the shapes do not fit the type.
     """
     return DECODERS[type_.name](as_blocks(type_, data, columns)).reshape(-1, columns)

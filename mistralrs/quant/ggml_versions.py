@@ -1,9 +1,9 @@
-"""Reference unpacking of the layouts that ggml changed in 2023, in torch: what legacy GGML files hold.
+"""Reference unpackers and decoders, in torch, of layouts that ggml changed in 2023 and that legacy GGML files have.
 
 An unpacker is as in ``iquants``, a decoder as in ``dequantize``. Until ggjt version 1 the two nibbles of a byte are
 neighbours; since version 2 a block has first all low nibbles and then all high ones (llama.cpp pull request 1405).
 Until version 2 the scale and minimum of Q4_0, Q4_1 and Q8_0 are float32, since version 3 they are float16 (pull
-request 1508). Q4_2 and Q4_3 were dropped with version 2. It knows no matrix and no file.
+request 1508). Q4_2 and Q4_3 were dropped with version 2.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Reference unpacking of the codebook types (IQ), the ternary ones (TQ) and MXFP4, in torch.
+"""Reference unpackers, in torch, of the codebook types (IQ), the ternary ones (TQ) and MXFP4.
 
 An unpacker takes blocks as uint8 of shape (blocks, block_bytes) and returns small integers, int8 of shape (blocks,
 block_len), and the scale of each 16 of them, float32 of shape (blocks, block_len / 16). The weight is their product,
-exactly. It is slow; it knows no matrix and no file. The layouts are those of ggml's `ggml-common.h`; the codebooks are
-those that the `gguf` package ships.
+exactly. The layouts are those of ggml's `ggml-common.h`; the codebooks come from the `gguf` package.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ Unpacked = tuple[Tensor, Tensor]
 """int8 (blocks, block_len), float32 (blocks, block_len / 16)."""
 
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""What the 16 codes of IQ4_NL and IQ4_XS stand for."""
+"""Values of the 16 codes of IQ4_NL and IQ4_XS."""
 _DOUBLED_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-"""Twice what the 16 codes of MXFP4 stand for, since one is 0.5."""
+"""Twice the values of the 16 codes of MXFP4, one of which is 0.5."""
 
 
 def unpack_iq2_xxs(blocks: Tensor) -> Unpacked:
@@ -78,7 +77,7 @@ def unpack_iq1_s(blocks: Tensor) -> Unpacked:
 def unpack_iq1_m(blocks: Tensor) -> Unpacked:
     """56 bytes: 32 bytes of index, 32 nibbles of upper index and sign of the shift, 4 words of scales; as IQ1_S.
 
-    Each word has four 3-bit scales; d is made of what the words have left, a nibble each.
+    Each word has four 3-bit scales; the upper nibbles of the words make d.
     """
     low, nibbles, rest = blocks.split_with_sizes((32, 16, 8), dim=1)
     words = _words(rest, size=2)  # (blocks, 4)
@@ -129,8 +128,8 @@ def unpack_mxfp4(blocks: Tensor) -> Unpacked:
 
 @cache
 def _codebook(name: str) -> Tensor:
-    """int8 of shape (entries, 4 or 8)."""
-    from gguf import quants  # takes a sixth of a second, and only these types need it
+    """The codebook of a type: int8 (entries, 4 or 8)."""
+    from gguf import quants  # imported late: it takes a sixth of a second, and only these types need it
 
     holder = getattr(quants, name)
     holder.init_grid()

@@ -1,4 +1,4 @@
-"""Decoding of the plain types, and the pieces that decoders are made of, in torch.
+"""Reference decoders, in torch, of the plain types, and the pieces that other decoders are made of.
 
 A decoder takes blocks as uint8 of shape (blocks, block_bytes) and returns float32 of shape (blocks, block_len), exact.
 The layouts are those of ggml's `ggml-common.h`.
@@ -27,7 +27,7 @@ def decode_bf16(blocks: Tensor) -> Tensor:
 
 def half(data: Tensor) -> Tensor:
     """Pairs of bytes as float16, widened: (blocks, 2 * n) uint8 -> (blocks, n) float32."""
-    # The copy makes the bytes contiguous and aligned, which a view as a wider type asks for.
+    # The copy makes the bytes contiguous and aligned, as a view as a wider type requires.
     return data.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
 
 

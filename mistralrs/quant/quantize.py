@@ -1,6 +1,6 @@
-"""In-situ quantization: which types can be asked for, and what each matrix of a model then gets.
+"""In-situ quantization: the types that users can ask for, and the type that each matrix gets.
 
-Knows shapes and types; not how blocks are found (``search`` and the kernels), nor which matrices a model has.
+``scale_search`` and the kernels do the quantizing.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ ISQ_TYPES: dict[str, QuantType] = {
 """The types that weights can be quantized to, as the user spells them."""
 
 _INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q4_1", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""For rows that are no multiple of 256: the smallest type with blocks of 32 whose error is no larger."""
+"""Types for rows that are not a multiple of 256: the smallest with blocks of 32 whose error is not larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one matrix becomes."""
+    """The type to which one matrix is quantized."""
 
     type: QuantType | None
-    """None: it stays as it is stored."""
+    """None if the matrix stays as it is stored."""
     reason: str | None = None
-    """Why this is not the type that was asked for, to be shown to the user; None: it is."""
+    """The reason, for the user, why this is not the requested type; None if it is."""
 
 
 def isq_type(name: str) -> QuantType:
-    """The type that the user's word names, in any case. Raises ``UsageError`` for another word."""
+    """The type of this name, in upper or lower case. Raises ``UsageError`` for an unknown name."""
     if name.lower() not in ISQ_TYPES:
         raise UsageError(f"weights cannot be quantized to {name!r}", hint=f"choose one of: {', '.join(ISQ_TYPES)}")
     return ISQ_TYPES[name.lower()]
 
 
-def target_of(wanted: QuantType, columns: int) -> Target:
-    """What a matrix with rows of ``columns`` weights becomes where ``wanted``, one of ``ISQ_TYPES``, is asked for."""
-    if columns % wanted.block_len == 0:
-        return Target(wanted)
+def target_of(requested: QuantType, columns: int) -> Target:
+    """The target of a matrix with rows of ``columns`` weights if ``requested``, one of ``ISQ_TYPES``, is asked for."""
+    if columns % requested.block_len == 0:
+        return Target(requested)
     if columns % 32:
         return Target(None, f"rows of {columns} weights do not split in blocks of 32: kept as stored")
-    instead = TYPES[_INSTEAD[wanted.name]]
-    reason = f"rows of {columns} weights do not split in blocks of {wanted.block_len}"
-    return Target(instead, f"{reason}: {instead.name} instead of {wanted.name}")
+    instead = TYPES[_INSTEAD[requested.name]]
+    reason = f"rows of {columns} weights do not split in blocks of {requested.block_len}"
+    return Target(instead, f"{reason}: {instead.name} instead of {requested.name}")

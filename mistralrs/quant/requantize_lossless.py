@@ -1,7 +1,4 @@
-"""Types that no kernel knows, turned into one that loses nothing: small integers with a scale for every 16 columns.
-
-Knows the storage types and nothing of files, devices and kernels.
-"""
+"""Requantizes types without kernels to small integers with a scale for every 16 columns, without loss."""
 
 from __future__ import annotations
 
@@ -36,11 +33,11 @@ UNPACKERS: dict[str, Callable[[Tensor], Unpacked]] = {
     "Q5_0_V1": ggml_versions.unpack_q5_0_v1,
     "Q8_0_V1": ggml_versions.unpack_q8_0_v1,
 }
-"""Type name -> its unpacker, as `iquants` describes them."""
+"""Unpackers by type name, as ``iquants`` describes them."""
 
 
 def requantize_lossless(type_: QuantType, data: Tensor, columns: int) -> Unpacked:
-    """Stored rows of a type of ``types.EXPANDED`` as integers and scales, whose product in float32 is the weight.
+    """Integers and scales, whose product in float32 is the weight, of stored rows of a type in ``types.EXPANDED``.
 
     ``data`` is uint8 of shape (rows, row_bytes), where row_bytes is ``type_.row_bytes(columns)``. Returns new memory:
     int8 of shape (rows, columns), float32 of shape (rows, columns / 16). Raises ValueError when the shapes do not fit.
@@ -73,7 +70,7 @@ def as_blocks(type_: QuantType, data: Tensor, columns: int) -> Tensor:
 
 
 def to_i8(type_: QuantType, data: Tensor, columns: int) -> Tensor:
-    """``expand`` as rows of ``types.I8``: uint8 of shape (rows, columns / 32 * 40)."""
+    """The result of ``requantize_lossless`` as rows of ``types.I8``: uint8 (rows, columns / 32 * 40)."""
     values, scales = requantize_lossless(type_, data, columns)
     blocks = torch.empty(len(values), columns // 32, 40, dtype=torch.uint8)
     blocks[:, :, :8] = scales.view(torch.uint8).view(len(values), -1, 8)

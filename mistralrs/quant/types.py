@@ -1,7 +1,4 @@
-"""The table of storage types: how many weights make a block and how many bytes a block takes.
-
-Knows no device, no kernel and no file format; the ids are those of ggml.
-"""
+"""The table of storage types: the weights and the bytes of a block. The ids are ggml's."""
 
 from __future__ import annotations
 
@@ -63,7 +60,7 @@ _CODEBOOKS = _by_name(
     )
 )
 
-# How files of before June 2023 have some types, under the ids of today. V1: up to ggjt version 1, V2: ggjt version 2.
+# Old layouts of types, under today's ids, in files from before June 2023. V1: up to ggjt version 1, V2: ggjt version 2.
 _OLD_WITHOUT_MINIMUM = _by_name(
     (
         QuantType("Q4_0_V1", 2, 32, 20),
@@ -75,7 +72,7 @@ _OLD_WITHOUT_MINIMUM = _by_name(
 )
 
 EXPANDED: dict[str, QuantType] = _CODEBOOKS | _OLD_WITHOUT_MINIMUM
-"""Types that are turned into small integers and scales at load, without loss: see ``quant.requantize_lossless``."""
+"""Types that are converted to small integers and scales at load, without loss: see ``quant.requantize_lossless``."""
 
 DECODED: dict[str, QuantType] = _by_name(
     (
@@ -85,10 +82,10 @@ DECODED: dict[str, QuantType] = _by_name(
         QuantType("Q5_1_V1", 7, 32, 24),
     )
 )
-"""Types of old files that are decoded to F32 at load: their blocks have a minimum, so no type of today holds them."""
+"""Types of old files that are decoded to F32 at load: their blocks have a minimum, which no current type can store."""
 
 BY_GGML_ID: dict[int, QuantType] = {t.ggml_id: t for t in (*TYPES.values(), *_CODEBOOKS.values())}
-"""What a GGUF file may hold."""
+"""The types that a GGUF file may have, by id."""
 
 I8 = QuantType("I8", 100, 32, 40)
 """No file's type: what ``EXPANDED`` becomes. A block is two float32 scales, each for 16 columns, and 32 int8 values."""

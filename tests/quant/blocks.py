@@ -39,7 +39,7 @@ HALVES: dict[str, tuple[int, ...]] = {
     "Q5_0_V1": (0,),
     "Q5_1_V1": (0, 2),
 }
-"""Where a block keeps its float16 scale and, second, its minimum (K types: the scale of its minima)."""
+"""Offsets in a block of its float16 scale and of its minimum (K types: the scale of its minima)."""
 
 MINIMUM_PER_SCALE: dict[str, float] = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 """The ratio of minimum to scale at which random blocks decode to a mean of zero."""
@@ -65,7 +65,7 @@ def odd_rows(type_: QuantType, *, rows: int, columns: int, seed: int) -> NDArray
 
 
 def sane_rows(type_: QuantType, *, rows: int, columns: int, seed: int, deviation: float) -> NDArray[np.uint8]:
-    """Random rows of a quantized type as a model might have them: mean near zero, the given standard deviation."""
+    """Random rows of a quantized type like those of a model: mean near zero, and the given standard deviation."""
     blocks = random_bytes(type_, rows=rows, columns=columns, seed=seed).reshape(-1, type_.block_bytes)
     if type_.name == "TQ2_0":  # no quantizer writes the fourth value, 2
         blocks[:, :64] ^= (blocks[:, :64] & blocks[:, :64] >> 1 & 0x55) << 1
@@ -100,7 +100,7 @@ def _set_halves(blocks: NDArray[np.uint8], offset: int, values: NDArray[np.float
 
 
 def _set_split_half(blocks: NDArray[np.uint8], values: NDArray[np.float16]) -> None:
-    """IQ1_M keeps its scale in the upper nibbles of its last four words, the lowest nibble first."""
+    """Stores IQ1_M's scale in the upper nibbles of a block's last four words, the lowest nibble first."""
     bits = values.view(np.uint16)
     for word in range(4):
         high = blocks[:, 49 + 2 * word]

@@ -1,4 +1,4 @@
-"""Expanded types: integers and scales whose product is the weight, bit for bit; and the layouts of old files."""
+"""Types requantized without loss: the product of integers and scales is the weight, bit for bit; and old layouts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD = {name: type_ for name, type_ in (EXPANDED | DECODED).items() if type_ not 
 
 
 def finite_rows(type_: QuantType, *, rows: int, columns: int) -> NDArray[np.uint8]:
-    """As ``odd_rows``, with finite scales where those are float32."""
+    """Like ``odd_rows``, with finite scales if these are float32."""
     data = odd_rows(type_, rows=rows, columns=columns, seed=5)
     singles = {"Q4_0_V1": 1, "Q4_0_V2": 1, "Q8_0_V1": 1, "Q4_1_V1": 2, "Q4_1_V2": 2}.get(type_.name, 0)
     blocks = data.reshape(-1, type_.block_bytes)

@@ -29,8 +29,8 @@ GOLDEN: dict[str, dict[str, float]] = json.loads(
 """Set of weights -> type -> the relative error of llama.cpp's quantizer; see scripts/make_quantizer_golden.py."""
 
 IMPLEMENTATIONS_APART = 3e-3
-"""Relative difference of the errors of kernel and reference, which add in another order: where two lines seem as good,
-each may take another one, and 64 blocks do not even that out."""
+"""Relative difference between the errors of the kernel and of the reference implementation. They add in another order,
+so that each may choose another of two equally good scales, and 64 blocks do not average that out."""
 
 Blocks = NDArray[np.uint8]
 
@@ -75,7 +75,7 @@ def decoded(type_: QuantType, blocks: Blocks) -> Floats:
 
 
 def odd_rows() -> Floats:
-    """What a search may stumble over: (13, 512)."""
+    """Unusual rows for the search: (13, 512)."""
     rows = weights.gaussian_rows(13, columns=512, seed=3) / 0.02
     rows[0] = 0
     rows[1] = 1
@@ -128,7 +128,7 @@ def test_error_of_the_reference_is_at_most_that_of_llama_cpp(type_: QuantType, n
 
 @native
 @every_type
-def test_kernel_and_reference_are_as_good(library: ctypes.CDLL, type_: QuantType) -> None:
+def test_kernel_and_reference_are_equally_good(library: ctypes.CDLL, type_: QuantType) -> None:
     rows = weights.generated()["student"]
     errors = [
         relative_error(rows, decoded(type_, blocks))
@@ -217,7 +217,7 @@ def test_the_reference_refuses(name: str, rows: torch.Tensor, reason: str) -> No
         quantize_blocks(TYPES[name], rows)
 
 
-def test_words_of_the_command_line() -> None:
+def test_names_on_the_command_line() -> None:
     assert isq_type("q4_k") is TYPES["Q4_K"]
     assert isq_type("Q8_0") is TYPES["Q8_0"]
     with pytest.raises(UsageError, match="'f16'") as caught:
@@ -227,7 +227,7 @@ def test_words_of_the_command_line() -> None:
 
 
 @every_type
-def test_rows_that_split_get_what_was_asked_for(type_: QuantType) -> None:
+def test_rows_that_split_get_the_requested_type(type_: QuantType) -> None:
     target = target_of(type_, 1536)
     assert target.type is type_
     assert target.reason is None

@@ -28,7 +28,7 @@ def test_equals_gguf_bit_for_bit(name: str, rows: int, blocks: int) -> None:
 
     assert decoded.dtype == np.float32
     assert decoded.shape == expected.shape
-    # Which of its many bit patterns a NaN has is left to the processor; random F32, F16 and BF16 weights have some.
+    # Processors may choose any bit pattern of a NaN; random F32, F16 and BF16 weights have some.
     numbers = ~np.isnan(expected)
     assert numbers.mean() > 0.95
     np.testing.assert_array_equal(np.isnan(decoded), ~numbers)
@@ -54,7 +54,7 @@ def test_result_is_new_memory(name: str) -> None:
 
 
 def test_reads_from_any_offset() -> None:
-    """Mapped tensors start at even addresses at best; a decoder must not ask for more."""
+    """Mapped tensors may have only even addresses; a decoder must not require more alignment."""
     type_ = TYPES["Q6_K"]
     data = torch.from_numpy(odd_rows(type_, rows=3, columns=512, seed=1))
     moved = torch.cat((torch.zeros(1, dtype=torch.uint8), data.flatten()))[1:].view(3, -1)

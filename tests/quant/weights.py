@@ -1,6 +1,6 @@
-"""Weights that quantizers are compared on, and the measure. Needs numpy alone, for the script that asks llama.cpp.
+"""Weights for comparing quantizers, and the error measure. Needs numpy alone, for the script that runs llama.cpp.
 
-They are drawn from uniform numbers, the one stream of numpy's generators that is the same in every version.
+They come from uniform numbers, the only stream of numpy's generators that is the same in every version.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MODEL_TENSORS = {
     "query": "blk.10.attn_q.weight",
     "embedding": "token_embd.weight",
 }
-"""What is taken from the default model. All but the last are stored as Q4_1, so blocks that fit them lose nothing."""
+"""Tensors of the default model. All but the last are stored as Q4_1, so blocks that fit them lose nothing."""
 
 
 def gaussian_rows(rows: int, *, columns: int, seed: int) -> Floats:
@@ -39,7 +39,7 @@ def student_rows(rows: int, *, columns: int, seed: int) -> Floats:
 
 
 def relative_error(weights: Floats, decoded: Floats) -> float:
-    """Root of the squares of the differences over those of the weights."""
+    """The root of the sum of squared differences over the sum of squared weights."""
     difference = weights.astype(np.float64) - decoded
     return float(np.sqrt((difference**2).sum() / (weights.astype(np.float64) ** 2).sum()))
 
