@@ -1,16 +1,15 @@
-"""The errors that a user can meet, each with what happened and what to do next.
+"""The errors for users, each with a message and a hint. Imports nothing of the package.
 
-Errors that a caller can avoid by asking for something else are also ``ValueError``. This module imports nothing of the
-package.
+Errors that a caller can avoid by other arguments are also ``ValueError``.
 """
 
 from __future__ import annotations
 
 
 class MistralrsError(Exception):
-    """An error to be shown to the user: one line of what and which, and a hint of what next.
+    """An error to be shown to the user: a message of one line, and a hint on what to do next.
 
-    ``exit_code`` is what a command that ends with this error returns.
+    ``exit_code`` is the exit code of a command that ends with this error.
     """
 
     exit_code = 1
@@ -21,12 +20,12 @@ class MistralrsError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Makes an error cross to another process unchanged, whatever arguments its class takes."""
+        """Pickles the error with its state, so that subclasses with other constructors can cross to other processes."""
         return _restored, (type(self), self.args, self.__dict__)
 
 
 class UsageError(MistralrsError, ValueError):
-    """The command line or the arguments of a call do not fit together."""
+    """The command line or the arguments of a call are wrong or contradict each other."""
 
     exit_code = 2
 
@@ -38,7 +37,7 @@ class LoadError(MistralrsError, ValueError):
 
 
 class FormatError(LoadError):
-    """A model file is broken: names the file, the place in it and the reason."""
+    """A model file is broken; the message names the file, the place in it and the reason."""
 
     def __init__(self, path: str, place: str, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"{path}: {place}: {reason}", hint=hint or "the file is damaged or incomplete: fetch it again")
@@ -60,7 +59,7 @@ class RequestError(MistralrsError, ValueError):
         self.param = param
 
     def point_at(self, param: str, *, place: int | None = None) -> None:
-        """Names the parameter that is meant; ``place``: which of its members, which the message then names too."""
+        """Sets the parameter that the error is about; ``place``: index of its member, which the message then names."""
         self.param = param
         if place is not None:
             self.param = f"{param}[{place}]"
@@ -71,7 +70,7 @@ class RequestError(MistralrsError, ValueError):
 class ContextLengthError(RequestError):
     """The prompt is longer than the model's context, or fills it so that no answer has room.
 
-    ``at_least``: the prompt has that many tokens or more; it was too long to be tokenized.
+    ``at_least``: ``prompt_tokens`` is a lower bound, because the prompt was too long to be tokenized.
     """
 
     def __init__(self, prompt_tokens: int, limit: int, *, at_least: bool = False) -> None:
@@ -86,7 +85,7 @@ class ContextLengthError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """Too many requests wait already."""
+    """As many requests are waiting as may."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -95,7 +94,7 @@ class QueueFullError(RequestError):
 
 
 class EngineError(MistralrsError):
-    """The engine failed while it worked on a request. ``code`` follows the OpenAI error shape."""
+    """The engine failed during a request. ``code`` follows the OpenAI error shape."""
 
     def __init__(self, message: str, *, hint: str | None = None, code: str = "internal_error") -> None:
         super().__init__(message, hint=hint)

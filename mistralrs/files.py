@@ -1,6 +1,6 @@
-"""Reads the small files that come with a model or that the user names, and recognises a file by its first bytes.
+"""Reads the small files that come with a model or that the user names, and recognizes a file by its first bytes.
 
-Every read is bounded. Parses no format but JSON, and needs neither torch nor numpy.
+All reads are limited in size. JSON is the only format that is parsed here. Needs neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Literal
 from mistralrs.errors import LoadError
 
 JSON_BYTES = 32 << 20
-"""Bytes of a `config.json` and its like; real ones have some KB, an index of 100,000 tensors 10 MB."""
+"""Bytes of a `config.json` or similar file, at most. Real ones have some KB, an index of 100,000 tensors 10 MB."""
 TOKENIZER_BYTES = 128 << 20
-"""Bytes of a `tokenizer.json`; the largest in use have 33 MB."""
+"""Bytes of a `tokenizer.json`, at most. The largest in use have 33 MB."""
 TEMPLATE_BYTES = 4 << 20
 MAX_CONTAINERS = 1 << 19
-"""Objects and lists in one JSON text, which bounds the cost of parsing it."""
+"""Objects and lists in one JSON text, at most, which bounds the memory for parsing it."""
 HEAD_BYTES = 4096
-"""Bytes that ``file_kind`` looks at."""
+"""Bytes at the beginning of a file that ``file_kind`` needs."""
 
 Kind = Literal[
     "gguf", "ggml", "safetensors", "json", "text", "pointer", "page", "pickle", "archive", "zeros", "adapter", "session"
@@ -33,11 +33,11 @@ Kind = Literal[
 
 _CHUNK = 1 << 20
 _SHORTEST_TEXT = 5
-"""Characters by which a text is known as one; a model file that ends after a few bytes is none."""
-_AGAIN = "download the file again"
+"""Characters from which on a file counts as text; a model file cut off after a few bytes does not."""
+_FETCH_AGAIN = "download the file again"
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, with which it begins
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's mark, which is a prefix of it
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -58,27 +58,27 @@ _ARCHIVES = (
     (b"Rar!", "rar"),
 )
 _PLAIN = frozenset({*range(0x20, 0x7F), *range(0x80, 0x100), 0x09, 0x0A, 0x0C, 0x0D})
-"""Bytes that a text may have."""
+"""Bytes that may occur in a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """The kind of a file. ``words`` complete "FILE is ..."."""
+    """The kind of a file. ``description`` completes "FILE is ..."."""
 
     kind: Kind
-    words: str
+    description: str
     hint: str
 
 
 def file_kind(head: bytes) -> FileKind | None:
-    """Returns the kind of the file whose first ``HEAD_BYTES`` bytes (fewer, if it is shorter) are ``head``; None:
-    unknown.
-    """
+    """The kind of a file with the first ``HEAD_BYTES`` bytes ``head`` (fewer if it is shorter); None if unknown."""
     if _POINTER.match(head):
         size = _POINTER_SIZE.search(head)
-        words = f"a git-lfs pointer to a file of {int(size[1])} bytes" if size else "a git-lfs pointer"
+        description = f"a git-lfs pointer to a file of {int(size[1])} bytes" if size else "a git-lfs pointer"
         return FileKind(
-            "pointer", f"{words}, not the file itself", "run git lfs pull in its folder, or download the file again"
+            "pointer",
+            f"{description}, not the file itself",
+            "run git lfs pull in its folder, or download the file again",
         )
     if _PAGE.match(head):
         hint = "download the file itself: on the hub its address has /resolve/ where that of its page has /blob/"
@@ -120,24 +120,26 @@ def _archive_kind(head: bytes) -> FileKind | None:
 
 def _plain_kind(head: bytes) -> FileKind | None:
     if len(head) >= 64 and not any(head):
-        return FileKind("zeros", "a file that begins with nothing but zeros, as an unfinished download does", _AGAIN)
+        return FileKind(
+            "zeros", "a file that begins with nothing but zeros, as an unfinished download does", _FETCH_AGAIN
+        )
     text = _text_of(head)
     if text is None or len(text.strip()) < _SHORTEST_TEXT:
         return None
     if text.lstrip()[0] in "{[":
-        return FileKind("json", f"a JSON text that begins with {_beginning(text)}", _AGAIN)
-    return FileKind("text", f"a text that begins with {_beginning(text)}", _AGAIN)
+        return FileKind("json", f"a JSON text that begins with {_beginning(text)}", _FETCH_AGAIN)
+    return FileKind("text", f"a text that begins with {_beginning(text)}", _FETCH_AGAIN)
 
 
 def _text_of(head: bytes) -> str | None:
-    """Returns the beginning of a text; None if it is none."""
+    """The text of ``head``; None if it is not text."""
     for bom, encoding in _BOMS:
         if head.startswith(bom):
             return head[len(bom) :].decode(encoding, "ignore")
     if not _PLAIN.issuperset(head):
         return None
     try:
-        # the last character may be cut off
+        # an incremental decoder, because the last character may be incomplete
         return codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return None
@@ -148,17 +150,16 @@ def _beginning(text: str) -> str:
 
 
 def refuse_other_kinds(path: Path, head: bytes, *, expected: Set[Kind]) -> None:
-    """Raises LoadError if the file that begins with ``head`` is recognised as another kind than the expected one."""
+    """Raises LoadError if the file that begins with ``head`` is recognized as a kind that is not ``expected``."""
     found = file_kind(head[:HEAD_BYTES])
     if found is not None and found.kind not in expected:
-        raise LoadError(f"{path} is {found.words}", hint=found.hint)
+        raise LoadError(f"{path} is {found.description}", hint=found.hint)
 
 
 def read_bytes(path: Path, *, limit: int, hint: str, pipe: bool = False) -> bytes:
-    """Returns all bytes of a file.
+    """All bytes of a file. ``hint`` is that of errors without a hint of their own; ``pipe`` allows pipes and sockets.
 
-    ``hint`` goes with errors that have none of their own; ``pipe``: it may be one, too. Raises LoadError when there is
-    no such file, it is not a regular file, or it has more than ``limit`` bytes.
+    Raises LoadError if the file is missing, is not a regular file, or has more than ``limit`` bytes.
     """
     try:
         mode = path.stat().st_mode
@@ -176,9 +177,9 @@ def read_bytes(path: Path, *, limit: int, hint: str, pipe: bool = False) -> byte
 
 
 def read_text(path: Path, *, limit: int, hint: str, pipe: bool = False) -> str:
-    """Returns a text, decoded by its byte-order mark, which is left out, or else as UTF-8. Lines end in a line feed.
+    """The text of a file, decoded by its byte-order mark, which is removed, or else as UTF-8. Lines end in a line feed.
 
-    Raises LoadError like ``read_bytes``, and when the file is something else than a text.
+    Raises LoadError like ``read_bytes``, and if the file is not text.
     """
     data = read_bytes(path, limit=limit, hint=hint, pipe=pipe)
     refuse_other_kinds(path, data, expected={"json", "text"})
@@ -186,9 +187,9 @@ def read_text(path: Path, *, limit: int, hint: str, pipe: bool = False) -> str:
 
 
 def read_json(path: Path, *, limit: int = JSON_BYTES, hint: str, unique: bool = False) -> dict[str, object]:
-    """Returns a JSON object. ``unique``: no key may be there twice; otherwise the last one counts.
+    """The JSON object in a file. ``unique`` refuses repeated keys, of which otherwise the last one counts.
 
-    Raises LoadError like ``read_text``, and when it holds something else.
+    Raises LoadError like ``read_text``, and if the file is not a JSON object.
     """
     text = read_json_text(path, limit=limit, hint=hint)
     try:
@@ -198,7 +199,7 @@ def read_json(path: Path, *, limit: int = JSON_BYTES, hint: str, unique: bool = 
 
 
 def read_json_text(path: Path, *, limit: int, hint: str) -> str:
-    """Returns the text of a JSON file, unparsed. Raises LoadError like ``read_text``, and for an empty file."""
+    """The text of a JSON file, not parsed. Raises LoadError like ``read_text``, and for an empty file."""
     data = read_bytes(path, limit=limit, hint=hint)
     if not data.strip():
         raise LoadError(f"{path} is empty", hint=hint)
@@ -207,12 +208,12 @@ def read_json_text(path: Path, *, limit: int, hint: str) -> str:
 
 
 def parse_json(text: str, *, unique: bool = False) -> dict[str, object]:
-    """Returns a JSON object, like ``read_json``. Raises ValueError with the reason."""
+    """The JSON object of a text, with ``unique`` as for ``read_json``. Raises ValueError with the reason."""
     if text.count("{") + text.count("[") > MAX_CONTAINERS:  # counting is cheap where parsing is not
         raise ValueError(f"has more than {MAX_CONTAINERS} objects and lists")
     try:
         value = json.loads(text, object_pairs_hook=_unique if unique else None)
-    except _TwiceError as error:
+    except _RepeatedKeyError as error:
         raise ValueError(f"has the key {str(error.args[0])[:100]!r} twice") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {str(error)[:200]}") from error
@@ -221,19 +222,19 @@ def parse_json(text: str, *, unique: bool = False) -> dict[str, object]:
     return value
 
 
-class _TwiceError(ValueError):
-    """Its argument is the key."""
+class _RepeatedKeyError(ValueError):
+    """A repeated key, which is the argument."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise _TwiceError(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        raise _RepeatedKeyError(Counter(key for key, _ in pairs).most_common(1)[0][0])
     return result
 
 
 def decode_text(data: bytes) -> str:
-    """Returns the text of these bytes, decoded by a byte-order mark, which is left out, or else as UTF-8.
+    """The text of these bytes, decoded by their byte-order mark, which is removed, or else as UTF-8.
 
     Raises ValueError with the reason.
     """

@@ -1,4 +1,4 @@
-"""Recognition of files by their first bytes, and texts that are decoded by byte-order marks and bounded."""
+"""Kinds of files by their first bytes, and texts that are decoded by byte-order marks and limited in size."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ KINDS: dict[str, tuple[bytes, str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_file_is_known_by_what_it_begins_with(name: str) -> None:
-    data, kind, words, hint = KINDS[name]
+def test_a_file_is_recognized_by_its_first_bytes(name: str) -> None:
+    data, kind, description, hint = KINDS[name]
     found = file_kind(data[:4096])
     assert found is not None
-    assert (found.kind, words in found.words, hint in found.hint) == (kind, True, True), found
+    assert (found.kind, description in found.description, hint in found.hint) == (kind, True, True), found
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", b"\n\x0e\n\x05<unk>\x15\0\0\0\0", bytes(range(256)), b"\x93NUMPY\1\0"])
-def test_what_is_unknown_is_left_to_its_reader(data: bytes) -> None:
+def test_unknown_files_are_left_to_their_reader(data: bytes) -> None:
     assert file_kind(data) is None
 
 
@@ -97,7 +97,7 @@ def test_a_text_is_decoded_by_its_mark(encoding: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "reason"),
     [
         ("{}".encode("utf-16-le"), "has NUL characters: it is UTF-16 without a byte-order mark"),
         ("größe".encode("utf-16-be") + b"\xff", "is UTF-16 without a byte-order mark, or no text"),
@@ -106,17 +106,17 @@ def test_a_text_is_decoded_by_its_mark(encoding: str, tmp_path: Path) -> None:
         (POINTER, "is a git-lfs pointer"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(data: bytes, said: str, tmp_path: Path) -> None:
+def test_files_that_are_not_text_are_refused_by_name(data: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jinja"
     path.write_bytes(data)
-    with pytest.raises(LoadError, match=said) as refused:
+    with pytest.raises(LoadError, match=reason) as refused:
         read_text(path, limit=1000, hint="repair it")
     assert str(path) in refused.value.message
     assert refused.value.hint
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("", "is empty"),
         ("[1, 2]", "is not a JSON object"),
@@ -128,14 +128,14 @@ def test_what_is_no_text_is_refused_by_name(data: bytes, said: str, tmp_path: Pa
         ('{"a": ' + "9" * 5000 + "}", "is not JSON"),
     ],
 )
-def test_broken_json_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_broken_json_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(LoadError, match=said):
+    with pytest.raises(LoadError, match=reason):
         read_json(tmp_path / "a.json", hint="repair it", unique=True)
 
 
 def test_nothing_is_read_without_end(tmp_path: Path) -> None:
-    """Devices and pipes that are no files, and files that are too long; a pipe that a user names is read to its end."""
+    """Refuses devices, pipes and files that are too long; a pipe that a user names is read to its end."""
     fifo, long, zero = tmp_path / "fifo", tmp_path / "long", tmp_path / "zero"
     os.mkfifo(fifo)
     zero.symlink_to("/dev/zero")

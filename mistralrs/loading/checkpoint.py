@@ -1,7 +1,4 @@
-"""A checkpoint: stored tensors by name, still in the mapped files, whatever the format.
-
-Knows no format and nothing of what the tensors are for. Needs neither torch nor numpy.
-"""
+"""A checkpoint of any format: stored tensors by name, in mapped files."""
 
 from __future__ import annotations
 
@@ -21,25 +18,25 @@ from mistralrs.quant.types import QuantType
 
 Value = TypeVar("Value", bool, int, float, str, list[object])
 Default = TypeVar("Default")
-_AT_ONCE = 1 << 16
-"""Bytes that are looked at together."""
+_CHUNK_BYTES = 1 << 16
+"""Bytes that are checked at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """Rows of a stored matrix, still in the mapped file."""
+    """The rows of a stored tensor, in the mapped file."""
 
     name: str
     type: QuantType
     shape: tuple[int, ...]
-    """As torch would say it, rows first: the reverse of the order in a GGUF or GGML file."""
+    """The shape in torch's order, rows first, which is the reverse of the order in GGUF and GGML files."""
     data: memoryview
-    """All bytes, row after row, format "B". Not to be written: the map is private and writable only so that its
-    address can be taken. Keeps the map alive, also after ``Checkpoint.close``. May start at any address."""
+    """All bytes, row after row, with format "B". Must not be written: the map is writable (and private) only so that
+    its address can be taken. Keeps the map alive, also after ``Checkpoint.close``. May start at any address."""
 
 
 class Checkpoint(Protocol):
-    """What every format offers."""
+    """The interface of a checkpoint of any format."""
 
     @property
     def path(self) -> Path:
@@ -53,40 +50,40 @@ class Checkpoint(Protocol):
 
     @property
     def files(self) -> Sequence[MappedFile]:
-        """Those that hold tensors."""
+        """The files that have tensors."""
         ...
 
     @property
     def tensors(self) -> Mapping[str, RawTensor]: ...
     def tensor(self, name: str) -> RawTensor:
-        """The tensor of that name; FormatError when there is none."""
+        """The tensor of that name. Raises FormatError if there is none."""
         ...
 
     def release(self, tensor: RawTensor) -> None:
-        """Gives back the memory pages that lie wholly within the tensor; reading it again fetches them again."""
+        """Releases the memory pages that lie wholly within the tensor. A later read loads them again."""
         ...
 
     def check_written(self) -> None:
-        """FormatError when a file ends in a hole, as a download does whose room was taken before its bytes came."""
+        """Raises FormatError if a file ends in zeros, as an unfinished download does whose size was set beforehand."""
         ...
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where a tensor begins: the index of its file, and bytes in it."""
+        """The start of a tensor: the index of its file, and the offset in bytes."""
         ...
 
     def close(self) -> None: ...
 
 
 class MappedFile(mmap.mmap):
-    """A file that is mapped."""
+    """A mapped file."""
 
     path: Path
     identity: FileIdentity
-    """Of the file when it was mapped."""
+    """The identity of the file when it was mapped."""
 
 
 class Span(NamedTuple):
-    """Where a tensor lies: ``start`` and ``size`` in bytes of the file that is mapped."""
+    """The place of a tensor: ``start`` and ``size`` in bytes of the mapped file."""
 
     mapping: MappedFile
     type: QuantType
@@ -113,14 +110,14 @@ class MappedCheckpoint:
         self._spans: Mapping[str, Span] | None = spans
 
     def tensor(self, name: str) -> RawTensor:
-        """The tensor of that name; FormatError when there is none."""
+        """The tensor of that name. Raises FormatError if there is none."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise FormatError(str(self.path), f"tensor {shown(name)}", "is missing")
         return tensor
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Keeps the tensors that ``names`` has, under the names that it gives them. None may be given twice."""
+        """Keeps the tensors in ``names`` (old name to new name) under their new names, which must be distinct."""
         assert self._spans is not None
         assert len(set(names.values())) == len(names)
         self._spans = {new: self._spans[old] for old, new in names.items()}
@@ -128,7 +125,7 @@ class MappedCheckpoint:
         self.tensors = MappingProxyType(tensors)
 
     def release(self, tensor: RawTensor) -> None:
-        """Gives back the memory pages that lie wholly within the tensor; reading it again fetches them again."""
+        """Releases the memory pages that lie wholly within the tensor. A later read loads them again."""
         if self._spans is None:
             raise ValueError(f"{self.path} is closed")
         span = self._spans[tensor.name]
@@ -138,8 +135,8 @@ class MappedCheckpoint:
             span.mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def check_written(self) -> None:
-        """FormatError when all of a file from its last matrix on is zeros: room that was taken for a download whose
-        bytes never came. No model has such a matrix and only such vectors behind it."""
+        """Raises FormatError if a file has only zeros from its last matrix on, as after a download that did not end.
+        No model has such a matrix with only such vectors behind it."""
         last: dict[int, Span] = {}
         for span in (self._spans or {}).values():
             before = last.get(id(span.mapping))
@@ -152,14 +149,14 @@ class MappedCheckpoint:
                 raise FormatError(str(self.path), "data", reason)
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where a tensor begins: the index of its file, and bytes in it."""
+        """The start of a tensor: the index of its file, and the offset in bytes."""
         if self._spans is None:
             raise ValueError(f"{self.path} is closed")
         span = self._spans[name]
         return next(index for index, file in enumerate(self.files) if file is span.mapping), span.start
 
     def close(self) -> None:
-        """Lets go of the maps, which are gone once the last ``RawTensor.data`` in use is."""
+        """Drops the maps. Each is unmapped once no ``RawTensor.data`` of it is in use."""
         self.files = ()
         self.tensors = MappingProxyType({})
         self._spans = None
@@ -174,9 +171,9 @@ class MappedCheckpoint:
 
 
 class DescribedCheckpoint(MappedCheckpoint):
-    """A checkpoint that says of itself what it is, under GGUF's keys.
+    """A checkpoint that has metadata, under GGUF's keys.
 
-    The metadata values are bool, int, float, str, or (nested) lists of one of these. They stay after ``close``.
+    The values are bool, int, float, str, or (nested) lists of one of these. They stay available after ``close``.
     """
 
     def __init__(
@@ -186,7 +183,7 @@ class DescribedCheckpoint(MappedCheckpoint):
         self.metadata: Mapping[str, object] = MappingProxyType(metadata)
 
     def require(self, key: str, kind: type[Value]) -> Value:
-        """The metadata value under ``key``; FormatError when it is missing or not a ``kind``.
+        """The metadata value under ``key``. Raises FormatError if it is missing or not a ``kind``.
 
         A float may be stored as an integer; nothing else is converted.
         """
@@ -201,23 +198,23 @@ class DescribedCheckpoint(MappedCheckpoint):
         return value
 
     def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
-        """As ``require``, but ``default`` when the key is missing."""
+        """Like ``require``, but returns ``default`` if the key is missing."""
         return self.require(key, kind) if key in self.metadata else default
 
 
 def _is_zero(mapping: mmap.mmap, start: int) -> bool:
-    """Whether all bytes from ``start`` on are zeros. Looks at the end first, where a sound file has others."""
-    for end in range(len(mapping), start, -_AT_ONCE):
-        piece = mapping[max(start, end - _AT_ONCE) : end]
+    """Whether all bytes from ``start`` on are zeros. Checks the end first, where an intact file has other bytes."""
+    for end in range(len(mapping), start, -_CHUNK_BYTES):
+        piece = mapping[max(start, end - _CHUNK_BYTES) : end]
         if piece.count(0) < len(piece):
             return False
     return True
 
 
 def map_file(path: Path, *, hint: str) -> MappedFile:
-    """The whole file as private memory that is read when touched.
+    """A private map of the whole file, which is read on access.
 
-    Raises LoadError when there is no such file or it cannot be read, FormatError when it is empty.
+    Raises LoadError if the file is missing or cannot be read, FormatError if it is empty.
     """
     try:
         status = path.stat()
@@ -236,7 +233,7 @@ def map_file(path: Path, *, hint: str) -> MappedFile:
 
 
 def pickle_error(path: Path) -> LoadError:
-    """The refusal of a pickled checkpoint that is known by its name alone."""
+    """The error for a pickled checkpoint, which is recognized by its name alone."""
     return LoadError(
         f"{path} is a pickled PyTorch checkpoint, which can run any code when it is read; it is not supported",
         hint="use the model's safetensors or GGUF files; transformers' save_pretrained writes safetensors",

@@ -1,4 +1,4 @@
-"""The parts of a model, pulled from a checkpoint. Names, fused tensors and the order of rotary rows end here."""
+"""Finds a model's parts in a checkpoint: resolves names, splits fused tensors and reorders rotary rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix, Weight, read_vector
 
 _WITHOUT_BIAS = frozenset({"embed_tokens", "q_norm", "k_norm"})
-"""Parts to which nothing adds a bias: a file that has one was made for another architecture."""
+"""Parts that have no bias in any supported architecture: a file with one is for another architecture."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightKey:
-    """One part; where there are several of its name, that of one layer and one expert."""
+    """The key of a part: its name, with its layer and expert if there are several of that name."""
 
     part: str
     layer: int | None = None
@@ -33,14 +33,14 @@ class WeightKey:
 
 
 def interleaved_to_halves(rows: int, head_dim: int, rotary_dim: int) -> array[int]:
-    """For rows whose rotary pairs are (i, i + half), where each stands in a file that has the pairs side by side."""
+    """For each row of an order with rotary pairs (i, i + half), its index in a file with interleaved pairs."""
     half = rotary_dim // 2
     head = [2 * (i % half) + i // half if i < 2 * half else i for i in range(head_dim)]
     return array("i", (start + i for start in range(0, rows, head_dim) for i in head))
 
 
 class CheckpointParts:
-    """``Parts`` over a checkpoint. Everything is checked before the first byte of memory is taken."""
+    """The ``Parts`` of a checkpoint. All checks are done before any memory is allocated."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class CheckpointParts:
         )
 
     def weight_keys(self) -> Iterator[WeightKey]:
-        """Every part of the model: those outside the layers, then layer by layer."""
+        """The keys of all parts: those outside the layers, then layer by layer."""
         for part in part_shapes(self._spec):
             yield WeightKey(part)
         for layer in range(len(self._spec.layers)):
@@ -105,7 +105,7 @@ class CheckpointParts:
             )
 
     def _tensor_ref(self, place: WeightKey) -> TensorRef:
-        """Where a part stands in this checkpoint; where it should stand, if it is nowhere."""
+        """The reference to a part's tensor in this checkpoint; the expected one if the part is missing."""
         first = piece = self._tensor_refs[place.part]
         while tensor_name(piece, place) not in self._checkpoint.tensors:
             if piece.otherwise is None:
@@ -114,7 +114,7 @@ class CheckpointParts:
         return piece
 
     def _tensor(self, place: WeightKey) -> RawTensor:
-        """The tensor that holds a part, its shape checked."""
+        """The tensor that has a part, with its shape checked."""
         piece = self._tensor_ref(place)
         tensor = self._checkpoint.tensor(tensor_name(piece, place))
         expected = self._shapes[place.part]
@@ -129,7 +129,7 @@ class CheckpointParts:
         return tensor
 
     def _first_row(self, place: WeightKey, tensor: RawTensor) -> int:
-        """Where a part's rows begin in its tensor."""
+        """The first row of a part in its tensor."""
         stacked = len(tensor.shape) == 3 and place.expert is not None
         return (place.expert or 0) * tensor.shape[1] if stacked else self._tensor_ref(place).start
 
@@ -144,7 +144,7 @@ class CheckpointParts:
         found = self._checkpoint.tensors.get(bias_name(tensor.name))
         if found is None:
             return None
-        expected = tensor.shape[:-1] or tensor.shape  # of stacked experts (experts, rows); of a norm as long as it is
+        expected = tensor.shape[:-1] or tensor.shape  # (experts, rows) for stacked experts; the length for a norm
         if found.shape != expected:
             reason = f"has shape {found.shape}, expected {expected}"
             raise FormatError(str(self._checkpoint.path), f"tensor {found.name}", reason)
@@ -159,11 +159,11 @@ class CheckpointParts:
         return Matrix(tensor.name, tensor.type, rows, columns, data, order, self._bias(tensor, start, rows, order))
 
     def is_matrix(self, place: WeightKey) -> bool:
-        """Whether the part is a matrix, for ``matrix``; else it is a norm, for ``vectors``."""
+        """Whether the part is a matrix, which ``matrix`` returns; otherwise it is a norm, which ``vectors`` returns."""
         return len(self._shapes[place.part]) == 2
 
     def planned(self, place: WeightKey) -> Matrix:
-        """A matrix as ``matrix`` gives it, without the bytes."""
+        """A matrix as ``matrix`` returns it, without the bytes."""
         matrix = self._matrix(place)
         return replace(matrix, type=self._conversion.target(place.part, matrix), data=memoryview(b""))
 
@@ -190,13 +190,13 @@ class CheckpointParts:
         return self._placed([WeightKey(name, layer, expert) for expert in range(self._experts)])
 
     def _placed(self, places: list[WeightKey]) -> list[Weight]:
-        """Places parts and gives back the pages of the file behind them."""
+        """Places parts and releases their pages of the file."""
         weights = [self._place(place) for place in places]
         self.release(places)
         return weights
 
     def release(self, places: Sequence[WeightKey]) -> None:
-        """Gives back the pages of the file that hold these parts; reading a part again fetches them again."""
+        """Releases the pages of the file with these parts. A later read loads them again."""
         for name in {self._tensor(place).name for place in places}:
             self._checkpoint.release(self._checkpoint.tensor(name))
 

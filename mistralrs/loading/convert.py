@@ -1,7 +1,7 @@
-"""What a stored matrix becomes before it is placed: types that no kernel knows are expanded, floats change their type,
-and safetensors may be quantized. torch is imported only when there is something to do.
+"""Converts stored matrices before they are placed: requantizes types without kernels, converts floats, and quantizes.
 
-Vectors are no matrices: ``ops.weight.read_vector`` decodes norms, biases and rotary factors of any type.
+torch is imported only if a matrix needs conversion. Vectors are not converted here: ``ops.weight.read_vector`` decodes
+norms, biases and rotary factors of any type.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ logger = logging.getLogger(__name__)
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _AT_ONCE = 1 << 20
-"""Weights that are decoded at once, to four bytes each: what conversion takes besides its result."""
+"""Weights that are decoded at once, to four bytes each, which bounds the memory of a conversion beside its result."""
 READ_AS_FLOATS = frozenset({"router"})
-"""Parts that kernels read as floats, whatever a file stores them as: what is quantized is decoded, and stays so. They
-are small and decide much."""
+"""Parts that kernels read as floats: they are decoded if a file has them quantized, and never quantized. They are
+small, and errors in them matter much."""
 
 Dtype = Literal["auto", "bf16", "f16", "f32"]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """``dtype``: of matrices that are stored as floats; ``auto`` and ``f32`` keep what the file has, exactly.
-    ``quantize``: a value of ``ISQ_TYPES`` for matrices that are stored as floats."""
+    """The conversion of a model's matrices. ``dtype``: the type for matrices that are stored as floats; ``auto`` and
+    ``f32`` keep the file's values exactly. ``quantize_to``: a value of ``ISQ_TYPES`` for these matrices."""
 
     dtype: Dtype = "auto"
     quantize_to: QuantType | None = None
     said: set[str] = field(default_factory=set)
-    """What was already told the user."""
+    """Messages that were logged already."""
 
     def target(self, part: str, matrix: Matrix) -> QuantType:
-        """The type in which a matrix will be placed. Raises ``LoadError`` for one that cannot be."""
+        """The type in which a matrix will be placed. Raises ``LoadError`` if it cannot be placed."""
         if matrix.columns % matrix.type.block_len:
             raise LoadError(f"{matrix.name}: rows of {matrix.columns} do not split in blocks of {matrix.type.name}")
         if part in READ_AS_FLOATS and (matrix.type.name not in _FLOATS or self.quantize_to is not None):
@@ -69,8 +69,8 @@ class Conversion:
     def convert(
         self, matrix: Matrix, target: QuantType, backend: Backend, *, release: Callable[[], None] | None = None
     ) -> Matrix:
-        """The matrix in the type that ``target`` chose; ``backend`` does the searching. ``release`` is called whenever
-        bytes of ``matrix`` have been read that are not needed again."""
+        """The matrix in the type that ``target`` returns; ``backend`` quantizes. ``release`` is called whenever bytes
+        of ``matrix`` were read that are not needed again."""
         if matrix.type == target:
             return matrix
         source, width = matrix.type.row_bytes(matrix.columns), target.row_bytes(matrix.columns)

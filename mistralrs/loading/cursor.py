@@ -1,7 +1,4 @@
-"""Reads the header of a binary file: nothing is read before its bytes are checked, and every error names its place.
-
-Knows no format.
-"""
+"""Reads the header of a binary file: bounds are checked before every read, and every error names its place."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ U64 = struct.Struct("<Q")
 
 
 class Cursor:
-    """A position in a mapped file. ``place`` is what is being read, for errors."""
+    """A position in a mapped file. ``place`` names the field that is being read, for errors."""
 
     def __init__(self, path: Path, data: mmap.mmap, *, limit: int, hint: str) -> None:
-        """Reads at most ``limit`` bytes. ``hint`` goes with the errors that have none of their own."""
+        """Reads at most ``limit`` bytes. ``hint`` is that of errors without a hint of their own."""
         self.place = "header"
         self.position = 0
         self.file_size = len(data)
@@ -46,18 +43,18 @@ class Cursor:
             raise self.error(f"text at byte {start} is not UTF-8") from error
 
     def take(self, size: int) -> int:
-        """Moves past ``size`` bytes and returns where they start."""
+        """Moves past ``size`` bytes and returns their start."""
         start = self.position
         if size > self._end - start:
             raise self.error(f"{size} bytes at byte {start} run past {self.end_name()}")
         self.position = start + size
         return start
 
-    def check_count(self, what: str, count: int, *, smallest: int) -> None:
-        """Refuses a count of things of at least ``smallest`` bytes that are more than the bytes left."""
+    def check_count(self, noun: str, count: int, *, smallest: int) -> None:
+        """Raises FormatError if ``count`` things of at least ``smallest`` bytes exceed the bytes left."""
         left = self._end - self.position
         if count * smallest > left:
-            raise self.error(f"claims {count} {what}, but only {left} bytes are left before {self.end_name()}")
+            raise self.error(f"claims {count} {noun}, but only {left} bytes are left before {self.end_name()}")
 
     def end_name(self) -> str:
         if self._end == self.file_size:
@@ -66,7 +63,7 @@ class Cursor:
 
 
 def shown(value: object) -> str:
-    """For a message: quoted, control characters escaped, and never long."""
+    """The value for a message: quoted, with control characters escaped, and truncated."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
 

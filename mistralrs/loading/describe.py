@@ -1,7 +1,7 @@
-"""What a model is, without loading it: all that ``mistralrs inspect`` shows, gathered from headers and text files.
+"""Describes a model without loading it: collects all that ``mistralrs inspect`` shows from headers and text files.
 
-Checks all that loading checks of the files, so a model that can be described is complete. Needs no torch for files that
-describe themselves, as long as the kernels are there.
+The files are checked as for loading, so a model that can be described is complete. Files with metadata of their own
+need no torch if the kernels are installed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SAMPLE = (
     {"role": "assistant", "content": "Hi! How can I help?"},
     {"role": "user", "content": "Tell me a joke."},
 )
-"""The conversation that the chat template is shown with."""
+"""The conversation by which the chat template is shown."""
 
 _TEXT_CLASSES = {"llama": "SentencePiece", "gpt2": "byte-level BPE"}
 _CLASSES = {
@@ -58,12 +58,12 @@ _CLASSES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorClass:
-    """What tensors of one use are stored as."""
+    """The types in which tensors of one use are stored."""
 
     use: str
     """``embedding``, ``attention``, ``feed-forward``, ``norms``, ``head``, or ``other``."""
     types: tuple[tuple[str, int], ...]
-    """The names of the types, each with its number of tensors, the most frequent first."""
+    """Names of types with their numbers of tensors, the most frequent first."""
     parameters: int
     nbytes: int
 
@@ -78,7 +78,7 @@ class TokenInfo:
 
 @dataclass(frozen=True, slots=True)
 class TextInfo:
-    """The tokenizer, and what the chat template makes of ``SAMPLE``."""
+    """The tokenizer, and the prompt that the chat template renders for ``SAMPLE``."""
 
     kind: str
     size: int
@@ -86,29 +86,29 @@ class TextInfo:
     eos: tuple[TokenInfo, ...]
     adds_bos: bool
     sample: str | None
-    """None: there is no template, or it refuses the sample."""
+    """None if there is no template or it refuses the sample."""
     refusal: str | None
-    """Why there is no sample, if there is a template."""
+    """The reason why there is no sample, if there is a template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the model takes when it runs, in bytes."""
+    """The memory that the model needs when it runs, in bytes."""
 
     backend: str
     weights: int
-    """As they are packed for the backend."""
+    """Bytes of the weights as packed for the backend."""
     kv_per_1000_tokens: int
-    """Of context."""
+    """Tokens of context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a model is."""
+    """The description of a model."""
 
     path: Path
     container: str
-    """Such as ``GGUF version 3``."""
+    """The file format, such as ``GGUF version 3``."""
     file_bytes: int
     architecture: str
     parameters: int
@@ -121,10 +121,10 @@ class Description:
     head_dim: int
     vocab_size: int
     experts: int
-    """0: no mixture of experts."""
+    """Number of experts; 0 without a mixture of experts."""
     experts_used: int
     windows: tuple[int, ...]
-    """Lengths of sliding windows that layers have; empty: every layer sees everything."""
+    """Lengths of the layers' sliding windows; empty if all layers have full attention."""
     tensors: tuple[TensorClass, ...]
     text: TextInfo
     memory: Memory
@@ -143,9 +143,9 @@ class _Open:
 
 
 def describe(path: Path, *, gqa: int = 1) -> Description:
-    """The model at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
+    """The description of the model at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
 
-    ``gqa``: query heads to a key head, which a GGML file does not say. Raises ``LoadError`` and ``FormatError`` as
+    ``gqa``: query heads per KV head, a number that GGML files lack. Raises ``LoadError`` and ``FormatError`` as
     loading it would.
     """
     backend = resolve("cpu", threads=1).backend
@@ -239,7 +239,7 @@ def _tensor_class(use: str, tensors: Iterable[RawTensor]) -> TensorClass:
 
 
 def _uses(form: WeightsMapping, spec: DecoderSpec) -> Iterator[tuple[str, str]]:
-    """Tensor names with what the tensors are for."""
+    """The use of each tensor, by name."""
     pieces = form.tensors(spec)
     for part in part_shapes(spec) | layer_shapes(spec):
         use = "norms" if part.endswith("norm") else _CLASSES.get(part, "feed-forward")
@@ -261,7 +261,7 @@ def _text_info(model: _Open) -> TextInfo:
     if model.template is not None:
         try:
             sample = model.template.render_any(SAMPLE)
-        except RequestError as error:  # what a template makes of a conversation is to be shown, whatever it is
+        except RequestError as error:  # a refusal of the template is shown too
             refusal = error.message
     return TextInfo(
         kind=model.tokenizer_kind,
@@ -275,7 +275,7 @@ def _text_info(model: _Open) -> TextInfo:
 
 
 def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:
-    """What ``tokens`` of context take in the cache: in each layer, as many of them as its window shows."""
+    """Bytes of ``tokens`` of context in the KV cache: in each layer, as many of them as its window has."""
     attention = spec.attention
     shape = KvShape(blocks=(1,), kv_heads=attention.kv_heads, head_dim=attention.head_dim, block_size=BLOCK_SIZE)
     kept = sum(min(layer.window or tokens, tokens) for layer in spec.layers)

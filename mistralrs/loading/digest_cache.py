@@ -1,6 +1,6 @@
-"""Digests of files that were hashed before, so that a large file is read for its digest once.
+"""A cache of files' digests, so that a large file is read for its digest only once.
 
-A file is known by its device, inode, size and times; whoever changes it changes one of them. Knows no format.
+A file is identified by its device, inode, size and times, one of which changes when the file does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mistralrs.user_dirs import user_folder
 
 NAME = "digests.json"
 MAX_ENTRIES = 1024
-"""Files that are remembered; the oldest go first."""
+"""Files in the cache, at most; the oldest entries are removed first."""
 MAX_BYTES = 1 << 20
-"""A longer cache was not written here."""
-SETTLED_NS = 2_000_000_000
-"""A file that was changed since may change again without another time: no file system's clock is coarser."""
+"""Bytes of a cache file, at most; this module writes no larger one."""
+STABLE_NS = 2_000_000_000
+"""Nanoseconds within which two changes may have the same time; no file system's clock is coarser."""
 
 _VERSION = 1
 _KEY = re.compile(r"\d+(:\d+){4}")
@@ -31,7 +31,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class FileIdentity(NamedTuple):
-    """Which file it is, and which state of it."""
+    """Identifies a file and its state."""
 
     device: int
     inode: int
@@ -46,31 +46,32 @@ class FileIdentity(NamedTuple):
     def key(self) -> str:
         return ":".join(map(str, self))
 
-    def is_settled(self) -> bool:
-        """Whether a later change would show in the times."""
-        return max(self.mtime_ns, self.ctime_ns) < time.time_ns() - SETTLED_NS
+    def is_stable(self) -> bool:
+        """Whether any later change would change the times."""
+        return max(self.mtime_ns, self.ctime_ns) < time.time_ns() - STABLE_NS
 
 
 def default_folder() -> Path | None:
-    """The user's folder for caches of this program (XDG base directories); None: there is no home."""
+    """The user's folder for caches of this program (XDG base directories); None if there is no home folder."""
     return user_folder("XDG_CACHE_HOME", ".cache")
 
 
 class DigestCache:
-    """A small JSON file in ``folder``. Several processes may use it: the last to write wins, and nothing is wrong.
+    """A small JSON file in ``folder``. Several processes may use it: the last one to write wins, which loses entries
+    but never makes one wrong.
 
-    What is damaged, or may have been written by others, counts as empty and is written anew.
+    A file that is damaged, or that other users may write, counts as empty and is replaced.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
 
     def get(self, file: FileIdentity) -> str | None:
-        """The digest of a file in this state (64 hex digits); None: it is not known."""
+        """The digest of a file in this state (64 hex digits); None if it is not in the cache."""
         return self._read().get(file.key())
 
     def put(self, file: FileIdentity, digest: str) -> None:
-        """Remembers a digest. Raises OSError when it cannot be written."""
+        """Stores a digest. Raises OSError if the file cannot be written."""
         entries = self._read()
         entries.pop(file.key(), None)
         entries[file.key()] = digest
@@ -83,11 +84,11 @@ class DigestCache:
             entries = content["digests"] if content["version"] == _VERSION else {}
             valid = all(_KEY.fullmatch(key) and _DIGEST.fullmatch(digest) for key, digest in entries.items())
         except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            return {}  # there is none, or it is not what is written here
+            return {}  # the file is missing, or this module did not write it
         return dict(entries) if valid else {}
 
     def _write(self, data: bytes) -> None:
-        """Replaces the file in one step; it is whole at every moment."""
+        """Replaces the file atomically."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self.path.with_name(f"{NAME}.{secrets.token_hex(8)}.part")
         with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
@@ -96,13 +97,13 @@ class DigestCache:
                 file.flush()
                 os.replace(part, self.path)
             except OSError:
-                with contextlib.suppress(OSError):  # the first error is the one to tell
+                with contextlib.suppress(OSError):  # the first error is the one to report
                     part.unlink()
                 raise
 
 
 def _own_file(path: Path) -> bytes:
-    """The bytes of a regular file that nobody else may write. Raises OSError."""
+    """The bytes of a regular file that only this user may write. Raises OSError for other files."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)

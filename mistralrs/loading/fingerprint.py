@@ -1,7 +1,7 @@
-"""The name of everything that decides the content of a KV block beside its tokens.
+"""The fingerprint of all that decides the content of a KV block beside its tokens.
 
-Blocks on disk are found by it, so two models must never share one: it goes by the whole content of the model's files
-(BLAKE3), by the settings that change results, and by the code that computes. Knows no architecture.
+Blocks on disk are found by it, so that two models must never share one. It is a hash of the whole content of the
+model's files (BLAKE3), of the settings that change results, and of the code that computes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mistralrs.loading.digest_cache import DigestCache, FileIdentity, default_fo
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 8 << 20
-"""Bytes that are hashed before their pages are given back."""
+"""Bytes that are hashed before their pages are released."""
 _COMPUTING = ("loading", "models", "nn", "ops", "quant")
-"""Packages whose code decides what is computed."""
+"""Packages whose code decides the results."""
 
 
 def fingerprint(checkpoint: Checkpoint, contents: Sequence[str], *facts: object) -> str:
-    """A digest (64 hex digits) of what is computed with.
+    """The fingerprint (64 hex digits) of a model with its settings.
 
-    ``contents``: the digests of all files whose tensors take part: those of ``checkpoint``; an adapter's would stand
-    behind them. ``facts``: what else changes results, with a ``repr`` that says all of it.
+    ``contents``: the digests of all files with tensors, as ``ContentHashing.result`` gives them. ``facts``: all else
+    that changes results; the ``repr`` of each must be complete.
     """
     from blake3 import blake3
 
@@ -45,7 +45,7 @@ def fingerprint(checkpoint: Checkpoint, contents: Sequence[str], *facts: object)
 
 @cache
 def code_digest() -> str:
-    """Of the sources that decide what is computed: between two releases they change and the version does not."""
+    """The digest of the sources that decide results; between releases these change while the version does not."""
     from blake3 import blake3
 
     digest = blake3()
@@ -57,14 +57,14 @@ def code_digest() -> str:
 
 
 class ContentHashing:
-    """Hashes files in a thread of its own, beside whoever packs their weights; a context manager.
+    """Hashes files in a thread while their weights are packed; a context manager.
 
-    A file whose digest is in the cache is not read. One that is hashed is read in order and ahead of the packing, so
-    that both need the disk once.
+    A file whose digest is in the cache is not read. Others are read in order and ahead of the packing, so that hashing
+    and packing need the disk only once.
     """
 
     def __init__(self, files: Sequence[MappedFile], *, folder: Path | None = None) -> None:
-        """``folder``: where digests are remembered; None: in the user's cache, if there is a home."""
+        """``folder``: holds the cache of digests; None for the user's cache folder, if there is a home folder."""
         self._files = files
         found = folder or default_folder()
         self._cache = None if found is None else DigestCache(found)
@@ -88,8 +88,7 @@ class ContentHashing:
     def result(self) -> tuple[str, ...]:
         """The digest of each file (64 hex digits). To be called when all weights have been read.
 
-        Raises ``LoadError`` when a file is no longer what it was when it was mapped: its weights may be those of before
-        and of after.
+        Raises ``LoadError`` if a file has changed since it was mapped, because its weights may then be a mixture.
         """
         if self._files:
             self._thread.join()
@@ -116,15 +115,15 @@ class ContentHashing:
                         return
                     self._remember(file, digest)
                 self._digests.append(digest)
-        except Exception as error:  # raised where the digests are asked for
+        except Exception as error:  # ``result`` raises it
             self._error = error
 
     def _hash(self, file: MappedFile) -> str | None:
-        """The file's digest as `b3sum` prints it; None: nobody waits for it any more."""
+        """The file's digest as `b3sum` prints it; None if hashing was stopped."""
         from blake3 import blake3
 
         size, view = len(file), memoryview(file)
-        # threads of its own: the global pool of the library would not survive a fork
+        # its own threads, because the library's global pool would not survive a fork
         digest = blake3(max_threads=os.cpu_count() or 1)
         for start in range(0, size, AT_ONCE):
             if self._stop.is_set():
@@ -137,7 +136,7 @@ class ContentHashing:
         return digest.hexdigest()
 
     def _remember(self, file: MappedFile, digest: str) -> None:
-        if not file.identity.is_settled():
+        if not file.identity.is_stable():
             return
         try:
             if self._cache is None:

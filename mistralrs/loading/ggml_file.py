@@ -1,8 +1,8 @@
-"""Reads the Llama files that llama.cpp wrote before GGUF (`.bin`), and says of them what GGUF would.
+"""Reads the Llama files that llama.cpp wrote before GGUF (`.bin`), and gives them GGUF's metadata.
 
-The file is mapped. Knows the container, the vocabulary in it and what these files leave unsaid because it was the same
-for all; the tensors keep their own names (`layers.0.attention.wq.weight`). Needs neither torch nor numpy. Nobody
-described the format; this follows the readers and writers that llama.cpp had at the time:
+The file is mapped. Metadata that these files lack, because it was the same for all, are constants here. The tensors
+keep their own names (`layers.0.attention.wq.weight`). The format has no description; this module follows the readers
+and writers that llama.cpp had at the time:
 
 - `ggml`, without a version (March 2023): header, tokens, tensors one behind the other.
 - `ggmf` version 1: a score after each token.
@@ -26,7 +26,7 @@ from mistralrs.loading.cursor import U32, Cursor, round_up, shown
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES, QuantType
 
 MAX_TOKENS = 1 << 18
-"""Eight times Llama's 32000."""
+"""Tokens of a vocabulary, at most: eight times Llama's 32000."""
 MAX_VOCABULARY_BYTES = 64 << 20
 MAX_TENSORS = 1 << 16
 MAX_NAME_BYTES = 512
@@ -51,7 +51,7 @@ def _table(*names: str) -> dict[int, QuantType]:
 
 
 class _Version(NamedTuple):
-    """What differs between the formats."""
+    """The differences between the formats."""
 
     name: str
     types: dict[int, QuantType]
@@ -67,10 +67,10 @@ _VERSIONS: dict[tuple[bytes, int], _Version] = {
     (b"tjgg", 2): _Version("ggjt version 2", _table("F32", "F16", "Q4_0_V2", "Q4_1_V2", "Q5_0", "Q5_1", "Q8_0_V1")),
     (b"tjgg", 3): _Version("ggjt version 3", _table(*(name for name in TYPES if name != "BF16"))),
 }
-"""By magic, as its bytes stand in the file, and version; 0 where there is none."""
+"""Formats by their magic, in the file's byte order, and version, which is 0 for the format without one."""
 
 MAGICS = frozenset(magic for magic, _ in _VERSIONS)
-"""What such a file can begin with."""
+"""The first four bytes of all formats."""
 
 
 class GgmlFile(DescribedCheckpoint):
@@ -85,10 +85,10 @@ class GgmlFile(DescribedCheckpoint):
 
     @classmethod
     def open(cls, path: Path, *, gqa: int = 1) -> GgmlFile:
-        """Maps the file and reads its headers; no tensor byte is touched.
+        """Maps the file and reads its headers, but no tensors.
 
         ``gqa``: how many query heads share a KV head, which the file does not say; 8 for Llama-2-70B.
-        Raises LoadError when there is no such file or it cannot be read, FormatError when it is not what it should be.
+        Raises LoadError if the file is missing or cannot be read, FormatError if it is not valid.
         """
         mapping = map_file(path, hint=_DAMAGED)
         refuse_other_kinds(path, mapping[:HEAD_BYTES], expected={"ggml"})
@@ -104,7 +104,8 @@ class GgmlFile(DescribedCheckpoint):
 
 
 class _Sizes(NamedTuple):
-    """The header. ``multiple``: the feed-forward width was rounded up to one of it; the tensors say what came of it."""
+    """The header. ``multiple``: the feed-forward width is rounded up to a multiple of it; the tensors have the
+    result."""
 
     vocab: int
     embed: int
@@ -128,7 +129,7 @@ def _read_version(cursor: Cursor) -> _Version:
 
 
 def _read_vocabulary(cursor: Cursor, count: int, *, scores: bool) -> dict[str, object]:
-    """The tokens under GGUF's keys. Files have raw bytes and spaces where GGUF has `<0x0A>` and U+2581."""
+    """The vocabulary under GGUF's keys. The files have raw bytes and spaces where GGUF has `<0x0A>` and U+2581."""
     cursor.place = "vocabulary"
     if not _EOS < count <= MAX_TOKENS:
         raise cursor.error(f"claims {count} tokens, expected {_EOS + 1} to {MAX_TOKENS}")
@@ -141,7 +142,7 @@ def _read_vocabulary(cursor: Cursor, count: int, *, scores: bool) -> dict[str, o
         text, type_ = _token(cursor, token, cursor.read_bytes(cursor.read(U32)))
         texts.append(text)
         types.append(type_)
-        # Llama's scores are the negated order of the ids, so that the oldest files lose nothing.
+        # Llama's scores are the negated ids, so that files without scores lose nothing.
         ranks.append(_FLOAT.unpack(cursor.read_bytes(4))[0] if scores else float(-token))
     return {
         "tokenizer.ggml.model": "llama",
@@ -155,7 +156,7 @@ def _read_vocabulary(cursor: Cursor, count: int, *, scores: bool) -> dict[str, o
 
 
 def _token(cursor: Cursor, token: int, data: bytes) -> tuple[str, int]:
-    """Text and type of a token. The first three have no text of their own in the file."""
+    """Text and type of a token. The file has no useful texts for the first three."""
     if token <= _EOS:
         return ("<unk>", "<s>", "</s>")[token], _UNKNOWN_TYPE if token == _UNKNOWN else _CONTROL
     if not data:
@@ -212,7 +213,7 @@ def _type(cursor: Cursor, version: _Version, type_id: int) -> QuantType:
 
 
 def _describe(path: Path, sizes: _Sizes, spans: dict[str, Span], gqa: int) -> dict[str, object]:
-    """The metadata of the model, checked against the tensors that show it."""
+    """The metadata of the model, checked against the shapes of its tensors."""
     if min(sizes.embed, sizes.heads, sizes.layers) < 1 or sizes.embed % sizes.heads:
         reason = f"{sizes.heads} heads, {sizes.layers} layers and width {sizes.embed} do not fit together"
         raise FormatError(str(path), "header", reason, hint=_DAMAGED)

@@ -1,7 +1,6 @@
-"""Reads GGUF models through a memory map: metadata as Python values, tensors as bytes where they lie.
+"""Reads GGUF models through a memory map: metadata as Python values, tensors as bytes of the map.
 
-A model may be split over several files, which are opened together. Knows nothing of what is in a model: no
-architecture, no tokenizer, no decoding of weights. Needs neither torch nor numpy.
+The files of a split model are opened together.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ class GgufFile(DescribedCheckpoint):
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
-        """Maps the file and reads its header; no tensor byte is touched. Any part of a split model opens all of it.
+        """Maps the file and reads its header, but no tensors. Any part of a split model opens the whole model.
 
-        Raises LoadError when there is no such file or it cannot be read, or a part is missing; FormatError when it is
-        not what it should be.
+        Raises LoadError if the file or another part is missing or cannot be read; FormatError if it is not valid.
         """
         part = read_part(path)
         count = _number(part, _COUNT, default=1)
@@ -42,7 +40,7 @@ class GgufFile(DescribedCheckpoint):
 
 
 def part_names(name: str) -> list[str]:
-    """The file names of all parts of the split model that a part of this name belongs to; of any other file its own."""
+    """The file names of all parts of the split model to which a file of this name belongs, or else its own name."""
     match = _PART_NAME.fullmatch(name)
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
         return [name]
@@ -58,10 +56,12 @@ def _read_parts(opened: GgufPart, count: int) -> list[GgufPart]:
         raise FormatError(str(path), f"metadata key {_COUNT!r}", reason, hint=_SPLIT_HINT)
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
-        what = (
+        missing_parts = (
             f"part {missing[0]} is missing" if len(missing) == 1 else f"{len(missing)} are missing: {missing[0]}, ..."
         )
-        raise LoadError(f"{path} is one of {count} parts of a model; {what}", hint="put all parts into one folder")
+        raise LoadError(
+            f"{path} is one of {count} parts of a model; {missing_parts}", hint="put all parts into one folder"
+        )
     parts = [opened if part == path else read_part(part) for part in paths]
     seen: dict[str, Path] = {}
     for number, part in enumerate(parts):
@@ -70,9 +70,9 @@ def _read_parts(opened: GgufPart, count: int) -> list[GgufPart]:
             if found != expected:
                 reason = f"is {'missing' if found is None else found}, expected {expected}"
                 raise FormatError(str(part.path), f"metadata key {key!r}", reason, hint=_SPLIT_HINT)
-        twice = seen.keys() & part.spans.keys()
-        if twice:
-            name = min(twice)
+        duplicates = seen.keys() & part.spans.keys()
+        if duplicates:
+            name = min(duplicates)
             raise FormatError(
                 str(part.path), f"tensor {shown(name)}", f"is also in {seen[name].name}", hint=_SPLIT_HINT
             )

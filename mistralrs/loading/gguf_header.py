@@ -1,8 +1,7 @@
-"""The header of a GGUF file, versions 1 to 3: metadata as Python values, and where each tensor lies.
+"""Reads the header of a GGUF file, versions 1 to 3: metadata as Python values, and the places of the tensors.
 
-Knows the container and nothing of what is in it. Every field is checked against the bytes that are left before it is
-used, so that a damaged file costs an error and neither time nor memory. The format is described in ggml's
-`docs/gguf.md`.
+Every field is checked against the bytes that are left before it is used, so that a damaged file takes neither time nor
+memory. ggml's `docs/gguf.md` describes the format.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ from mistralrs.loading.cursor import U32, U64, Cursor, round_up, shown
 from mistralrs.quant.types import BY_GGML_ID, QuantType
 
 MAX_HEADER_BYTES = 128 << 20
-"""A longer header is refused; the largest in use hold a tokenizer of 33 MB. Bounds what the metadata can take."""
+"""Bytes of a header, at most, which bounds the memory of the metadata. The largest in use have a tokenizer of 33 MB."""
 MAX_ARRAY_ELEMENTS = 3 << 20
-"""Elements of all metadata arrays together; twice those of a vocabulary of 262144 tokens with its merges."""
+"""Elements of all metadata arrays together, at most: twice those of a vocabulary of 262144 tokens with its merges."""
 MAX_ARRAY_DEPTH = 4
-"""Arrays in arrays."""
+"""Levels of arrays in arrays, at most."""
 MAX_NAME_BYTES = 65535
-"""Of a metadata key (so the format says) and of a tensor name."""
+"""Bytes of a metadata key, by the format, and of a tensor name, at most."""
 MAX_ALIGNMENT = 1 << 20
 
 _MAGIC = b"GGUF"
 _VERSIONS = (1, 2, 3)
 _DEFAULT_ALIGNMENT = 32
-_ARRAY_WEIGHT = 64  # an array within an array counts as so many elements, for that is what its list costs
+_ARRAY_WEIGHT = 64  # elements as which a nested array counts, because its list takes as much memory
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBER_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
-"""Metadata value type -> struct code."""
+"""The struct code of each metadata value type."""
 
 _UNSUPPORTED = {
     4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
     31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
-"""ggml's other tensor types, so that a refusal can name them."""
+"""ggml's other tensor types, so that an error can name them."""
 
 _DAMAGED = "the file is damaged or not a GGUF model: fetch it again"
 
 
 class GgufPart(NamedTuple):
-    """One file and what its header says."""
+    """One file with the content of its header."""
 
     path: Path
     mapping: MappedFile
@@ -57,9 +56,9 @@ class GgufPart(NamedTuple):
 
 
 def read_part(path: Path) -> GgufPart:
-    """Maps the file and reads its header; no tensor byte is touched.
+    """Maps the file and reads its header, but no tensors.
 
-    Raises LoadError when there is no such file or it cannot be read, FormatError when it is not what it should be.
+    Raises LoadError if the file is missing or cannot be read, FormatError if it is not valid.
     """
     mapping = map_file(path, hint=_DAMAGED)
     refuse_other_kinds(path, mapping[:HEAD_BYTES], expected={"gguf"})
@@ -73,7 +72,7 @@ def read_part(path: Path) -> GgufPart:
 
 
 class _TensorInfo(NamedTuple):
-    """What the header says of one tensor; ``offset`` counts from the start of the data section."""
+    """A tensor's entry in the header; ``offset`` counts from the start of the data section."""
 
     name: str
     type: QuantType
@@ -87,7 +86,7 @@ class _Header(Cursor):
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         super().__init__(path, data, limit=MAX_HEADER_BYTES, hint=_DAMAGED)
         self._elements_left = MAX_ARRAY_ELEMENTS
-        self._length = U64  # of counts, lengths and dimensions; version 1 has 32 bits
+        self._length = U64  # format of counts, lengths and dimensions; 32 bits in version 1
 
     def read_version(self) -> int:
         magic = self._data[self.take(len(_MAGIC)) : self.position]
@@ -106,7 +105,7 @@ class _Header(Cursor):
         return self.read(self._length)
 
     def read_metadata(self, count: int) -> dict[str, object]:
-        # The smallest entry: a key of one byte, the type, and a value of one byte.
+        # The smallest entry has a key of one byte, the type, and a value of one byte.
         self.check_count("metadata entries", count, smallest=self._length.size + 1 + 4 + 1)
         metadata: dict[str, object] = {}
         for index in range(count):
@@ -120,7 +119,7 @@ class _Header(Cursor):
 
     def read_tensor_infos(self, count: int) -> list[_TensorInfo]:
         self.place = "header"
-        # The smallest: a name of one byte, one dimension, and the type and offset.
+        # The smallest entry has a name of one byte, one dimension, the type and the offset.
         self.check_count("tensors", count, smallest=self._length.size * 2 + 1 + 4 + 4 + 8)
         infos: dict[str, _TensorInfo] = {}
         for index in range(count):
@@ -188,7 +187,7 @@ class _Header(Cursor):
         return [value == 1 for value in values]
 
     def _read_strings(self, count: int) -> list[object]:
-        # A vocabulary has hundreds of thousands of strings: local names, and no call of our own per string.
+        # Vocabularies have hundreds of thousands of strings, so the loop uses local names and no calls of ours.
         data, end, position = self._data, self._end, self.position
         width, unpack = self._length.size, self._length.unpack_from
         strings: list[object] = []
@@ -218,7 +217,7 @@ class _Header(Cursor):
 
 def _alignment(header: _Header, metadata: dict[str, object]) -> int:
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-    # A multiple of 8, says the format; that its tensors start at powers of two is what makes them aligned at all.
+    # The format requires a multiple of 8; only a power of two aligns tensors for wider loads.
     if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment.bit_count() != 1:
         header.place = "metadata key 'general.alignment'"
         raise header.error(f"is {shown(alignment)}, expected a power of two from 8 to {MAX_ALIGNMENT}")
@@ -226,7 +225,7 @@ def _alignment(header: _Header, metadata: dict[str, object]) -> int:
 
 
 def _locate(header: _Header, data: MappedFile, infos: list[_TensorInfo], *, alignment: int) -> dict[str, Span]:
-    """Where each tensor lies in the file, by name in the file's order; all checks of offsets are here."""
+    """The places of all tensors by name, in the file's order, with all checks of their offsets."""
     data_start = round_up(header.position, alignment)
     spans: dict[str, Span] = {}
     for name, type_, shape, offset in infos:

@@ -1,7 +1,7 @@
-"""Writes a GGUF file, version 3: all of its header first, then the tensors' bytes as they come.
+"""Writes a GGUF file, version 3: the whole header first, then the tensors' bytes as they come.
 
-Knows the container and nothing of what is in it. Only the piece that is being written is in memory. The file has
-another name until it is complete, so that nobody finds half of one. The format is described in ggml's `docs/gguf.md`.
+Only the piece that is being written is in memory. The file has a temporary name until it is complete. ggml's
+`docs/gguf.md` describes the format.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mistralrs.loading.cursor import round_up
 from mistralrs.quant.types import QuantType
 
 ALIGNMENT = 32
-"""Of the tensors, counted from the first one's start; what a file that does not say otherwise has."""
+"""Alignment of the tensors in bytes, counted from the first one's start; the format's default."""
 
 Value = bool | int | float | str | list[str] | list[int] | list[float]
-"""What can be stored under a key: an int as uint32, a list of them as int32, a float as float32."""
+"""A metadata value. An int is stored as uint32, a list of ints as int32, a float as float32."""
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _VERSION = 3
@@ -33,7 +33,7 @@ _VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What the header says of one tensor; ``shape`` is as torch would say it, rows first."""
+    """A tensor's entry in the header; ``shape`` is in torch's order, rows first."""
 
     name: str
     type: QuantType
@@ -45,17 +45,17 @@ class TensorInfo:
 
 
 class GgufWriter:
-    """The tensors of a file whose header is written; made by ``new_gguf``."""
+    """Writes the tensors of a file whose header is written; ``new_gguf`` makes one."""
 
     def __init__(self, path: Path, file: FileIO, tensors: Sequence[TensorInfo]) -> None:
         self._path = path
         self._file = file
-        self._waiting = list(reversed(tensors))
+        self._remaining = list(reversed(tensors))
 
     def write(self, name: str, pieces: Iterable[memoryview]) -> None:
-        """The bytes of the next tensor, in pieces of format "B". Raises ``LoadError`` when they cannot be written, and
-        ValueError when they are not what was announced."""
-        info = self._waiting.pop()
+        """Writes the bytes of the next tensor, in pieces of format "B". Raises ``LoadError`` when they cannot be
+        written, and ValueError when name or size are not those of the header."""
+        info = self._remaining.pop()
         if info.name != name:
             raise ValueError(f"{info.name} comes before {name}")
         size = 0
@@ -68,16 +68,16 @@ class GgufWriter:
 
     def check_complete(self) -> None:
         """Raises ValueError when a tensor is missing."""
-        if self._waiting:
-            raise ValueError(f"{self._waiting[-1].name} was not written")
+        if self._remaining:
+            raise ValueError(f"{self._remaining[-1].name} was not written")
 
 
 @contextmanager
 def new_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> Iterator[GgufWriter]:
-    """Writes ``path``, replacing what is there, once the block has ended well; otherwise leaves nothing behind.
+    """Writes ``path``, replacing an existing file, if the block ends without error; otherwise leaves nothing behind.
 
-    The block writes each of ``tensors``, in their order. Raises ``LoadError`` when the disk has no room, which is asked
-    before anything is written, or the file cannot be written.
+    The block writes each of ``tensors``, in their order. Raises ``LoadError`` when the disk has no room, which is
+    checked before anything is written, or the file cannot be written.
     """
     header = _header(metadata, tensors)
     _check_room(path, len(header) + sum(round_up(info.nbytes, ALIGNMENT) for info in tensors))
@@ -91,7 +91,7 @@ def new_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Tensor
             yield writer
             writer.check_complete()
             with _explaining(path):
-                os.fsync(file.fileno())  # some file systems say only now that there is no room
+                os.fsync(file.fileno())  # some file systems report only now that they are full
         with _explaining(path):
             partial.replace(path)
     finally:
@@ -99,7 +99,7 @@ def new_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Tensor
 
 
 def _put(path: Path, file: FileIO, data: memoryview) -> None:
-    """Writes all of ``data``, of which the system may take a part at a time."""
+    """Writes all of ``data``, although one write of the system may take only a part."""
     with _explaining(path):
         while data:
             data = data[file.write(data) :]
@@ -107,7 +107,7 @@ def _put(path: Path, file: FileIO, data: memoryview) -> None:
 
 @contextmanager
 def _explaining(path: Path) -> Iterator[None]:
-    """Errors of the system, as the user sees them."""
+    """Replaces OSErrors by LoadErrors for the user."""
     try:
         yield
     except OSError as error:
@@ -128,7 +128,7 @@ def _check_room(path: Path, needed: int) -> None:
 
 
 def _header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> bytes:
-    """All that comes before the first tensor's bytes."""
+    """The bytes of the header, with padding up to the first tensor."""
     head = bytearray(b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), len(metadata)))
     for key, value in metadata.items():
         head += _text(key) + _entry(value)
@@ -147,7 +147,7 @@ def _text(value: str) -> bytes:
 
 
 def _entry(value: Value) -> bytes:
-    """A value's type and the value."""
+    """The bytes of a value's type and of the value."""
     if isinstance(value, list):
         return struct.pack("<I", _ARRAY) + _array(value)
     if isinstance(value, bool):
@@ -160,7 +160,7 @@ def _entry(value: Value) -> bytes:
 
 
 def _array(values: list[str] | list[int] | list[float]) -> bytes:
-    """The items' type, their number and the items; all of them are of the first one's type."""
+    """The bytes of the items' type, their number and the items, which all have the first one's type."""
     if values and isinstance(values[0], str):
         return struct.pack("<IQ", _STRING, len(values)) + b"".join(map(_text, values))
     kind, code = (_F32, "f") if values and isinstance(values[0], float) else (_I32, "i")

@@ -1,8 +1,7 @@
-"""Finds the files of a model: in the hub's cache, on the hub, or in a local folder.
+"""Finds files by name: in the hub's cache, on the hub, or in a local folder.
 
-Knows repositories, revisions and files by name; knows no file format, and does not know what the files are for.
-The cache is the one that every tool of the hub shares (``HF_HOME``), and ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` and the
-proxy variables mean here what they mean there.
+The cache is the one that all tools of the hub share (``HF_HOME``). ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` and the proxy
+variables have the same meaning as for those tools.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _ANSWER_SECONDS = 5.0
-"""How long a silent hub is waited for. The hub's client alone would try for about 24 seconds before it gives up."""
+"""Seconds to wait for an answer of the hub. The hub's client alone would wait for about 24 seconds."""
 
 _NAMES = "it is relative to the repository, and has no empty part, no '.', no '..' and no backslash"
 
 
 class NotInRepositoryError(LoadError):
-    """The repository and the revision exist, the file in it does not."""
+    """The repository and the revision exist, but not the file."""
 
 
 class NotReachedError(LoadError):
-    """The hub was not asked, because that is forbidden, or did not answer."""
+    """The hub did not answer, or HF_HUB_OFFLINE forbids requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,11 @@ def fetch(
     """The local path of ``filename`` in the hub repository ``repo``, downloaded unless the cache has it.
 
     ``repo`` is ``owner/name`` or ``owner/name@revision``; a revision is a branch, a tag or a commit, ``main`` unless
-    given. A cached file is used as it is, without any request, also when its branch has moved on since. A connection
-    that breaks on the way is taken up where it broke. ``token`` is sent only if given: the environment is not asked.
+    given. A cached file is used without any request, even if its branch has changed since. A broken download is
+    resumed. ``token`` is sent only if given; tokens in the environment are ignored.
 
-    Raises LoadError when the file cannot be had (NotInRepositoryError when the repository does not have it) and
-    UsageError when ``repo`` names a second revision.
+    Raises LoadError if the file cannot be fetched (NotInRepositoryError if the repository does not have it) and
+    UsageError if ``repo`` names a second revision.
     """
     file = _remote_file(repo, filename, revision)
     return _cached(file) or _download(file, token, progress)
@@ -76,7 +75,7 @@ def fetch_optional(
     token: str | None = None,
     progress: Progress | None = None,
 ) -> Path | None:
-    """As ``fetch``, but None when the repository does not have the file. That it has not is remembered in the cache."""
+    """Like ``fetch``, but None if the repository does not have the file, which the cache then records."""
     file = _remote_file(repo, filename, revision)
     if _known_absent(file):
         return None
@@ -87,14 +86,14 @@ def fetch_optional(
 
 
 def cached(repo: str, filename: str) -> Path | None:
-    """The local path of ``filename`` if the cache has it. Raises as ``fetch`` does for names that cannot be."""
+    """The local path of ``filename`` if the cache has it, else None. Raises like ``fetch`` for invalid names."""
     return _cached(_remote_file(repo, filename, None))
 
 
 def list_files(repo: str, *, token: str | None = None) -> list[str]:
     """The names of all files of the hub repository ``repo``, sorted; those in folders as ``folder/name``.
 
-    Never from the cache. Raises LoadError as ``fetch`` does.
+    The cache is not used. Raises LoadError like ``fetch``.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -104,14 +103,14 @@ def list_files(repo: str, *, token: str | None = None) -> list[str]:
     try:
         return sorted(HfApi().list_repo_files(listing.repo, revision=listing.revision, token=token or False))
     except (HTTPError, OSError) as error:
-        raise _explained(error, listing, token) from error
+        raise _load_error(error, listing, token) from error
 
 
 def companion(place: str, name: str, *, token: str | None = None, progress: Progress | None = None) -> Path | None:
     """A small file such as ``tokenizer.json`` in ``place``, a local folder or a hub repository; None if it has none.
 
-    An existing folder wins over a repository of the same name. Raises LoadError as ``fetch`` does, and when ``place``
-    looks like a path and is no folder.
+    An existing folder takes priority over a repository of the same name. Raises LoadError like ``fetch``, and if
+    ``place`` looks like a path but is not a folder.
     """
     folder = expand_user(place)
     if os.path.isdir(folder):
@@ -149,7 +148,7 @@ def _remote_file(repo: str, filename: str, revision: str | None) -> _RemoteFile:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name from outside stays in the folder that it is put into."""
+    """Whether a path of this name stays inside of the folder to which it is relative."""
     return "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
@@ -163,10 +162,10 @@ def _cached(file: _RemoteFile) -> Path | None:
 
 
 def has_cache() -> bool:
-    """Whether the hub's cache has a place. Without a home folder, and without ``HF_HOME``, it has none."""
+    """Whether the hub's cache has a folder, for which ``HF_HOME`` or a home folder is needed."""
     from huggingface_hub import constants
 
-    # The client takes a ~ that nobody could expand as the name of a folder in the working directory.
+    # The client would treat a ~ that cannot be expanded as a folder in the working directory.
     return not constants.HF_HUB_CACHE.startswith("~")
 
 
@@ -178,13 +177,13 @@ def _known_absent(file: _RemoteFile) -> bool:
 
 def _download(file: _RemoteFile, token: str | None, progress: Progress | None) -> Path:
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # whichever client library it is of
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client library is in use
 
     _refuse_offline(file)
     if not has_cache():
         raise LoadError(f"{file}: there is no home folder that could keep it", hint="set HF_HOME to a folder of yours")
     timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else _ANSWER_SECONDS
-    # False: the hub's client would otherwise look for a token by itself.
+    # With None the hub's client would look for a token by itself.
     sent_token: str | bool = token or False
     try:
         _check_room(file, _remote_size(file, sent_token, timeout), Path(constants.HF_HUB_CACHE))
@@ -196,9 +195,9 @@ def _download(file: _RemoteFile, token: str | None, progress: Progress | None) -
             etag_timeout=timeout,
             tqdm_class=_reporter(file.name, progress),
         )
-    # RuntimeError is how the client's second transport (Xet) says that a transfer failed.
+    # The client's second transport (Xet) raises RuntimeError when a transfer fails.
     except (HTTPError, OSError, RuntimeError) as error:
-        raise _explained(error, file, token) from error
+        raise _load_error(error, file, token) from error
     return Path(path)
 
 
@@ -213,7 +212,7 @@ def _refuse_offline(file: _RemoteFile) -> None:
 
 
 def _remote_size(file: _RemoteFile, token: str | bool, timeout: float) -> int | None:
-    """Bytes of the file, None if unknown. Asks once, without retries: a machine without network hears of it at once."""
+    """Bytes of the file, None if unknown. Asks without retries, so that a missing network is noticed at once."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -221,7 +220,7 @@ def _remote_size(file: _RemoteFile, token: str | bool, timeout: float) -> int | 
     try:
         return get_hf_file_metadata(url, token=token, timeout=timeout).size
     except EntryNotFoundError:
-        return None  # The download will meet it again, and remembers it in the cache.
+        return None  # The download meets the error again, and records it in the cache.
 
 
 def _check_room(file: _RemoteFile, size: int | None, cache: Path) -> None:
@@ -238,33 +237,33 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _reporter(what: str, progress: Progress | None) -> type[Any]:
-    """A class with the methods of a tqdm bar that the hub's client calls; it passes the bytes on and draws nothing."""
+def _reporter(name: str, progress: Progress | None) -> type[Any]:
+    """A class with the methods of a tqdm bar that the hub's client calls. It calls ``progress`` and shows nothing."""
 
     class Reporter:
         def __init__(self, *, total: int | None = None, initial: int = 0, **_: object) -> None:
             self.total = total
             self.n = initial
-            self._told = -1
+            self._reported = -1
             self.update(0)
 
         def update(self, count: float | None = 1) -> None:
             self.n += int(count or 0)
-            # After a break the client may begin again and count down; whoever draws a bar should not see that.
-            if progress is not None and self.n > self._told:
-                self._told = self.n
-                progress(what, self.n, self.total or 0)
+            # After an interruption the client may start again and count down, which a progress bar must not show.
+            if progress is not None and self.n > self._reported:
+                self._reported = self.n
+                progress(name, self.n, self.total or 0)
 
         def update_transfer(self, count: float | None = 1) -> None:
-            """Bytes on the wire, which ``update`` counts again when they are written."""
+            """Ignores bytes received, because ``update`` counts them again when they are written."""
 
         def set_postfix_str(self, text: str, *, refresh: bool = True) -> None:
-            """The speed as text; whoever draws the bar knows the clock."""
+            """Ignores the speed as text, which the caller's progress bar computes itself."""
 
         set_transfer_postfix_str = set_postfix_str
 
         def close(self) -> None:
-            """Nothing was opened."""
+            """Has nothing to close."""
 
         def __enter__(self) -> Reporter:
             return self
@@ -275,14 +274,14 @@ def _reporter(what: str, progress: Progress | None) -> type[Any]:
     return Reporter
 
 
-def _explained(error: Exception, file: _RemoteFile, token: str | None) -> LoadError:
-    """The user's view of what the hub's client raised."""
+def _load_error(error: Exception, file: _RemoteFile, token: str | None) -> LoadError:
+    """The error for the user, for an error of the hub's client."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return _explained(error.__cause__, file, token)
+        return _load_error(error.__cause__, file, token)
     if isinstance(error, HfHubHTTPError):
-        return _explained_answer(error, file, token)
+        return _http_error(error, file, token)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return LoadError(f"{file}: the disk is full", hint="make room, or set HF_HOME to a folder on a larger disk")
     if isinstance(error, PermissionError) and error.filename:
@@ -300,7 +299,7 @@ def _unreachable(error: Exception, file: _RemoteFile) -> LoadError:
     )
 
 
-def _explained_answer(error: HfHubHTTPError, file: _RemoteFile, token: str | None) -> LoadError:
+def _http_error(error: HfHubHTTPError, file: _RemoteFile, token: str | None) -> LoadError:
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -317,7 +316,7 @@ def _explained_answer(error: HfHubHTTPError, file: _RemoteFile, token: str | Non
     if isinstance(error, RevisionNotFoundError):
         return LoadError(f"{file.repo} has no revision '{file.revision}'", hint=f"see {page}/commits")
     if isinstance(error, EntryNotFoundError):
-        return NotInRepositoryError(f"{file.repo} has no file '{file.name}'", hint=_alike(file, token))
+        return NotInRepositoryError(f"{file.repo} has no file '{file.name}'", hint=_similar_names_hint(file, token))
     if status == 401 and error.response.headers.get("X-Error-Message") == "Invalid credentials in Authorization header":
         return LoadError(f"{page} refuses the token", hint="check it, or use --token-source none for a public model")
     if isinstance(error, RepositoryNotFoundError):
@@ -328,8 +327,8 @@ def _explained_answer(error: HfHubHTTPError, file: _RemoteFile, token: str | Non
     return LoadError(f"{file}: {constants.ENDPOINT} answers {status}", hint="try again later")
 
 
-def _alike(file: _RemoteFile, token: str | None) -> str:
-    """Names of files in the repository that may have been meant."""
+def _similar_names_hint(file: _RemoteFile, token: str | None) -> str:
+    """A hint with similar names of files in the repository."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -340,5 +339,5 @@ def _alike(file: _RemoteFile, token: str | None) -> str:
     same_kind = [name for name in names if name.endswith(Path(file.name).suffix)]
     by_lower = {name.lower(): name for name in same_kind}
     close = difflib.get_close_matches(file.name.lower(), by_lower, n=5, cutoff=0.7)
-    meant = [by_lower[name] for name in close] or same_kind[:8]
-    return f"it has {', '.join(meant)}" if meant else f"it has no {Path(file.name).suffix} file"
+    candidates = [by_lower[name] for name in close] or same_kind[:8]
+    return f"it has {', '.join(candidates)}" if candidates else f"it has no {Path(file.name).suffix} file"

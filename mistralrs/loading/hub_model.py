@@ -1,7 +1,7 @@
-"""Which files of a hub repository, or of a folder, are a model: fetches these and no others.
+"""Fetches the files of a hub repository that are a model, and no others.
 
-Knows names of files; what is in them is read only of the index that says which files hold the weights. All files of a
-model come from one commit, however long ago the first of them was fetched.
+Files are chosen by name; only `config.json` and the index of weights are read. All files of a model come from one
+commit, however long ago the first of them was fetched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mistralrs.loading.gguf_file import part_names
 from mistralrs.loading.hub_files import NotReachedError, cached, fetch, fetch_optional, list_files
 from mistralrs.loading.model_metadata import read_config
 from mistralrs.loading.pipeline import hugging_face_mapping
-from mistralrs.loading.safetensors_file import INDEX_NAME, SINGLE_NAME, refuse_quantised_config
+from mistralrs.loading.safetensors_file import INDEX_NAME, SINGLE_NAME, refuse_quantized_config
 from mistralrs.models.multimodal import text_config
 from mistralrs.progress import Progress
 
@@ -31,12 +31,12 @@ _TEXT = (
     "tokenizer.json",
 )
 _OF_PROCESSORS = ("chat_template.json",)
-"""Where multimodal models may have their template."""
+"""Files in which multimodal models may have their template."""
 _OLDER_TEXT = ("tokenizer.model", "added_tokens.json")
-"""Of models without a `tokenizer.json`."""
+"""Files of models without a `tokenizer.json`."""
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _MOST_NAMES = 24
-"""How many names a hint lists."""
+"""File names that a hint lists, at most."""
 
 _logger = logging.getLogger(__name__)
 
@@ -44,39 +44,40 @@ _logger = logging.getLogger(__name__)
 def fetch_model(
     repo: str, *, architecture: str | None = None, token: str | None = None, progress: Progress | None = None
 ) -> Path:
-    """The local folder of the safetensors model in the hub repository ``repo``; what the cache lacks is downloaded.
+    """The local folder of the safetensors model in the hub repository ``repo``; downloads files that the cache lacks.
 
-    What cannot be loaded, or is not of the ``architecture`` that is asked for, is refused before its weights are
+    A model that cannot be loaded, or is not of the requested ``architecture``, is refused before its weights are
     fetched. A repository without safetensors, but with one GGUF model, gives that model's file. Revisions, cache,
-    ``token`` and errors are as ``source.fetch`` has them; a cached model needs no request. Raises ``LoadError`` also
-    when the repository has several GGUF models, which it names, or none that can be read.
+    ``token`` and errors are as in ``hub_files.fetch``; a cached model needs no request. Raises ``LoadError`` also if
+    the repository has several GGUF models, which it names, or none that can be read.
     """
     config = fetch_optional(repo, _CONFIG, token=token, progress=progress)
     if config is None:
         return _fetch_single_file(repo, token, progress)
-    at = _pinned(repo, config, _CONFIG)
+    pinned = _pinned(repo, config, _CONFIG)
     content = read_config(config)
     text = text_config(content)
-    if "model_type" in content:  # repositories of GGUF files may have a config.json that says nothing
-        refuse_quantised_config(config)
+    if "model_type" in content:  # repositories of GGUF files may have an empty config.json
+        refuse_quantized_config(config)
         hugging_face_mapping(Path(repo), content if text is None else text, architecture)
-    weights = _fetch_first(at, (INDEX_NAME, SINGLE_NAME), token, progress)
+    weights = _fetch_first(pinned, (INDEX_NAME, SINGLE_NAME), token, progress)
     if weights is None:
         return _fetch_single_file(repo, token, progress)
     if weights.name == INDEX_NAME:
         for name in _indexed_names(weights):
-            fetch(at, name, token=token, progress=progress)
-    _fetch_text(at, _TEXT if text is None else (*_OF_PROCESSORS, *_TEXT), token, progress)
+            fetch(pinned, name, token=token, progress=progress)
+    _fetch_text(pinned, _TEXT if text is None else (*_OF_PROCESSORS, *_TEXT), token, progress)
     return config.parent
 
 
 def fetch_parts(repo: str, filename: str, *, token: str | None = None, progress: Progress | None = None) -> Path:
-    """The local path of a file, as ``source.fetch``; of one part of a split GGUF model, after all parts are there."""
+    """The local path of a file, as ``hub_files.fetch`` gives it; for a part of a split GGUF model, fetches all
+    parts."""
     path = fetch(repo, filename, token=token, progress=progress)
-    at = _pinned(repo, path, filename)
+    pinned = _pinned(repo, path, filename)
     for name in part_names(filename):
         if name != filename:
-            fetch(at, name, token=token, progress=progress)
+            fetch(pinned, name, token=token, progress=progress)
     return path
 
 
@@ -92,12 +93,12 @@ def local_model(path: Path) -> Path:
 
 
 def _pinned(repo: str, path: Path, filename: str) -> str:
-    """``repo`` at the commit that its cached file ``filename`` is of."""
+    """``repo`` at the commit of its cached file ``filename``."""
     return f"{repo.partition('@')[0]}@{path.parents[filename.count('/')].name}"
 
 
 def _fetch_first(repo: str, names: Sequence[str], token: str | None, progress: Progress | None) -> Path | None:
-    """The first of the files that the repository has, one that is in the cache before all others."""
+    """The first of the files that the cache has, or else the first that the repository has; None if it has none."""
     for name in names:
         if path := cached(repo, name):
             return path
@@ -108,7 +109,7 @@ def _fetch_first(repo: str, names: Sequence[str], token: str | None, progress: P
 
 
 def _indexed_names(index: Path) -> list[str]:
-    """The files that an index of weights names; what else is in it is checked when the model is opened."""
+    """The files that an index of weights names. Opening the model checks the rest of the index."""
     try:
         weights: Any = read_json(index, hint="delete it, so that it is fetched anew")["weight_map"]
         names = set(weights.values())
@@ -116,21 +117,21 @@ def _indexed_names(index: Path) -> list[str]:
         raise LoadError(
             f"{index} is no index of weights: {error!r}", hint="delete it, so that it is fetched anew"
         ) from error
-    wrong = [name for name in names if not isinstance(name, str) or not name.endswith(".safetensors")]
-    if wrong:
+    invalid = [name for name in names if not isinstance(name, str) or not name.endswith(".safetensors")]
+    if invalid:
         raise LoadError(
-            f"{index} names {str(wrong[0])[:80]!r}, which is no .safetensors file",
+            f"{index} names {str(invalid[0])[:80]!r}, which is no .safetensors file",
             hint="delete it, so that it is fetched anew",
         )
     return sorted(names)
 
 
 def _fetch_text(repo: str, names: Sequence[str], token: str | None, progress: Progress | None) -> None:
-    """The tokenizer's and the template's files, as far as there are any; the last of ``names`` is that which replaces
-    older ones.
+    """Fetches the tokenizer's and the template's files, as far as the repository has them. If it lacks the last of
+    ``names``, also fetches the older files that this one replaces.
 
-    Where the hub is out of reach, those that the cache has must do: other tools, which may have put the model there,
-    do not note which files a repository lacks.
+    If the hub is out of reach, the files in the cache are used: other tools, which may have put the model there, do not
+    record which files a repository lacks.
     """
     try:
         found = [fetch_optional(repo, name, token=token, progress=progress) for name in names]
@@ -158,8 +159,8 @@ def _fetch_single_file(repo: str, token: str | None, progress: Progress | None) 
 
 
 def _models(names: Sequence[str]) -> list[str]:
-    """One name for each model: of a split model its first part. The vision part of a multimodal model is called
-    mmproj, by the custom of llama.cpp; it is none where there is another."""
+    """One file name for each model; for a split model its first part. Files named mmproj, which by llama.cpp's
+    convention hold the vision part of a multimodal model, do not count if there are others."""
     first = [name for name in names if part_names(name)[0] == name]
     return [name for name in first if "mmproj" not in PurePosixPath(name).name.lower()] or first
 

@@ -1,4 +1,4 @@
-"""How a budget of bytes becomes KV blocks, group by group. Knows the layers of a spec; no file and no free memory."""
+"""Divides a budget of bytes among the KV blocks of all groups."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
 def kv_groups(
     spec: DecoderSpec, budget: int, *, item_bytes: int, max_seqs: int, step: int, block_size: int
 ) -> tuple[KvGroup, ...]:
-    """The groups of ``spec.windows`` with as many blocks as ``budget`` bytes pay for, perhaps none.
+    """The groups of ``spec.windows`` with as many blocks as ``budget`` bytes allow, perhaps none.
 
-    A group without a window can use the whole context of ``max_seqs`` sequences; one with a window what so many hold
-    that compute ``step`` tokens at once. Beside full layers, windows get at most half of the budget, unless one
-    sequence needs more: it would be long contexts that pay for sequences which may never run at once.
-    ``item_bytes``: of an element of a stored key or value.
+    A group without a window can use the whole context of ``max_seqs`` sequences; a group with a window the blocks that
+    ``max_seqs`` sequences have in use while they compute ``step`` tokens at once. Beside full layers, windows get at
+    most half of the budget unless one sequence needs more, because otherwise long contexts would lose blocks to
+    sequences that may never run at once. ``item_bytes``: bytes of an element of a stored key or value.
     """
     head_bytes = -(-spec.attention.head_dim // 16) * 16 * item_bytes
     layers = Counter(layer.window for layer in spec.layers)
@@ -35,7 +35,7 @@ def kv_groups(
             useful[window] = max(alone[window], min(useful[window], alone[window] * (budget // 2) // sliding))
 
     def cost(blocks: int) -> int:
-        """Bytes if every group has so many blocks, or as many as it can use."""
+        """Bytes if every group has ``blocks`` blocks, or as many as it can use."""
         return sum(block_bytes[window] * min(blocks, useful[window]) for window in spec.windows)
 
     blocks = bisect_right(range(1, max(useful.values()) + 1), budget, key=cost)

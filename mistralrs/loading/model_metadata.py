@@ -1,4 +1,4 @@
-"""A checkpoint's answers to what an architecture asks: a GGUF file's metadata, or a folder's `config.json`."""
+"""The metadata that an architecture reads: a GGUF file's, or a folder's `config.json`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class _TensorMetadata:
         self._checkpoint = checkpoint
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
-        """The shape of a tensor; None: there is none of that name."""
+        """The shape of a tensor; None if the checkpoint has no tensor of that name."""
         found = self._checkpoint.tensors.get(tensor)
         return found.shape if found else None
 
     def vector(self, tensor: str) -> Sequence[float]:
-        """A vector's values; empty if there is none of that name."""
+        """A vector's values; empty if the checkpoint has no tensor of that name."""
         found = self._checkpoint.tensors.get(tensor)
         if found is None:
             return ()
@@ -40,7 +40,7 @@ class _TensorMetadata:
 
 
 class GgufMetadata(_TensorMetadata):
-    """``Facts`` of a file that describes itself under GGUF's keys."""
+    """The ``ModelMetadata`` of a file that has GGUF's keys."""
 
     def __init__(self, checkpoint: DescribedCheckpoint) -> None:
         super().__init__(checkpoint)
@@ -54,7 +54,7 @@ class GgufMetadata(_TensorMetadata):
 
 
 class HfMetadata(_TensorMetadata):
-    """``Facts`` of a folder with a `config.json`; null is the same as missing."""
+    """The ``ModelMetadata`` of a folder with a `config.json`. A null counts as missing."""
 
     def __init__(self, checkpoint: Checkpoint, path: Path, config: Mapping[str, object]) -> None:
         super().__init__(checkpoint)
@@ -78,8 +78,8 @@ class HfMetadata(_TensorMetadata):
 
 
 def read_text_config(checkpoint: MappedCheckpoint, path: Path) -> dict[str, object]:
-    """The `config.json` at ``path`` of a checkpoint: of a multimodal one that of its language model, whose tensors are
-    then all that the checkpoint has, under the names of a text model. Raises ``LoadError``."""
+    """The `config.json` at ``path`` of a checkpoint. For a multimodal model it is that of the language model; the
+    checkpoint then keeps only the language model's tensors, under the names of a text model. Raises ``LoadError``."""
     config = read_config(path)
     text = text_config(config)
     if text is None:
@@ -97,5 +97,5 @@ def read_text_config(checkpoint: MappedCheckpoint, path: Path) -> dict[str, obje
 
 
 def read_config(path: Path) -> dict[str, object]:
-    """A `config.json`. Raises ``LoadError``."""
+    """The content of a `config.json`. Raises ``LoadError`` if it cannot be read."""
     return read_json(path, hint="a model folder has a config.json, as the model's repository has it: fetch it again")

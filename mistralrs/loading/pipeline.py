@@ -1,4 +1,4 @@
-"""From a file or folder to a model that runs: spec, tokenizer, template, placement, memory plan."""
+"""Loads a model from a file or folder: spec, tokenizer, chat template, memory plan and weights."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 BLOCK_SIZE = 16
 _LEAST_CONTEXT = 8 * BLOCK_SIZE
 _LOGIT_ROWS = 64
-"""Rows of logits that a step can return beside one of every sequence: those of prompts."""
+"""Prompt positions whose logits a step can return, in addition to one position of each sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded model and what its file says of it."""
+    """A loaded model and its description."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -59,31 +59,32 @@ class Model:
     parameters: int
     max_model_len: int
     fingerprint: str | None
-    """Of everything that decides the content of a KV block beside its tokens; None: the plan did not ask for it."""
+    """The fingerprint of all that decides the content of a KV block beside its tokens; None if not
+    ``LoadPlan.keeps_kv``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """What the caller decides."""
+    """The caller's options."""
 
     max_seqs: int
     max_batch_tokens: int
     precision: str = "default"
-    """A row of ``models.decoder.PRECISIONS``."""
+    """A key of ``models.decoder.PRECISIONS``."""
     text: TextSource = field(default_factory=TextSource)
-    """Where tokenizer and template come from, if not from the file."""
+    """The source of tokenizer and template, if it is not the model's own file."""
     dtype: Dtype = "auto"
-    """Of weights that are stored as floats."""
+    """The type of weights that are stored as floats."""
     isq: str | None = None
     """The type to quantize safetensors to, a key of ``quant.quantize.ISQ_TYPES``."""
     gqa: int = 1
-    """Query heads that share a KV head, which a GGML file does not say."""
+    """Query heads that share a KV head, a number that GGML files lack."""
     kv_memory: int | None = None
-    """Bytes of the KV cache at most; None: half of what the weights leave."""
+    """Bytes of the KV cache, at most; None: half of the memory that the weights leave free."""
     max_model_len: int | None = None
-    """Tokens of context at most; None: those that the model was made for."""
+    """Tokens of context, at most; None: the context that the model was made for."""
     keeps_kv: bool = False
-    """Whether KV outlives the process, so that the model needs a fingerprint: its files are hashed."""
+    """Whether KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
 
 
 def load(
@@ -94,10 +95,10 @@ def load(
     architecture: str | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Loads whatever is at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
+    """Loads the model at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
 
-    ``architecture``: a name of ``ARCHITECTURES`` that it must hold; None: anything that is supported.
-    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before everything has been checked.
+    ``architecture``: the name in ``ARCHITECTURES`` that it must have; None for any supported one.
+    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before all checks have passed.
     """
     kind = kind_of(path)
     if kind == "safetensors":
@@ -110,7 +111,7 @@ def load(
 
 
 def kind_of(path: Path) -> Literal["safetensors", "gguf", "ggml"]:
-    """By what the file begins with; a folder is safetensors. Anything else is left to the GGUF reader to refuse."""
+    """The format, by the file's first bytes; a folder is safetensors. The GGUF reader refuses unknown files."""
     if path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json")):
         return "safetensors"
     try:
@@ -129,11 +130,11 @@ def load_ggml(
     architecture: str | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Loads a legacy GGML file, which holds a Llama model. Otherwise as ``load_gguf``."""
+    """Loads a legacy GGML file, which has a Llama model. Otherwise like ``load_gguf``."""
     form = ARCHITECTURES["llama"].ggml
     assert form is not None
     if architecture not in (None, "llama"):
-        raise _another(path, "'llama'", architecture, "llama-ggml -m '' -f")
+        raise _wrong_architecture(path, "'llama'", architecture, "llama-ggml -m '' -f")
     with GgmlFile.open(path, gqa=plan.gqa) as file:
         return _load_described(file, "llama", form, backend, plan, progress)
 
@@ -146,9 +147,9 @@ def load_gguf(
     architecture: str | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Loads a GGUF file. ``architecture``: a name of ``ARCHITECTURES`` that it must hold; None: anything supported.
+    """Loads a GGUF file. ``architecture``: the name in ``ARCHITECTURES`` that it must have; None for any supported one.
 
-    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before the whole file has been checked.
+    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before all checks have passed.
     """
     with GgufFile.open(path) as file:
         found, form = gguf_mapping_of(file, architecture)
@@ -197,7 +198,7 @@ def _model(
 
 
 def _storage(checkpoint: Checkpoint, plan: LoadPlan) -> str:
-    """The type of most matrices, and what they are computed in if that is another."""
+    """The type of most matrices, and the type that they are computed in if it differs."""
     types = [tensor.type for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1]
     stored = max(sorted(set(types), key=lambda type_: type_.name), key=types.count)
     if plan.isq is not None:
@@ -219,7 +220,7 @@ def load_folder(
     architecture: str | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Loads safetensors: a Hugging Face folder, or one file or index in it. Otherwise as ``load_gguf``."""
+    """Loads safetensors: a Hugging Face folder, or one file or index in it. Otherwise like ``load_gguf``."""
     folder = path if path.is_dir() else path.parent
     with SafetensorsFile.open(path) as file:
         config = read_text_config(file, folder / "config.json")
@@ -231,20 +232,20 @@ def load_folder(
         return _model(file, placed, tokenizer, template, spec, found, folder.resolve().name, plan)
 
 
-def hugging_face_mapping(path: Path, config: Mapping[str, object], wanted: str | None) -> tuple[str, WeightsMapping]:
-    """The folder's architecture, if it is supported and the one that is wanted."""
+def hugging_face_mapping(path: Path, config: Mapping[str, object], expected: str | None) -> tuple[str, WeightsMapping]:
+    """The folder's architecture and its mapping. Raises LoadError unless it is supported and the ``expected`` one."""
     kind = config.get("model_type")
     found = HF_MODEL_TYPES.get(kind) if isinstance(kind, str) else None
     form = ARCHITECTURES[found].hugging_face if found else None
     if found is None or form is None:
         raise _unsupported(path, kind, (*HF_MODEL_TYPES, *TEXT_TYPES))
-    if wanted is not None and wanted != found:
-        raise _another(path, repr(found), wanted, f"{found} -m")
+    if expected is not None and expected != found:
+        raise _wrong_architecture(path, repr(found), expected, f"{found} -m")
     return found, form
 
 
-def gguf_mapping_of(file: GgufFile, wanted: str | None) -> tuple[str, WeightsMapping]:
-    """The file's architecture, if it is supported and the one that is wanted."""
+def gguf_mapping_of(file: GgufFile, expected: str | None) -> tuple[str, WeightsMapping]:
+    """The file's architecture and its mapping. Raises LoadError unless it is supported and the ``expected`` one."""
     found = file.require("general.architecture", str)
     if found == "clip":
         raise LoadError(
@@ -257,11 +258,11 @@ def gguf_mapping_of(file: GgufFile, wanted: str | None) -> tuple[str, WeightsMap
     if form is None:
         known = (name for name, row in ARCHITECTURES.items() if row.gguf)
         raise _unsupported(file.path, found, (*known, *GGUF_TEXT_PARTS))
-    if wanted is not None:
-        # Some go by the name of another, from which only their experts tell them apart.
+    if expected is not None:
+        # Some architectures share a GGUF name with another and differ only by their experts.
         experts = file.get(f"{found}.expert_count", int, default=0) > 0
-        if (architecture, experts) != (GGUF_NAMES[wanted], ARCHITECTURES[wanted].mixture):
-            raise _another(file.path, f"{found!r}{' with experts' if experts else ''}", wanted, "gguf -f")
+        if (architecture, experts) != (GGUF_NAMES[expected], ARCHITECTURES[expected].mixture):
+            raise _wrong_architecture(file.path, f"{found!r}{' with experts' if experts else ''}", expected, "gguf -f")
     return architecture, form
 
 
@@ -272,17 +273,17 @@ def _unsupported(path: Path, found: object, supported: Iterable[str]) -> LoadErr
     )
 
 
-def _another(path: Path, found: str, wanted: str, row: str) -> LoadError:
-    """The refusal of an architecture that was not asked for; ``row`` and the path run it."""
+def _wrong_architecture(path: Path, found: str, expected: str, subcommand: str) -> LoadError:
+    """The error for another architecture than requested; the hint runs it with ``subcommand``."""
     return LoadError(
-        f"{path} holds the architecture {found}, not {wanted!r}",
-        hint=f"this command works: mistralrs -i {row} {shlex.quote(str(path))}",
+        f"{path} holds the architecture {found}, not {expected!r}",
+        hint=f"this command works: mistralrs -i {subcommand} {shlex.quote(str(path))}",
     )
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Puts the file's name before errors that do not have it, and says what next where they do not."""
+    """Adds the file's name to errors that lack it, and a hint to those without one."""
     try:
         yield
     except LoadError as error:
@@ -293,7 +294,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_spec(path: Path, form: WeightsMapping, facts: ModelMetadata) -> DecoderSpec:
-    """The decoder that the facts describe."""
+    """The spec of the decoder that the metadata describes."""
     with naming(path):
         return form.spec(facts)
 
@@ -322,19 +323,19 @@ def _text(
 
 
 def check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> None:
-    """Raises ``LoadError`` when ordinary text could become tokens that have no row in the embedding.
+    """Raises ``LoadError`` if ordinary text could become tokens that have no row in the embedding.
 
-    Tokens that were added to the vocabulary may lack one, as that of images in a model for text: they are never drawn,
-    and a prompt with one is refused by name.
+    Added tokens may lack a row, such as the token for images in a model for text: they are never sampled, and a prompt
+    with one is refused by name.
     """
     rows = spec.vocab_size
-    if not 0 < rows < tokenizer.vocab_size:  # 0: there is no embedding, which is said later
+    if not 0 < rows < tokenizer.vocab_size:  # 0: there is no embedding, which a later check reports
         return
-    words = tokenizer.num_text_tokens_beyond(rows)
-    if words:
+    num_text_tokens = tokenizer.num_text_tokens_beyond(rows)
+    if num_text_tokens:
         raise LoadError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {rows}; "
-            f"{words} of the others are words or pieces of words",
+            f"{num_text_tokens} of the others are words or pieces of words",
             hint="the tokenizer belongs to another model",
         )
     if tokenizer.eos_ids and min(tokenizer.eos_ids) >= rows:
@@ -355,7 +356,7 @@ def _place(
     plan: LoadPlan,
     progress: Progress | None,
 ) -> _Placed:
-    """Checks all parts, plans the memory, then takes it; hashes the files beside that, if the plan asks for it."""
+    """Checks all parts, plans the memory and places the weights; meanwhile hashes the files if the plan requires it."""
     report = (lambda done, total: progress("weights", done, total)) if progress else None
     conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
     with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
@@ -370,9 +371,9 @@ def _place(
 
 
 def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
-    """The KV cache gets at most half of what the weights leave; it is touched as it fills.
+    """The limits, with a KV cache of at most half of the memory that the weights leave; it is committed as it fills.
 
-    Raises ``LoadError`` when the weights do not fit.
+    Raises ``LoadError`` if the weights do not fit.
     """
     if spec.max_position < 1:
         raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")

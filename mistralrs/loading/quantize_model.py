@@ -1,7 +1,7 @@
-"""Writes a safetensors model as a GGUF file with quantized weights: what is in it, and in which order.
+"""Writes a safetensors model as a GGUF file with quantized weights.
 
-Knows no architecture: what its parts are called and what the file says of it comes from its two forms. The values are
-those that ``--isq`` computes with.
+The names of parts and metadata come from the architecture's two ``WeightsMapping``. The weights equal those with which
+``--isq`` computes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mistralrs.quant.quantize import isq_type
 from mistralrs.quant.types import TYPES, QuantType
 
 _QUANTISATION_VERSION = 2
-"""Of ggml's types; older ones had other blocks under the same numbers."""
+"""Version of ggml's quantized types; older versions had other blocks under the same numbers."""
 _FILE_TYPES = {
     "Q4_0": 2,
     "Q4_1": 3,
@@ -48,7 +48,7 @@ _FILE_TYPES = {
     "Q5_K": 16,
     "Q6_K": 18,
 }
-"""llama.cpp's numbers for a file whose matrices are mostly of a type; of its mixes, the one with least of others."""
+"""llama.cpp's numbers for files with matrices mostly of one type; of its mixtures, the one with fewest other types."""
 _logger = logging.getLogger(__name__)
 
 
@@ -57,13 +57,13 @@ def quantize_model(
 ) -> None:
     """Writes ``out``, a GGUF file, from the safetensors at ``source``: a folder, one file or an index of files.
 
-    Every matrix gets ``type``, a key of ``quant.quantize.ISQ_TYPES``; where its rows do not split in blocks of it, the
-    type that ``--isq`` takes instead. Norms, biases and routers are F32. One matrix, or one expert's, is in memory at a
-    time. ``name``: what the file calls the model; None: as the folder is called. A file that is there is replaced once
-    the new one is complete.
+    Every matrix gets ``type``, a key of ``quant.quantize.ISQ_TYPES``, or the type that ``--isq`` takes instead if its
+    rows do not split in blocks of it. Norms, biases and routers are F32. One matrix, or one expert's, is in memory at a
+    time. ``name``: the model's name in the file; None: the folder's name. An existing file is replaced once the new one
+    is complete.
 
     Raises ``UsageError`` for another type, ``LoadError`` and ``FormatError`` for a model that cannot be read or that a
-    GGUF file cannot hold, and when the file cannot be written; nothing is left behind then.
+    GGUF file cannot hold, and if the file cannot be written; nothing is left behind then.
     """
     wanted = isq_type(type)
     _refuse_other_formats(source)
@@ -76,7 +76,7 @@ def quantize_model(
 def _planned(
     source: Path, file: SafetensorsFile, wanted: QuantType, name: str | None
 ) -> tuple[CheckpointParts, dict[str, Value], list[_Tensor]]:
-    """Where the parts come from, and all that the file will have; every check is done."""
+    """The source of the parts, and all that the file will contain; all checks are done."""
     folder = source if source.is_dir() else source.parent
     config = read_text_config(file, folder / "config.json")
     architecture, form = hugging_face_mapping(source, config, None)
@@ -96,7 +96,7 @@ def _planned(
 def _refuse_other_formats(source: Path) -> None:
     kind = kind_of(source)
     if kind == "gguf":
-        GgufFile.open(source).close()  # or it is something else, and says so
+        GgufFile.open(source).close()  # raises an error if it is another kind of file
     if kind != "safetensors":
         raise LoadError(f"{source} is a {kind.upper()} file already", hint="name the safetensors that it was made from")
 
@@ -108,21 +108,21 @@ def _backend() -> Backend:
     return resolved.backend
 
 
-# What is written
+# Tensors
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A tensor of the file: either parts, row after row in the order that the file wants, or ``values``."""
+    """A tensor of the file: either parts, whose rows are in the file's order, or ``values``."""
 
     info: TensorInfo
     places: tuple[WeightKey, ...] = ()
     order: array[int] | None = None
-    """For each row of a part as it stands in the file, its row in the model."""
+    """For each row of a part in the file, its row in the model."""
     values: array[float] = field(default_factory=lambda: array("f"))
 
     def pieces(self, parts: CheckpointParts) -> Iterator[memoryview]:
-        """The bytes, a part at a time."""
+        """The bytes, one part at a time."""
         if not self.places:
             yield memoryview(self.values).cast("B")
         for place in self.places:
@@ -138,7 +138,7 @@ def _ordered(data: memoryview, order: array[int] | None) -> memoryview:
 
 
 def _part_tensors(parts: CheckpointParts, form: WeightsMapping, spec: DecoderSpec) -> Iterator[_Tensor]:
-    """All parts, those that the form has in one tensor together, each followed by its bias."""
+    """All tensors in order: parts that the mapping has in one tensor together, each followed by its bias."""
     pieces = form.tensors(spec)
     together: dict[str, list[WeightKey]] = {}
     for place in parts.weight_keys():
@@ -190,7 +190,7 @@ def _vector_tensor(name: str, values: array[float]) -> _Tensor:
     return _Tensor(TensorInfo(name, TYPES["F32"], (len(values),)), values=values)
 
 
-# What the file says
+# Metadata
 
 
 def _general(architecture: str, name: str, type: QuantType) -> dict[str, Value]:
@@ -204,7 +204,7 @@ def _general(architecture: str, name: str, type: QuantType) -> dict[str, Value]:
 
 
 def _text_metadata(folder: Path, spec: DecoderSpec) -> dict[str, Value]:
-    """The tokenizer and the chat template."""
+    """The metadata of the tokenizer and of the chat template."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise LoadError(
             f"{folder} has no tokenizer.json and no tokenizer.model",
@@ -219,7 +219,7 @@ def _text_metadata(folder: Path, spec: DecoderSpec) -> dict[str, Value]:
 
 
 class _WrittenMetadata:
-    """``Facts`` of a file that is not written yet."""
+    """The ``ModelMetadata`` of a file that is not written yet."""
 
     def __init__(self, written: GgufFields, tensors: Iterable[_Tensor]) -> None:
         self._metadata = written.metadata
@@ -242,7 +242,7 @@ class _WrittenMetadata:
 
 
 def _check_told(spec: DecoderSpec, form: WeightsMapping, written: GgufFields, tensors: Iterable[_Tensor]) -> None:
-    """Raises ``LoadError`` when a reader would take the model for another: GGUF has no key for what is special."""
+    """Raises ``LoadError`` if a reader would get another spec, because GGUF lacks a key for a property of the model."""
     told = form.spec(_WrittenMetadata(written, tensors))
     ours, theirs = _settings(spec), _settings(told)
     lost = [name for name, value in ours.items() if not _alike(value, theirs.get(name))]
@@ -264,7 +264,7 @@ def _settings(spec: DecoderSpec) -> dict[str, object]:
 
 
 def _alike(one: object, other: object) -> bool:
-    """Whether two values of a spec are the same but for the rounding of floats."""
+    """Whether two values of a spec are equal up to the rounding of floats."""
     if isinstance(one, dict) and isinstance(other, dict):
         return all(_alike(value, other[key]) for key, value in one.items())
     if isinstance(one, tuple) and isinstance(other, tuple):

@@ -1,9 +1,7 @@
 """Reads safetensors models through a memory map: one file, or a folder with one or several.
 
-Knows the container and which files of a folder are a model's, and nothing of what the tensors are for. Needs neither
-torch nor numpy. The format: eight bytes of header length, little-endian; that many bytes of JSON, which give each
-tensor's type, shape and place among the bytes that follow; then these, without a hole. Described in the safetensors
-project's README.
+The format has eight bytes of header length, little-endian; a header of JSON with each tensor's type, shape and offsets;
+and the tensors' bytes without gaps. The safetensors project's README describes it.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from mistralrs.loading.cursor import U64, Cursor, shown
 from mistralrs.quant.types import TYPES
 
 MAX_HEADER_BYTES = 32 << 20
-"""A longer header is refused; 100,000 tensors take a third of that."""
+"""Bytes of a header, at most; 100,000 tensors take a third of them."""
 MAX_DIMENSIONS = 8
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -31,7 +29,7 @@ _DAMAGED = "the file is damaged or not a safetensors model: fetch it again"
 _INDEX_DAMAGED = f"fetch {INDEX_NAME} and all files that it names again"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
-_QUANTISED_HINT = "use the unquantized model, with --isq to quantize it while it loads, or a GGUF file"
+_QUANTIZED_HINT = "use the unquantized model, with --isq to quantize it while it loads, or a GGUF file"
 _TUNED_PREFIX = "base_model.model.model"
 
 
@@ -40,39 +38,39 @@ class SafetensorsFile(MappedCheckpoint):
 
     @classmethod
     def open(cls, path: Path) -> SafetensorsFile:
-        """Maps the files and reads their headers; no tensor byte is touched.
+        """Maps the files and reads their headers, but no tensors.
 
-        ``path`` is a file, an index of files or a folder; a file that an index beside it names opens all of them.
-        Raises LoadError when nothing that can be read is there or the model is quantized in a way that is not
-        supported, FormatError when a file is not what it should be or one is missing.
+        ``path`` is a file, an index of files or a folder; a file that an index beside it names opens all of its files.
+        Raises LoadError if a file is missing or cannot be read or the model has an unsupported quantization,
+        FormatError if a file is not valid.
         """
         folder = path if path.is_dir() else path.parent
-        refuse_quantised_config(folder / "config.json")
+        refuse_quantized_config(folder / "config.json")
         files = _files(path)
         spans: dict[str, Span] = {}
         mappings = []
         for file in files:
             mapping, found = _read_file(file.path)
             mappings.append(mapping)
-            for name in found if file.wanted is None else file.wanted:
+            for name in found if file.expected_tensors is None else file.expected_tensors:
                 if name not in found:
                     reason = f"is missing, though {INDEX_NAME} says that it is here"
                     raise FormatError(str(file.path), f"tensor {shown(name)}", reason, hint=_INDEX_DAMAGED)
-                plain = name.replace(_TUNED_PREFIX, "model")
-                if plain in spans:
+                plain_name = name.replace(_TUNED_PREFIX, "model")
+                if plain_name in spans:
                     raise FormatError(str(file.path), f"tensor {shown(name)}", "is in the model twice", hint=_DAMAGED)
-                spans[plain] = found[name]
+                spans[plain_name] = found[name]
         return cls(path, mappings, spans)
 
 
 class _File(NamedTuple):
     path: Path
-    wanted: list[str] | None
-    """The tensors that the index has in this file; None: all of them."""
+    expected_tensors: list[str] | None
+    """The tensors that the index expects in this file; None: all of them."""
 
 
 def _files(path: Path) -> list[_File]:
-    """The files that are the model."""
+    """The files of the model at ``path``."""
     if path.name.endswith(".index.json"):
         return _indexed(path)
     if not path.is_dir():
@@ -86,7 +84,7 @@ def _files(path: Path) -> list[_File]:
     if (path / SINGLE_NAME).is_file():
         return [_File(path / SINGLE_NAME, None)]
     everything = sorted(path.glob("*.safetensors"))
-    # Mistral's repositories have the same weights a second time under this name.
+    # Mistral's repositories have a second copy of the weights under this name.
     chosen = [file for file in everything if not file.name.startswith("consolidated")] or everything
     if not chosen:
         _refuse_without_safetensors(path)
@@ -102,7 +100,7 @@ def _refuse_without_safetensors(folder: Path) -> None:
 
 
 def _check_numbers(files: list[Path]) -> None:
-    """Files that are numbered must all be there."""
+    """Raises LoadError if a file of a numbered series is missing."""
     names = {file.name for file in files}
     for file in files:
         match = _NUMBERED.fullmatch(file.name)
@@ -114,7 +112,7 @@ def _check_numbers(files: list[Path]) -> None:
 
 
 def _indexed(index: Path) -> list[_File]:
-    """The files that an index names, each with the tensors that it should have."""
+    """The files that an index names, each with the tensors that the index expects in it."""
     content = read_json(index, hint=_INDEX_DAMAGED, unique=True)
     weights = content.get("weight_map")
     if not isinstance(weights, dict) or not weights:
@@ -131,8 +129,8 @@ def _indexed(index: Path) -> list[_File]:
     return [_File(index.with_name(name), names[name]) for name in sorted(names)]
 
 
-def refuse_quantised_config(config: Path) -> None:
-    """LoadError when the model beside this config.json is quantized."""
+def refuse_quantized_config(config: Path) -> None:
+    """Raises LoadError if the model of this config.json is quantized."""
     if not config.exists():
         return
     content = read_json(config, hint="fetch config.json again")
@@ -142,16 +140,18 @@ def refuse_quantised_config(config: Path) -> None:
     )
     if quantization is None:
         return
-    said = quantization if isinstance(quantization, dict) else {}
-    # the tool that made it, then which of its formats, under whichever key that tool uses
-    names = [said.get(key) for key in ("quant_method", "quant_algo", "format")]
+    settings = quantization if isinstance(quantization, dict) else {}
+    # the tool, then its format, under the keys that different tools use
+    names = [settings.get(key) for key in ("quant_method", "quant_algo", "format")]
     known = [name.upper() for name in names if isinstance(name, str) and re.fullmatch(r"[\w-]{1,40}", name)]
-    how = f"with {' '.join(known)}" if known else "in an unknown way"
-    raise LoadError(f"{config.parent} holds a model quantized {how}, which is not supported", hint=_QUANTISED_HINT)
+    description = f"with {' '.join(known)}" if known else "in an unknown way"
+    raise LoadError(
+        f"{config.parent} holds a model quantized {description}, which is not supported", hint=_QUANTIZED_HINT
+    )
 
 
 def _read_file(path: Path) -> tuple[MappedFile, dict[str, Span]]:
-    """One file and where each of its tensors lies, by the names in the file."""
+    """One mapped file and the places of its tensors, by the names in the file."""
     mapping = map_file(path, hint=_DAMAGED)
     refuse_other_kinds(path, mapping[:HEAD_BYTES], expected={"safetensors"})
     cursor = Cursor(path, mapping, limit=len(mapping), hint=_DAMAGED)
@@ -173,7 +173,7 @@ def _check_metadata(cursor: Cursor, metadata: object) -> None:
 
 
 def _locate(cursor: Cursor, mapping: MappedFile, entries: Mapping[str, object]) -> dict[str, Span]:
-    """Where each tensor lies; all checks of offsets are here."""
+    """The places of all tensors, with all checks of their offsets."""
     start = cursor.position
     spans = {name: _span(cursor, mapping, name, entry, start) for name, entry in entries.items()}
     end, before = start, ""
@@ -198,7 +198,7 @@ def _span(cursor: Cursor, mapping: MappedFile, name: str, entry: object, data_st
     if name.endswith((".qweight", ".qzeros")):
         raise LoadError(
             f"{cursor.path} is quantized with GPTQ or AWQ, as its tensor {shown(name)} shows; that is not supported",
-            hint=_QUANTISED_HINT,
+            hint=_QUANTIZED_HINT,
         )
     if not isinstance(dtype, str):
         raise cursor.error(f"has the type {shown(dtype)}, expected a text")
@@ -225,7 +225,7 @@ def _are_counts(value: object) -> bool:
 
 
 def _parse(path: Path, place: str, text: bytes, *, hint: str) -> dict[str, object]:
-    """A JSON object in which no key is there twice."""
+    """A JSON object without repeated keys. Raises FormatError."""
     try:
         return parse_json(text.decode(), unique=True)
     except UnicodeDecodeError as error:

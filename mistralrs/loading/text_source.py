@@ -1,7 +1,4 @@
-"""Where a model's tokenizer and chat template come from: what the user names, else the model's own files.
-
-Knows the names of the files and which of them wins; what is in them is read by ``text``.
-"""
+"""Chooses a model's tokenizer and chat template: those that the user names, or else the model's own files."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ _REPAIR = "repair the file, or fetch it again"
 
 @dataclass(frozen=True, slots=True)
 class TemplateChoice:
-    """A template's Jinja text. ``bos`` and ``eos`` are what it knows as these tokens, None: the tokenizer's."""
+    """A template's Jinja source. ``bos`` and ``eos`` are the texts of these tokens; None: the tokenizer's."""
 
     source: str
     bos: str | None = None
@@ -36,11 +33,12 @@ class TemplateChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSource:
-    """The user's choices, the first that is given wins: ``chat_template`` and ``tokenizer_json``, then the repository
-    or folder ``tok_model_id``, then the model's own file or folder."""
+    """The user's choices in order of priority: ``chat_template`` and ``tokenizer_json``, then the repository or folder
+    ``tok_model_id``, then the model's own file or folder."""
 
     chat_template: str | None = None
-    """Jinja text, a path that ends in .json (with a key ``chat_template``) or .jinja, or the name of a shipped one."""
+    """Jinja source, a path that ends in .json (with a key ``chat_template``) or .jinja, or a shipped template's
+    name."""
     tokenizer_json: Path | None = None
     tok_model_id: str | None = None
     token: Callable[[], str | None] | None = None
@@ -52,17 +50,17 @@ class TextSource:
         return self.tokenizer_json is None and self.tok_model_id is None
 
     def tokenizer(self, metadata: Mapping[str, object]) -> Tokenizer:
-        """For a model that is one file with a vocabulary in it. Raises ``LoadError`` when the chosen one is missing or
-        broken."""
+        """The tokenizer for a model in one file with a vocabulary. Raises ``LoadError`` if the chosen tokenizer is
+        missing or broken."""
         if self.own_tokenizer:
             return Tokenizer.from_gguf(metadata)
         return self._tokenizer(self._place(self.tok_model_id), config_json=False)
 
     def template(self, own: str | None, tokenizer: Tokenizer, *, builtin: str | None = None) -> ChatTemplate | None:
-        """The template to use; ``own`` is that of the model file, ``builtin`` names the shipped one that stands in
-        where there is none. None: there is none.
+        """The template to use, or None. ``own`` is the template of the model file; ``builtin`` names the shipped
+        template to use if there is no other.
 
-        Raises ``LoadError`` when the chosen one is missing or does not compile.
+        Raises ``LoadError`` if the chosen template is missing or does not compile.
         """
         if self.chat_template is not None:
             choice = choose_template(self.chat_template)
@@ -78,19 +76,18 @@ class TextSource:
             return given if given is not None else tokenizer.token_text(token) if token is not None else ""
 
         return ChatTemplate(
-            choice.source.removeprefix("\ufeff"),  # a byte-order mark that came from a file into this text
+            choice.source.removeprefix("\ufeff"),  # a byte-order mark from a file
             bos=text(choice.bos, tokenizer.bos_id),
             eos=text(choice.eos, tokenizer.eos_id),
             unk=text(None, tokenizer.unk_id),
         )
 
     def for_model(self, place: str, *, builtin: str | None = None) -> tuple[Tokenizer, ChatTemplate | None]:
-        """For a model that is a folder or a hub repository (``@revision`` allowed), such as those of safetensors files:
-        its `tokenizer.json` or else its `tokenizer.model`, with what `tokenizer_config.json`,
-        `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `config.json` say of them, and its
-        template.
+        """The tokenizer and template for a model in a folder or hub repository (``@revision`` allowed).
 
-        ``builtin`` is as for ``template``. Raises ``LoadError`` when something is missing or broken.
+        The tokenizer is `tokenizer.json` or else `tokenizer.model`, with the settings of `tokenizer_config.json`,
+        `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and `config.json`. ``builtin`` is as
+        for ``template``. Raises ``LoadError`` if a file is missing or broken.
         """
         named = self._place(self.tok_model_id)
         own = self._place(place)
@@ -120,7 +117,7 @@ class TextSource:
 
 @dataclass(frozen=True, slots=True)
 class _TextFiles:
-    """A folder or hub repository with a tokenizer's files; ``name`` None has no files."""
+    """The tokenizer's files in a folder or hub repository; with ``name`` None there are none."""
 
     name: str | None
     token: Callable[[], str | None] | None
@@ -138,18 +135,19 @@ class _TextFiles:
         return read_json(path, hint=_REPAIR) if path is not None else {}
 
     def tokenizer_config(self, *, added_tokens: bool) -> TokenizerConfig:
-        """What the files say. ``added_tokens``: of those too, which a `tokenizer.json` has itself."""
+        """The settings of the tokenizer. ``added_tokens``: reads these files too, whose content a `tokenizer.json`
+        has."""
         config = self.json("tokenizer_config.json")
-        # The older files repeat what is in this one, and each may cost a request.
+        # The older files repeat the content of this one, and each may need a request.
         specials = {} if "eos_token" in config and not added_tokens else self.json("special_tokens_map.json")
         added = self.json("added_tokens.json") if added_tokens else {}
         return read_tokenizer_config(config, special_tokens_map=specials, added_tokens=added)
 
     def end_ids(self, name: str) -> list[int]:
-        """What a file with ``eos_token_id`` says: nothing, one or several."""
+        """The ids under ``eos_token_id`` in a file: none, one or several."""
         fields = self.json(name)
         value = fields.get("eos_token_id")
-        if value is None and isinstance(fields.get("text_config"), dict):  # of a multimodal checkpoint
+        if value is None and isinstance(fields.get("text_config"), dict):  # a multimodal checkpoint
             value = fields["text_config"].get("eos_token_id")
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(token) is int and token >= 0 for token in ids):
@@ -157,8 +155,8 @@ class _TextFiles:
         return ids
 
     def template(self) -> str | None:
-        """`chat_template.jinja`, or what `tokenizer_config.json` has: a text, or several with a name each; or what
-        multimodal checkpoints had in a file of its own, `chat_template.json`."""
+        """The template in `chat_template.jinja`, or in `tokenizer_config.json`, which has one or several with names, or
+        in the `chat_template.json` of multimodal checkpoints; None if there is none."""
         path = self.file("chat_template.jinja")
         if path is not None:
             return _read_template(path)
@@ -183,13 +181,13 @@ class _TextFiles:
 
 
 def choose_template(choice: str) -> TemplateChoice:
-    """What ``--chat-template`` names or is; a file wins over a shipped template. Raises ``LoadError`` when it names
-    nothing."""
+    """The template that ``--chat-template`` names or contains; a file takes priority over a shipped template. Raises
+    ``LoadError`` if there is none."""
     if choice.endswith(".json"):
         return _template_file(Path(choice))
     if choice.endswith(".jinja"):
         return TemplateChoice(_read_template(Path(choice)))
-    if "{" in choice:  # no template does without
+    if "{" in choice:  # every template has one
         return TemplateChoice(choice)
     if os.path.isfile(choice):
         return TemplateChoice(_read_template(Path(choice)))

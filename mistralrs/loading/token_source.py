@@ -1,6 +1,6 @@
-"""Where the token for private and gated repositories comes from.
+"""Reads the token for private and gated repositories from the source that ``--token-source`` names.
 
-Knows the words of ``--token-source`` and nothing of repositories. A token is never logged and never part of a message.
+A token is never logged and never part of a message.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ _ELSEWHERE = f"put a token there, or name another source: {_FORMS}"
 
 
 def token(source: str) -> str | None:
-    """The token that ``source`` names, without white space around it; None: send no token.
+    """The token that ``source`` names, without whitespace around it; None to send no token.
 
     - ``literal:TOKEN``: the token itself (it may contain colons)
     - ``env`` or ``env:NAME``: an environment variable, ``HUGGING_FACE_HUB_TOKEN`` unless named
     - ``path:FILE``: the text of a file
-    - ``cache``: what the hub's own tools use: the variable ``HF_TOKEN``, else the file that ``hf auth login`` writes;
+    - ``cache``: the token of the hub's own tools: the variable ``HF_TOKEN``, else the file that ``hf auth login``
+    writes;
       no token if there is neither
     - ``none``: no token, whatever is set
 
-    Raises UsageError for anything else and for a variable or file that is not there or is empty.
+    Raises UsageError for any other source, and for a variable or file that is missing or empty.
     """
     kind, colon, value = source.partition(":")
     if source == "none":
@@ -40,7 +41,7 @@ def token(source: str) -> str | None:
         return _variable(value if colon else DEFAULT_VARIABLE)
     if kind == "path" and colon:
         return _file(value)
-    # The word before a colon is safe to show; what stands after it, or a lone word, may be a token.
+    # The text before a colon is safe to show; the text after it, or a text without colon, may be a token.
     shown = f"'{kind}:...'" if colon else "this"
     raise UsageError(f"--token-source: {shown} is not a source of tokens", hint=f"it is one of {_FORMS}")
 
@@ -50,7 +51,7 @@ def _cached_token() -> str | None:
 
     try:
         return get_token()
-    except PermissionError as error:  # of another user's home folder
+    except PermissionError as error:  # another user's home folder
         raise UsageError(
             f"--token-source cache: {error.filename} may not be read by this user",
             hint="name another source, such as none, or set HF_HOME to a folder of yours",

@@ -11,7 +11,7 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """Writes the pieces of a file of one version; every argument is written as it is, right or wrong."""
+    """Writes the parts of a file of one version; every argument is written as given, valid or not."""
 
     version: int = 3
 

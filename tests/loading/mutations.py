@@ -24,7 +24,7 @@ from mistralrs.loading.gguf_file import GgufFile
 
 SECONDS = 1.0
 BYTES = 16 << 20
-"""Some hundred times what a tiny file's metadata takes."""
+"""Some hundred times the memory of a tiny file's metadata."""
 
 NUMBERS = (
     0, 1, 2, 3, 7, 8, 31, 32, 33, 127, 255, 256, 65535, 10**6, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62,
@@ -35,7 +35,7 @@ NUMBERS = (
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A sound file to be damaged: its first bytes, the zeros that follow them, and where the header has its numbers."""
+    """A valid file to be damaged: its first bytes, the zeros behind them, and the places of the header's numbers."""
 
     name: str
     data: bytes
@@ -133,13 +133,13 @@ def _move_bytes(data: bytearray, random: Random) -> None:
 
 
 def open_and_read(path: Path) -> None:
-    """Opens a GGUF file and reads it; AssertionError when a tensor is not what it says."""
+    """Opens a GGUF file and reads it; AssertionError if a tensor does not match its entry."""
     with GgufFile.open(path) as file:
         check_and_read(file)
 
 
 def check_and_read(checkpoint: Checkpoint) -> None:
-    """Reads a byte of every page of every tensor; AssertionError when one is not what it says."""
+    """Reads a byte of every page of every tensor; AssertionError if one does not match its entry."""
     for name, tensor in checkpoint.tensors.items():
         assert tensor.name == name
         assert checkpoint.tensor(name) is tensor
@@ -151,7 +151,7 @@ def check_and_read(checkpoint: Checkpoint) -> None:
 
 
 def assert_sound_or_refused(path: Path, load: Callable[[Path], None] = open_and_read) -> None:
-    """``load`` reads the file or says why not, at once and without memory."""
+    """Checks that ``load`` reads or refuses the file at once and without taking memory."""
     refusal: LoadError | None = None
     tracemalloc.start()
     start = time.perf_counter()

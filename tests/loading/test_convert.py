@@ -1,4 +1,4 @@
-"""What a stored matrix becomes before it is placed: nothing is lost where nothing needs to be, and the rest is said."""
+"""Conversions of stored matrices: without loss where possible, and reported where not."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_floats_keep_their_type_unless_another_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_k", "q4_0"])
-def test_quantising_takes_floats_alone_and_leaves_the_router(name: str) -> None:
+def test_quantizing_takes_floats_alone_and_leaves_the_router(name: str) -> None:
     data = torch.randn(4, COLUMNS, generator=torch.Generator().manual_seed(2))
     matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
     conversion = Conversion(quantize_to=isq_type(name))
@@ -74,7 +74,7 @@ def test_quantising_takes_floats_alone_and_leaves_the_router(name: str) -> None:
     assert conversion.target("up_proj", stored) is TYPES["Q5_0"]
 
 
-def test_weights_that_are_not_finite_cannot_be_quantised() -> None:
+def test_weights_that_are_not_finite_cannot_be_quantized() -> None:
     data = torch.full((2, COLUMNS), float("nan"))
     matrix = matrix_of(TYPES["F32"], data.view(torch.uint8).numpy())
     with pytest.raises(LoadError, match="weight cannot be quantized to Q4_K"):
@@ -84,7 +84,7 @@ def test_weights_that_are_not_finite_cannot_be_quantised() -> None:
 @pytest.mark.parametrize("name", sorted(TYPES | EXPANDED | DECODED))
 @pytest.mark.parametrize("conversion", [Conversion(), Conversion("f16"), Conversion(quantize_to=isq_type("q4_k"))])
 def test_a_router_is_placed_as_floats(name: str, conversion: Conversion) -> None:
-    """Kernels read it as such, whatever it is stored as and whatever others become."""
+    """Kernels read it as floats, for any stored type and conversion."""
     type_ = (TYPES | EXPANDED | DECODED)[name]
     matrix = matrix_of(type_, finite_rows(type_, rows=3, columns=COLUMNS))
     assert conversion.target("router", matrix).name in ("F32", "F16", "BF16")
@@ -109,7 +109,7 @@ def test_rows_must_split_in_blocks() -> None:
 @pytest.mark.parametrize("version", ["ggml", "ggmf version 1", "ggjt version 1", "ggjt version 2", "ggjt version 3"])
 @pytest.mark.parametrize("type_", ["F16", "Q4_0"])
 def test_a_legacy_file_gives_the_logits_of_its_weights(tmp_path: Path, version: str, type_: str) -> None:
-    """Against transformers with the weights that the file holds, in float32."""
+    """Compares with transformers on the file's weights in float32."""
     from mistralrs.engine.batch import Batch, CancelFlag
     from mistralrs.engine.model_runner import ModelRunner
 

@@ -1,4 +1,4 @@
-"""What ``describe`` gathers, against the models that it is told of: every kind of checkpoint."""
+"""Descriptions of models in every kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_template_that_refuses_is_quoted(tmp_path: Path) -> None:
     assert "only one turn" in text.refusal
 
 
-def test_what_cannot_be_loaded_cannot_be_described(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_cannot_be_described(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"absent\.gguf"):
         describe(tmp_path / "absent.gguf")
     folder = write_folder(tmp_path / "model", VARIANTS["llama"])

@@ -1,4 +1,4 @@
-"""What names the KV of a model: the whole content of its files, and all else that decides a result."""
+"""The fingerprint of a model's KV: the whole content of its files, and all else that decides results."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def name_of(path: Path, *, isa: str | None = "torch", precision: str = "default"
 
 
 @pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+def stable_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files count as old at once: their change times cannot be set."""
-    monkeypatch.setattr(digest_cache, "SETTLED_NS", -(10**18))
+    monkeypatch.setattr(digest_cache, "STABLE_NS", -(10**18))
 
 
-# What it goes by
+# Content of the fingerprint
 
 
 def test_one_byte_in_the_middle_of_a_tensor_makes_another_model(large: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def change_size(path: Path) -> None:
 
 
 def change_bytes(path: Path) -> None:
-    """And the times that a program can set are as before."""
+    """Changes a file and restores the times that a program can set."""
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     with path.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
@@ -170,10 +170,10 @@ def test_an_error_of_the_hashing_thread_is_raised_where_it_is_awaited(
         name_of(large)
 
 
-# What is remembered
+# The cache of digests
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("stable_at_once")
 def test_a_file_is_hashed_once(large: Path, caches: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = name_of(large)
     assert stat.S_IMODE(caches.stat().st_mode) == 0o600
@@ -190,13 +190,13 @@ def test_a_file_is_hashed_once(large: Path, caches: Path, monkeypatch: pytest.Mo
     assert hashed == [large, large]
 
 
-def test_a_file_that_was_just_written_is_not_remembered(large: Path, caches: Path) -> None:
+def test_the_digest_of_a_file_just_written_is_not_cached(large: Path, caches: Path) -> None:
     """It may be written again in the same tick of the file system's clock."""
     name_of(large)
     assert not caches.exists()
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("stable_at_once")
 @pytest.mark.parametrize(
     "content",
     [
@@ -214,7 +214,7 @@ def test_a_file_that_was_just_written_is_not_remembered(large: Path, caches: Pat
         b" " * (digest_cache.MAX_BYTES + 1),
     ],
 )
-def test_a_damaged_cache_is_written_anew(content: bytes, large: Path, caches: Path) -> None:
+def test_a_damaged_cache_is_replaced(content: bytes, large: Path, caches: Path) -> None:
     name = name_of(large)
     good = json.loads(caches.read_bytes())
     caches.write_bytes(content)
@@ -222,9 +222,9 @@ def test_a_damaged_cache_is_written_anew(content: bytes, large: Path, caches: Pa
     assert json.loads(caches.read_bytes()) == good
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("stable_at_once")
 @pytest.mark.parametrize("kind", ["writable by others", "a link", "a FIFO", "a folder"])
-def test_a_cache_that_others_may_have_written_is_not_believed(
+def test_a_cache_that_others_may_have_written_is_ignored(
     kind: str, large: Path, caches: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = name_of(large)
@@ -243,7 +243,7 @@ def test_a_cache_that_others_may_have_written_is_not_believed(
     assert ("computed anew at each start" in caplog.text) == (kind == "a folder")
 
 
-def test_the_oldest_are_forgotten(tmp_path: Path) -> None:
+def test_the_oldest_entries_are_removed(tmp_path: Path) -> None:
     cache = DigestCache(tmp_path)
     files = [FileIdentity(1, number, 3, 4, 5) for number in range(digest_cache.MAX_ENTRIES + 2)]
     entries = {file.key(): "a" * 64 for file in files[:-2]}
@@ -256,22 +256,24 @@ def test_the_oldest_are_forgotten(tmp_path: Path) -> None:
     assert cache.path.stat().st_size <= digest_cache.MAX_BYTES
 
 
-@pytest.mark.usefixtures("settled")
+@pytest.mark.usefixtures("stable_at_once")
 def test_without_a_home_files_are_hashed_each_time(
     large: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def none() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification says to ignore it
     monkeypatch.setattr(Path, "home", none)
     with caplog.at_level(logging.WARNING, "mistralrs"):
         assert name_of(large) == name_of(large)
     assert "tiny.gguf is computed anew at each start: there is no home folder" in caplog.text
 
 
-@pytest.mark.usefixtures("settled")
-def test_a_cache_that_cannot_be_written_is_said(large: Path, caches: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("stable_at_once")
+def test_a_cache_that_cannot_be_written_is_reported(
+    large: Path, caches: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caches.parent.parent.mkdir()
     caches.parent.write_bytes(b"a file where the folder should be")
     name_of(large)

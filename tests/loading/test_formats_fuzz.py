@@ -1,4 +1,4 @@
-"""Random damage to safetensors and GGML files: whatever it is, the file loads correctly or is refused, at once."""
+"""Random damage to safetensors and GGML files: every file loads correctly or is refused, at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader of legacy GGML files on files of every version, sound and broken."""
+"""The reader of legacy GGML files on files of every version, valid and broken."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 def paired(name: str, rows: torch.Tensor) -> torch.Tensor:
-    """As the file has the rows of q and k: the members of a rotary pair side by side."""
+    """Rows of q and k in the file's order: the members of a rotary pair side by side."""
     heads = {"q_proj": CONFIG.heads, "k_proj": CONFIG.kv_heads}.get(name.split(".")[-2])
     return rows if heads is None else rows.view(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
@@ -69,7 +69,7 @@ def test_tensors_of_every_version_and_type(tiny: TinyModel, version: str, type_:
         check_and_read(file)
 
 
-def test_metadata_is_what_gguf_would_say(tiny: TinyModel, tmp_path: Path) -> None:
+def test_metadata_equals_that_of_gguf(tiny: TinyModel, tmp_path: Path) -> None:
     path = write_ggml(tmp_path / "llama-7b.q4_0.bin", tiny, version="ggjt version 3").path
     with GgmlFile.open(path, gqa=2) as file:
         described = {key: value for key, value in file.metadata.items() if not key.startswith("tokenizer.")}
@@ -131,7 +131,7 @@ def refusal(data: bytes, path: Path, *, gqa: int = 1) -> LoadError:
 
 
 @pytest.mark.parametrize("version", FORMATS)
-def test_the_minimal_model_is_sound(version: str, tmp_path: Path) -> None:
+def test_the_minimal_model_is_valid(version: str, tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(whole(version))
     with GgmlFile.open(path) as file:
@@ -202,7 +202,7 @@ def test_broken_file_is_refused(name: str, tmp_path: Path) -> None:
     assert message in refusal(data, tmp_path / "model.bin").message
 
 
-def test_one_of_several_parts_says_so(tmp_path: Path) -> None:
+def test_one_of_several_parts_is_refused_by_name(tmp_path: Path) -> None:
     error = refusal(BROKEN["one of several parts"][0], tmp_path / "model.bin")
     assert "several parts" in str(error.hint)
 

@@ -1,4 +1,5 @@
-"""The GGUF reader on sound files: every version and value type, against the `gguf` package, and what it costs."""
+"""The GGUF reader on valid files: every version and value type, against the `gguf` package, and its speed and
+memory."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from mistralrs.quant.types import TYPES
 from tests.loading.gguf_bytes import ARRAY, BOOL, F32, F64, I8, I16, I32, I64, STRING, U8, U16, U32, U64, Bytes
 
 OPEN_SECONDS = 0.1
-"""What the project promises for a vocabulary of 49k tokens on an idle machine."""
+"""Seconds that the project promises for a vocabulary of 49k tokens on an idle machine."""
 
 
 def all_value_types(piece: Bytes) -> list[bytes]:
@@ -124,7 +125,7 @@ def assert_equal_to_gguf(path: Path) -> None:
 
 
 def test_opens_the_default_model_in_a_tenth_of_a_second(default_model: Path) -> None:
-    # The best of several, since other work on the machine is not the reader's fault.
+    # The best of several, to exclude other work on the machine.
     assert min(seconds_to_open(default_model) for _ in range(7)) < OPEN_SECONDS
 
 
@@ -173,7 +174,7 @@ def test_the_file_on_disk_cannot_be_written_through_the_map(tiny_llama: Path) ->
     assert tiny_llama.read_bytes() == before
 
 
-def test_close_drops_the_map_once_nobody_reads(tiny_llama: Path) -> None:
+def test_close_drops_the_map_once_no_tensor_is_in_use(tiny_llama: Path) -> None:
     file = GgufFile.open(tiny_llama)
     norm = file.tensor("output_norm.weight").data
     expected = bytes(norm)
@@ -187,7 +188,7 @@ def test_close_drops_the_map_once_nobody_reads(tiny_llama: Path) -> None:
     assert not mapped(tiny_llama)
 
 
-def test_release_gives_memory_back_and_reads_again(tmp_path: Path) -> None:
+def test_release_frees_memory_and_tensors_can_be_read_again(tmp_path: Path) -> None:
     size = 32 << 20
     piece = Bytes()
     path = tmp_path / "large.gguf"
@@ -203,7 +204,7 @@ def test_release_gives_memory_back_and_reads_again(tmp_path: Path) -> None:
         assert grown - before > size * 0.9
         assert released - before < size * 0.1
         assert sum(large.data[:: 4096 >> 2]) == total
-        file.release(file.tensor("small"))  # has no page to itself: nothing to give back
+        file.release(file.tensor("small"))  # shares all its pages, so nothing is released
         assert bytes(file.tensor("small").data) == b"s" * 32
     with pytest.raises(ValueError, match="closed"):
         file.release(large)

@@ -21,7 +21,7 @@ DATA = bytes(256)
 
 REFUSAL_SECONDS = 1.0
 REFUSAL_BYTES = 1 << 20
-"""More than any message and traceback takes, far less than what the files claim."""
+"""More memory than any message and traceback takes, and far less than the files claim."""
 
 
 def u32(key: str, value: int) -> bytes:
@@ -154,7 +154,7 @@ def test_broken_file_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def refusal(path: Path) -> FormatError:
-    """The error with which the file is refused, having seen that it came at once and took no memory."""
+    """The error with which the file is refused; checks that it was raised at once and without taking memory."""
     tracemalloc.start()
     start = time.perf_counter()
     try:
@@ -222,7 +222,7 @@ def test_a_refused_file_is_not_kept_mapped(tmp_path: Path) -> None:
     assert str(path) not in Path("/proc/self/maps").read_text()
 
 
-def test_what_is_no_readable_file_is_a_load_error(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_a_load_error(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"none\.gguf cannot be read: No such file") as caught:
         GgufFile.open(tmp_path / "none.gguf")
     assert not isinstance(caught.value, FormatError)

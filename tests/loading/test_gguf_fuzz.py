@@ -1,4 +1,4 @@
-"""Random damage to GGUF files: whatever it is, the file loads correctly or is refused, at once and without memory.
+"""Random damage to GGUF files: every file loads correctly or is refused, at once and without taking memory.
 
 The soak `tests.soak.gguf_mutations` does the same on a larger scale, with a process for each file.
 """
@@ -42,7 +42,7 @@ def test_mutated_tiny_model(base: Base, scratch: Path, random: Random) -> None:
     counts=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     rest=st.binary(max_size=200),
 )
-def test_random_bytes_after_a_sound_start(scratch: Path, version: int, counts: tuple[int, int], rest: bytes) -> None:
+def test_random_bytes_after_a_valid_start(scratch: Path, version: int, counts: tuple[int, int], rest: bytes) -> None:
     scratch.write_bytes(b"GGUF" + struct.pack("<IQQ" if version > 1 else "<III", version, *counts) + rest)
     assert_sound_or_refused(scratch)
 

@@ -1,4 +1,4 @@
-"""GGUF models in several files: opened together by any part, or refused with the name of what is wrong."""
+"""GGUF models in several files: any part opens all, or the faulty part is named."""
 
 from __future__ import annotations
 

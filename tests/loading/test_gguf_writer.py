@@ -1,4 +1,4 @@
-"""The container: what is written is read again by us and by `gguf`; what cannot be written leaves nothing behind."""
+"""The GGUF writer: we and `gguf` read its files, and a failed write leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_older_file_is_replaced_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
-def test_what_ends_early_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_write_that_ends_early_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "out.gguf"
     path.write_text("older")
 
@@ -110,7 +110,7 @@ def test_what_ends_early_leaves_nothing(tmp_path: Path, error: type[BaseExceptio
 
 class Mistake(NamedTuple):
     writes: list[tuple[str, int]]
-    said: str
+    message: str
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ class Mistake(NamedTuple):
         Mistake([("vector", 12)], "matrix was not written"),
     ],
 )
-def test_tensors_are_those_that_were_announced(tmp_path: Path, mistake: Mistake) -> None:
+def test_tensors_must_match_the_header(tmp_path: Path, mistake: Mistake) -> None:
     def make() -> None:
         with new_gguf(tmp_path / "out.gguf", METADATA, TENSORS) as writer:
             for name, size in mistake.writes:
                 writer.write(name, [memoryview(bytes(size))])
 
-    with pytest.raises(ValueError, match=mistake.said):
+    with pytest.raises(ValueError, match=mistake.message):
         make()
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +142,7 @@ def test_a_disk_without_room_is_noticed_before(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    """With the system's own limit for files, which ends a write in its middle."""
+    """The system's limit for file sizes ends the write in the middle."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))

@@ -140,7 +140,7 @@ def test_several_gguf_models_are_named(hub: Hub) -> None:
     assert fetch_parts("owner/ggufs", "a.Q8_0.gguf").read_bytes() == b"q8"
 
 
-def test_any_part_brings_all(hub: Hub) -> None:
+def test_any_part_fetches_all(hub: Hub) -> None:
     path = fetch_parts("owner/split", "Q4/b-00002-of-00002.gguf")
     assert path.read_bytes() == b"two"
     assert names(path.parent) == {"b-00001-of-00002.gguf", "b-00002-of-00002.gguf"}
@@ -157,7 +157,7 @@ def test_any_part_brings_all(hub: Hub) -> None:
         ("owner/single@v9", "no revision 'v9'", "commits"),
     ],
 )
-def test_refusals_name_what_and_what_next(hub: Hub, repo: str, message: str, hint: str) -> None:
+def test_refusals_have_a_reason_and_a_hint(hub: Hub, repo: str, message: str, hint: str) -> None:
     with pytest.raises(LoadError, match=message) as caught:
         fetch_model(repo)
     assert hint in str(caught.value.hint)
@@ -179,7 +179,7 @@ def test_a_gated_model_with_its_token(hub: Hub) -> None:
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized with GPTQ"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused_before_its_weights(hub: Hub, config: dict[str, object], message: str) -> None:
+def test_an_unsupported_model_is_refused_before_its_weights(hub: Hub, config: dict[str, object], message: str) -> None:
     hub.repositories["owner/sharded"].files["config.json"] = json.dumps(config).encode()
     with pytest.raises(LoadError, match=message):
         fetch_model("owner/sharded", architecture="llama")

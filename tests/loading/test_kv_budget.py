@@ -1,4 +1,4 @@
-"""What the groups of a model get of a budget: no more than it pays for, and what long contexts and many need."""
+"""The KV blocks of a model's groups: within the budget, and enough for long contexts and many sequences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GEMMA = ((512,) * 5 + (0,)) * 5
 
 
 def groups(windows: tuple[int, ...], context: int, blocks: int, *, max_seqs: int = 16) -> tuple[KvGroup, ...]:
-    """Those of a model with these windows, layer by layer; ``blocks``: of one layer, that the budget pays for."""
+    """The groups of a model with these windows, layer by layer; ``blocks``: the budget in blocks of one layer."""
     spec = DecoderSpec(
         layers=tuple(map(LayerSpec, windows)), hidden_size=1, ffn_size=1, vocab_size=1, max_position=context,
         attention=AttentionSpec(num_heads=8, kv_heads=8, head_dim=128, ropes=()), norm=NormSpec(eps=1e-5),
@@ -50,12 +50,12 @@ def test_no_budget_is_exceeded_and_more_is_never_less(
         assert group.num_blocks == max_seqs * max_blocks_per_seq(context, window=group.window, step=STEP, block_size=16)
 
 
-def test_without_windows_everybody_shares_the_budget() -> None:
+def test_without_windows_all_sequences_share_the_budget() -> None:
     assert groups((0,) * 32, 8192, 32 * 700) == (KvGroup(700),)
     assert groups((0,) * 32, 8192, 32 * 9000) == (KvGroup(16 * 512),)
 
 
-def test_a_model_of_windows_reaches_its_context_with_what_slides() -> None:
+def test_a_model_with_windows_alone_reaches_its_context() -> None:
     """32,768 tokens in the memory of 4,624."""
     [group] = groups(MISTRAL, 32768, 32 * 289)
     assert group == KvGroup(289, 4096)
@@ -65,7 +65,7 @@ def test_a_model_of_windows_reaches_its_context_with_what_slides() -> None:
 
 
 def test_windows_beside_full_layers_take_half_at_most() -> None:
-    """Of five full layers and 25 with a window: few sequences with a long context, or more with a shorter one."""
+    """Five full layers and 25 with a window allow few sequences with a long context, or more with a shorter one."""
     one = max_blocks_per_seq(131072, window=512, step=STEP, block_size=16)
     assert groups(GEMMA, 131072, 25 * one + 5 * 300) == (KvGroup(300), KvGroup(one, 512))
     full, window = groups(GEMMA, 131072, 25 * one * 10)
@@ -74,10 +74,10 @@ def test_windows_beside_full_layers_take_half_at_most() -> None:
 
 
 @pytest.mark.parametrize(("name", "context"), [("llama-linear", 192), ("mistral", 512), ("qwen2-window", 320)])
-def test_what_is_loaded_has_the_context_that_its_windows_allow(
+def test_a_loaded_model_has_the_context_that_its_windows_allow(
     name: str, context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory for 12 blocks in each of four layers: where all slide, or half of them, they go further."""
+    """Memory for 12 blocks in each of four layers gives a longer context if all or half of them have windows."""
     folder = write_folder(tmp_path / name, VARIANTS[name])
     backend, plan = resolve("cpu", threads=1).backend, LoadPlan(max_seqs=1, max_batch_tokens=16)
     totals: list[int] = []

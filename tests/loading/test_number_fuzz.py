@@ -1,6 +1,6 @@
 """Any number in a `config.json` or in the metadata of a GGUF file: the model loads, or is refused by name, at once.
 
-A number that is looped over, or that a buffer is as long as, must be bounded before.
+Numbers of iterations and lengths of buffers must be checked first.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tests.loading.mutations import NUMBERS
 from tests.multimodal import write_multimodal
 
 SECONDS = 20.0
-"""For one file that takes some milliseconds: only what never ends takes as long, on however busy a machine."""
+"""Seconds for one file that takes some milliseconds, even on a busy machine; only an endless loop takes longer."""
 BYTES = 256 << 20
-"""Of memory that is really taken, beyond what the process had."""
+"""Bytes of resident memory, beyond those that the process had."""
 INTEGERS = (*NUMBERS, 40, 4096, 16385, 1 << 24, 1 << 27, (1 << 27) + 1, -1, -(2**31), -(2**63))
 FLOATS = (0.0, -1.0, 1e-45, 1e-38, 1e-30, 1e30, 3e38, float("inf"), float("nan"))
 LONG_FLOATS = (*FLOATS, 5e-324, 1e-300, 1e300)
@@ -43,7 +43,7 @@ def load_whole(path: Path) -> None:
 
 
 def loads_or_is_refused(path: Path, change: object) -> bool:
-    """Whether it loads."""
+    """Whether the model loads."""
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     refusal = None
     try:
@@ -132,7 +132,7 @@ def test_numbers_of_gguf_metadata(name: str, tmp_path: Path) -> None:
 def test_the_numbers_that_were_looped_over(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", VARIANTS["llama"])
     config = json.loads((folder / "config.json").read_text())
-    for change, said in (
+    for change, reason in (
         ({"head_dim": 2**40}, "heads of 1099511627776 columns are wider than 16384"),
         ({"hidden_size": 2**40, "head_dim": None}, "do not fit together"),
         ({"max_position_embeddings": 2**62}, "a context of 4611686018427387904 tokens is not between"),
@@ -140,11 +140,11 @@ def test_the_numbers_that_were_looped_over(tmp_path: Path) -> None:
         ({"intermediate_size": 2**40}, "a feed-forward of 1099511627776 is wider"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(LoadError, match=said):
+        with pytest.raises(LoadError, match=reason):
             describe(folder)
 
 
-def test_a_tensor_of_rotary_factors_is_not_read_before_it_is_measured(tmp_path: Path) -> None:
+def test_the_size_of_rotary_factors_is_checked_before_reading(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", VARIANTS["llama"])
     path = edited(
         write_gguf(tmp_path / "a.gguf", folder, type_="F32"), tmp_path / "b.gguf", store("rope_freqs.weight", 20000)

@@ -1,4 +1,4 @@
-"""Parts pulled from a checkpoint: the order of rotary rows, biases, fused tensors."""
+"""Parts found in a checkpoint: the order of rotary rows, biases, fused tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_weights_are_those_of_transformers(isa: str | None, tmp_path: Path) -> N
 
 
 def test_placed_bytes_are_enough(tmp_path: Path) -> None:
-    """What is planned is what is taken, to a few alignments: memory is checked with it beforehand."""
+    """The planned bytes equal the allocated ones up to alignment, because memory is checked by them beforehand."""
     tiny = write_tiny(tmp_path / "tiny.gguf")
     form = ARCHITECTURES["llama"].gguf
     assert form is not None

@@ -1,4 +1,4 @@
-"""How much memory quantizing takes at most, in a process of its own: never the model as it is stored."""
+"""The peak memory of quantizing, in a process of its own: never as much as the stored model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 1 << 20
 LAYER = 4 * (2 * 1024 * 1024 + 2 * 512 * 1024 + 3 * 1024 * 2816)
 """Bytes of a layer as it is stored."""
 SLACK = 32 * MIB
-"""What is decoded at once, the heap's holes, and threads that start."""
+"""Bytes for weights decoded at once, fragmentation of the heap, and threads."""
 
 PROGRAM = """
 import sys
@@ -61,7 +61,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.native
 @pytest.mark.parametrize(("how", "model_is_kept"), [("write", False), ("load", True)])
-def test_the_peak_is_the_quantised_model_and_a_layer(how: str, model_is_kept: bool, folders: tuple[Path, Path]) -> None:
+def test_the_peak_is_the_quantized_model_and_a_layer(how: str, model_is_kept: bool, folders: tuple[Path, Path]) -> None:
     if not Path("/proc/self/status").is_file():
         pytest.skip("the system does not say how much memory a process had")
     small, large = folders

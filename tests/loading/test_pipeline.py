@@ -1,4 +1,4 @@
-"""Loading a GGUF file: every refusal says what, which and what next; nothing large is taken before."""
+"""Loading a GGUF file: every refusal has a reason and a hint, before anything large is allocated."""
 
 from __future__ import annotations
 
@@ -88,22 +88,22 @@ def test_refused(name: str, tiny: Path, tmp_path: Path) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_an_untouched_copy_is_loaded(tiny: Path, tmp_path: Path) -> None:
-    """So that what is refused above is refused for what was changed."""
+def test_an_unchanged_copy_is_loaded(tiny: Path, tmp_path: Path) -> None:
+    """The refusals above are due to the changes alone."""
     model = load(edited(tiny, tmp_path / "copy.gguf", lambda metadata, tensors: None))
     assert (model.architecture, model.quantization, model.name) == ("llama", "F32", "tiny")
     assert model.max_model_len == 512
     assert model.parameters == load(tiny).parameters > 10_000
 
 
-def test_an_architecture_for_another_row(tiny: Path) -> None:
+def test_an_architecture_for_another_subcommand(tiny: Path) -> None:
     with pytest.raises(LoadError, match="holds the architecture 'llama', not 'gemma'") as caught:
         load(tiny, architecture="gemma")
     assert caught.value.exit_code == 3
     assert caught.value.hint == f"this command works: mistralrs -i gguf -f {tiny}"
 
 
-def test_a_norm_that_is_quantised(tiny: Path, tmp_path: Path) -> None:
+def test_a_norm_that_is_quantized(tiny: Path, tmp_path: Path) -> None:
     def edit(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
         tensors["blk.0.attn_norm.weight"] = tensors["blk.0.attn_norm.weight"].astype(np.float16)
 
@@ -138,7 +138,7 @@ def test_progress_ends_at_the_total(tiny: Path) -> None:
     assert seen[-1][1] == seen[-1][2]
 
 
-def test_the_users_template_wins(tiny: Path, tmp_path: Path) -> None:
+def test_the_users_template_takes_priority(tiny: Path, tmp_path: Path) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("mine {{ messages[0].content }}", encoding="utf-8")
     backend = resolve("cpu", threads=1).backend
@@ -172,7 +172,7 @@ def test_errors_of_broken_files_are_format_errors(tiny: Path, tmp_path: Path) ->
         load(path)
 
 
-def test_without_kernels_torch_serves_and_says_so() -> None:
+def test_without_kernels_torch_is_used_with_a_warning() -> None:
     code = (
         "from mistralrs.ops.backend import resolve; r = resolve('cpu'); print(r.backend.name, r.unavailable_backends)"
     )

@@ -47,7 +47,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def wide(variant: Variant) -> Variant:
-    """With rows that split in blocks of 256, but for those of heads that are narrower together."""
+    """A variant with rows that split in blocks of 256, except for attention outputs that are narrower."""
     settings: dict[str, Any] = {**variant.settings, "hidden_size": 256, "intermediate_size": 512}
     settings["num_hidden_layers"] = 2
     if "moe_intermediate_size" in settings:
@@ -129,13 +129,13 @@ def test_every_type(type_: str, folders: Folders, tmp_path: Path) -> None:
     assert gguf.LlamaFileType(file_type).name in (f"MOSTLY_{type_.upper()}", f"MOSTLY_{type_.upper()}_S")
 
 
-# As others read it
+# Other readers
 
 
 LEFT_OUT = {"general.name", "tokenizer.ggml.padding_token_id", "tokenizer.ggml.unknown_token_id"}
-"""Of what the other writer says: its name for the model, and tokens that no text becomes in a byte-level vocabulary."""
+"""Metadata in which the other writer differs: the model's name, and unreachable tokens of a byte-level vocabulary."""
 DEFAULTS = {"phi3.rope.scaling.attn_factor": 1.0}
-"""What is only written where it says something."""
+"""Metadata that is written only if it is not the default."""
 
 
 @pytest.mark.parametrize("name", IN_GGUF)
@@ -156,13 +156,13 @@ def test_gguf_reads_what_the_converter_would_have_written(
             np.testing.assert_allclose(values, tensor.data, rtol=1e-6, err_msg=tensor.name)
         else:
             assert np.square(values - tensor.data).sum() <= 1e-4 * np.square(tensor.data).sum(), tensor.name
-    told = {key: each.contents() for key, each in ours.fields.items()}
+    written = {key: each.contents() for key, each in ours.fields.items()}
     for key in theirs.fields.keys() - LEFT_OUT:
         if not key.startswith("GGUF."):
-            assert told.get(key, DEFAULTS.get(key)) == pytest.approx(theirs.fields[key].contents()), key
-    assert told["general.quantization_version"] == 2
-    assert told["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
-    assert (told["general.name"], told["general.type"]) == (folders(name).name, "model")
+            assert written.get(key, DEFAULTS.get(key)) == pytest.approx(theirs.fields[key].contents()), key
+    assert written["general.quantization_version"] == 2
+    assert written["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
+    assert (written["general.name"], written["general.type"]) == (folders(name).name, "model")
 
 
 def test_norms_and_routers_are_whole(files: Folders) -> None:
@@ -207,7 +207,7 @@ def test_one_file_or_several_give_the_same(folders: Folders, files: Folders, tmp
 def test_pieces_of_any_size_give_the_same(
     name: str, folders: Folders, files: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A matrix is converted a few rows at a time, and the pages behind it are given back."""
+    """A matrix is converted a few rows at a time, and its pages are released."""
     monkeypatch.setattr(convert, "_AT_ONCE", 500)
     assert quantized(folders(name), tmp_path).read_bytes() == files(name).read_bytes()
 
@@ -224,15 +224,15 @@ def test_the_name_and_a_model_without_a_template(folders: Folders, tmp_path: Pat
 
 
 def test_progress(folders: Folders, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    quantize_model(folders("llama"), tmp_path / "out.gguf", "q8_0", progress=lambda *step: told.append(step))
-    assert {what for what, _, _ in told} == {"quantizing"}
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert told[-1][1] == told[-1][2]
-    assert 0 <= (tmp_path / "out.gguf").stat().st_size - told[-1][2] < 20_000
+    reports: list[tuple[str, int, int]] = []
+    quantize_model(folders("llama"), tmp_path / "out.gguf", "q8_0", progress=lambda *step: reports.append(step))
+    assert {what for what, _, _ in reports} == {"quantizing"}
+    assert [done for _, done, _ in reports] == sorted(done for _, done, _ in reports)
+    assert reports[-1][1] == reports[-1][2]
+    assert 0 <= (tmp_path / "out.gguf").stat().st_size - reports[-1][2] < 20_000
 
 
-# What does not work out
+# Failures
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
@@ -247,7 +247,7 @@ def test_interrupted_it_leaves_nothing(folders: Folders, tmp_path: Path, error: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_weight_that_cannot_be_quantised_leaves_nothing(folders: Folders, tmp_path: Path) -> None:
+def test_a_weight_that_cannot_be_quantized_leaves_nothing(folders: Folders, tmp_path: Path) -> None:
     folder = shutil.copytree(folders("llama"), tmp_path / "folder")
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.3.mlp.down_proj.weight"][0, 0] = float("nan")
@@ -258,15 +258,15 @@ def test_a_weight_that_cannot_be_quantised_leaves_nothing(folders: Folders, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [
         ("gemma2-scaled", "cannot say this model's attention_scale"),
         ("qwen2-window", "cannot say this model's layers"),
         ("qwen3moe-plain", "cannot say this model's moe_normalize_weights"),
     ],
 )
-def test_what_gguf_cannot_say_is_refused(name: str, said: str, folders: Folders, tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match=said) as refused:
+def test_specs_that_gguf_cannot_express_are_refused(name: str, reason: str, folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=reason) as refused:
         quantize_model(folders(name), tmp_path / "out.gguf", "q8_0")
     assert str(folders(name)) in refused.value.message
     assert "--isq" in (refused.value.hint or "")
@@ -279,8 +279,8 @@ def change_json(path: Path, changes: Mapping[str, object]) -> None:
 def test_refused(folders: Folders, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
 
-    def refused(source: Path, said: str, type_: str = "q8_0") -> None:
-        with pytest.raises((LoadError, UsageError), match=said) as error:
+    def refused(source: Path, reason: str, type_: str = "q8_0") -> None:
+        with pytest.raises((LoadError, UsageError), match=reason) as error:
             quantize_model(source, out, type_)
         assert error.value.hint
         assert not out.exists()

@@ -1,4 +1,4 @@
-"""The safetensors reader on files and folders: sound ones against the `safetensors` package, and broken ones."""
+"""The safetensors reader on files and folders: valid ones against the `safetensors` package, and broken ones."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_file_that_the_index_does_not_name_is_opened_alone(tmp_path: Path) -> 
         assert list(file.tensors) == ["x"]
 
 
-def test_the_index_says_which_of_two_is_meant(tmp_path: Path) -> None:
+def test_the_index_chooses_between_two_files(tmp_path: Path) -> None:
     write_shards(tmp_path, {"a.safetensors": {"x": torch.ones(2)}, "b.safetensors": {"y": torch.ones(2)}})
     save_file({"x": torch.zeros(2), "y": torch.ones(2)}, tmp_path / "b.safetensors")
     with SafetensorsFile.open(tmp_path) as file:
@@ -194,7 +194,7 @@ def test_a_broken_index_is_refused(text: str, reason: str, tmp_path: Path) -> No
         ("\x1b[31m", "in an unknown way"),
     ],
 )
-def test_quantised_models_are_refused_by_name(config: object, how: str, tmp_path: Path) -> None:
+def test_quantized_models_are_refused_by_name(config: object, how: str, tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     for path in (tmp_path, tmp_path / "model.safetensors"):
@@ -204,7 +204,7 @@ def test_quantised_models_are_refused_by_name(config: object, how: str, tmp_path
 
 
 @pytest.mark.parametrize("suffix", ["qweight", "qzeros"])
-def test_quantised_tensors_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+def test_quantized_tensors_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({f"model.layers.0.mlp.up_proj.{suffix}": torch.zeros(2, 2, dtype=torch.int32)}, path)
     with pytest.raises(LoadError, match=f"is quantized with GPTQ or AWQ, as its tensor .*{suffix}'") as caught:

@@ -1,4 +1,4 @@
-"""Downloads against the stand-in hub: what is asked, what is kept, and what the user reads when it goes wrong."""
+"""Downloads from the stand-in hub: requests, the cache, and error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-def test_downloads_once_and_then_asks_nothing(hub: Hub) -> None:
+def test_downloads_once_and_then_sends_no_requests(hub: Hub) -> None:
     path = fetch(REPO, "tiny.Q4_K_M.gguf")
     assert path.read_bytes() == MODEL
     asked = len(hub.asked)
@@ -48,29 +48,29 @@ def test_downloads_once_and_then_asks_nothing(hub: Hub) -> None:
 
 
 def test_progress_rises_to_the_whole(hub: Hub) -> None:
-    told: list[tuple[str, int, int]] = []
-    fetch(REPO, "tiny.Q4_K_M.gguf", progress=lambda *said: told.append(said))
-    counts = [done for _, done, _ in told]
+    reports: list[tuple[str, int, int]] = []
+    fetch(REPO, "tiny.Q4_K_M.gguf", progress=lambda *report: reports.append(report))
+    counts = [done for _, done, _ in reports]
     assert counts == sorted(set(counts))
     assert (counts[0], counts[-1]) == (0, len(MODEL))
     assert len(counts) > 10
-    assert {(what, total) for what, _, total in told} == {("tiny.Q4_K_M.gguf", len(MODEL))}
+    assert {(what, total) for what, _, total in reports} == {("tiny.Q4_K_M.gguf", len(MODEL))}
 
 
-def test_draws_nothing(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
-    fetch(REPO, "tiny.Q4_K_M.gguf", progress=lambda *said: None)
+def test_shows_no_progress_bar_of_its_own(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    fetch(REPO, "tiny.Q4_K_M.gguf", progress=lambda *report: None)
     fetch(REPO, "tiny.Q8_0.gguf")
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(hub: Hub) -> None:
+def test_a_broken_download_is_resumed(hub: Hub) -> None:
     hub.trouble.cuts = [10 * CHUNK + 5]
-    told: list[int] = []
-    path = fetch(REPO, "tiny.Q4_K_M.gguf", progress=lambda what, done, total: told.append(done))
+    reports: list[int] = []
+    path = fetch(REPO, "tiny.Q4_K_M.gguf", progress=lambda what, done, total: reports.append(done))
     assert path.read_bytes() == MODEL
     assert [asked.range for asked in hub.downloads()] == [None, f"bytes={10 * CHUNK}-"]
-    assert told == sorted(told)
-    assert told[-1] == len(MODEL)
+    assert reports == sorted(reports)
+    assert reports[-1] == len(MODEL)
 
 
 def test_a_download_that_fails_leaves_nothing_behind_and_can_be_repeated(
@@ -122,14 +122,14 @@ def test_private_and_gated_with_the_right_token(hub: Hub) -> None:
         ("no/such", None, "no repository no/such", "check the name"),
     ],
 )
-def test_refusals_say_what_to_do(hub: Hub, repo: str, token: str | None, message: str, hint: str) -> None:
+def test_refusals_have_a_hint(hub: Hub, repo: str, token: str | None, message: str, hint: str) -> None:
     with pytest.raises(LoadError, match=message) as caught:
         fetch(repo, "a.gguf", token=token)
     assert re.search(hint, str(caught.value.hint))
     assert "hf_other" not in f"{caught.value} {caught.value.hint}"
 
 
-def test_a_missing_file_names_its_likes(hub: Hub) -> None:
+def test_a_missing_file_names_similar_ones(hub: Hub) -> None:
     with pytest.raises(NotInRepositoryError, match=r"has no file 'tiny\.q4_k_s\.gguf'") as caught:
         fetch(REPO, "tiny.q4_k_s.gguf")
     assert "tiny.Q4_K_M.gguf" in str(caught.value.hint)
@@ -211,7 +211,7 @@ def test_a_full_disk_is_seen_before_the_download(hub: Hub, monkeypatch: pytest.M
         (RuntimeError("Data processing error"), "failed: Data processing error$", "again"),
     ],
 )
-def test_what_goes_wrong_on_the_way_is_named(
+def test_failures_during_a_download_are_named(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str, hint: str
 ) -> None:
     def broken(*args: object, **options: object) -> str:

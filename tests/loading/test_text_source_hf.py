@@ -1,4 +1,4 @@
-"""Tokenizer and template of a model folder: which file is taken, what the files beside it add, what is refused."""
+"""Tokenizer and template of a model folder: the choice of files, settings of the files beside it, refusals."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def test_files_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) ->
     assert (tokenizer.eos_id, tokenizer.eos_ids >= {1, 2, 3}) == (3, True)
     assert template is not None
     assert template.render(HELLO) == "own hello"
-    for name, said in (("mine.json", "mine hello"), ("mine.jinja", "other hello")):
-        assert rendered(TextSource(chat_template=str(place / name)), place) == said
+    for name, expected in (("mine.json", "mine hello"), ("mine.jinja", "other hello")):
+        assert rendered(TextSource(chat_template=str(place / name)), place) == expected
 
 
-def test_a_mark_inside_a_template_text_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_in_a_template_text_is_removed(tmp_path: Path) -> None:
     """As a `tokenizer_config.json` or a GGUF file may have taken it over from a file."""
     place = with_json(tmp_path, tokenizer_config__json={"chat_template": "\ufeff" + OWN})
     assert rendered(TextSource(), place) == "own hello"
@@ -96,7 +96,7 @@ def test_multimodal_models_may_have_files_of_their_own(tmp_path: Path) -> None:
     assert rendered(TextSource(), place) == "mine hello"
 
 
-def test_a_tokenizer_json_wins_over_a_model(tmp_path: Path) -> None:
+def test_a_tokenizer_json_takes_priority_over_a_model(tmp_path: Path) -> None:
     tokenizer, template = TextSource().for_model(str(with_json(tmp_path, tokenizer__model=model())))
     assert tokenizer.vocab_size == 265
     assert template is None
@@ -125,7 +125,7 @@ def test_the_files_beside_a_model_add_tokens_and_ends(tmp_path: Path) -> None:
     assert count + 2 in tokenizer.encode("word", special=False)
 
 
-def test_the_named_tokenizer_wins(tmp_path: Path) -> None:
+def test_the_named_tokenizer_takes_priority(tmp_path: Path) -> None:
     place = folder(tmp_path / "model", tokenizer__model=model(), tokenizer_config__json={"eos_token": "<|im_sep|>"})
     other = with_json(tmp_path / "other", tokenizer_config__json={"eos_token": "<|im_end|>"})
     by_file, _ = TextSource(tokenizer_json=other / "tokenizer.json").for_model(str(place))
@@ -148,13 +148,15 @@ def test_ends_come_from_ids_where_no_text_names_them(tmp_path: Path, ids: object
         "special_tokens_map__json": {"bos_token": "<|im_start|>"},
     }
     tokenizer, _ = TextSource().for_model(str(with_json(tmp_path, **files)))
-    wanted = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    assert tokenizer.eos_ids == {0, 2, *wanted}
-    assert tokenizer.eos_id == next(iter(wanted), 0)
+    expected_ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    assert tokenizer.eos_ids == {0, 2, *expected_ids}
+    assert tokenizer.eos_id == next(iter(expected_ids), 0)
     assert tokenizer.bos_id == 1
 
 
-def test_a_named_token_that_is_not_there_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_named_token_that_is_missing_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     place = with_json(tmp_path, tokenizer_config__json={"bos_token": "<s>", "eos_token": "<|im_end|>"})
     tokenizer, _ = TextSource().for_model(str(place))
     assert (tokenizer.bos_id, tokenizer.eos_id) == (None, 2)
@@ -177,7 +179,7 @@ REFUSED: list[tuple[str, dict[str, object]]] = [
 
 
 @pytest.mark.parametrize(("reason", "files"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
-def test_what_is_broken_is_refused(reason: str, files: dict[str, object], tmp_path: Path) -> None:
+def test_broken_files_are_refused(reason: str, files: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=reason):
         TextSource().for_model(str(folder(tmp_path, **files)))
 
@@ -255,7 +257,7 @@ def test_a_json_file_may_name_the_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", ["", "lama-2", "some words", "no/such/file", "x" * 5000, "none.json", "none.jinja"])
-def test_a_choice_that_is_nothing_is_refused(choice: str) -> None:
+def test_an_invalid_choice_is_refused(choice: str) -> None:
     with pytest.raises(
         LoadError, match=r"does not exist|is no file, no Jinja text and no template that ships"
     ) as caught:

@@ -39,7 +39,7 @@ def test_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert token("path:~/mine") == "hf_filed"
 
 
-def test_cache_is_what_the_hubs_tools_use(no_tokens_around: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_the_token_of_the_hubs_tools(no_tokens_around: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert token("cache") is None
     no_tokens_around.write_text("hf_logged_in\n")
     assert token("cache") == "hf_logged_in"

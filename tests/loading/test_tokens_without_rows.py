@@ -1,6 +1,7 @@
-"""Tokens that a tokenizer has and the model's embedding has not: Gemma 3 1B's for images, padding added by fine-tuning.
+"""Tokens of a tokenizer that the model's embedding lacks: Gemma 3 1B's for images, padding added by fine-tuning.
 
-`transformers` runs such models. So do we: the tokens are never drawn, and a prompt with one is refused by name.
+`transformers` runs such models, and so does this project: the tokens are never sampled, and a prompt with one is
+refused.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def add_token(path: Path, text: str, *, id: int = TOKENIZER_SIZE, special: bool = True) -> None:
-    """Appends to a `tokenizer.json` what its maker would have."""
+    """Appends tokens to a `tokenizer.json`, as fine-tuning does."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     fields["added_tokens"].append(fields["added_tokens"][0] | {"id": id, "content": text, "special": special})
     path.write_text(json.dumps(fields), encoding="utf-8")
@@ -89,13 +90,13 @@ def test_a_folder_runs_as_in_transformers(folder: Path) -> None:
 
 
 def test_a_template_that_writes_it_is_refused_by_name(folder: Path) -> None:
-    said = f"holds token {TOKENIZER_SIZE}, '{EXTRA}'"
+    message = f"holds token {TOKENIZER_SIZE}, '{EXTRA}'"
     template = "{{ messages[0].content }}" + EXTRA
-    with loaded(folder, chat_template=template) as model, pytest.raises(RequestError, match=said):
+    with loaded(folder, chat_template=template) as model, pytest.raises(RequestError, match=message):
         model.chat(HELLO, GREEDY)
 
 
-def test_it_is_never_drawn(folder: Path) -> None:
+def test_it_is_never_sampled(folder: Path) -> None:
     with loaded(folder) as model:
         for seed in range(4):
             tokens = answer(model, [1, 5], SamplingParams(temperature=50.0, max_tokens=60, ignore_eos=True, seed=seed))
@@ -104,8 +105,8 @@ def test_it_is_never_drawn(folder: Path) -> None:
             model.engine.submit(Request((1,), SamplingParams(logit_bias=((TOKENIZER_SIZE, 50.0),))))
 
 
-def test_an_end_without_a_row_is_not_looked_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Also where ends are forbidden for a while."""
+def test_an_end_without_a_row_is_ignored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also with ``min_tokens``, which bans end tokens at first."""
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": EXTRA}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 10**6}))
@@ -163,7 +164,7 @@ def test_inspect_checks_as_loading_does(folder: Path) -> None:
         assert refused.value.hint == "the tokenizer belongs to another model"
 
 
-def test_a_model_without_any_end_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_any_end_logs_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     fields = json.loads((folder / "tokenizer.json").read_text())
     for token in fields["added_tokens"]:
         token["content"] = token["content"].replace("<|im_end|>", "<|stop|>").replace("<|endoftext|>", "<|none|>")
