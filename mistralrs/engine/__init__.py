@@ -6,6 +6,5 @@ in
 ``kv``, the choice of tokens in ``sampling``.
 
 The engine knows token ids, blocks and events. It does not know model files, chat templates, HTTP or the terminal. The
-scheduler, the requests and the KV cache's bookkeeping use no tensors; only the sampler, the model runner and the prompt
-outputs do.
+scheduler and the KV cache's bookkeeping use no tensors.
 """

@@ -123,7 +123,7 @@ class KvCacheManager:
             self._register(sequence)
         if self._slides:
             starts = self._first_blocks(sequence.num_computed)
-            if self._connector is not None:  # another prompt may begin alike
+            if self._connector is not None:  # prompt blocks are stored, because other prompts may begin alike
                 prompt = len(self._pinned(sequence))
                 self._save(sequence, sequence.num_window_evicted, [min(start, prompt) for start in starts])
             for pool, table, evicted, start in zip(
@@ -134,8 +134,8 @@ class KvCacheManager:
             sequence.num_window_evicted = starts
 
     def rewind(self, sequence: Sequence) -> None:
-        """Sets a running sequence without shared blocks back to its first token, and frees the blocks behind
-        windows."""
+        """Sets a running sequence without shared blocks back to its first token. Groups whose window has left blocks
+        behind lose all their blocks, because the first ones are needed again."""
         sequence.num_computed = 0
         for pool, table, evicted in zip(self.pools, sequence.block_tables, sequence.num_window_evicted, strict=True):
             if evicted:
