@@ -26,7 +26,7 @@ def _gguf_decoder(name: str) -> Callable[[Tensor], Tensor]:
         import gguf  # here, because the kernels need none of these decoders, and it costs 30 ms
 
         row = blocks.numpy().reshape(1, -1)  # all at once: of many rows it takes 16 at a time
-        with np.errstate(all="ignore"):  # scales that are not finite are for the caller to judge, as in torch
+        with np.errstate(all="ignore"):  # the caller handles scales that are not finite, as in torch
             weights = gguf.quants.dequantize(row, gguf.GGMLQuantizationType[name])
         return torch.from_numpy(weights).view(len(blocks), -1)
 

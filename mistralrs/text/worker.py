@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mistralrs.errors import EngineError, LoadError, MistralrsError, RequestError
+from mistralrs.process import has_working_folder
 from mistralrs.text.conversation import TemplateRefusalError
 from mistralrs.text.framing import HEADER, frame
 
@@ -348,7 +349,8 @@ def _start_process() -> tuple[int, int, int]:
     inherits the environment variables that time zones and libraries need, but no keys, and ``sys.path``. It has a
     process group of its own, so that a terminal's Ctrl-C does not reach it.
     """
-    path = [os.path.abspath(entry) for entry in sys.path]
+    # a relative entry means nothing where the working directory is gone
+    path = [os.path.abspath(entry) for entry in sys.path if os.path.isabs(entry) or has_working_folder()]
     code = f"import sys; sys.path[:] = {path!r}; from {_MODULE} import main; main()"
     environment = {name: value for name, value in os.environ.items() if name.startswith(_INHERITED_VARIABLES)}
     environment["TOKENIZERS_PARALLELISM"] = "false"
