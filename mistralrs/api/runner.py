@@ -49,6 +49,7 @@ Whole = TypeVar("Whole", bound=BaseModel)
 Chunk = TypeVar("Chunk", bound=BaseModel)
 
 FORMATTER = PythonErrorFormatter()
+_TEMPLATE_HINT = "send a CompletionRequest, or give the runner a chat_template"
 _CHECKED = (
     *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "max_model_len", "precision", "dtype"),
     *("no_kv_cache", "token_source"),
@@ -81,8 +82,7 @@ class Runner(ProcessBound):
         max_draft: int | None = DEFAULTS.max_draft,
         max_model_len: int | None = DEFAULTS.max_model_len,
     ) -> None:
-        """Loads the model, and fetches it first if it is not here. ``LoadOptions`` tells of the options;
-        ``in_situ_quant`` is the type that safetensors are quantized to while they are loaded.
+        """Loads the model, fetched first if need be. ``LoadOptions`` has the options; ``in_situ_quant`` is its ``isq``.
 
         Raises TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``.
         """
@@ -113,11 +113,7 @@ class Runner(ProcessBound):
         self._model = LocalModel.load(find_source(choice, FORMATTER), options)
         self._served = self._model.served
         sampling = SamplingParams(repeat_last_n=repeat_last_n_of(choice))
-        self._policy = Policy(
-            model_name=self._model.info.name,
-            sampling=sampling,
-            template_hint="send a CompletionRequest, or give the runner a chat_template",
-        )
+        self._policy = Policy(model_name=self.info.name, sampling=sampling, template_hint=_TEMPLATE_HINT)
 
     @property
     def info(self) -> ModelInfo:

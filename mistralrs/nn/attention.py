@@ -71,10 +71,8 @@ def attention(
         softcap=shape.softcap,
         temperature=shape.temperature,
     )
-    read = [
-        backend.project(qkv, work.x, (work.q, work.k, work.v), norm=norm, outlier_threshold=qkv_outlier_threshold),
-        attend,
-    ]
+    inputs = (work.q, work.k, work.v)
+    project = backend.project(qkv, work.x, inputs, norm=norm, outlier_threshold=qkv_outlier_threshold)
     write = added(
         backend,
         work,
@@ -84,7 +82,7 @@ def attention(
         multiplier=residual_multiplier,
         outlier_threshold=o_outlier_threshold,
     )
-    return Attention(read, write)
+    return Attention([project, attend], write)
 
 
 def added(

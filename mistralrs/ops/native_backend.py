@@ -313,16 +313,8 @@ class NativeBackend(HostMemory):
         temperature: Temperature | None = None,
     ) -> Op:
         assert isinstance(kv, PackedKv)
-        check_attend(
-            work,
-            kv.shape,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            rotary=rotary,
-            norms=(q_norm, k_norm),
-            full_norms=full_norms,
-        )
+        sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        check_attend(work, kv.shape, **sizes, rotary=rotary, norms=(q_norm, k_norm), full_norms=full_norms)
         struct = cpu.Attend(
             run=self._table.attend,
             q=work.q.address,
@@ -338,9 +330,7 @@ class NativeBackend(HostMemory):
             scale=scale,
             softcap=softcap,
             window=window,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            **sizes,
             rotary_half=rotary.inv_freq.shape[0] if rotary else 0,
             kv_f32=int(kv.is_f32),
             group=group,

@@ -47,7 +47,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         "2 tensors that this architecture does not have, the first is a.b",
     ),
     "a layer too many": (put("llama.block_count", 1), "9 tensors that this architecture does not have"),
-    "a layer too few": (put("llama.block_count", 3), "tensor 'blk.2.attn_norm.weight': is missing"),
+    "a layer too few": (put("llama.block_count", 3), "tensor 'blk.2.attn_q.weight': is missing"),
     "no layers": (put("llama.block_count", 0), "0 layers"),
     "absurd layers": (put("llama.block_count", 2**31), "layers are not between 1 and 1000"),
     "no experts to use": (
@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "uneven heads": (put("llama.attention.head_count_kv", 3), "4 heads, 3 KV heads and width 64 do not fit together"),
     "no heads": (put("llama.attention.head_count", 0), "0 heads"),
     "keys unlike values": (put("llama.attention.value_length", 8), "keys and values of different or no length"),
-    "unknown rope": (put("llama.rope.scaling.type", "yarn"), "rotary scaling of type 'yarn' is not supported"),
+    "unknown rope": (put("llama.rope.scaling.type", "dynamic"), "rotary scaling of type 'dynamic' is not supported"),
     "odd rope": (put("llama.rope.dimension_count", 7), "a rotary width of 7 does not fit heads of 16"),
     "wide rope": (put("llama.rope.dimension_count", 32), "a rotary width of 32 does not fit heads of 16"),
     "no base": (put("llama.rope.freq_base", 0.0), "is not positive"),

@@ -249,7 +249,7 @@ def test_what_is_refused(folders: Folders, tmp_path: Path) -> None:
 
     refused("'mllama', which is not supported", model_type="mllama")
     refused("type 'llava' has no text_config", text_config=None)
-    refused("'ministral3', which is not supported", text_config={"model_type": "ministral3"})
+    refused("'mamba', which is not supported", text_config={"model_type": "mamba"})
     refused("model_type of text_config is 7", text_config={"model_type": 7})
     rename_tensors(folders("llava_next"), {"image_newline": "speech_newline"})
     with pytest.raises(LoadError, match="1 tensors that this architecture does not have, the first is speech_newline"):

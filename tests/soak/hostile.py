@@ -31,6 +31,8 @@ HANG_S = 60.0
 """Seconds that an answer may take while other clients keep the server busy."""
 AT_ONCE = 16
 GOOD_EVERY = 100
+MORE_THREADS = 4
+"""Threads that the server starts once and keeps: one for small bodies, one for large ones, two of the framework."""
 QUIET_S = 30.0
 QUESTION: dict[str, Any] = {
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -153,7 +155,7 @@ def complaints(outcomes: list[Outcome], before: State, after: State, said: list[
     found = [f"number {each.number}, {each.kind}: {each.result}" for each in outcomes if not each.is_sound]
     if after.connections > before.connections + 2:
         found.append(f"{after.connections} open files; {before.connections} before")
-    if after.threads > before.threads + 2:
+    if after.threads > before.threads + MORE_THREADS:
         found.append(f"{after.threads} threads; {before.threads} before")
     return found + [f"said on stderr: {line.rstrip()}" for line in said]
 
