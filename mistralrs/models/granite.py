@@ -1,4 +1,4 @@
-"""Granite 3 and 4 (dense): Llama with multipliers on embedding, residuals, scores and logits."""
+"""Granite 3 and dense models of its form: Llama with multipliers on embedding, residuals, scores and logits."""
 
 from __future__ import annotations
 
