@@ -203,6 +203,7 @@ class LocalModel(ProcessBound):
         return self.engine.submit(ids_request(prompt, sampling, self.served, Policy(self.info.name)))
 
     def stats(self) -> EngineStats:
+        """Returns a snapshot of the engine."""
         return self.engine.stats()
 
     def close(self) -> None:

@@ -79,10 +79,13 @@ class CancelFlag:
         """Nonzero means stop. Its address is valid as long as this object lives."""
 
     def set(self) -> None:
+        """Asks the forward pass to stop."""
         self.flag.value = 1
 
     def clear(self) -> None:
+        """Takes the request back, before the next step."""
         self.flag.value = 0
 
     def is_set(self) -> bool:
+        """Returns whether the forward pass is asked to stop."""
         return self.flag.value != 0

@@ -45,7 +45,9 @@ class ModelExecutor(Protocol):
     """The interface of a model that the engine runs. The engine's thread alone calls it."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Ids from here on have no logits."""
+        ...
 
     def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         """float32 logits (len(batch.logits_indices), vocab_size), valid until the next call.

@@ -33,7 +33,9 @@ class ModelMetadata(Protocol):
         """Raises ``FormatError`` when the key is missing or of another kind."""
         ...
 
-    def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default: ...
+    def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
+        """Returns the value, or ``default`` if the key is missing. Raises ``FormatError`` for another kind."""
+        ...
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
         """The shape of a tensor; None: the file has none of that name."""

@@ -97,7 +97,9 @@ class Backend(Protocol):
         """The name of the code that computes: what it computed under one name is what it would compute again."""
         ...
 
-    def place(self, matrix: Matrix) -> Weight: ...
+    def place(self, matrix: Matrix) -> Weight:
+        """Returns the matrix in the backend's own memory and layout. Raises ``LoadError`` if it cannot compute it."""
+        ...
 
     def placed_bytes(self, matrix: Matrix) -> int:
         """Memory that ``place`` will take."""
@@ -114,7 +116,9 @@ class Backend(Protocol):
         """
         ...
 
-    def kv_cache(self, shape: KvShape) -> KvCache: ...
+    def kv_cache(self, shape: KvShape) -> KvCache:
+        """Returns an empty cache; its memory is taken as it fills."""
+        ...
 
     def vector(self, values: Sequence[float]) -> Buffer:
         """A float32 copy of ``values`` where the operations read it: a norm's weight, a rotary table's frequencies."""

@@ -29,6 +29,7 @@ class Buffer:
 
     @property
     def address(self) -> int:
+        """The address of the first item."""
         return self.span.address
 
     @cached_property

@@ -33,13 +33,25 @@ class Weight(Protocol):
     """A placed matrix; written once."""
 
     @property
-    def type(self) -> QuantType: ...
+    def type(self) -> QuantType:
+        """The type in which it is stored."""
+        ...
+
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """Outputs of a product with it."""
+        ...
+
     @property
-    def columns(self) -> int: ...
+    def columns(self) -> int:
+        """Inputs of a product with it."""
+        ...
+
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+        ...
+
     def dense(self) -> torch.Tensor:
         """(rows, columns) float32, exactly as the type's definition decodes it."""
         ...

@@ -14,9 +14,13 @@ class TokenBytes(Protocol):
 
     space_prefix: bool
 
-    def token_bytes(self, token: int) -> bytes: ...
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text; none for control tokens."""
+        ...
 
-    def token_text(self, token: int) -> str: ...
+    def token_text(self, token: int) -> str:
+        """The text of a token for display, control tokens spelled out."""
+        ...
 
 
 class TextStream:

@@ -19,7 +19,9 @@ class EngineClient(Protocol):
     """An engine as a server sees it, used on one event loop."""
 
     @property
-    def model(self) -> ServedModel: ...
+    def model(self) -> ServedModel:
+        """The facts about the served model; known once the engine is there."""
+        ...
 
     @property
     def fault(self) -> EngineError | None:

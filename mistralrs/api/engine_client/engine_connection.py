@@ -56,6 +56,7 @@ class EngineLink(asyncio.Protocol):
         self._transport.write_eof()
 
     def kill(self) -> None:
+        """Kills the process at once."""
         self._process.kill()
 
     async def exit_code(self) -> int:
@@ -71,14 +72,17 @@ class EngineLink(asyncio.Protocol):
     # Called by the event loop:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio when the socket is connected."""
         # that of another event loop, such as uvloop, only looks like one
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
+        """Called by asyncio with bytes of messages, which need not be whole."""
         for message in self._decoder.feed(data):
             self._receive(message)
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Called by asyncio when the process has hung up."""
         self._lose()
 
 

@@ -39,6 +39,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
+    """A request for the engine."""
+
     number: int
     """Of the stream, chosen by the server's side."""
     request: Request
@@ -46,6 +48,8 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """The request of this number is not wanted any more."""
+
     number: int
 
 
@@ -68,6 +72,8 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """The model is loaded, and requests may come."""
+
     model: ServedModel
     config: EngineConfig
 
@@ -88,6 +94,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
+    """The answer to ``AskStats``."""
+
     stats: EngineStats
 
 
@@ -106,6 +114,7 @@ class Died:
 
 
 def pack(number: int, event: Event) -> PackedEvent:
+    """Returns an event of a stream in a form that is small to pickle; ``unpack`` reverses it."""
     if type(event) is Delta and not event.logprobs:
         return number, event.text, event.tokens
     return number, event

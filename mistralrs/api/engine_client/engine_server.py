@@ -181,6 +181,7 @@ class EngineServer:
         self._events: list[PackedEvent] = []
 
     def submit(self, number: int, request: Request) -> None:
+        """Submits a request; an error becomes the event that ends its stream."""
         try:
             with self._lock:
                 self._handles[number] = self._engine.submit_to(partial(self._deliver, number), request)
@@ -230,6 +231,7 @@ class LogRelay(logging.handlers.QueueHandler):
         return logging.makeLogRecord({**facts, "msg": message, "exc_text": trace})
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        """Sends one record."""
         self._channel.send(Logged(record))
 
 

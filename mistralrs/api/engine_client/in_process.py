@@ -33,10 +33,12 @@ class InProcessEngine:
 
     @property
     def fault(self) -> EngineError | None:
+        """As ``EngineClient`` says."""
         return self._engine.fault
 
     @property
     def stalled(self) -> EngineError | None:
+        """As ``EngineClient`` says."""
         return self._heartbeat.stall
 
     def _look(self) -> None:
@@ -44,15 +46,18 @@ class InProcessEngine:
         self._timer = self._loop.call_later(HEARTBEAT_S, self._look)
 
     def submit(self, request: Request) -> AsyncStream:
+        """As ``EngineClient`` says."""
         stream = AsyncStream(lambda: handle.cancel())
         handle = self._engine.submit_to(partial(self._deliver, stream), request)
         return stream
 
     async def stats(self) -> EngineStats:
+        """As ``EngineClient`` says."""
         require_alive(self.fault)
         return self._engine.stats()
 
     async def close(self) -> None:
+        """As ``EngineClient`` says."""
         self._timer.cancel()
         await asyncio.to_thread(self._engine.close)
 

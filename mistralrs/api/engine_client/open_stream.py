@@ -28,5 +28,6 @@ class OpenStream:
         return Usage(len(request.prompt), 0, self.stream.num_tokens, 0.0, 0.0, 0.0, request.sampling.seed)
 
     def stop_timer(self) -> None:
+        """Stops the timer, if there is one."""
         if self.timer is not None:
             self.timer.cancel()

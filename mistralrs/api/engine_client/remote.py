@@ -107,6 +107,7 @@ class RemoteEngine(ProcessBound):
 
     @property
     def stalled(self) -> EngineError | None:
+        """As ``EngineClient`` says."""
         return self._heartbeat.stall
 
     def submit(self, request: Request) -> AsyncStream:
@@ -128,6 +129,7 @@ class RemoteEngine(ProcessBound):
         return stream
 
     async def stats(self) -> EngineStats:
+        """As ``EngineClient`` says; an engine that does not answer in time counts as stalled."""
         self.require_process()
         require_alive(self.fault)
         if self.stalled is not None:
@@ -139,6 +141,7 @@ class RemoteEngine(ProcessBound):
             raise stalled(f"the engine did not answer within {STATS_S:g} s") from None
 
     async def close(self) -> None:
+        """As ``EngineClient`` says; a process that does not end in time is killed."""
         if self.is_forked:
             return
         if self.fault is None:

@@ -18,7 +18,9 @@ from mistralrs.ops.kv_groups import first_block, max_blocks_per_seq
 class KvConnector(Protocol):
     """A store in which blocks outlive the pools, found by their hash and their group."""
 
-    def has(self, block_hash: bytes, group: int) -> bool: ...
+    def has(self, block_hash: bytes, group: int) -> bool:
+        """Returns whether a copy of the block is stored."""
+        ...
 
     def load(self, block_hash: bytes, group: int, block: int) -> bool:
         """Fills a block. Returns False if the stored copy is missing or damaged; ``has`` is then False too."""
