@@ -31,8 +31,8 @@ HANG_S = 60.0
 """Seconds that an answer may take while other clients keep the server busy."""
 AT_ONCE = 16
 GOOD_EVERY = 100
-MORE_THREADS = 4
-"""Threads that the server starts once and keeps: one for small bodies, one for large ones, two of the framework."""
+MORE_THREADS = 3 + AT_ONCE
+"""Threads that the server keeps: three prepare bodies, and others read a file or write a long answer, one a request."""
 QUIET_S = 30.0
 QUESTION: dict[str, Any] = {
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
