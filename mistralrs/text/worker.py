@@ -208,7 +208,11 @@ class Workers:
         return _Process()
 
     def _put(self, process: _Process) -> None:
-        if process.is_usable:
+        if (
+            process.is_killed and process.is_usable
+        ):  # its call had ended by then, and the next one must not meet its end
+            process.end()
+        elif process.is_usable:
             with self._lock:
                 self._idle.append(process)
 
@@ -219,6 +223,7 @@ class _Process:
     def __init__(self) -> None:
         """Starts the process. Raises EngineError if that fails."""
         self.is_usable = True
+        self.is_killed = False
         self._loaded: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()  # after waitpid the id may belong to another process
         self._write, self._read, self._id = _start_process()
@@ -270,6 +275,7 @@ class _Process:
         """Kills the process, so that the call that waits for it raises LimitError."""
         with self._lock:
             if self.is_usable:
+                self.is_killed = True
                 os.kill(self._id, signal.SIGKILL)
 
     def end(self) -> int:

@@ -256,6 +256,15 @@ def test_a_fork_has_its_own(no_workers: None) -> None:
 
 
 @linux
+def test_a_cancel_that_comes_when_the_call_has_ended_costs_no_other_call() -> None:
+    own, late = Workers(), Cancellation()
+    with late.entered(), own._process():
+        late.cancel()
+    with own._process() as process:
+        assert not process.is_killed
+    own.close()
+
+
 def test_closing_ends_the_idle_ones() -> None:
     own = Workers()
     before = ids()
