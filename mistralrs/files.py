@@ -35,13 +35,14 @@ _CHUNK = 1 << 20
 _SHORTEST_TEXT = 5
 """Characters from which on a file counts as text; a model file cut off after a few bytes does not."""
 _FETCH_AGAIN = "download the file again"
-_BOMS = (
+BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's mark, which is a prefix of it
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+"""Byte-order marks and the encodings that they stand for."""
 _POINTER = re.compile(rb"(?:version https?://(?:git-lfs|hawser)\.github\.com/|# xet version )")
 _POINTER_SIZE = re.compile(rb"^size (\d{1,18})\s*$", re.MULTILINE)
 _PAGE = re.compile(
@@ -133,7 +134,7 @@ def _plain_kind(head: bytes) -> FileKind | None:
 
 def _text_of(head: bytes) -> str | None:
     """The text of ``head``; None if it is not text."""
-    for bom, encoding in _BOMS:
+    for bom, encoding in BOMS:
         if head.startswith(bom):
             return head[len(bom) :].decode(encoding, "ignore")
     if not _PLAIN.issuperset(head):
@@ -238,7 +239,7 @@ def decode_text(data: bytes) -> str:
 
     Raises ValueError with the reason.
     """
-    bom, encoding = next(((bom, name) for bom, name in _BOMS if data.startswith(bom)), (b"", "utf-8"))
+    bom, encoding = next(((bom, name) for bom, name in BOMS if data.startswith(bom)), (b"", "utf-8"))
     try:
         text = data[len(bom) :].decode(encoding)
     except UnicodeDecodeError as error:

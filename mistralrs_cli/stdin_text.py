@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from mistralrs.errors import MistralrsError, RequestError
+from mistralrs.files import BOMS
 from mistralrs_cli.output import is_terminal
 
 if TYPE_CHECKING:
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 PATIENCE_S = 5.0
 """Seconds of silence on a pipe after which the user is told that it is being read."""
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 _PIECE = 1 << 16
 MAX_CHARACTERS = 16 << 20
 """The longest prompt. No context holds as much, therefore the rest is not even read."""
@@ -148,8 +142,8 @@ class _MarkDecoder(codecs.IncrementalDecoder):
         if self._decoder is not None:
             return self._decoder.decode(data, final)
         self._start += bytes(data)
-        if not final and any(mark.startswith(self._start) and mark != self._start for mark, _ in _MARKS):
+        if not final and any(mark.startswith(self._start) and mark != self._start for mark, _ in BOMS):
             return ""  # it may become a mark
-        mark, encoding = next((each for each in _MARKS if self._start.startswith(each[0])), (b"", self._encoding))
+        mark, encoding = next((each for each in BOMS if self._start.startswith(each[0])), (b"", self._encoding))
         self._decoder = codecs.getincrementaldecoder(encoding)(self.errors)
         return self._decoder.decode(self._start[len(mark) :], final)

@@ -203,18 +203,19 @@ class Workers:
         with self._lock:
             while self._idle:
                 process = self._idle.pop()
-                if process.is_usable:
+                if not process.has_ended():
                     return process
+                process.end()
         return _Process()
 
     def _put(self, process: _Process) -> None:
-        if (
-            process.is_killed and process.is_usable
-        ):  # its call had ended by then, and the next one must not meet its end
+        if not process.is_usable:
+            return
+        if process.is_killed:  # a cancel came when the call had ended: the next call must not meet it
             process.end()
-        elif process.is_usable:
-            with self._lock:
-                self._idle.append(process)
+            return
+        with self._lock:
+            self._idle.append(process)
 
 
 class _Process:
@@ -277,6 +278,12 @@ class _Process:
             if self.is_usable:
                 self.is_killed = True
                 os.kill(self._id, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Returns whether an idle process has hung up; one that lives writes nothing unless it is asked."""
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        return bool(poll.poll(0))
 
     def end(self) -> int:
         """Ends the process if it runs; returns its exit code, or the negative number of the signal that ended it."""

@@ -265,6 +265,19 @@ def test_a_cancel_that_comes_when_the_call_has_ended_costs_no_other_call() -> No
     own.close()
 
 
+def test_an_idle_process_that_somebody_killed_costs_no_call() -> None:
+    own = Workers()
+    with own._process() as first:
+        pass
+    os.kill(first._id, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_S
+    while not first.has_ended() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with own._process() as second:
+        assert second is not first
+    own.close()
+
+
 def test_closing_ends_the_idle_ones() -> None:
     own = Workers()
     before = ids()
