@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -13,7 +13,7 @@ from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
 from mistralrs.loading.convert import Conversion
 from mistralrs.models.architecture import TensorRef, WeightsMapping
-from mistralrs.models.parts import layer_shapes, part_shapes
+from mistralrs.models.parts import WeightKey, layer_shapes, part_shapes
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.buffer import Buffer
@@ -21,15 +21,6 @@ from mistralrs.ops.weight import Matrix, Weight, read_vector
 
 _WITHOUT_BIAS = frozenset({"embed_tokens", "q_norm", "k_norm"})
 """Parts that have no bias in any supported architecture: a file with one is for another architecture."""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightKey:
-    """The key of a part: its name, with its layer and expert if there are several of that name."""
-
-    part: str
-    layer: int | None = None
-    expert: int | None = None
 
 
 def interleaved_to_halves(rows: int, head_dim: int, rotary_dim: int) -> array[int]:

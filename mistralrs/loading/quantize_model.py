@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 from mistralrs.errors import LoadError
-from mistralrs.loading.checkpoint_parts import CheckpointParts, WeightKey, bias_name, interleaved_to_halves, tensor_name
+from mistralrs.loading.checkpoint_parts import CheckpointParts, bias_name, interleaved_to_halves, tensor_name
 from mistralrs.loading.convert import Conversion
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
@@ -27,6 +27,7 @@ from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
 from mistralrs.models.architecture import Default, GgufFields, WeightsMapping
 from mistralrs.models.architecture import Value as Kind
+from mistralrs.models.parts import WeightKey
 from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend, resolve

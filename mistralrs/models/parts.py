@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Weight
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class WeightKey:
+    """The key of a part: its name, with its layer and expert if there are several of that name."""
+
+    part: str
+    layer: int | None = None
+    expert: int | None = None
+
+
+class WeightMerge(Protocol):
+    """Changes matrices between their file and the backend, as the merging of an adapter does."""
+
+    def changes(self, key: WeightKey) -> bool:
+        """Returns whether ``merged`` changes this part."""
+        ...
+
+    def merged(self, key: WeightKey, values: torch.Tensor) -> torch.Tensor:
+        """Returns the new float32 values (rows, columns) of a part, in the decoder's order of rows."""
+        ...
+
+    def merged_bias(self, key: WeightKey, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the new float32 bias (rows,) of a part; None: it has none."""
+        ...
 
 
 class Parts(Protocol):
