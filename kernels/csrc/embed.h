@@ -1,5 +1,6 @@
 // Rows of a packed matrix as float32, exactly as the file's definition decodes them, and the step's rotary table.
 #pragma once
+#include "deltas.h"
 #include "formats.h"
 #include "mrs.h"
 #include "pool.h"
@@ -66,14 +67,37 @@ INLINE void rotary_row(const mrs_rotary &r, int64_t token, int32_t position) {
   }
 }
 
+// Adds to an embedding row the products of b with the adapters' own rows of the token.
+INLINE void embed_deltas(const mrs_linear &linear, const mrs_step &step, const Deltas &deltas, int64_t t, float *x) {
+  if (!linear.deltas) return;
+  const Deltas::Uses uses = deltas.uses_of(t);
+  for (int64_t j = 0; j < uses.count; ++j) {
+    const mrs_delta &delta = linear.deltas[step.use_slots[uses.first + j]];
+    if (!delta.a) continue;
+    float *u = deltas.u(0, uses, j);
+    unpack_row(delta.a, step.tokens[t], u);
+    const float factor = delta.scale * deltas.weight(linear, uses, j);
+    for (int64_t k = 0; k < delta.b->cols; ++k) u[k] *= factor;
+  }
+  const Tile tile = {t, 1, 1, nullptr};
+  for (int64_t panel = 0; panel * 16 < linear.weight->cols; ++panel) {
+    const int live = int(linear.weight->cols - panel * 16 < 16 ? linear.weight->cols - panel * 16 : 16);
+    Vf value = load_live(x + panel * 16, live);
+    deltas.expand(linear, 0, panel, live, tile, &value, [&](int) { return t; });
+    store_first(x + panel * 16, value, live);
+  }
+}
+
 void embed(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_embed &op = *(const mrs_embed *)self;
-  const int64_t cols = op.weight->cols, span = 16;
+  const int64_t cols = op.member.weight->cols, span = 16;
+  const Deltas deltas(*step, &op.member, 1, 1);
   parallel_for(pool, (step->num_tokens + span - 1) / span, [&](int64_t chunk) {
     int64_t to = (chunk + 1) * span < step->num_tokens ? (chunk + 1) * span : step->num_tokens;
     for (int64_t t = chunk * span; t < to; ++t) {
       float *x = op.x + t * cols;
-      unpack_row(op.weight, step->tokens[t], x);
+      unpack_row(op.member.weight, step->tokens[t], x);
+      if (deltas.act) embed_deltas(op.member, *step, deltas, t, x);
       for (int64_t k = 0; op.scale != 1.0f && k < cols; ++k) x[k] *= op.scale;
       for (const mrs_rotary &r : op.rotary)
         if (r.half) rotary_row(r, t, step->positions[t]);

@@ -4,6 +4,7 @@
 // its epilogue takes the products of one panel with one tile and writes them where they belong.
 #pragma once
 #include "activations.h"
+#include "deltas.h"
 #include "micro_kernel.h"
 #include "mrs.h"
 #include "norm.h"
@@ -88,15 +89,16 @@ struct Members {
   uint8_t *scratch;
   Needs needs = {false, false};
 
-  Members(const mrs_project &op, int64_t rows_) : rows(rows_), scratch(op.scratch) {
+  Members(const mrs_project &op, int64_t rows_, bool adapted) : rows(rows_), scratch(op.scratch) {
     const bool gated = op.epilogue == MRS_EPILOGUE_GATED;
     count = gated ? 1 : op.num_members;
     for (int m = 0; m < count; ++m) {
-      operands[m] = {op.weights[m], gated ? op.weights[1] : nullptr};
+      operands[m] = {op.members[m].weight, gated ? op.members[1].weight : nullptr};
       ends[m] = (m ? ends[m - 1] : 0) + operands[m].panels();
     }
-    for (int m = 0; m < op.num_members; ++m) needs.add(op.weights[m]->type);
-    tile_bytes = bytes_of_tile(op.weights[0]->cols, needs.floats);
+    for (int m = 0; m < op.num_members; ++m) needs.add(op.members[m].weight->type);
+    needs.floats |= adapted;
+    tile_bytes = bytes_of_tile(op.members[0].weight->cols, needs.floats);
   }
 
   int64_t panels() const { return ends[count - 1]; }
@@ -127,8 +129,14 @@ struct Members {
 // The epilogue of a projection: store, add to the old value, act(first) * second, or act.
 struct ProjectEpilogue {
   const mrs_project &op;
+  const Deltas &deltas;
 
-  ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, const Vf *second) const {
+  ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
+    if (deltas.act) {
+      const auto row = [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); };
+      deltas.expand(op.members[member], member, panel, live, tile, values, row);
+      if (op.epilogue == MRS_EPILOGUE_GATED) deltas.expand(op.members[1], 1, panel, live, tile, second, row);
+    }
     const bool added = op.epilogue == MRS_EPILOGUE_ADD;
     for (int t = 0; op.epilogue == MRS_EPILOGUE_GATED && t < tile.count; ++t)
       values[t] = mul(activate(op.activation, values[t]), second[t]);
@@ -136,7 +144,7 @@ struct ProjectEpilogue {
       values[t] = activate(op.activation, values[t]);
     for (int t = 0; op.scale != 1.0f && t < tile.count; ++t) values[t] = mul(values[t], set_f(op.scale));
     for (int t = 0; op.softcap > 0 && t < tile.count; ++t) values[t] = soft_cap(values[t], op.softcap);
-    const int64_t rows = op.weights[member]->rows;
+    const int64_t rows = op.members[member].weight->rows;
     for (int t = 0; t < tile.count; ++t) {
       float *out = op.outs[member] + (tile.first + t) * rows + panel * 16;
       if (live == 16) {
@@ -164,9 +172,10 @@ INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile
 
 void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_project &op = *(const mrs_project *)self;
-  const int64_t cols = op.weights[0]->cols, rows = op.logits_only ? step->num_logits : step->num_tokens;
+  const int64_t cols = op.members[0].weight->cols, rows = op.logits_only ? step->num_logits : step->num_tokens;
   if (!rows) return;
-  const Members members(op, rows);
+  const Deltas deltas(*step, op.members, op.num_members, 1);
+  const Members members(op, rows, deltas.act);
   auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), cols, members.needs); };
   // quantizing one token takes less time than waking a thread
   if (rows * cols < 16384) {
@@ -174,7 +183,15 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   } else {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
   }
-  gemm(members, members.span(pool), pool, ProjectEpilogue{op});
+  if (deltas.act) {
+    parallel_for(pool, members.num_tiles() * op.num_members, [&](int64_t i) {
+      const Tile tile = members.tile(i / op.num_members);
+      const int m = int(i % op.num_members);
+      deltas.shrink(op.members[m], m, tile, acts_at(tile.base, cols, tile.tokens),
+                    [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); });
+    });
+  }
+  gemm(members, members.span(pool), pool, ProjectEpilogue{op, deltas});
 }
 
 }  // namespace MRS_ISA

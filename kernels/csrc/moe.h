@@ -54,17 +54,28 @@ INLINE void choose_experts(const float *logits, int experts, int used, bool norm
     if (taken[e]) expert[rank] = e, weight[rank] = p[e] / total, ++rank;
 }
 
-INLINE void route_token(const mrs_moe &op, int64_t t, const Routes &routes) {
-  const int64_t cols = op.router->cols;
+INLINE void route_token(const mrs_moe &op, int64_t t, const Deltas &deltas, const Routes &routes) {
+  const mrs_weight &router = *op.router.weight;
+  const int64_t cols = router.cols;
   float *normed = op.normed + t * cols;
   normalize(op.norm, op.x + t * cols, cols, normed);
   Acts a = {};
   a.x = normed;  // one column: the plain values are the tile
-  const micro_kernel_fn micro_kernel = micro_kernel_of(op.router->type, 1);
+  const micro_kernel_fn micro_kernel = micro_kernel_of(router.type, 1);
+  const Tile tile = {t, 1, 1, nullptr};
+  const auto row = [&](int) { return t; };
+  if (deltas.act) deltas.shrink(op.router, 0, tile, a, row);
   float logits[(op.experts + 15) / 16 * 16];
-  for (int64_t panel = 0; panel < (op.experts + 15) / 16; ++panel)
-    micro_kernel(op.router->data + panel * view_of(op.router->type, cols).bytes, cols, a, logits + 16 * panel);
-  for (int e = 0; op.router->bias && e < op.experts; ++e) logits[e] += op.router->bias[e];
+  for (int64_t panel = 0; panel < (op.experts + 15) / 16; ++panel) {
+    const int live = int(op.experts - panel * 16 < 16 ? op.experts - panel * 16 : 16);
+    float *out = logits + 16 * panel;
+    micro_kernel(router.data + panel * view_of(router.type, cols).bytes, cols, a, out);
+    for (int e = 0; router.bias && e < live; ++e) out[e] += router.bias[panel * 16 + e];
+    if (!deltas.act) continue;
+    Vf value = load_f(out);
+    deltas.expand(op.router, 0, panel, live, tile, &value, row);
+    store_f(out, value);
+  }
   choose_experts(logits, op.experts, op.used, op.normalize_weights, routes.expert + t * op.used, routes.weight + t * op.used);
 }
 
@@ -88,17 +99,18 @@ INLINE void sort_by_expert(const mrs_moe &op, int64_t tokens, const Routes &rout
 struct Experts {
   const mrs_moe &op;
   const Routes &routes;
-  const mrs_weight *first, *second;  // arrays of one for each expert; second: or null
+  const mrs_linear *first, *second;  // arrays of one for each expert; second: or null
   int64_t expert_panels, tile_bytes;
   Needs needs = {false, false};
 
-  Experts(const mrs_moe &op_, const Routes &routes_, const mrs_weight *first_, const mrs_weight *second_)
-      : op(op_), routes(routes_), first(first_), second(second_), expert_panels(Operand{first_, nullptr}.panels()) {
+  Experts(const mrs_moe &op_, const Routes &routes_, const mrs_linear *first_, const mrs_linear *second_, bool adapted)
+      : op(op_), routes(routes_), first(first_), second(second_), expert_panels(Operand{first_->weight, nullptr}.panels()) {
     for (int e = 0; e < op.experts; ++e) {
-      needs.add(first[e].type);
-      if (second) needs.add(second[e].type);
+      needs.add(first[e].weight->type);
+      if (second) needs.add(second[e].weight->type);
     }
-    tile_bytes = bytes_of_tile(first->cols, needs.floats);
+    needs.floats |= adapted;
+    tile_bytes = bytes_of_tile(first->weight->cols, needs.floats);
   }
 
   int64_t panels() const { return op.experts * expert_panels; }
@@ -106,7 +118,7 @@ struct Experts {
     const int64_t e = from / expert_panels, before = e * expert_panels;
     return {int(e), from - before, (to < before + expert_panels ? to : before + expert_panels) - before};
   }
-  Operand at(int e) const { return {first + e, second ? second + e : nullptr}; }
+  Operand at(int e) const { return {first[e].weight, second ? second[e].weight : nullptr}; }
   int64_t num_tiles() const { return routes.first_tile[op.experts]; }
   Range tiles_of(int e) const { return {routes.first_tile[e], routes.first_tile[e + 1]}; }
   Tile tile(int64_t i) const {
@@ -117,43 +129,61 @@ struct Experts {
 
 // Writes the products of a pair to its row of `out` (tokens * used, rows).
 struct PairEpilogue {
-  const Routes &routes;
+  const Experts &experts;
+  const Deltas &deltas;
   int activation;
-  bool gated;  // act(first) * second
-  int64_t rows;
   float *out;
 
-  ALWAYS_INLINE void operator()(int, int64_t panel, int live, const Tile &tile, const Vf *values, const Vf *second) const {
+  ALWAYS_INLINE void operator()(int expert, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
+    const bool gated = experts.second != nullptr;  // act(first) * second
+    const int32_t *pairs = experts.routes.order + tile.first;
+    if (deltas.act) {
+      const auto row = [&](int t) { return int64_t(pairs[t]); };
+      deltas.expand(experts.first[expert], 0, panel, live, tile, values, row);
+      if (gated) deltas.expand(experts.second[expert], 1, panel, live, tile, second, row);
+    }
+    const int64_t rows = experts.first->weight->rows;
     for (int t = 0; t < tile.count; ++t) {
       Vf value = gated ? mul(activate(activation, values[t]), second[t]) : values[t];
-      store_first(out + routes.order[tile.first + t] * rows + panel * 16, value, live);
+      store_first(out + pairs[t] * rows + panel * 16, value, live);
     }
   }
 };
 
 // Computes the products of all pairs; row(pair) gives the input.
 template <class RowOf>
-INLINE void expert_products(const mrs_moe &op, const Experts &experts, float *out, mrs_pool *pool, RowOf &&row) {
+INLINE void expert_products(const Experts &experts, const Deltas &deltas, float *out, mrs_pool *pool, RowOf &&row) {
+  const mrs_moe &op = experts.op;
   const Routes &routes = experts.routes;
+  const int64_t cols = experts.first->weight->cols;
   parallel_for(pool, experts.num_tiles(), [&](int64_t i) {
     const Tile tile = experts.tile(i);
-    prepare_tile(tile, experts.first->cols, op.outlier_threshold, experts.needs,
-                 [&](int t) { return row(routes.order[tile.first + t]); });
+    const int32_t *pairs = routes.order + tile.first;
+    prepare_tile(tile, cols, op.outlier_threshold, experts.needs, [&](int t) { return row(pairs[t]); });
+    if (!deltas.act) return;
+    const Acts acts = acts_at(tile.base, cols, tile.tokens);
+    const int expert = routes.expert[pairs[0]];
+    const auto pair = [&](int t) { return int64_t(pairs[t]); };
+    deltas.shrink(experts.first[expert], 0, tile, acts, pair);
+    if (experts.second) deltas.shrink(experts.second[expert], 1, tile, acts, pair);
   });
   const int64_t span = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
-  gemm(experts, span, pool, PairEpilogue{routes, op.activation, experts.second != nullptr, experts.first->rows, out});
+  gemm(experts, span, pool, PairEpilogue{experts, deltas, op.activation, out});
 }
 
 void moe(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_moe &op = *(const mrs_moe *)self;
-  const int64_t tokens = step->num_tokens, cols = op.router->cols, ffn = op.gate->rows;
+  const int64_t tokens = step->num_tokens, cols = op.router.weight->cols, ffn = op.gate->weight->rows;
   if (!tokens) return;
   const Routes routes = routes_at(op, tokens);
-  parallel_for(pool, tokens, [&](int64_t t) { route_token(op, t, routes); });
+  const Deltas router(*step, &op.router, 1, 1), down(*step, op.down, op.experts, op.used);
+  Deltas inputs(*step, op.gate, op.experts, op.used);
+  inputs.act |= Deltas(*step, op.up, op.experts, op.used).act;
+  parallel_for(pool, tokens, [&](int64_t t) { route_token(op, t, router, routes); });
   sort_by_expert(op, tokens, routes);
-  expert_products(op, Experts(op, routes, op.gate, op.up), op.hidden, pool,
+  expert_products(Experts(op, routes, op.gate, op.up, inputs.act), inputs, op.hidden, pool,
                   [&](int64_t pair) { return op.normed + pair / op.used * cols; });
-  expert_products(op, Experts(op, routes, op.down, nullptr), op.outputs, pool,
+  expert_products(Experts(op, routes, op.down, nullptr, down.act), down, op.outputs, pool,
                   [&](int64_t pair) { return op.hidden + pair * ffn; });
   parallel_for(pool, tokens, [&](int64_t t) {
     float *x = op.x + t * cols;

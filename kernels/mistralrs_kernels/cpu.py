@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -34,7 +34,15 @@ class Step(c.Structure):
         ("seq_lens", c.c_void_p),
         ("block_tables", c.c_void_p),
         ("logits_indices", c.c_void_p),
+        ("use_start", c.c_void_p),
+        ("use_slots", c.c_void_p),
+        ("use_weights", c.c_void_p),
+        ("scalings", c.c_void_p),
+        ("delta_scratch", c.c_void_p),
         ("cancel_flag", c.c_void_p),
+        ("num_slots", c.c_int32),
+        ("scaling_layers", c.c_int32),
+        ("max_rank", c.c_int32),
         ("num_tokens", c.c_int32),
         ("num_seqs", c.c_int32),
         ("num_logits", c.c_int32),
@@ -56,6 +64,24 @@ class Weight(c.Structure):
     ]
 
 
+class Delta(c.Structure):
+    """``mrs_delta``: an adapter's addition to the products of a matrix."""
+
+    _fields_ = [
+        ("a", c.POINTER(Weight)),
+        ("b", c.POINTER(Weight)),
+        ("bias", c.c_void_p),
+        ("row_factor", c.c_void_p),
+        ("scale", c.c_float),
+    ]
+
+
+class Linear(c.Structure):
+    """``mrs_linear``: a matrix and the deltas of all adapter slots."""
+
+    _fields_ = [("weight", c.POINTER(Weight)), ("deltas", c.POINTER(Delta)), ("scaling_layer", c.c_int32)]
+
+
 class Norm(c.Structure):
     """``mrs_norm``; ``kind`` 0 none, 1 RMS, 2 layer norm."""
 
@@ -69,7 +95,7 @@ class Project(c.Structure):
         ("run", c.c_void_p),
         ("x", c.c_void_p),
         ("scratch", c.c_void_p),
-        ("weights", c.POINTER(Weight) * 4),
+        ("members", Linear * 4),
         ("outs", c.c_void_p * 4),
         ("norm", Norm),
         ("softcap", c.c_float),
@@ -93,7 +119,7 @@ class Embed(c.Structure):
 
     _fields_ = [
         ("run", c.c_void_p),
-        ("weight", c.POINTER(Weight)),
+        ("member", Linear),
         ("x", c.c_void_p),
         ("rotary", Rotary * 2),
         ("scale", c.c_float),
@@ -142,10 +168,10 @@ class Moe(c.Structure):
     _fields_ = [
         ("run", c.c_void_p),
         ("x", c.c_void_p),
-        ("router", c.POINTER(Weight)),
-        ("gate", c.POINTER(Weight)),
-        ("up", c.POINTER(Weight)),
-        ("down", c.POINTER(Weight)),
+        ("router", Linear),
+        ("gate", c.POINTER(Linear)),
+        ("up", c.POINTER(Linear)),
+        ("down", c.POINTER(Linear)),
         ("normed", c.c_void_p),
         ("hidden", c.c_void_p),
         ("outputs", c.c_void_p),
@@ -195,6 +221,8 @@ class StructInfo(c.Structure):
 STRUCTS: dict[str, type[c.Structure]] = {
     "mrs_step": Step,
     "mrs_weight": Weight,
+    "mrs_delta": Delta,
+    "mrs_linear": Linear,
     "mrs_norm": Norm,
     "mrs_project": Project,
     "mrs_rotary": Rotary,

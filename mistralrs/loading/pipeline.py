@@ -83,6 +83,8 @@ class LoadPlan:
     """Bytes of the KV cache, at most; None: half of the memory that the weights leave free."""
     max_model_len: int | None = None
     """Tokens of context, at most; None: the context that the model was made for."""
+    adapter_slots: int = 0
+    """Adapters that can be in memory at once."""
     keeps_kv: bool = False
     """Whether KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
 
@@ -407,4 +409,5 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
         kv_groups=groups,
         block_size=BLOCK_SIZE,
         max_blocks=-(-context // BLOCK_SIZE),
+        adapter_slots=plan.adapter_slots,
     )

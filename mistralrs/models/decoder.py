@@ -5,11 +5,12 @@ Knows no format, no device and no architecture by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
-from mistralrs.models.parts import Parts
+from mistralrs.models.parts import Parts, WeightKey
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.nn.attention import Attention, Heads, attention
 from mistralrs.nn.mlp import mlp
@@ -17,6 +18,8 @@ from mistralrs.nn.rope import inverse_frequencies
 from mistralrs.ops.backend import Backend, KvCache, KvShape, Norm, Op, Rotary
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.kv_groups import KvGroup
+from mistralrs.ops.linear import DeltaShape, Linear
+from mistralrs.ops.weight import Weight
 from mistralrs.ops.workspace import Sizes, StepArgs
 
 
@@ -32,6 +35,8 @@ class Limits:
     block_size: int
     max_blocks: int
     """Blocks of one sequence."""
+    adapter_slots: int = 0
+    """Adapters that can be in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,8 @@ class Decoder:
     kv: KvCache
     kv_layers: tuple[tuple[int, ...], ...]
     """The layers of each KV group."""
+    linears: Mapping[WeightKey, Linear]
+    """The matrices that adapters can act on, with their tables of deltas; empty without adapter slots."""
 
 
 def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
@@ -88,23 +95,40 @@ def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
         ffn=spec.ffn_size,
         vocab=spec.vocab_size,
         rotary=tuple(rope.dim // 2 for rope in spec.attention.ropes),
+        adapter_slots=limits.adapter_slots,
     )
 
 
 def build_decoder(
-    spec: DecoderSpec, parts: Parts, backend: Backend, limits: Limits, *, precision: Precision
+    spec: DecoderSpec,
+    parts: Parts,
+    backend: Backend,
+    limits: Limits,
+    *,
+    precision: Precision,
+    scaling_layers: Mapping[WeightKey, int] = MappingProxyType({}),
 ) -> Decoder:
-    """Places the weights and binds the operations."""
-    return _Assembly(spec, parts, backend, limits, precision).decoder()
+    """Places the weights and binds the operations. ``scaling_layers``: each part's ``Linear.scaling_layer``."""
+    return _Assembly(spec, parts, backend, limits, precision, scaling_layers).decoder()
 
 
 class _Assembly:
     """The parts of one decoder while it is put together."""
 
-    def __init__(self, spec: DecoderSpec, parts: Parts, backend: Backend, limits: Limits, precision: Precision) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        parts: Parts,
+        backend: Backend,
+        limits: Limits,
+        precision: Precision,
+        scaling_layers: Mapping[WeightKey, int],
+    ) -> None:
         sizes = sizes_of(spec, limits)
         self.spec, self.parts, self.backend, self.precision = spec, parts, backend, precision
         self.work, self.args = backend.workspace(sizes), backend.step_args(sizes)
+        self.slots, self.adaptable = limits.adapter_slots, dict[WeightKey, Linear]()
+        self.scaling_layers = scaling_layers
         self.groups = [spec.windows.index(layer.window) for layer in spec.layers]
         self.kv = backend.kv_cache(
             KvShape(
@@ -120,11 +144,12 @@ class _Assembly:
 
     def decoder(self) -> Decoder:
         spec, backend, work = self.spec, self.backend, self.work
-        [embedding] = self.parts.linears(["embed_tokens"])
+        [weight] = self.parts.linears(["embed_tokens"])
+        embedding = self._linear(WeightKey("embed_tokens"), weight)
         ops: list[Op] = [backend.embed(embedding, work, rotaries=self.rotaries, scale=spec.embedding_multiplier)]
         for layer in range(len(spec.layers)):
             ops += self._layer(layer)
-        [head] = [embedding] if spec.tied_head else self.parts.linears(["lm_head"])
+        head = self._linear(WeightKey("lm_head"), weight) if spec.tied_head else self._linears(["lm_head"])[0]
         norm = self._norm("norm")
         ops.append(
             backend.project(
@@ -141,7 +166,25 @@ class _Assembly:
         kv_layers = tuple(
             tuple(layer for layer, of in enumerate(self.groups) if of == group) for group in range(len(spec.windows))
         )
-        return Decoder(self.args, work.logits, work.x, norm, backend.program(ops, self.args), self.kv, kv_layers)
+        program = backend.program(ops, self.args)
+        return Decoder(self.args, work.logits, work.x, norm, program, self.kv, kv_layers, self.adaptable)
+
+    def _linear(self, key: WeightKey, weight: Weight) -> Linear:
+        """The matrix of a part, with a table of deltas if adapters can act on it."""
+        if not self.slots:
+            return Linear(weight)
+        shape = DeltaShape(weight.rows, weight.columns, lookup=key.part == "embed_tokens")
+        table = self.backend.delta_table(self.slots, shape)
+        self.adaptable[key] = Linear(weight, table, self.scaling_layers.get(key, -1))
+        return self.adaptable[key]
+
+    def _linears(self, names: Sequence[str], layer: int | None = None) -> list[Linear]:
+        weights = self.parts.linears(names, layer=layer)
+        return [self._linear(WeightKey(name, layer), weight) for name, weight in zip(names, weights, strict=True)]
+
+    def _expert_linears(self, name: str, layer: int) -> list[Linear]:
+        weights = self.parts.experts(name, layer=layer)
+        return [self._linear(WeightKey(name, layer, expert), weight) for expert, weight in enumerate(weights)]
 
     def _layer(self, layer: int) -> list[Op]:
         attention = self._attention(layer)
@@ -170,8 +213,8 @@ class _Assembly:
             group=self.groups[layer],
             kv=self.kv,
             norm=self._norm_before("attention_norm", layer),
-            qkv=self.parts.linears(["q_proj", "k_proj", "v_proj"], layer=layer),
-            o_proj=self.parts.linears(["o_proj"], layer=layer)[0],
+            qkv=self._linears(["q_proj", "k_proj", "v_proj"], layer),
+            o_proj=self._linears(["o_proj"], layer)[0],
             rotary=None if kind.rope is None else self.rotaries[kind.rope],
             q_norm=self._qk_norm("q_norm", layer),
             k_norm=self._qk_norm("k_norm", layer),
@@ -187,8 +230,8 @@ class _Assembly:
             self.backend,
             self.work,
             norm=self._norm_before("attention_norm" if spec.parallel else "ffn_norm", layer),
-            inputs=self.parts.linears(["gate_proj", "up_proj"] if spec.gated else ["up_proj"], layer=layer),
-            down=self.parts.linears(["down_proj"], layer=layer)[0],
+            inputs=self._linears(["gate_proj", "up_proj"] if spec.gated else ["up_proj"], layer),
+            down=self._linears(["down_proj"], layer)[0],
             activation=spec.activation,
             post_norm=self._norm_after("post_ffn_norm", layer),
             residual_multiplier=spec.residual_multiplier,
@@ -203,10 +246,10 @@ class _Assembly:
             self.backend.moe(
                 self.work,
                 norm=self._norm("ffn_norm", layer),
-                router=self.parts.linears(["router"], layer=layer)[0],
-                gate=self.parts.experts("expert_gate_proj", layer=layer),
-                up=self.parts.experts("expert_up_proj", layer=layer),
-                down=self.parts.experts("expert_down_proj", layer=layer),
+                router=self._linears(["router"], layer)[0],
+                gate=self._expert_linears("expert_gate_proj", layer),
+                up=self._expert_linears("expert_up_proj", layer),
+                down=self._expert_linears("expert_down_proj", layer),
                 used=moe.experts_used,
                 activation=self.spec.activation,
                 outlier_threshold=self.precision.down,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mistralrs.ops.backend import Backend, KvCache, Norm, Op, Rotary, Temperature
 from mistralrs.ops.buffer import Buffer
-from mistralrs.ops.weight import Weight
+from mistralrs.ops.linear import Linear
 from mistralrs.ops.workspace import Workspace
 
 
@@ -43,8 +43,8 @@ def attention(
     group: int,
     kv: KvCache,
     norm: Norm | None,
-    qkv: Sequence[Weight],
-    o_proj: Weight,
+    qkv: Sequence[Linear],
+    o_proj: Linear,
     rotary: Rotary | None,
     q_norm: Norm | None,
     k_norm: Norm | None,
@@ -88,21 +88,21 @@ def attention(
 def added(
     backend: Backend,
     work: Workspace,
-    weight: Weight,
+    linear: Linear,
     source: Buffer,
     *,
     post_norm: Norm | None,
     multiplier: float,
     outlier_threshold: float,
 ) -> list[Op]:
-    """x += multiplier * weight source, or without a multiplier x += post_norm(weight source)."""
+    """x += multiplier * linear(source), or with a norm x += post_norm(linear(source))."""
     if post_norm is None:
         return [
             backend.project(
-                [weight], source, [work.x], epilogue="add", scale=multiplier, outlier_threshold=outlier_threshold
+                [linear], source, [work.x], epilogue="add", scale=multiplier, outlier_threshold=outlier_threshold
             )
         ]
     return [
-        backend.project([weight], source, [work.projected], outlier_threshold=outlier_threshold),
+        backend.project([linear], source, [work.projected], outlier_threshold=outlier_threshold),
         backend.add_norm(work.projected, work.x, post_norm),
     ]

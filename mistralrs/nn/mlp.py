@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mistralrs.nn.attention import added
 from mistralrs.ops.backend import Activation, Backend, Norm, Op
-from mistralrs.ops.weight import Weight
+from mistralrs.ops.linear import Linear
 from mistralrs.ops.workspace import Workspace
 
 
@@ -15,8 +15,8 @@ def mlp(
     work: Workspace,
     *,
     norm: Norm | None,
-    inputs: Sequence[Weight],
-    down: Weight,
+    inputs: Sequence[Linear],
+    down: Linear,
     activation: Activation,
     post_norm: Norm | None,
     residual_multiplier: float,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.linear import DeltaShape, DeltaTable, Linear
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from mistralrs.quant.types import QuantType
@@ -120,6 +121,10 @@ class Backend(Protocol):
         """Returns an empty cache; its memory is taken as it fills."""
         ...
 
+    def delta_table(self, slots: int, shape: DeltaShape) -> DeltaTable:
+        """Returns an empty table for the deltas of a matrix of this shape."""
+        ...
+
     def vector(self, values: Sequence[float]) -> Buffer:
         """A float32 copy of ``values`` where the operations read it: a norm's weight, a rotary table's frequencies."""
         ...
@@ -132,13 +137,13 @@ class Backend(Protocol):
         """The arrays that describe steps of these sizes, to be filled by ``StepArgs.set``."""
         ...
 
-    def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
-        """x = scale * rows of the embedding; the step's rotary tables, at most two."""
+    def embed(self, linear: Linear, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
+        """x = scale * rows of the embedding, with what adapters add to them; the step's rotary tables, at most two."""
         ...
 
     def project(
         self,
-        weights: Sequence[Weight],
+        linears: Sequence[Linear],
         x: Buffer,
         outs: Sequence[Buffer],
         *,
@@ -150,7 +155,7 @@ class Backend(Protocol):
         softcap: float = 0.0,
         scale: float = 1.0,
     ) -> Op:
-        """out = weight x for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
+        """out = linear(x) for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
 
         ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns;
@@ -198,10 +203,10 @@ class Backend(Protocol):
         work: Workspace,
         *,
         norm: Norm,
-        router: Weight,
-        gate: Sequence[Weight],
-        up: Sequence[Weight],
-        down: Sequence[Weight],
+        router: Linear,
+        gate: Sequence[Linear],
+        up: Sequence[Linear],
+        down: Sequence[Linear],
         used: int,
         activation: Activation,
         outlier_threshold: float,

@@ -28,8 +28,36 @@ class Delta:
     alone, with weight 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeltaShape:
+    """The matrix that deltas are added to."""
+
+    rows: int
+    columns: int
+    lookup: bool = False
+    """Whether its rows are looked up, as those of an embedding are, rather than multiplied."""
+
+    def check(self, delta: Delta) -> None:
+        """Raises ``ValueError`` for a delta of another shape, or of matrices that are not stored as floats."""
+        rank = delta.b.columns
+        a = (self.rows, rank) if self.lookup else (rank, self.columns)
+        b = (self.columns if self.lookup else self.rows, rank)
+        found = (delta.a.rows, delta.a.columns), (delta.b.rows, delta.b.columns)
+        if found != (a, b):
+            raise ValueError(f"a and b are {found[0]} and {found[1]}, expected {a} and {b}")
+        for matrix in (delta.a, delta.b):
+            if matrix.type.name not in ("F32", "F16", "BF16"):
+                raise ValueError(f"deltas are stored as floats, not as {matrix.type.name}")
+        for vector in (delta.bias, delta.row_factor):
+            if vector is not None and vector.shape != b[:1]:
+                raise ValueError(f"a vector of {vector.shape} does not fit {b[0]} rows")
+
+
 class DeltaTable(Protocol):
     """The deltas of one matrix by adapter slot. A slot is written only between two steps that do not use it."""
+
+    @property
+    def shape(self) -> DeltaShape: ...
 
     def set(self, slot: int, delta: Delta | None) -> None:
         """Puts a delta into a slot, or empties it. Raises ``ValueError`` for a delta of another shape."""

@@ -19,6 +19,7 @@ from mistralrs.ops.arena import Arena
 from mistralrs.ops.backend import Activation, BackendUnavailable, Epilogue, KvShape, Norm, Op, Rotary, Temperature
 from mistralrs.ops.buffer import Buffer, Span
 from mistralrs.ops.host_memory import HostMemory
+from mistralrs.ops.linear import DeltaShape, Linear
 from mistralrs.ops.native_checks import (
     check_attend,
     check_embed,
@@ -29,6 +30,7 @@ from mistralrs.ops.native_checks import (
     check_project,
     check_stored,
 )
+from mistralrs.ops.native_deltas import DeltaScratch, NativeDeltaTable, linear_struct, linear_structs
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import StepArgs, Workspace
 from mistralrs.quant.types import QuantType
@@ -124,24 +126,26 @@ class PackedKv:
 class NativeOp:
     """A kernel with everything it needs; ``keep`` holds what the struct points to."""
 
-    def __init__(self, struct: Any, pool: _Pool, keep: tuple[object, ...]) -> None:
+    def __init__(self, struct: Any, pool: _Pool, keep: tuple[object, ...], deltas: DeltaScratch) -> None:
         self.struct = struct
         self.pointer = ctypes.addressof(struct)
         self._pool = pool
         self._keep = keep
+        self._deltas = deltas
 
     def __call__(self, args: StepArgs) -> None:
-        NativeProgram([self], args, self._pool)()
+        NativeProgram([self], args, self._pool, self._deltas)()
 
 
 class NativeProgram:
     """Operations that run in one call, with the interpreter's lock released."""
 
-    def __init__(self, ops: Sequence[NativeOp], args: StepArgs, pool: _Pool) -> None:
+    def __init__(self, ops: Sequence[NativeOp], args: StepArgs, pool: _Pool, deltas: DeltaScratch) -> None:
         self._ops = (ctypes.c_void_p * len(ops))(*(op.pointer for op in ops))
         self._keep = (tuple(ops), args)
         self._args = args
         self._pool = pool
+        self._deltas = deltas
         self._run = cpu.load().mrs_run
         names = ("tokens", "positions", "slot_mapping", "query_start_loc", "seq_lens", "block_tables", "logits_indices")
         self._step = cpu.Step(*(args.arrays[name].address for name in names))
@@ -153,6 +157,7 @@ class NativeProgram:
         step, args = self._step, self._args
         step.num_tokens, step.num_seqs, step.num_logits = args.num_tokens, args.num_seqs, args.num_logits
         step.cancel_flag = ctypes.addressof(args.cancel_flag)
+        self._deltas.describe(step, args)
         self._run(self._ops, len(self._ops), ctypes.byref(step), self._pool.pointer)
 
 
@@ -176,6 +181,7 @@ class NativeBackend(HostMemory):
         self._pool = _Pool(self.threads)
         self._arena: Arena | None = None
         self._scratch: Span | None = None
+        self._deltas = DeltaScratch()
 
     @property
     def results(self) -> str:
@@ -236,6 +242,9 @@ class NativeBackend(HostMemory):
             raise ValueError("the kernels' cache blocks hold 16 tokens")
         return PackedKv(shape)
 
+    def delta_table(self, slots: int, shape: DeltaShape) -> NativeDeltaTable:
+        return NativeDeltaTable(slots, shape, self._deltas)
+
     def _scratch_for(self, tokens: int, columns: int) -> Span:
         """One scratch for all operations: only one runs at a time."""
         need = cpu.load().mrs_project_scratch(tokens, columns)
@@ -243,25 +252,24 @@ class NativeBackend(HostMemory):
             self._scratch = Arena(need, huge_pages=True).take(need)
         return self._scratch
 
-    def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
-        packed = _packed(weight)
-        check_embed(packed, work, rotaries)
+    def embed(self, linear: Linear, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
+        check_embed(_packed(linear.weight), work, rotaries)
         tables = [
             cpu.Rotary(rotary.inv_freq.address, rotary.table.address, rotary.scale, rotary.inv_freq.shape[0])
             for rotary in rotaries
         ]
         struct = cpu.Embed(
             run=self._table.embed,
-            weight=ctypes.pointer(packed.struct),
+            member=linear_struct(linear),
             x=work.x.address,
             rotary=(cpu.Rotary * 2)(*tables),
             scale=scale,
         )
-        return NativeOp(struct, self._pool, (packed, work, tuple(rotaries)))
+        return NativeOp(struct, self._pool, (linear, work, tuple(rotaries)), self._deltas)
 
     def project(
         self,
-        weights: Sequence[Weight],
+        linears: Sequence[Linear],
         x: Buffer,
         outs: Sequence[Buffer],
         *,
@@ -273,25 +281,25 @@ class NativeBackend(HostMemory):
         softcap: float = 0.0,
         scale: float = 1.0,
     ) -> Op:
-        packed = [_packed(weight) for weight in weights]
-        check_project(packed, x, outs, norm, epilogue)
+        self._deltas.include_op(len(linears))
+        check_project([_packed(linear.weight) for linear in linears], x, outs, norm, epilogue)
         scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1])
         struct = cpu.Project(
             run=self._table.project,
             x=x.address,
             scratch=scratch.address,
-            weights=(ctypes.POINTER(cpu.Weight) * 4)(*(ctypes.pointer(weight.struct) for weight in packed)),
+            members=(cpu.Linear * 4)(*map(linear_struct, linears)),
             outs=(ctypes.c_void_p * 4)(*(out.address for out in outs)),
             norm=_norm(norm),
             softcap=softcap,
-            num_members=len(packed),
+            num_members=len(linears),
             epilogue=_EPILOGUE[epilogue],
             activation=_ACTIVATION[activation],
             outlier_threshold=outlier_threshold,
             logits_only=int(logits_only),
             scale=scale,
         )
-        return NativeOp(struct, self._pool, (packed, x, tuple(outs), norm, scratch))
+        return NativeOp(struct, self._pool, (tuple(linears), x, tuple(outs), norm, scratch), self._deltas)
 
     def attend(
         self,
@@ -338,41 +346,43 @@ class NativeBackend(HostMemory):
             temperature_beta=temperature.beta if temperature else 0.0,
             temperature_period=temperature.period if temperature else 1,
         )
-        return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm))
+        return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm), self._deltas)
 
     def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
         check_norm(norm, x.shape[-1])
         struct = cpu.AddNorm(self._table.add_norm, y.address, x.address, _norm(norm), x.shape[-1])
-        return NativeOp(struct, self._pool, (y, x, norm))
+        return NativeOp(struct, self._pool, (y, x, norm), self._deltas)
 
     def moe(
         self,
         work: Workspace,
         *,
         norm: Norm,
-        router: Weight,
-        gate: Sequence[Weight],
-        up: Sequence[Weight],
-        down: Sequence[Weight],
+        router: Linear,
+        gate: Sequence[Linear],
+        up: Sequence[Linear],
+        down: Sequence[Linear],
         used: int,
         activation: Activation,
         outlier_threshold: float,
         normalize_weights: bool = True,
         scale: float = 1.0,
     ) -> Op:
-        packed = [[_packed(weight) for weight in weights] for weights in (gate, up, down)]
-        check_moe(work, norm=norm, router=_packed(router), gate=packed[0], up=packed[1], down=packed[2], used=used)
+        packed = [[_packed(linear.weight) for linear in linears] for linears in (gate, up, down)]
+        routing = _packed(router.weight)
+        self._deltas.include_op(2 * used)
+        check_moe(work, norm=norm, router=routing, gate=packed[0], up=packed[1], down=packed[2], used=used)
         tokens, hidden = work.x.shape
-        experts, pairs, ffn = len(gate), tokens * used, gate[0].rows
+        experts, pairs, ffn = len(gate), tokens * used, gate[0].weight.rows
         routes = cpu.load().mrs_moe_routes(tokens, experts, used)
         scratch = self._scratch_for(pairs + 8 * experts, max(hidden, ffn))
         normed, middle, outputs, table = (4 * tokens * hidden, 4 * pairs * ffn, 4 * pairs * hidden, 4 * routes)
         arena = Arena(normed + middle + outputs + table + 256)
-        arrays = [_structs(weights) for weights in packed]
+        arrays = [linear_structs(linears) for linears in (gate, up, down)]
         struct = cpu.Moe(
             run=self._table.moe,
             x=work.x.address,
-            router=ctypes.pointer(_packed(router).struct),
+            router=linear_struct(router),
             gate=arrays[0],
             up=arrays[1],
             down=arrays[2],
@@ -390,22 +400,17 @@ class NativeBackend(HostMemory):
             scale=scale,
         )
         keep = (work, norm, router, tuple(gate), tuple(up), tuple(down), arrays, arena, scratch)
-        return NativeOp(struct, self._pool, keep)
+        return NativeOp(struct, self._pool, keep, self._deltas)
 
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
         native = [op for op in ops if isinstance(op, NativeOp)]
         assert len(native) == len(ops)
-        return NativeProgram(native, args, self._pool)
+        return NativeProgram(native, args, self._pool, self._deltas)
 
 
 def _packed(weight: Weight) -> PackedWeight:
     assert isinstance(weight, PackedWeight)
     return weight
-
-
-def _structs(weights: Sequence[PackedWeight]) -> ctypes.Array[cpu.Weight]:
-    """The structs of weights, one behind the other."""
-    return (cpu.Weight * len(weights))(*(weight.struct for weight in weights))
 
 
 def _norm(norm: Norm | None) -> cpu.Norm:

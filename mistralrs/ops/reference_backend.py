@@ -21,7 +21,9 @@ from mistralrs.ops.backend import Activation, Epilogue, KvShape, Norm, Op, Rotar
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.host_memory import HostMemory
 from mistralrs.ops.kv_groups import first_block
+from mistralrs.ops.linear import DeltaShape, Linear
 from mistralrs.ops.memory import available_bytes
+from mistralrs.ops.reference_deltas import ReferenceDeltaTable, adapted
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import StepArgs, Workspace
 from mistralrs.quant import scale_search
@@ -132,23 +134,30 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def products(weights: Sequence[ReferenceWeight], x: torch.Tensor, outlier_threshold: float) -> list[torch.Tensor]:
-    """x (tokens, columns) times each weight; int8 activations for the quantized ones."""
+def products(
+    linears: Sequence[Linear], x: torch.Tensor, outlier_threshold: float, args: StepArgs, *, tokens: torch.Tensor
+) -> list[torch.Tensor]:
+    """x (rows, columns) times each matrix, with what adapters add; int8 activations for the quantized ones.
+
+    ``tokens`` (rows,): each row's token of the step.
+    """
     rounded = None
     values = []
-    for weight in weights:
+    for linear in linears:
+        weight = _plain(linear.weight)
         if weight.type.name in _FLOATS:
-            values.append(weight.product(x))
-            continue
-        if rounded is None:
-            rounded = round_to_int8(x, outlier_threshold)
-        values.append(weight.product(rounded))
+            value = weight.product(x)
+        else:
+            if rounded is None:
+                rounded = round_to_int8(x, outlier_threshold)
+            value = weight.product(rounded)
+        values.append(adapted(linear, value, x, args, tokens=tokens, bias=weight.bias))
     return values
 
 
 @dataclass(frozen=True, slots=True)
 class _Project:
-    weights: Sequence[ReferenceWeight]
+    linears: Sequence[Linear]
     x: Buffer
     outs: Sequence[Buffer]
     norm: Norm | None
@@ -160,12 +169,14 @@ class _Project:
     scale: float
 
     def __call__(self, args: StepArgs) -> None:
-        x = self.x.tensor[: args.num_tokens]
+        tokens = torch.arange(args.num_tokens)
         if self.logits_only:
-            x = x[args.arrays["logits_indices"].tensor[: args.num_logits]]
-        if not len(x):
+            tokens = args.arrays["logits_indices"].tensor[: args.num_logits]
+        if not len(tokens):
             return
-        values = products(self.weights, normalize(x, self.norm) if self.norm else x, self.outlier_threshold)
+        x = self.x.tensor[tokens]
+        x = normalize(x, self.norm) if self.norm else x
+        values = products(self.linears, x, self.outlier_threshold, args, tokens=tokens)
         activate = ACTIVATIONS[self.activation]
         if self.epilogue == "gated":
             values = [activate(values[0]) * values[1]]
@@ -179,14 +190,16 @@ class _Project:
 
 @dataclass(frozen=True, slots=True)
 class _Embed:
-    weight: ReferenceWeight
+    linear: Linear
     work: Workspace
     rotaries: Sequence[Rotary]
     scale: float
 
     def __call__(self, args: StepArgs) -> None:
         n = args.num_tokens
-        self.work.x.tensor[:n] = self.weight.rows_of(args.arrays["tokens"].tensor[:n].long()) * self.scale
+        ids = args.arrays["tokens"].tensor[:n].long()
+        rows = _plain(self.linear.weight).rows_of(ids)
+        self.work.x.tensor[:n] = adapted(self.linear, rows, ids, args, tokens=torch.arange(n)) * self.scale
         positions = args.arrays["positions"].tensor[:n].float()
         for rotary in self.rotaries:
             # the product in float32, as models were trained
@@ -278,8 +291,8 @@ class _AddNorm:
 class _Moe:
     work: Workspace
     norm: Norm
-    router: ReferenceWeight
-    experts: Sequence[tuple[ReferenceWeight, ReferenceWeight, ReferenceWeight]]
+    router: Linear
+    experts: Sequence[tuple[Linear, Linear, Linear]]
     used: int
     activation: Activation
     outlier_threshold: float
@@ -289,7 +302,8 @@ class _Moe:
     def __call__(self, args: StepArgs) -> None:
         x = self.work.x.tensor[: args.num_tokens]
         normed = normalize(x, self.norm)
-        shares = torch.softmax(self.router.product(normed), dim=-1)
+        [logits] = products([self.router], normed, self.outlier_threshold, args, tokens=torch.arange(len(x)))
+        shares = torch.softmax(logits, dim=-1)
         best, chosen = torch.topk(shares, self.used)  # (tokens, used)
         if self.normalize_weights:
             best = best / best.sum(-1, keepdim=True)
@@ -297,8 +311,9 @@ class _Moe:
         for index, (gate, up, down) in enumerate(self.experts):  # ascending: the order in which a token adds them
             tokens, ranks = torch.nonzero(chosen == index, as_tuple=True)
             if len(tokens):
-                first, second = products([gate, up], normed[tokens], self.outlier_threshold)
-                [out] = products([down], ACTIVATIONS[self.activation](first) * second, self.outlier_threshold)
+                first, second = products([gate, up], normed[tokens], self.outlier_threshold, args, tokens=tokens)
+                inner = ACTIVATIONS[self.activation](first) * second
+                [out] = products([down], inner, self.outlier_threshold, args, tokens=tokens)
                 total[tokens] += best[tokens, ranks, None] * out
         x += self.scale * total
 
@@ -336,12 +351,15 @@ class ReferenceBackend(HostMemory):
     def kv_cache(self, shape: KvShape) -> ReferenceKv:
         return ReferenceKv(shape)
 
-    def embed(self, weight: Weight, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
-        return _Embed(_plain(weight), work, tuple(rotaries), scale)
+    def delta_table(self, slots: int, shape: DeltaShape) -> ReferenceDeltaTable:
+        return ReferenceDeltaTable(slots, shape)
+
+    def embed(self, linear: Linear, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
+        return _Embed(linear, work, tuple(rotaries), scale)
 
     def project(
         self,
-        weights: Sequence[Weight],
+        linears: Sequence[Linear],
         x: Buffer,
         outs: Sequence[Buffer],
         *,
@@ -353,9 +371,8 @@ class ReferenceBackend(HostMemory):
         softcap: float = 0.0,
         scale: float = 1.0,
     ) -> Op:
-        plain = [_plain(weight) for weight in weights]
         return _Project(
-            plain, x, tuple(outs), norm, epilogue, activation, outlier_threshold, logits_only, softcap, scale
+            tuple(linears), x, tuple(outs), norm, epilogue, activation, outlier_threshold, logits_only, softcap, scale
         )
 
     def attend(
@@ -403,21 +420,21 @@ class ReferenceBackend(HostMemory):
         work: Workspace,
         *,
         norm: Norm,
-        router: Weight,
-        gate: Sequence[Weight],
-        up: Sequence[Weight],
-        down: Sequence[Weight],
+        router: Linear,
+        gate: Sequence[Linear],
+        up: Sequence[Linear],
+        down: Sequence[Linear],
         used: int,
         activation: Activation,
         outlier_threshold: float,
         normalize_weights: bool = True,
         scale: float = 1.0,
     ) -> Op:
-        experts = [(_plain(g), _plain(u), _plain(d)) for g, u, d in zip(gate, up, down, strict=True)]
+        experts = list(zip(gate, up, down, strict=True))
         return _Moe(
             work=work,
             norm=norm,
-            router=_plain(router),
+            router=router,
             experts=experts,
             used=used,
             activation=activation,

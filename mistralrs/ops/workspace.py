@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from mistralrs.ops.arena import Arena, buffer, buffers_bytes
 from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.linear import AdapterUse
+from mistralrs.ops.step_uses import StepUses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Sizes:
     """Half the rotary width of each table that the layers use."""
     kv_groups: int = 1
     """Groups of layers; each has slots and block tables of its own."""
+    adapter_slots: int = 0
+    """Adapters that can be in memory at once."""
 
 
 class Workspace:
@@ -84,6 +88,11 @@ class StepArgs:
         self.arena = Arena(buffers_bytes(*shapes.values()))
         self.arrays = {name: buffer(self.arena, *shape, format="i") for name, shape in shapes.items()}
         self.num_tokens = self.num_seqs = self.num_logits = 0
+        self.uses: StepUses | None = None
+        """The adapters that act on the tokens; None: none acts."""
+        self.scalings: Buffer | None = None
+        """(num_tokens, layers, adapter slots) float32 factors on the uses' weights, read through
+        ``Linear.scaling_layer``; None: there are none. ``set`` leaves it as it is."""
         self.cancel_flag = ctypes.c_int32(0)
         """Not zero: stop between two operations. May be replaced by another object between two steps."""
 
@@ -97,8 +106,13 @@ class StepArgs:
         seq_lens: Sequence[int],
         block_tables: Sequence[Sequence[Sequence[int]]],
         logits_indices: Sequence[int],
+        adapters: Sequence[Sequence[AdapterUse]] = (),
     ) -> None:
-        """Describes the next step. Raises ``ValueError`` when it does not fit the sizes."""
+        """Describes the next step. Raises ``ValueError`` when it does not fit the sizes.
+
+        ``adapters``: for each sequence those that act on its tokens, in the order in which they are added; empty: none
+        acts on any.
+        """
         sizes = self.sizes
         if len(tokens) > sizes.max_tokens or len(seq_lens) > sizes.max_seqs or len(logits_indices) > sizes.max_logits:
             raise ValueError(f"a step of {len(tokens)} tokens, {len(seq_lens)} sequences does not fit {sizes}")
@@ -114,6 +128,9 @@ class StepArgs:
         for group, (group_slot_mapping, group_tables) in enumerate(zip(slot_mapping, block_tables, strict=True)):
             self._set_group(group, group_slot_mapping, group_tables)
         self.num_tokens, self.num_seqs, self.num_logits = len(tokens), len(seq_lens), len(logits_indices)
+        self.uses = StepUses.of(
+            adapters, positions=positions, query_start_loc=query_start_loc, slots=sizes.adapter_slots
+        )
 
     def _set_group(self, group: int, slot_mapping: Sequence[int], tables: Sequence[Sequence[int]]) -> None:
         sizes = self.sizes

@@ -18,6 +18,7 @@ from mistralrs_kernels import cpu
 from mistralrs.ops.arena import Arena, buffer, buffers_bytes
 from mistralrs.ops.backend import Activation, Backend, Epilogue, Norm
 from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.linear import AdapterUse, Delta, DeltaShape, Linear
 from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.reference_backend import ReferenceBackend
 from mistralrs.ops.weight import Matrix
@@ -94,6 +95,54 @@ def random_values(*shape: int, seed: int) -> torch.Tensor:
     return torch.where(torch.rand(shape, generator=generator) < 0.02, values * 10, values)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """An adapter's addition to one matrix, before a backend has placed it."""
+
+    a: Matrix
+    b: Matrix
+    scale: float = 1.0
+    bias: torch.Tensor | None = None
+    row_factor: torch.Tensor | None = None
+
+    def place(self, backend: Backend) -> Delta:
+        vectors = [None if v is None else backend.vector(v.tolist()) for v in (self.bias, self.row_factor)]
+        return Delta(backend.place(self.a), backend.place(self.b), self.scale, *vectors)
+
+
+SLOTS = 4
+"""Of the models in these tests."""
+
+
+def adapted(backend: Backend, matrix: Matrix, deltas: Sequence[LowRank | None], *, lookup: bool = False) -> Linear:
+    """A placed matrix whose slots hold ``deltas``; the first index of the scalings is its own."""
+    if not deltas:
+        return Linear(backend.place(matrix))
+    table = backend.delta_table(SLOTS, DeltaShape(matrix.rows, matrix.columns, lookup))
+    for slot, delta in enumerate(deltas):
+        table.set(slot, delta and delta.place(backend))
+    return Linear(backend.place(matrix), table, scaling_layer=0)
+
+
+def adapted_step(
+    uses: Sequence[Sequence[AdapterUse]], *, ids: Sequence[int] | None = None, logits_indices: Sequence[int] = ()
+) -> StepArgs:
+    """A step in which every token is a sequence of its own with its own uses."""
+    tokens = len(uses)
+    args = StepArgs(replace(_sizes(tokens, max(1, len(logits_indices)), tokens, 1), adapter_slots=SLOTS))
+    args.set(
+        tokens=ids or [0] * tokens,
+        positions=[0] * tokens,
+        slot_mapping=[[0] * tokens],
+        query_start_loc=list(range(tokens + 1)),
+        seq_lens=[1] * tokens,
+        block_tables=[[[0]] * tokens],
+        logits_indices=logits_indices,
+        adapters=uses,
+    )
+    return args
+
+
 def step_args(*, tokens: int, logits_indices: Sequence[int] = (), max_seqs: int = 1, max_blocks: int = 1) -> StepArgs:
     """A step of so many tokens of one sequence; for operations that look at nothing else."""
     args = StepArgs(_sizes(tokens, max(1, len(logits_indices)), max_seqs, max_blocks))
@@ -152,10 +201,14 @@ class Projection:
     scale: float = 1.0
     before: float = 0.0
     """What is in the outputs before."""
+    deltas: tuple[tuple[LowRank | None, ...], ...] = ()
+    """Of each member, by slot."""
+    uses: tuple[tuple[AdapterUse, ...], ...] = ()
+    """Of each token; empty: no adapter acts."""
 
     def only(self, *tokens: int) -> Projection:
         """The same with these tokens alone."""
-        return replace(self, x=self.x[list(tokens)])
+        return replace(self, x=self.x[list(tokens)], uses=tuple(self.uses[t] for t in tokens) if self.uses else ())
 
     def run(self, backend: Backend) -> list[torch.Tensor]:
         tokens, columns = self.x.shape
@@ -163,10 +216,11 @@ class Projection:
         members = self.matrices[:1] if self.epilogue == "gated" else self.matrices
         shapes = [(rows_out, matrix.rows) for matrix in members]
         arena = Arena(buffers_bytes(*shapes, (tokens, columns), (columns,), (columns,)))
-        weights = [backend.place(matrix) for matrix in self.matrices]
+        deltas = self.deltas or ((),) * len(self.matrices)
+        linears = [adapted(backend, matrix, slots) for matrix, slots in zip(self.matrices, deltas, strict=True)]
         outs = [filled(arena, torch.full(shape, self.before)) for shape in shapes]
         op = backend.project(
-            weights,
+            linears,
             filled(arena, self.x),
             outs,
             norm=self.norm.bind(arena) if self.norm else None,
@@ -177,7 +231,11 @@ class Projection:
             softcap=self.softcap,
             scale=self.scale,
         )
-        backend.program([op], step_args(tokens=tokens, logits_indices=self.logits_indices or ()))()
+        indices = self.logits_indices or ()
+        args = step_args(tokens=tokens, logits_indices=indices)
+        if self.uses:
+            args = adapted_step(self.uses, logits_indices=indices)
+        backend.program([op], args)()
         return [out.tensor.clone() for out in outs]
 
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 
 import pytest
 import torch
 
 from mistralrs.ops.arena import Arena
 from mistralrs.ops.backend import Backend
+from mistralrs.ops.linear import AdapterUse
 from mistralrs.ops.workspace import Sizes, Workspace
-from tests.ops.harness import Normalization, for_every_isa, native, random_matrix, random_values, reference, step_args
+from tests.ops.harness import (
+    LowRank,
+    Normalization,
+    adapted,
+    adapted_step,
+    for_every_isa,
+    native,
+    random_matrix,
+    random_values,
+    reference,
+    step_args,
+)
 from tests.tolerances import EXPERTS
 
 pytestmark = pytest.mark.native
 
 HIDDEN, FFN = 256, 48
+PARTS = ("gate", "up", "down")
 
 
 def mixture(
@@ -30,8 +44,13 @@ def mixture(
     outlier_threshold: float = math.inf,
     normalize_weights: bool = True,
     scale: float = 1.0,
+    deltas: Mapping[tuple[str, int], Sequence[LowRank | None]] = MappingProxyType({}),
+    uses: Sequence[Sequence[AdapterUse]] = (),
 ) -> torch.Tensor:
-    """What is added to x (tokens, hidden), by experts of weights that depend on nothing but their number."""
+    """What is added to x (tokens, hidden), by experts of weights that depend on nothing but their number.
+
+    ``deltas``: by slot, of a part and its expert (0 for the router); ``uses``: of each token.
+    """
     tokens = len(x)
     sizes = Sizes(
         max_tokens=tokens, max_seqs=1, max_logits=1, max_blocks=1,
@@ -41,17 +60,21 @@ def mixture(
     work.x.tensor.copy_(x)
     gate, up, down = (
         [
-            backend.place(random_matrix(name, rows=rows, columns=columns, seed=100 * part + expert))
+            adapted(
+                backend,
+                random_matrix(name, rows=rows, columns=columns, seed=100 * part + expert),
+                deltas.get((PARTS[part], expert), ()),
+            )
             for expert in range(experts)
         ]
         for part, (name, rows, columns) in enumerate(zip(names, (FFN, FFN, HIDDEN), (HIDDEN, HIDDEN, FFN), strict=True))
     )
-    router = backend.place(random_matrix("F32", rows=experts, columns=HIDDEN, seed=7))
+    router = random_matrix("F32", rows=experts, columns=HIDDEN, seed=7)
     norm = Normalization(weight=1 + random_values(HIDDEN, seed=3) / 8)
     op = backend.moe(
         work,
         norm=norm.bind(Arena(4 * HIDDEN + 256)),  # which lives as long as the operation alone holds it
-        router=router,
+        router=adapted(backend, router, deltas.get(("router", 0), ())),
         gate=gate,
         up=up,
         down=down,
@@ -61,7 +84,7 @@ def mixture(
         normalize_weights=normalize_weights,
         scale=scale,
     )
-    backend.program([op], step_args(tokens=tokens))()
+    backend.program([op], adapted_step(uses) if uses else step_args(tokens=tokens))()
     return work.x.tensor - x
 
 

@@ -11,7 +11,8 @@ import pytest
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import KvShape, Norm, Rotary
-from mistralrs.ops.native_backend import NativeBackend, PackedWeight
+from mistralrs.ops.linear import Linear
+from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Sizes, Workspace
 from mistralrs.quant.types import BY_GGML_ID, DECODED, EXPANDED, TYPES
@@ -37,8 +38,8 @@ def work() -> Workspace:
     )  # fmt: skip
 
 
-def placed(backend: NativeBackend, rows: int, columns: int, type_: str = "F32") -> PackedWeight:
-    return backend.place(random_matrix(type_, rows=rows, columns=columns, seed=1))
+def placed(backend: NativeBackend, rows: int, columns: int, type_: str = "F32") -> Linear:
+    return Linear(backend.place(random_matrix(type_, rows=rows, columns=columns, seed=1)))
 
 
 def norm(length: int, *, bias: bool = False, eps: float = 1e-5) -> Norm:

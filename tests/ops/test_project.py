@@ -12,6 +12,7 @@ import torch
 
 from mistralrs.ops.arena import Arena, buffers_bytes
 from mistralrs.ops.backend import Activation, Epilogue
+from mistralrs.ops.linear import Linear
 from mistralrs.ops.reference_backend import round_to_int8
 from mistralrs.ops.weight import Matrix
 from mistralrs.quant.types import TYPES
@@ -343,7 +344,7 @@ def test_a_program_stops_when_it_is_cancelled(isa: str) -> None:
         arena = Arena(buffers_bytes((2, 33), (2, 64)))
         out = filled(arena, torch.zeros(2, 33))
         args = step_args(tokens=2)
-        program = backend.program([backend.project([backend.place(matrix)], filled(arena, x), [out])], args)
+        program = backend.program([backend.project([Linear(backend.place(matrix))], filled(arena, x), [out])], args)
         args.cancel_flag.value = 1
         program()
         assert not out.tensor.any()

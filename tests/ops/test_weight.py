@@ -12,6 +12,7 @@ import torch
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import Backend, Rotary
+from mistralrs.ops.linear import Linear
 from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.weight import Matrix, read_vector
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
@@ -43,7 +44,7 @@ def embed(
         block_tables=[[[0]]], logits_indices=[],
     )  # fmt: skip
     rotary = Rotary(inv_freq, work.rotary[0], 1.5)
-    op = backend.embed(backend.place(matrix), work, rotaries=[rotary], scale=scale)
+    op = backend.embed(Linear(backend.place(matrix)), work, rotaries=[rotary], scale=scale)
     backend.program([op], args)()
     return work.x.tensor.clone(), work.rotary[0].tensor.clone()
 
