@@ -92,7 +92,10 @@ _GRANITE = {
 _MINISTRAL3 = _YARN | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
 _MINISTRAL3 |= {"original_max_position_embeddings": 16}
 _QWEN3MOE = {"head_dim": HEAD_DIM, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-_OLMO3_ROPES = {"sliding_attention": _rope("default"), "full_attention": _YARN}
+_USUAL_SCALE = torch.tensor(1 + 0.1 * math.log(_YARN["factor"])).item()
+"""YaRN's factor on cosines and sines, as OLMo 3 says it, on the float32 grid, in which GGUF files have it."""
+_OLMO3_ROPES = {"sliding_attention": _rope("default"), "full_attention": _YARN | {"attention_factor": _USUAL_SCALE}}
+_ALTERNATING = ["sliding_attention", "full_attention"] * 2
 _PHI3 = {"sliding_window": None}
 
 VARIANTS: dict[str, Variant] = {
@@ -124,6 +127,7 @@ VARIANTS: dict[str, Variant] = {
     "smollm3": Variant("smollm3", {"tie_word_embeddings": True}),
     "olmo2": Variant("olmo2"),
     "olmo3": Variant("olmo3", {"sliding_window": WINDOW, "rope_parameters": _OLMO3_ROPES}),
+    "olmo3-alternating": Variant("olmo3", {"sliding_window": WINDOW, "layer_types": _ALTERNATING}),
     "mistral3": Variant("ministral3", {"head_dim": HEAD_DIM, "rope_parameters": _MINISTRAL3}),
     "qwen3moe": Variant("qwen3_moe", {**_QWEN3MOE, "norm_topk_prob": True}),
     "qwen3moe-plain": Variant("qwen3_moe", {**_QWEN3MOE, "norm_topk_prob": False}, in_gguf=False),

@@ -174,6 +174,8 @@ def _add_yarn(writer: gguf.GGUFWriter, rope: Mapping[str, Any]) -> None:
     if "beta_fast" in rope:
         writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
         writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+    if "attention_factor" in rope:
+        writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
     if rope.get("mscale_all_dim"):
         writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
 
@@ -200,8 +202,8 @@ def _add_granite(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def _add_olmo3(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    """The converter adds which layers have a window, which llama.cpp does not read."""
     writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
 
 
 def _add_mistral3(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from mistralrs.quant.types import QuantType
 ALIGNMENT = 32
 """Alignment of the tensors in bytes, counted from the first one's start; the format's default."""
 
-Value = bool | int | float | str | list[str] | list[int] | list[float]
+Value = bool | int | float | str | list[str] | list[bool] | list[int] | list[float]
 """A metadata value. An int is stored as uint32, a list of ints as int32, a float as float32."""
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
@@ -159,9 +159,13 @@ def _entry(value: Value) -> bytes:
     return struct.pack("<I", _STRING) + _text(value)
 
 
-def _array(values: list[str] | list[int] | list[float]) -> bytes:
+def _array(values: list[str] | list[bool] | list[int] | list[float]) -> bytes:
     """The bytes of the items' type, their number and the items, which all have the first one's type."""
     if values and isinstance(values[0], str):
         return struct.pack("<IQ", _STRING, len(values)) + b"".join(map(_text, values))
-    kind, code = (_F32, "f") if values and isinstance(values[0], float) else (_I32, "i")
+    kind, code = _I32, "i"
+    if values and isinstance(values[0], bool):
+        kind, code = _BOOL, "?"
+    elif values and isinstance(values[0], float):
+        kind, code = _F32, "f"
     return struct.pack(f"<IQ{len(values)}{code}", kind, len(values), *values)

@@ -54,6 +54,13 @@ def layer_count(facts: ModelMetadata, key: str) -> int:
     return count
 
 
+def all_but_every(period: int, count: int) -> tuple[bool, ...]:
+    """Which of ``count`` layers have a sliding window: all but every ``period``-th. Raises ``LoadError`` for none."""
+    if period < 1:
+        raise LoadError(f"a sliding window in all but every {period}th layer makes no sense")
+    return tuple((i + 1) % period != 0 for i in range(count))
+
+
 def check_head_dim(head_dim: int) -> None:
     """Raises ``LoadError`` for a width of heads that is absurd, before anything is made for each column."""
     if head_dim > MAX_HEAD_DIM:
@@ -128,7 +135,7 @@ TensorRefs = dict[str, TensorRef]
 class GgufFields:
     """What a GGUF file says of a model, besides its parts."""
 
-    metadata: dict[str, bool | int | float | str]
+    metadata: dict[str, bool | int | float | str | list[bool]]
     vectors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Tensors that are no parts, by name."""
 

@@ -72,12 +72,6 @@ def _every_other(count: int) -> tuple[bool, ...]:
     return tuple(i % 2 == 0 for i in range(count))
 
 
-def _all_but_sixth(count: int, pattern: int = _PATTERN) -> tuple[bool, ...]:
-    if pattern < 1:
-        raise LoadError(f"a sliding window in all but every {pattern}th layer makes no sense")
-    return tuple((i + 1) % pattern != 0 for i in range(count))
-
-
 def _gemma2_hf(facts: ModelMetadata) -> DecoderSpec:
     _refuse_bidirectional(facts)
     sliding = hf_mapping.windows(facts, _every_other(layer_count(facts, "num_hidden_layers")))
@@ -123,7 +117,7 @@ def _gemma3_hf(facts: ModelMetadata) -> DecoderSpec:
     _refuse_bidirectional(facts)
     head_dim = facts.require("head_dim", int)
     pattern = facts.get("sliding_window_pattern", int, default=_PATTERN)
-    sliding = hf_mapping.windows(facts, _all_but_sixth(layer_count(facts, "num_hidden_layers"), pattern))
+    sliding = hf_mapping.windows(facts, period=pattern)
     given = facts.get("rope_parameters", dict, default={})
     base = facts.get("rope_local_base_freq", float, default=10000.0)
     sliding_rope = given.get("sliding_attention")
@@ -149,8 +143,7 @@ def _gemma3_hf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _gemma3_gguf(facts: ModelMetadata) -> DecoderSpec:
-    count = layer_count(facts, "gemma3.block_count")
-    sliding = _all_but_sixth(count, facts.get("gemma3.attention.sliding_window_pattern", int, default=_PATTERN))
+    sliding = gguf_mapping.windows(facts, "gemma3", period=_PATTERN)
     spec = gguf_mapping.read_spec(
         facts,
         "gemma3",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from mistralrs.errors import LoadError
+from mistralrs.errors import FormatError, LoadError
 from mistralrs.models.architecture import (
     NO_FIELDS,
     Fields,
@@ -16,6 +16,7 @@ from mistralrs.models.architecture import (
     ModelMetadata,
     TensorRef,
     TensorRefs,
+    all_but_every,
     check_head_dim,
     check_shape,
     checked,
@@ -94,8 +95,8 @@ def read_spec(
     """
     hidden = facts.require(f"{prefix}.embedding_length", int)
     heads = facts.require(f"{prefix}.attention.head_count", int)
-    kv_heads = facts.get(f"{prefix}.attention.head_count_kv", int, default=heads)
     count = layer_count(facts, f"{prefix}.block_count")
+    kv_heads = _kv_heads(facts, prefix, heads)
     check_shape(hidden, heads, kv_heads)
     head_dim = facts.get(f"{prefix}.attention.key_length", int, default=hidden // heads)
     if facts.get(f"{prefix}.attention.value_length", int, default=head_dim) != head_dim or head_dim < 1:
@@ -115,6 +116,41 @@ def read_spec(
     ropes = attention["ropes"] if "ropes" in attention else (read_rope(facts, prefix, head_dim),)
     heads_spec = {"num_heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, **attention, "ropes": ropes}
     return checked(DecoderSpec(**(fields | more), attention=AttentionSpec(**heads_spec), norm=norms))
+
+
+def per_layer(facts: ModelMetadata, key: str, *, default: int) -> int | list[object]:
+    """A number for all layers, or a list with an entry for each. Raises ``FormatError`` for anything else."""
+    try:
+        return facts.get(key, int, default=default)
+    except FormatError as single:
+        try:
+            return facts.get(key, list, default=[])
+        except FormatError:
+            raise single from None
+
+
+def _kv_heads(facts: ModelMetadata, prefix: str, default: int) -> int:
+    """The number of KV heads. Raises ``LoadError`` where layers differ in it."""
+    found = per_layer(facts, f"{prefix}.attention.head_count_kv", default=default)
+    if isinstance(found, int):
+        return found
+    count = layer_count(facts, f"{prefix}.block_count")
+    first = found[0] if found else None
+    if type(first) is not int or found != [first] * count:
+        raise LoadError(f"attention.head_count_kv is not {count} times the same number; layers that differ are refused")
+    return first
+
+
+def windows(facts: ModelMetadata, prefix: str, *, period: int) -> tuple[bool, ...]:
+    """Which layers have a sliding window: ``attention.sliding_window_pattern`` is a list, or a number n where all but
+    every n-th layer have one. ``period``: n where the file has neither. Raises ``LoadError``."""
+    count = layer_count(facts, f"{prefix}.block_count")
+    found = per_layer(facts, f"{prefix}.attention.sliding_window_pattern", default=period)
+    if isinstance(found, int):
+        return all_but_every(found, count)
+    if len(found) != count or not all(isinstance(yes, bool) for yes in found):
+        raise LoadError(f"attention.sliding_window_pattern is not a list of {count} booleans")
+    return tuple(yes is True for yes in found)
 
 
 def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
@@ -138,7 +174,8 @@ def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequ
 
 
 def _with_yarn(rope: Rope, facts: ModelMetadata, prefix: str) -> Rope:
-    """The rope with YaRN as llama.cpp reads it: its factor on cosines and sines follows from the stretching, unless
+    """The rope with YaRN. Its factor on cosines and sines is ``yarn_attn_factor``, into which llama.cpp's converter
+    writes ``attention_factor``. Where that is missing, the factor follows from the stretching as in llama.cpp, unless
     ``yarn_log_multiplier`` takes a part of it back. Raises ``LoadError`` for another ``yarn_ext_factor`` than 1."""
     scaling = f"{prefix}.rope.scaling"
     factor = facts.get(f"{scaling}.factor", float, default=1.0) or 1.0
@@ -153,9 +190,10 @@ def _with_yarn(rope: Rope, facts: ModelMetadata, prefix: str) -> Rope:
         beta_slow=facts.get(f"{scaling}.yarn_beta_slow", float, default=1.0),
     )
     back = facts.get(f"{scaling}.yarn_log_multiplier", float, default=0.0)
-    part = facts.get(f"{scaling}.yarn_attn_factor", float, default=1.0)
-    scale = rope.scale * part * yarn_scale(factor)
-    return replace(rope, yarn=yarn, scale=scale / yarn_scale(factor, back) if back > 0 else scale)
+    stretched = yarn_scale(factor) / yarn_scale(factor, back) if back > 0 else yarn_scale(factor)
+    return replace(
+        rope, yarn=yarn, scale=rope.scale * facts.get(f"{scaling}.yarn_attn_factor", float, default=stretched)
+    )
 
 
 def checked_rope(rope: Rope, head_dim: int) -> Rope:
@@ -207,12 +245,12 @@ def write(
     eps: str = "layer_norm_rms_epsilon",
     max_position: int | None = None,
     vectors: dict[str, tuple[float, ...]] | None = None,
-    more: Mapping[str, int | float] = MappingProxyType({}),
+    more: Mapping[str, int | float | list[bool]] = MappingProxyType({}),
 ) -> GgufFields:
     """The way back of ``read_spec``: ``prefix.*`` for a decoder. ``more``: what the architecture says besides, without
     the prefix; ``max_position``: if it is not the spec's."""
     attention = spec.attention
-    keys: dict[str, bool | int | float | str] = {
+    keys: dict[str, bool | int | float | str | list[bool]] = {
         "vocab_size": spec.vocab_size,
         "context_length": spec.max_position if max_position is None else max_position,
         "embedding_length": spec.hidden_size,

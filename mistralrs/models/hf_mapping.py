@@ -17,6 +17,7 @@ from mistralrs.models.architecture import (
     ModelMetadata,
     TensorRef,
     TensorRefs,
+    all_but_every,
     check_head_dim,
     check_shape,
     checked,
@@ -112,9 +113,14 @@ def read_spec(
     return checked(DecoderSpec(**(fields | more), attention=AttentionSpec(**heads_spec), norm=NormSpec(**norms)))
 
 
-def windows(facts: ModelMetadata, default: tuple[bool, ...] | None = None) -> tuple[bool, ...]:
-    """Which layers have a sliding window: ``layer_types``, else ``default``, else none of them."""
+def windows(
+    facts: ModelMetadata, default: tuple[bool, ...] | None = None, *, period: int | None = None
+) -> tuple[bool, ...]:
+    """Which layers have a sliding window: ``layer_types``, else all but every ``period``-th, else ``default``, else
+    none of them."""
     count = layer_count(facts, "num_hidden_layers")
+    if period is not None:
+        default = all_but_every(period, count)
     kinds = facts.get("layer_types", list, default=None)
     if kinds is None:
         return default or (False,) * count

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from mistralrs.models import gguf_mapping, hf_mapping
-from mistralrs.models.architecture import Architecture, GgufFields, ModelMetadata, WeightsMapping, layer_count
+from mistralrs.models.architecture import Architecture, GgufFields, ModelMetadata, WeightsMapping
 from mistralrs.models.spec import DecoderSpec, LayerSpec
 from mistralrs.nn.rope import Rope
 
 _NORM = {"place": "after"}
+_PERIOD = 4
 
 
 def _layers(sliding: tuple[bool, ...], window: int) -> tuple[LayerSpec, ...]:
     return tuple(LayerSpec(window, 1) if yes else LayerSpec() for yes in sliding)
-
-
-def _all_but_fourth(count: int) -> tuple[bool, ...]:
-    return tuple((i + 1) % 4 != 0 for i in range(count))
 
 
 def _olmo2_hf(facts: ModelMetadata) -> DecoderSpec:
@@ -24,7 +21,7 @@ def _olmo2_hf(facts: ModelMetadata) -> DecoderSpec:
 
 def _olmo3_hf(facts: ModelMetadata) -> DecoderSpec:
     """Layers with a window rotate by the plain embedding, the others by the one that may be stretched."""
-    sliding = hf_mapping.windows(facts, _all_but_fourth(layer_count(facts, "num_hidden_layers")))
+    sliding = hf_mapping.windows(facts, period=_PERIOD)
     heads = max(facts.require("num_attention_heads", int), 1)
     head_dim = facts.get("head_dim", int, default=facts.require("hidden_size", int) // heads)
     wide = hf_mapping.rope_settings(facts, "full_attention", theta=5e5)
@@ -36,21 +33,25 @@ def _olmo3_hf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _gguf(facts: ModelMetadata) -> DecoderSpec:
-    """OLMo 3 goes by the name of OLMo 2 and is known by its window, which all but every fourth layer have."""
+    """OLMo 3 goes by the name of OLMo 2 and is known by its window."""
     spec = gguf_mapping.read_spec(facts, "olmo2", norm=_NORM, attention={"qk_norm": "full"})
     window = facts.get("olmo2.attention.sliding_window", int, default=0)
     if not window:
         return spec
     [wide] = spec.attention.ropes
-    ropes = (wide, Rope(dim=wide.dim, base=wide.base))
-    layers = _layers(_all_but_fourth(len(spec.layers)), window)
-    attention = {"qk_norm": "full", "ropes": ropes}
+    local = Rope(dim=wide.dim, base=facts.get("olmo2.rope.freq_base_swa", float, default=wide.base))
+    layers = _layers(gguf_mapping.windows(facts, "olmo2", period=_PERIOD), window)
+    attention = {"qk_norm": "full", "ropes": (wide, gguf_mapping.checked_rope(local, spec.attention.head_dim))}
     return gguf_mapping.read_spec(facts, "olmo2", layers=layers, norm=_NORM, attention=attention)
 
 
 def _gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
-    window = max(spec.windows)
-    return gguf_mapping.write(spec, "olmo2", more={"attention.sliding_window": window} if window else {})
+    window, pattern = max(spec.windows), [layer.window > 0 for layer in spec.layers]
+    if not window:
+        return gguf_mapping.write(spec, "olmo2")
+    return gguf_mapping.write(
+        spec, "olmo2", more={"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
+    )
 
 
 _GGUF = WeightsMapping(_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED, write=_gguf_write)

@@ -27,6 +27,7 @@ METADATA: dict[str, Value] = {
     "a.text": "ä\nb",
     "a.texts": ["", "x", "ö"],
     "a.kinds": [1, -2, 3],
+    "a.flags": [True, False],
     "a.scores": [0.0, -1.5],
 }
 TENSORS = (
@@ -72,6 +73,7 @@ def test_gguf_reads_what_was_written(tmp_path: Path) -> None:
         "a.text": [kinds.STRING],
         "a.texts": [kinds.ARRAY, kinds.STRING],
         "a.kinds": [kinds.ARRAY, kinds.INT32],
+        "a.flags": [kinds.ARRAY, kinds.BOOL],
         "a.scores": [kinds.ARRAY, kinds.FLOAT32],
     }
     assert {key: reader.fields[key].contents() for key in METADATA} == {**METADATA, "a.number": pytest.approx(0.1)}

@@ -55,7 +55,7 @@ MORE_METADATA: dict[str, Values] = {
     "granite": {"logit_scale": 8.0},
     "qwen3moe": {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 48},
 }
-GGUF = [name for name, row in ARCHITECTURES.items() if row.gguf]
+GGUF_FORMS = {name: row.gguf for name, row in ARCHITECTURES.items() if row.gguf}
 
 
 class Stored(DescribedCheckpoint):
@@ -82,8 +82,7 @@ def hf(model_type: str, changes: Values | None = None, *, head: bool = False) ->
 
 
 def gguf(name: str, changes: Values | None = None, vectors: Mapping[str, Sequence[float]] | None = None) -> DecoderSpec:
-    form = ARCHITECTURES[name].gguf
-    assert form is not None
+    form = GGUF_FORMS[name]
     values = {**METADATA, **MORE_METADATA.get(name, {}), **(changes or {})}
     metadata = {f"{name}.{key}": value for key, value in values.items() if value is not None}
     spec = form.spec(GgufMetadata(Stored(metadata, vectors or {})))
@@ -267,6 +266,33 @@ def test_smollm_3_leaves_rotation_out_of_every_fourth_layer() -> None:
     assert [layer.rope for layer in hf("smollm3", {"no_rope_layer_interval": 2}).layers] == [0, None, 0, None]
 
 
+def test_olmo_3_sees_everything_in_every_fourth_layer() -> None:
+    window: Values = {"attention.sliding_window": 20}
+    pattern = "attention.sliding_window_pattern"
+    assert windows(hf("olmo3", {"sliding_window": 20})) == windows(gguf("olmo2", window)) == [20, 20, 20, 0]
+    assert windows(gguf("olmo2", window | {pattern: 2})) == [20, 0, 20, 0]
+    assert windows(gguf("olmo2", window | {pattern: [False, True, True, False]})) == [0, 20, 20, 0]
+    assert windows(gguf("olmo2", {pattern: [True] * 4})) == [0] * 4, "OLMo 2 has none"
+    stretched: Values = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.freq_base": 5e5}
+    wide, local = gguf("olmo2", window | stretched | {"rope.freq_base_swa": 1e4}).attention.ropes
+    assert (wide.base, wide.yarn is None, local.base, local.yarn is None) == (5e5, False, 1e4, True)
+
+
+def test_a_file_may_say_the_factor_of_yarn_as_config_json_does() -> None:
+    """llama.cpp's converter copies ``attention_factor``, which is the whole factor and not one beside the usual."""
+    for factor in (1.2, 1.0):
+        folder = hf("llama", {"rope_scaling": {**YARN, "attention_factor": factor}})
+        file = gguf("llama", {f"rope.scaling.{key}": value for key, value in (
+            ("type", "yarn"), ("factor", 4.0), ("yarn_attn_factor", factor)
+        )})  # fmt: skip
+        assert file.attention.ropes == folder.attention.ropes
+        assert file.attention.ropes[0].scale == factor
+
+
+def test_a_number_of_kv_heads_for_each_layer() -> None:
+    assert gguf("granite", {"attention.head_count_kv": [2] * 4}) == gguf("granite")
+
+
 def test_a_head_is_tied_where_there_is_none_of_its_own() -> None:
     assert hf("llama").tied_head
     assert not hf("llama", head=True).tied_head
@@ -372,7 +398,14 @@ REFUSED_METADATA: list[tuple[str, Values, str]] = [
     ("llama", {"rope.scaling.attn_factor": 0.0}, "not positive"),
     ("llama", {"attention.key_length": 32, "attention.value_length": 16}, "keys and values of different"),
     ("llama", {"attention.key_length": 0}, "keys and values of different"),
-    ("llama", {"attention.head_count_kv": [2, 2, 1, 1]}, "expected int"),
+    ("llama", {"attention.head_count_kv": [2, 2, 1, 1]}, "not 4 times the same number"),
+    ("llama", {"attention.head_count_kv": [2] * 3}, "not 4 times the same number"),
+    ("llama", {"attention.head_count_kv": [True] * 4}, "not 4 times the same number"),
+    ("llama", {"attention.head_count_kv": []}, "not 4 times the same number"),
+    ("llama", {"attention.head_count_kv": "2"}, "expected int"),
+    ("olmo2", {"attention.sliding_window": 20, "attention.sliding_window_pattern": [1] * 4}, "list of 4 booleans"),
+    ("olmo2", {"attention.sliding_window": 20, "attention.sliding_window_pattern": [True] * 3}, "list of 4 booleans"),
+    ("olmo2", {"attention.sliding_window": 20, "rope.freq_base_swa": -1.0}, "not positive"),
     ("llama", {"attention.head_count": 5}, "do not fit together"),
     ("llama", {"block_count": 0}, "0 layers"),
     ("llama", {"expert_count": 4}, "expert_used_count': is missing"),
@@ -381,6 +414,7 @@ REFUSED_METADATA: list[tuple[str, Values, str]] = [
     ("llama", {"attention.layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon': is missing"),
     ("gemma2", {"attention.sliding_window": None}, "sliding_window': is missing"),
     ("gemma3", {"attention.sliding_window_pattern": 0}, "every 0th layer"),
+    ("gemma3", {"attention.sliding_window_pattern": [1] * 4}, "list of 4 booleans"),
     ("phi2", {"attention.layer_norm_epsilon": 0.0}, "norm epsilon"),
 ]
 
@@ -433,7 +467,7 @@ def test_any_config_is_read_or_refused(model_type: str, changes: dict[str, Any])
     assert_sane(spec)
 
 
-@pytest.mark.parametrize("name", GGUF)
+@pytest.mark.parametrize("name", GGUF_FORMS)
 @given(changes=st.dictionaries(st.sampled_from(sorted(set(METADATA_KEYS))), VALUES, min_size=1, max_size=4))
 @settings(deadline=None)
 def test_any_metadata_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
