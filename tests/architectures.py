@@ -89,6 +89,14 @@ _GRANITE = {
     "attention_multiplier": 0.125,
     "logits_scaling": 8.0,
 }
+_GRANITE_HYBRID = {
+    "layer_types": ["attention"] * 4,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "shared_intermediate_size": 160,
+    "tie_word_embeddings": True,
+    **_GRANITE,
+}
 _MINISTRAL3 = _YARN | {"factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
 _MINISTRAL3 |= {"original_max_position_embeddings": 16}
 _QWEN3MOE = {"head_dim": HEAD_DIM, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
@@ -132,6 +140,8 @@ VARIANTS: dict[str, Variant] = {
     "qwen3moe": Variant("qwen3_moe", {**_QWEN3MOE, "norm_topk_prob": True}),
     "qwen3moe-plain": Variant("qwen3_moe", {**_QWEN3MOE, "norm_topk_prob": False}, in_gguf=False),
     "granite": Variant("granite", {"tie_word_embeddings": True, **_GRANITE}),
+    "granitehybrid": Variant("granitemoehybrid", {**_GRANITE_HYBRID, "position_embedding_type": "rope"}),
+    "granitehybrid-nope": Variant("granitemoehybrid", {**_GRANITE_HYBRID, "position_embedding_type": None}),
 }
 
 NORMS_MINUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})

@@ -33,12 +33,13 @@ _ARCHITECTURES = {
     "phi3": gguf.MODEL_ARCH.PHI3,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "granitemoehybrid": gguf.MODEL_ARCH.GRANITE,
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "ministral3": gguf.MODEL_ARCH.MISTRAL3,
     "olmo2": gguf.MODEL_ARCH.OLMO2,
     "olmo3": gguf.MODEL_ARCH.OLMO2,
 }
-_PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite", "ministral3"})
+_PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite", "granitemoehybrid", "ministral3"})
 """Model types whose q and k rows are stored with rotary pairs side by side."""
 _EXPERTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
@@ -51,6 +52,8 @@ class Layout:
     """Mixtral: a tensor for each expert."""
     fused_qkv: bool = False
     """Phi-2: q, k and v in one tensor."""
+    architecture: gguf.MODEL_ARCH | None = None
+    """None: the converter's choice."""
     window: bool = True
     """False: the sliding window is not mentioned, as of Mistral in files that llama.cpp's converter wrote."""
 
@@ -64,7 +67,7 @@ def write_gguf(path: Path, folder: Path, *, type_: str = "F16", layout: Layout =
     if not layout.window:
         config["sliding_window"] = None
     model_type = config["model_type"]
-    architecture = _ARCHITECTURES[model_type]
+    architecture = layout.architecture or _ARCHITECTURES[model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_name("tiny")
     _add_sizes(writer, config)
@@ -88,7 +91,7 @@ def _tensors(
     model_type = config["model_type"]
     stacked: dict[str, dict[int, torch.Tensor]] = {}
     fused: dict[str, dict[int, torch.Tensor]] = {}
-    for name, weight in weights.items():
+    for name, weight in _unfused(weights).items():
         if model_type in _PAIRED and ".q_proj." in name:
             weight = _paired(weight, config["num_attention_heads"])
         elif model_type in _PAIRED and ".k_proj." in name:
@@ -116,6 +119,18 @@ def _tensors(
     for name, members in fused.items():
         yield name, torch.cat([members[place] for place in sorted(members)])
     yield from _rope_factors(config)
+
+
+def _unfused(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gate and up of Granite's shared experts apart, and its feed-forward under the names of Llama."""
+    apart: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if ".shared_mlp.input_linear." in name:
+            for part, rows in zip(("gate_proj", "up_proj"), weight.chunk(2), strict=True):
+                apart[name.replace("shared_mlp.input_linear", f"mlp.{part}")] = rows
+        else:
+            apart[name.replace("shared_mlp.output_linear", "mlp.down_proj")] = weight
+    return apart
 
 
 def _paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -150,9 +165,12 @@ def _add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_feed_forward_length(config.get("shared_intermediate_size", config["intermediate_size"]))
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    hybrid = config["model_type"] == "granitemoehybrid"  # whose Mamba layers would have none
+    writer.add_head_count_kv(
+        [config["num_key_value_heads"]] * config["num_hidden_layers"] if hybrid else config["num_key_value_heads"]
+    )
     if "rms_norm_eps" in config:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if config.get("head_dim"):
@@ -199,6 +217,14 @@ def _add_granite(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_embedding_scale(config["embedding_multiplier"])
     writer.add_residual_scale(config["residual_multiplier"])
     writer.add_logit_scale(config["logits_scaling"])
+
+
+def _add_granite_hybrid(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    _add_granite(writer, config)
+    writer.add_expert_count(0)
+    writer.add_expert_used_count(0)
+    writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
+    writer.add_rope_scaling_finetuned(config["position_embedding_type"] == "rope")
 
 
 def _add_olmo3(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
@@ -263,6 +289,7 @@ _SPECIAL: dict[str, Callable[[gguf.GGUFWriter, dict[str, Any]], None]] = {
     "phi3": _add_phi3,
     "smollm3": _add_llama,
     "granite": _add_granite,
+    "granitemoehybrid": _add_granite_hybrid,
     "qwen3_moe": _add_qwen3moe,
     "ministral3": _add_mistral3,
     "olmo2": _nothing,

@@ -25,7 +25,7 @@ from mistralrs.loading.text_source import TextSource
 from mistralrs.models.architecture import ModelMetadata, WeightsMapping
 from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
 from mistralrs.models.multimodal import TEXT_TYPES
-from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, GGUF_TEXT_PARTS, HF_MODEL_TYPES
+from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, GGUF_OTHER_NAMES, HF_MODEL_TYPES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.memory import available_bytes
@@ -254,12 +254,12 @@ def gguf_mapping_of(file: GgufFile, expected: str | None) -> tuple[str, WeightsM
             f"{file.path} holds the vision part of a multimodal model",
             hint="give the file with its language model, which lies beside it; images are not read",
         )
-    architecture, form = GGUF_TEXT_PARTS.get(found, (found, None))
+    architecture, form = GGUF_OTHER_NAMES.get(found, (found, None))
     if form is None and found in ARCHITECTURES:
         form = ARCHITECTURES[found].gguf
     if form is None:
         known = (name for name, row in ARCHITECTURES.items() if row.gguf)
-        raise _unsupported(file.path, found, (*known, *GGUF_TEXT_PARTS))
+        raise _unsupported(file.path, found, (*known, *GGUF_OTHER_NAMES))
     if expected is not None:
         # Some architectures share a GGUF name with another and differ only by their experts.
         experts = file.get(f"{found}.expert_count", int, default=0) > 0

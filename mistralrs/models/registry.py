@@ -5,6 +5,7 @@ from __future__ import annotations
 from mistralrs.models.architecture import Architecture, WeightsMapping
 from mistralrs.models.gemma import GEMMA, GEMMA2, GEMMA3
 from mistralrs.models.granite import GRANITE
+from mistralrs.models.granite_hybrid import GRANITE_HYBRID, GRANITE_HYBRID_GGUF
 from mistralrs.models.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from mistralrs.models.mistral3 import MISTRAL3
 from mistralrs.models.olmo import OLMO2, OLMO3
@@ -25,22 +26,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": PHI3,
     "smollm3": SMOLLM3,
     "granite": GRANITE,
+    "granitehybrid": GRANITE_HYBRID,
     "mistral3": MISTRAL3,
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "qwen3moe": QWEN3MOE,
 }
 
-_SHARED = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2"}
+_SHARED = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2", "granitehybrid": "granite"}
 GGUF_NAMES: dict[str, str] = {name: _SHARED.get(name, name) for name in ARCHITECTURES}
 """What GGUF files say in ``general.architecture``."""
 
-GGUF_TEXT_PARTS: dict[str, tuple[str, WeightsMapping]] = {
+GGUF_OTHER_NAMES: dict[str, tuple[str, WeightsMapping]] = {
     "qwen2vl": ("qwen2", QWEN2VL_GGUF),
     "qwen3vl": ("qwen3", QWEN3VL_GGUF),
+    "granitehybrid": ("granite", GRANITE_HYBRID_GGUF),
 }
-"""``general.architecture`` of the language models of multimodal ones, where it is a name of their own -> architecture
-and form."""
+"""``general.architecture`` of what is one of these architectures under another name -> architecture and form: the
+language models of multimodal ones, and Granite hybrids that are none."""
 
 HF_MODEL_TYPES: dict[str, str] = {
     "llama": "llama",
@@ -55,6 +58,7 @@ HF_MODEL_TYPES: dict[str, str] = {
     "phi3": "phi3",
     "smollm3": "smollm3",
     "granite": "granite",
+    "granitemoehybrid": "granitehybrid",
     "ministral3": "mistral3",
     "olmo2": "olmo2",
     "olmo3": "olmo3",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import DescribedCheckpoint, RawTensor
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata
-from mistralrs.models.registry import ARCHITECTURES, HF_MODEL_TYPES
+from mistralrs.models.registry import ARCHITECTURES, GGUF_OTHER_NAMES, HF_MODEL_TYPES
 from mistralrs.models.spec import DecoderSpec, LayerSpec, MoeSpec
 from mistralrs.nn.rope import inverse_frequencies
 from mistralrs.quant.types import TYPES
@@ -38,6 +38,12 @@ MORE: dict[str, Values] = {
     "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 20},
     "phi": {"num_key_value_heads": None},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    "granitemoehybrid": {
+        "layer_types": ["attention"] * 4,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 160,
+        "position_embedding_type": "rope",
+    },
 }
 METADATA: Values = {
     "block_count": 4,
@@ -53,9 +59,11 @@ MORE_METADATA: dict[str, Values] = {
     "gemma3": {"attention.sliding_window": 20},
     "phi2": {"attention.layer_norm_epsilon": 1e-5},
     "granite": {"logit_scale": 8.0},
+    "granitehybrid": {"logit_scale": 8.0},
     "qwen3moe": {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 48},
 }
 GGUF_FORMS = {name: row.gguf for name, row in ARCHITECTURES.items() if row.gguf}
+GGUF_FORMS |= {name: form for name, (_, form) in GGUF_OTHER_NAMES.items()}
 
 
 class Stored(DescribedCheckpoint):
@@ -293,6 +301,25 @@ def test_a_number_of_kv_heads_for_each_layer() -> None:
     assert gguf("granite", {"attention.head_count_kv": [2] * 4}) == gguf("granite")
 
 
+def test_granite_4_may_do_without_rotation() -> None:
+    rotated = hf("granitemoehybrid")
+    assert (rotated.ffn_size, {layer.rope for layer in rotated.layers}) == (160, {0})
+    assert rotated == hf("granitemoehybrid", {"layer_types": ["full_attention"] * 4})
+    for positions in ("nope", None):
+        assert {layer.rope for layer in hf("granitemoehybrid", {"position_embedding_type": positions}).layers} == {None}
+    for name in ("granite", "granitehybrid"):
+        for switch, rope in ((True, 0), (False, None)):
+            assert {layer.rope for layer in gguf(name, {"rope.scaling.finetuned": switch}).layers} == {rope}
+    assert gguf("granitehybrid", {"attention.head_count_kv": [2] * 4}) == gguf("granite")
+
+
+@pytest.mark.parametrize("changes", [{"layer_types": ["mamba"] * 3 + ["attention"]}, {"num_local_experts": 8}])
+def test_a_true_granite_hybrid_is_refused_with_the_models_that_run(changes: Values) -> None:
+    with pytest.raises(LoadError) as refusal:
+        hf("granitemoehybrid", changes)
+    assert "ibm-granite/granite-4.0-micro" in str(refusal.value.hint)
+
+
 def test_a_head_is_tied_where_there_is_none_of_its_own() -> None:
     assert hf("llama").tied_head
     assert not hf("llama", head=True).tied_head
@@ -378,6 +405,14 @@ REFUSED: list[tuple[str, Values, str]] = [
     ("granite", {"logits_scaling": 0.0}, "logits are divided by 0.0"),
     ("granite", {"residual_multiplier": -1.0}, "are not all positive"),
     ("granite", {"attention_multiplier": 0.0}, "attention scale 0.0"),
+    ("granitemoehybrid", {"layer_types": None}, "the Mamba layers of a Granite hybrid"),
+    ("granitemoehybrid", {"layer_types": ["attention"] * 3 + ["linear_attention"]}, "the Mamba layers"),
+    ("granitemoehybrid", {"layer_types": ["attention"] * 3}, "layer_types is not a list of 4 times"),
+    ("granitemoehybrid", {"layer_types": [["attention"]] * 4}, "layer_types is not a list of 4 times"),
+    ("granitemoehybrid", {"num_local_experts": None}, "the 8 experts of a Granite hybrid"),
+    ("granitemoehybrid", {"num_local_experts": 62}, "the 62 experts of a Granite hybrid"),
+    ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type 'alibi'"),
+    ("granitemoehybrid", {"shared_intermediate_size": None}, "shared_intermediate_size: is missing"),
 ]
 
 
@@ -403,6 +438,9 @@ REFUSED_METADATA: list[tuple[str, Values, str]] = [
     ("llama", {"attention.head_count_kv": [True] * 4}, "not 4 times the same number"),
     ("llama", {"attention.head_count_kv": []}, "not 4 times the same number"),
     ("llama", {"attention.head_count_kv": "2"}, "expected int"),
+    ("granitehybrid", {"attention.head_count_kv": [0, 2, 0, 2]}, "the Mamba layers of a Granite hybrid"),
+    ("granitehybrid", {"attention.head_count_kv": 0}, "the Mamba layers of a Granite hybrid"),
+    ("granitehybrid", {"expert_count": 62}, "the 62 experts of a Granite hybrid"),
     ("olmo2", {"attention.sliding_window": 20, "attention.sliding_window_pattern": [1] * 4}, "list of 4 booleans"),
     ("olmo2", {"attention.sliding_window": 20, "attention.sliding_window_pattern": [True] * 3}, "list of 4 booleans"),
     ("olmo2", {"attention.sliding_window": 20, "rope.freq_base_swa": -1.0}, "not positive"),

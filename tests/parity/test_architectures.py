@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,7 +41,11 @@ IN_GGUF = [name for name, variant in VARIANTS.items() if variant.in_gguf]
 BACKENDS = [pytest.param(None, id="native", marks=pytest.mark.native), pytest.param("torch", id="torch")]
 LENGTHS = (70, 33, 16, 1)
 """The lengths of texts that share steps: past three windows, past one, a whole block, a single token."""
-OTHER_LAYOUTS = {"mixtral": Layout(single_experts=True), "phi2": Layout(fused_qkv=True)}
+OTHER_LAYOUTS = {
+    "mixtral": Layout(single_experts=True),
+    "phi2": Layout(fused_qkv=True),
+    "granitehybrid": Layout(architecture=gguf.MODEL_ARCH.GRANITE_HYBRID),
+}
 GELU_TABLES = frozenset({"gemma", "gemma2", "gemma3", "gemma3-linear", "phi2"})
 """Variants for whose activation llama.cpp has a table."""
 

@@ -211,6 +211,12 @@ MORE = (
         "granite-3.3-2b-instruct-Q4_K_M.gguf",
     ),
     *_both(
+        "granitehybrid",
+        "ibm-granite/granite-4.0-1b",
+        "ibm-granite/granite-4.0-1b-GGUF",
+        "granite-4.0-1b-Q4_K_M.gguf",
+    ),
+    *_both(
         "mistral3",
         "mistralai/Ministral-3-3B-Instruct-2512-BF16",
         "mistralai/Ministral-3-3B-Instruct-2512-GGUF",

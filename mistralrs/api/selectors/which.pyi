@@ -1050,6 +1050,38 @@ class Which:
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
+    class Granitehybrid(Which):
+        """The row ``granitehybrid``. Needs nothing; defaults: model_id='ibm-granite/granite-4.0-1b', repeat_last_n=64."""
+
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class GranitehybridGGUF(Which):
+        """The row ``granitehybrid-gguf``. Needs nothing; defaults: quantized_model_id='ibm-granite/granite-4.0-1b-GGUF', quantized_filename='granite-4.0-1b-Q4_K_M.gguf', repeat_last_n=64."""
+
+        tok_model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        quantized_model_id: str | None
+        quantized_filename: str | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            tok_model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
     class Mistral3(Which):
         """The row ``mistral3``. Needs nothing; defaults: model_id='mistralai/Ministral-3-3B-Instruct-2512-BF16', repeat_last_n=64."""
 
