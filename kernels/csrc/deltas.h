@@ -1,28 +1,51 @@
 // What adapters add to products, in two parts: shrink computes u = factor * (a x) of a tile's rows, expand adds b u to the
 // products of one panel.
 //
-// A row's uses are added one after the other, and each b u in ascending order of the rank, by the same instructions for
-// every number of rows. A row's result therefore does not depend on its neighbours.
+// A row's uses are added one after the other, and every sum in one order, by the same instructions for every number of
+// rows. A row's result therefore does not depend on its neighbours.
 #pragma once
 #include "micro_kernel.h"
 #include "mrs.h"
 
 namespace MRS_ISA {
 
-// acc[i] += one panel of b (16 rows, rank) * u[i].
-template <int TYPE, int COUNT> INLINE void add_panel(const uint8_t *panel, int64_t rank, const float *const *u, Vf *acc) {
-  for (int64_t k = 0; k < rank; ++k) {
-    Vf w = load_weight<TYPE>(panel + k * layout_of(TYPE).quants);
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; ++i) acc[i] = fma(w, set_f(u[i][k]), acc[i]);
+// acc[i] += one panel (16 rows, count) * the column x[i][0], x[i][stride], ...; even and odd places are added apart, since
+// few rows would wait for one chain of additions.
+template <int TYPE, int ROWS>
+INLINE void add_panel(const uint8_t *panel, int64_t count, const float *const *x, int64_t stride, Vf *acc) {
+  constexpr int bytes = layout_of(TYPE).quants;
+  Vf odd[ROWS];
+  for (int i = 0; i < ROWS; ++i) odd[i] = zero_f();
+  int64_t k = 0;
+  for (; k + 2 <= count; k += 2) {
+    const Vf w = load_weight<TYPE>(panel + k * bytes), v = load_weight<TYPE>(panel + (k + 1) * bytes);
+#pragma GCC unroll 4
+    for (int i = 0; i < ROWS; ++i) {
+      acc[i] = fma(w, set_f(x[i][k * stride]), acc[i]);
+      odd[i] = fma(v, set_f(x[i][(k + 1) * stride]), odd[i]);
+    }
   }
+  for (int i = 0; k < count && i < ROWS; ++i)
+    acc[i] = fma(load_weight<TYPE>(panel + k * bytes), set_f(x[i][k * stride]), acc[i]);
+  for (int i = 0; i < ROWS; ++i) acc[i] = add(acc[i], odd[i]);
 }
 
-template <int TYPE> INLINE void add_panel(const uint8_t *panel, int64_t rank, const float *const *u, Vf *acc, int count) {
+template <int TYPE>
+INLINE void add_panels(const uint8_t *panel, int64_t count, const float *const *x, int64_t stride, Vf *acc, int rows) {
   int i = 0;
-  for (; count - i >= 4; i += 4) add_panel<TYPE, 4>(panel, rank, u + i, acc + i);
-  for (; count - i >= 2; i += 2) add_panel<TYPE, 2>(panel, rank, u + i, acc + i);
-  if (count > i) add_panel<TYPE, 1>(panel, rank, u + i, acc + i);
+  for (; rows - i >= 4; i += 4) add_panel<TYPE, 4>(panel, count, x + i, stride, acc + i);
+  for (; rows - i >= 2; i += 2) add_panel<TYPE, 2>(panel, count, x + i, stride, acc + i);
+  if (rows > i) add_panel<TYPE, 1>(panel, count, x + i, stride, acc + i);
+}
+
+// acc[i] += panel `panel` of a matrix that is stored as floats * x[i].
+static void add_product(const mrs_weight &w, int64_t panel, const float *const *x, int64_t stride, Vf *acc, int rows) {
+  const uint8_t *data = w.data + panel * view_of(w.type, w.cols).bytes;
+  switch (w.type) {
+    case MRS_F16: return add_panels<MRS_F16>(data, w.cols, x, stride, acc, rows);
+    case MRS_BF16: return add_panels<MRS_BF16>(data, w.cols, x, stride, acc, rows);
+    default: return add_panels<MRS_F32>(data, w.cols, x, stride, acc, rows);
+  }
 }
 
 INLINE Vf load_live(const float *p, int live) {
@@ -68,39 +91,57 @@ struct Deltas {
     return weight * step.scalings[layer * step.num_slots + step.use_slots[uses.first + j]];
   }
 
-  // Computes u of the rows row(0 .. tile.count - 1) from their plain values.
-  template <class RowOf> void shrink(const mrs_linear &linear, int member, const Tile &tile, const Acts &acts, RowOf &&row) const {
-    if (!linear.deltas) return;
-    bool done[step.num_slots];
-    std::memset(done, 0, sizeof done);
-    for (int t = 0; t < tile.count; ++t) {
-      const Uses uses = uses_of(row(t));
-      for (int64_t j = 0; j < uses.count; ++j) {
-        const int slot = step.use_slots[uses.first + j];
-        if (done[slot] || !linear.deltas[slot].a) continue;
-        done[slot] = true;
-        shrink_slot(linear, member, slot, tile, acts, row);
+  // Rows of a tile, on which one slot acts as their use number j.
+  struct Group {
+    int slot, count, rows[8];
+  };
+
+  // Calls body(j, group) for every use of the tile's rows; rows whose use number j is the same slot come together.
+  template <class Body> void for_groups(const Uses *uses, int count, Body &&body) const {
+    int64_t most = 0;
+    for (int t = 0; t < count; ++t) most = uses[t].count > most ? uses[t].count : most;
+    for (int64_t j = 0; j < most; ++j) {
+      unsigned left = 0;
+      for (int t = 0; t < count; ++t) left |= unsigned(uses[t].count > j) << t;
+      while (left) {
+        Group group = {step.use_slots[uses[__builtin_ctz(left)].first + j], 0, {}};
+        for (unsigned rest = left; rest; rest &= rest - 1) {
+          const int t = __builtin_ctz(rest);
+          if (step.use_slots[uses[t].first + j] != group.slot) continue;
+          group.rows[group.count++] = t;
+          left &= ~(1u << t);
+        }
+        body(j, group);
       }
     }
   }
 
-  template <class RowOf>
-  void shrink_slot(const mrs_linear &linear, int member, int slot, const Tile &tile, const Acts &acts, RowOf &&row) const {
-    const mrs_delta &delta = linear.deltas[slot];
-    const micro_kernel_fn micro_kernel = micro_kernel_of(delta.a->type, tile.tokens);
-    for (int64_t panel = 0; panel * 16 < delta.a->rows; ++panel) {
-      alignas(64) float out[8 * 16];
-      micro_kernel(delta.a->data + panel * view_of(delta.a->type, delta.a->cols).bytes, delta.a->cols, acts, out);
-      const int live = int(delta.a->rows - panel * 16 < 16 ? delta.a->rows - panel * 16 : 16);
-      for (int t = 0; t < tile.count; ++t) {
-        const Uses uses = uses_of(row(t));
-        for (int64_t j = 0; j < uses.count; ++j) {
-          if (step.use_slots[uses.first + j] != slot) continue;
-          const Vf factor = set_f(delta.scale * weight(linear, uses, j));
-          store_first(u(member, uses, j) + panel * 16, mul(load_f(out + 16 * t), factor), live);
+  template <class RowOf> void uses_of_tile(const Tile &tile, RowOf &&row, Uses *uses) const {
+    for (int t = 0; t < tile.count; ++t) uses[t] = uses_of(row(t));
+  }
+
+  // Computes u of the rows row(0 .. tile.count - 1) from their plain values.
+  template <class RowOf> void shrink(const mrs_linear &linear, int member, const Tile &tile, const Acts &acts, RowOf &&row) const {
+    if (!linear.deltas) return;
+    Uses uses[8];
+    uses_of_tile(tile, row, uses);
+    for_groups(uses, tile.count, [&](int64_t j, const Group &group) {
+      const mrs_delta &delta = linear.deltas[group.slot];
+      if (!delta.a) return;
+      const float *x[8];
+      for (int i = 0; i < group.count; ++i) x[i] = acts.x + group.rows[i];
+      for (int64_t panel = 0; panel * 16 < delta.a->rows; ++panel) {
+        const int live = int(delta.a->rows - panel * 16 < 16 ? delta.a->rows - panel * 16 : 16);
+        Vf acc[8];
+        for (int i = 0; i < group.count; ++i) acc[i] = zero_f();
+        add_product(*delta.a, panel, x, tile.tokens, acc, group.count);
+        for (int i = 0; i < group.count; ++i) {
+          const Uses &of = uses[group.rows[i]];
+          const Vf factor = set_f(delta.scale * weight(linear, of, j));
+          store_first(u(member, of, j) + panel * 16, mul(acc[i], factor), live);
         }
       }
-    }
+    });
   }
 
   // Adds to values[t], the 16 products of a panel with row(t), all uses of these rows.
@@ -108,46 +149,26 @@ struct Deltas {
   void expand(const mrs_linear &linear, int member, int64_t panel, int live, const Tile &tile, Vf *values, RowOf &&row) const {
     if (!linear.deltas) return;
     Uses uses[8];
-    int64_t most = 0;
-    for (int t = 0; t < tile.count; ++t) {
-      uses[t] = uses_of(row(t));
-      most = uses[t].count > most ? uses[t].count : most;
-    }
-    for (int64_t j = 0; j < most; ++j) {
-      unsigned left = 0;
-      for (int t = 0; t < tile.count; ++t) left |= unsigned(uses[t].count > j) << t;
-      while (left) {  // rows with the same slot share the reading of b
-        const int slot = step.use_slots[uses[__builtin_ctz(left)].first + j];
-        int rows[8], count = 0;
-        for (unsigned rest = left; rest; rest &= rest - 1) {
-          const int t = __builtin_ctz(rest);
-          if (step.use_slots[uses[t].first + j] != slot) continue;
-          rows[count++] = t;
-          left &= ~(1u << t);
-        }
-        if (linear.deltas[slot].a) expand_slot(linear, member, slot, panel, live, uses, j, rows, count, values);
-      }
-    }
+    uses_of_tile(tile, row, uses);
+    for_groups(uses, tile.count, [&](int64_t j, const Group &group) {
+      if (linear.deltas[group.slot].a) expand_group(linear, member, panel, live, uses, j, group, values);
+    });
   }
 
-  void expand_slot(const mrs_linear &linear, int member, int slot, int64_t panel, int live, const Uses *uses, int64_t j,
-                   const int *rows, int count, Vf *values) const {
-    const mrs_delta &delta = linear.deltas[slot];
+  void expand_group(const mrs_linear &linear, int member, int64_t panel, int live, const Uses *uses, int64_t j,
+                    const Group &group, Vf *values) const {
+    const mrs_delta &delta = linear.deltas[group.slot];
     const float *from[8];
     Vf acc[8];
-    for (int i = 0; i < count; ++i) {
-      from[i] = u(member, uses[rows[i]], j);
+    for (int i = 0; i < group.count; ++i) {
+      const Uses &of = uses[group.rows[i]];
+      from[i] = u(member, of, j);
       acc[i] = zero_f();
-      if (delta.bias) acc[i] = mul(load_live(delta.bias + panel * 16, live), set_f(weight(linear, uses[rows[i]], j)));
+      if (delta.bias) acc[i] = mul(load_live(delta.bias + panel * 16, live), set_f(weight(linear, of, j)));
     }
-    const uint8_t *b = delta.b->data + panel * view_of(delta.b->type, delta.b->cols).bytes;
-    switch (delta.b->type) {
-      case MRS_F16: add_panel<MRS_F16>(b, delta.b->cols, from, acc, count); break;
-      case MRS_BF16: add_panel<MRS_BF16>(b, delta.b->cols, from, acc, count); break;
-      default: add_panel<MRS_F32>(b, delta.b->cols, from, acc, count);
-    }
-    for (int i = 0; i < count; ++i) {
-      Vf &value = values[rows[i]];
+    add_product(*delta.b, panel, from, 1, acc, group.count);
+    for (int i = 0; i < group.count; ++i) {
+      Vf &value = values[group.rows[i]];
       if (!delta.row_factor) {
         value = add(value, acc[i]);
         continue;

@@ -183,13 +183,17 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   } else {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
   }
-  if (deltas.act) {
-    parallel_for(pool, members.num_tiles() * op.num_members, [&](int64_t i) {
-      const Tile tile = members.tile(i / op.num_members);
-      const int m = int(i % op.num_members);
-      deltas.shrink(op.members[m], m, tile, acts_at(tile.base, cols, tile.tokens),
-                    [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); });
-    });
+  const int64_t shrinks = deltas.act ? members.num_tiles() * op.num_members : 0;
+  const auto shrink = [&](int64_t i) {
+    const Tile tile = members.tile(i / op.num_members);
+    const int m = int(i % op.num_members);
+    deltas.shrink(op.members[m], m, tile, acts_at(tile.base, cols, tile.tokens),
+                  [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); });
+  };
+  if (shrinks * cols < 4096) {
+    for (int64_t i = 0; i < shrinks; ++i) shrink(i);
+  } else {
+    parallel_for(pool, shrinks, [&](int64_t i) { shrink(i); });
   }
   gemm(members, members.span(pool), pool, ProjectEpilogue{op, deltas});
 }

@@ -197,7 +197,7 @@ class NativeBackend(HostMemory):
 
     def _take(self, nbytes: int) -> Span:
         arena = self._arena
-        if arena is None or arena.capacity < nbytes:
+        if arena is None or arena.left < nbytes:
             arena = Arena(nbytes)
         return arena.take(nbytes)
 
