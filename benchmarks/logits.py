@@ -40,7 +40,8 @@ def main() -> None:
         part = ids[start : start + CHUNK]
         groups, wanted = model.limits.kv_groups, list(range(len(part)))
         batch = Batch.of_one_sequence(part, start, groups=groups, block_size=BLOCK_SIZE, logits_indices=wanted)
-        rows.append(runner.forward(batch, CancelFlag()).numpy().copy())
+        logits = runner.forward(batch, CancelFlag())
+        rows.append(np.array(logits.values).reshape(logits.shape)[:, : runner.vocab_size])
     np.save(args.out, np.concatenate(rows))
     print(
         json.dumps(

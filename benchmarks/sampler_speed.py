@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from array import array
 
 import torch
 
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.sampling.sampler import Sampler
 from mistralrs.engine.sampling.sampling_input import SamplingInput
+from mistralrs.ops.arena import Arena, buffer, buffers_bytes
 
 SETTINGS = {
     "greedy": SamplingParams(temperature=0.0),
@@ -34,14 +36,15 @@ def main() -> None:
     torch.set_num_threads(1)
     for vocab in map(int, args.vocab.split(",")):
         generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(1, vocab, generator=generator) * 4
+        values = array("f", (torch.randn(vocab, generator=generator) * 4).tolist())
+        logits = buffer(Arena(buffers_bytes((1, vocab))), 1, vocab)
         tokens = list(range(100, 300))
         for name, params in SETTINGS.items():
             sampler, row, times = Sampler(vocab), SamplingInput(params, tokens), []
             for _ in range(args.repeats):
-                fresh = logits.clone()
+                logits.values[:] = values
                 started = time.perf_counter()
-                sampler.sample(fresh, [row])
+                sampler.sample(logits, [row])
                 times.append(time.perf_counter() - started)
             print(f"{vocab:>7} {name:<14} {statistics.median(times) * 1e6:8.0f} us")
 

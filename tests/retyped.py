@@ -133,7 +133,7 @@ def rounding(path: Path, *, gqa: int = 1) -> float:
     Two roundings of one value differ where float32 sums do by their last bit, and a model may amplify that.
     """
     rounded = _plain_logits(path, gqa)
-    with patch("mistralrs.ops.reference_backend.round_to_int8", lambda x, outlier_threshold: x):
+    with patch("mistralrs.ops.reference_ops.round_to_int8", lambda x, outlier_threshold: x):
         return _apart(rounded, _plain_logits(path, gqa))
 
 

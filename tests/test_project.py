@@ -57,6 +57,24 @@ def test_imports_that_stay_light(module: str, forbidden: tuple[str, ...]) -> Non
     assert json.loads(done.stdout) == []
 
 
+def _imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere, for type checking too."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_no_tensor_crosses_ops_upwards() -> None:
+    """Buffers do. Above ``ops``, the decoder, its parts and the engine outside of its sampling do not know torch."""
+    in_ops = {path.name for path in files("mistralrs/ops") if "torch" in _imported(path)}
+    assert {name for name in in_ops if not name.startswith("reference_")} == {"torch_threads.py"}
+    above = files("mistralrs/nn", "mistralrs/models", "mistralrs/engine")
+    assert len(above) > 30
+    with_torch = {str(path.relative_to(ROOT / "mistralrs")) for path in above if "torch" in _imported(path)}
+    assert {name for name in with_torch if not name.startswith("engine/sampling/")} <= {"engine/prompt_outputs.py"}
+
+
 def test_every_module_says_what_it_is_for() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in files(*PACKAGES, *TOOLS, "tests")}
     assert len(texts) > 50

@@ -28,10 +28,9 @@ from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.stats import EngineStats
 from mistralrs.errors import EngineError, MistralrsError
+from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
-    import torch
-
     from mistralrs.engine.sampling.sampler import Sampler
     from mistralrs.engine.sampling.sampling_input import SampledToken
     from mistralrs.text.tokenizer import Tokenizer
@@ -49,13 +48,13 @@ class ModelExecutor(Protocol):
         """Ids from here on have no logits."""
         ...
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
-        """float32 logits (len(batch.logits_indices), vocab_size), valid until the next call.
+    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+        """float32 logits (len(batch.logits_indices), vocab_size or more), valid until the next call.
 
         Once ``cancel_flag`` is set it returns soon, with undefined values; the step is then dropped.
         """
 
-    def hidden(self, start: int, stop: int) -> torch.Tensor:
+    def hidden(self, start: int, stop: int) -> Buffer:
         """float32 (stop - start, hidden size): final hidden states, normed, of these tokens of the last batch."""
 
     def export_block(self, group: int, block: int) -> bytes:
@@ -156,7 +155,12 @@ class Engine(ProcessBound):
             stream = handle(partial(self._cancel, number))
             sequence = Sequence.of(number, request, prompt, limit=self.max_len, eos_ids=self._eos_ids)
             request_state = RequestState(
-                sequence, stream, request=request, tokenizer=self._tokenizer, submitted=time.perf_counter()
+                sequence,
+                stream,
+                request=request,
+                tokenizer=self._tokenizer,
+                vocab_size=self.vocab_size,
+                submitted=time.perf_counter(),
             )
             self._requests[number] = request_state
             self._inbox.put(partial(self._add, request_state))
@@ -260,7 +264,7 @@ class Engine(ProcessBound):
             self._publish(plan, outputs, now)
             self._report(plan, time.perf_counter() - started)
 
-    def _forward(self, plan: Plan) -> torch.Tensor | None:
+    def _forward(self, plan: Plan) -> Buffer | None:
         """The logits of a step, or None if it failed or was cancelled: it is then not committed."""
         self._cancel_flag.clear()
         self._step_streams = [self._requests[chunk.sequence.id].stream for chunk in plan.chunks]
@@ -280,20 +284,20 @@ class Engine(ProcessBound):
         self._prefill_budget.measure(prefill, time.perf_counter() - started)
         return logits
 
-    def _sample(self, plan: Plan, logits: torch.Tensor) -> dict[int, list[SampledToken]]:
+    def _sample(self, plan: Plan, logits: Buffer) -> dict[int, list[SampledToken]]:
         """The sampled tokens by sequence: one after its known tokens, and one after each accepted draft token.
 
         Logits that are not finite fail their own request; cancelled requests are left out.
         """
         drawn: dict[int, list[SampledToken]] = {}
         try:
-            drawing, logits = self._collect_prompt_outputs(plan, logits)
-            rows = [
-                row
+            drawing, logits_rows = self._collect_prompt_outputs(plan, logits)
+            inputs = [
+                sampling_input
                 for chunk in drawing
-                for row in self._requests[chunk.sequence.id].sampling_inputs(chunk.draft_tokens)
+                for sampling_input in self._requests[chunk.sequence.id].sampling_inputs(chunk.draft_tokens)
             ]
-            results = iter(self._sampler.sample(logits, rows))
+            results = iter(self._sampler.sample(logits, inputs, rows=logits_rows))
         except Exception as error:
             logger.exception("sampling failed")
             self._fail_batch(plan, error)
@@ -306,17 +310,15 @@ class Engine(ProcessBound):
                 drawn[chunk.sequence.id] = _accepted_tokens(first, others, chunk.draft_tokens)
         return drawn
 
-    def _collect_prompt_outputs(self, plan: Plan, logits: torch.Tensor) -> tuple[list[Chunk], torch.Tensor]:
-        """Passes prompt logits to their requests. Returns the chunks to sample for, and their logits."""
+    def _collect_prompt_outputs(self, plan: Plan, logits: Buffer) -> tuple[list[Chunk], list[int]]:
+        """Passes prompt logits to their requests. Returns the chunks to sample for, and their rows of ``logits``."""
         drawing: list[Chunk] = []
         rows: list[int] = []
         row = token = 0
         for chunk in plan.chunks:
             request_state = self._requests.get(chunk.sequence.id)
             if request_state is not None and request_state.wants_prompt_outputs:
-                self._pass_prompt_logits(
-                    request_state, chunk, logits[row : row + len(chunk.scored), : self.vocab_size], token
-                )
+                self._pass_prompt_logits(request_state, chunk, logits.rows(row, row + len(chunk.scored)), token)
             row += len(chunk.scored)
             if chunk.samples:
                 end = row + 1 + len(chunk.draft_tokens)
@@ -325,9 +327,9 @@ class Engine(ProcessBound):
                     rows.extend(range(row, end))
                 row = end
             token += chunk.count
-        return drawing, logits if len(rows) == len(logits) else logits[rows]
+        return drawing, rows
 
-    def _pass_prompt_logits(self, request_state: RequestState, chunk: Chunk, logits: torch.Tensor, first: int) -> None:
+    def _pass_prompt_logits(self, request_state: RequestState, chunk: Chunk, logits: Buffer, first: int) -> None:
         """Passes logits and hidden states to a request. ``first``: index of the chunk's first token in the batch."""
         try:
             request_state.on_prompt_logits(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.models.decoder import Decoder
-
-if TYPE_CHECKING:
-    import torch
+from mistralrs.ops.buffer import Buffer
 
 
 class ModelRunner:
@@ -18,8 +14,11 @@ class ModelRunner:
         self._decoder = decoder
         self.vocab_size = vocab_size
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
-        """float32 logits (len(batch.logits_indices), vocab_size), a view that is valid until the next call."""
+    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+        """float32 logits (len(batch.logits_indices), columns), a view that is valid until the next call.
+
+        The columns from ``vocab_size`` on are those of padded rows, which readers leave out.
+        """
         args = self._decoder.args
         args.set(
             tokens=batch.tokens,
@@ -32,7 +31,7 @@ class ModelRunner:
         )
         args.cancel_flag = cancel_flag.flag
         self._decoder.forward()
-        return self._decoder.logits.tensor[: len(batch.logits_indices), : self.vocab_size]
+        return self._decoder.logits.rows(0, len(batch.logits_indices))
 
     def export_block(self, group: int, block: int) -> bytes:
         """The bytes of a block in all layers of a KV group."""
@@ -42,8 +41,6 @@ class ModelRunner:
         """Writes the bytes that ``export_block`` returned into a block. Raises ValueError if their length is wrong."""
         self._decoder.kv.import_block(self._decoder.kv_layers[group], block, data)
 
-    def hidden(self, start: int, stop: int) -> torch.Tensor:
+    def hidden(self, start: int, stop: int) -> Buffer:
         """float32 (stop - start, hidden size): the final hidden states, normed, of these tokens of the last step."""
-        from mistralrs.ops.reference_backend import normalize
-
-        return normalize(self._decoder.hidden.tensor[start:stop], self._decoder.norm)
+        return self._decoder.hidden(start, stop)

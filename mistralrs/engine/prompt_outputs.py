@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from mistralrs.engine.sampling.buffer_tensor import float_rows
 from mistralrs.engine.sampling.sampling_input import SampledToken, unusable_logits, with_logprobs
 from mistralrs.errors import EngineError
+from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 class PromptLogprobsCollector:
     """Collects the log-probabilities of a prompt's tokens, except for the first token."""
 
-    def __init__(self, prompt: Sequence[int], count: int) -> None:
+    def __init__(self, prompt: Sequence[int], count: int, *, vocab_size: int) -> None:
         """``count``: most likely tokens to keep at each position, beside the prompt's own."""
         self._following = prompt[1:]
         self._count = count
+        self._vocab_size = vocab_size
         self.sampled_tokens: list[SampledToken] = []
         """Results so far, from the prompt's second token on."""
 
@@ -30,10 +33,12 @@ class PromptLogprobsCollector:
     def complete(self) -> bool:
         return len(self.sampled_tokens) == len(self._following)
 
-    def add(self, logits: torch.Tensor) -> None:
-        """Adds float32 logits (positions, vocabulary) of the next positions. Raises EngineError if some are not
-        finite."""
-        for row in logits:
+    def add(self, logits: Buffer) -> None:
+        """Adds float32 logits (positions, vocab_size or more) of the next positions.
+
+        Raises EngineError if some are not finite.
+        """
+        for row in float_rows(logits)[:, : self._vocab_size]:
             sampled = with_logprobs(self._following[len(self.sampled_tokens)], row, self._count)
             if sampled.logprob is None or not math.isfinite(sampled.logprob):
                 raise unusable_logits(row.amax().item())
@@ -48,7 +53,7 @@ class Pooler:
         self._num_prompt = num_prompt
         self._total: torch.Tensor | None = None
 
-    def add(self, start: int, count: int, hidden: Callable[[int, int], torch.Tensor]) -> None:
+    def add(self, start: int, count: int, hidden: Callable[[int, int], Buffer]) -> None:
         """Adds the prompt's tokens ``start`` to ``start + count``.
 
         ``hidden(i, j)``: float32 hidden states (j - i, size) of tokens i to j of this chunk. Chunks come in order; a
@@ -56,9 +61,9 @@ class Pooler:
         """
         if self._kind == "last":
             if start + count == self._num_prompt:
-                self._total = hidden(count - 1, count)[0].double()
+                self._total = float_rows(hidden(count - 1, count))[0].double()
             return
-        rows = hidden(0, count).double()
+        rows = float_rows(hidden(0, count)).double()
         if start == 0:
             self._total = rows.new_zeros(rows.shape[1])
         assert self._total is not None, "a chunk of the prompt is missing"

@@ -24,11 +24,10 @@ from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput
 from mistralrs.engine.sequence import Sequence
 from mistralrs.errors import MistralrsError
+from mistralrs.ops.buffer import Buffer
 from mistralrs.text.stream import TextStream
 
 if TYPE_CHECKING:
-    import torch
-
     from mistralrs.text.tokenizer import Tokenizer
 
 
@@ -53,6 +52,7 @@ class RequestState:
         *,
         request: Request,
         tokenizer: Tokenizer,
+        vocab_size: int,
         submitted: float,
     ) -> None:
         self.sequence = sequence
@@ -67,7 +67,9 @@ class RequestState:
         self._end_ids = tuple(sequence.end_ids)
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
-        self._prompt_logprobs = None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs)
+        self._prompt_logprobs = (
+            None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs, vocab_size=vocab_size)
+        )
         self._pooler = None if request.pooling is None else Pooler(request.pooling, len(prompt))
 
     @property
@@ -75,12 +77,10 @@ class RequestState:
         """Whether ``on_prompt_logits`` is to be called for each chunk of the prompt."""
         return self._prompt_logprobs is not None or self._pooler is not None
 
-    def on_prompt_logits(
-        self, start: int, count: int, logits: torch.Tensor, hidden: Callable[[int, int], torch.Tensor]
-    ) -> None:
+    def on_prompt_logits(self, start: int, count: int, logits: Buffer, hidden: Callable[[int, int], Buffer]) -> None:
         """Collects log-probabilities and hidden states of the prompt tokens ``start`` to ``start + count``.
 
-        ``logits``: float32 (positions, vocabulary) of the positions that the sequence has not scored yet.
+        ``logits``: float32 (positions, vocab_size or more) of the positions that the sequence has not scored yet.
         ``hidden(i, j)``: float32 hidden states (j - i, size) of tokens i to j of the chunk. Raises EngineError if they
         are not finite.
         """

@@ -91,7 +91,7 @@ def _converted(matrix: Matrix, target: QuantType, backend: Backend) -> memoryvie
     values = _decoded(matrix)
     if target.name in _FLOATS:
         return _cast(matrix.name, values, target)
-    return backend.quantize(matrix.name, target, values)
+    return backend.quantize(matrix.name, target, values.contiguous().numpy().data)
 
 
 def _raw(matrix: Matrix) -> torch.Tensor:

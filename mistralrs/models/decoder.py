@@ -65,15 +65,14 @@ PRECISIONS: dict[str, Precision] = {
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A model that is ready to run: fill ``args``, call ``forward``, read ``logits`` or ``hidden``."""
+    """A model that is ready to run: fill ``args``, call ``forward``, read ``logits`` or call ``hidden``."""
 
     args: StepArgs
     logits: Buffer
     """(max_logits, vocab) float32; the first num_logits rows are those of the last step."""
-    hidden: Buffer
-    """(max_tokens, hidden) float32; the first num_tokens rows are what the last step's last layer left, not normed."""
-    norm: Norm
-    """What the head reads ``hidden`` through."""
+    hidden: Callable[[int, int], Buffer]
+    """``hidden(start, stop)``: float32 (stop - start, hidden), the normed final states of these tokens of the last
+    step; valid until the next step."""
     forward: Callable[[], None]
     kv: KvCache
     kv_layers: tuple[tuple[int, ...], ...]
@@ -163,11 +162,17 @@ class _Assembly:
                 softcap=spec.logits_softcap,
             )
         )
+
+        def hidden(start: int, stop: int) -> Buffer:
+            normed = work.projected.rows(start, stop)  # between two steps nothing else is in there
+            backend.normalize(work.x.rows(start, stop), normed, norm=norm)
+            return normed
+
         kv_layers = tuple(
             tuple(layer for layer, of in enumerate(self.groups) if of == group) for group in range(len(spec.windows))
         )
         program = backend.program(ops, self.args)
-        return Decoder(self.args, work.logits, work.x, norm, program, self.kv, kv_layers, self.adaptable)
+        return Decoder(self.args, work.logits, hidden, program, self.kv, kv_layers, self.adaptable)
 
     def _linear(self, key: WeightKey, weight: Weight) -> Linear:
         """The matrix of a part, with a table of deltas if adapters can act on it."""

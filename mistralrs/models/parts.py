@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Weight
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +28,11 @@ class WeightMerge(Protocol):
         """Returns whether ``merged`` changes this part."""
         ...
 
-    def merged(self, key: WeightKey, values: torch.Tensor) -> torch.Tensor:
+    def merged(self, key: WeightKey, values: memoryview) -> memoryview:
         """Returns the new float32 values (rows, columns) of a part, in the decoder's order of rows."""
         ...
 
-    def merged_bias(self, key: WeightKey, bias: torch.Tensor | None) -> torch.Tensor | None:
+    def merged_bias(self, key: WeightKey, bias: array[float] | None) -> array[float] | None:
         """Returns the new float32 bias (rows,) of a part; None: it has none."""
         ...
 

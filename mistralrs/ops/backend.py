@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.ops.buffer import Buffer
@@ -18,9 +18,6 @@ from mistralrs.ops.linear import DeltaShape, DeltaTable, Linear
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from mistralrs.quant.types import QuantType
-
-if TYPE_CHECKING:
-    import torch
 
 Epilogue = Literal["store", "add", "gated", "activate"]
 Activation = Literal["silu", "gelu_tanh", "gelu"]
@@ -110,8 +107,8 @@ class Backend(Protocol):
         """Prepares memory for all the weights that will be placed."""
         ...
 
-    def quantize(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
-        """Blocks of ``target`` for float32 values (rows, columns), row after row.
+    def quantize(self, name: str, target: QuantType, values: memoryview) -> memoryview:
+        """Returns blocks of ``target`` for ``values``, float32 (rows, columns), contiguous and writable, row after row.
 
         Raises ``LoadError`` for weights that are not finite or too large.
         """
@@ -196,6 +193,10 @@ class Backend(Protocol):
 
     def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
         """x += norm(y)"""
+        ...
+
+    def normalize(self, x: Buffer, out: Buffer, *, norm: Norm) -> None:
+        """Writes the norm of each row of ``x`` into ``out``, of the same shape, before it returns."""
         ...
 
     def moe(

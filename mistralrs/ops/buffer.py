@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A float32 or int32 array in a span."""
+    """A float32 or int32 array in a span, without gaps between its items."""
 
     span: Span
     shape: tuple[int, ...]
@@ -34,13 +31,16 @@ class Buffer:
 
     @cached_property
     def values(self) -> Any:
-        """The flat array as a memoryview of float or int, to be read and written without torch."""
+        """The flat array as a memoryview of float or int, to be read and written."""
         return self.span.bytes.cast(self.format)
 
-    @cached_property
-    def tensor(self) -> torch.Tensor:
-        """A view of the same memory."""
-        import torch
+    def rows(self, start: int, stop: int) -> Buffer:
+        """A view of the rows ``start`` to ``stop``, which shares the memory.
 
-        dtype = torch.float32 if self.format == "f" else torch.int32
-        return torch.frombuffer(self.span.bytes, dtype=dtype, count=prod(self.shape)).view(self.shape)
+        Raises IndexError if the buffer does not have them.
+        """
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise IndexError(f"rows {start} to {stop} of a buffer of {self.shape[0]}")
+        size = 4 * prod(self.shape[1:])
+        span = Span(self.span.address + start * size, self.span.bytes[start * size : stop * size])
+        return Buffer(span, (stop - start, *self.shape[1:]), self.format)

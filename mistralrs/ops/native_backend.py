@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mistralrs_kernels import cpu
 
@@ -23,7 +22,6 @@ from mistralrs.ops.linear import DeltaShape, Linear
 from mistralrs.ops.native_checks import (
     check_attend,
     check_embed,
-    check_kv,
     check_matrix,
     check_moe,
     check_norm,
@@ -31,12 +29,11 @@ from mistralrs.ops.native_checks import (
     check_stored,
 )
 from mistralrs.ops.native_deltas import DeltaScratch, NativeDeltaTable, linear_struct, linear_structs
-from mistralrs.ops.weight import Matrix, Weight
+from mistralrs.ops.native_memory import PackedKv, PackedWeight, packed_weight
+from mistralrs.ops.native_program import NativeOp, NativeProgram, Pool
+from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import StepArgs, Workspace
 from mistralrs.quant.types import QuantType
-
-if TYPE_CHECKING:
-    import torch
 
 _EPILOGUE = {"store": 0, "add": 1, "gated": 2, "activate": 3}
 _ACTIVATION = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
@@ -56,111 +53,6 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
-class _Pool:
-    """A backend's share of the process's one pool of threads (``csrc/pool.cpp``).
-
-    The pool has as many threads as the largest share; each job runs on at most ``threads`` of them.
-    """
-
-    def __init__(self, threads: int) -> None:
-        """Raises ``LoadError`` when the system does not start that many threads."""
-        self.pointer = cpu.load().mrs_pool_acquire(threads)
-        if not self.pointer:
-            raise LoadError(f"{threads} threads cannot be started", hint="ask for fewer: --threads")
-
-    def __del__(self) -> None:
-        if getattr(self, "pointer", None):
-            cpu.load().mrs_pool_release(self.pointer)
-
-
-class PackedWeight:
-    """A matrix in panels of 16 rows (``csrc/layout.h``)."""
-
-    def __init__(self, matrix: Matrix, span: Span, bias: Buffer | None, table: cpu.Table) -> None:
-        self.name = matrix.name
-        self.type: QuantType = matrix.type
-        self.rows = matrix.rows
-        self.columns = matrix.columns
-        self.nbytes = len(span.bytes)
-        self._memory = (span, bias)
-        self._table = table
-        self.struct = cpu.Weight(
-            span.address, bias.address if bias else None, matrix.type.ggml_id, matrix.rows, matrix.columns
-        )
-
-    def dense(self) -> torch.Tensor:
-        import torch
-
-        out = torch.empty(self.rows, self.columns)
-        row_bytes = self.columns * 4
-        for row in range(self.rows):
-            self._table.unpack_row(ctypes.byref(self.struct), row, out.data_ptr() + row * row_bytes)
-        return out
-
-
-class PackedKv:
-    """The cache as one span a layer; ``csrc/attention.h`` says what a block holds."""
-
-    def __init__(self, shape: KvShape) -> None:
-        check_kv(shape)
-        self.shape = shape
-        wide = -(-shape.head_dim // 16) * 16
-        self.is_f32 = shape.dtype == "f32"
-        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.is_f32 else 2)
-        self.nbytes = self.block_bytes * sum(shape.blocks)
-        arena = Arena(self.nbytes + 64 * len(shape.blocks))
-        self.layers = [arena.take(self.block_bytes * blocks) for blocks in shape.blocks]
-
-    def export_block(self, layers: Sequence[int], block: int) -> bytes:
-        size = self.block_bytes
-        return b"".join(self.layers[layer].bytes[block * size : (block + 1) * size] for layer in layers)
-
-    def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
-        size = self.block_bytes
-        if len(data) != len(layers) * size:
-            raise ValueError(f"a block of {len(layers)} layers has {len(layers) * size} bytes, not {len(data)}")
-        for place, layer in enumerate(layers):
-            self.layers[layer].bytes[block * size : (block + 1) * size] = data[place * size : (place + 1) * size]
-
-
-class NativeOp:
-    """A kernel with everything it needs; ``keep`` holds what the struct points to."""
-
-    def __init__(self, struct: Any, pool: _Pool, keep: tuple[object, ...], deltas: DeltaScratch) -> None:
-        self.struct = struct
-        self.pointer = ctypes.addressof(struct)
-        self._pool = pool
-        self._keep = keep
-        self._deltas = deltas
-
-    def __call__(self, args: StepArgs) -> None:
-        NativeProgram([self], args, self._pool, self._deltas)()
-
-
-class NativeProgram:
-    """Operations that run in one call, with the interpreter's lock released."""
-
-    def __init__(self, ops: Sequence[NativeOp], args: StepArgs, pool: _Pool, deltas: DeltaScratch) -> None:
-        self._ops = (ctypes.c_void_p * len(ops))(*(op.pointer for op in ops))
-        self._keep = (tuple(ops), args)
-        self._args = args
-        self._pool = pool
-        self._deltas = deltas
-        self._run = cpu.load().mrs_run
-        names = ("tokens", "positions", "slot_mapping", "query_start_loc", "seq_lens", "block_tables", "logits_indices")
-        self._step = cpu.Step(*(args.arrays[name].address for name in names))
-        sizes = args.sizes
-        self._step.max_tokens, self._step.max_seqs = sizes.max_tokens, sizes.max_seqs
-        self._step.max_blocks = sizes.max_blocks
-
-    def __call__(self) -> None:
-        step, args = self._step, self._args
-        step.num_tokens, step.num_seqs, step.num_logits = args.num_tokens, args.num_seqs, args.num_logits
-        step.cancel_flag = ctypes.addressof(args.cancel_flag)
-        self._deltas.describe(step, args)
-        self._run(self._ops, len(self._ops), ctypes.byref(step), self._pool.pointer)
-
-
 class NativeBackend(HostMemory):
     """Weights in packed panels, cache in half precision, int8 products with one scale for each 32 activations."""
 
@@ -178,7 +70,7 @@ class NativeBackend(HostMemory):
         self.torch_threads = 1  # two sets of threads would take the cores from each other
         self.batch_invariant = True
         self._table = tables[self.isa]
-        self._pool = _Pool(self.threads)
+        self._pool = Pool(self.threads)
         self._arena: Arena | None = None
         self._scratch: Span | None = None
         self._deltas = DeltaScratch()
@@ -226,16 +118,16 @@ class NativeBackend(HostMemory):
             raise LoadError(f"{matrix.name}: the kernels cannot pack {matrix.type.name}")
         return PackedWeight(matrix, span, bias, self._table)
 
-    def quantize(self, name: str, target: QuantType, values: torch.Tensor) -> memoryview:
-        import torch
-
+    def quantize(self, name: str, target: QuantType, values: memoryview) -> memoryview:
+        assert values.shape is not None
         rows, columns = values.shape
-        values = values.contiguous()
-        out = torch.empty(rows, target.row_bytes(columns), dtype=torch.uint8)
-        arguments = (target.ggml_id, values.data_ptr(), rows, columns, out.data_ptr(), self._pool.pointer)
+        nbytes = rows * target.row_bytes(columns)
+        out = Arena(nbytes).take(nbytes)
+        source = ctypes.addressof(ctypes.c_char.from_buffer(values))
+        arguments = (target.ggml_id, source, rows, columns, out.address, self._pool.pointer)
         if cpu.load().mrs_quantize(*arguments):
             raise LoadError(f"{name} cannot be quantized to {target.name}: a weight is not finite, or too large")
-        return out.numpy().data.cast("B")
+        return out.bytes
 
     def kv_cache(self, shape: KvShape) -> PackedKv:
         if shape.block_size != 16:
@@ -253,7 +145,7 @@ class NativeBackend(HostMemory):
         return self._scratch
 
     def embed(self, linear: Linear, work: Workspace, *, rotaries: Sequence[Rotary], scale: float = 1.0) -> Op:
-        check_embed(_packed(linear.weight), work, rotaries)
+        check_embed(packed_weight(linear.weight), work, rotaries)
         tables = [
             cpu.Rotary(rotary.inv_freq.address, rotary.table.address, rotary.scale, rotary.inv_freq.shape[0])
             for rotary in rotaries
@@ -281,8 +173,8 @@ class NativeBackend(HostMemory):
         softcap: float = 0.0,
         scale: float = 1.0,
     ) -> Op:
+        check_project([packed_weight(linear.weight) for linear in linears], x, outs, norm, epilogue)
         self._deltas.include_op(len(linears))
-        check_project([_packed(linear.weight) for linear in linears], x, outs, norm, epilogue)
         scratch = self._scratch_for(outs[0].shape[0] if logits_only else x.shape[0], x.shape[-1])
         struct = cpu.Project(
             run=self._table.project,
@@ -348,6 +240,12 @@ class NativeBackend(HostMemory):
         )
         return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm), self._deltas)
 
+    def normalize(self, x: Buffer, out: Buffer, *, norm: Norm) -> None:
+        # in torch: the kernels' norm sums in another order, and embeddings would get other last bits
+        from mistralrs.ops.reference_ops import normalize_rows
+
+        normalize_rows(x, out, norm=norm)
+
     def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
         check_norm(norm, x.shape[-1])
         struct = cpu.AddNorm(self._table.add_norm, y.address, x.address, _norm(norm), x.shape[-1])
@@ -368,10 +266,10 @@ class NativeBackend(HostMemory):
         normalize_weights: bool = True,
         scale: float = 1.0,
     ) -> Op:
-        packed = [[_packed(linear.weight) for linear in linears] for linears in (gate, up, down)]
-        routing = _packed(router.weight)
-        self._deltas.include_op(2 * used)
+        packed = [[packed_weight(linear.weight) for linear in linears] for linears in (gate, up, down)]
+        routing = packed_weight(router.weight)
         check_moe(work, norm=norm, router=routing, gate=packed[0], up=packed[1], down=packed[2], used=used)
+        self._deltas.include_op(2 * used)
         tokens, hidden = work.x.shape
         experts, pairs, ffn = len(gate), tokens * used, gate[0].weight.rows
         routes = cpu.load().mrs_moe_routes(tokens, experts, used)
@@ -406,11 +304,6 @@ class NativeBackend(HostMemory):
         native = [op for op in ops if isinstance(op, NativeOp)]
         assert len(native) == len(ops)
         return NativeProgram(native, args, self._pool, self._deltas)
-
-
-def _packed(weight: Weight) -> PackedWeight:
-    assert isinstance(weight, PackedWeight)
-    return weight
 
 
 def _norm(norm: Norm | None) -> cpu.Norm:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.linear import Delta, DeltaShape, Linear
+from mistralrs.ops.reference_memory import plain, tensor_of
 from mistralrs.ops.workspace import StepArgs
 
 
@@ -62,16 +62,12 @@ def _scaling(linear: Linear, args: StepArgs, token: int, slot: int) -> float:
 def _added(
     delta: Delta, product: torch.Tensor, x: torch.Tensor, weight: float, shape: DeltaShape, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    a, b = delta.a.dense(), delta.b.dense()
-    inner = a[int(x)] if shape.lookup else a @ x
-    addition = b @ (inner * (delta.scale * weight))
+    a, b = plain(delta.a), plain(delta.b)
+    inner = a.rows_of(x[None]) if shape.lookup else a.product(x[None])
+    [addition] = b.product(inner * (delta.scale * weight))
     if delta.bias is not None:
-        addition = addition + weight * _vector(delta.bias)
+        addition = addition + weight * tensor_of(delta.bias)
     if delta.row_factor is None:
-        return product + addition
+        return torch.add(product, addition)
     own = torch.zeros_like(product) if bias is None else bias
-    return _vector(delta.row_factor) * (product - own + addition) + own
-
-
-def _vector(buffer: Buffer) -> torch.Tensor:
-    return torch.frombuffer(buffer.values, dtype=torch.float32)
+    return torch.addcmul(own, tensor_of(delta.row_factor), product - own + addition)

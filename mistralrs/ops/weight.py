@@ -5,13 +5,11 @@ from __future__ import annotations
 import struct
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from mistralrs.errors import LoadError
+from mistralrs.ops.buffer import Buffer
 from mistralrs.quant.types import QuantType
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +50,13 @@ class Weight(Protocol):
         """Bytes of memory that it takes."""
         ...
 
-    def dense(self) -> torch.Tensor:
-        """(rows, columns) float32, exactly as the type's definition decodes it."""
+    def dense(self) -> Buffer:
+        """A copy (rows, columns) in float32, exactly as the type's definition decodes it."""
         ...
 
 
 def read_vector(name: str, type: QuantType, data: memoryview) -> array[float]:
-    """A stored vector as float32, decoded if it is quantized.
+    """Returns a stored vector as float32, decoded if it is quantized.
 
     Raises ``LoadError`` for a length that does not split in the type's blocks.
     """
@@ -71,15 +69,6 @@ def read_vector(name: str, type: QuantType, data: memoryview) -> array[float]:
         return array("f", array("I", (half << 16 for half in halves)).tobytes())
     if len(data) % type.block_bytes:
         raise LoadError(f"{name}: {len(data)} bytes do not split in blocks of {type.name}")
-    return _decoded_vector(type, data)
+    from mistralrs.quant.dequantize import dequantize_vector  # here: most vectors are floats, and it loads torch
 
-
-def _decoded_vector(type: QuantType, data: memoryview) -> array[float]:
-    import torch
-
-    from mistralrs.quant.dequantize import dequantize
-
-    columns = len(data) // type.block_bytes * type.block_len
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, -1)
-    values = dequantize(type, raw, columns)
-    return array("f", values.numpy().tobytes())
+    return dequantize_vector(type, data)

@@ -6,6 +6,7 @@ older files, and those that are unpacked to integers first are decoded here.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import numpy as np
@@ -55,3 +56,10 @@ def dequantize(type_: QuantType, data: Tensor, columns: int) -> Tensor:
     float32 of shape (rows, columns). Raises ValueError if the shapes do not fit the type.
     """
     return DECODERS[type_.name](as_blocks(type_, data, columns)).reshape(-1, columns)
+
+
+def dequantize_vector(type_: QuantType, data: memoryview) -> array[float]:
+    """The float32 weights of one stored row. Raises ValueError if ``data`` does not split in blocks of the type."""
+    columns = len(data) // type_.block_bytes * type_.block_len
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(1, -1)
+    return array("f", dequantize(type_, raw, columns).numpy().tobytes())

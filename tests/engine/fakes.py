@@ -14,6 +14,8 @@ from struct import iter_unpack, pack
 import torch
 
 from mistralrs.engine.batch import Batch, CancelFlag
+from mistralrs.ops.buffer import Buffer
+from tests.buffers import buffer_of
 
 VOCAB = 96
 SIZE = 12
@@ -82,7 +84,13 @@ class FakeRunner:
         self.batches: list[Batch] = []
         self.before: Callable[[Batch, CancelFlag], None] = lambda batch, cancel_flag: None
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+        return buffer_of(self.logits(batch, cancel_flag))
+
+    def hidden(self, start: int, stop: int) -> Buffer:
+        return buffer_of(self.states(start, stop))
+
+    def logits(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         self.batches.append(batch)
         self.before(batch, cancel_flag)
         assert batch.query_start_loc[-1] == len(batch.tokens) == len(batch.positions)
@@ -98,7 +106,7 @@ class FakeRunner:
         assert len(rows) == len(batch.logits_indices)
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
-    def hidden(self, start: int, stop: int) -> torch.Tensor:
+    def states(self, start: int, stop: int) -> torch.Tensor:
         """A vector for each token, which depends on the token and its position alone."""
         batch = self.batches[-1]
         pairs = zip(batch.tokens[start:stop], batch.positions[start:stop], strict=True)

@@ -115,8 +115,8 @@ def test_truncation_leaves_no_room_for_an_answer() -> None:
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_a_vector_without_a_direction_fails_alone(value: float) -> None:
     class Poisoned(FakeRunner):
-        def hidden(self, start: int, stop: int) -> torch.Tensor:
-            states = super().hidden(start, stop)
+        def states(self, start: int, stop: int) -> torch.Tensor:
+            states = super().states(start, stop)
             return states * value if 33 in self.batches[-1].tokens[start:stop] else states
 
     with closing(Engine(Poisoned(block_size=4), FakeTokenizer(), CONFIG)) as engine:  # type: ignore[arg-type]

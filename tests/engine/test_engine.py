@@ -334,12 +334,12 @@ def test_a_step_that_was_aborted_by_mistake_is_done_again() -> None:
     """A cancel may come so late that it stops the next step, which serves another request."""
 
     class Skittish(FakeRunner):
-        def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
+        def logits(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
             if len(self.batches) % 3 == 1:
                 cancel_flag.set()
                 self.batches.append(batch)
                 return torch.zeros(len(batch.logits_indices), VOCAB)
-            return super().forward(batch, cancel_flag)
+            return super().logits(batch, cancel_flag)
 
     with closing(Engine(Skittish(block_size=4), FakeTokenizer(), CONFIG)) as engine:  # type: ignore[arg-type]
         assert [answer(engine, request) for request in requests()] == expected_answers()
@@ -384,8 +384,8 @@ def test_an_unusable_row_fails_alone() -> None:
     expected = expected_answers()
 
     class Poisoned(FakeRunner):
-        def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
-            logits = super().forward(batch, cancel_flag)
+        def logits(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
+            logits = super().logits(batch, cancel_flag)
             for row, flat in enumerate(batch.logits_indices):
                 if batch.tokens[flat] == VOCAB - 1:
                     logits[row, 3] = torch.nan

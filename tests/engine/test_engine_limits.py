@@ -124,7 +124,7 @@ def test_a_sampler_that_fails_ends_its_batch_only(
     with serving() as (engine, _):
         assert answer(engine, requests()[0]) == expected[0]
         with monkeypatch.context() as patch:
-            patch.setattr(engine._sampler, "sample", lambda logits, rows: 1 / 0)
+            patch.setattr(engine._sampler, "sample", lambda logits, inputs, rows: 1 / 0)
             _, tokens, end = collect(engine.submit(requests()[0]))
             assert tokens == []
             assert isinstance(end, Failed)

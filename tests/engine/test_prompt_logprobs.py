@@ -142,8 +142,8 @@ def test_a_short_prompt_is_scored_before_its_answer() -> None:
 
 def test_a_prompt_that_cannot_be_scored_fails_alone() -> None:
     class Poisoned(FakeRunner):
-        def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
-            logits = super().forward(batch, cancel_flag)
+        def logits(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
+            logits = super().logits(batch, cancel_flag)
             for row, place in enumerate(batch.logits_indices):
                 if batch.tokens[place] == 33:
                     logits[row] = torch.nan

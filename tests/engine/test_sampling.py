@@ -13,6 +13,7 @@ from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.sampling.sampler import Sampler
 from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, uniform
 from mistralrs.errors import EngineError
+from tests.buffers import buffer_of
 
 VOCAB = 1000  # not a multiple of the tile
 GREEDY = SamplingParams(temperature=0.0)
@@ -25,7 +26,7 @@ def random_logits(seed: int, *, spread: float = 3.0, vocab_size: int = VOCAB) ->
 def sample_one(
     logits: torch.Tensor, params: SamplingParams, tokens: list[int], mask: torch.Tensor | None = None
 ) -> SampledToken:
-    (result,) = Sampler(logits.shape[0]).sample(logits[None], [SamplingInput(params, tokens, mask)])
+    (result,) = Sampler(logits.shape[0]).sample(buffer_of(logits[None]), [SamplingInput(params, tokens, mask)])
     assert isinstance(result, SampledToken), result
     return result
 
@@ -128,7 +129,7 @@ def test_sampled_tokens_follow_the_distribution(name: str) -> None:
     mass = sum(probability for _, probability in kept)
     sampler, seen = Sampler(70), dict.fromkeys(range(70), 0)
     for position in range(1, count + 1):
-        (result,) = sampler.sample(logits[None], [SamplingInput(params, range(position))])
+        (result,) = sampler.sample(buffer_of(logits[None]), [SamplingInput(params, range(position))])
         assert isinstance(result, SampledToken)
         seen[result.token] += 1
     shares = dict(kept)
@@ -163,11 +164,21 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     for index, params in enumerate(OPTIONS.values()):
         inputs.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
         logits.append(random_logits(index, spread=4.0))
-    alone = [Sampler(VOCAB).sample(one[None], [row])[0] for one, row in zip(logits, inputs, strict=True)]
+    alone = [Sampler(VOCAB).sample(buffer_of(one[None]), [row])[0] for one, row in zip(logits, inputs, strict=True)]
     sampler = Sampler(VOCAB)
-    assert sampler.sample(torch.stack(logits), inputs) == alone
-    assert sampler.sample(torch.stack(logits[::-1]), inputs[::-1]) == alone[::-1]
-    assert sampler.sample(torch.stack(logits[3:6]), inputs[3:6]) == alone[3:6]
+    assert sampler.sample(buffer_of(torch.stack(logits)), inputs) == alone
+    assert sampler.sample(buffer_of(torch.stack(logits[::-1])), inputs[::-1]) == alone[::-1]
+    assert sampler.sample(buffer_of(torch.stack(logits[3:6])), inputs[3:6]) == alone[3:6]
+    assert sampler.sample(buffer_of(torch.stack(logits)), inputs[1::2], rows=range(1, len(inputs), 2)) == alone[1::2]
+
+
+def test_columns_of_padding_are_left_out() -> None:
+    logits = torch.nn.functional.pad(torch.stack([random_logits(seed) for seed in range(3)]), (0, 24), value=100.0)
+    for params in (GREEDY, SamplingParams(logprobs=2), SamplingParams(top_k=5)):
+        inputs = [SamplingInput(params, [1, 2])] * 3
+        narrow = Sampler(VOCAB).sample(buffer_of(logits[:, :VOCAB]), inputs)
+        assert Sampler(VOCAB).sample(buffer_of(logits), inputs) == narrow
+        assert Sampler(VOCAB).sample(buffer_of(logits), inputs[:1], rows=[1]) == narrow[1:2]
 
 
 def test_logits_are_left_as_they_are() -> None:
@@ -180,7 +191,7 @@ def test_logits_are_left_as_they_are() -> None:
 def test_padded_vocabulary_is_never_sampled() -> None:
     logits = random_logits(2)
     logits[500:] = 100.0
-    (result,) = Sampler(500).sample(logits[None], [SamplingInput(SamplingParams(temperature=50.0), [1])])
+    (result,) = Sampler(500).sample(buffer_of(logits[None]), [SamplingInput(SamplingParams(temperature=50.0), [1])])
     assert isinstance(result, SampledToken)
     assert result.token < 500
 
@@ -225,9 +236,9 @@ def test_logprobs_are_those_before_temperature_and_truncation() -> None:
 @pytest.mark.parametrize(("value", "reason"), [(math.nan, "not finite"), (math.inf, "not finite"), (-math.inf, "mask")])
 def test_an_unusable_row_fails_alone(value: float, reason: str) -> None:
     logits = torch.stack([random_logits(1), random_logits(2), random_logits(3)])
-    expected = Sampler(VOCAB).sample(logits, [SamplingInput(SamplingParams(), [1])] * 3)
+    expected = Sampler(VOCAB).sample(buffer_of(logits), [SamplingInput(SamplingParams(), [1])] * 3)
     logits[1, 400 if value != -math.inf else slice(None)] = value
-    first, second, third = Sampler(VOCAB).sample(logits, [SamplingInput(SamplingParams(), [1])] * 3)
+    first, second, third = Sampler(VOCAB).sample(buffer_of(logits), [SamplingInput(SamplingParams(), [1])] * 3)
     assert [first, third] == [expected[0], expected[2]]
     assert isinstance(second, EngineError)
     assert reason in f"{second.message} {second.hint}"

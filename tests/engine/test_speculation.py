@@ -285,12 +285,12 @@ class Spoilt(FakeRunner):
         super().__init__(block_size=CONFIG.block_size, habit=RIGID)
         self.spoils, self.aborts = spoils, aborts
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
+    def logits(self, batch: Batch, cancel_flag: CancelFlag) -> torch.Tensor:
         if self.aborts(len(self.batches)):
             cancel_flag.set()
             self.batches.append(batch)
             return torch.zeros(len(batch.logits_indices), VOCAB)
-        logits = super().forward(batch, cancel_flag)
+        logits = super().logits(batch, cancel_flag)
         for row, flat in enumerate(batch.logits_indices):
             if self.spoils(batch.positions[flat]):
                 logits[row, 3] = torch.nan

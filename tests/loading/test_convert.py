@@ -16,6 +16,7 @@ from mistralrs.ops.weight import Matrix
 from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.quantize import isq_type
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES, QuantType
+from tests.buffers import tensor_of
 from tests.ggml_writer import write_ggml
 from tests.ops.harness import for_every_isa, native, reference
 from tests.parity.running import random_tokens
@@ -32,7 +33,7 @@ def matrix_of(type_: QuantType, data: np.ndarray[tuple[int, ...], np.dtype[np.ui
 
 def placed(matrix: Matrix, conversion: Conversion, backend: Backend) -> torch.Tensor:
     target = conversion.target("up_proj", matrix)
-    return backend.place(conversion.convert(matrix, target, backend)).dense()
+    return tensor_of(backend.place(conversion.convert(matrix, target, backend)).dense())
 
 
 @for_every_isa
@@ -95,7 +96,7 @@ def test_old_blocks_of_16_that_do_not_fill_one_of_32_are_decoded() -> None:
     matrix = Matrix("weight", EXPANDED["Q4_2"], 3, 48, np.ascontiguousarray(data).data.cast("B"))
     conversion = Conversion()
     assert conversion.target("up_proj", matrix) is TYPES["F32"]
-    weights = reference().place(conversion.convert(matrix, TYPES["F32"], reference())).dense()
+    weights = placed(matrix, conversion, reference())
     assert torch.equal(weights, dequantize(EXPANDED["Q4_2"], torch.from_numpy(data), 48))
 
 
@@ -120,7 +121,7 @@ def test_a_legacy_file_gives_the_logits_of_its_weights(tmp_path: Path, version: 
     tokens = random_tokens(tiny.config.vocab, 40, seed=5)
     groups, rows = model.limits.kv_groups, list(range(40))
     batch = Batch.of_one_sequence(tokens, 0, groups=groups, block_size=BLOCK_SIZE, logits_indices=rows)
-    ours = ModelRunner(model.decoder, vocab_size=model.spec.vocab_size).forward(batch, CancelFlag())
+    ours = tensor_of(ModelRunner(model.decoder, vocab_size=model.spec.vocab_size).forward(batch, CancelFlag()))
     with torch.inference_mode():
         theirs = legacy.reference()(torch.tensor([tokens])).logits[0]
     assert (ours - theirs).abs().max() <= 1e-4 * (theirs.max() - theirs.min())

@@ -12,6 +12,7 @@ from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.model_metadata import GgufMetadata
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.ops.backend import resolve
+from tests.buffers import tensor_of
 from tests.tiny import TinyConfig, write_tiny
 
 
@@ -31,15 +32,15 @@ def test_weights_are_those_of_transformers(isa: str | None, tmp_path: Path) -> N
         state = {name: torch.from_numpy(weight) for name, weight in tiny.weights.items()}
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             [weight] = parts.linears([name], layer=1)
-            assert torch.equal(weight.dense(), state[f"model.layers.1.self_attn.{name}.weight"])
+            assert torch.equal(tensor_of(weight.dense()), state[f"model.layers.1.self_attn.{name}.weight"])
         gate, up = parts.linears(["gate_proj", "up_proj"], layer=0)
-        assert torch.equal(gate.dense(), state["model.layers.0.mlp.gate_proj.weight"])
-        assert torch.equal(up.dense(), state["model.layers.0.mlp.up_proj.weight"])
+        assert torch.equal(tensor_of(gate.dense()), state["model.layers.0.mlp.gate_proj.weight"])
+        assert torch.equal(tensor_of(up.dense()), state["model.layers.0.mlp.up_proj.weight"])
         [head] = parts.linears(["lm_head"])
-        assert torch.equal(head.dense(), state["lm_head.weight"])
+        assert torch.equal(tensor_of(head.dense()), state["lm_head.weight"])
         norm, bias = parts.norm("ffn_norm", layer=1)
         assert bias is None
-        assert torch.equal(norm.tensor, state["model.layers.1.post_attention_layernorm.weight"])
+        assert torch.equal(tensor_of(norm), state["model.layers.1.post_attention_layernorm.weight"])
 
 
 def test_placed_bytes_are_enough(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Sizes, StepArgs
 from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.types import TYPES
+from tests.buffers import tensor_of
 from tests.quant.blocks import odd_rows, sane_rows
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -182,7 +183,7 @@ class Normalization:
 
 def filled(arena: Arena, values: torch.Tensor) -> Buffer:
     result = buffer(arena, *values.shape)
-    result.tensor.copy_(values)
+    tensor_of(result).copy_(values)
     return result
 
 
@@ -236,7 +237,7 @@ class Projection:
         if self.uses:
             args = adapted_step(self.uses, logits_indices=indices)
         backend.program([op], args)()
-        return [out.tensor.clone() for out in outs]
+        return [tensor_of(out).clone() for out in outs]
 
 
 def normed(backend: Backend, x: torch.Tensor, norm: Normalization) -> torch.Tensor:
@@ -245,4 +246,4 @@ def normed(backend: Backend, x: torch.Tensor, norm: Normalization) -> torch.Tens
     target = filled(arena, torch.zeros_like(x))
     op = backend.add_norm(filled(arena, x), target, norm.bind(arena))
     backend.program([op], step_args(tokens=len(x)))()
-    return target.tensor.clone()
+    return tensor_of(target).clone()

@@ -12,9 +12,10 @@ import torch
 
 from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary, Temperature
-from mistralrs.ops.native_backend import PackedKv
-from mistralrs.ops.reference_backend import ReferenceKv
+from mistralrs.ops.native_memory import PackedKv
+from mistralrs.ops.reference_memory import ReferenceKv
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
+from tests.buffers import tensor_of
 from tests.ops.harness import Normalization, for_every_isa, native, normed, random_values, reference
 from tests.tolerances import ATTENTION
 
@@ -143,7 +144,7 @@ class Cache:
         positions = [p for _, start, end in chunks for p in range(start, end)]
         work, count = self.work, starts[-1]
         for target, name in ((work.q, "q"), (work.k, "k"), (work.v, "v")):
-            target.tensor[:count] = torch.cat([getattr(text, name)[start:end] for text, start, end in chunks])
+            tensor_of(target)[:count] = torch.cat([getattr(text, name)[start:end] for text, start, end in chunks])
         self._rotary(positions)
         slots = [t.table[p // BLOCK] * BLOCK + p % BLOCK for t, start, end in chunks for p in range(start, end)]
         astray = self.shape.group
@@ -160,13 +161,13 @@ class Cache:
             logits_indices=[],
         )
         self._run()
-        return list(work.attended.tensor[:count].clone().split([end - start for _, start, end in chunks]))
+        return list(tensor_of(work.attended)[:count].clone().split([end - start for _, start, end in chunks]))
 
     def _rotary(self, positions: list[int]) -> None:
         half = self.shape.rotary_half
         if half:
             angles = torch.tensor(positions)[:, None] * 10000.0 ** (-torch.arange(half) / half)
-            self.work.rotary[0].tensor[: len(positions)] = torch.stack([angles.cos(), angles.sin()], dim=1)
+            tensor_of(self.work.rotary[0])[: len(positions)] = torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 def whole(backend: Backend, shape: Shape, text: Text) -> torch.Tensor:

@@ -14,6 +14,7 @@ from mistralrs.ops.arena import Arena
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.linear import AdapterUse
 from mistralrs.ops.workspace import Sizes, Workspace
+from tests.buffers import tensor_of
 from tests.ops.harness import (
     LowRank,
     Normalization,
@@ -57,7 +58,7 @@ def mixture(
         hidden=HIDDEN, q=1, kv=1, ffn=FFN, vocab=1, rotary=(),
     )  # fmt: skip
     work = Workspace(sizes)
-    work.x.tensor.copy_(x)
+    tensor_of(work.x).copy_(x)
     gate, up, down = (
         [
             adapted(
@@ -85,7 +86,7 @@ def mixture(
         scale=scale,
     )
     backend.program([op], adapted_step(uses) if uses else step_args(tokens=tokens))()
-    return work.x.tensor - x
+    return tensor_of(work.x) - x
 
 
 @for_every_isa

@@ -18,6 +18,7 @@ from mistralrs.ops.weight import Matrix, read_vector
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES
+from tests.buffers import tensor_of
 from tests.ops.harness import FLOATS, decoded, for_every_isa, native, random_matrix, reference
 from tests.tolerances import ROTARY
 
@@ -46,7 +47,7 @@ def embed(
     rotary = Rotary(inv_freq, work.rotary[0], 1.5)
     op = backend.embed(Linear(backend.place(matrix)), work, rotaries=[rotary], scale=scale)
     backend.program([op], args)()
-    return work.x.tensor.clone(), work.rotary[0].tensor.clone()
+    return tensor_of(work.x).clone(), tensor_of(work.rotary[0]).clone()
 
 
 @pytest.mark.native
@@ -64,8 +65,8 @@ def test_packing_loses_nothing(isa: str, name: str) -> None:
         columns = columns // block * block
         matrix = random_matrix(name, rows=rows, columns=columns, seed=rows, odd=True, ordered=ordered)
         weights = decoded(matrix)
-        assert same(native(isa).place(matrix).dense(), weights)
-        assert same(reference().place(matrix).dense(), weights)
+        assert same(tensor_of(native(isa).place(matrix).dense()), weights)
+        assert same(tensor_of(reference().place(matrix).dense()), weights)
 
 
 @pytest.mark.native

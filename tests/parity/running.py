@@ -13,6 +13,7 @@ from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load
 from mistralrs.ops.backend import resolve
+from tests.buffers import tensor_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Running:
                 slots.extend(text.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(start, end))
                 tables.append(text.blocks)
         batch.logits_indices.extend(range(len(batch.tokens)))
-        logits = self.runner.forward(batch, CancelFlag()).clone()
+        logits = tensor_of(self.runner.forward(batch, CancelFlag()))[:, : self.runner.vocab_size].clone()
         return list(logits.split([end - start for _, start, end in chunks]))
 
 

@@ -16,6 +16,7 @@ from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, load_gguf
 from mistralrs.ops.backend import resolve
+from tests.buffers import tensor_of
 
 MEMORY = 512 << 20
 """Bytes that the plan is told to be free: less than a guarded process may take."""
@@ -35,7 +36,7 @@ def load_and_answer(path: Path) -> None:
         new = tokens[done:]
         groups = model.limits.kv_groups
         batch = Batch.of_one_sequence(new, done, groups=groups, block_size=BLOCK_SIZE, logits_indices=[len(new) - 1])
-        logits = runner.forward(batch, CancelFlag())
+        logits = tensor_of(runner.forward(batch, CancelFlag()))
         if logits.shape != (1, model.spec.vocab_size):
             raise AssertionError(f"logits of shape {tuple(logits.shape)}")
         done = len(tokens)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.sampling.buffer_tensor import float_rows
 from mistralrs.engine.sampling.logits_processors import LOGITS_PROCESSORS, apply_mask, apply_penalties
 from mistralrs.engine.sampling.sampler_stages import (
     BUCKET_SHIFT,
@@ -34,6 +35,7 @@ from mistralrs.engine.sampling.sampling_input import (
     with_logprobs,
 )
 from mistralrs.errors import EngineError
+from mistralrs.ops.buffer import Buffer
 
 TILE = 64
 """Scores of a tile. Rows are searched by the maxima of their tiles, and summed tile by tile."""
@@ -49,9 +51,13 @@ class Sampler:
         self._scores = torch.empty(0, self._width)
         self._weights = torch.empty(0, self._width)
 
-    def sample(self, logits: torch.Tensor, inputs: Sequence[SamplingInput]) -> list[SampledToken | EngineError]:
-        """One token for each row of float32 ``logits`` (len(inputs), at least vocab_size), which are not changed.
+    def sample(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], *, rows: Sequence[int] | None = None
+    ) -> list[SampledToken | EngineError]:
+        """One token for each input.
 
+        ``logits``: float32 (count, vocab_size or more), which are not changed.
+        ``rows``: the row of each input, ascending; None: all rows.
         A row without a usable logit yields an error instead of a token, and does not affect the others.
         """
         if not inputs:  # a step of prefill chunks that do not reach their ends
@@ -61,7 +67,7 @@ class Sampler:
             replace(item, params=plan.effective_params) if plan.effective_params else item
             for item, plan in zip(inputs, plans, strict=True)
         ]
-        scores = self._copy(logits)
+        scores = self._copy(logits, rows)
         unmasked = self._process_logits(scores, inputs, plans)
         maxima = scores.view(len(inputs), -1, TILE).amax(2)  # (rows, tiles)
         tops = maxima.amax(1).tolist()
@@ -73,13 +79,17 @@ class Sampler:
             for index, item in enumerate(inputs)
         ]
 
-    def _copy(self, logits: torch.Tensor) -> torch.Tensor:
-        count = logits.shape[0]
+    def _copy(self, logits: Buffer, rows: Sequence[int] | None) -> torch.Tensor:
+        """The wanted rows of ``logits``, without columns of padding, in a tensor (rows, width) of the sampler's own."""
+        values = float_rows(logits)[:, : self._vocab_size]
+        if rows is not None and len(rows) < len(values):
+            values = values[list(rows)]
+        count = len(values)
         if self._scores.shape[0] < count:
             self._scores = torch.full((count, self._width), -math.inf)
             self._weights = torch.empty(count, self._width)
         scores = self._scores[:count]
-        scores[:, : self._vocab_size].copy_(logits[:, : self._vocab_size])
+        scores[:, : self._vocab_size].copy_(values)
         return scores
 
     def _process_logits(

@@ -1,0 +1,67 @@
+"""Weights and KV cache in the layouts that the CPU kernels read."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from mistralrs_kernels import cpu
+
+from mistralrs.ops.arena import Arena, buffer, buffers_bytes
+from mistralrs.ops.backend import KvShape
+from mistralrs.ops.buffer import Buffer, Span
+from mistralrs.ops.native_checks import check_kv
+from mistralrs.ops.weight import Matrix, Weight
+from mistralrs.quant.types import QuantType
+
+
+class PackedWeight:
+    """A matrix in panels of 16 rows (``csrc/layout.h``)."""
+
+    def __init__(self, matrix: Matrix, span: Span, bias: Buffer | None, table: cpu.Table) -> None:
+        self.name = matrix.name
+        self.type: QuantType = matrix.type
+        self.rows = matrix.rows
+        self.columns = matrix.columns
+        self.nbytes = len(span.bytes)
+        self._memory = (span, bias)
+        self._table = table
+        self.struct = cpu.Weight(
+            span.address, bias.address if bias else None, matrix.type.ggml_id, matrix.rows, matrix.columns
+        )
+
+    def dense(self) -> Buffer:
+        out = buffer(Arena(buffers_bytes((self.rows, self.columns))), self.rows, self.columns)
+        for row in range(self.rows):
+            self._table.unpack_row(ctypes.byref(self.struct), row, out.address + row * self.columns * 4)
+        return out
+
+
+class PackedKv:
+    """The cache as one span a layer; ``csrc/attention.h`` says what a block holds."""
+
+    def __init__(self, shape: KvShape) -> None:
+        check_kv(shape)
+        self.shape = shape
+        wide = -(-shape.head_dim // 16) * 16
+        self.is_f32 = shape.dtype == "f32"
+        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.is_f32 else 2)
+        self.nbytes = self.block_bytes * sum(shape.blocks)
+        arena = Arena(self.nbytes + 64 * len(shape.blocks))
+        self.layers = [arena.take(self.block_bytes * blocks) for blocks in shape.blocks]
+
+    def export_block(self, layers: Sequence[int], block: int) -> bytes:
+        size = self.block_bytes
+        return b"".join(self.layers[layer].bytes[block * size : (block + 1) * size] for layer in layers)
+
+    def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
+        size = self.block_bytes
+        if len(data) != len(layers) * size:
+            raise ValueError(f"a block of {len(layers)} layers has {len(layers) * size} bytes, not {len(data)}")
+        for place, layer in enumerate(layers):
+            self.layers[layer].bytes[block * size : (block + 1) * size] = data[place * size : (place + 1) * size]
+
+
+def packed_weight(weight: Weight) -> PackedWeight:
+    assert isinstance(weight, PackedWeight)
+    return weight
