@@ -1,7 +1,7 @@
 """Memory for weights, cache and buffers: private anonymous mappings, handed out as spans.
 
 Decode is bound by memory, and 2 MiB pages are read faster than 4 KiB ones (docs/log.md). Pages are touched only when
-they are written. A span keeps its mapping alive; tensors are views of it.
+they are written. A span keeps its mapping alive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Arena:
     """One mapping of ``capacity`` bytes; ``take`` hands out aligned pieces of it, in order."""
 
     def __init__(self, capacity: int, *, huge_pages: bool = False) -> None:
-        """``huge_pages``: for what is large and will be filled; what is touched here and there would take too much."""
+        """``huge_pages``: for memory that is large and will be filled; one that is touched in few places would take too
+        much."""
         size = capacity + HUGE_PAGE
         try:
             # private: Python's default is shared memory, which has huge pages on few systems

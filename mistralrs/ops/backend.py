@@ -1,7 +1,7 @@
-"""Which code runs: the table of backends, the best first, and what one has to offer.
+"""The table of backends, the best first, and the interface that each of them has.
 
-A backend owns the form in which weights and cache are stored, so its operations come as a set. The plain torch one is
-last and runs everywhere.
+A backend owns the form in which weights and cache are stored, therefore its operations come as a set. The plain torch
+one is last and runs everywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Op = Callable[[StepArgs], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvShape:
-    """What one sequence position stores in a layer, and how many blocks each layer has."""
+    """The shape of a KV cache: the heads that one position stores in a layer, and the blocks of each layer."""
 
     blocks: tuple[int, ...]
     """(layers,)"""
@@ -72,11 +72,11 @@ class KvCache(Protocol):
     nbytes: int
 
     def export_block(self, layers: Sequence[int], block: int) -> bytes:
-        """What a block holds in these layers, for ``import_block`` of a cache of the same shape and backend."""
+        """The bytes of a block in these layers, for ``import_block`` of a cache of the same shape and backend."""
         ...
 
     def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
-        """Fills a block; raises ValueError if ``data`` has another length."""
+        """Fills a block. Raises ValueError if ``data`` has another length."""
         ...
 
 
@@ -92,7 +92,7 @@ class Backend(Protocol):
 
     @property
     def results(self) -> str:
-        """The name of the code that computes: what it computed under one name is what it would compute again."""
+        """The name of the code that computes. Under the same name it computes the same bits."""
         ...
 
     def place(self, matrix: Matrix) -> Weight:
@@ -100,11 +100,11 @@ class Backend(Protocol):
         ...
 
     def placed_bytes(self, matrix: Matrix) -> int:
-        """Memory that ``place`` will take."""
+        """Bytes of memory that ``place`` will take."""
         ...
 
     def reserve(self, nbytes: int) -> None:
-        """Prepares memory for all the weights that will be placed."""
+        """Prepares memory for all the weights that will be placed, ``nbytes`` in sum."""
         ...
 
     def quantize(self, name: str, target: QuantType, values: memoryview) -> memoryview:
@@ -152,7 +152,7 @@ class Backend(Protocol):
         softcap: float = 0.0,
         scale: float = 1.0,
     ) -> Op:
-        """out = linear(x) for each member; ``add`` adds to what is in out, ``gated`` gives act(first) * second,
+        """out = linear(x) for each member; ``add`` adds to the values in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
 
         ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns;
@@ -185,14 +185,14 @@ class Backend(Protocol):
     ) -> Op:
         """attended = causal attention of q over the cache, after norming and rotating q and k and writing k and v.
 
-        ``group``: whose slots and block tables it goes by, all of whose layers have this window.
+        ``group``: the KV group whose slots and block tables are used; all its layers have this window.
         ``full_norms``: ``q_norm`` and ``k_norm`` span all heads; False: each head is normed by itself.
         ``window``: a position sees itself and window - 1 before it; 0: all. ``softcap``: of the scores; 0: none.
         """
         ...
 
     def add_norm(self, y: Buffer, x: Buffer, norm: Norm) -> Op:
-        """x += norm(y)"""
+        """x += norm(y), row by row."""
         ...
 
     def normalize(self, x: Buffer, out: Buffer, *, norm: Norm) -> None:
@@ -237,12 +237,12 @@ BACKENDS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class BackendUnavailable(Exception):
-    """A backend cannot run here; the message says why."""
+    """A backend cannot run here. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedBackend:
-    """The backend chosen, and why not the better ones."""
+    """The chosen backend, and for each better one the reason why it cannot run."""
 
     backend: Backend
     unavailable_backends: tuple[str, ...]

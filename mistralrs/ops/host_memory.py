@@ -1,4 +1,4 @@
-"""The part of a backend that allocates what it computes in, for backends that compute in the processor's memory."""
+"""The part of a backend that allocates memory, for backends that compute in the processor's memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 
 _VECTORS_BYTES = 1 << 20
-"""Of an arena that short vectors share."""
+"""The size of an arena that short vectors share."""
 
 
 class HostMemory:
@@ -33,5 +33,5 @@ class HostMemory:
         return Workspace(sizes)
 
     def step_args(self, sizes: Sizes) -> StepArgs:
-        """What describes steps of these sizes."""
+        """The arrays that describe steps of these sizes."""
         return StepArgs(sizes)

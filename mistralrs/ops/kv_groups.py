@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KvGroup:
-    """What the layers with one window have of the KV cache."""
+    """The part of the KV cache that the layers with one window share."""
 
     num_blocks: int
     window: int = 0

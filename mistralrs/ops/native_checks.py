@@ -1,6 +1,6 @@
-"""What the CPU kernels take for granted of weights and buffers, checked when an operation is bound.
+"""Checks that weights and buffers are as the CPU kernels take for granted, made when an operation is bound.
 
-A kernel looks at no shape and no type: it would read past the end of what it was given. The loader never asks for such
+A kernel looks at no shape and no type: it would read past the end of its inputs. The loader never asks for such
 an operation; should it do so by mistake, the model is refused by name.
 """
 
@@ -18,14 +18,14 @@ from mistralrs.quant.types import I8, TYPES, QuantType
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
 MAX_COLUMNS = 1 << 18
-"""Of a row: kernels keep a normed one on a thread's stack."""
+"""The widest row: kernels keep a normed one on a thread's stack."""
 MAX_ROWS = (1 << 31) - 16
-"""Of a matrix: kernels count them in 32 bits, in panels of 16."""
+"""The most rows of a matrix: kernels count them in 32 bits, in panels of 16."""
 MAX_HEAD_DIM = 4096
 """Kernels keep 64 rows of a head on a thread's stack."""
 MAX_EXPERTS = 1024
 MAX_MEMBERS = 4
-"""Of a projection."""
+"""The most matrices of a projection."""
 MAX_ROTARIES = 2
 
 _HINT = "MISTRALRS_NO_NATIVE=1 computes without the kernels, slower"

@@ -25,7 +25,7 @@ _FLOATS = frozenset({"F32", "F16", "BF16"})
 
 
 def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
-    """x (tokens, columns) after rounding to int8 with one scale for 32 columns.
+    """Returns x (tokens, columns) after rounding to int8 with one scale for 32 columns.
 
     Groups whose largest value is above ``outlier_threshold`` times the average of their row's are two-term: they are
     rounded to an int8 value and its residual.
@@ -45,7 +45,7 @@ def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
 
 
 def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """``norm`` over the last dimension."""
+    """Returns ``norm`` of x over its last dimension."""
     if norm.kind == "layer":
         x = x - x.mean(-1, keepdim=True)
     y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps) * tensor_of(norm.weight)
@@ -71,7 +71,7 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 def products(
     linears: Sequence[Linear], x: torch.Tensor, outlier_threshold: float, args: StepArgs, *, tokens: torch.Tensor
 ) -> list[torch.Tensor]:
-    """x (rows, columns) times each matrix, with what adapters add; int8 activations for the quantized ones.
+    """Returns x (rows, columns) times each matrix, with what adapters add; int8 activations for the quantized ones.
 
     ``tokens`` (rows,): each row's token of the step.
     """
@@ -91,6 +91,8 @@ def products(
 
 @dataclass(frozen=True, slots=True)
 class Project:
+    """``Backend.project``, bound."""
+
     linears: Sequence[Linear]
     x: Buffer
     outs: Sequence[Buffer]
@@ -124,6 +126,8 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
+    """``Backend.embed``, bound."""
+
     linear: Linear
     work: Workspace
     rotaries: Sequence[Rotary]
@@ -144,6 +148,8 @@ class Embed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attend:
+    """``Backend.attend``, bound."""
+
     work: Workspace
     k: torch.Tensor
     v: torch.Tensor
@@ -213,6 +219,8 @@ class Attend:
 
 @dataclass(frozen=True, slots=True)
 class AddNorm:
+    """``Backend.add_norm``, bound."""
+
     y: Buffer
     x: Buffer
     norm: Norm
@@ -223,6 +231,8 @@ class AddNorm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moe:
+    """``Backend.moe``, bound."""
+
     work: Workspace
     norm: Norm
     router: Linear
@@ -242,7 +252,8 @@ class Moe:
         if self.normalize_weights:
             best = best / best.sum(-1, keepdim=True)
         total = torch.zeros_like(x)
-        for index, (gate, up, down) in enumerate(self.experts):  # ascending: the order in which a token adds them
+        # ascending, which is the order in which a token adds them
+        for index, (gate, up, down) in enumerate(self.experts):
             tokens, ranks = torch.nonzero(chosen == index, as_tuple=True)
             if len(tokens):
                 first, second = products([gate, up], normed[tokens], self.outlier_threshold, args, tokens=tokens)

@@ -67,7 +67,7 @@ class Workspace:
 
 
 class StepArgs:
-    """What a step computes; the arrays stay where they are, ``set`` fills them.
+    """The description of a step. The arrays stay where they are; ``set`` fills them.
 
     Arrays are int32: ``tokens``, ``positions`` (num_tokens,), ``query_start_loc`` (num_seqs + 1,), ``seq_lens``
     (num_seqs,), ``logits_indices`` (num_logits,), and for each KV group ``slot_mapping`` (kv_groups, max_tokens) and

@@ -85,7 +85,8 @@ class FakeRunner:
         self.before: Callable[[Batch, CancelFlag], None] = lambda batch, cancel_flag: None
 
     def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
-        return buffer_of(self.logits(batch, cancel_flag))
+        """``logits`` with columns of padding that a reader must leave out: larger than all others."""
+        return buffer_of(torch.nn.functional.pad(self.logits(batch, cancel_flag), (0, 5), value=1e6))
 
     def hidden(self, start: int, stop: int) -> Buffer:
         return buffer_of(self.states(start, stop))

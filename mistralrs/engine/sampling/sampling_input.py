@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingInput:
-    """All that decides one sampled token, beside its logits."""
+    """Everything that decides one sampled token, beside its logits."""
 
     params: SamplingParams
     tokens: Sequence[int]
