@@ -1,6 +1,6 @@
-"""A model in this process: what the command line drives. Puts loading, text and engine together.
+"""A model in this process, as the command line drives it: loading, text and engine put together.
 
-Heavy imports happen in ``load``: naming a model must not cost a second.
+Heavy imports happen in ``load``, because naming a model must not cost a second.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from mistralrs.text.tokenizer import Tokenizer
 
 MAX_DRAFT = 7
-"""Tokens guessed ahead at most, unless the caller says so: with the known one, what kernels compute together."""
+"""The default of ``LoadOptions.max_draft``: with the committed token, as many as kernels compute together."""
 
 EVICTABLE_BYTES = 512 << 20
-"""KV of older sequences, beyond ``prefix_cache_n``, that stays where it is until its memory is needed."""
+"""Older sequences beyond ``prefix_cache_n`` whose KV stays until its memory is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Which files."""
+    """The files of a model."""
 
     architecture: str | None
-    """What they must hold, a name of ``models.registry.ARCHITECTURES``; None: whatever they say."""
+    """The architecture that they must hold, a name of ``models.registry.ARCHITECTURES``; None: any."""
     path: Path | None
     """A local file or folder, or"""
     repo: str | None
@@ -55,12 +55,12 @@ class ModelSource:
     filename: str | None
     """the file in it; None: the whole model."""
     gqa: int = 1
-    """Query heads to a key head of a GGML file, which does not say so."""
+    """Query heads that share a KV head, a number that GGML files lack."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load it."""
+    """The settings of loading."""
 
     max_seqs: int = DEFAULTS.max_seqs
     max_queue: int | None = None
@@ -71,16 +71,16 @@ class LoadOptions:
     kv_dir: Path | None = DEFAULTS.kv_dir
     """A folder in which KV outlives the process; None: it does not."""
     kv_dir_bytes: int = DEFAULTS.kv_dir_size
-    """What that folder may hold."""
+    """The most bytes that this folder may hold."""
     max_model_len: int | None = DEFAULTS.max_model_len
     """Tokens of context at most; None: those that the model was made for."""
     no_kv_cache: bool = DEFAULTS.no_kv_cache
     max_draft: int | None = DEFAULTS.max_draft
-    """Tokens guessed ahead for one sequence, at most; 0: none; None: some, where they cannot change an answer."""
+    """Draft tokens of one sequence in a step, at most; 0: none; None: some, where they cannot change an answer."""
     chat_template: str | None = None
-    """Jinja text, or a path that ends in .json or .jinja; wins over the model's own."""
+    """Jinja text, or a path that ends in .json or .jinja; replaces the model's own template."""
     tokenizer_json: Path | None = None
-    """Wins over the model's own tokenizer."""
+    """A file that replaces the model's own tokenizer."""
     tok_model_id: str | None = None
     """A hub repository or folder whose tokenizer and template are used."""
     token_source: str = DEFAULTS.token_source
@@ -92,7 +92,7 @@ class LoadOptions:
     """An instruction set of the kernels, or ``torch`` for none; None: the best."""
     max_batch_tokens: int = 512
     dtype: Literal["auto", "bf16", "f16", "f32"] = DEFAULTS.dtype
-    """Of weights that are stored as floats; ``auto``: as they are stored."""
+    """The type of weights that are stored as floats; ``auto``: as they are stored."""
     isq: str | None = DEFAULTS.isq
     """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
 
@@ -103,8 +103,8 @@ class LocalModel(ProcessBound):
     def __init__(self, model: Model, engine: Engine, info: ModelInfo) -> None:
         super().__init__()
         self.engine = engine
-        """For requests that ``chat`` and ``complete`` do not make."""
-        # the engine's thread must not be inside native code when the interpreter goes away
+        """The engine, for requests that ``chat`` and ``complete`` do not make."""
+        # the engine's thread must not be inside native code when the interpreter is torn down
         weakref.finalize(self, engine.close)
         self.info = info
         self.tokenizer: Tokenizer = model.tokenizer
@@ -119,7 +119,7 @@ class LocalModel(ProcessBound):
             vocab_size=engine.vocab_size,
             hidden_size=model.spec.hidden_size,
         )
-        """What preparing a request takes."""
+        """Returns the data that preparing a request needs."""
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
@@ -137,7 +137,7 @@ class LocalModel(ProcessBound):
         plan = LoadPlan(
             max_seqs=options.max_seqs,
             max_batch_tokens=options.max_batch_tokens,
-            # float32 throughout is what --dtype f32 asks for; the weights are exact in any case
+            # --dtype f32 asks for float32 throughout; the weights are exact in any case
             precision="f32" if options.dtype == "f32" else options.precision,
             text=_text_source(options, token, progress),
             dtype=options.dtype,
@@ -151,7 +151,7 @@ class LocalModel(ProcessBound):
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
         engine = _start_engine(model, options, resolved.backend)
         info = ModelInfo(
-            # the folder of a model in the hub's cache is called by its commit
+            # the folder of a model in the hub's cache is named by its commit
             name=source.repo if source.repo and path.is_dir() else model.name,
             architecture=model.architecture,
             quantization=model.quantization,
@@ -167,7 +167,7 @@ class LocalModel(ProcessBound):
         return cls(model, engine, info)
 
     def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
-        """The prompt that ``chat`` makes of the messages, however long it is.
+        """Returns the prompt that ``chat`` makes of the messages, however long it is.
 
         Raises ``RequestError``, also when there is no chat template, and ``ContextLengthError`` for messages that are
         far too long. Ctrl-C ends it.
@@ -179,7 +179,7 @@ class LocalModel(ProcessBound):
         return conversation_tokens(plain_conversation(messages, self.served, policy), self.served, policy).ids
 
     def count(self, messages: Sequence[Mapping[str, object]]) -> int:
-        """Prompt tokens that ``chat`` would send. Raises as ``tokens_of`` does."""
+        """Returns the number of prompt tokens that ``chat`` would send. Raises as ``tokens_of`` does."""
         return len(self.tokens_of(messages))
 
     def chat(
@@ -207,7 +207,7 @@ class LocalModel(ProcessBound):
         return self.engine.stats()
 
     def close(self) -> None:
-        """Ends what runs."""
+        """Cancels running requests and ends the engine."""
         self.engine.close()
         workers.close()
 
@@ -261,7 +261,7 @@ def _max_draft(options: LoadOptions, backend: Backend) -> int:
 
 
 def _token(source: str) -> Callable[[], str | None]:
-    """The hub token, read when it is needed: a malformed source is an error even when nothing is fetched."""
+    """Returns the hub token, read when it is needed: a malformed source is an error even when nothing is fetched."""
     from mistralrs.loading.token_source import token
 
     if source == "cache":  # costs an import of the hub client
@@ -271,7 +271,7 @@ def _token(source: str) -> Callable[[], str | None]:
 
 
 def locate(source: ModelSource, *, token_source: str = "cache", progress: Progress | None = None) -> Path:
-    """The file or folder of a model, downloaded if need be. Raises ``LoadError`` and ``UsageError``."""
+    """Returns the file or folder of a model, downloaded if need be. Raises ``LoadError`` and ``UsageError``."""
     return _find(source, _token(token_source), progress)
 
 

@@ -1,7 +1,7 @@
 """A model in this process for Python callers: ``Runner(Which.MistralGGUF()).send_chat_completion_request(...)``.
 
-Puts a row, a loaded model, a request and its answer together; what each of them is, others know. Who waits here waits
-in a queue, which lets other threads run.
+Combines a selector, a loaded model, a request and its answer, each of which has a module of its own. Callers wait on a
+queue, which lets other threads run.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ _CHECKED = (
     *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "max_model_len", "precision", "dtype"),
     *("no_kv_cache", "token_source"),
 )
-"""Options of loading that ``_check`` looks at, in its order; ``declarations`` says what they may be."""
+"""Options of loading that ``_check`` reads, in its order; ``declarations`` has their ranges."""
 
 
 class Runner(ProcessBound):
     """A loaded model; a context manager. Safe from any number of threads, whose requests run in one batch.
 
-    It belongs to the process that made it: a fork of that gets ``EngineError`` at once, and copying or pickling it
+    It belongs to the process that made it: methods raise ``EngineError`` at once in a fork, and copying or pickling it
     raises ``TypeError``.
     """
 
@@ -117,7 +117,7 @@ class Runner(ProcessBound):
 
     @property
     def info(self) -> ModelInfo:
-        """What was loaded, and what serves it."""
+        """Returns facts about the loaded model and the backend that serves it."""
         return self._model.info
 
     def send_chat_completion_request(
@@ -143,12 +143,12 @@ class Runner(ProcessBound):
         return self._answer(prepared, Completion, CompletionChunk)
 
     def stats(self) -> EngineStats:
-        """How the engine fares."""
+        """Returns a snapshot of the engine's statistics."""
         self.require_process()
         return self._model.stats()
 
     def close(self) -> None:
-        """Ends what runs, with ``EngineError`` for who waits for it, and frees the engine's thread. Idempotent."""
+        """Ends running requests, whose callers get ``EngineError``, and the engine's thread. Idempotent."""
         self._model.close()
 
     def __enter__(self) -> Runner:
@@ -169,7 +169,7 @@ class Runner(ProcessBound):
         try:
             for _ in _checked_events(news, builder):
                 pass
-        except BaseException:  # Ctrl-C, for one
+        except BaseException:  # for example Ctrl-C
             news.cancel()
             raise
         return whole.model_validate(builder.snapshot())
@@ -178,11 +178,11 @@ class Runner(ProcessBound):
 class AnswerStream(ProcessBound, Generic[Chunk]):
     """An answer under way, to be iterated for its chunks; a context manager. One thread at a time may iterate.
 
-    Who closes it, or lets go of it, cancels what has not come yet. An ``EngineError`` ends it.
+    Closing or releasing it cancels the rest of the answer. An ``EngineError`` ends it.
     """
 
     def __init__(self, model: LocalModel, events: EventQueue, builder: ResponseBuilder, kind: type[Chunk]) -> None:
-        """For ``Runner`` alone."""
+        """Called only by ``Runner``."""
         super().__init__()
         self._model = model  # the engine would end with it
         self._events = events
@@ -200,13 +200,13 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
         try:
             body = next(self._bodies)
         except MistralrsError:
-            if self._closed:  # by another thread, while this one waited
+            if self._closed:  # another thread closed it while this one waited
                 raise StopIteration from None
             raise
         return self._kind.model_validate(body)
 
     def close(self) -> None:
-        """Cancels the rest, which frees its place within a step; does nothing at the end. From any thread."""
+        """Cancels the rest, which frees its place within a step; does nothing at the end. Safe from any thread."""
         self._closed = True
         self._events.cancel()
 
@@ -232,7 +232,7 @@ class EventQueue:
         self._handles = submit(self, requests)
 
     def submit(self, request: Request) -> Handle:
-        """For ``submit`` of the answer's requests, in their order."""
+        """Submits the answer's requests with ``submit``, in their order."""
         deliver = _delivery(self._events, self._num_open)
         self._num_open += 1
         return self._engine.submit_to(deliver, request)
@@ -244,7 +244,7 @@ class EventQueue:
             yield place, event
 
     def cancel(self) -> None:
-        """From any thread, any number of times."""
+        """Cancels all requests. May be called from any thread, any number of times."""
         for handle in self._handles:
             handle.cancel()
 
@@ -254,16 +254,16 @@ def _delivery(events: SimpleQueue[tuple[int, Event]], place: int) -> Callable[[E
 
 
 def _chunk_bodies(events: EventQueue, builder: ResponseBuilder) -> Iterator[dict[str, object]]:
-    """The chunks of a stream. No method, or a stream that nobody holds would go on until garbage is collected."""
+    """Yields the chunks of a stream. A method's generator would keep a stream alive that its caller has dropped."""
     for place, event in _checked_events(events, builder):
         yield from map(builder.chunk_body, builder.chunks(place, event))
     yield from map(builder.chunk_body, builder.last_chunks())
 
 
 def _checked_events(queue: EventQueue, builder: ResponseBuilder) -> Iterator[tuple[int, Event]]:
-    """The events, which the builder has taken. Raises the error that ends one of the requests, and cancels the others.
+    """Yields the events, which the builder has taken. Raises the error that ends a request, and cancels the others.
 
-    A step that fails gives one error to all who waited for it, so each of them gets a copy.
+    A step that fails gives one error to several callers, so each of them gets a copy.
     """
     for place, event in queue:
         error = builder.on_event(place, event)
@@ -274,7 +274,7 @@ def _checked_events(queue: EventQueue, builder: ResponseBuilder) -> Iterator[tup
 
 
 def _check(options: LoadOptions) -> None:
-    """Raises TypeError and ``UsageError`` for options that are wrong in themselves or do not fit together."""
+    """Raises TypeError and ``UsageError`` for options that are invalid by themselves or in combination."""
     for name in _CHECKED:
         _check_one(name, getattr(options, name))
     check_together(

@@ -1,4 +1,4 @@
-"""A loaded model as a caller sees it: plain facts, and what turns text into ids and back. Can be pickled."""
+"""A loaded model as a caller sees it: plain facts, tokenizer and chat template. Can be pickled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ModelInfo:
     parameters: int
     file_bytes: int
     kv_bytes: int
-    """Address space of the KV cache; memory is taken as it fills."""
+    """Bytes of address space of the KV cache; memory is taken as it fills."""
     load_s: float
     unavailable_backends: tuple[str, ...]
     """Better backends that cannot run here, and why."""
@@ -31,14 +31,14 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as far as it is known without its engine: all that preparing a request and reading its answer take."""
+    """The data of a model that preparing a request and reading its answer need; nothing of its engine."""
 
     info: ModelInfo
     tokenizer: Tokenizer
     template: ChatTemplate | None
     max_len: int
-    """Tokens that one sequence can have, prompt and answer together."""
+    """Tokens of one sequence, prompt and answer together, at most."""
     vocab_size: int
-    """Ids from here on are never drawn and not accepted."""
+    """The number of valid ids: larger ones are never sampled and not accepted."""
     hidden_size: int
     """Values in an embedding."""

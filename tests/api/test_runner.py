@@ -382,7 +382,7 @@ def test_in_situ_quantisation_is_refused_as_on_the_command_line(file: Path) -> N
         ({"token_source": None}, TypeError, "token_source must be str, not NoneType"),
         ({"in_situ_quant": 4}, TypeError, "in_situ_quant must be"),
         ({"kv_dir": "kv", "no_kv_cache": True}, UsageError, "kv_dir keeps what no_kv_cache=True throws away"),
-        ({"max_draft": 4, "no_kv_cache": True}, UsageError, "max_draft guesses nothing"),
+        ({"max_draft": 4, "no_kv_cache": True}, UsageError, "max_draft has no effect"),
         ({"num_device_layers": 4}, TypeError, "num_device_layers"),
     ],
 )

@@ -220,7 +220,7 @@ def test_options_that_undo_each_other() -> None:
         check(kv_dir=True, no_kv_cache=True)
     with pytest.raises(UsageError, match="kv_dir keeps what prefix_cache_n=0 throws away"):
         check(kv_dir=True, prefix_cache_n=0)
-    with pytest.raises(UsageError, match="max_draft guesses nothing with no_kv_cache=True"):
+    with pytest.raises(UsageError, match="max_draft has no effect with no_kv_cache=True"):
         check(max_draft=4, no_kv_cache=True)
 
 

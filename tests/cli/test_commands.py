@@ -177,7 +177,7 @@ def test_bench_options_arrive(folder: Path) -> None:
         (["--max-seqs", "16", "bench"], "--max-seqs needs -i or --prompt"),
         (["--no-kv-cache", "bench"], "--no-kv-cache needs -i or --prompt"),
         (["--stats", "bench"], "--stats needs -i or --prompt"),
-        (["-i", "--draft", "3", "--no-kv-cache"], "--draft guesses nothing with --no-kv-cache"),
+        (["-i", "--draft", "3", "--no-kv-cache"], "--draft has no effect with --no-kv-cache"),
         (["--prompt", "x", "--max-tokens", "1", "--prompt-max-tokens", "1"], "say the same"),
         (["--prompt", "-", "--no-stdin"], "--no-stdin forbids it"),
         (["-i", "--top-p", "1.5"], "--top-p 1.5 is out of range"),

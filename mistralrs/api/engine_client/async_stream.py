@@ -17,25 +17,25 @@ class AsyncStream(ProcessBound):
     """
 
     BACKLOG = 256
-    """Unread events beyond which Deltas are joined: a reader that does not read costs little more than its text."""
+    """Unread events beyond which Deltas are joined, so that a slow reader costs little more memory than its text."""
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         super().__init__()
         self.cancelled = False
-        """The caller wants no more; the engine may not have noticed yet."""
+        """The caller has cancelled; the engine may not have processed that yet."""
         self._on_cancel = on_cancel
         self._unread: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
         self.num_tokens = 0
         """Tokens of all Deltas so far, read or not."""
-        self._complete = False  # the last event is here
-        self._read = False  # and was read
+        self._complete = False  # the last event has come
+        self._read = False  # the last event was read
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event. Cancelling the wait for it loses nothing."""
+        """Returns the next event. Cancelling the wait for it loses nothing."""
         self.require_process()
         if self._read:
             raise StopAsyncIteration
@@ -57,7 +57,7 @@ class AsyncStream(ProcessBound):
                 self._on_cancel()
 
     def put(self, event: Event) -> None:
-        """For the engine alone."""
+        """Adds an event. Called only by the engine."""
         if len(self._unread) >= self.BACKLOG:
             self._merge()
         self._unread.append(event)

@@ -25,11 +25,11 @@ class EngineClient(Protocol):
 
     @property
     def fault(self) -> EngineError | None:
-        """Why it serves nothing any more; None while it lives."""
+        """The error that ended the engine; None while it runs."""
 
     @property
     def stalled(self) -> EngineError | None:
-        """Why it serves nothing at the moment though it lives: it stands still, and may go on. None while it works."""
+        """The error of an engine that runs but is stalled, and may go on; None while it makes progress."""
 
     def submit(self, request: Request) -> AsyncStream:
         """Queues a request.
@@ -39,7 +39,7 @@ class EngineClient(Protocol):
         """
 
     async def stats(self) -> EngineStats:
-        """A snapshot. Raises EngineError if the engine has ended, or does not answer in time."""
+        """Returns a snapshot. Raises EngineError if the engine has ended, or does not answer in time."""
 
     async def close(self) -> None:
         """Ends the engine; open streams end with ``Finished("cancelled")``. Idempotent."""

@@ -1,6 +1,6 @@
 """The server's end of an engine's process: starts it, carries messages both ways, and waits for its end.
 
-Knows the messages' frames and none of their meanings.
+Handles the messages' frames, not their meanings.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from mistralrs.process import has_working_folder, open_standard_descriptors
 CHILD = "mistralrs.api.engine_client.engine_server"
 """The module that the process runs."""
 CLOSING_S = 10.0
-"""How long a process that has hung up, or is to, may take to end before it is killed; it needs a step."""
+"""Seconds that a process may take to end after either side has closed the connection, before it is killed; it needs one
+step."""
 
 
 class EngineLink(asyncio.Protocol):
-    """A process and the socket to it; of one event loop."""
+    """A process and the socket to it, used on one event loop."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], receive: Callable[[object], None], lose: Callable[[], None]
     ) -> None:
-        """For ``open`` alone."""
+        """Called only by ``open``."""
         self._process = process
         self._receive = receive
         self._lose = lose
@@ -38,7 +39,7 @@ class EngineLink(asyncio.Protocol):
 
     @classmethod
     async def open(cls, receive: Callable[[object], None], lose: Callable[[], None]) -> EngineLink:
-        """Starts the process. ``receive`` is called with each message, ``lose`` when the process has hung up.
+        """Starts the process. ``receive`` is called with each message, ``lose`` once the process has hung up.
 
         On Linux the process does not outlive the thread that calls this. Raises LoadError.
         """
@@ -48,11 +49,11 @@ class EngineLink(asyncio.Protocol):
         return link
 
     def send(self, message: object) -> None:
-        """Never waits. To be called while the process has not hung up."""
+        """Sends a message without waiting. The connection must be open."""
         self._transport.write(frame(message))
 
     def hang_up(self) -> None:
-        """Lets the process know that nothing more comes; it answers what it can, and ends."""
+        """Closes this side's output; the process then answers what it can, and ends."""
         self._transport.write_eof()
 
     def kill(self) -> None:
@@ -60,7 +61,7 @@ class EngineLink(asyncio.Protocol):
         self._process.kill()
 
     async def exit_code(self) -> int:
-        """The code of a process that has hung up, as ``subprocess`` has it; one that lingers is killed."""
+        """Returns the exit code, as ``subprocess`` has it, of a process that has hung up; kills one that lingers."""
         loop = asyncio.get_running_loop()
         patience = loop.time() + CLOSING_S
         while (code := self._process.poll()) is None:
@@ -73,7 +74,7 @@ class EngineLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio when the socket is connected."""
-        # that of another event loop, such as uvloop, only looks like one
+        # another event loop, such as uvloop, has a transport of its own class with the same methods
         self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -82,14 +83,14 @@ class EngineLink(asyncio.Protocol):
             self._receive(message)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Called by asyncio when the process has hung up."""
+        """Called by asyncio when the process has closed the connection."""
         self._lose()
 
 
 def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """The process and this end of the socket to it.
+    """Returns the process and this end of the socket to it.
 
-    A fresh interpreter: a fork would inherit the state of threads that it does not have.
+    The process is a fresh interpreter, because a fork would inherit the state of threads that it does not have.
     """
     open_standard_descriptors()  # the child would take a socket of that number for its stdout or stderr
     here, there = socket.socketpair()
@@ -110,7 +111,7 @@ def _start_process() -> tuple[subprocess.Popen[bytes], socket.socket]:
 
 
 def _import_path() -> list[str]:
-    """The folders that this process imports from, all absolute.
+    """Returns the folders that this process imports from, all absolute.
 
     Relative ones are left out where the working directory does not exist any more: they hold nothing, and an
     interpreter would not start with them.

@@ -1,6 +1,6 @@
-"""What passes between a server's process and its engine's: the messages, and how they travel over a socket.
+"""The messages between a server's process and its engine's, and their encoding on a socket.
 
-Both ends are of this package and one starts the other, so messages are pickled. Knows no torch and no event loop.
+Both ends are of this package and one starts the other, so messages are pickled. Imports neither torch nor asyncio.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from mistralrs.errors import EngineError, MistralrsError
 
 PackedEvent = tuple[int, str, tuple[int, ...]] | tuple[int, Event]
-"""A stream's number with its event, or with a plain Delta's text and tokens: these are most, and dataclasses pickle
-slowly."""
+"""A stream's number with its event, or with a plain Delta's text and tokens: most events are plain Deltas, and
+dataclasses pickle slowly."""
 
 
-# To the engine's process. The end of what it can read closes it.
+# Messages to the engine's process, which ends when its input ends.
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Comes first, once."""
+    """The settings to load with: the first message, sent once."""
 
     source: ModelSource
     options: LoadOptions
@@ -42,28 +42,28 @@ class Submit:
     """A request for the engine."""
 
     number: int
-    """Of the stream, chosen by the server's side."""
+    """The stream's number, chosen by the server's side."""
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The request of this number is not wanted any more."""
+    """Cancels the request of this number."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class AskStats:
-    """Is answered by ``Stats``."""
+    """Asks for ``Stats``."""
 
 
-# From it. The end of what the server's side can read is the end of the engine.
+# Messages from the engine's process. The engine has ended when the server's input ends.
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """How far loading is, as a ``Progress`` is told."""
+    """The progress of loading: the arguments of a ``Progress``."""
 
     what: str
     done: int
@@ -80,7 +80,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class NotLoaded:
-    """Comes instead of ``Loaded`` and is the last."""
+    """The error of loading: comes instead of ``Loaded`` and is the last message."""
 
     error: MistralrsError
 
@@ -101,14 +101,14 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A record of the log: only the server's side writes."""
+    """A log record; only the server's side writes the log."""
 
     record: logging.LogRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """What the engine's thread died of; the last."""
+    """The error that ended the engine's thread; the last message."""
 
     fault: EngineError
 
@@ -131,19 +131,19 @@ _LENGTH = struct.Struct("<Q")
 
 
 def frame(message: object) -> bytes:
-    """A message as bytes that say how long it is."""
+    """Returns a message as bytes, with its length in front."""
     body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
 
 
 class FrameDecoder:
-    """Puts messages together again from the pieces that a socket yields."""
+    """Reassembles messages from the pieces that a socket yields."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[object]:
-        """The messages that are complete with ``data``."""
+        """Returns the messages that ``data`` completes."""
         self._buffer += data
         messages = []
         start = 0

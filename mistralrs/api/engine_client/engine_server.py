@@ -1,4 +1,4 @@
-"""The engine's own process: loads a model, serves what its parent sends, and ends with it.
+"""The engine's own process: loads a model, serves the parent's requests, and ends with the parent.
 
 ``engine_connection`` runs it with the number of an inherited socket. It writes no log of its own.
 """
@@ -44,18 +44,18 @@ from mistralrs.errors import EngineError, LoadError, MistralrsError
 from mistralrs.process import open_standard_descriptors
 from mistralrs.text.worker import workers
 
-logger = logging.getLogger("mistralrs.api.engine_client.engine_server")  # which is run as __main__
+logger = logging.getLogger("mistralrs.api.engine_client.engine_server")  # this module runs as __main__
 
 
 def main() -> int:
-    """The exit code: 0 after an orderly end, else that of the error."""
+    """Runs the process. Returns the exit code: 0 after an orderly end, else that of the error."""
     # A terminal's Ctrl-C and hang-up, and a service manager's SIGTERM, reach both processes; the parent decides when
     # this one ends.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     _die_with_parent()
-    open_standard_descriptors()  # a parent that was detached may have none to pass on
+    open_standard_descriptors()  # a detached parent may have no stdin to pass on
     faulthandler.enable(2)
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         channel = Channel(connection)
@@ -67,15 +67,15 @@ def main() -> int:
         try:
             model = _load(load, channel)
         except MistralrsError as error:
-            # it crosses with the error, for whoever shows tracebacks
+            # the traceback is pickled with the error, for a parent that shows tracebacks
             error.add_note(f"In the engine's process:\n{traceback.format_exc().rstrip()}")
             channel.send(NotLoaded(error))
             return error.exit_code
         threading.excepthook = lambda failed: _die(channel, failed.exc_value)
         with model:
-            model.tokenizer.prepare()  # where it holds up nobody
+            model.tokenizer.prepare()  # it delays no request there
             channel.send(Loaded(model.served, model.engine.config))
-            workers.close()  # whoever prepares requests has processes of its own
+            workers.close()  # the parent prepares requests, with template processes of its own
             try:
                 return _serve(model.engine, channel, messages)
             except Exception as error:
@@ -95,9 +95,9 @@ def _load(load: Load, channel: Channel) -> LocalModel:
 
 
 def _die(channel: Channel, error: BaseException | None) -> int:
-    """Tells the parent what the process dies of, and makes it end. Returns the exit code.
+    """Sends the parent the error that ends the process, and ends it. Returns the exit code.
 
-    From any thread; a thread's death leaves others waiting for it, so it is the death of all.
+    May be called from any thread. An error that ends one thread ends the process, because others would wait for it.
     """
     logger.error("the engine's process met a defect", exc_info=error)
     fault = EngineError(f"the engine died: {_words(error)}", hint="start it again")
@@ -111,10 +111,10 @@ def _words(error: BaseException | None) -> str:
 
 
 def _serve(engine: Engine, channel: Channel, messages: Iterator[object]) -> int:
-    """Until the parent says no more, or the engine has died."""
+    """Serves until the parent closes the connection, or the engine has failed."""
     server = EngineServer(engine, channel)
     engine.after_step = server.flush
-    server.flush()  # in case that the engine's thread is dead already
+    server.flush()  # the engine's thread may have failed already
     for message in messages:
         match message:
             case Submit(number, request):
@@ -142,7 +142,7 @@ class Channel:
         self._hung_up = False
 
     def send(self, message: object) -> None:
-        """Waits while the parent does not read. Without a parent nothing is sent: the end of ``messages`` tells."""
+        """Sends a message; waits while the parent does not read. Sends nothing without a parent."""
         data = frame(message)
         with self._lock:
             if self._hung_up:
@@ -153,31 +153,31 @@ class Channel:
                 self._hung_up = True
 
     def send_last(self, message: object) -> None:
-        """As ``send``; nothing is sent after it."""
+        """Sends a message as ``send`` does, and makes it the last."""
         self.send(message)
         self._hung_up = True
 
     def messages(self) -> Iterator[object]:
-        """What the parent sends, until it closes its end or ``stop_reading`` is called."""
+        """Yields the parent's messages until it closes its end or ``stop_reading`` is called."""
         decoder = FrameDecoder()
         with contextlib.suppress(ConnectionResetError):  # the parent is gone and has left something unread
             while data := self._connection.recv(1 << 18):
                 yield from decoder.feed(data)
 
     def stop_reading(self) -> None:
-        """Ends ``messages``. From any thread."""
+        """Ends ``messages``. May be called from any thread."""
         with contextlib.suppress(OSError):  # the parent is gone
             self._connection.shutdown(socket.SHUT_RD)
 
 
 class EngineServer:
-    """Between the parent's numbers of streams and the engine's handles; a step's events leave together."""
+    """Maps the parent's stream numbers to the engine's handles; the events of a step are sent together."""
 
     def __init__(self, engine: Engine, channel: Channel) -> None:
         self._engine = engine
         self._channel = channel
         self._handles: dict[int, Handle] = {}
-        self._lock = threading.Lock()  # a request may end before its handle is put away
+        self._lock = threading.Lock()  # a request may end before its handle is stored
         self._events: list[PackedEvent] = []
 
     def submit(self, number: int, request: Request) -> None:
@@ -185,12 +185,12 @@ class EngineServer:
         try:
             with self._lock:
                 self._handles[number] = self._engine.submit_to(partial(self._deliver, number), request)
-        except MistralrsError as error:  # the parent checks as the engine does, but knows less of its state
+        except MistralrsError as error:  # the parent makes the engine's checks, but has less of its state
             usage = Usage(len(request.prompt), 0, 0, 0.0, 0.0, 0.0, request.sampling.seed)
             self._channel.send(Step([pack(number, Failed(error, usage))]))
 
     def cancel(self, number: int) -> None:
-        """Does nothing if the request has ended: its end may be on the way while this was."""
+        """Cancels a request; does nothing if it has ended, because the two messages may cross."""
         with self._lock:
             handle = self._handles.get(number)
         if handle is not None:
@@ -203,7 +203,7 @@ class EngineServer:
                 del self._handles[number]
 
     def flush(self) -> None:
-        """To be called by the engine's thread, which delivers, after each step."""
+        """Sends the events of a step. Called by the engine's thread, which delivers them, after each step."""
         if self._events:
             self._channel.send(Step(self._events))
             self._events = []
@@ -219,9 +219,9 @@ class LogRelay(logging.handlers.QueueHandler):
         self._channel = channel
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """The record with its message put together, and nothing in it that may not be pickled.
+        """Returns the record with its message formatted, and only attributes that can be pickled.
 
-        An error's words stand in the message; its traceback is beside it as text, where every formatter looks for it.
+        An error's text is in the message; its traceback is text in ``exc_text``, which every formatter reads.
         """
         message, trace = record.getMessage(), None
         if record.exc_info is not None and record.exc_info[1] is not None:
@@ -244,8 +244,8 @@ _CROSSING = (
 
 
 def _die_with_parent() -> None:
-    """So that the process also ends when it cannot notice, in the middle of loading. Where there is no such call, the
-    end of the socket is noticed afterwards."""
+    """Makes the system end this process with its parent, because it does not read the socket while it loads. Without
+    such a system call it reads the end of the socket after loading."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)

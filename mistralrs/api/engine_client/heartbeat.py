@@ -1,6 +1,6 @@
-"""Whether an engine that lives also goes on: it is asked again and again, and its steps are counted.
+"""Detects an engine that runs but is stalled: it is asked for its statistics repeatedly, and its steps are counted.
 
-Questions and answers are counted instead of the time, because the asking process may have stood still as well.
+Questions and answers are counted instead of the time, because the asking process may have been suspended as well.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 """Seconds between two questions."""
 UNANSWERED = 5
-"""Questions in a row without a word from the engine, after which it counts as standing still."""
+"""Questions in a row without a message from the engine, after which it counts as stalled."""
 WITHOUT_STEP = 600
-"""Answers in a row that tell of work and of no new step. One step of a large model on a slow machine takes minutes."""
+"""Answers in a row that report work and no new step, after which the engine counts as stalled. One step of a large
+model on a slow machine takes minutes.
+"""
 
 
 class EngineHeartbeat:
@@ -34,11 +36,11 @@ class EngineHeartbeat:
         self._steps = -1
 
     def on_ping(self) -> None:
-        """A question is asked, or an older one still waits."""
+        """Counts a question: it is asked, or an older one still waits."""
         self._unanswered += 1
 
     def on_message(self) -> None:
-        """Something came from the engine, whatever it is."""
+        """Resets the count of unanswered questions: some message came from the engine."""
         self._unanswered = 0
 
     def on_stats(self, stats: EngineStats) -> None:
@@ -48,7 +50,7 @@ class EngineHeartbeat:
         self._steps = stats.steps
 
     async def watch(self, ask: Callable[[], asyncio.Future[EngineStats]], has_ended: Callable[[], bool]) -> None:
-        """Asks the engine again and again, one question at a time, and logs when it stops and when it goes on."""
+        """Asks the engine repeatedly, one question at a time, and logs when it stalls and when it goes on."""
         told = None
         question = ask()
         try:
@@ -67,11 +69,11 @@ class EngineHeartbeat:
                     logger.warning("the engine goes on")
                 told = stall
         finally:
-            question.cancel()  # nobody asks for its answer any more
+            question.cancel()  # the answer is not needed any more
 
     @property
     def stall(self) -> EngineError | None:
-        """Why the engine counts as standing still; None while it goes on."""
+        """Returns the reason why the engine counts as stalled; None while it makes progress."""
         if self._unanswered > UNANSWERED:
             return stalled(f"the engine has not answered for {UNANSWERED * HEARTBEAT_S:g} s")
         if self._without_step >= WITHOUT_STEP:
@@ -80,11 +82,11 @@ class EngineHeartbeat:
 
 
 def stalled(message: str) -> EngineError:
-    """The error of a question to an engine that stands still."""
+    """Returns the error of a question to a stalled engine."""
     return EngineError(message, hint="it may go on; if it does not, start it again", code="engine_stalled")
 
 
 def require_alive(fault: EngineError | None) -> None:
-    """Raises a copy of the reason why an engine serves nothing any more; None: it does."""
+    """Raises a copy of the error that ended an engine; None: it runs, and nothing is raised."""
     if fault is not None:
         raise EngineError(fault.message, hint=fault.hint, code=fault.code)

@@ -1,4 +1,4 @@
-"""A stream whose end has not come, as the server's side of an engine keeps it. Knows no process."""
+"""A stream that has not ended, as the server's side of an engine keeps it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class OpenStream:
-    """A stream, what was asked, and a timer for an engine that stands still."""
+    """A stream, its request, and a timer for an engine that is stalled."""
 
     stream: AsyncStream
     request: Request
     timer: asyncio.TimerHandle | None = None
-    """Ends it if the engine does not."""
+    """The timer that ends the stream if the engine does not."""
 
     def usage(self) -> Usage:
-        """As far as it is known without the engine."""
+        """Returns the usage as far as it is known without the engine."""
         request = self.request
         return Usage(len(request.prompt), 0, self.stream.num_tokens, 0.0, 0.0, 0.0, request.sampling.seed)
 

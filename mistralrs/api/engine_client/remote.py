@@ -47,27 +47,27 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STATS_S = 2.0
-"""Seconds that an engine is waited for that was asked for its numbers."""
+"""Seconds to wait for the engine's statistics."""
 GRACE_S = 1.0
-"""Seconds after a request's deadline that the engine, which ends the request itself, is waited for."""
+"""Seconds to wait after a request's deadline for the engine, which ends the request itself."""
 CANCEL_S = 2.0
-"""Seconds that it is waited for after a request was cancelled; it needs a step."""
+"""Seconds to wait for the end of a cancelled request; the engine needs one step."""
 
 
 class RemoteEngine(ProcessBound):
     """An engine in a process of its own, which ends when this object is closed and when this process ends.
 
-    A fork of this process has the same connection and must not use it: there everything raises EngineError but
+    A fork of this process has the same connection and must not use it: every method raises EngineError there, except
     ``close``, which does nothing.
 
-    The end of that process ends the open streams with Failed, and ``fault`` tells its reason. While the process stands
-    still, deadlines and cancelling end streams all the same, a little later than the engine would.
+    The open streams end with Failed when the process ends, and ``fault`` is the reason. While the process is stalled,
+    deadlines and cancellation still end streams, a little later than the engine would.
     """
 
     model: ServedModel
 
     def __init__(self, progress: Progress | None) -> None:
-        """For ``start`` alone."""
+        """Called only by ``start``."""
         super().__init__()
         self.fault: EngineError | None = None
         self._progress = progress
@@ -168,7 +168,7 @@ class RemoteEngine(ProcessBound):
             self._end_after(CANCEL_S, number, None)
 
     def _end_after(self, seconds: float, number: int, error: EngineError | None) -> None:
-        """Ends a stream if the engine has not until then; ``error`` None: as cancelled."""
+        """Sets a timer that ends a stream unless the engine ends it first; ``error`` None: as cancelled."""
         entry = self._open[number]
         entry.stop_timer()
         entry.timer = self._loop.call_later(seconds, self._end, number, error)
@@ -181,7 +181,7 @@ class RemoteEngine(ProcessBound):
             return
         entry.stream.put(Failed(error, usage))
         if self.fault is None:
-            self._link.send(Cancel(number))  # for the engine, when it goes on
+            self._link.send(Cancel(number))  # the engine reads it when it goes on
 
     def _receive(self, message: object) -> None:
         self._heartbeat.on_message()
@@ -200,7 +200,7 @@ class RemoteEngine(ProcessBound):
                     self._progress(what, done, total)
             case Loaded(model, config):
                 self.model, self._config = model, config
-                workers.start()  # for the first request
+                workers.start()  # the first request needs it
                 _resolve_future(self._loaded, None)
             case NotLoaded(error):
                 _resolve_future(self._loaded, error)
@@ -211,7 +211,7 @@ class RemoteEngine(ProcessBound):
 
     def _deliver(self, number: int, event: Event) -> None:
         entry = self._open.get(number)
-        if entry is None:  # it was ended without the engine
+        if entry is None:  # the timer has ended the stream already
             return
         if isinstance(event, End):
             entry.stop_timer()
@@ -219,7 +219,7 @@ class RemoteEngine(ProcessBound):
         entry.stream.put(event)
 
     def _on_disconnect(self) -> None:
-        """The process has hung up: it is dead or about to end."""
+        """Called when the process has closed the connection: it is dead or about to end."""
         if self._watching is not None:
             self._watching.cancel()
         is_known = self.fault is not None
@@ -227,7 +227,7 @@ class RemoteEngine(ProcessBound):
         self._exit_task = self._loop.create_task(self._on_exit(is_known=is_known))
 
     async def _on_exit(self, *, is_known: bool) -> None:
-        """Waits for the end of the process, logs how it ended unless that is known, and ends the open streams."""
+        """Waits for the end of the process, logs its cause unless that is known, and ends the open streams."""
         code = await self._link.exit_code()
         killed = f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else ""
         how = killed or f"ended with exit code {code}"
@@ -250,7 +250,7 @@ class RemoteEngine(ProcessBound):
 
 
 def _resolve_future(future: asyncio.Future[T], result: T | Exception) -> None:
-    """Does nothing if the future has a result already, or was cancelled."""
+    """Sets the future's result or error; does nothing if it has one already, or was cancelled."""
     if future.done():
         return
     if isinstance(result, Exception):

@@ -1,4 +1,4 @@
-"""The options of one answer: how it is asked for, and how its tokens are drawn."""
+"""The options of one answer: its prompt, its limits, and the sampling of its tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PROMPT = frozenset({Mode.PROMPT})
 
 
 def _number(default: float, flag: str, parameter: str, *, help: str) -> Any:
-    """A sampling option that is a real number, with the range that the parameter has everywhere."""
+    """Returns a sampling option that is a real number, with the range that the parameter has everywhere."""
     allowed = RANGES[parameter]
     return option(default, flag, metavar="X", modes=ANSWER, least=allowed.least, most=allowed.most, help=help)
 

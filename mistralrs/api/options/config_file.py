@@ -1,4 +1,4 @@
-"""Reads ``config.toml`` in the user's config folder: a key an option, no sections."""
+"""Reads ``config.toml`` in the user's config folder: one key for each option, no sections."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ConfigFile:
 
     path: Path
     values: Mapping[str, object]
-    """Values of the right type, by the names of the options' fields; ranges are not checked."""
+    """Values of the right type, by the names of the options' fields; their ranges are not checked yet."""
 
 
 def find_config(environment: Mapping[str, str]) -> Path | None:
-    """The config file that counts; None: there is none. Raises ``UsageError`` where one is named that does not exist.
+    """Returns the config file's path; None: there is none. Raises ``UsageError`` if one is named that does not exist.
 
     ``MISTRALRS_CONFIG`` names it, where that is set; otherwise it is in the user's config folder.
     """
@@ -48,7 +48,7 @@ def find_config(environment: Mapping[str, str]) -> Path | None:
 
 
 def read_config(environment: Mapping[str, str]) -> ConfigFile | None:
-    """The config file that counts, read; None: there is none.
+    """Returns the content of the config file; None: there is none.
 
     Raises ``UsageError`` for a file that cannot be read or is not TOML, for keys that are no option, and for values of
     another type than the option's.
@@ -93,7 +93,7 @@ def _is_flag(key: str) -> bool:
 
 
 def _typed(name: str, value: Any, path: Path) -> object:
-    """The value as its option has it. Never repeats it in an error: it may be a key."""
+    """Returns the value in its option's type. Errors never repeat the value, which may be a secret key."""
     option, hint = DECLARED[name], without_none(types()[name])
     if get_origin(hint) is tuple:
         if isinstance(value, str):
@@ -122,7 +122,7 @@ def _typed(name: str, value: Any, path: Path) -> object:
 
 
 def _number(kind: type, value: float) -> float:
-    """A whole number of thousands of digits stays one: its range refuses it."""
+    """Returns the number as ``kind``; a whole number of thousands of digits stays whole, and its range refuses it."""
     try:
         number: float = kind(value)
     except OverflowError:

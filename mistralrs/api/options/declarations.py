@@ -1,4 +1,4 @@
-"""Every option before the subcommand, and so every one of the environment and the config file.
+"""Every option before the subcommand; these are also those of the environment and the config file.
 
 Names, types, defaults, ranges, help and the modes that each has a meaning in are here and nowhere else: the command
 line, ``LoadOptions``, ``Runner``, ``ServerSettings`` and the reference read them.
@@ -21,7 +21,7 @@ from mistralrs.quant.quantize import ISQ_TYPES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(AnswerOptions):
-    """The values that count, each from its strongest origin. None: nobody said, and the mode or the model decides."""
+    """The values in force, each from its strongest origin. None: not given, so that the mode or the model decides."""
 
     truncate_sequence: bool = option(
         False,
@@ -58,7 +58,7 @@ class Options(AnswerOptions):
         least=0,
         modes=RUN,
         shown_default="7, bench: 0",
-        help="Tokens to guess ahead from what was said before, at most; the answer stays the same. 0: off.",
+        help="Draft tokens proposed from earlier text, at most; the answer stays the same. 0: off.",
     )
     kv_memory: int | None = option(
         None,
@@ -264,10 +264,10 @@ class Options(AnswerOptions):
 DECLARED: Mapping[str, Option] = {each.name: each.metadata["declaration"] for each in fields(Options)}
 """The declarations, by the names of their fields."""
 DEFAULTS = Options()
-"""The values that count where nobody says anything."""
+"""The values where nothing is given."""
 
 
 @functools.cache
 def types() -> Mapping[str, Any]:
-    """The types of the values, by the names of their fields."""
+    """Returns the types of the values, by the names of their fields."""
     return get_type_hints(Options)

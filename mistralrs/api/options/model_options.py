@@ -1,6 +1,7 @@
-"""The options after a row: by the form of its weights and by its adapter. None: not given, the row's default counts.
+"""The options after a selector: by the format of its weights and by its adapter. None: not given, the selector's
+default counts.
 
-The command line makes its parameters of these fields, and ``Which`` the types and ranges of its own.
+The command line makes its parameters from these fields, and ``Which`` the types and ranges of its own.
 """
 
 # ruff: noqa: RUF009  (``option`` makes a dataclass field, as ``field`` does)
@@ -30,7 +31,7 @@ def _tok_model_id() -> Any:
 
 
 def gqa_option() -> Any:
-    """The option ``--gqa``."""
+    """Returns the option ``--gqa``."""
     return option(
         None,
         "--gqa",
@@ -59,7 +60,7 @@ def _order() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainOptions:
-    """What stands after a row whose weights are safetensors."""
+    """The options after a selector whose weights are safetensors."""
 
     model_id: str | None = option(
         None, "--model-id", "-m", metavar="REPO|PATH", help="The model: a hub repository, a folder or a file."
@@ -70,7 +71,7 @@ class PlainOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedOptions:
-    """What stands after a row whose weights are one quantised file."""
+    """The options after a selector whose weights are one quantized file."""
 
     tok_model_id: str | None = _tok_model_id()
     quantized_model_id: str | None = option(
@@ -87,14 +88,14 @@ class QuantizedOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgmlOptions(QuantizedOptions):
-    """What stands after a row whose weights are a GGML file."""
+    """The options after a selector whose weights are a GGML file."""
 
     gqa: int | None = gqa_option()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoOptions:
-    """What stands after ``auto``."""
+    """The options after ``auto``."""
 
     source: str | None = argument(None, metavar="SOURCE", help="The model: a hub repository, a folder or a file.")
     model_id: str | None = option(None, "--model-id", "-m", metavar="SOURCE", help="The same as SOURCE.")
@@ -109,7 +110,7 @@ class AutoOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XLoraOptions:
-    """What stands after a row with X-LoRA, besides what names the weights."""
+    """The options after a selector with X-LoRA, besides those that name the weights."""
 
     xlora_model_id: str | None = option(
         None, "--xlora-model-id", "-x", metavar="REPO|FOLDER", help="The adapters and their classifier."
@@ -126,7 +127,7 @@ class XLoraOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraOptions:
-    """What stands after a row with LoRA, besides what names the weights."""
+    """The options after a selector with LoRA, besides those that name the weights."""
 
     adapters_model_id: str | None = option(
         None, "--adapters-model-id", "-a", metavar="REPO|FOLDER", help="The adapters."

@@ -1,4 +1,4 @@
-"""How an option is declared: a dataclass field with its flags, help, range and the modes that it has a meaning in."""
+"""The declaration of an option: a dataclass field with its flags, help, range and the modes that it applies to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Mode(enum.Enum):
-    """What the command does; the value is how the user asks for it."""
+    """The purpose of a command; the value is how the user asks for it."""
 
     CHAT = "-i"
     PROMPT = "--prompt"
@@ -32,42 +32,42 @@ class Option:
     """One declaration; the field that carries it has the name, the type and the default."""
 
     flags: tuple[str, ...]
-    """As typed, the long one first."""
+    """The flags as typed, the long one first."""
     help: str
     modes: frozenset[Mode] = ALL
     metavar: str | None = None
     shown_default: str | None = None
-    """Words of the help for the default; None: the default itself."""
+    """The default as help shows it; None: the default itself."""
     least: float | None = None
     most: float | None = None
-    """The numbers that it may be, both ends included."""
+    """The largest valid number; ``least`` and ``most`` are both valid."""
     excluded: float | None = None
-    """A number in between that it may not be."""
+    """A number in between that is not valid."""
     range_hint: str | None = None
-    """Words of the error for numbers that it may not be; None: the range."""
+    """The text of the error for invalid numbers; None: the range."""
     shows_range: bool = True
-    """Of a whole number: help shows the range, and the parser of the command line checks it."""
+    """For whole numbers: help shows the range, and the parser of the command line checks it."""
     is_size: bool = False
-    """Bytes, given as a number with K, M, G or T."""
+    """The value is bytes, given as a number with K, M, G or T."""
     file_endings: tuple[str, ...] = ()
-    """Of a text: one that ends so is a path."""
+    """For texts: a value with one of these endings is a path."""
     separator: str | None = None
-    """Stands between two values in the environment; None: the variable is one value."""
+    """The separator of values in the environment; None: the variable is one value."""
     empty_counts: bool = False
     """A variable that is set to nothing is a value; otherwise it counts as not set."""
     together: str | None = None
-    """Options with the same word say the same: the strongest origin counts for all of them."""
+    """Options with the same word mean the same: the strongest origin counts for all of them."""
     is_shared: bool = True
-    """May stand in the environment and in the config file, too."""
+    """The option may also stand in the environment and in the config file."""
 
     @property
     def variable(self) -> str | None:
-        """The environment variable; None: there is none."""
+        """Returns the environment variable; None: there is none."""
         return f"MISTRALRS_{self._word.replace('-', '_').upper()}" if self.is_shared else None
 
     @property
     def key(self) -> str | None:
-        """The key in the config file; None: it may not stand there."""
+        """Returns the key in the config file; None: the option may not stand there."""
         return self._word if self.is_shared else None
 
     @property
@@ -76,10 +76,10 @@ class Option:
 
 
 def option(default: object, *flags: str, help: str, **settings: Any) -> Any:
-    """A dataclass field that is an option; ``settings`` are fields of ``Option``."""
+    """Returns a dataclass field that is an option; ``settings`` are fields of ``Option``."""
     return field(default=default, metadata={"declaration": Option(flags=flags, help=help, **settings)})
 
 
 def argument(default: object, *, metavar: str, help: str) -> Any:
-    """A dataclass field that is a word without a name."""
+    """Returns a dataclass field that is a positional argument."""
     return field(default=default, metadata={"declaration": Option(flags=(), metavar=metavar, help=help)})

@@ -20,14 +20,14 @@ VARIABLES: Mapping[str, str] = {
     "MISTRALRS_KERNELS": "Another library of kernels to load.",
     "MISTRALRS_NO_NATIVE": "1: compute without the kernels, slower.",
 }
-"""Variables that are no options, with their meaning."""
+"""Environment variables that are no options, with their meaning."""
 _OF_TESTS = "MISTRALRS_TEST_"
-"""Begins the names of variables that only the project's own tests and scripts read."""
+"""The prefix of variables that only the project's own tests and scripts read."""
 _BY_VARIABLE = {option.variable: name for name, option in DECLARED.items() if option.variable is not None}
 
 
 class Origin(enum.IntEnum):
-    """Who said a value; a larger one is stronger."""
+    """The origin of a value; a larger one is stronger."""
 
     DEFAULT = 0
     FILE = 1
@@ -37,29 +37,29 @@ class Origin(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedOptions:
-    """The values that count, and who said them."""
+    """The values in force, and their origins."""
 
     values: Options
     origins: Mapping[str, Origin]
-    """Options whose value is a default are not among them."""
+    """The origins by option; options with their default value are absent."""
     config: ConfigFile | None
 
     def origin(self, name: str) -> Origin:
-        """Who said the value of an option."""
+        """Returns the origin of an option's value."""
         return self.origins.get(name, Origin.DEFAULT)
 
     def written(self, name: str) -> str:
-        """The option as its giver wrote it: ``--threads``, ``MISTRALRS_THREADS`` or ``FILE: threads``."""
+        """Returns the option as the user wrote it: ``--threads``, ``MISTRALRS_THREADS`` or ``FILE: threads``."""
         return _written(name, self.origin(name), self.config)
 
 
 def resolve_options(
     flags: Mapping[str, object], *, mode: Mode | None, environment: Mapping[str, str], config: ConfigFile | None
 ) -> ResolvedOptions:
-    """The options of a command. ``flags`` holds those that were typed, by the names of their fields.
+    """Returns the options of a command. ``flags`` holds those that were typed, by the names of their fields.
 
-    A value of the file or the environment is checked always, and counts only in the modes that its option means
-    something in: it is meant for other calls, too. Raises ``UsageError`` that names the giver.
+    A value of the file or the environment is always checked, and counts only in the modes that its option applies to,
+    because other calls read it too. Raises ``UsageError`` that names the origin.
     """
     layers: tuple[tuple[Origin, Mapping[str, object]], ...] = (
         (Origin.FILE, config.values if config else {}),
@@ -80,7 +80,7 @@ def resolve_options(
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like one of ours and is read by nobody."""
+    """Returns a sentence for each variable that looks like one of ours and is not read."""
     return [
         f"{variable} is not read: {_advice(variable)}"
         for variable in sorted(environment)
@@ -116,7 +116,7 @@ def _means_something(name: str, mode: Mode | None) -> bool:
 
 
 def _outdone(origins: Mapping[str, Origin]) -> list[str]:
-    """Options that say the same as another one that a stronger origin gave."""
+    """Returns the options that mean the same as another one from a stronger origin."""
     strongest: dict[str, Origin] = {}
     for name, origin in origins.items():
         group = DECLARED[name].together

@@ -1,6 +1,6 @@
-"""Checks and reads single values: numbers in their range, sizes in bytes, words of the environment.
+"""Checks and reads single values: numbers in their range, sizes in bytes, texts of the environment.
 
-Raises ``UsageError`` with the value as its giver wrote it.
+Raises ``UsageError`` with the value as the user wrote it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ _SWITCH = {
 
 
 def without_none(hint: Any) -> Any:
-    """The type of a value that was given: ``int`` for ``int | None``."""
+    """Returns the type of a value that was given: ``int`` for ``int | None``."""
     if get_origin(hint) in (Union, UnionType):
         [hint] = [each for each in get_args(hint) if each is not type(None)]
     return hint
 
 
 def check_value(option: Option, hint: Any, value: Any, *, written: str) -> Any:
-    """``value`` in the range of its option, a size in bytes. ``hint``: its type; ``written``: how its giver named it.
+    """Returns ``value`` if it is in the option's range; a size becomes bytes. ``hint``: its type; ``written``: the name
+    of the option as the user wrote it.
 
     Raises ``UsageError``.
     """
@@ -48,7 +49,7 @@ def check_value(option: Option, hint: Any, value: Any, *, written: str) -> Any:
 
 
 def parse_text(option: Option, hint: Any, text: str, *, written: str) -> Any:
-    """The value that a text of the environment means; ``hint`` is its type. Raises ``UsageError``."""
+    """Returns the value that a text of the environment means; ``hint`` is its type. Raises ``UsageError``."""
     if hint is bool:
         if text.strip().lower() not in _SWITCH:
             raise UsageError(f"{written}={text}: neither on nor off", hint="write 1 or 0")
@@ -67,7 +68,8 @@ def parse_text(option: Option, hint: Any, text: str, *, written: str) -> Any:
 
 
 def check_range(name: str, value: float | None, least: float, most: float, *, hint: str | None = None) -> None:
-    """None is in every range; a number that is not finite is in none. ``hint``: None is the range."""
+    """Raises ``UsageError`` for a value out of range. None is in every range; a number that is not finite is in none.
+    ``hint``: None is the range."""
     if value is None or (least <= value <= most and (isinstance(value, int) or math.isfinite(value))):
         return
     if math.isinf(most):
@@ -78,13 +80,13 @@ def check_range(name: str, value: float | None, least: float, most: float, *, hi
 
 
 def shortened(value: float) -> str:
-    """A number for a sentence; one of thousands of digits has only the first of them."""
+    """Returns a number as text for a message; of one with thousands of digits only the first of them."""
     digits = str(value)
     return digits if len(digits) <= 32 else f"{digits[:24]}..."
 
 
 def byte_count(name: str, text: str) -> int:
-    """Bytes of a size such as 512M or 4GiB: K, M, G and T are powers of 1024. At least one."""
+    """Returns the bytes of a size such as 512M or 4GiB: K, M, G and T are powers of 1024. At least one."""
     match = _SIZE.fullmatch(text.strip())
     size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
     if size < 1:

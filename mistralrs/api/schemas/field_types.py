@@ -11,10 +11,10 @@ from mistralrs.api.schemas.sentinels import LEAST_MAX_TOKENS, MAX_INT
 from mistralrs.engine.admission import MAX_BREAKER_LENGTH, RANGES
 
 MAX_PROMPTS = 2048
-"""Prompts of one request."""
+"""Prompts of one request, at most."""
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
-"""Characters of one stop string: each is looked for in every piece of an answer."""
+"""Characters of one stop string, at most: each string is searched for in every piece of an answer."""
 
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
@@ -27,7 +27,7 @@ Breaker = Annotated[Text, Field(min_length=1, max_length=MAX_BREAKER_LENGTH)]
 
 
 def _error_words(words: str) -> WrapValidator:
-    """Makes one error of those of all members of a union: the field should be ``words``."""
+    """Returns a validator that replaces the errors of all members of a union by one: the field should be ``words``."""
 
     def validate(value: object, handler: ValidatorFunctionWrapHandler) -> object:
         try:
@@ -39,12 +39,12 @@ def _error_words(words: str) -> WrapValidator:
 
 
 def within(name: str) -> Any:
-    """The range of one of the engine's parameters."""
+    """Returns the range of one of the engine's parameters."""
     return Field(ge=RANGES[name].least, le=RANGES[name].most)
 
 
 def no_zero(limit: int) -> int:
-    """The limit. Raises pydantic's error for 0."""
+    """Returns the limit. Raises pydantic's error for 0."""
     if limit == 0:
         raise PydanticCustomError("limit", "Input should be at least 1, or -1 for no limit")
     return limit

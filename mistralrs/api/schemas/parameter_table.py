@@ -33,10 +33,10 @@ class Parameter:
     endpoints: tuple[Endpoint, ...]
     use: Use = "applied"
     why: str = ""
-    """The reason why it is not applied, to follow the name."""
+    """The reason why it is not applied; follows the name in messages."""
     aliases: tuple[str, ...] = ()
     harmless: tuple[object, ...] = ()
-    """Values of a refused parameter that ask for nothing, and therefore are accepted. null always is."""
+    """Values of a refused parameter that have no effect and are therefore accepted. null always is."""
 
 
 _NOT_YET = "is not supported yet"
@@ -120,7 +120,7 @@ def unserved(endpoint: Endpoint, body: Body) -> tuple[str, ...]:
         parameter = known.get(name)
         if parameter is None:
             canonical = _CANONICAL.get(name)
-            if canonical in known:  # as a field of its own it would not be here
+            if canonical in known:  # a declared field would not be among these
                 raise RequestError(f"{canonical} and {name} are the same parameter; send one of them", param=name)
             names.append(name)
         elif parameter.use == "ignored":
@@ -131,7 +131,7 @@ def unserved(endpoint: Endpoint, body: Body) -> tuple[str, ...]:
 
 
 def _given(body: Body) -> Iterator[tuple[str, object]]:
-    """Returns the fields that hold something, unknown ones after the known."""
+    """Returns the fields that have a value, unknown ones after the known."""
     for name in type(body).model_fields:
         if name in body.model_fields_set and getattr(body, name) is not None:
             yield name, getattr(body, name)
@@ -141,7 +141,7 @@ def _given(body: Body) -> Iterator[tuple[str, object]]:
 
 
 def unknown_within(path: str, body: Body | None) -> tuple[str, ...]:
-    """Returns the names of a part's fields that nobody reads, such as ``stream_options.x``."""
+    """Returns the names of a part's fields that are not read, such as ``stream_options.x``."""
     extra = {} if body is None else body.model_extra or {}
     return tuple(f"{path}.{name}" for name, value in extra.items() if value is not None)
 
@@ -162,7 +162,7 @@ def refuse_ignored(names: Iterable[str], *, hint: str = "leave them out, or star
 def ignored_header(names: Iterable[str]) -> str:
     """Returns names as the value of the header ``x-mistralrs-ignored``: printable ASCII of bounded length.
 
-    A client may have made names up: a character that is no letter, digit, ``_``, ``.``, ``-``, ``[`` or ``]`` becomes
+    Names may come from the client: a character that is no letter, digit, ``_``, ``.``, ``-``, ``[`` or ``]`` becomes
     ``?``.
     """
     listed = tuple(names)

@@ -18,7 +18,7 @@ from mistralrs.api.schemas import parameter_table, request_bodies
 from mistralrs.errors import RequestError
 
 _PYTHON_NAMES = {"n": "n_choices", "stop": "stop_seqs", "echo": "echo_prompt"}
-"""Arguments by the body's name, where the two differ."""
+"""The argument's name by the body's name, where the two differ."""
 
 Body = TypeVar("Body", bound=request_bodies.SamplingBody)
 
@@ -38,7 +38,7 @@ class Message:
 
     role: Role | str
     content: str | Sequence[Mapping[str, Any]] | None
-    """A text, or parts of type ``text``. None: of an assistant that called tools."""
+    """A text, or parts of type ``text``. None: the message of an assistant that called tools."""
     name: str | None = field(default=None, kw_only=True)
     tool_calls: Sequence[Mapping[str, Any]] | None = field(default=None, kw_only=True)
     tool_call_id: str | None = field(default=None, kw_only=True)
@@ -48,7 +48,7 @@ class ChatCompletionRequest:
     """Asks for the answer to a conversation."""
 
     body: request_bodies.ChatCompletionBody
-    """The body that the server would have read."""
+    """The same request as the server would read it."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class CompletionRequest:
     """Asks for the continuation of a text."""
 
     body: request_bodies.CompletionBody
-    """The body that the server would have read."""
+    """The same request as the server would read it."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class CompletionRequest:
 
 
 def refuse_ignored(names: Sequence[str]) -> None:
-    """Raises RequestError if there are any: in Python nobody reads a header that names ignored parameters."""
+    """Raises RequestError if there are any: in Python there is no header that could name ignored parameters."""
     parameter_table.refuse_ignored(names, hint="leave them out")
 
 
@@ -154,7 +154,7 @@ def _validated(
         if name in fields:
             raise TypeError(f"{name} is called {python_name} here")
     try:
-        # an argument of None is left out, so that another name of the field may be given
+        # arguments of None are left out, so that another name of the field may be given
         body = kind.model_validate_json(_json({k: v for k, v in given.items() if v is not None} | dict(fields)))
     except ValidationError as error:
         errors = [

@@ -1,7 +1,7 @@
-"""The bodies of requests as clients send them: their fields and their ranges.
+"""The bodies of requests as clients send them, with fields and ranges.
 
-``prepare`` gives the fields their meaning, and ``parameter_table`` tells which are served. Fields that no body declares
-are kept in ``model_extra``.
+``prepare`` gives the fields their meaning, and ``parameter_table`` lists those that are served. Undeclared fields are
+kept in ``model_extra``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mistralrs.engine.admission import MAX_BREAKERS
 from mistralrs.errors import RequestError
 
 MAX_CHOICES = 128
-"""Answers to one prompt."""
+"""Answers to one prompt, at most."""
 MAX_MESSAGES = 10_000
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 65536
@@ -79,18 +79,18 @@ Messages = Annotated[
 
 
 class StreamOptions(Body):
-    """Parts of a stream beside the answer."""
+    """Additional parts of a stream."""
 
     include_usage: Flag | None = None
 
 
 class TemplateOptions(Body):
-    """Options of making a prompt of messages."""
+    """Options of rendering messages into a prompt."""
 
     add_generation_prompt: Flag | None = None
-    """Ends the prompt where the answer begins; null is true, unless ``continue_final_message``."""
+    """The prompt ends where the answer begins; null is true, unless ``continue_final_message``."""
     continue_final_message: Flag | None = None
-    """Leaves the last message open, to be continued."""
+    """The last message stays open, to be continued."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables for the chat template."""
 
@@ -103,7 +103,7 @@ class SamplingBody(Body):
     stream_options: StreamOptions | None = None
     n: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[Int, Field(ge=LEAST_SEED, le=LARGEST_SEED)] | None = None
-    """Choice i draws with seed + i; null and -1 are a random one, which ``timings`` tells."""
+    """Choice i samples with seed + i; null and -1 are a random seed, which ``timings`` reports."""
     stop: Stop | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOPS)] | None = None
     min_tokens: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
@@ -125,7 +125,7 @@ class SamplingBody(Body):
         None, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
     )
     repeat_last_n: Annotated[Int, Field(ge=-1, le=MAX_INT)] | None = None
-    """Tokens that the three penalties look back on; -1 is all."""
+    """The number of last tokens that the three penalties cover; -1 is all."""
     xtc_probability: Annotated[Number, within("xtc_probability")] | None = None
     xtc_threshold: Annotated[Number, within("xtc_threshold")] | None = None
     dry_multiplier: Annotated[Number, within("dry_multiplier")] | None = None
@@ -194,7 +194,7 @@ class CompletionBody(SamplingBody):
 
     prompt: Prompt
     max_tokens: Limit | None = Field(None, validation_alias=AliasChoices("max_tokens", "n_predict"))
-    """null, -1 and -2: to the end of the text or of the context. 0: nothing, which with ``echo`` leaves the prompt."""
+    """null, -1 and -2: to the end of the text or of the context. 0: no new tokens; with ``echo``, only the prompt."""
     best_of: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
     echo: Flag | None = None
     suffix: Text | None = None
@@ -210,7 +210,7 @@ class EmbeddingBody(Body):
     encoding_format: Literal["float", "base64"] | None = None
     """base64: of little-endian float32."""
     dimensions: Annotated[Int, Field(ge=1, le=MAX_INT)] | None = None
-    """Only what the model has."""
+    """The length of the vectors; only the model's own is accepted."""
     pooling: Literal["mean", "last"] | None = None
     user: Any = None
 
@@ -226,9 +226,9 @@ class TokenizeBody(TemplateOptions):
     add_special_tokens: Flag | None = None
     """Put BOS in front where the tokenizer does so; null is yes for ``prompt`` and no for ``content``."""
     parse_special: Flag | None = None
-    """Whether text that spells a control token is one; null is true."""
+    """Text that spells a control token becomes that token; null is true."""
     with_pieces: Flag | None = None
-    """Tell each token's text."""
+    """The answer has each token's text."""
 
 
 class DetokenizeBody(Body):
@@ -249,7 +249,7 @@ BodyType = TypeVar("BodyType", bound=Body)
 
 
 def parse(kind: type[BodyType], data: bytes) -> BodyType:
-    """Returns a body from JSON. Raises RequestError about the first error in it."""
+    """Returns a body from JSON. Raises RequestError with the first error in it."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -279,7 +279,7 @@ def _path(location: Sequence[int | str]) -> str:
         if isinstance(step, int):
             path += f"[{step}]"
         else:
-            # the rest of a key that somebody made up tells nothing, and it may be long
+            # the client chose this key: it may be long, and its beginning suffices
             name = step if re.fullmatch(r"[\w.-]{1,64}", step) else repr(step[:32])
             path += f".{name}" if path else name
     return path

@@ -13,14 +13,14 @@ FinishReason = Literal["stop", "length"]
 
 
 class Part(BaseModel):
-    """A part of an answer; what is not declared is not sent."""
+    """A part of an answer; undeclared fields are not sent."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class CachedTokens(Part):
     cached_tokens: int
-    """Prompt tokens that were known from earlier requests."""
+    """Prompt tokens whose KV came from earlier requests."""
 
 
 class ReasoningTokens(Part):
@@ -28,7 +28,7 @@ class ReasoningTokens(Part):
 
 
 class Usage(Part):
-    """Each prompt is counted once, and all that was generated, shown or not."""
+    """Token counts: each prompt once, and all generated tokens, shown or not."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -45,19 +45,19 @@ class Timings(Part):
     avg_compl_tok_per_sec: float | None
     total_time_sec: float
     total_prompt_time_sec: float
-    """Until the first token of a choice, waiting included."""
+    """Seconds until the first token of a choice, waiting included."""
     total_completion_time_sec: float
-    """From there on."""
+    """Seconds from the first token on."""
     seed: int
-    """Choice i drew with seed + i."""
+    """The seed of choice 0; choice i sampled with seed + i."""
     draft_n: int | None = None
-    """Tokens that were guessed ahead; only where there were some."""
+    """Draft tokens that were proposed; absent if there were none."""
     draft_n_accepted: int | None = None
-    """Those of them that came."""
+    """Draft tokens that were accepted."""
 
 
 class ChunkTimings(Part):
-    """Of one choice until now."""
+    """The timings of one choice until now."""
 
     completion_tokens: int
     total_time_sec: float
@@ -67,9 +67,9 @@ class ChunkTimings(Part):
 class CandidateToken(Part):
     token: str
     logprob: float
-    """Natural logarithm; -9999 for what cannot come."""
+    """Natural logarithm; -9999 for an impossible token."""
     bytes: list[int]
-    """Need not be whole characters."""
+    """The token's bytes, which need not be whole characters."""
 
 
 class DrawnToken(CandidateToken):
@@ -122,9 +122,9 @@ class ChatCompletion(_Answer):
 
 class ChunkDelta(Part):
     role: Literal["assistant"] | None = None
-    """Only in a choice's first chunk."""
+    """Present only in a choice's first chunk."""
     content: str | None = None
-    """Not in its last."""
+    """Absent in a choice's last chunk."""
 
 
 class ChatChunkChoice(Part):
@@ -141,9 +141,9 @@ class ChatCompletionChunk(_Answer):
     choices: list[ChatChunkChoice]
     """Empty in the chunk that holds the usage."""
     usage: Usage | None = None
-    """Only with ``include_usage``."""
+    """Present only with ``include_usage``."""
     timings: Timings | ChunkTimings | None = None
-    """In the last choice's last chunk, and in others with ``timings_per_token``."""
+    """Present in the last choice's last chunk, and in others with ``timings_per_token``."""
 
 
 class CompletionChoice(Part):
@@ -205,7 +205,7 @@ class ModelMeta(Part):
 
 
 class ModelCard(Part):
-    """A model, with the length of its context under every name that clients look for."""
+    """A model, with the length of its context under every name that clients read."""
 
     id: str
     object: Literal["model"]
@@ -236,13 +236,13 @@ class Error(Part):
 
     error: ErrorFacts
     partial_response: dict[str, Any] | None = None
-    """What there was of the answer when the engine failed."""
+    """The part of the answer that existed when the engine failed."""
 
 
 class PieceOfText(Part):
     id: int
     piece: str | list[int]
-    """Bytes, where they are no text."""
+    """The token's text; its bytes, where these are no text."""
 
 
 class Tokens(Part):

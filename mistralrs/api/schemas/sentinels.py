@@ -1,4 +1,4 @@
-"""Numbers by which callers say none, all and any, as in vLLM and llama.cpp.
+"""Numbers that mean none, all and any, as in vLLM and llama.cpp.
 
 They mean the same in a body, on the command line and in Python. Importing this module takes no time.
 """
@@ -30,5 +30,5 @@ def top_k_of(value: int) -> int:
 
 
 def repeat_last_n_from(value: int) -> int:
-    """Returns the tokens to look back on: all that there can be for -1."""
+    """Returns the number of tokens to look back on; -1 is all that a sequence can have."""
     return MAX_INT if value < 0 else value

@@ -1,7 +1,7 @@
-"""From a selector and the fields beside its name to the files and the text of a model, for every kind of caller.
+"""Finds the files and the text of a model from a selector and its fields, for every kind of caller.
 
-Nothing is opened. The command line and ``Which`` write the same fields in different ways, which an ``ErrorFormatter``
-spells; their meaning, and the combinations that are refused, are here.
+No file is opened. The command line and ``Which`` spell the same fields in different ways, each with an
+``ErrorFormatter``; the meaning of the fields, and the combinations that are refused, are here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ModelChoice:
 
     selector: ModelSelector
     source: str | None = None
-    """The source of a selector that takes anything: a hub repository, a folder or a file."""
+    """The source of a selector for any format: a hub repository, a folder or a file."""
     filename: str | None = None
     """The file in it."""
     model_id: str | None = None
@@ -73,7 +73,7 @@ def find_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
 def source_at(
     word: str, filename: str | None, formatter: ErrorFormatter, *, architecture: str | None = None, gqa: int = 1
 ) -> ModelSource:
-    """Returns the model that one word names: a path, if there is something, else a hub repository.
+    """Returns the model that one word names: a path if it exists, else a hub repository.
 
     ``filename``: the file in it. Raises ``LoadError`` when a local file is missing.
     """
@@ -96,13 +96,12 @@ def template_of(choice: ModelChoice) -> str | None:
 
 
 def repeat_last_n_of(choice: ModelChoice) -> int:
-    """Returns the tokens that the penalties look back on; -1 is all."""
+    """Returns the number of last tokens that the penalties cover; -1 is all."""
     return choice.selector.repeat_last_n if choice.repeat_last_n is None else repeat_last_n_from(choice.repeat_last_n)
 
 
 def in_situ_type(name: str | None, selector: ModelSelector | None, formatter: ErrorFormatter) -> str | None:
-    """Returns the type that weights become while they are loaded, a key of ``quant.quantize.ISQ_TYPES``; None stays
-    None.
+    """Returns the type that weights are quantized to at load, a key of ``quant.quantize.ISQ_TYPES``; None stays None.
 
     ``row``: None is the default model. Raises ``UsageError`` for a word that is no such type, and for a selector whose
     weights are quantized already.
@@ -122,15 +121,15 @@ def in_situ_type(name: str | None, selector: ModelSelector | None, formatter: Er
 def check_together(
     *, kv_dir: bool, no_kv_cache: bool, prefix_cache_n: int | None, max_draft: int | None, formatter: ErrorFormatter
 ) -> None:
-    """Raises ``UsageError`` for options of loading of which one undoes another.
+    """Raises ``UsageError`` for options of loading that contradict each other.
 
-    ``kv_dir``: a folder for KV is named. ``prefix_cache_n``: None is some; ``max_draft``: None is not said.
+    ``kv_dir``: whether a folder for KV is given. ``prefix_cache_n``: None is some; ``max_draft``: None is not given.
     """
     without_cache, without_reuse = formatter.given("no_kv_cache", True), formatter.given("prefix_cache_n", 0)
     for is_vain, reason in (
         (kv_dir and no_kv_cache, f"{formatter.name('kv_dir')} keeps what {without_cache} throws away"),
         (kv_dir and prefix_cache_n == 0, f"{formatter.name('kv_dir')} keeps what {without_reuse} throws away"),
-        (max_draft and no_kv_cache, f"{formatter.name('max_draft')} guesses nothing with {without_cache}"),
+        (max_draft and no_kv_cache, f"{formatter.name('max_draft')} has no effect with {without_cache}"),
     ):
         if is_vain:
             raise UsageError(reason, hint="leave one of them out")
@@ -158,7 +157,7 @@ def _any_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
 
 
 def _file_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
-    """An empty ``quantized_model_id`` and a path that exists make the file local, anything else is a repository."""
+    """Returns the source of one file: local if ``quantized_model_id`` is "" or a path that exists, else on the hub."""
     row, where, filename = choice.selector, choice.quantized_model_id, choice.quantized_filename
     if where is None and row.quantized_repo is None:
         where = ""
@@ -182,7 +181,7 @@ def _file_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
 
 
 def _existing(path: Path, formatter: ErrorFormatter, *, files_only: str | None = None) -> Path:
-    """Returns ``path``, if something is there. ``files_only``: the selector takes no folder."""
+    """Returns ``path`` if it exists. ``files_only``: the selector takes no folder."""
     if os.path.isfile(path) or (os.path.isdir(path) and files_only is None):
         return path
     names = f"{formatter.name('filename' if files_only is None else 'quantized_filename')} names the file"
@@ -195,7 +194,7 @@ def _existing(path: Path, formatter: ErrorFormatter, *, files_only: str | None =
 
 
 def _absence(path: Path) -> str:
-    """Returns why a path that was looked for is not there, as the end of a sentence."""
+    """Returns the reason why a path was not found, as the end of a sentence."""
     try:
         path.stat()
     except PermissionError:

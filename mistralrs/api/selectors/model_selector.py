@@ -1,7 +1,7 @@
 """The table of selectors: every way to name a model, as architecture x format x adapter, with defaults of its options.
 
-A selector becomes a subcommand, a class of ``Which``, a line of the documentation and one of the test matrix. It says
-what a user may ask for, not how that is loaded.
+A selector becomes a subcommand, a class of ``Which``, a line of the documentation and one of the test matrix. It
+describes a user's choice, not the way in which a model is loaded.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class ModelSelector:
     adapter: Adapter | None = None
     """The adapters that are added to the weights."""
     base_repo: str | None = None
-    """Default of ``--model-id``; only of plain rows. GGUF and GGML files bring their own tokenizer."""
+    """Default of ``--model-id``; only for safetensors. GGUF and GGML files have their own tokenizer."""
     quantized_repo: str | None = None
     """Default of ``--quantized-model-id``; None: a local file."""
     quantized_filename: str | None = None
     """Default of ``--quantized-filename``."""
     template: str | None = None
-    """The shipped chat template for the row's own file, where that was made before files had templates."""
+    """The shipped chat template for the selector's own file, if that is older than templates in files."""
     adapter_repo: str | None = None
     """Default of ``--xlora-model-id`` or ``--adapters-model-id``."""
     gqa: int = 1
-    """Default of ``--gqa``: query heads to a key head, which a GGML file does not say."""
+    """Default of ``--gqa``: query heads that share a KV head, a number that GGML files lack."""
     repeat_last_n: int = 64
-    """Default of ``--repeat-last-n``: tokens that the penalties look back on."""
+    """Default of ``--repeat-last-n``: the number of last tokens that the penalties cover."""
 
 
 def selector_named(name: str) -> ModelSelector | None:
@@ -111,7 +111,7 @@ _MIXTRAL_GGUF = ModelSelector(
     quantized_filename="mixtral-8x7b-v0.1.Q4_K_M.gguf",
     template="mistral",
 )
-# The base of adapters where no other is named. X-LoRA's own adapters are made for Zephyr.
+# The default base of adapters. X-LoRA's own adapters are made for Zephyr.
 _ADAPTERS = "lamm-mit/x-lora"
 _ZEPHYR = replace(_MISTRAL, base_repo="HuggingFaceH4/zephyr-7b-beta")
 _ZEPHYR_GGUF = replace(

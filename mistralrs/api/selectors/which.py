@@ -17,10 +17,10 @@ from mistralrs.errors import UsageError
 
 
 class Which:
-    """The model that a ``Runner`` is to load, named by a row: ``Which.MistralGGUF()``, ``Which.Auto("model.gguf")``.
+    """The model that a ``Runner`` is to load: ``Which.MistralGGUF()``, ``Which.Auto("model.gguf")``.
 
-    Each row is a class of its own. A field that is left out or None has the row's default; one that has none and must
-    be given raises TypeError, and so does one of a wrong type. A number out of its range raises ``UsageError``.
+    Each selector is a class of its own. A field that is left out or None has the selector's default. A missing field
+    without a default and a field of a wrong type raise TypeError; a number out of its range raises ``UsageError``.
     """
 
     row: ClassVar[ModelSelector]
@@ -43,7 +43,7 @@ class Which:
                 raise UsageError(f"{where} is {value}", hint=f"it must be at least {kind.least}")
 
     def choice(self) -> ModelChoice:
-        """The selector and the fields that name its weights."""
+        """Returns the selector and the fields that name its weights."""
         meant = {each.name for each in fields(ModelChoice)}
         given = {name: getattr(self, name) for name in fields_of(self.row) if name in meant}
         if given["tokenizer_json"] is not None:

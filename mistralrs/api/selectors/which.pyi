@@ -10,10 +10,10 @@ from mistralrs.api.selectors.model_choice import ModelChoice
 from mistralrs.api.selectors.model_selector import ModelSelector
 
 class Which:
-    """The model that a ``Runner`` is to load, named by a row: ``Which.MistralGGUF()``, ``Which.Auto("model.gguf")``.
+    """The model that a ``Runner`` is to load: ``Which.MistralGGUF()``, ``Which.Auto("model.gguf")``.
 
-    Each row is a class of its own. A field that is left out or None has the row's default; one that has none and must
-    be given raises TypeError, and so does one of a wrong type. A number out of its range raises ``UsageError``.
+    Each selector is a class of its own. A field that is left out or None has the selector's default. A missing field
+    without a default and a field of a wrong type raise TypeError; a number out of its range raises ``UsageError``.
     """
 
     row: ClassVar[ModelSelector]

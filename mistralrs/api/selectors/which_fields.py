@@ -1,4 +1,4 @@
-"""The fields that selectors have in Python: their order, their values, and their spelling by a caller of ``Runner``.
+"""The fields of selectors in Python: their order, their values, and their spelling in errors for Python callers.
 
 ``model_choice`` gives the fields their meaning.
 """
@@ -29,14 +29,14 @@ _FIELDS: dict[tuple[Format, Adapter | None], tuple[str, ...]] = {
     ("gguf", "lora"): (*_FILE, "repeat_last_n", "adapters_model_id", "order"),
     ("ggml", "lora"): (*_FILE, "repeat_last_n", "adapters_model_id", "order", "gqa"),
 }  # fmt: skip
-"""The fields of selectors in the order of mistral.rs, where they are given by position."""
+"""The fields of selectors in the order of mistral.rs, whose callers give them by position."""
 _FIELDS_OF_ITS_OWN = {"lora-mistral-gguf": (*_FILE, "adapters_model_id", "repeat_last_n", "order")}
-"""The selector whose order is another."""
+"""The fields of the one selector with another order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The types that a field may hold beside None."""
+    """The types of a field's value beside None."""
 
     annotation: str
     types: tuple[type, ...]

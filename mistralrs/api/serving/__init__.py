@@ -1,5 +1,5 @@
-"""From bodies, messages and ids to requests for the engine, and from the engine's events to answers.
+"""Turns bodies, messages and ids into requests for the engine, and the engine's events into answers.
 
-Server, ``Runner``, terminal and benchmark all come through here. Knows requests and answers; knows no HTTP, no
-command line and no engine beyond what it is asked and what it tells.
+Server, ``Runner``, terminal and benchmark all use it. Responsible for requests and answers. Never deals with HTTP, with
+command lines or with an engine's inner state.
 """

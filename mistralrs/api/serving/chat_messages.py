@@ -1,4 +1,4 @@
-"""From the messages of a body to a conversation for the model's template: contents become text."""
+"""Turns the messages of a body into a conversation for the model's template: contents become text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mistralrs.errors import RequestError
 from mistralrs.text.chat_template import FIELDS, ChatTemplate
 
 PART_SEPARATOR = "\n"
-"""Between the text parts of one content: clients send paragraphs, files and quotes as parts of their own."""
+"""The separator of a content's text parts: clients send paragraphs, files and quotes as parts of their own."""
 MAX_EXTRAS = 16
-"""Kinds of fields beside role and content, and as many variables: each may cost a rendering."""
+"""The most kinds of fields beside role and content, and the most variables: each may cost a rendering."""
 RESERVED = frozenset({"messages", "add_generation_prompt", "continue_final", "continue_final_message", "chat_template"})
-"""What no variable of a template may be called."""
+"""Names that a template's variables must not have."""
 
 
 def conversation(messages: Sequence[MessageBody], options: TemplateOptions, template: ChatTemplate) -> Conversation:
-    """What is to be rendered. Raises RequestError for what cannot be."""
+    """Returns the conversation to render. Raises RequestError if it cannot be rendered."""
     variables = options.chat_template_kwargs or {}
     _check_variables(variables)
     continue_final = bool(options.continue_final_message)
@@ -56,7 +56,7 @@ def _check_variables(variables: Mapping[str, Any]) -> None:
 
 
 def _plain(message: MessageBody, path: str) -> dict[str, object]:
-    """A message as templates expect it: a text, and whatever else it holds."""
+    """Returns a message as templates expect it: a text, and the message's other fields."""
     plain: dict[str, object] = {"role": message.role, "content": _text(message, path)}
     for key, value in {
         "name": message.name,
@@ -64,7 +64,7 @@ def _plain(message: MessageBody, path: str) -> dict[str, object]:
         "tool_call_id": message.tool_call_id,
         **(message.model_extra or {}),
     }.items():
-        # what a client copies from an answer holds nulls and empty lists that say nothing
+        # a message that a client copied from an answer holds nulls and empty lists without a meaning
         if value is not None and value != []:
             plain[key] = value
     return plain
@@ -97,14 +97,14 @@ def _part_text(part: ContentPart, path: str) -> str:
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call whose arguments are an object, which templates expect; the API has them as JSON in a string."""
+    """Returns a tool call with its arguments as an object, which templates expect; the API has them as JSON text."""
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return dict(call)
     try:
-        arguments = from_json(function["arguments"])  # bounds how deep it is, as of all that is read
+        arguments = from_json(function["arguments"])  # this bounds the nesting, as for all JSON that is read
     except ValueError:
-        return dict(call)  # a model may have written anything: it is shown as it was
+        return dict(call)  # a model wrote these arguments and they need not be JSON: the template gets the text
     if not isinstance(arguments, dict):
         return dict(call)
     return {**call, "function": {**function, "arguments": arguments}}

@@ -1,4 +1,4 @@
-"""A conversation as the model's template gets it, and the refusal of one where there is no template."""
+"""A conversation as the model's template gets it, and the error of a model without a template."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages as the template gets them, and how it is asked."""
+    """Messages as the template gets them, and the template's other arguments."""
 
     messages: Sequence[Mapping[str, object]]
     add_generation_prompt: bool
     continue_final: bool
     variables: Mapping[str, object]
     unused: tuple[str, ...]
-    """Paths of fields that change nothing about the prompt, such as ``messages.name``."""
+    """Paths of fields that do not change the prompt, such as ``messages.name``."""
 
     def text(self, template: ChatTemplate) -> str:
-        """The prompt. Raises RequestError where the template refuses the messages or fails on them."""
+        """Returns the prompt. Raises RequestError where the template refuses the messages or fails on them."""
         text = self.prompt(template).text
         assert text is not None
         return text
 
     def tokens(self, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """The prompt's ids; what people wrote gives no control token. Raises RequestError as ``text`` does."""
+        """Returns the prompt's ids; text of a message is never a control token. Raises RequestError like ``text``."""
         return prompt_tokens(tokenizer, self.prompt(template, tokenizer).pieces).ids
 
     def prompt(
         self, template: ChatTemplate, tokenizer: Tokenizer | None = None, *, paths: Sequence[tuple[str, str]] = ()
     ) -> RenderedPrompt:
-        """As ``ChatTemplate.prompt``: in pieces for a tokenizer, else as a text."""
+        """Returns what ``ChatTemplate.prompt`` returns: pieces for a tokenizer, else a text."""
         return template.prompt(
             self.messages,
             self.variables,
@@ -53,14 +53,14 @@ class Conversation:
 
 
 def require_template(model: ServedModel, policy: Policy) -> ChatTemplate:
-    """The model's template. Raises RequestError where it has none."""
+    """Returns the model's template. Raises RequestError where it has none."""
     if model.template is None:
         raise missing_template(policy.model_name, hint=policy.template_hint)
     return model.template
 
 
 def missing_template(name: str, *, hint: str | None = None) -> RequestError:
-    """The refusal of a chat with the model ``name``, which has no template. ``hint`` None: that for the terminal."""
+    """Returns the error of a chat with the model ``name``, which has no template. ``hint`` None: the terminal's."""
     return RequestError(
         f"{name} has no chat template, so it cannot chat", hint=hint or template_hint(), param="messages"
     )

@@ -1,4 +1,4 @@
-"""What has been heard of each answer to a prompt, and what all of them cost. Knows no shape of an answer."""
+"""The state of each answer to a prompt as its events arrive, and the usage and timings of all of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from mistralrs.engine.config import Request
 
 CANCELLED = "request_cancelled"
-"""The code of an answer that was ended by another than who asked."""
+"""The error code of an answer that someone other than its reader cancelled."""
 
 
 class ChoiceState:
-    """One stream's events so far."""
+    """One choice as far as its stream's events have come."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -25,7 +25,7 @@ class ChoiceState:
         self.logprobs: list[TokenLogprob] = []
         self.num_tokens = 0
         self.reason: FinishReason | None = None
-        """Why it is complete; None: it is not."""
+        """The finish reason; None: the choice is not complete."""
         self.usage: Usage | None = None
         self._texts: list[str] = []
         self._started = time.perf_counter()
@@ -37,11 +37,11 @@ class ChoiceState:
 
     @property
     def cumulative_logprob(self) -> float:
-        """Of the tokens drawn, if log-probabilities were asked for."""
+        """Returns the sum over the sampled tokens, if log-probabilities were requested."""
         return sum(logprob.logprob for logprob in self.logprobs)
 
     def on_event(self, event: Event) -> MistralrsError | None:
-        """Takes note of an event. Returns the error, if it is the end of an answer that will not be complete."""
+        """Records an event. Returns the error if the event ends the answer before it is complete."""
         if isinstance(event, Delta):
             self._on_delta(event)
         elif isinstance(event, PromptLogprobs):
@@ -58,7 +58,7 @@ class ChoiceState:
         return None
 
     def timings(self) -> dict[str, float | int | None]:
-        """Of what has come so far, by the clock of who listens."""
+        """Returns the timings so far, measured on the reader's side."""
         now = time.perf_counter()
         since_first = 0.0 if self._first_token is None else now - self._first_token
         return {
@@ -76,12 +76,12 @@ class ChoiceState:
 
 
 def cancelled() -> EngineError:
-    """What ended an answer that somebody else than its reader cancelled."""
+    """Returns the error of an answer that someone other than its reader cancelled."""
     return EngineError("the request was cancelled", code=CANCELLED)
 
 
 def usage(candidates: Sequence[ChoiceState], *, per_prompt: int) -> dict[str, object]:
-    """Tokens in OpenAI's shape: each prompt is counted once, and all that was generated, shown or not."""
+    """Returns token counts in OpenAI's shape: each prompt once, and all generated tokens, shown or not."""
     firsts = candidates[::per_prompt]
     prompt = sum(len(candidate.request.prompt) for candidate in firsts)
     cached = sum(candidate.usage.cached_tokens for candidate in firsts if candidate.usage)
@@ -96,8 +96,8 @@ def usage(candidates: Sequence[ChoiceState], *, per_prompt: int) -> dict[str, ob
 
 
 def timings(candidates: Iterable[ChoiceState], *, seed: int) -> dict[str, object]:
-    """Rates in tokens a second, null where no time passed, and times in seconds: sums over all candidates, waiting
-    included. ``seed`` is that of the first one. Guesses are told, in llama.cpp's words, where there were some."""
+    """Returns rates in tokens a second, null where no time passed, and times in seconds: sums over all candidates,
+    waiting included. ``seed`` is the first candidate's. Draft tokens have llama.cpp's keys, if there were any."""
     known = [candidate for candidate in candidates if candidate.usage]
     usages = [candidate.usage for candidate in known if candidate.usage]
     prompt_tokens = sum(usage.prompt_tokens for usage in usages)

@@ -1,7 +1,7 @@
-"""Requests for the engine, whose prompts fit, from conversations, texts and ids.
+"""Makes requests for the engine, whose prompts fit, from conversations, texts and ids.
 
-Server, ``Runner``, terminal and benchmark all come through here: ``prepare`` from bodies, ``LocalModel`` from plain
-values. Without pydantic, whose import the terminal need not wait for.
+Server, ``Runner``, terminal and benchmark all use it: ``prepare`` with bodies, ``LocalModel`` with plain values. It
+does without pydantic, so that the terminal need not wait for that import.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def plain_conversation(messages: Sequence[Mapping[str, object]], model: ServedModel, policy: Policy) -> Conversation:
-    """A conversation of messages that have a role and a text, which is to be answered.
+    """Returns the conversation to answer, made of messages that have a role and a text.
 
     Raises RequestError where the model has no template, and ContextLengthError for messages that are far too long.
     """
@@ -36,7 +36,7 @@ def plain_conversation(messages: Sequence[Mapping[str, object]], model: ServedMo
 def chat_request(
     messages: Sequence[Mapping[str, object]], sampling: SamplingParams, model: ServedModel, policy: Policy
 ) -> Request:
-    """The request that answers plain messages. Raises RequestError and ContextLengthError."""
+    """Returns the request that answers plain messages. Raises RequestError and ContextLengthError."""
     check(sampling, model.vocab_size)
     return conversation_request(plain_conversation(messages, model, policy), sampling, model, policy)[0]
 
@@ -44,25 +44,25 @@ def chat_request(
 def conversation_request(
     asked: Conversation, sampling: SamplingParams, model: ServedModel, policy: Policy, *, reuse: bool = True
 ) -> tuple[Request, int]:
-    """The request of a conversation, and how many tokens its prompt lost, with parameters that were checked already.
+    """Returns a conversation's request and the number of tokens cut from it; its parameters were checked before.
 
     Raises RequestError and ContextLengthError.
     """
     prompt = conversation_tokens(asked, model, policy)
-    # a continued message goes on as it is; an answer's first word brings a space that nobody meant
+    # an answer's first word may begin with a space, which is dropped; a continued message goes on as it is
     request = engine_request(prompt.ids, sampling, policy, reuse=reuse, trim_space=not asked.continue_final)
     [request], cut = fit_requests([request], model, "messages")
     return request, prompt.dropped + cut
 
 
 def conversation_tokens(asked: Conversation, model: ServedModel, policy: Policy) -> PromptTokens:
-    """The ids of a conversation's prompt, perhaps more than fit where it may be cut. Raises as ``prompt_ids`` does."""
+    """Returns the ids of a conversation's prompt; more than fit, if it may be cut. Raises as ``prompt_ids`` does."""
     pieces = asked.prompt(require_template(model, policy), model.tokenizer).pieces
     return prompt_ids(pieces, model, policy, "messages")
 
 
 def ids_request(prompt: Sequence[int], sampling: SamplingParams, model: ServedModel, policy: Policy) -> Request:
-    """The request that continues ids. Raises RequestError and ContextLengthError."""
+    """Returns the request that continues ids. Raises RequestError and ContextLengthError."""
     check(sampling, model.vocab_size)
     [request], _ = fit_requests([engine_request(tuple(prompt), sampling, policy)], model, "prompt")
     return request
@@ -77,7 +77,7 @@ def check_length(texts: Iterable[str], model: ServedModel, policy: Policy) -> No
 def prompt_ids(
     pieces: Sequence[tuple[str, bool]], model: ServedModel, policy: Policy, param: str, *, bos: bool = False
 ) -> PromptTokens:
-    """As ``prompt_tokens``; errors name ``param``."""
+    """Returns what ``prompt_tokens`` returns; errors name ``param``."""
     with naming(param):
         return prompt_tokens(model.tokenizer, pieces, room=Room(model.max_len, policy.truncate), bos=bos)
 
@@ -85,7 +85,7 @@ def prompt_ids(
 def engine_request(
     prompt: tuple[int, ...], sampling: SamplingParams, policy: Policy, *, reuse: bool = True, trim_space: bool = False
 ) -> Request:
-    """A request with the policy's part in it; its prompt need not fit yet."""
+    """Returns a request with the policy's settings; its prompt need not fit yet."""
     return Request(
         prompt,
         sampling,
@@ -98,7 +98,7 @@ def engine_request(
 
 
 def fit_requests(requests: Sequence[Request], model: ServedModel, param: str) -> tuple[list[Request], int]:
-    """The requests with prompts that fit, and how many tokens that cost.
+    """Returns the requests with prompts that fit, and the number of tokens cut.
 
     Errors name ``param``, and its member if there are several.
     """
@@ -113,7 +113,7 @@ def fit_requests(requests: Sequence[Request], model: ServedModel, param: str) ->
 
 @contextlib.contextmanager
 def naming(param: str, *, place: int | None = None) -> Iterator[None]:
-    """Names the parameter in errors; ``place``: and which of its members."""
+    """Adds the parameter's name to errors, and the index ``place`` of its member."""
     try:
         yield
     except RequestError as error:

@@ -1,6 +1,6 @@
-"""Log-probabilities as OpenAI's clients read them: one shape for chats, another for completions.
+"""Log-probabilities in OpenAI's shapes: one for chats, another for completions.
 
-Knows neither chunks nor answers. Logarithms are natural; one that JSON cannot say becomes -9999.
+Logarithms are natural; an infinite one, which JSON lacks, becomes -9999.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from mistralrs.engine.events import TokenLogprob
 
 MIN_LOGPROB = -9999.0
-"""Stands for the log-probability of what cannot come."""
+"""Stands for the log-probability of an impossible token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """A prompt as the beginning of its answers' text."""
+    """A prompt that its answers' text begins with."""
 
     text: str
     first_token: str
-    """The text of its first token, which nothing precedes and so has no probability."""
+    """The text of the first token, which has no probability because no token precedes it."""
     first_data: bytes
     """The bytes of that token."""
     trim_space: bool
-    """The first token with bytes has a space in front that ``text`` has not."""
+    """The first token with bytes begins with a space that ``text`` lacks."""
 
 
 def finite(logprob: float) -> float:
-    """A log-probability that JSON can say."""
+    """Returns the log-probability, or -9999 for an infinite one."""
     return logprob if math.isfinite(logprob) else MIN_LOGPROB
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
-    """``{"content": [...]}``, one entry a token."""
+    """Returns ``{"content": [...]}``, one entry for each token."""
     return {
         "content": [
             {**_entry(logprob), "top_logprobs": [_entry(candidate) for candidate in logprob.top]}
@@ -58,11 +58,11 @@ class CompletionLogprobs:
         self._offset = 0
 
     def add(self, logprobs: Sequence[TokenLogprob | None]) -> dict[str, list[object]]:
-        """The next tokens; None is the first token of the echoed prompt."""
+        """Adds the next tokens; None is the first token of the echoed prompt."""
         piece: dict[str, list[object]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for logprob in logprobs:
             if logprob is None:
-                assert self._echo is not None  # nothing else lacks a probability
+                assert self._echo is not None  # only the prompt's first token lacks a probability
                 token, data = self._echo.first_token, self._echo.first_data
             else:
                 token, data = logprob.text, logprob.data
@@ -74,8 +74,8 @@ class CompletionLogprobs:
         return piece
 
     def _width(self, token: str, data: bytes) -> int:
-        """Characters that a token adds to the text."""
-        if not data:  # a control token: it is there if the prompt spells it
+        """Returns the number of characters that a token adds to the text."""
+        if not data:  # a control token is in the text only if the prompt spells it
             return len(token) if self._echo is not None and self._echo.text.startswith(token, self._offset) else 0
         text = self._decoder.decode(data)
         if self._trim and text:
@@ -85,7 +85,7 @@ class CompletionLogprobs:
 
 
 def _likeliest(logprob: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens and the one that came, by name; of two with one name the likelier."""
+    """Returns the likeliest tokens and the sampled one, by name; of two with one name the likelier."""
     named: dict[str, float] = {}
     for candidate in (*logprob.top, logprob):
         named.setdefault(_name(candidate.text, candidate.data), finite(candidate.logprob))
@@ -93,7 +93,7 @@ def _likeliest(logprob: TokenLogprob) -> dict[str, float]:
 
 
 def _name(text: str, data: bytes) -> str:
-    """A token in a completion's lists, where bytes that are no whole characters are spelled out."""
+    """Returns a token's name in a completion's lists; bytes that are no whole characters are spelled out."""
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""An addition to a streamed answer, as an object: the response builder makes it, the server and ``Runner`` read it."""
+"""A chunk of a streamed answer, as an object: the response builder makes it, the server and ``Runner`` read it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class OutputChunk:
     """
 
     index: int | None
-    """The choice that it belongs to; None: the chunk holds no choice."""
+    """The index of the chunk's choice; None: the chunk has no choice."""
     text: str | None = None
     """Further text of the choice; None: none, as in the last chunk of a choice."""
     role: Literal["assistant"] | None = None
-    """Only in the first chunk of a chat's choice, which also has a text, perhaps an empty one."""
+    """Set only in the first chunk of a chat's choice, which also has a text, perhaps an empty one."""
     finish_reason: FinishReason | None = None
-    """Only in the last chunk of a choice."""
+    """Set only in the last chunk of a choice."""
     logprobs: Mapping[str, object] | None = None
-    """Of the tokens of ``text``, in the shape of the answer's kind."""
+    """The log-probabilities of the tokens of ``text``, in the shape of the answer's kind."""
     timings: Mapping[str, object] | None = None
-    """Of the choice until now; in the last chunk of the last choice: of the whole answer."""
+    """The timings of the choice until now; in the last chunk of the last choice those of the whole answer."""
     usage: Mapping[str, object] | None = None
     """Tokens of the whole answer in OpenAI's shape, in the chunk that holds no choice."""

@@ -1,4 +1,4 @@
-"""Decisions about all requests of a server, of one of its keys, or of a program."""
+"""Settings for all requests of a server, of one of its keys, or of a program."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import RequestError
 
 DEFAULT_MODEL = "default"
-"""A name for whichever model is served."""
+"""A name that means the served model, whichever that is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is decided about requests before they come."""
+    """The settings for requests that are decided before they come."""
 
     model_name: str
     """The model's id in answers."""
     strict: bool = False
-    """Refuse what would be ignored."""
+    """Refuse parameters that would be ignored."""
     strict_model: bool = False
     """Refuse requests for other models."""
     truncate: bool = False
     """Cut prompts that are too long instead of refusing them."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    """Of requests that do not say; its seed is not used."""
+    """The parameters that a request does not give; the seed is not used."""
     cache_salt: str = ""
-    """Requests share the prefix cache only with those of the same."""
+    """Requests share the prefix cache only with those of the same salt."""
     deadline_s: float | None = None
     template_hint: str | None = None
-    """The way out for a chat with a model that has no template; None: that of the terminal."""
+    """The hint for a chat with a model that has no template; None: the terminal's."""
 
 
 def check_model(name: str | None, policy: Policy) -> str | None:
-    """The name, if it is not the served model's. Raises RequestError for such a name where these are refused."""
+    """Returns the name if it is not the served model's, else None. Raises RequestError where such names are refused."""
     if name in (None, "", DEFAULT_MODEL, policy.model_name):
         return None
     if policy.strict_model:

@@ -1,4 +1,4 @@
-"""From a body to requests for the engine: template, ids, sampling, lengths. All that can be refused is refused here.
+"""Turns a body into requests for the engine: template, ids, sampling, lengths. Every refusal of a body happens here.
 
 Raw prompts (completions, embeddings) are read as `transformers` reads them: text that spells a control token is that
 token, and BOS comes first where the tokenizer's configuration says so.
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Requests for the engine, and what their answer is to look like."""
+    """Requests for the engine, and the settings of their answer."""
 
     kind: Literal["chat", "completion"]
     requests: tuple[Request, ...]
@@ -49,27 +49,27 @@ class Prepared:
     choices: int
     """Answers to show for each prompt: the likeliest."""
     seed: int
-    """Of the first candidate; candidate i has seed + i."""
+    """The seed of the first candidate; candidate i has seed + i."""
     ignored: tuple[str, ...]
     """Names of the fields that have no effect."""
     other_model: str | None
-    """The model that was asked for, if it is not the one that answers."""
+    """The requested model, if it is not the one that answers."""
     truncated_tokens: int
     """Prompt tokens that were cut, over all prompts."""
     stream: bool
     include_usage: bool
     timings_per_token: bool
     logprobs: int | None
-    """How many likely tokens to show at each place beside the drawn one; None: no log-probabilities at all."""
+    """The number of likely tokens to show beside each sampled one; None: no log-probabilities at all."""
     echo: tuple[Echo, ...] | None = None
-    """Each prompt, to stand in front of its answers."""
+    """Each prompt, to be put in front of its answers."""
     suffix: str = ""
-    """To stand behind them."""
+    """The text to be put behind the answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedEmbeddings:
-    """Requests for the engine, one an input."""
+    """Requests for the engine, one for each input."""
 
     requests: tuple[Request, ...]
     encoding_format: Literal["float", "base64"]
@@ -79,7 +79,7 @@ class PreparedEmbeddings:
 
 
 def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -> Prepared:
-    """Raises RequestError and ContextLengthError for what cannot be served."""
+    """Returns the requests of a chat. Raises RequestError and ContextLengthError."""
     other_model = check_model(body.model, policy)
     unserved = parameter_table.unserved("chat", body)
     template = require_template(model, policy)
@@ -111,7 +111,7 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
 
 
 def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy) -> Prepared:
-    """Raises RequestError and ContextLengthError for what cannot be served."""
+    """Returns the requests of a text completion. Raises RequestError and ContextLengthError."""
     other_model = check_model(body.model, policy)
     ignored = _ignored((*parameter_table.unserved("completions", body), *_stream_options(body)), policy)
     choices, candidates = _counts(body)
@@ -147,7 +147,7 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
 
 
 def prepare_embeddings(body: EmbeddingBody, model: ServedModel, policy: Policy) -> PreparedEmbeddings:
-    """Raises RequestError and ContextLengthError for what cannot be served."""
+    """Returns the requests of embeddings. Raises RequestError and ContextLengthError."""
     other_model = check_model(body.model, policy)
     ignored = _ignored(parameter_table.unserved("embeddings", body), policy)
     if body.dimensions not in (None, model.hidden_size):
@@ -168,7 +168,7 @@ def prepare_embeddings(body: EmbeddingBody, model: ServedModel, policy: Policy) 
 
 
 def _members(prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[str | Sequence[int]]:
-    """Raw prompts one by one, each a text or ids."""
+    """Returns raw prompts one by one, each a text or ids."""
     if isinstance(prompt, str):
         return [prompt]
     ids = [token for token in prompt if isinstance(token, int)]
@@ -178,7 +178,7 @@ def _members(prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int
 def _prompts(
     members: Sequence[str | Sequence[int]], model: ServedModel, policy: Policy, param: str
 ) -> tuple[list[tuple[int, ...]], int]:
-    """The ids of raw prompts, and how many tokens at least were dropped before they were even made."""
+    """Returns the ids of raw prompts, and the least number of tokens in the text that was cut before tokenization."""
     prompts, dropped = [], 0
     for member in members:
         if isinstance(member, str):
@@ -198,7 +198,7 @@ def _echo(
     *,
     is_whole: bool,
 ) -> tuple[Echo, ...]:
-    """Prompts as they were sent, or what their tokens say where ids were sent or a prompt was cut."""
+    """Returns prompts as they were sent, or the text of their tokens where ids were sent or a prompt was cut."""
     tokenizer = model.tokenizer
     return tuple(
         Echo(
@@ -232,7 +232,7 @@ def _include_usage(body: SamplingBody) -> bool:
 
 
 def _counts(body: CompletionBody) -> tuple[int, int]:
-    """Answers to show and to generate for each prompt."""
+    """Returns the number of answers to show, and to generate, for each prompt."""
     choices = body.n or 1
     candidates = choices if body.best_of is None else body.best_of
     if candidates < choices:

@@ -1,6 +1,6 @@
-"""From an engine's streams to the answer that a client reads, on an event loop: whole, or in chunks.
+"""Turns an engine's streams into the answer that a client reads, on an event loop: whole, or in chunks.
 
-Several streams become one answer here; ``response_builder`` gives it its shape.
+Several streams become one answer here; ``response_builder`` gives the answer its shape.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Cancellable(Protocol):
 
 
 class EventStream(Cancellable, Protocol):
-    """The events of a request, of which one task at a time reads; the last is Finished or Failed."""
+    """The events of a request, for one task at a time; the last is Finished or Failed."""
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
 
@@ -53,11 +53,11 @@ class AnswerError(Exception):
         super().__init__(error.message)
         self.error = error
         self.partial = partial
-        """The body of the answer until the error; unfinished choices have the finish reason ``error``."""
+        """The answer's body at the time of the error; unfinished choices have the finish reason ``error``."""
 
 
 def answer_id(prepared: Prepared) -> str:
-    """A new id of the kind that its answer has."""
+    """Returns a new id for an answer of this kind."""
     return f"{'chatcmpl' if prepared.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
 
 
@@ -75,8 +75,8 @@ def submit(engine: Submitter[Submitted], requests: Sequence[Request]) -> tuple[S
 
 
 class Answer:
-    """The answer to one request, from the streams of its requests in their order. One of its two methods is called,
-    once.
+    """The answer to one request, from the streams of its engine requests in their order. The caller uses one of its two
+    methods, once.
 
     The streams are cancelled when the reader stops or is cancelled while it waits, and when one of them fails.
     """
@@ -86,14 +86,14 @@ class Answer:
         self._builder = ResponseBuilder(prepared, id=id, created=created, model_name=model_name)
 
     async def whole(self, streams: Sequence[EventStream]) -> dict[str, object]:
-        """The body of the answer. Raises AnswerError when the engine cannot finish one of its choices."""
+        """Returns the answer's body. Raises AnswerError when the engine cannot finish one of its choices."""
         async with aclosing(self._checked_events(streams)) as events:
             async for _ in events:
                 pass
         return self._builder.snapshot()
 
     async def events(self, streams: Sequence[EventStream]) -> AsyncGenerator[OutputChunk]:
-        """The chunks of all choices as they come; the first comes with the first event of the engine.
+        """Yields the chunks of all choices as they come; the first comes with the engine's first event.
 
         Raises AnswerError when the engine cannot finish one of the choices.
         """
@@ -105,7 +105,7 @@ class Answer:
             yield chunk
 
     async def _checked_events(self, streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event]]:
-        """The events of all streams, which the builder has taken. Raises AnswerError at the first that is an error."""
+        """Yields the events of all streams, which the builder has taken. Raises AnswerError at the first error."""
         async with aclosing(_merged(streams)) as events:
             async for place, event in events:
                 error = self._builder.on_event(place, event)
@@ -117,7 +117,7 @@ class Answer:
 async def embeddings(
     prepared: PreparedEmbeddings, streams: Sequence[EventStream], *, model_name: str
 ) -> dict[str, object]:
-    """The body of an answer to ``/v1/embeddings``. Raises what the engine failed with."""
+    """Returns the body of an answer to ``/v1/embeddings``. Raises the engine's error."""
     values: dict[int, tuple[float, ...]] = {}
     async with aclosing(_merged(streams)) as news:
         async for place, event in news:
@@ -144,7 +144,7 @@ def _base64(values: Sequence[float]) -> str:
 
 
 async def _merged(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event]]:
-    """All streams' events as they come, with the place of the stream; when it is closed, the streams are cancelled."""
+    """Yields all streams' events as they come, with the stream's index; cancels the streams when it is closed."""
     try:
         if len(streams) == 1:
             async for event in streams[0]:
@@ -159,7 +159,7 @@ async def _merged(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, E
 
 
 async def _interleaved(streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event]]:
-    # bounded: a client that does not read shall not make the events pile up here
+    # bounded, so that events do not pile up for a client that does not read
     queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(len(streams))
 
     async def pump(place: int) -> None:

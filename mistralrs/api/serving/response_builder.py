@@ -17,7 +17,7 @@ CHUNK_OBJECTS = {"chat": "chat.completion.chunk", "completion": "text_completion
 
 
 class ResponseBuilder:
-    """The answer to one request. It gets each event once, with the place of the request's stream that it came from."""
+    """Builds the answer to one request. It takes each event once, with the index of the event's stream."""
 
     def __init__(self, prepared: Prepared, *, id: str, created: int, model_name: str) -> None:
         """``created``: seconds since 1970."""
@@ -30,11 +30,11 @@ class ResponseBuilder:
         self._opened = False
 
     def on_event(self, place: int, event: Event) -> MistralrsError | None:
-        """Returns the error, if the event ends a choice that will not be complete; keeps what the event says."""
+        """Records an event. Returns the error if the event ends a choice before it is complete."""
         return self._choices[place].on_event(event)
 
     def snapshot(self) -> dict[str, object]:
-        """The body of an answer with what has come; unfinished choices have the finish reason ``error``."""
+        """Returns the answer's body so far; unfinished choices have the finish reason ``error``."""
         prepared = self._prepared
         choices: list[dict[str, object]] = []
         for first in range(0, len(self._choices), prepared.generated):
@@ -52,7 +52,7 @@ class ResponseBuilder:
         }
 
     def chunks(self, place: int, event: Event) -> Iterator[OutputChunk]:
-        """The additions that an event makes to a stream; ``on_event`` has taken the event already."""
+        """Yields the chunks that an event adds to a stream; ``on_event`` has taken the event already."""
         prepared, state = self._prepared, self._choices[place]
         if not self._opened:
             self._opened = True
@@ -65,7 +65,7 @@ class ResponseBuilder:
                 clock = state.timings() if prepared.timings_per_token else None
                 yield OutputChunk(place, event.text, logprobs=logprobs, timings=clock)
         elif isinstance(event, Finished):
-            assert state.reason is not None  # else on_event has returned an error
+            assert state.reason is not None  # otherwise on_event has returned an error
             if prepared.suffix:
                 yield OutputChunk(place, prepared.suffix)
             is_last = all(other.reason is not None for other in self._choices)
@@ -73,12 +73,12 @@ class ResponseBuilder:
             yield OutputChunk(place, finish_reason=state.reason, timings=total)
 
     def last_chunks(self) -> Iterator[OutputChunk]:
-        """The chunks that follow the last event of all."""
+        """Yields the chunks after the last event of all streams."""
         if self._prepared.include_usage:
             yield OutputChunk(None, usage=self._usage())
 
     def chunk_body(self, chunk: OutputChunk) -> dict[str, object]:
-        """The body of a chunk, as clients of the HTTP interface read it."""
+        """Returns the body of a chunk, as clients of the HTTP interface read it."""
         prepared = self._prepared
         body: dict[str, object] = {
             "id": self._id,
@@ -109,7 +109,7 @@ class ResponseBuilder:
         }
 
     def _best(self, places: Sequence[int]) -> Sequence[int]:
-        """The choices for one prompt that are shown, the likeliest first if there are more."""
+        """Returns the choices for one prompt that are shown; the likeliest, likeliest first, if there are more."""
         if self._prepared.choices == len(places):
             return places
         by_logprob = sorted(places, key=lambda place: -self._choices[place].cumulative_logprob)
@@ -134,10 +134,10 @@ class ResponseBuilder:
         return ("" if echo is None else echo.text) + self._choices[place].text + self._prepared.suffix
 
     def _openings(self) -> Iterator[OutputChunk]:
-        """The first chunk of every choice: clients want to meet them in the order of their indices."""
+        """Yields the first chunk of every choice in the order of their indices, which clients expect."""
         is_chat = self._prepared.kind == "chat"
         for place in range(len(self._choices)):
-            # with its log-probabilities the prompt comes as a chunk of its own
+            # a prompt with log-probabilities is a chunk of its own
             text = self._echoed(place) if self._prepared.logprobs is None else ""
             if text or is_chat or len(self._choices) > 1:
                 yield OutputChunk(place, text, role="assistant" if is_chat else None)

@@ -1,4 +1,4 @@
-"""From a body's fields to SamplingParams: other names, other words for off, other forms. Knows no prompt."""
+"""Turns a body's fields into SamplingParams, which has other names and other values for off."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SAME_NAME = (
     "temperature", "top_p", "min_p", "typical_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "ignore_eos", "min_tokens",
 )  # fmt: skip
-"""Fields that a body and SamplingParams share."""
+"""Fields that have the same name in a body and in SamplingParams."""
 _SAMPLER_NAMES = {"typ_p": "typical_p", "typical": "typical_p", "temp": "temperature"}
-"""Ours by llama.cpp's, where these differ."""
+"""Our name of a stage by llama.cpp's, where the two differ."""
 
 
 def sampling_params(
     body: SamplingBody, defaults: SamplingParams, model: ServedModel, *, max_tokens: int | None, logprobs: int | None
 ) -> SamplingParams:
-    """What the body says, over ``defaults``, whose seed and logprobs are not used. Without a seed in the body, and
-    for -1, it is a random one. Raises RequestError for what this model cannot do."""
+    """Returns the body's parameters, completed by ``defaults``, whose seed and logprobs are not used. The seed is
+    random for -1 and if the body has none. Raises RequestError for unsupported values."""
     changes: dict[str, Any] = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
         changes["top_k"] = top_k_of(body.top_k)
