@@ -1,4 +1,4 @@
-"""How an architecture tells the loader what its checkpoints look like: GGUF files and Hugging Face folders."""
+"""An architecture's description of its checkpoints for the loader: GGUF files and Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ MAX_LAYERS = 1000
 MAX_HEADS = 1 << 14
 MAX_HEAD_DIM = 1 << 14
 MAX_WIDTH = 1 << 24
-"""Of hidden states and feed-forwards."""
+"""The largest width of hidden states and feed-forwards."""
 MAX_CONTEXT = 1 << 27
-"""Tokens. Every one of these limits is some hundred times what models have; loops and buffers are as long."""
+"""The longest context in tokens. Each of these limits is some hundred times that of real models; they bound loops and
+buffers.
+"""
 
 Fields = Mapping[str, Any]
 NO_FIELDS: Fields = MappingProxyType({})
@@ -27,10 +29,10 @@ Default = TypeVar("Default")
 
 
 class ModelMetadata(Protocol):
-    """What an architecture may ask of a file: its metadata and what tensors it has."""
+    """The part of a file that an architecture reads: its metadata, and the shapes of its tensors."""
 
     def require(self, key: str, kind: type[Value]) -> Value:
-        """Raises ``FormatError`` when the key is missing or of another kind."""
+        """Returns the value. Raises ``FormatError`` when the key is missing or of another kind."""
         ...
 
     def get(self, key: str, kind: type[Value], *, default: Default) -> Value | Default:
@@ -38,16 +40,16 @@ class ModelMetadata(Protocol):
         ...
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
-        """The shape of a tensor; None: the file has none of that name."""
+        """Returns the shape of a tensor; None: the file has none of that name."""
         ...
 
     def vector(self, tensor: str) -> Sequence[float]:
-        """A vector's values; empty if the file has none of that name."""
+        """Returns a vector's values; empty if the file has none of that name."""
         ...
 
 
 def layer_count(facts: ModelMetadata, key: str) -> int:
-    """How many layers there are, before any of them takes memory. Raises ``LoadError`` for a count that is absurd."""
+    """Returns the number of layers, before any of them takes memory. Raises ``LoadError`` for an absurd number."""
     count = facts.require(key, int)
     if not 1 <= count <= MAX_LAYERS:
         raise LoadError(f"{count} layers are not between 1 and {MAX_LAYERS}")
@@ -62,7 +64,7 @@ def all_but_every(period: int, count: int) -> tuple[bool, ...]:
 
 
 def check_head_dim(head_dim: int) -> None:
-    """Raises ``LoadError`` for a width of heads that is absurd, before anything is made for each column."""
+    """Raises ``LoadError`` for an absurd width of heads, before anything is allocated for each column."""
     if head_dim > MAX_HEAD_DIM:
         raise LoadError(f"heads of {head_dim} columns are wider than {MAX_HEAD_DIM}")
 
@@ -74,7 +76,7 @@ def check_shape(hidden: int, heads: int, kv_heads: int) -> None:
 
 
 def checked(spec: DecoderSpec) -> DecoderSpec:
-    """``spec`` if its numbers can be computed with. Raises ``LoadError``."""
+    """Returns ``spec`` if its numbers are valid. Raises ``LoadError``."""
     attention = spec.attention
     if min(spec.ffn_size, attention.head_dim) < 1:
         raise LoadError(f"heads of {attention.head_dim} and a feed-forward of {spec.ffn_size} are too small")
@@ -101,7 +103,7 @@ def checked(spec: DecoderSpec) -> DecoderSpec:
 
 
 def _check_combination(spec: DecoderSpec) -> None:
-    """Raises ``LoadError`` for settings that no operation computes together."""
+    """Raises ``LoadError`` for combinations of settings that no operation supports."""
     if spec.norm.after and spec.residual_multiplier != 1.0:
         raise LoadError("a residual multiplier beside norms of what is added is not supported")
     if (spec.moe is not None or spec.parallel) and spec.norm.place != "before":
@@ -118,14 +120,14 @@ def check_experts(experts: int, used: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where a part stands: rows of a tensor from ``start`` on. ``{layer}`` and ``{expert}`` are filled in."""
+    """The location of a part: rows of a tensor from ``start`` on. ``{layer}`` and ``{expert}`` are filled in."""
 
     name: str
     start: int = 0
     whole: bool = True
     """False: the tensor holds other parts' rows as well."""
     otherwise: TensorRef | None = None
-    """Where the part stands when there is no tensor of that name. It is written where it is looked for first."""
+    """The location to use when there is no tensor of that name. A writer uses the first location."""
 
 
 TensorRefs = dict[str, TensorRef]
@@ -133,7 +135,7 @@ TensorRefs = dict[str, TensorRef]
 
 @dataclass(frozen=True, slots=True)
 class GgufFields:
-    """What a GGUF file says of a model, besides its parts."""
+    """The content of a GGUF file besides a model's parts: metadata and other tensors."""
 
     metadata: dict[str, bool | int | float | str | list[bool]]
     vectors: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -145,7 +147,7 @@ class WeightsMapping:
     """An architecture in one kind of checkpoint."""
 
     spec: Callable[[ModelMetadata], DecoderSpec]
-    """Raises ``LoadError`` for what is not supported."""
+    """Returns the spec that the metadata describes. Raises ``LoadError`` for unsupported settings."""
     tensors: Callable[[DecoderSpec], TensorRefs]
     interleaved: frozenset[str] = frozenset()
     """Parts whose rows are stored with the members of a rotary pair side by side."""
@@ -154,8 +156,8 @@ class WeightsMapping:
     unused: tuple[str, ...] = field(default=())
     """Patterns (fnmatch) of tensors that are no parts."""
     write: Callable[[DecoderSpec, ModelMetadata], GgufFields] | None = None
-    """The way back of ``spec``, of forms that are written. The facts are those that the spec was read from, in a
-    Hugging Face folder. What the form has no word for is left out: who writes it reads it again and compares."""
+    """The inverse of ``spec``, for mappings that are written. The metadata is that of the spec's Hugging Face folder.
+    Settings without a GGUF key are left out; the writer therefore reads its result again and compares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +167,8 @@ class Architecture:
     gguf: WeightsMapping | None
     hugging_face: WeightsMapping | None
     ggml: WeightsMapping | None = None
-    """The legacy `.bin` files, which describe themselves under GGUF's keys once they are read."""
+    """The mapping of legacy `.bin` files, whose reader presents their metadata under GGUF's keys."""
     template: str | None = None
-    """The shipped chat template of models that bring none."""
+    """The shipped chat template of models that have none."""
     mixture: bool = False
-    """Of experts."""
+    """Whether the feed-forward is a mixture of experts."""

@@ -1,6 +1,6 @@
 """The decoder: a list of operations assembled from a spec. The only definition of a forward pass.
 
-Knows no format, no device and no architecture by name.
+It has no branch on a format, a device or an architecture's name.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from mistralrs.ops.workspace import Sizes, StepArgs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How large a step may be and how much context is kept."""
+    """The largest step, and the size of the KV cache."""
 
     max_tokens: int
     max_seqs: int
     max_logits: int
     kv_groups: tuple[KvGroup, ...]
-    """In the order of ``DecoderSpec.windows``."""
+    """The KV groups, in the order of ``DecoderSpec.windows``."""
     block_size: int
     max_blocks: int
-    """Blocks of one sequence."""
+    """Blocks of one sequence, at most."""
     adapter_slots: int = 0
     """Adapters that can be in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Each projection's ``outlier_threshold`` (``Backend.project``), and how keys and values are kept.
+    """Each projection's ``outlier_threshold`` (``Backend.project``), and the dtype of the KV cache.
 
-    Where everything is two-term, prefill does the work twice; decode is bound by memory and hardly notices.
+    If all activations are two-term, prefill does the work twice; decode is bound by memory and hardly slower.
     """
 
     qkv: float
@@ -55,8 +55,8 @@ class Precision:
 
 
 PRECISIONS: dict[str, Precision] = {
-    # where rounding hurts most for what it costs (docs/log.md); what the activation and up make stands out everywhere,
-    # in places that differ from token to token, and the head is computed for few rows
+    # the projections where two terms gain most for their cost (docs/log.md): the inputs of down have outliers
+    # everywhere, in columns that differ from token to token, and the head is computed for few rows
     "default": Precision(qkv=1.5, o_proj=1.5, gate_up=1.5, down=0, lm_head=0),
     "high": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0),
     "f32": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f32"),
@@ -107,7 +107,7 @@ def build_decoder(
     precision: Precision,
     scaling_layers: Mapping[WeightKey, int] = MappingProxyType({}),
 ) -> Decoder:
-    """Places the weights and binds the operations. ``scaling_layers``: each part's ``Linear.scaling_layer``."""
+    """Returns the decoder, with its weights placed and its operations bound. ``scaling_layers``: each part's ``Linear.scaling_layer``."""
     return _Assembly(spec, parts, backend, limits, precision, scaling_layers).decoder()
 
 
@@ -194,7 +194,7 @@ class _Assembly:
     def _layer(self, layer: int) -> list[Op]:
         attention = self._attention(layer)
         ffn = self._experts(layer) if self.spec.moe else self._mlp(layer)
-        if self.spec.parallel:  # the feed-forward reads x before attention has added to it
+        if self.spec.parallel:  # a parallel feed-forward reads x before attention is added to it
             return [*attention.read, ffn[0], *attention.write, *ffn[1:]]
         return [*attention.read, *attention.write, *ffn]
 

@@ -20,11 +20,11 @@ from mistralrs.nn.rope import Rope
 from mistralrs.ops.backend import Activation
 
 _PATTERN = 6
-"""Gemma 3: every sixth layer sees everything."""
+"""Gemma 3: every sixth layer has full attention."""
 
 
 def _activation(facts: ModelMetadata) -> Activation:
-    """``hidden_activation`` wins; what ``hidden_act`` calls gelu is the tanh approximation here."""
+    """Returns the activation: ``hidden_activation``, else ``hidden_act``, whose gelu is the tanh approximation here."""
     name = facts.get("hidden_act", str, default="gelu")
     return hf_mapping.activation(
         facts.get("hidden_activation", str, default="gelu_pytorch_tanh" if name == "gelu" else name)
@@ -32,7 +32,7 @@ def _activation(facts: ModelMetadata) -> Activation:
 
 
 def _attention_scale(facts: ModelMetadata) -> float:
-    """From what queries are divided by the root of. Raises ``LoadError``."""
+    """Returns ``query_pre_attn_scalar ** -0.5``. Raises ``LoadError`` for one that is not positive."""
     scalar = facts.require("query_pre_attn_scalar", float)
     if not 0 < scalar < math.inf:
         raise LoadError(f"query_pre_attn_scalar is {scalar}, not positive")
@@ -168,12 +168,14 @@ def _gemma3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
 
 
 def _window(spec: DecoderSpec) -> int:
-    """Of the layers that have one."""
+    """Returns the window of the layers that have one."""
     return max(layer.window for layer in spec.layers)
 
 
 def _scale_of_largest(spec: DecoderSpec, layers: int) -> float | None:
-    """GGUF files do not say it: the 27B model alone, known by its layers, scales by its width instead of its heads'."""
+    """Returns the factor on the scores, which GGUF files lack: the 27B model alone, identified by its number of layers,
+    scales by its hidden size instead of its heads' width.
+    """
     return (spec.hidden_size / spec.attention.num_heads) ** -0.5 if len(spec.layers) == layers else None
 
 

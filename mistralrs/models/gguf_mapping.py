@@ -1,4 +1,4 @@
-"""What GGUF files of all architectures have in common: key and tensor names of the GGUF specification."""
+"""The common part of all architectures' GGUF mappings: key and tensor names of the GGUF specification."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from mistralrs.nn.rope import Rope, Yarn, yarn_scale
 
 ROPE_FACTORS = "rope_freqs.weight"
 _SMALLEST, _LARGEST = 1e-30, 1e30
-"""Between these, powers and products of rotary numbers stay finite."""
+"""The range in which powers and products of rotary numbers stay finite."""
 INTERLEAVED = frozenset({"q_proj", "k_proj"})
-"""Parts that llama.cpp's converter stores with the members of a rotary pair side by side, if it does so at all."""
+"""Parts that llama.cpp's converter stores with interleaved rotary pairs, for the architectures where it does so."""
 UNUSED = (ROPE_FACTORS, "blk.*.attn_rot_embd", "rope_factors_long.weight", "rope_factors_short.weight")
 
 NAMES = {
@@ -54,7 +54,7 @@ NAMES = {
 
 
 def tensors(spec: DecoderSpec) -> TensorRefs:
-    """Every part under its usual name; experts merged, or singly as old files have them."""
+    """Returns every part under its usual name; experts merged, or singly as in old files."""
     experts = {
         f"expert_{part}_proj": TensorRef(
             f"blk.{{layer}}.ffn_{part}_exps.weight", otherwise=TensorRef(f"blk.{{layer}}.ffn_{part}.{{expert}}.weight")
@@ -65,7 +65,7 @@ def tensors(spec: DecoderSpec) -> TensorRefs:
 
 
 def fused_qkv(spec: DecoderSpec) -> TensorRefs:
-    """q, k and v as row ranges of one tensor, or each in one of its own."""
+    """Returns q, k and v as row ranges of one tensor, or each as a tensor of its own."""
     q, kv = spec.attention.q_size, spec.attention.kv_size
     name = "blk.{layer}.attn_qkv.weight"
     return {
@@ -86,12 +86,12 @@ def read_spec(
     norm: Fields = NO_FIELDS,
     **more: Any,
 ) -> DecoderSpec:
-    """The decoder that ``prefix.*`` describes.
+    """Returns the spec of the decoder that ``prefix.*`` describes.
 
     ``attention``, ``norm`` and ``more``: fields of ``AttentionSpec``, ``NormSpec`` and ``DecoderSpec`` that the
-    architecture knows.
+    architecture sets.
 
-    Raises ``FormatError`` or ``LoadError`` for what is missing or does not fit together.
+    Raises ``FormatError`` or ``LoadError`` for missing or inconsistent metadata.
     """
     hidden = facts.require(f"{prefix}.embedding_length", int)
     heads = facts.require(f"{prefix}.attention.head_count", int)
@@ -119,7 +119,7 @@ def read_spec(
 
 
 def per_layer(facts: ModelMetadata, key: str, *, default: int) -> int | list[object]:
-    """A number for all layers, or a list with an entry for each. Raises ``FormatError`` for anything else."""
+    """Returns a number for all layers, or a list with an entry for each. Raises ``FormatError`` for anything else."""
     try:
         return facts.get(key, int, default=default)
     except FormatError as single:
@@ -130,7 +130,7 @@ def per_layer(facts: ModelMetadata, key: str, *, default: int) -> int | list[obj
 
 
 def _kv_heads(facts: ModelMetadata, prefix: str, default: int) -> int:
-    """The number of KV heads. Raises ``LoadError`` where layers differ in it."""
+    """Returns the number of KV heads. Raises ``LoadError`` where layers differ in it."""
     found = per_layer(facts, f"{prefix}.attention.head_count_kv", default=default)
     if isinstance(found, int):
         return found
@@ -142,7 +142,7 @@ def _kv_heads(facts: ModelMetadata, prefix: str, default: int) -> int:
 
 
 def windows(facts: ModelMetadata, prefix: str, *, period: int) -> tuple[bool, ...]:
-    """Which layers have a sliding window: ``attention.sliding_window_pattern`` is a list, or a number n where all but
+    """Returns for each layer whether it has a sliding window: ``attention.sliding_window_pattern`` is a list, or a number n where all but
     every n-th layer have one. ``period``: n where the file has neither. Raises ``LoadError``."""
     count = layer_count(facts, f"{prefix}.block_count")
     found = per_layer(facts, f"{prefix}.attention.sliding_window_pattern", default=period)
@@ -154,13 +154,13 @@ def windows(facts: ModelMetadata, prefix: str, *, period: int) -> tuple[bool, ..
 
 
 def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequence[float] | None = None) -> Rope:
-    """The rotary embedding. ``factors``: None takes those of Llama 3 files, if there are any."""
+    """Returns the rotary embedding. ``factors``: None takes those of Llama 3 files, if there are any."""
     dim = facts.get(f"{prefix}.rope.dimension_count", int, default=head_dim)
     if factors is None:
         factors = facts.vector(ROPE_FACTORS)
     scaling = facts.get(f"{prefix}.rope.scaling.type", str, default="linear")
     factor = 1.0
-    if scaling == "linear":  # also of older files, which name a factor alone
+    if scaling == "linear":  # also in older files, which have the factor without a type
         older = facts.get(f"{prefix}.rope.scale_linear", float, default=1.0)
         factor = facts.get(f"{prefix}.rope.scaling.factor", float, default=older) or 1.0
     elif scaling not in ("none", "longrope", "yarn"):
@@ -174,7 +174,7 @@ def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequ
 
 
 def _with_yarn(rope: Rope, facts: ModelMetadata, prefix: str) -> Rope:
-    """The rope with YaRN. Its factor on cosines and sines is ``yarn_attn_factor``, into which llama.cpp's converter
+    """Returns the rope with YaRN. Its factor on cosines and sines is ``yarn_attn_factor``, into which llama.cpp's converter
     writes ``attention_factor``. Where that is missing, the factor follows from the stretching as in llama.cpp, unless
     ``yarn_log_multiplier`` takes a part of it back. Raises ``LoadError`` for another ``yarn_ext_factor`` than 1."""
     scaling = f"{prefix}.rope.scaling"
@@ -197,7 +197,7 @@ def _with_yarn(rope: Rope, facts: ModelMetadata, prefix: str) -> Rope:
 
 
 def checked_rope(rope: Rope, head_dim: int) -> Rope:
-    """``rope`` if it can be computed. Raises ``LoadError``."""
+    """Returns ``rope`` if it can be computed. Raises ``LoadError``."""
     check_head_dim(head_dim)
     if not 0 < rope.dim <= head_dim or rope.dim % 2:
         raise LoadError(f"a rotary width of {rope.dim} does not fit heads of {head_dim}")
@@ -216,7 +216,7 @@ def checked_rope(rope: Rope, head_dim: int) -> Rope:
 
 
 def _rope_keys(rope: Rope) -> dict[str, int | float | str]:
-    """A rotary embedding in the words of ``read_rope``."""
+    """Returns a rotary embedding as the keys that ``read_rope`` reads."""
     keys: dict[str, int | float | str] = {"rope.dimension_count": rope.dim, "rope.freq_base": rope.base}
     scale, yarn = rope.scale, rope.yarn
     if rope.linear_factor != 1.0:
@@ -247,8 +247,8 @@ def write(
     vectors: dict[str, tuple[float, ...]] | None = None,
     more: Mapping[str, int | float | list[bool]] = MappingProxyType({}),
 ) -> GgufFields:
-    """The way back of ``read_spec``: ``prefix.*`` for a decoder. ``more``: what the architecture says besides, without
-    the prefix; ``max_position``: if it is not the spec's."""
+    """Returns ``prefix.*`` for a decoder, the inverse of ``read_spec``. ``more``: the architecture's other keys,
+    without the prefix; ``max_position``: the context, if it is not the spec's."""
     attention = spec.attention
     keys: dict[str, bool | int | float | str | list[bool]] = {
         "vocab_size": spec.vocab_size,

@@ -1,4 +1,4 @@
-"""What Hugging Face folders of all architectures have in common: keys of `config.json` and tensor names.
+"""The common part of all architectures' Hugging Face mappings: keys of `config.json` and tensor names.
 
 Both spellings of the rotary settings are read: ``rope_theta`` and ``rope_scaling``, and the newer ``rope_parameters``.
 """
@@ -31,7 +31,7 @@ from mistralrs.ops.backend import Activation
 UNUSED = ("*.rotary_emb.inv_freq", "*.masked_bias")
 
 LONG_ROPES = ("longrope", "su")
-"""What Phi-3's rotary scaling is called; the second name is that of its first release."""
+"""The names of Phi-3's rotary scaling; the second is that of its first release."""
 
 _LAYER = "model.layers.{layer}."
 NAMES = {
@@ -65,7 +65,7 @@ def tensors(spec: DecoderSpec) -> TensorRefs:
 
 
 def post_norm_tensors(spec: DecoderSpec) -> TensorRefs:
-    """Every part of a model that norms what attention and feed-forward yield."""
+    """Returns every part of a model that norms the outputs of attention and feed-forward."""
     return tensors(spec) | {
         "post_attention_norm": TensorRef(_LAYER + "post_attention_layernorm.weight"),
         "ffn_norm": TensorRef(_LAYER + "pre_feedforward_layernorm.weight"),
@@ -74,7 +74,7 @@ def post_norm_tensors(spec: DecoderSpec) -> TensorRefs:
 
 
 def activation(name: str) -> Activation:
-    """Raises ``LoadError`` for one that is not supported."""
+    """Returns the activation. Raises ``LoadError`` for one that is not supported."""
     if name not in _ACTIVATIONS:
         raise LoadError(f"the activation {name!r} is not supported", hint=f"supported: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
@@ -83,10 +83,10 @@ def activation(name: str) -> Activation:
 def read_spec(
     facts: ModelMetadata, *, attention: Fields = NO_FIELDS, norm: Fields = NO_FIELDS, **more: Any
 ) -> DecoderSpec:
-    """The decoder that a `config.json` describes.
+    """Returns the spec of the decoder that a `config.json` describes.
 
     ``attention``, ``norm`` and ``more``: fields of ``AttentionSpec``, ``NormSpec`` and ``DecoderSpec`` that the
-    architecture knows. Raises ``FormatError`` or ``LoadError`` for what is missing or does not fit together.
+    architecture sets. Raises ``FormatError`` or ``LoadError`` for missing or inconsistent settings.
     """
     hidden = facts.require("hidden_size", int)
     heads = facts.require("num_attention_heads", int)
@@ -100,7 +100,7 @@ def read_spec(
         "hidden_size": hidden,
         "vocab_size": embedding[0] if embedding else 0,
         "max_position": facts.get("max_position_embeddings", int, default=4096),
-        # a head that the config promises and the file has not is reported when the parts are checked
+        # a head that the config declares and the file lacks is reported when the parts are checked
         "tied_head": facts.shape(NAMES["lm_head"]) is None and facts.get("tie_word_embeddings", bool, default=True),
     }
     if "ffn_size" not in more:
@@ -116,7 +116,7 @@ def read_spec(
 def windows(
     facts: ModelMetadata, default: tuple[bool, ...] | None = None, *, period: int | None = None
 ) -> tuple[bool, ...]:
-    """Which layers have a sliding window: ``layer_types``, else all but every ``period``-th, else ``default``, else
+    """Returns for each layer whether it has a sliding window: ``layer_types``, else all but every ``period``-th, else ``default``, else
     none of them."""
     count = layer_count(facts, "num_hidden_layers")
     if period is not None:
@@ -130,8 +130,8 @@ def windows(
 
 
 def rope_settings(facts: ModelMetadata, kind: str | None = None, *, theta: float = 10000.0) -> dict[str, Any]:
-    """The rotary settings as one flat mapping; ``kind``: of these layers, where layers differ. ``theta`` is the base
-    where none is given."""
+    """Returns the rotary settings as one flat mapping. ``kind``: the type of layers to read, where layers differ;
+    ``theta``: the default base."""
     given = facts.get("rope_parameters", dict, default=None)
     if given is not None:
         nested = given.get(kind) if kind else None
@@ -143,7 +143,7 @@ def rope_settings(facts: ModelMetadata, kind: str | None = None, *, theta: float
 
 
 def read_rope(facts: ModelMetadata, head_dim: int, settings: dict[str, Any] | None = None) -> Rope:
-    """A rotary embedding. Raises ``LoadError`` for a scaling that is not supported."""
+    """Returns a rotary embedding. Raises ``LoadError`` for a scaling that is not supported."""
     check_head_dim(head_dim)
     settings = rope_settings(facts) if settings is None else settings
     given = settings.get("partial_rotary_factor", facts.get("partial_rotary_factor", float, default=1.0))
@@ -169,7 +169,7 @@ def read_rope(facts: ModelMetadata, head_dim: int, settings: dict[str, Any] | No
 
 
 def _yarn_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: float) -> Rope:
-    """YaRN with the defaults of `transformers`; a setting that is null or zero is one that is not there."""
+    """Returns YaRN with the defaults of `transformers`; a setting of null or zero counts as absent."""
 
     def given(name: str, default: float) -> float:
         return number(settings.get(name), name) if settings.get(name) is not None else default
@@ -194,15 +194,15 @@ def _yarn_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: f
 
 
 def number(value: object, name: str) -> float:
-    """A value of `config.json` as float. Raises ``LoadError`` for one that is no number."""
+    """Returns a value of `config.json` as float. Raises ``LoadError`` for one that is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
         raise LoadError(f"config.json: {name} is {value!r:.100}, not a number that can be used")
     return float(value)
 
 
 def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[float, ...]:
-    """Llama 3.1's scaling: long waves are stretched by ``factor``, short ones kept, those between blended. Rounded to
-    float32, in which GGUF files have them, so that both come to the same."""
+    """Returns the divisors of Llama 3.1's scaling: long wavelengths are scaled by ``factor``, short ones kept, those
+    between blended. They are rounded to float32, as in GGUF files, so that both formats give the same."""
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor, low, high, original = (number(settings.get(name), name) for name in names)
     if min(factor, low, original, base) <= 0 or high <= low:
@@ -210,14 +210,14 @@ def _llama3_factors(settings: dict[str, Any], dim: int, base: float) -> tuple[fl
     factors = []
     for i in range(dim // 2):
         wavelength = 2 * math.pi * base ** (2 * i / dim)
-        kept = (original / wavelength - low) / (high - low)  # 0: stretched, 1: kept
+        kept = (original / wavelength - low) / (high - low)  # 0: scaled, 1: kept
         kept = min(max(kept, 0.0), 1.0)
         factors.append(1 / ((1 - kept) / factor + kept))
     return tuple(array("f", factors))
 
 
 def long_rope_limit(facts: ModelMetadata, settings: dict[str, Any]) -> int:
-    """Positions for which the short factors were made."""
+    """Returns the number of positions that the short factors are made for."""
     name = "original_max_position_embeddings"
     inside = settings.get(name)
     limit = number(facts.require(name, int) if inside is None else inside, name)
@@ -227,7 +227,7 @@ def long_rope_limit(facts: ModelMetadata, settings: dict[str, Any]) -> int:
 
 
 def factors(settings: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    """A list of divisors of frequencies; empty: there is none of that name. Raises ``LoadError``."""
+    """Returns a list of divisors of frequencies; empty: there is none of that name. Raises ``LoadError``."""
     given = settings.get(name)
     if given is None:
         return ()
@@ -237,7 +237,7 @@ def factors(settings: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 
 def _long_rope(facts: ModelMetadata, settings: dict[str, Any], dim: int, base: float) -> Rope:
-    """Phi-3's scaling with its short factors."""
+    """Returns Phi-3's rotary embedding with its short factors."""
     if not isinstance(settings.get("short_factor"), list):
         raise LoadError("config.json: longrope without a list short_factor")
     if settings.get("long_factor") is not None:

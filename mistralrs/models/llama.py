@@ -1,6 +1,6 @@
 """Llama 2 and 3, Mistral, Mixtral, SmolLM2 and SmolLM3.
 
-llama.cpp's converter stores these architectures' q and k rows with rotary pairs side by side.
+llama.cpp's converter stores these architectures' q and k rows with interleaved rotary pairs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _mixtral_tensors(spec: DecoderSpec) -> TensorRefs:
 
 
 def _without_rope(layers: int, flags: list[object] | None, interval: int) -> tuple[LayerSpec, ...]:
-    """SmolLM3 leaves rotation out of every fourth layer."""
+    """Returns the layers of SmolLM3, of which every fourth has no rotation."""
     if flags is None:
         if interval < 1:
             raise LoadError(f"no_rope_layer_interval is {interval}, not at least 1")

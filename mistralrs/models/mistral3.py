@@ -1,4 +1,4 @@
-"""Ministral 3: Llama with YaRN and queries that grow with their position."""
+"""Ministral 3: Llama with YaRN and a scale on the queries that grows with their position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mistralrs.ops.backend import Temperature
 
 
 def _temperature(beta: float, period: float) -> Temperature | None:
-    """Raises ``LoadError`` for numbers that no positions can have."""
+    """Returns the attention temperature. Raises ``LoadError`` for numbers that are not valid for positions."""
     if not beta:
         return None
     if not (0 < beta < 1e6 and 1 <= period < 1 << 31):

@@ -1,7 +1,7 @@
-"""The language model inside a multimodal checkpoint: its configuration, and its tensors by the names of a text model.
+"""The language model in a multimodal checkpoint: its configuration, and its tensors by the names of a text model.
 
-Follows what `transformers` does with such a checkpoint and a prompt without images. Images are not read. Knows the
-names in `config.json` and of tensors; opens nothing.
+It gives what `transformers` gives for such a checkpoint and a prompt without images. Images are not read. The module
+handles names in `config.json` and of tensors; it opens no file.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ TEXT_TYPES: Mapping[str, str] = MappingProxyType(
         "qwen3_vl": "qwen3_vl_text",
     }
 )
-"""``model_type`` of the multimodal checkpoints that are known -> that of the language model where it does not say."""
+"""``model_type`` of the supported multimodal checkpoints -> the default ``model_type`` of their language model."""
 
 _FLAT = frozenset({"qwen2_vl", "qwen2_5_vl"})
-"""These may have the language model's keys beside the others."""
+"""Types that may have the language model's keys at the top level."""
 
 _PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
-"""Language models that are those of a text model: a token of text has the same position in time, height and width, so
-that their rotary embedding in three parts is the plain one."""
+"""Language models that are equal to a text model: a token of text has the same position in time, height and width, and
+their rotary embedding in three parts is therefore the plain one."""
 
 _LLAMA = {
     "hidden_size": 4096,
@@ -109,7 +109,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_local_base_freq": 1e4,
     },
 }
-"""What `transformers` takes for a key that a ``text_config`` leaves out; the published ones leave out most."""
+"""The defaults of `transformers` for keys that a ``text_config`` lacks; the published ones lack most."""
 
 _LAYOUTS = (
     ("language_model.model.", "language_model.lm_head."),
@@ -117,8 +117,8 @@ _LAYOUTS = (
     ("model.text_model.", "lm_head."),
     ("model.", "lm_head."),
 )
-"""What the names of the language model's tensors and of its head begin with: as released, as newer versions of
-`transformers` write them, and where the vision part has a name of its own."""
+"""Prefixes of the language model's tensors and of its head: as released, as newer versions of `transformers` write
+them, and where the vision part has a name of its own."""
 
 _VISION = re.compile(
     r"(?:model\.)?(?:vision_tower|vision_model|visual|multi_modal_projector|connector|image_newline)(?:\.|$)"
@@ -127,9 +127,9 @@ _VISION = re.compile(
 
 
 def text_config(config: Mapping[str, object]) -> dict[str, object] | None:
-    """The language model's configuration as that of a text model; None: the checkpoint is none of ``TEXT_TYPES``.
+    """Returns the language model's configuration as a text model's; None: the checkpoint is none of ``TEXT_TYPES``.
 
-    Raises ``LoadError`` when it does not have one.
+    Raises ``LoadError`` when the checkpoint has no such configuration.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in TEXT_TYPES:
@@ -154,7 +154,7 @@ def text_config(config: Mapping[str, object]) -> dict[str, object] | None:
 
 
 def _without_parts(settings: object) -> object:
-    """Rotary settings without the split into time, height and width."""
+    """Returns the rotary settings without the split into time, height and width."""
     if not isinstance(settings, Mapping):
         return settings
     kept = {key: value for key, value in settings.items() if not str(key).startswith("mrope_")}
@@ -164,8 +164,8 @@ def _without_parts(settings: object) -> object:
 
 
 def text_names(names: Iterable[str]) -> dict[str, str]:
-    """Tensor names of the checkpoint -> those that a text model has. Tensors that only images need are left out; what
-    is unknown keeps its name, and is refused where parts are looked for."""
+    """Returns the checkpoint's tensor names -> those of a text model. Tensors that only images need are left out; an
+    unknown tensor keeps its name, and is refused when the parts are checked."""
     names = list(names)
     layouts = (layout for layout in _LAYOUTS if f"{layout[0]}embed_tokens.weight" in names)
     model, head = next(layouts, _LAYOUTS[-1])

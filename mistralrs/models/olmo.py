@@ -20,7 +20,7 @@ def _olmo2_hf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _olmo3_hf(facts: ModelMetadata) -> DecoderSpec:
-    """Layers with a window rotate by the plain embedding, the others by the one that may be stretched."""
+    """Returns OLMo 3's spec: layers with a window have the plain rotary embedding, the others a scaled one."""
     sliding = hf_mapping.windows(facts, period=_PERIOD)
     heads = max(facts.require("num_attention_heads", int), 1)
     head_dim = facts.get("head_dim", int, default=facts.require("hidden_size", int) // heads)
@@ -33,7 +33,7 @@ def _olmo3_hf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _gguf(facts: ModelMetadata) -> DecoderSpec:
-    """OLMo 3 goes by the name of OLMo 2 and is known by its window."""
+    """Returns the spec. OLMo 3 has OLMo 2's name and is identified by its window."""
     spec = gguf_mapping.read_spec(facts, "olmo2", norm=_NORM, attention={"qk_norm": "full"})
     window = facts.get("olmo2.attention.sliding_window", int, default=0)
     if not window:

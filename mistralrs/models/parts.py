@@ -1,4 +1,4 @@
-"""The parts of a decoder that the loader finds in a checkpoint. Their names are mostly those of Hugging Face."""
+"""The parts of a decoder that the loader finds in a checkpoint. Most names are those of Hugging Face."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class WeightMerge(Protocol):
 
 
 class Parts(Protocol):
-    """Named parts of a model, placed on the backend when they are asked for.
+    """Named parts of a model, placed on the backend when they are requested.
 
     Names: ``embed_tokens``, ``norm``, ``lm_head``; in a layer ``attention_norm``, ``q_proj``, ``k_proj``, ``v_proj``,
     ``q_norm``, ``k_norm``, ``o_proj``, ``post_attention_norm``, ``ffn_norm``, ``gate_proj``, ``up_proj``,
@@ -47,20 +47,20 @@ class Parts(Protocol):
     """
 
     def linears(self, names: Sequence[str], *, layer: int | None = None) -> list[Weight]:
-        """Matrices that read the same input, placed together. Raises ``LoadError`` for a missing or misshapen one."""
+        """Returns matrices that share an input, placed together. Raises ``LoadError`` for missing or misshapen ones."""
         ...
 
     def experts(self, name: str, *, layer: int) -> list[Weight]:
-        """That matrix of every expert."""
+        """Returns this matrix of every expert."""
         ...
 
     def norm(self, name: str, *, layer: int | None = None) -> tuple[Buffer, Buffer | None]:
-        """A norm's weight and, if it has one, its bias."""
+        """Returns a norm's weight and, if it has one, its bias."""
         ...
 
 
 def part_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every part outside the layers, as (rows, columns) or (length,)."""
+    """Returns the shape of every part outside the layers, as (rows, columns) or (length,)."""
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens": (spec.vocab_size, spec.hidden_size),
         "norm": (spec.hidden_size,),
@@ -71,7 +71,7 @@ def part_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
 
 
 def layer_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of every part of a layer; of the expert parts, that of one expert."""
+    """Returns the shape of every part of a layer; the shape of an expert part is that of one expert."""
     attention, hidden = spec.attention, spec.hidden_size
     q, kv = attention.q_size, attention.kv_size
     shapes: dict[str, tuple[int, ...]] = {

@@ -59,7 +59,7 @@ def _phi2_hf_tensors(spec: DecoderSpec) -> TensorRefs:
 
 
 def _phi2_gguf_tensors(spec: DecoderSpec) -> TensorRefs:
-    """q, k and v apart; in older files they are together."""
+    """Returns the tensors, with separate q, k and v; in older files these are fused."""
     together = {part: replace(piece, otherwise=None) for part, piece in gguf_mapping.fused_qkv(spec).items()}
     apart = {part: TensorRef(gguf_mapping.NAMES[part], otherwise=piece) for part, piece in together.items()}
     return gguf_mapping.tensors(spec) | apart
@@ -78,12 +78,12 @@ def _phi3_hf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _long_context(context: int, made_for: int, factors: tuple[float, ...]) -> LongContext | None:
-    """The context beyond that of the short factors, which were ``made_for`` so many tokens."""
+    """Returns the context beyond ``made_for``, the number of tokens that the short factors are made for."""
     return LongContext(context, factors) if factors and context > made_for else None
 
 
 def _phi3_gguf(facts: ModelMetadata) -> DecoderSpec:
-    """The context is that of the short factors; beyond it there are the long ones."""
+    """Returns the spec for the context of the short factors; ``long_context`` has the long ones."""
     window = facts.get("phi3.attention.sliding_window", int, default=0)
     layers = (LayerSpec(window=window),) * layer_count(facts, "phi3.block_count")
     spec = gguf_mapping.read_spec(facts, "phi3", layers=layers, attention={"ropes": ()})
@@ -101,7 +101,7 @@ def _phi3_gguf(facts: ModelMetadata) -> DecoderSpec:
 
 
 def _phi3_gguf_write(spec: DecoderSpec, facts: ModelMetadata) -> GgufFields:
-    """Other readers use the long factors past the length that the short ones were made for."""
+    """Returns the fields of a GGUF file. Other readers use the long factors past the length of the short ones."""
     rope, context = spec.attention.ropes[0], facts.require("max_position_embeddings", int)
     original = facts.get("original_max_position_embeddings", int, default=context)
     vectors = {}

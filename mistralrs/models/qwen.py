@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3 (dense). Biases of q, k and v are found where the file has them."""
+"""Qwen2, Qwen2.5 and Qwen3 (dense). q, k and v have biases if the file has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mistralrs.models.spec import DecoderSpec, LayerSpec
 
 
 def layers(facts: ModelMetadata) -> tuple[LayerSpec, ...]:
-    """Layers with a window from ``max_window_layers`` on, where ``use_sliding_window`` is set."""
+    """Returns the layers; those from ``max_window_layers`` on have a window if ``use_sliding_window`` is set."""
     count = layer_count(facts, "num_hidden_layers")
     if not facts.get("use_sliding_window", bool, default=False):
         return (LayerSpec(),) * count
@@ -61,4 +61,4 @@ QWEN3 = Architecture(
 
 QWEN2VL_GGUF = WeightsMapping(_qwen2vl_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED)
 QWEN3VL_GGUF = WeightsMapping(_qwen3vl_gguf, gguf_mapping.tensors, unused=gguf_mapping.UNUSED)
-"""The language models of Qwen2-VL, 2.5-VL and 3-VL, whose rotary embedding is the plain one without images."""
+"""The language models of Qwen2-VL, 2.5-VL and 3-VL; without images their rotary embedding is the plain one."""

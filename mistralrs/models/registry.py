@@ -1,4 +1,4 @@
-"""The architectures that can be built, one row each, and the names under which files and users know them."""
+"""The architectures that can be built, one row each, with their names in files and for users."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 _SHARED = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2", "granitehybrid": "granite"}
 GGUF_NAMES: dict[str, str] = {name: _SHARED.get(name, name) for name in ARCHITECTURES}
-"""What GGUF files say in ``general.architecture``."""
+"""The names in ``general.architecture`` of GGUF files."""
 
 GGUF_OTHER_NAMES: dict[str, tuple[str, WeightsMapping]] = {
     "qwen2vl": ("qwen2", QWEN2VL_GGUF),
     "qwen3vl": ("qwen3", QWEN3VL_GGUF),
     "granitehybrid": ("granite", GRANITE_HYBRID_GGUF),
 }
-"""``general.architecture`` of what is one of these architectures under another name -> architecture and form: the
-language models of multimodal ones, and Granite hybrids that are none."""
+"""``general.architecture`` of models of these architectures under other names -> architecture and mapping: the language
+models of multimodal ones, and dense Granite hybrids."""
 
 HF_MODEL_TYPES: dict[str, str] = {
     "llama": "llama",

@@ -11,17 +11,17 @@ from mistralrs.ops.backend import Activation, Temperature
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """The settings in which one layer differs from another."""
+    """The settings of one layer in which layers differ."""
 
     window: int = 0
-    """A position sees itself and window - 1 before it; 0: all."""
+    """A position attends to itself and to the window - 1 before it; 0: to all before it."""
     rope: int | None = 0
-    """An index into ``AttentionSpec.ropes``; None: this layer rotates nothing."""
+    """An index into ``AttentionSpec.ropes``; None: this layer has no rotary embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """The attention of every layer. A projection has a bias where the checkpoint has one."""
+    """The attention of every layer. A projection has a bias if the checkpoint has one."""
 
     num_heads: int
     kv_heads: int
@@ -31,20 +31,20 @@ class AttentionSpec:
     scale: float | None = None
     """Factor on the scores; None: head_dim ** -0.5."""
     softcap: float = 0.0
-    """Scores become softcap * tanh(score / softcap); 0: they do not."""
+    """Scores become softcap * tanh(score / softcap); 0: no soft cap."""
     qk_norm: Literal["none", "head", "full"] = "none"
-    """Whether q and k are normed before they are rotated: each head by itself, or all heads as one row."""
+    """The norm of q and k before rotation: of each head by itself, or of all heads as one row."""
     temperature: Temperature | None = None
-    """How queries grow with their position."""
+    """The scale on queries by their position."""
 
     @property
     def q_size(self) -> int:
-        """The width of all query heads."""
+        """Returns the width of all query heads."""
         return self.num_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """The width of all key heads, and of all value heads."""
+        """Returns the width of all key heads, which is also that of all value heads."""
         return self.kv_heads * self.head_dim
 
 
@@ -55,7 +55,7 @@ class NormSpec:
     eps: float
     kind: Literal["rms", "layer"] = "rms"
     place: Literal["before", "after", "both"] = "before"
-    """Whether attention and feed-forward norm their input, their output before it is added, or both."""
+    """The place of the norms in attention and feed-forward: at the input, at the output before it is added, or both."""
 
     @property
     def before(self) -> bool:
@@ -72,7 +72,7 @@ class MoeSpec:
 
     experts: int
     experts_used: int
-    """Experts that each token is given."""
+    """Experts that each token is routed to."""
     normalize_weights: bool = True
     """Whether the weights of a token's experts are divided by their sum (``norm_topk_prob``)."""
 
@@ -87,7 +87,7 @@ class LongContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """Everything that ``build_decoder`` needs to know of a model."""
+    """All settings of a model that ``build_decoder`` reads."""
 
     layers: tuple[LayerSpec, ...]
     hidden_size: int
@@ -95,29 +95,29 @@ class DecoderSpec:
     """The width of the feed-forward; of one expert where there are experts."""
     vocab_size: int
     max_position: int
-    """Tokens that the model was made for."""
+    """The context in tokens that the model is made for."""
     long_context: LongContext | None = None
     attention: AttentionSpec
     norm: NormSpec
     moe: MoeSpec | None = None
     activation: Activation = "silu"
     gated: bool = True
-    """Feed-forward act(gate) * up; False: act(up)."""
+    """The feed-forward computes act(gate) * up; False: act(up)."""
     parallel: bool = False
     """Attention and feed-forward read the same normed input."""
     tied_head: bool = False
-    """The rows of the embedding are those of the head."""
+    """The head's weight is the embedding's."""
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     """Factor on the output of attention and feed-forward before it is added."""
     logits_multiplier: float = 1.0
     logits_softcap: float = 0.0
-    """Logits become softcap * tanh(logit / softcap) after they are multiplied; 0: they do not."""
+    """Logits become softcap * tanh(logit / softcap) after they are multiplied; 0: no soft cap."""
 
     def for_context(self, length: int | None) -> DecoderSpec:
-        """The spec for a context of ``length`` tokens at most; None: of ``max_position``.
+        """Returns the spec for a context of ``length`` tokens at most; None: of ``max_position``.
 
-        A length beyond ``max_position`` takes the factors of ``long_context``, also for the positions before.
+        A length beyond ``max_position`` selects the factors of ``long_context``, also for the positions before.
         """
         long = self.long_context
         if length is None or (length > self.max_position and long is None):
@@ -130,5 +130,5 @@ class DecoderSpec:
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """The windows that layers have, ascending: each makes a KV group."""
+        """Returns the layers' windows in ascending order; each makes a KV group."""
         return tuple(sorted({layer.window for layer in self.layers}))

@@ -28,7 +28,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """x += output(attend(norm(x))), in two parts, so that a parallel feed-forward can read x between them."""
+    """x += o_proj(attend(norm(x))), in two parts, so that a parallel feed-forward can read x between them."""
 
     read: list[Op]
     write: list[Op]
@@ -53,7 +53,7 @@ def attention(
     qkv_outlier_threshold: float,
     o_outlier_threshold: float,
 ) -> Attention:
-    """``post_norm`` is applied to what is added; ``group`` is the layer's KV group."""
+    """Returns a layer's attention. ``post_norm`` is applied to the output; ``group`` is the layer's KV group."""
     attend = backend.attend(
         work,
         kv,
@@ -95,7 +95,7 @@ def added(
     multiplier: float,
     outlier_threshold: float,
 ) -> list[Op]:
-    """x += multiplier * linear(source), or with a norm x += post_norm(linear(source))."""
+    """Returns the operations x += multiplier * linear(source), or with a norm x += post_norm(linear(source))."""
     if post_norm is None:
         return [
             backend.project(

@@ -23,7 +23,7 @@ def mlp(
     input_outlier_threshold: float,
     down_outlier_threshold: float,
 ) -> list[Op]:
-    """``inputs``: gate and up, or up alone. ``post_norm`` is applied to what is added."""
+    """Returns a feed-forward. ``inputs``: gate and up, or up alone. ``post_norm`` is applied to the output."""
     read = backend.project(
         inputs,
         work.x,

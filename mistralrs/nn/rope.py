@@ -1,7 +1,7 @@
-"""Rotary frequencies. Plain arithmetic; the angles of a step are made by ``ops``.
+"""Rotary frequencies, in plain arithmetic; ``ops`` computes the angles of a step.
 
-Follows Su et al. 2021 (RoFormer) with the pairs (i, i + half), YaRN (Peng et al. 2023), and the factors that Llama 3.1
-and Phi-3 divide frequencies by.
+Sources: Su et al. 2021 (RoFormer) with the pairs (i, i + half), YaRN (Peng et al. 2023), and the frequency divisors
+of Llama 3.1 and Phi-3.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Yarn:
-    """Frequencies that turn seldom within the original context are divided by ``factor``, those that turn often are
-    kept, and those between are blended."""
+    """YaRN's scaling: frequencies with few rotations in the original context are divided by ``factor``, those with many
+    are kept, and those between are blended."""
 
     factor: float
     original_context: float
-    """Tokens that the model was trained with before it was stretched."""
+    """The context in tokens before scaling."""
     beta_fast: float = 32.0
-    """Turns within the original context from which on a frequency is kept."""
+    """A frequency with this many rotations in the original context, or more, is kept."""
     beta_slow: float = 1.0
-    """Turns up to which it is divided."""
+    """A frequency with this many rotations, or fewer, is divided."""
     truncate: bool = True
     """Whether the two borders are rounded outwards to whole frequencies."""
 
@@ -34,16 +34,16 @@ class Rope:
     dim: int
     base: float = 10000.0
     linear_factor: float = 1.0
-    """Positions are divided by this."""
+    """The divisor of positions."""
     factors: tuple[float, ...] = ()
-    """A divisor for each frequency (dim / 2), as Llama 3.1 and Phi-3 have them; empty: none."""
+    """A divisor for each frequency (dim / 2), as in Llama 3.1 and Phi-3; empty: none."""
     scale: float = 1.0
-    """Factor on cosines and sines, as stretched contexts have it."""
+    """Factor on cosines and sines, as in scaled contexts."""
     yarn: Yarn | None = None
 
 
 def inverse_frequencies(rope: Rope) -> list[float]:
-    """(dim / 2) angles for one position."""
+    """Returns (dim / 2) angles in radians for one step of the position."""
     half = rope.dim // 2
     factors: Sequence[float] = rope.factors or (1.0,) * half
     if rope.yarn is not None:
@@ -52,13 +52,13 @@ def inverse_frequencies(rope: Rope) -> list[float]:
 
 
 def yarn_scale(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's factor on cosines and sines for a context that is ``factor`` times as long."""
+    """Returns YaRN's factor on cosines and sines for a context that is ``factor`` times as long."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _yarn_factors(yarn: Yarn, dim: int, base: float) -> list[float]:
     def border(turns: float) -> float:
-        """The frequency, counted from the fastest, that makes so many turns within the original context."""
+        """Returns the index, from the fastest frequency, of the one with so many rotations in the original context."""
         return dim * math.log(yarn.original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = border(yarn.beta_fast), border(yarn.beta_slow)
