@@ -7,11 +7,12 @@ norms, biases and rotary factors of any type.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from mistralrs.errors import LoadError
+from mistralrs.loading.checkpoint import RawTensor
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.weight import Matrix
 from mistralrs.quant.quantize import target_of
@@ -129,3 +130,18 @@ def _cast(name: str, values: torch.Tensor, target: QuantType) -> memoryview:
     if not torch.isfinite(cast).all() and torch.isfinite(values).all():
         raise LoadError(f"{name}: a weight is too large for {target.name}", hint="leave out --dtype, or use bf16")
     return _bytes(cast)
+
+
+def storage_label(tensors: Iterable[RawTensor], dtype: Dtype, isq: str | None) -> str:
+    """Returns the type of most matrices, and the type that they are computed in if it differs."""
+    types = [tensor.type for tensor in tensors if len(tensor.shape) > 1]
+    stored = max(sorted(set(types), key=lambda type_: type_.name), key=types.count)
+    if isq is not None:
+        return f"{stored.name} quantized to {isq.upper()}"
+    if stored.name in EXPANDED:
+        return f"{stored.name} computed in 8 bits without loss"
+    if stored.name in DECODED:
+        return f"{stored.name} decoded to F32"
+    if stored.name in _FLOATS and dtype in ("bf16", "f16") and dtype.upper() != stored.name:
+        return f"{stored.name} as {dtype.upper()}"
+    return stored.name

@@ -14,22 +14,16 @@ from math import prod
 from pathlib import Path
 
 from mistralrs.errors import RequestError
+from mistralrs.loading.architecture_lookup import gguf_mapping_of, hugging_face_mapping, kind_of, naming, read_spec
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
 from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters
 from mistralrs.loading.ggml_file import GgmlFile
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
-from mistralrs.loading.pipeline import (
-    BLOCK_SIZE,
-    check_vocabulary,
-    gguf_mapping_of,
-    hugging_face_mapping,
-    kind_of,
-    naming,
-    read_spec,
-)
+from mistralrs.loading.pipeline import BLOCK_SIZE
 from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
+from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import TensorRef, WeightsMapping
 from mistralrs.models.parts import layer_shapes, part_shapes
 from mistralrs.models.registry import ARCHITECTURES

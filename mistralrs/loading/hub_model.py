@@ -13,11 +13,11 @@ from typing import Any
 
 from mistralrs.errors import LoadError
 from mistralrs.files import read_json
+from mistralrs.loading.architecture_lookup import hugging_face_mapping
 from mistralrs.loading.checkpoint import pickle_error
 from mistralrs.loading.gguf_file import part_names
 from mistralrs.loading.hub_files import NotReachedError, cached, fetch, fetch_optional, list_files
 from mistralrs.loading.model_metadata import read_config
-from mistralrs.loading.pipeline import hugging_face_mapping
 from mistralrs.loading.safetensors_file import INDEX_NAME, SINGLE_NAME, refuse_quantized_config
 from mistralrs.models.multimodal import text_config
 from mistralrs.progress import Progress

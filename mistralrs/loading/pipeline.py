@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import logging
-import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from mistralrs.errors import LoadError
+from mistralrs.loading.architecture_lookup import (
+    gguf_mapping_of,
+    hugging_face_mapping,
+    kind_of,
+    naming,
+    read_spec,
+    wrong_architecture,
+)
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
 from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters
-from mistralrs.loading.convert import Conversion, Dtype
+from mistralrs.loading.convert import Conversion, Dtype, storage_label
 from mistralrs.loading.fingerprint import ContentHashing, fingerprint
-from mistralrs.loading.ggml_file import MAGICS as GGML_MAGICS
 from mistralrs.loading.ggml_file import GgmlFile
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.kv_budget import kv_groups
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
 from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
+from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import ModelMetadata, WeightsMapping
 from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
-from mistralrs.models.multimodal import TEXT_TYPES
-from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES, GGUF_OTHER_NAMES, HF_MODEL_TYPES
+from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.memory import available_bytes
 from mistralrs.progress import Progress
 from mistralrs.quant.quantize import isq_type
-from mistralrs.quant.types import DECODED, EXPANDED
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
 
@@ -59,8 +63,7 @@ class Model:
     parameters: int
     max_model_len: int
     fingerprint: str | None
-    """The fingerprint of all that decides the content of a KV block beside its tokens; None if not
-    ``LoadPlan.keeps_kv``."""
+    """A hash of all that a KV block's content depends on beside its tokens; None if not ``LoadPlan.keeps_kv``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class LoadPlan:
     adapter_slots: int = 0
     """Adapters that can be in memory at once."""
     keeps_kv: bool = False
-    """Whether KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
+    """KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
 
 
 def load(
@@ -112,18 +115,6 @@ def load(
     return load_file(path, backend, plan, architecture=architecture, progress=progress)
 
 
-def kind_of(path: Path) -> Literal["safetensors", "gguf", "ggml"]:
-    """The format, by the file's first bytes; a folder is safetensors. The GGUF reader refuses unknown files."""
-    if path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json")):
-        return "safetensors"
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError:
-        return "gguf"
-    return "ggml" if magic in GGML_MAGICS else "gguf"
-
-
 def load_ggml(
     path: Path,
     backend: Backend,
@@ -136,7 +127,7 @@ def load_ggml(
     form = ARCHITECTURES["llama"].ggml
     assert form is not None
     if architecture not in (None, "llama"):
-        raise _wrong_architecture(path, "'llama'", architecture, "llama-ggml -m '' -f")
+        raise wrong_architecture(path, "'llama'", architecture, "llama-ggml -m '' -f")
     with GgmlFile.open(path, gqa=plan.gqa) as file:
         return _load_described(file, "llama", form, backend, plan, progress)
 
@@ -191,27 +182,12 @@ def _model(
         limits=placed.limits,
         architecture=architecture,
         name=name,
-        quantization=_storage(checkpoint, plan),
+        quantization=storage_label(checkpoint.tensors.values(), plan.dtype, plan.isq),
         file_bytes=checkpoint.file_bytes,
         parameters=count_parameters(checkpoint),
         max_model_len=min(placed.limits.max_blocks * BLOCK_SIZE, spec.max_position),
         fingerprint=placed.fingerprint,
     )
-
-
-def _storage(checkpoint: Checkpoint, plan: LoadPlan) -> str:
-    """The type of most matrices, and the type that they are computed in if it differs."""
-    types = [tensor.type for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1]
-    stored = max(sorted(set(types), key=lambda type_: type_.name), key=types.count)
-    if plan.isq is not None:
-        return f"{stored.name} quantized to {plan.isq.upper()}"
-    if stored.name in EXPANDED:
-        return f"{stored.name} computed in 8 bits without loss"
-    if stored.name in DECODED:
-        return f"{stored.name} decoded to F32"
-    if stored.name in ("F32", "F16", "BF16") and plan.dtype in ("bf16", "f16") and plan.dtype.upper() != stored.name:
-        return f"{stored.name} as {plan.dtype.upper()}"
-    return stored.name
 
 
 def load_folder(
@@ -234,75 +210,8 @@ def load_folder(
         return _model(file, placed, tokenizer, template, spec, found, folder.resolve().name, plan)
 
 
-def hugging_face_mapping(path: Path, config: Mapping[str, object], expected: str | None) -> tuple[str, WeightsMapping]:
-    """The folder's architecture and its mapping. Raises LoadError unless it is supported and the ``expected`` one."""
-    kind = config.get("model_type")
-    found = HF_MODEL_TYPES.get(kind) if isinstance(kind, str) else None
-    form = ARCHITECTURES[found].hugging_face if found else None
-    if found is None or form is None:
-        raise _unsupported(path, kind, (*HF_MODEL_TYPES, *TEXT_TYPES))
-    if expected is not None and expected != found:
-        raise _wrong_architecture(path, repr(found), expected, f"{found} -m")
-    return found, form
-
-
-def gguf_mapping_of(file: GgufFile, expected: str | None) -> tuple[str, WeightsMapping]:
-    """The file's architecture and its mapping. Raises LoadError unless it is supported and the ``expected`` one."""
-    found = file.require("general.architecture", str)
-    if found == "clip":
-        raise LoadError(
-            f"{file.path} holds the vision part of a multimodal model",
-            hint="give the file with its language model, which lies beside it; images are not read",
-        )
-    architecture, form = GGUF_OTHER_NAMES.get(found, (found, None))
-    if form is None and found in ARCHITECTURES:
-        form = ARCHITECTURES[found].gguf
-    if form is None:
-        known = (name for name, row in ARCHITECTURES.items() if row.gguf)
-        raise _unsupported(file.path, found, (*known, *GGUF_OTHER_NAMES))
-    if expected is not None:
-        # Some architectures share a GGUF name with another and differ only by their experts.
-        experts = file.get(f"{found}.expert_count", int, default=0) > 0
-        if (architecture, experts) != (GGUF_NAMES[expected], ARCHITECTURES[expected].mixture):
-            raise _wrong_architecture(file.path, f"{found!r}{' with experts' if experts else ''}", expected, "gguf -f")
-    return architecture, form
-
-
-def _unsupported(path: Path, found: object, supported: Iterable[str]) -> LoadError:
-    return LoadError(
-        f"{path} holds the architecture {found!r}, which is not supported yet",
-        hint=f"supported: {', '.join(sorted(set(supported)))}",
-    )
-
-
-def _wrong_architecture(path: Path, found: str, expected: str, subcommand: str) -> LoadError:
-    """The error for another architecture than requested; the hint runs it with ``subcommand``."""
-    return LoadError(
-        f"{path} holds the architecture {found}, not {expected!r}",
-        hint=f"this command works: mistralrs -i {subcommand} {shlex.quote(str(path))}",
-    )
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Adds the file's name to errors that lack it, and a hint to those without one."""
-    try:
-        yield
-    except LoadError as error:
-        if str(path) in error.message:
-            raise
-        hint = error.hint or "the model is damaged, or of a kind that is not supported yet: fetch it again, or another"
-        raise LoadError(f"{path}: {error.message}", hint=hint) from error
-
-
-def read_spec(path: Path, form: WeightsMapping, facts: ModelMetadata) -> DecoderSpec:
-    """The spec of the decoder that the metadata describes."""
-    with naming(path):
-        return form.spec(facts)
-
-
 def _spec_for(path: Path, form: WeightsMapping, facts: ModelMetadata, plan: LoadPlan) -> DecoderSpec:
-    """The decoder for the context that the plan asks for."""
+    """Returns the decoder's spec for the context that the plan requests."""
     given = read_spec(path, form, facts)
     spec, long, wanted = given.for_context(plan.max_model_len), given.long_context, plan.max_model_len
     if wanted is not None and wanted > spec.max_position:
@@ -324,26 +233,6 @@ def _text(
         return tokenizer, plan.text.template(own, tokenizer, builtin=builtin)
 
 
-def check_vocabulary(path: Path, tokenizer: Tokenizer, spec: DecoderSpec) -> None:
-    """Raises ``LoadError`` if ordinary text could become tokens that have no row in the embedding.
-
-    Added tokens may lack a row, such as the token for images in a model for text: they are never sampled, and a prompt
-    with one is refused by name.
-    """
-    rows = spec.vocab_size
-    if not 0 < rows < tokenizer.vocab_size:  # 0: there is no embedding, which a later check reports
-        return
-    num_text_tokens = tokenizer.num_text_tokens_beyond(rows)
-    if num_text_tokens:
-        raise LoadError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {rows}; "
-            f"{num_text_tokens} of the others are words or pieces of words",
-            hint="the tokenizer belongs to another model",
-        )
-    if tokenizer.eos_ids and min(tokenizer.eos_ids) >= rows:
-        logger.warning("the model has no embedding for the tokens that end an answer, so none ends before its limit")
-
-
 class _Placed(NamedTuple):
     decoder: Decoder
     limits: Limits
@@ -358,7 +247,7 @@ def _place(
     plan: LoadPlan,
     progress: Progress | None,
 ) -> _Placed:
-    """Checks all parts, plans the memory and places the weights; meanwhile hashes the files if the plan requires it."""
+    """Checks all parts, plans the memory and places the weights; hashes the files meanwhile if the plan requires it."""
     report = (lambda done, total: progress("weights", done, total)) if progress else None
     conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
     with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
@@ -373,7 +262,8 @@ def _place(
 
 
 def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
-    """The limits, with a KV cache of at most half of the memory that the weights leave; it is committed as it fills.
+    """Returns the limits, with a KV cache of at most half of the memory that the weights leave; it is committed as it
+    fills.
 
     Raises ``LoadError`` if the weights do not fit.
     """

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import cast
 
 from mistralrs.errors import LoadError
+from mistralrs.loading.architecture_lookup import hugging_face_mapping, kind_of, naming, read_spec
 from mistralrs.loading.checkpoint_parts import CheckpointParts, bias_name, interleaved_to_halves, tensor_name
 from mistralrs.loading.convert import Conversion
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
 from mistralrs.loading.model_metadata import HfMetadata, read_text_config
-from mistralrs.loading.pipeline import check_vocabulary, hugging_face_mapping, kind_of, naming, read_spec
 from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.text_source import TextSource
+from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import Default, GgufFields, WeightsMapping
 from mistralrs.models.architecture import Value as Kind
 from mistralrs.models.parts import WeightKey

@@ -107,7 +107,10 @@ def build_decoder(
     precision: Precision,
     scaling_layers: Mapping[WeightKey, int] = MappingProxyType({}),
 ) -> Decoder:
-    """Returns the decoder, with its weights placed and its operations bound. ``scaling_layers``: each part's ``Linear.scaling_layer``."""
+    """Returns the decoder, with its weights placed and its operations bound.
+
+    ``scaling_layers``: each part's ``Linear.scaling_layer``.
+    """
     return _Assembly(spec, parts, backend, limits, precision, scaling_layers).decoder()
 
 

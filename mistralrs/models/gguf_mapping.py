@@ -142,8 +142,8 @@ def _kv_heads(facts: ModelMetadata, prefix: str, default: int) -> int:
 
 
 def windows(facts: ModelMetadata, prefix: str, *, period: int) -> tuple[bool, ...]:
-    """Returns for each layer whether it has a sliding window: ``attention.sliding_window_pattern`` is a list, or a number n where all but
-    every n-th layer have one. ``period``: n where the file has neither. Raises ``LoadError``."""
+    """Returns for each layer whether it has a sliding window: ``attention.sliding_window_pattern`` is a list, or a
+    number n where all but every n-th layer have one. ``period``: n where the file has neither. Raises ``LoadError``."""
     count = layer_count(facts, f"{prefix}.block_count")
     found = per_layer(facts, f"{prefix}.attention.sliding_window_pattern", default=period)
     if isinstance(found, int):
@@ -174,9 +174,11 @@ def read_rope(facts: ModelMetadata, prefix: str, head_dim: int, *, factors: Sequ
 
 
 def _with_yarn(rope: Rope, facts: ModelMetadata, prefix: str) -> Rope:
-    """Returns the rope with YaRN. Its factor on cosines and sines is ``yarn_attn_factor``, into which llama.cpp's converter
-    writes ``attention_factor``. Where that is missing, the factor follows from the stretching as in llama.cpp, unless
-    ``yarn_log_multiplier`` takes a part of it back. Raises ``LoadError`` for another ``yarn_ext_factor`` than 1."""
+    """Returns the rope with YaRN. Its factor on cosines and sines is ``yarn_attn_factor``, into which llama.cpp's
+    converter writes ``attention_factor``. Where that is missing, the factor follows from the stretching as in
+    llama.cpp, unless ``yarn_log_multiplier`` takes a part of it back. Raises ``LoadError`` for another
+    ``yarn_ext_factor`` than 1.
+    """
     scaling = f"{prefix}.rope.scaling"
     factor = facts.get(f"{scaling}.factor", float, default=1.0) or 1.0
     blend = facts.get(f"{scaling}.yarn_ext_factor", float, default=1.0)

@@ -116,8 +116,8 @@ def read_spec(
 def windows(
     facts: ModelMetadata, default: tuple[bool, ...] | None = None, *, period: int | None = None
 ) -> tuple[bool, ...]:
-    """Returns for each layer whether it has a sliding window: ``layer_types``, else all but every ``period``-th, else ``default``, else
-    none of them."""
+    """Returns for each layer whether it has a sliding window: ``layer_types``, else all but every ``period``-th, else
+    ``default``, else none of them."""
     count = layer_count(facts, "num_hidden_layers")
     if period is not None:
         default = all_but_every(period, count)

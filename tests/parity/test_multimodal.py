@@ -15,9 +15,9 @@ from transformers import AutoConfig
 
 from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.errors import LoadError
+from mistralrs.loading.architecture_lookup import hugging_face_mapping
 from mistralrs.loading.describe import describe
 from mistralrs.loading.model_metadata import HfMetadata
-from mistralrs.loading.pipeline import hugging_face_mapping
 from mistralrs.loading.quantize_model import quantize_model
 from mistralrs.models.multimodal import TEXT_TYPES, text_config
 from tests.architectures import VARIANTS, write_folder
