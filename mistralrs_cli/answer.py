@@ -1,4 +1,4 @@
-"""One answer from a model's stream to a writer, and the effect of Ctrl-C meanwhile."""
+"""Writes one answer from a model's stream, and handles Ctrl-C meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mistralrs_cli.output import AnswerWriter
 
 
 def relay(stream: AnswerStream, writer: AnswerWriter) -> Finished:
-    """Writes an answer as it comes; returns how it ended. Raises the error that it failed with."""
+    """Writes an answer as it comes; returns its last event. Raises the error of an answer that failed."""
     for event in stream:
         if isinstance(event, Delta):
             writer.write(event.text)
@@ -29,7 +29,7 @@ class Interruption:
     """While entered, the first Ctrl-C cancels the watched answers, and a second one raises ``KeyboardInterrupt``.
 
     The first one raises it too while no answer is watched, which ends the work on a prompt. An exception at a random
-    place could lose text that an answer has already brought; a cancelled stream ends in order.
+    place could lose text of an answer that has already arrived; a cancelled stream ends in order.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Interruption:
         self.happened = True
         if not self._streams:
             raise KeyboardInterrupt
-        # In another thread, because this one may hold the lock that cancelling takes.
+        # Another thread cancels, because this one may hold the lock that cancelling takes.
         threading.Thread(target=self._cancel, daemon=True).start()
 
     def _cancel(self) -> None:

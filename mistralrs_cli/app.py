@@ -1,4 +1,4 @@
-"""The command ``mistralrs``: parses, resolves, loads, runs; this outermost layer gives every ending its exit code."""
+"""The command ``mistralrs``: parses, resolves, loads, runs; this outermost layer returns all exit codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, *, load: Loader = load_model) -
     """Runs a command line and returns its exit code. ``arguments``: None is the process's own; ``load`` makes the
     model.
 
-    Catches all errors that nothing below caught: they become one line on stderr; tracebacks are shown only on demand.
+    It catches all errors that no layer below caught: they become one line on stderr, with a traceback only on demand.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     answers_are_read = prepare_streams()
@@ -58,7 +58,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         words = parse(arguments)
         if words is None:
             return 0 if answers_are_read else CLOSED_OUTPUT
-        # Below here files are looked at and models are loaded; what that imports would only slow down --help.
+        # The code below opens files and loads models; its imports would only slow down --help.
         from mistralrs_cli.invocation import ChatJob, Invocation, PromptJob, options_of, resolve, writes_answers
         from mistralrs_cli.keyboard import kept_typing
         from mistralrs_cli.one_shot import prompt_text
@@ -181,7 +181,7 @@ def _shows_tracebacks(debug: bool) -> bool:
 
 
 def _unexpected(error: Exception) -> MistralrsError:
-    """Returns an error that nothing below expected in the shape of the others."""
+    """Returns an unexpected error in the shape of the others."""
     if isinstance(error, OSError):
         return MistralrsError(str(error), hint=None if has_working_folder() else GONE)
     return MistralrsError(
@@ -190,7 +190,7 @@ def _unexpected(error: Exception) -> MistralrsError:
 
 
 def _close_output(code: int) -> int:
-    """Sends the buffered answers; if nobody reads them, keeps the interpreter from trying again."""
+    """Flushes the buffered answers; if stdout is closed, keeps the interpreter from flushing again."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -1,6 +1,6 @@
 """The speed of a model: tokens a second of prompts and of generation, alone and side by side.
 
-Knows the tests and their tables, not how the model computes.
+The module defines the tests and their tables; ``mistralrs.api`` runs the model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mistralrs_cli.model import Model
 from mistralrs_cli.output import Streams, clean_line, generation_rate, is_terminal, per_second
 
 FIRST_TOKEN = 1000
-"""The id that the prompt of the prompt test begins with."""
+"""The first token id of the prompt test's prompt."""
 GENERATION_PROMPT = "Rust"
 WARM_UP_TOKENS = 8
 WIDTH = 160
-"""Characters to a line of a table that no terminal shows."""
+"""The width of a table in characters, if no terminal shows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """One thing to measure: ``kind`` is "tg" (generate ``size`` tokens) or "pp" (a prompt of ``size`` tokens)."""
+    """One measurement: ``kind`` is "tg" (generate ``size`` tokens) or "pp" (a prompt of ``size`` tokens)."""
 
     kind: str
     size: int
@@ -36,7 +36,7 @@ class Test:
     max_tokens: int
 
     def rate(self, usage: Usage) -> float:
-        """Tokens a second of one stream."""
+        """Returns the tokens a second of one stream."""
         if self.kind == "tg":
             return generation_rate(usage)
         return per_second(usage.prompt_tokens, usage.prompt_s)
@@ -52,7 +52,7 @@ class Result:
 
 
 def run_bench(model: Model, job: BenchJob, streams: Streams) -> int:
-    """Run the tests and write a table, or JSON lines, for each concurrency; returns the exit code."""
+    """Runs the tests and writes a table, or JSON lines, for each concurrency; returns the exit code."""
     tests = _tests(model, job)
     _explain(model, job, streams.stderr)
     for test in tests:
@@ -68,7 +68,7 @@ def run_bench(model: Model, job: BenchJob, streams: Streams) -> int:
 
 
 def _tests(model: Model, job: BenchJob) -> list[Test]:
-    """Generation first, then the prompt; a size of 0 leaves a test out."""
+    """Returns the tests: generation first, then the prompt; a size of 0 leaves a test out."""
     tokenizer = model.tokenizer
     tests = []
     if job.n_gen:
@@ -81,7 +81,7 @@ def _tests(model: Model, job: BenchJob) -> list[Test]:
 
 
 def _measure(model: Model, test: Test, job: BenchJob, concurrency: int) -> Result:
-    """Repeat a test. A repetition is as fast as its slowest stream, so that rate x concurrency is the throughput."""
+    """Repeats a test. A repetition is as fast as its slowest stream, so that rate x concurrency is the throughput."""
     rates = []
     for _ in range(job.repetitions):
         usages = _run_side_by_side(model, test, job.sampling, concurrency)
@@ -100,7 +100,7 @@ def _run_side_by_side(model: Model, test: Test, sampling: SamplingParams, concur
 
 
 def _usage(end: Event, test: Test) -> Usage:
-    """What a stream took that ended with ``end``; an end before the last token is no measurement."""
+    """Returns the usage of a stream that ended with ``end``; an end before the last token is no measurement."""
     if isinstance(end, Failed):
         raise end.error
     if not isinstance(end, Finished) or end.usage.completion_tokens != test.max_tokens:
@@ -154,12 +154,12 @@ def _write_table(model: Model, results: Sequence[Result], stdout: TextIO) -> Non
         )
     width = None if is_terminal(stdout) else WIDTH
     console = Console(file=stdout, width=width, markup=False, emoji=False, highlight=False)
-    with console.capture() as drawn:  # because a console that writes itself ends the program at a closed stdout
+    with console.capture() as drawn:  # a console that writes by itself would end the program at a closed stdout
         console.print(table)
     stdout.write(drawn.get())
     stdout.flush()
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and population standard deviation."""
+    """Returns mean and population standard deviation."""
     return f"{statistics.fmean(values):.3f}±{statistics.pstdev(values):.3f}"

@@ -1,5 +1,4 @@
-"""From the words of a command line to options: the Typer application, with subcommands made from the table of
-selectors.
+"""Parses a command line into options: the Typer application, with subcommands made from the table of selectors.
 
 Parsing opens no file and runs nothing; ``invocation`` resolves the parsed options.
 """
@@ -28,7 +27,7 @@ UtilityOptions = InspectOptions | ModelsOptions | QuantizeOptions
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 _TYPED = "mistralrs_cli.typed"
-"""Where a parsing context keeps the subcommand as it was typed."""
+"""The key under which a parsing context keeps the subcommand as it was typed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class ParsedArgs:
-    """A command line, taken apart."""
+    """A parsed command line."""
 
     flags: Mapping[str, Any]
     """The options before the subcommand that were typed, by the names of their fields."""
@@ -57,27 +56,27 @@ class ParsedArgs:
 
 
 class Subcommands(TyperGroup):
-    """The subcommands, each made when it is asked for: one option costs more time than the rest of a start."""
+    """The subcommands, each made when it is needed: one option costs more time than the rest of a start."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names, in the order of the table."""
+        """Returns the names, in the order of the table."""
         return [*SELECTORS, *_OTHER]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The subcommand, or None when there is none of that name."""
+        """Returns the subcommand, or None when there is none of that name."""
         if selector_named(cmd_name):
             return _row_command(cmd_name)
         return _OTHER[cmd_name]() if cmd_name in _OTHER else None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the help's lists of subcommands, without making these."""
+        """Writes the help's lists of subcommands, without making these."""
         width = max(map(len, self.list_commands(ctx)))
         for title, entries in {**overview(), "Other commands": list(_HELP.items())}.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, text in entries])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The subcommand that ``args`` begin with, or a ``UsageError`` that names the nearest."""
+        """Returns the subcommand that ``args`` begin with. Raises ``UsageError`` that names the nearest."""
         command = self.get_command(ctx, args[0])
         if command is None:
             raise unknown_command(args[0], self.list_commands(ctx))
@@ -86,7 +85,7 @@ class Subcommands(TyperGroup):
 
 
 def parse(arguments: Sequence[str]) -> ParsedArgs | None:
-    """Take a command line apart; None: it asked for help or the version, and has got it. Raises ``UsageError``."""
+    """Returns the parsed command line; None: help or the version was requested and printed. Raises ``UsageError``."""
     command = _application()
     seen: list[dict[str, Any]] = []
     try:
@@ -100,7 +99,7 @@ def parse(arguments: Sequence[str]) -> ParsedArgs | None:
 
 
 def show_version(wanted: bool) -> bool:
-    """The eager option ``--version``: says it and ends."""
+    """Handles the eager option ``--version``: prints the version and ends."""
     if wanted:
         typer.echo(f"mistralrs {__version__}")
         raise typer.Exit
@@ -108,14 +107,14 @@ def show_version(wanted: bool) -> bool:
 
 
 def unknown_command(name: str, names: Sequence[str]) -> UsageError:
-    """There is no such subcommand: says which is nearest."""
+    """Returns the error of an unknown subcommand, which names the nearest."""
     nearest = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(names)}"
     return UsageError(f"no such command: {name}", hint=hint)
 
 
 def _is_absent(value: object) -> bool:
-    """Whether it is the parser's value for an option that was not typed."""
+    """Returns whether the value is the parser's for an option that was not typed."""
     return value is None or value is False or value == []
 
 
@@ -234,7 +233,7 @@ def _single_command(name: str, function: Callable[..., Any], **settings: Any) ->
 
 
 def _declare(function: Callable[..., Any], declared: list[inspect.Parameter]) -> None:
-    """Give a function that takes ``**options`` the parameters that Typer makes options of."""
+    """Gives a function that takes ``**options`` the parameters from which Typer makes options."""
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     function.__signature__ = inspect.Signature([context, *declared])  # type: ignore[attr-defined]
     function.__annotations__ = {each.name: each.annotation for each in (context, *declared)}

@@ -1,6 +1,6 @@
-"""The exit codes that no error carries, and the ways in which signals end the command.
+"""The exit codes that belong to no error, and the ways in which signals end the command.
 
-0 is success, errors bring 1 to 4 themselves.
+0 is success; errors have the codes 1 to 4 themselves.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import NoReturn
 INTERRUPTED = 130
 """Ctrl-C."""
 CLOSED_OUTPUT = 141
-"""Nobody reads stdout any more."""
+"""stdout was closed by its reader."""
 TERMINATED = 143
 """SIGTERM."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. A ``SystemExit``, because event loops let that one through."""
+    """SIGTERM arrived. It is a ``SystemExit``, because event loops do not catch that one."""
 
 
 def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
@@ -33,7 +33,7 @@ def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
 def leaving_at_once(*before: Callable[[], None]) -> Iterator[None]:
     """While entered, Ctrl-C and SIGTERM end the process at once, after ``before`` has been done.
 
-    Serves imports and loading: an exception raised in the midst of them can get lost, and there is nothing to save.
+    It is for imports and loading: an exception in the midst of them can get lost, and there is nothing to save.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Shows the description of a model, as text or as one JSON object."""
+"""Prints the description of a model, as text or as one JSON object."""
 
 from __future__ import annotations
 

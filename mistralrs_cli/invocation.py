@@ -1,6 +1,6 @@
-"""What the words of a command line ask for: refuses what does not fit together, fills in the defaults of a mode.
+"""Resolves a parsed command line to a job: refuses contradictions and fills in the defaults of a mode.
 
-Looks whether a local file is there, so that this is said before anything slow begins. Loads nothing, runs nothing.
+It checks whether a local file exists, so that the error comes before anything slow begins. It loads and runs nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mistralrs_cli.utility_options import InspectOptions, ModelsOptions, Quantiz
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """A conversation in the terminal, or one turn a line when stdin is a pipe."""
+    """A conversation in the terminal, or one turn for each line when stdin is a pipe."""
 
     sampling: SamplingParams
     system: str | None
@@ -40,12 +40,12 @@ class ChatJob:
 
 @dataclass(frozen=True, slots=True)
 class PromptJob:
-    """One prompt, answered ``copies`` times; copy i draws with seed + i."""
+    """One prompt, answered ``copies`` times; copy i samples with seed + i."""
 
     prompt: str
     """``-`` is stdin."""
     append_stdin: bool
-    """A piped stdin is context."""
+    """Whether the text of a piped stdin is added to the prompt."""
     copies: int
     sampling: SamplingParams
     system: str | None
@@ -55,7 +55,7 @@ class PromptJob:
 
 @dataclass(frozen=True, slots=True)
 class BenchJob:
-    """Speed of prompts of ``n_prompt`` tokens and of generating ``n_gen`` tokens; 0 leaves a test out."""
+    """Measures prompts of ``n_prompt`` tokens and the generation of ``n_gen`` tokens; 0 leaves a test out."""
 
     n_prompt: int
     n_gen: int
@@ -70,7 +70,7 @@ Job = ChatJob | PromptJob | BenchJob
 
 @dataclass(frozen=True, slots=True)
 class InspectJob:
-    """What to say of which model, and how."""
+    """Describes a model."""
 
     source: ModelSource
     token_source: str
@@ -79,10 +79,10 @@ class InspectJob:
 
 @dataclass(frozen=True, slots=True)
 class ModelsJob:
-    """List the models that are here, or delete one."""
+    """Lists the models on this machine, or deletes one."""
 
     delete: str | None
-    """The repository; None: list."""
+    """The repository to delete; None: list all."""
     yes: bool
     json: bool
 
@@ -98,7 +98,7 @@ class Invocation:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeJob:
-    """Write ``source`` to ``out`` with weights of ``type``, a key of ``quant.quantize.ISQ_TYPES``."""
+    """Writes ``source`` to ``out`` with weights of ``type``, a key of ``quant.quantize.ISQ_TYPES``."""
 
     source: ModelSource
     token_source: str
@@ -107,11 +107,11 @@ class QuantizeJob:
 
 
 UtilityCommand = InspectJob | ModelsJob | QuantizeJob | ServeJob
-"""What needs no model in this process."""
+"""The jobs that need no model in this process."""
 
 
 def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocation | UtilityCommand:
-    """The task that a command line asks for. ``options``: None merges them as ``options_of`` does.
+    """Returns the job that a command line describes. ``options``: None merges them as ``options_of`` does.
 
     Raises ``UsageError``, and ``LoadError`` when a local file is missing.
     """
@@ -135,23 +135,23 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
 
 
 def options_of(args: ParsedArgs) -> ResolvedOptions:
-    """The options of a command line, of the process's environment and of the config file, merged.
+    """Returns the merged options of a command line, of the process's environment and of the config file.
 
-    Raises ``UsageError``, also where the command line asks for no mode or for several.
+    Raises ``UsageError``, also for a command line with no mode or with several.
     """
     mode = mode_of(args)
     return resolve_options(args.flags, mode=mode, environment=os.environ, config=read_config(os.environ))
 
 
 def writes_answers(task: Invocation | UtilityCommand) -> bool:
-    """Whether what is asked for goes to stdout; serving, quantising and deleting bring nothing to read there."""
+    """Returns whether the job writes its result to stdout; serving, quantizing and deleting do not."""
     if isinstance(task, ModelsJob):
         return task.delete is None
     return isinstance(task, Invocation | InspectJob)
 
 
 def mode_of(args: ParsedArgs) -> Mode:
-    """The one mode that was asked for; refuses every typed option that would mean nothing in it."""
+    """Returns the mode of the command line. Raises ``UsageError`` for a typed option that has no effect in it."""
     asked = {
         Mode.CHAT: "interactive_mode" in args.flags,
         Mode.PROMPT: "prompt" in args.flags,
@@ -262,7 +262,7 @@ def _concurrency(text: str) -> tuple[int, ...]:
 
 
 def _sampling(options: ResolvedOptions, selection: Selection | None) -> SamplingParams:
-    """The seed, penalties and limits of one answer."""
+    """Returns the seed, penalties and limits of one answer."""
     if "" in options.values.stop:
         raise UsageError(
             f"{options.written('stop')} '' would stop every answer at once", hint="give the text to stop at"
@@ -277,7 +277,7 @@ def _sampling(options: ResolvedOptions, selection: Selection | None) -> Sampling
 
 
 def drawing(values: Options) -> SamplingParams:
-    """How the terminal draws with these options."""
+    """Returns the terminal's sampling parameters with these options."""
     return SamplingParams(
         temperature=values.temperature,
         top_k=top_k_of(values.top_k),
@@ -290,7 +290,7 @@ def drawing(values: Options) -> SamplingParams:
 
 
 SAMPLING = drawing(DEFAULTS)
-"""How the terminal draws unless told otherwise."""
+"""The terminal's default sampling parameters."""
 
 
 def _max_tokens(options: ResolvedOptions) -> int | None:
@@ -308,12 +308,12 @@ def _repeat_last_n(selection: Selection | None) -> int:
 
 
 def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -> LoadOptions:
-    """``job``: None is serving."""
+    """Returns the options of loading. ``job``: None is serving."""
     values = options.values
     max_seqs, prefix_cache_n, max_draft = values.max_seqs, values.prefix_cache_n, values.max_draft
     if isinstance(job, BenchJob):
         max_seqs, prefix_cache_n = max(job.concurrency), 0
-        if max_draft is None:  # what is measured is the model, not how often its text repeats itself
+        if max_draft is None:  # a benchmark measures the model, not how often its text repeats itself
             max_draft = 0
     elif isinstance(job, PromptJob) and options.origin("max_seqs") is Origin.DEFAULT:
         max_seqs = max(max_seqs, job.copies)

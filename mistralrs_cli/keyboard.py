@@ -1,4 +1,4 @@
-"""The keyboard while no line is edited: typed keys are kept for the next line."""
+"""Handles the keyboard while no line is edited: typed keys are kept for the next line."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Info(Protocol):
     def threads(self) -> int: ...
     @property
     def unavailable_backends(self) -> tuple[str, ...]:
-        """Faster backends that cannot run here, and why."""
+        """Faster backends that cannot run here, and the reasons."""
 
 
 class Vocabulary(Protocol):

@@ -13,7 +13,7 @@ from mistralrs_cli.output import Streams, byte_size, clean_line, is_terminal
 
 
 def run_models(job: ModelsJob, streams: Streams) -> int:
-    """Does what the job says; returns the exit code."""
+    """Runs the job; returns the exit code."""
     if job.delete is not None:
         return _delete(job.delete, streams, ask=not job.yes)
     default, models = default_model(), cached_models()
@@ -27,7 +27,7 @@ def run_models(job: ModelsJob, streams: Streams) -> int:
 
 
 def _table(default: DefaultModel, models: list[CachedModel]) -> list[str]:
-    """The default model, then a line for each repository in the cache and for its weights."""
+    """Returns the lines: the default model, then each repository in the cache and its weights."""
     place = str(default.path) if default.path else f"not here; {default.hint}"
     lines = [f"default model  {byte_size(default.nbytes) if default.path else '-':>8}  {clean_line(place)}"]
     if not models:

@@ -1,4 +1,4 @@
-"""One prompt, its answers on stdout, and nothing else there. Knows no conversation."""
+"""Answers one prompt; stdout gets the answers and nothing else."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mistralrs_cli.stdin_text import holds_text, read_all, warn_of_waiting, with
 
 
 def prompt_text(job: PromptJob, stdin: TextIO) -> str:
-    """The text to ask: the prompt, and a blank line and stdin's text when stdin is a pipe, a socket or a file.
+    """Returns the text of the prompt, and a blank line and stdin's text when stdin is a pipe, a socket or a file.
 
     Line feeds at the end of stdin are dropped, and byte-order marks at the beginning of both. Raises ``RequestError``
-    when nothing is asked at all, or more than any model can read, and ``MistralrsError`` when stdin cannot be read.
+    for an empty prompt and for one that no model can read, and ``MistralrsError`` when stdin cannot be read.
     """
     if job.prompt == "-":
         parts = [_all_of(stdin)]
@@ -36,9 +36,9 @@ def prompt_text(job: PromptJob, stdin: TextIO) -> str:
 
 
 def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int:
-    """Answer ``text`` as often as the job says, in one batch; returns the exit code.
+    """Answers ``text`` as often as the job says, in one batch; returns the exit code.
 
-    Answers stand in the order of their seeds; one that fails is reported and does not stop the others.
+    Answers are in the order of their seeds; one that fails is reported and does not stop the others.
     """
     messages = [{"role": "system", "content": job.system}] if job.system is not None else []
     messages.append({"role": "user", "content": text})
@@ -58,7 +58,7 @@ def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int
 
 
 def _write_answers(answers: Sequence[AnswerStream], streams: Streams) -> tuple[list[Finished], MistralrsError | None]:
-    """How the answers ended, and the first error."""
+    """Writes the answers; returns their last events, and the first error."""
     finished = []
     first_error = None
     for index, answer in enumerate(answers):
@@ -97,7 +97,7 @@ def _write_stats(finished: Sequence[Finished], job: PromptJob, stderr: TextIO) -
 
 
 def throughput(usages: Sequence[Usage], *, prompt: bool) -> float:
-    """Tokens a second of requests that ran side by side: all tokens over the mean time of one request."""
+    """Returns the tokens a second of concurrent requests: all tokens over the mean time of one request."""
     tokens = sum(each.prompt_tokens if prompt else each.completion_tokens for each in usages)
     seconds = sum(each.prompt_s if prompt else each.completion_s for each in usages)
     return per_second(tokens, seconds / max(1, len(usages)))

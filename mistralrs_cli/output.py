@@ -1,4 +1,4 @@
-"""The streams that text goes to: answers to stdout, the rest to stderr, and nothing that could drive a terminal."""
+"""The output streams: answers go to stdout, the rest to stderr, and no character that could control a terminal."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mistralrs.engine.events import Usage
 from mistralrs.errors import MistralrsError
 
 SEPARATOR = "=" * 23
-"""Stands between the answers of a concurrent run."""
+"""The separator of the answers of a concurrent run."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
-"""Embeddings, overrides and isolates: they may show later characters in another order than they are written."""
+"""Embeddings, overrides and isolates, which may reorder later characters on the screen."""
 _UNSEEN_CATEGORIES = ("Cf", "Cs", "Zl", "Zp")
 _SEEN_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u0890\u0891\u08e2\U000110bd\U000110cd")
 """Signs around numbers in Arabic and Kaithi: Unicode calls them format characters, and they are drawn."""
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
-"""Letters of Hangul that are drawn as nothing."""
+"""Letters of Hangul that are drawn without ink."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Streams:
 
     @property
     def interactive(self) -> bool:
-        """Whether a person types and sees an editor's screen."""
+        """Returns whether a person types and sees an editor's screen."""
         return is_terminal(self.stdin) and (is_terminal(self.stdout) or is_terminal(self.stderr))
 
 
 class Sanitizer:
-    """Takes control characters and escape sequences out of text that comes in pieces.
+    """Removes control characters and escape sequences from text that comes in pieces.
 
     Line feeds and tabs stay. A sequence may begin in one piece and end in another. A string sequence (a title, a
     clipboard) ends at the end of the line at the latest, so that a stray beginning cannot hide the rest.
@@ -99,7 +99,7 @@ class Sanitizer:
 
     def _string(self, character: str) -> str:
         if character == "\x1b":
-            self._state = self._escape  # ESC \ ends the string; any other sequence breaks it off
+            self._state = self._escape  # ESC \ ends the string; any other sequence interrupts it
         elif character in "\x07\x9c":
             self._state = self._ground
         elif character == "\n":
@@ -107,15 +107,15 @@ class Sanitizer:
         return ""
 
     def _again(self, character: str) -> str:
-        """Handles a sequence that was broken off: ``character`` is text or begins another one."""
+        """Handles an interrupted sequence: ``character`` is text or begins another sequence."""
         self._state = self._ground
         return self._ground(character)
 
 
 def escape_reordering(text: str) -> str:
-    """Returns prose with escapes in the place of characters that could reorder the text or the line that it stands on.
+    """Returns prose with escapes in place of characters that could reorder the text or its line.
 
-    Marks of direction, joiners and tags stay: Arabic, Hebrew, Persian and emoji need them.
+    Marks of direction, joiners and tags are kept, because Arabic, Hebrew, Persian and emoji need them.
     """
     return _REORDERING.sub(_escaped, text)
 
@@ -144,8 +144,8 @@ def _escaped(match: re.Match[str]) -> str:
 class AnswerWriter:
     """Writes one answer as it comes and ends it with exactly one line feed.
 
-    On a terminal the text is sanitised, and characters that would reorder it are shown as escapes; anywhere else it is
-    raw. ``text`` is the whole answer, raw.
+    On a terminal the text is sanitized, and characters that would reorder it are shown as escapes; elsewhere it is raw.
+    ``text`` is the whole raw answer.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -184,7 +184,7 @@ class ProgressLine:
         self._shown = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Shows ``what`` is being done, and ``done`` of ``total``; a total of 0 is unknown."""
+        """Shows the activity ``what``, and ``done`` of ``total``; a total of 0 is unknown."""
         now = time.monotonic()
         if self._stream is None or now < self._due:
             return
@@ -195,7 +195,7 @@ class ProgressLine:
         self._stream.flush()
 
     def clear(self) -> None:
-        """Takes the line away."""
+        """Removes the line."""
         if self._stream is not None and self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
@@ -217,7 +217,7 @@ def clean_block(text: str) -> str:
 
 
 def print_error(stream: TextIO, error: MistralrsError) -> None:
-    """Prints one line of what happened and, where there is one, a hint of what to do next."""
+    """Prints one line with the error and, if there is one, a line with its hint."""
     stream.write(f"error: {clean_line(error.message)}\n")
     if error.hint:
         lines = clean_block(error.hint).splitlines()
@@ -254,7 +254,7 @@ def stats_line(usage: Usage, context_length: int) -> str:
 
 
 def grouped(number: int) -> str:
-    """Returns a number with its thousands apart."""
+    """Returns a number with its thousands separated."""
     return f"{number:,}".replace(",", " ")
 
 

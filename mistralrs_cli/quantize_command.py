@@ -11,7 +11,7 @@ from mistralrs_cli.output import ProgressLine, Streams, byte_size, clean_line
 
 
 def run_quantize(job: QuantizeJob, streams: Streams) -> int:
-    """Does what the job says; returns the exit code."""
+    """Runs the job; returns the exit code."""
     progress = ProgressLine(streams.stderr)
     try:
         with leaving_at_once(progress.clear):

@@ -35,7 +35,7 @@ _ADAPTERS = {None: "", "lora": " with LoRA adapters", "x-lora": " with X-LoRA"}
 
 
 def option_classes(row: ModelSelector) -> list[type[WeightOptions] | type[AdapterOptions]]:
-    """Returns the options that stand after a subcommand."""
+    """Returns the options after a subcommand."""
     return [WEIGHT_OPTIONS[row.format], *([ADAPTER_OPTIONS[row.adapter]] if row.adapter else [])]
 
 
@@ -46,7 +46,7 @@ def summary(row: ModelSelector) -> str:
 
 
 def default_model(row: ModelSelector) -> str:
-    """Returns the model that a subcommand loads when nothing else is named."""
+    """Returns the model that a subcommand loads by default."""
     return row.base_repo or row.quantized_filename or "none: -m names the model"
 
 

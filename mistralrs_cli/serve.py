@@ -1,6 +1,6 @@
-"""Serving: from options to the server's settings, checked before a model is loaded, and the call that serves.
+"""Turns options into the server's settings, which are checked before a model is loaded, and starts the server.
 
-Knows no route, and imports no framework before it serves.
+Routes are in ``mistralrs.server``; no web framework is imported before the server starts.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mistralrs.server.settings import ServerSettings
 from mistralrs_cli.output import ProgressLine, Streams, clean_line
 
 MAX_QUEUE = DEFAULTS.max_queue
-"""Room for one request of as many prompts as there may be, and as much again."""
+"""The default length of the queue: twice the prompts that one request may have."""
 _KEYS_BYTES = 1 << 20
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class ServeJob:
-    """Serve a model over HTTP until told to end."""
+    """Serves a model over HTTP until the process is told to end."""
 
     source: ModelSource
     load: LoadOptions
@@ -35,9 +35,9 @@ class ServeJob:
 
 
 def serve_job(options: ResolvedOptions, source: ModelSource, load: LoadOptions, sampling: SamplingParams) -> ServeJob:
-    """The job that ``options`` ask for. Raises ``UsageError``.
+    """Returns the job that ``options`` describe. Raises ``UsageError``.
 
-    ``sampling`` is what a request gets that does not say.
+    ``sampling``: the defaults of a request's sampling parameters.
     """
     values = options.values
     assert values.port is not None
@@ -69,7 +69,7 @@ def serve_job(options: ResolvedOptions, source: ModelSource, load: LoadOptions, 
 
 
 def run_serve(job: ServeJob, streams: Streams) -> int:
-    """Serve, and return the exit code. Raises what ``mistralrs.server.run.serve`` does."""
+    """Serves, and returns the exit code. Raises as ``mistralrs.server.run.serve`` does."""
     from mistralrs.server.run import serve
 
     progress = ProgressLine(streams.stderr)
@@ -86,10 +86,10 @@ def run_serve(job: ServeJob, streams: Streams) -> int:
 
 
 def api_keys(options: ResolvedOptions) -> tuple[str, ...]:
-    """The keys of ``--api-key`` and of the file of keys, wherever these are given.
+    """Returns the keys of ``--api-key`` and of the file of keys, wherever these are given.
 
-    Raises ``UsageError`` for what cannot be a key, and where keys were asked for and there are none: a server that was
-    to be closed must not be open.
+    Raises ``UsageError`` for an invalid key, and for a file without any key, because a server that was meant to need a
+    key must not be open.
     """
     named: list[tuple[str, Sequence[str]]] = []
     values = options.values
@@ -115,7 +115,7 @@ def _lines(path: Path, written: str) -> list[str]:
 
 
 def _check_key(where: str, key: str) -> None:
-    """The key is not repeated in the message: it may be right but for a slip."""
+    """Raises ``UsageError`` for an invalid key. The message never repeats the key: it may be nearly right."""
     if not key:
         raise UsageError(f"{where}: a key is empty", hint="give its text, or leave it out to serve without")
     if any(character.isspace() or not character.isprintable() for character in key):
@@ -129,7 +129,7 @@ def _origin(given: str, written: str) -> str:
 
 
 def _model_name(given: str | None, source: ModelSource, written: str) -> str:
-    """The model's id: as given, the repository, or the name of the file or folder without its ending."""
+    """Returns the model's id: as given, the repository, or the name of the file or folder without its ending."""
     if given is not None:
         if not given.strip() or not given.isprintable():
             raise UsageError(f"{written} {given!r} is no name", hint="give it some letters")

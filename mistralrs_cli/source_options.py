@@ -22,27 +22,27 @@ _SHORT = {
     "quantized_filename": "-f",
     "max_draft": "--draft",
 }
-"""How fields are written whose names are not those of their options."""
+"""The spelling of fields whose names are not those of their options."""
 _BEFORE_THE_ROW = ("isq",)
 
 
 class CommandLineErrorFormatter:
-    """Fields as options, rows as subcommands."""
+    """Spells fields as options and selectors as subcommands."""
 
     def __init__(self, written: Mapping[str, str] | None = None) -> None:
-        """``written``: how fields were written that were not given as options."""
+        """``written``: the spelling of fields that were not given as options."""
         self._written = written or {}
 
     def name(self, field: str) -> str:
-        """The option."""
+        """Returns the option."""
         return self._written.get(field) or _flag(field)
 
     def given(self, field: str, value: object) -> str:
-        """The option with its value."""
+        """Returns the option with its value."""
         return _with_value(self.name(field), value)
 
     def call(self, row: str, **fields: object) -> str:
-        """A command that chats."""
+        """Returns a command that chats."""
         before = [_with_value(_flag(field), value) for field, value in fields.items() if field in _BEFORE_THE_ROW]
         after = [_with_value(_flag(field), value) for field, value in fields.items() if field not in _BEFORE_THE_ROW]
         return " ".join(("mistralrs", *before, "-i", row, *after))
@@ -60,10 +60,10 @@ FORMATTER = CommandLineErrorFormatter()
 
 
 def choice_of(selection: Selection) -> ModelChoice:
-    """The row and the fields that were given after it. Raises ``UsageError`` where two of them name the model."""
+    """Returns the selector and the fields given after it. Raises ``UsageError`` where two of them name the model."""
     options = selection.options
     given = {each.name: getattr(options, each.name) for each in fields(options)}
-    if isinstance(options, AutoOptions):  # its two words for one thing
+    if isinstance(options, AutoOptions):  # the two names of the same option
         word = given.pop("model_id")
         if word and options.source:
             raise UsageError(f"{options.source} and -m {word} both name the model", hint="give one of them")
@@ -72,12 +72,14 @@ def choice_of(selection: Selection) -> ModelChoice:
 
 
 def find_source(selection: Selection | None) -> ModelSource:
-    """What a row and its options name; None is the default model. Raises as ``model_choice.find_source`` does."""
+    """Returns the model that a selector and its options name; None is the default model. Raises as
+    ``model_choice.find_source`` does.
+    """
     if selection is None:
         return ModelSource(architecture=None, path=find_default_model(), repo=None, filename=None)
     return model_choice.find_source(choice_of(selection), FORMATTER)
 
 
 def source_at(word: str, filename: str | None, *, gqa: int = 1) -> ModelSource:
-    """A model named by one word. Raises as ``model_choice.anywhere`` does."""
+    """Returns the model that one word names. Raises as ``model_choice.source_at`` does."""
     return model_choice.source_at(word, filename, FORMATTER, gqa=gqa)

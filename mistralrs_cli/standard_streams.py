@@ -1,4 +1,4 @@
-"""The process's three streams, prepared: open, waiting for slow readers, and on stderr never failing."""
+"""Prepares the process's three streams: all open, waiting for slow readers, and stderr without errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 MESSAGE_PATIENCE_S = 1.0
-"""Seconds that a message on stderr waits for a reader that has stopped reading, if writing does not wait by itself."""
+"""Seconds that a message waits for stderr's reader, if stderr is non-blocking."""
 
 
 def prepare_streams() -> bool:

@@ -1,4 +1,4 @@
-"""The entry point: imports the rest so that Ctrl-C ends it quietly even then."""
+"""The entry point: imports the rest of the program in such a way that Ctrl-C ends it quietly."""
 
 from __future__ import annotations
 

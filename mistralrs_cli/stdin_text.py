@@ -1,4 +1,4 @@
-"""Text from stdin: whether there is any to be read, and its characters as they come.
+"""Reads text from stdin, if there is any, as it comes.
 
 A byte-order mark at the beginning gives the encoding and is no part of the text.
 """
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 PATIENCE_S = 5.0
-"""Seconds of silence on a pipe after which the user is told that it is being read."""
+"""Seconds without input from a pipe after which the user is told that it is being read."""
 
 _PIECE = 1 << 16
 MAX_CHARACTERS = 16 << 20
-"""The longest prompt. No context holds as much, therefore the rest is not even read."""
+"""The longest prompt in characters. No context holds as much, therefore the rest is not even read."""
 _logger = logging.getLogger("mistralrs.cli")
 
 
@@ -37,7 +37,7 @@ def holds_text(stdin: TextIO) -> bool:
     Another device than the null device may never come to an end: it is not read, and the user is told.
     """
     descriptor = stdin.fileno()
-    if is_terminal(stdin) or fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:  # as of nohup
+    if is_terminal(stdin) or fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:  # as under nohup
         return False
     status = os.fstat(descriptor)
     if not stat.S_ISCHR(status.st_mode):
@@ -50,7 +50,7 @@ def holds_text(stdin: TextIO) -> bool:
 def text_pieces(stdin: TextIO) -> Iterator[str]:
     """Yields the text of stdin in pieces, each as soon as it arrives; every end of a line is a line feed.
 
-    Without a byte-order mark the encoding is the locale's. Bytes that it does not know become U+FFFD. Raises
+    Without a byte-order mark the encoding is the locale's. Undecodable bytes become U+FFFD. Raises
     ``MistralrsError`` if stdin cannot be read.
     """
     decoder = io.IncrementalNewlineDecoder(_MarkDecoder(stdin.encoding), translate=True)
@@ -64,7 +64,7 @@ def text_pieces(stdin: TextIO) -> Iterator[str]:
 def read_all(stdin: TextIO) -> str:
     """Returns the whole text of stdin.
 
-    Raises like ``text_pieces``, and ``RequestError`` for more than a prompt may have.
+    Raises like ``text_pieces``, and ``RequestError`` for a text that is longer than a prompt may be.
     """
     pieces: list[str] = []
     length = 0
@@ -130,7 +130,7 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
 
 
 class _MarkDecoder(codecs.IncrementalDecoder):
-    """Decodes by the byte-order mark that the bytes begin with, else from ``encoding``."""
+    """Decodes bytes in the encoding of their byte-order mark, else in ``encoding``."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__(errors="replace")

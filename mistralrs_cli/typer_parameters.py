@@ -1,4 +1,4 @@
-"""Makes Typer's parameters of declared options."""
+"""Makes Typer's parameters from declared options."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mistralrs.api.options.values import without_none
 def parameters(
     options: type, *, shown_defaults: Mapping[str, str] | None = None, required: Set[str] = frozenset()
 ) -> list[inspect.Parameter]:
-    """The fields of a class of options after the subcommand as parameters that Typer reads.
+    """Returns the fields of a class of options after the subcommand as parameters that Typer reads.
 
-    ``shown_defaults``: what help says of defaults, by field; ``required``: fields that help calls so.
+    ``shown_defaults``: the text of defaults in help, by field; ``required``: fields that help marks as required.
     """
     hints = get_type_hints(options)
     found = []
@@ -34,9 +34,9 @@ def parameters(
 
 
 def global_parameters(callbacks: Mapping[str, Callable[[Any], Any]]) -> list[inspect.Parameter]:
-    """The options before the subcommand as parameters that Typer reads; None or False: not typed.
+    """Returns the options before the subcommand as parameters that Typer reads; None or False: not typed.
 
-    ``callbacks``: what to call for options that act at once, by field.
+    ``callbacks``: the functions of options that act at once, by field.
     """
     found = []
     for each in fields(Options):
@@ -55,14 +55,14 @@ def global_parameters(callbacks: Mapping[str, Callable[[Any], Any]]) -> list[ins
 
 
 def shown_default(default: object) -> str | None:
-    """The words of help for a default that has none of its own; None: nothing is said."""
+    """Returns the text of help for a default without one of its own; None: no text."""
     if default is None or isinstance(default, bool) or default == ():
         return None
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _info(declared: Option, hint: Any, shown: str | None, help_text: str) -> Any:
-    """The rest of the declaration in Typer's words."""
+    """Returns the rest of the declaration as Typer's arguments."""
     settings: dict[str, Any] = {"metavar": declared.metavar, "help": help_text}
     if shown is not None:
         settings["show_default"] = shown

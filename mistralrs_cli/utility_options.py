@@ -1,4 +1,4 @@
-"""The options after the subcommands that are no rows."""
+"""The options after the subcommands that select no model."""
 
 # ruff: noqa: RUF009  (``option`` makes a dataclass field, as ``field`` does)
 
@@ -15,7 +15,7 @@ from mistralrs.quant.quantize import ISQ_TYPES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What stands after ``bench``."""
+    """The options after ``bench``."""
 
     n_prompt: int = option(
         512, "--n-prompt", "-p", metavar="N", least=0, help="Tokens of the prompt test; 0: no such test."
@@ -30,7 +30,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
-    """What stands after ``inspect``."""
+    """The options after ``inspect``."""
 
     source: str = argument(..., metavar="SOURCE", help="The model: a hub repository, a folder or a file.")
     filename: str | None = option(
@@ -42,7 +42,7 @@ class InspectOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelsOptions:
-    """What stands after ``models``."""
+    """The options after ``models``."""
 
     action: Literal["list", "delete"] = argument("list", metavar="list|delete", help="What to do.")
     name: str | None = argument(None, metavar="NAME", help="The repository to delete, as OWNER/NAME.")
@@ -52,7 +52,7 @@ class ModelsOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeOptions:
-    """What stands after ``quantize``."""
+    """The options after ``quantize``."""
 
     source: str = argument(..., metavar="SOURCE", help="The safetensors: a hub repository, a folder or a file.")
     out: Path = argument(..., metavar="OUT", help="The GGUF file to write.")

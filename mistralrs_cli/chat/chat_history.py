@@ -1,4 +1,4 @@
-"""What was said: the messages that are sent with the next turn. Knows no terminal, no model and no template."""
+"""The history of a chat: the messages that are sent with the next turn."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Conversation:
 
     system: str | None = None
     turns: list[tuple[str, str]] = field(default_factory=list)
-    """(what the user said, what the model answered)"""
+    """(the user's text, the model's answer)"""
 
     def asking(self, text: str) -> list[Mapping[str, object]]:
-        """The messages to send for a turn that is not yet part of the conversation."""
+        """Returns the messages to send for a turn that is not yet part of the conversation."""
         messages: list[Mapping[str, object]] = []
         if self.system is not None:
             messages.append({"role": "system", "content": self.system})
@@ -26,9 +26,9 @@ class Conversation:
         return messages
 
     def add(self, question: str, answer: str) -> None:
-        """The turn is complete."""
+        """Adds a complete turn."""
         self.turns.append((question, answer))
 
     def clear(self) -> None:
-        """Forget the turns; the system message stays."""
+        """Removes the turns; the system message stays."""
         self.turns.clear()

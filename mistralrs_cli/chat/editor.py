@@ -1,4 +1,4 @@
-"""Reads what the user types on a terminal: keys, several lines, history. Knows nothing of models and commands."""
+"""Reads the user's input on a terminal: keys, several lines, history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BLOCK = '"""'
 TWICE = 1.0
-"""Seconds within which a second Ctrl-C leaves."""
+"""Seconds within which a second Ctrl-C leaves the chat."""
 
 
 class LeftByInterrupt(Exception):
@@ -31,7 +31,7 @@ class LeftByInterrupt(Exception):
 class Editor:
     """One line editor for a whole chat.
 
-    While entered, Ctrl-C belongs to it: as a key, as a signal from elsewhere, and between two reads, when the terminal
+    While entered, it handles Ctrl-C: as a key, as a signal from elsewhere, and between two reads, when the terminal
     turns the key into a signal.
     """
 
@@ -60,7 +60,7 @@ class Editor:
         signal.signal(signal.SIGINT, self._previous)
 
     def read(self, draft: str = "") -> str:
-        """What the user sends, beginning with ``draft`` in the line.
+        """Returns the user's input; the line begins with ``draft``.
 
         Raises ``EOFError`` for Ctrl-D on an empty line and ``LeftByInterrupt`` for two Ctrl-C in a row.
         """
@@ -71,7 +71,7 @@ class Editor:
                 draft = ""
                 self._say("Ctrl-D or /exit leaves; so does Ctrl-C twice")
             else:
-                self._interrupted_at = -math.inf  # what follows is no second one
+                self._interrupted_at = -math.inf  # a Ctrl-C after this is no second one
                 return unfold(text)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
@@ -81,7 +81,7 @@ class Editor:
             self._pending = True
 
     def _deliver_pending(self) -> None:
-        """The line is about to be edited: now Ctrl-C that came before it has something to act on."""
+        """Handles a Ctrl-C that came before the line could be edited; called when editing begins."""
         if self._pending:
             self._pending = False
             self._press_interrupt()
@@ -100,7 +100,7 @@ class Editor:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
 
     def _is_second(self) -> bool:
-        """Note a Ctrl-C; whether another came just before."""
+        """Records a Ctrl-C; returns whether another came just before."""
         before, self._interrupted_at = self._interrupted_at, time.monotonic()
         return self._interrupted_at - before < TWICE
 
@@ -129,13 +129,13 @@ class Editor:
 
 
 def in_open_block(text: str) -> bool:
-    """Whether ``text`` begins a block of lines with three quotes and has not ended it."""
+    """Returns whether ``text`` begins a block of lines with three quotes and has not ended it."""
     body = text.strip()
     return body.startswith(BLOCK) and not (len(body) >= 2 * len(BLOCK) and body.endswith(BLOCK))
 
 
 def unfold(text: str) -> str:
-    """The message that was typed: without the quotes around a block, and without the line feeds next to them."""
+    """Returns the typed message without the quotes around a block, and without the line feeds next to them."""
     body = text.strip()
     if body.startswith(BLOCK) and len(body) >= 2 * len(BLOCK) and body.endswith(BLOCK):
         return body[len(BLOCK) : -len(BLOCK)].strip("\n")

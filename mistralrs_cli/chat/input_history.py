@@ -1,4 +1,4 @@
-"""The file of what was typed, one entry after another, shared by all chats of the user. Knows no editor bindings."""
+"""The file of typed entries, one after another, shared by all chats of the user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mistralrs.user_dirs import user_folder
 
 
 def history_file() -> Path | None:
-    """Where the file belongs; it need not exist. None: the user has no home folder."""
+    """Returns the file's path; it need not exist. None: the user has no home folder."""
     folder = user_folder("XDG_STATE_HOME", ".local/state")
     return None if folder is None else folder / "history"
 
@@ -22,7 +22,7 @@ class PrivateHistory(FileHistory):
     """Entries in prompt_toolkit's file format, appended one by one; only the user may read the file.
 
     An entry that begins with a space is kept in memory alone. When the file cannot be read or written, ``complain`` is
-    told once and the chat goes on without it. ``path``: None is no file.
+    called once and the chat goes on without it. ``path``: None is no file.
     """
 
     def __init__(self, path: Path | None, *, complain: Callable[[str], None]) -> None:
@@ -32,7 +32,7 @@ class PrivateHistory(FileHistory):
         self._writable = True
 
     def load_history_strings(self) -> Iterable[str]:
-        """The entries, the youngest first; none of a file that cannot be read, which is neither written then."""
+        """Yields the entries, the youngest first; none of a file that cannot be read, which is not written either."""
         try:
             return list(super().load_history_strings())
         except OSError as error:
@@ -40,7 +40,7 @@ class PrivateHistory(FileHistory):
             return []
 
     def store_string(self, string: str) -> None:
-        """Append an entry, in one write, so that two chats cannot mix theirs."""
+        """Appends an entry in one write, so that the entries of two chats cannot mix."""
         if string.startswith(" ") or not self._writable:
             return
         lines = "".join(f"+{line}\n" for line in string.split("\n"))

@@ -15,7 +15,7 @@ from mistralrs_cli.stdin_text import lines
 
 
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
-    """Chat until the user leaves or the input ends; returns the exit code."""
+    """Chats until the user leaves or the input ends; returns the exit code."""
     if not model.has_template:
         raise missing_template(model.info.name)
     chat = Chat(model, job, streams)
@@ -46,9 +46,9 @@ def _from_terminal(chat: Chat, streams: Streams) -> int:
 
 
 def _act(chat: Chat, text: str) -> str:
-    """Run a command or take a turn.
+    """Runs a command or takes a turn.
 
-    Returns what to put back into the line: the text, when Ctrl-C stopped its turn before any answer came.
+    Returns the text to put back into the line: that of a turn that Ctrl-C stopped before any answer came.
     """
     if slash_commands.is_command(text):
         slash_commands.run(chat, text)
@@ -60,7 +60,7 @@ def _act(chat: Chat, text: str) -> str:
 
 
 def _from_lines(chat: Chat, streams: Streams) -> int:
-    """Every line that is not blank is a turn, and always text."""
+    """Takes a turn for every line that is not blank; a line is always text, never a command."""
     for text in lines(streams.stdin):
         if not text.strip():
             continue

@@ -1,4 +1,4 @@
-"""What a chat shows beside the answers: notes, errors, the banner; all on stderr. Knows text, not models' streams."""
+"""The output of a chat beside the answers: notes, errors, the banner; all on stderr."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mistralrs_cli.output import clean_block, clean_line, grouped, is_terminal, 
 
 
 class Notes:
-    """Lines about the chat that are no part of it: dim on a terminal that has colours, plain elsewhere."""
+    """Writes notes, which are no part of the chat: dim on a terminal with colours, plain elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def say(self, *lines: str) -> None:
-        """Write lines, which may quote what nobody checked."""
+        """Writes lines, which may quote unchecked text."""
         lines = tuple(map(clean_block, lines))
         if is_terminal(self._stream):
             from rich.console import Console
@@ -32,12 +32,12 @@ class Notes:
         self._stream.flush()
 
     def error(self, error: MistralrsError) -> None:
-        """Write an error and its hint."""
+        """Writes an error and its hint."""
         print_error(self._stream, error)
 
 
 def banner(info: Info) -> tuple[str, str]:
-    """Two lines that open a chat: what was loaded, and where help is."""
+    """Returns the two lines that open a chat: the loaded model, and the way to help."""
     threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}"
     context = f"context {grouped(info.context_length)}"
     parts = (info.name, info.architecture, info.quantization, f"{info.backend}, {threads}", context)
@@ -45,7 +45,7 @@ def banner(info: Info) -> tuple[str, str]:
 
 
 def columns(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Rows of two cells as lines with the second cells aligned."""
+    """Returns rows of two cells as lines with the second cells aligned."""
     pairs = list(rows)
     width = max((len(left) for left, _ in pairs), default=0)
     return [f"{left:<{width}}  {right}" for left, right in pairs]

@@ -1,4 +1,4 @@
-"""A chat as it stands: the model, the conversation, the settings; and how one turn is taken. Knows no input device."""
+"""The state of a chat: the model, the conversation, the settings; and the way in which one turn is taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mistralrs_cli.output import AnswerWriter, Streams, stats_line
 
 
 class Chat:
-    """What the commands and the loops of a chat work on."""
+    """The state that the commands and the loops of a chat share."""
 
     def __init__(self, model: Model, job: ChatJob, streams: Streams) -> None:
         self.model = model
@@ -20,17 +20,17 @@ class Chat:
         self.stats = job.stats
         """Whether each answer is followed by its statistics."""
         self.last: Usage | None = None
-        """What the last answer took."""
+        """The usage of the last answer."""
         self.leaving = False
         self.notes = Notes(streams.stderr)
         self._job = job
         self._streams = streams
 
     def take_turn(self, text: str, *, mark_cut: bool) -> Finished:
-        """Send ``text``, write the answer to stdout, and keep both; returns how the answer ended.
+        """Sends ``text``, writes the answer to stdout, and keeps both; returns the answer's last event.
 
-        A cancelled answer keeps what came; one that brought nothing, or failed, leaves the conversation as it was.
-        ``mark_cut``: three dots stand after an answer that reached its limit. Raises the error that it failed with.
+        The text of a cancelled answer is kept; an answer that is empty or failed leaves the conversation unchanged.
+        ``mark_cut``: three dots follow an answer that reached its limit. Raises the error of an answer that failed.
         """
         writer = AnswerWriter(self._streams.stdout)
         messages = self.conversation.asking(text)
@@ -54,7 +54,7 @@ class Chat:
         return finished
 
     def show_stats(self) -> None:
-        """Say what the last answer took."""
+        """Shows the statistics of the last answer."""
         if self.last is None:
             self.notes.say("no answer yet")
         else:

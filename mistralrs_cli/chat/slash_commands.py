@@ -1,4 +1,4 @@
-"""The table of chat commands: name, aliases, argument, help and what each does. Help and dispatch read it."""
+"""The table of chat commands: name, aliases, argument, help and function. Help and dispatch read it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mistralrs_cli.output import clean_line
 
 @dataclass(frozen=True, slots=True)
 class SlashCommand:
-    """One command; ``run`` gets the chat and what stands after the name, without white space around it."""
+    """One command; ``run`` gets the chat and the text after the name, without white space around it."""
 
     name: str
     help: str
     run: Callable[[Chat, str], None]
     argument: str = ""
-    """How help shows what may follow the name; empty: nothing may."""
+    """The argument as help shows it; empty: the command takes none."""
     aliases: tuple[str, ...] = ()
 
 
@@ -77,17 +77,17 @@ _BY_NAME = {name: command for command in COMMANDS for name in (command.name, *co
 
 
 def is_command(text: str) -> bool:
-    """Whether what was typed is for the chat and not for the model."""
+    """Returns whether the typed text is a command for the chat and not text for the model."""
     return (text.startswith("/") and not text.startswith("//")) or text.strip() in _BY_NAME
 
 
 def message(text: str) -> str:
-    """What is sent to the model: two slashes at the beginning stand for one."""
+    """Returns the text for the model: two slashes at the beginning stand for one."""
     return text[1:] if text.startswith("//") else text
 
 
 def find(name: str) -> SlashCommand:
-    """The command of that name or alias. Raises ``UsageError`` with the nearest one."""
+    """Returns the command of that name or alias. Raises ``UsageError`` with the nearest one."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     nearest = difflib.get_close_matches(name, _BY_NAME, n=1)
@@ -96,7 +96,7 @@ def find(name: str) -> SlashCommand:
 
 
 def run(chat: Chat, text: str) -> None:
-    """Run what was typed. Raises ``UsageError`` when there is no such command or it takes no such argument."""
+    """Runs the typed command. Raises ``UsageError`` when there is no such command or it takes no such argument."""
     name, _, argument = text.strip().partition(" ")
     command = find(name)
     argument = argument.strip()
