@@ -1,10 +1,10 @@
 // Tiles of activations: rows of float32 rounded to int8 with one scale for each 32 columns.
 //
 // Tokens are handled in tiles of TOKENS = 1, 2, 4 or 8. Rounding errors are in proportion to a group's largest value, and
-// most of a row's error is that of its few groups with large ones. A group whose largest value is far above the row's
-// average is therefore two-term: a second int8 term, the residual, holds the remainder of the first. Where any token of a
-// tile has such a group, all tokens of the tile run through the residual term; those of the others are zeros, and these
-// add nothing, to the last bit.
+// most of a row's error comes from its few groups with large values. A group whose largest value is far above the row's
+// average is therefore two-term: a second int8 term, the residual, holds the remainder of the first. If any token of a
+// tile has such a group, all tokens of the tile have the residual term for it; it is zero for the others, and adding
+// zero changes no bit.
 #pragma once
 #include "layout.h"
 #include "simd.h"
@@ -21,7 +21,7 @@ struct Term {
   float *fsum16;   // (cols / 16, TOKENS)
 };
 
-// Activations of a tile.
+// The activations of a tile.
 struct Acts {
   Term first, residual;
   uint8_t *two_term;  // (cols / 32) not zero: some token has the residual term here
@@ -30,7 +30,7 @@ struct Acts {
 
 INLINE bool is_float(int type) { return type == MRS_F32 || type == MRS_F16 || type == MRS_BF16; }
 
-// The forms of its tiles that a product reads.
+// The forms of tiles that a product reads.
 struct Needs {
   bool ints, floats;
 
@@ -78,7 +78,7 @@ INLINE Tile tile_of(int64_t first, int64_t left, uint8_t *base) {
   return {first, count, count > 4 ? 8 : count > 2 ? 4 : count, base};
 }
 
-// Writes column t of a term from 32 values: int8, scale, sums. `residual` becomes what rounding left.
+// Writes column t of a term from 32 values: int8, scale, sums. `residual` becomes the rounding errors.
 INLINE void quantize_group(Vf lo, Vf hi, float d, float inverse, const Term &a, int64_t group, int tokens, int t,
                            Vf *residual) {
   Vi qlo = to_int(mul(lo, set_f(inverse))), qhi = to_int(mul(hi, set_f(inverse)));
@@ -86,7 +86,7 @@ INLINE void quantize_group(Vf lo, Vf hi, float d, float inverse, const Term &a, 
   store_s8(bytes, qlo);
   store_s8(bytes + 16, qhi);
   for (int l = 0; l < 8; ++l) std::memcpy(a.q + ((group * 8 + l) * tokens + t) * 4, bytes + 4 * l, 4);
-  // NaN becomes the least integer: sums of such wrap
+  // NaN becomes the least integer, and sums of these wrap
   const int32_t s0 = lane_sum(qlo), s1 = lane_sum(qhi), both = int32_t(uint32_t(s0) + uint32_t(s1));
   a.d[group * tokens + t] = d;
   a.sum32[group * tokens + t] = int32_t(-uint32_t(both));
@@ -117,7 +117,7 @@ INLINE void quantize(const float *x, int64_t cols, float outlier_threshold, cons
   double total = 0;
   for (int64_t group = 0; group < groups; ++group) {
     float amax = lane_max(max(abs(load_f(x + 32 * group)), abs(load_f(x + 32 * group + 16))));
-    // below this the inverse of a residual's step would be infinite; nothing is lost by taking it for zero
+    // below this the inverse of a residual's step would be infinite; taking it for zero costs no precision
     total += largest[group] = amax > 1e-34f ? amax : 0;
   }
   const double limit = outlier_threshold * (total / groups);

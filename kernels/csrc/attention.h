@@ -159,7 +159,7 @@ struct Softmax {
     for (int64_t i = 0; i < wide; i += 16) store_f(o + r * wide + i, mul(load_f(o + r * wide + i), set_f(factor)));
   }
 
-  // Turns the scores of the visible keys [begin, end) into weights and rescales what was summed before.
+  // Turns the scores of the visible keys [begin, end) into weights and rescales the sum so far.
   void update(int r, float *s, int begin, int end, float softcap) {
     const Vf none = set_f(-INFINITY);
     Vf x[4], high = none;
@@ -204,7 +204,7 @@ INLINE void attend_tile(const mrs_attend &op, const mrs_step &step, const KvView
   const int64_t wide = padded(D);
   const int32_t *table = step.block_tables + (int64_t(op.group) * step.max_seqs + tile.sequence) * step.max_blocks;
   const float *q[kRows];
-  int32_t low[kRows], limit[kRows];  // a row sees the keys [low, limit)
+  int32_t low[kRows], limit[kRows];  // a row attends to the keys [low, limit)
   for (int r = 0; r < rows; ++r) {
     int64_t token = tile.first + r / tile.heads;
     q[r] = op.q + (token * op.heads + tile.head + r % tile.heads) * D;
@@ -217,19 +217,19 @@ INLINE void attend_tile(const mrs_attend &op, const mrs_step &step, const KvView
   total.o = total_o, chunk.o = chunk_o, total.wide = chunk.wide = wide;
   total.clear(rows);
   const int32_t end = limit[rows - 1];
-  int live = 0;  // the first row that sees this far; positions ascend within a sequence
+  int live = 0;  // the first row that attends this far; positions ascend within a sequence
   for (int32_t start = low[0] / kChunk * kChunk; start < end; start += kChunk) {
     chunk.clear(rows);
     const int32_t chunk_end = end < start + kChunk ? end : start + kChunk;
     for (int32_t from = start; from < chunk_end; from += kSub) {
       const int keys = chunk_end - from < kSub ? chunk_end - from : kSub;
       while (limit[live] <= from) ++live;
-      int stop = rows;  // rows from here on have moved their window past these keys
+      int stop = rows;  // the windows of the rows from here on begin after these keys
       while (stop > live && low[stop - 1] >= from + keys) --stop;
       if (stop == live) continue;
-      const int begin = low[live] > from ? low[live] - from : 0;  // the first key that is seen: earlier blocks may be gone
+      const int begin = low[live] > from ? low[live] - from : 0;  // the first key in a window: earlier blocks may be freed
       const E *k[4], *v[4];
-      for (int j = 0; j < 4; ++j) {  // before it and past the end: any block, its scores are not looked at
+      for (int j = 0; j < 4; ++j) {  // before it and past the end any block will do, because its scores are not read
         const int key = j * kBlock < begin || j * kBlock >= keys ? begin : j * kBlock;
         int64_t block = table[(from + key) / kBlock];
         k[j] = kv.k(block, tile.kv_head), v[j] = kv.v(block, tile.kv_head);
@@ -274,7 +274,7 @@ template <class E> void attend_step(const mrs_attend &op, const mrs_step *step, 
   for (int s = 0; s < step->num_seqs; ++s)
     tasks += (step->query_start_loc[s + 1] - step->query_start_loc[s] + span - 1) / span * op.kv_heads * parts;
   parallel_for(pool, tasks, [&](int64_t chunk) {
-    int64_t task = tasks - 1 - chunk;  // the longest rows first, so that no thread ends with one
+    int64_t task = tasks - 1 - chunk;  // the longest rows first, so that no thread begins one last
     int s = 0;
     for (int64_t n;; ++s, task -= n) {
       n = (step->query_start_loc[s + 1] - step->query_start_loc[s] + span - 1) / span * op.kv_heads * parts;

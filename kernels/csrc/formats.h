@@ -3,7 +3,7 @@
 //   weight = scale * (byte - OFFSET) + addend
 // A block is walked as OUTER x INNER groups; INNER is unrolled so that shifts are constants.
 //
-// unpack_scales(scales, quants, s) unpacks those of a block; unpack_quants<J>(quants, n, w) the group n * INNER + J.
+// unpack_scales(scales, quants, s) unpacks a block's scales; unpack_quants<J>(quants, n, w) the group n * INNER + J.
 #pragma once
 #include "layout.h"
 #include "simd.h"
@@ -185,7 +185,7 @@ template <class Visitor> INLINE void visit_type(int type, Visitor &&f) {
     case MRS_Q4_K: f.template run<Format<MRS_Q4_K>>(); break;
     case MRS_Q5_K: f.template run<Format<MRS_Q5_K>>(); break;
     case MRS_Q6_K: f.template run<Format<MRS_Q6_K>>(); break;
-    default: break;  // refused when the weight was packed
+    default: break;  // packing has refused other types
   }
 }
 

@@ -1,7 +1,7 @@
 // Products of packed weights with activations: [norm ->] tiles of int8 -> panels times tiles -> epilogue.
 //
-// One driver serves dense weights and experts. Its operands say which weights there are and which tiles each multiplies;
-// its epilogue takes the products of one panel with one tile and writes them where they belong.
+// One driver serves dense weights and experts. Its operands name the weights and the tiles that each multiplies; its
+// epilogue writes the products of one panel with one tile to their output.
 #pragma once
 #include "activations.h"
 #include "deltas.h"
@@ -12,7 +12,7 @@
 
 namespace MRS_ISA {
 
-// A weight, and the one whose products the epilogue gets beside it, or null. Both have the same rows.
+// A weight, and a second one of the same shape whose products the epilogue gets as well, or null.
 struct Operand {
   const mrs_weight *weight, *second;
 
@@ -64,9 +64,10 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
 
 // Multiplies every panel of every operand with the operand's tiles; a thread takes `span` panels at a time.
 //
-// Operands has panels() of all, segment(from, to): the first operand's part of these of all panels, at(operand),
-// tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where
-// values[t] are 16 rows of the tile's token t, and second[t] those of the operand's second weight, if it has one.
+// Operands has panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
+// belongs to its first operand; at(operand), tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand,
+// panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
+// operand's second weight, if it has one.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels();
@@ -83,7 +84,7 @@ INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const E
 // The members of a projection, all of which multiply the same rows.
 struct Members {
   Operand operands[4];
-  int64_t ends[4];  // panels of an operand and those before it
+  int64_t ends[4];  // panels up to the end of each operand
   int count;
   int64_t rows, tile_bytes;
   uint8_t *scratch;
@@ -113,7 +114,7 @@ struct Members {
   Range tiles_of(int) const { return {0, num_tiles()}; }
   Tile tile(int64_t i) const { return tile_of(8 * i, rows - 8 * i, scratch + i * tile_bytes); }
 
-  // Panels for a thread at a time: they stay in the second-level cache while the tiles pass over them.
+  // Panels that a thread takes at a time: they stay in the second-level cache while all tiles are multiplied with them.
   int64_t span(mrs_pool *pool) const {
     int64_t widest = 0;
     for (int m = 0; m < count; ++m) {

@@ -1,4 +1,4 @@
-// IEEE half precision in plain integers, for the code that may not use the instructions for it.
+// IEEE half precision in plain integers, for code that may not use the processor's conversion instructions.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,4 @@
-// Functions that are inlined at every call, also where the compiler would rather not.
+// INLINE: inlines a function at every call, whatever the compiler's own estimate.
 #pragma once
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))

@@ -1,12 +1,12 @@
 // Packed panels: 16 rows x all columns, the bytes of the file transposed so that one cache line of 64 bytes holds one
-// dword of each row. Lossless and of the file's size. A block of a panel has scales and quants; scales that are no
-// multiple of 64 bytes stand together before all quants, so that every cache line of quants is aligned.
+// dword of each row. Packing is lossless and keeps the size. A block of a panel has scales and quants; scales that are no
+// multiple of 64 bytes are stored together before all quants, so that every cache line of quants is aligned.
 //
 // Quants of 32-weight blocks: cache line q holds in its low nibbles k = 4q.., in its high nibbles k = 16 + 4q..
 // (Q8_0, I8: cache line q holds k = 4q..). Q5_0 and Q5_1 add a cache line of fifth bits before them: bit g of byte i is
-// that of k = 4g + i. For the K types the cache lines are the dwords of the file's qs, ql, qh and hmask in their order.
+// that of k = 4g + i. For the K types the cache lines are the dwords of the file's qs, ql, qh and hmask in this order.
 //
-// I8 is no file's type: int8 values with a float32 scale for every 16 columns, which holds every type that is decoded at
+// I8 occurs in no file: int8 values with a float32 scale for every 16 columns, to which some types are requantized at
 // load without loss. Its unpacked block is two scales and 32 values.
 #pragma once
 #include <cstdint>
@@ -43,7 +43,7 @@ constexpr mrs_layout layout_of(int type) {
   }
 }
 
-// Where the blocks of a panel stand.
+// The location of a panel's blocks.
 struct panel_view {
   int64_t scales_step, quants_start, quants_step, bytes;
 };

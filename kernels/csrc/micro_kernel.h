@@ -17,7 +17,7 @@ template <class F, int TOKENS> INLINE void add_term(const Vi *w, int sub, const 
     Vi i[TOKENS];
     for (int t = 0; t < TOKENS; ++t)
       i[t] = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(a.sum32[group * TOKENS + t])) : zero_i();
-    if constexpr (TOKENS <= 2) {  // with little beside it to compute, a chain of 8 would wait for itself
+    if constexpr (TOKENS <= 2) {  // with few tokens, one chain of 8 dependent additions would be the bottleneck
       Vi other[TOKENS];
       for (int t = 0; t < TOKENS; ++t) other[t] = zero_i();
 #pragma GCC unroll 4
@@ -71,7 +71,7 @@ INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts 
 template <class F, int TOKENS> void micro_kernel(const uint8_t *panel, int64_t cols, const Acts &a, float *out) {
   const panel_view view = view_of(F::type, cols);
   const int64_t blocks = cols / layout_of(F::type).block;
-  Vf acc[TOKENS], acc_residual[TOKENS];  // two chains of additions: neither waits for the other
+  Vf acc[TOKENS], acc_residual[TOKENS];  // two independent chains of additions
   for (int t = 0; t < TOKENS; ++t) acc[t] = acc_residual[t] = zero_f();
   int64_t group = 0;
   for (int64_t b = 0; b < blocks; ++b) {

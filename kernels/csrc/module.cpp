@@ -1,5 +1,5 @@
-// Exports: versions, choice of instruction set, packing, and running ops. Compiled for the oldest processor; uses no
-// instruction that the tables do not guard.
+// Exports: versions, choice of instruction set, packing, and running ops. It is compiled for the oldest supported
+// processor; newer instructions are only in the tables.
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -60,7 +60,7 @@ EXPORT const mrs_struct *mrs_structs(int32_t *count) {
   return kStructs;
 }
 
-// Tables from the best to the plainest; null where this processor or build lacks it.
+// Tables from the fastest to the portable one; null where this processor or build lacks it.
 EXPORT const mrs_table *mrs_table_at(int index) {
 #if defined(__x86_64__)
   [[maybe_unused]] bool v2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -93,7 +93,7 @@ EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols) {
   return tiles * (groups * (16 * 60 + 1) + 32 * cols + 128) + 4096;
 }
 
-// int32 that a mixture of experts needs to sort its tokens: the parts of Routes in moe.h.
+// The number of int32 that a mixture of experts needs to sort its tokens: the parts of Routes in moe.h.
 EXPORT int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used) {
   return 4 * tokens * used + 4 * experts + 3;
 }
@@ -109,7 +109,7 @@ namespace {
 
 inline void put(uint8_t *line, int row, const uint8_t *dword) { std::memcpy(line + 4 * row, dword, 4); }
 
-// Puts a run of dwords of one row into the same place of successive cache lines.
+// Copies a run of dwords of one row to the same place of successive cache lines.
 inline void put_lines(uint8_t *lines, int row, const uint8_t *bytes, int count) {
   for (int i = 0; i < count; ++i) put(lines + 64 * i, row, bytes + 4 * i);
 }
@@ -200,8 +200,8 @@ void pack_row_block(int type, const uint8_t *src, int row, uint8_t *scales, uint
 
 }  // namespace
 
-// Packs rows x cols of the file's blocks into panels. order: for each packed row the row of the file that goes there, or
-// null. Returns 0, or -1 for a type or a width that has no layout.
+// Packs rows x cols of the file's blocks into panels. order: the file's row for each packed row, or null. Returns 0, or -1
+// for a type or a width that has no layout.
 EXPORT int mrs_pack(int type, const uint8_t *src, int64_t row_bytes, int64_t rows, int64_t cols, const int32_t *order,
                     uint8_t *dst, mrs_pool *pool) {
   if (mrs_packed_bytes(type, rows, cols) < 0) return -1;

@@ -1,5 +1,6 @@
 // A mixture of experts. Tokens are sorted by expert, so that each chosen expert is read once for all its tokens and the
-// others not at all; every token adds its experts in ascending order, so its result does not depend on its neighbours.
+// others not at all. Every token adds its experts in ascending order; its result therefore does not depend on its
+// neighbours.
 #pragma once
 #include "gemm.h"
 #include "mrs.h"
@@ -10,13 +11,13 @@ namespace MRS_ISA {
 
 // The parts of the op's int32 workspace. A pair is token * used + rank: a token and one of its experts.
 struct Routes {
-  int32_t *expert;      // (tokens * used) of each pair, ascending within a token
-  float *weight;        // (tokens * used) of each pair
+  int32_t *expert;      // (tokens * used) the expert of each pair, ascending within a token
+  float *weight;        // (tokens * used) the weight of each pair
   int32_t *begin;       // (experts + 1) each expert's range in `order`
   int32_t *next;        // (experts + 1) scratch of the sort
   int32_t *first_tile;  // (experts + 1) each expert's range in `tiles`
   int32_t *order;       // (tokens * used) the pairs, sorted by expert
-  int32_t *tiles;       // (tokens * used + experts) where in `order` each tile begins; a tile's pairs share an expert
+  int32_t *tiles;       // (tokens * used + experts) the begin of each tile in `order`; a tile's pairs share an expert
 };
 
 INLINE Routes routes_at(const mrs_moe &op, int64_t tokens) {
@@ -33,8 +34,8 @@ INLINE Routes routes_at(const mrs_moe &op, int64_t tokens) {
   return r;
 }
 
-// Chooses by the softmax over all experts: the largest `used` (the lower index at a tie). Their weights are divided by their
-// own sum, or by that of all experts.
+// Chooses the `used` experts with the largest softmax over all experts (the lower index at a tie). Their weights are
+// divided by their own sum, or by that of all experts.
 INLINE void choose_experts(const float *logits, int experts, int used, bool normalize, int32_t *expert, float *weight) {
   float top = logits[0], total = 0, all = 0;
   for (int e = 1; e < experts; ++e) top = logits[e] > top ? logits[e] : top;

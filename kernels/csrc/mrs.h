@@ -1,7 +1,7 @@
 // The C surface of the CPU kernels, in C11 and C++17. mistralrs_kernels/cpu.py mirrors its structs with ctypes.
 //
-// An op is a struct that begins with the function that runs it; everything it needs but the step's own
-// numbers was put there when the model was built. All activations are float32, row-major, one row a token.
+// An op is a struct that begins with the function that runs it. Its other fields are set when the model is built; only
+// the step's numbers are arguments. All activations are float32, row-major, one row for each token.
 #pragma once
 #include <stdint.h>
 
@@ -27,11 +27,11 @@ enum { MRS_ACT_SILU = 0, MRS_ACT_GELU_TANH = 1, MRS_ACT_GELU = 2 };
 #define END(name) };
 #include "structs.def"
 
-// A struct of structs.def as the library was compiled.
+// The layout of a struct of structs.def in the compiled library.
 typedef struct mrs_field {
   const char *name;
   int32_t offset, bytes;
-  int32_t kind;  // 'P' pointer, 'i' int32, 'l' int64, 'f' float32, 's' struct; of an array, that of its items
+  int32_t kind;  // 'P' pointer, 'i' int32, 'l' int64, 'f' float32, 's' struct; for an array the kind of its items
 } mrs_field;
 
 typedef struct mrs_struct {

@@ -1,10 +1,10 @@
-// The pool: a job is chunks that are claimed one by one. A caller opens its job in a slot and computes it as the workers
-// do; a worker joins a job by registering in the slot's state word. Once the chunks have run out, the caller closes the
-// job and waits only for those that are registered, so a worker that the system has put to sleep delays nobody.
+// The pool: a job is a number of chunks that threads claim one by one. A caller opens its job in a slot and computes it
+// as the workers do; a worker joins a job by registering in the slot's state word. When no chunks are left, the caller
+// closes the job and waits only for registered workers; a worker that the system has put to sleep delays no caller.
 //
-// Jobs of several callers run at the same time. A worker goes where the fewest are, and moves on between two chunks when
-// another job has two fewer, so no engine waits for another's step. Callers and workers together are never more than the
-// largest share asks for: with two callers on two cores, the worker sleeps.
+// Jobs of several callers run at the same time. A worker joins the job with the fewest workers, and changes jobs between
+// two chunks when another job has two fewer; no engine waits for another's step. Callers and workers together are never
+// more than the largest share: with two callers on two cores, the worker sleeps.
 #include "pool.h"
 
 #include <pthread.h>
@@ -33,7 +33,7 @@ struct mrs_pool {
 
 namespace {
 using Clock = std::chrono::steady_clock;
-// How long a worker looks for the next job before it sleeps: longer than the gap between two ops of a step.
+// The time that a worker looks for the next job before it sleeps: longer than the gap between two ops of a step.
 constexpr auto kSpin = std::chrono::microseconds(150);
 // Jobs at a time that workers help with; a caller beyond them computes alone.
 constexpr int kSlots = 16;
@@ -51,7 +51,7 @@ inline int allowed(uint64_t state) { return int(state / kAllowedOne & kCount); }
 
 struct Slot {
   alignas(64) std::atomic<uint64_t> state{0};
-  alignas(64) std::atomic<int64_t> next{0};  // the first chunk that nobody has claimed
+  alignas(64) std::atomic<int64_t> next{0};  // the first unclaimed chunk
   std::atomic<int64_t> chunks{0};
   mrs_chunk_fn fn = nullptr;
   void *context = nullptr;
@@ -87,7 +87,7 @@ class Pool {
       if (i < 2000)
         relax();
       else
-        std::this_thread::yield();  // a registered worker may be waiting for this very core
+        std::this_thread::yield();  // a registered worker may be waiting for this core
     }
     slot->owned.store(false, std::memory_order_release);
   }
@@ -126,7 +126,7 @@ class Pool {
     try {
       resize();
     } catch (const std::exception &) {
-      // the results are the same with the workers that there are
+      // the results are the same with fewer workers
     }
   }
 
@@ -134,7 +134,7 @@ class Pool {
     const int wanted = shares.empty() ? 1 : *std::max_element(shares.begin(), shares.end());
     while (int(workers_.size()) + 1 < wanted) {
       const int index = int(workers_.size());
-      size_.store(index + 2);  // before the worker looks at it
+      size_.store(index + 2);  // before the worker reads it
       try {
         workers_.emplace_back([this, index] { work(index); });
       } catch (const std::exception &) {
@@ -173,7 +173,7 @@ class Pool {
 
   struct Search {
     Slot *job;  // the open job with the fewest workers that takes another, or null
-    bool full;  // no further thread shall compute
+    bool full;  // no more threads may compute
   };
 
   Search look() {
@@ -190,8 +190,8 @@ class Pool {
     return {full ? nullptr : best, full};
   }
 
-  // Whether a worker has left the job for one that needs it more, or because too many threads compute. The decision
-  // holds for the state that it was made of, so of several workers no more leave than should.
+  // Unregisters a worker and returns true if another job needs it more, or too many threads compute. The decision is bound
+  // to the state that it was made from; several workers therefore do not leave at once for the same reason.
   bool left(Slot &slot) {
     const int used = used_.load(std::memory_order_relaxed);
     if (used == 1) return false;
@@ -224,7 +224,7 @@ class Pool {
 
   bool retired(int index) const { return index + 1 >= size_.load(std::memory_order_relaxed); }
 
-  // A job that the worker has joined; null after a while without one, at once when the callers need every core.
+  // Returns a job that the worker has joined; null after a while without one, or at once when the callers need every core.
   Slot *await_job() {
     for (auto until = Clock::now() + kSpin; Clock::now() < until;) {
       for (int i = 0; i < 32; ++i) {
@@ -265,7 +265,7 @@ std::atomic<Pool *> process_pool{new Pool};
 
 Pool &pool_of_process() { return *process_pool.load(std::memory_order_relaxed); }
 
-// What the pool of the parent holds in a child of fork belongs to threads that are not there: it is left alone.
+// In a child of fork the parent's pool belongs to threads that do not exist there; the child does not touch it.
 void replace_in_child() {
   Pool *fresh = new Pool;
   fresh->shares = pool_of_process().shares;

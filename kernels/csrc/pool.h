@@ -1,9 +1,9 @@
 // The process's pool of threads. Every engine computes on a share of it, so that two engines do not start two sets of
-// threads that take the cores from each other.
+// threads that compete for the cores.
 #pragma once
 #include <cstdint>
 
-// A share: how many threads, the caller's included, may compute a job of its holder.
+// A share: the number of threads, the caller's included, that may compute a job of its holder.
 struct mrs_pool;
 typedef void (*mrs_chunk_fn)(void *context, int64_t chunk);
 
@@ -15,9 +15,9 @@ int mrs_pool_size(const mrs_pool *pool);
 extern "C" {
 // A share of `threads` threads; the pool grows to the largest share. Null when the system starts no more threads.
 mrs_pool *mrs_pool_acquire(int threads);
-// Gives a share back; the pool shrinks to the largest that is left, to no worker without any.
+// Releases a share; the pool shrinks to the largest remaining share, and to no workers after the last.
 void mrs_pool_release(mrs_pool *pool);
-// Workers that the pool has.
+// The number of the pool's workers.
 int mrs_pool_workers();
 }
 

@@ -1,6 +1,6 @@
 // Quantization: float32 rows to the blocks of a storage type, with the least squared error of the decoded weights that
-// a search of bounded cost finds. Every weight counts alike, whatever its matrix is for. The search itself is
-// quantize_search.h; here are the blocks' bytes, the choice of instruction set, and the threads.
+// a search of bounded cost finds. All weights count alike, without an importance matrix. The search itself is
+// quantize_search.h; this file has the blocks' bytes, the choice of instruction set, and the threads.
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -18,7 +18,7 @@
 #undef MRS_ISA
 #undef MRS_LANES
 
-// The same source again for wider vectors.
+// The same source, compiled for wider vectors.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MRS_WIDE 1
 #pragma GCC push_options
@@ -110,14 +110,14 @@ template <int Type> void write(const Block &block, uint8_t *out) {
   }
 }
 
-// How one type is quantized on one instruction set.
+// The functions that quantize to one type on one instruction set.
 struct Quantizer {
   bool (*search)(const float *src, int count, Block *blocks);  // up to `lanes` blocks at once
   void (*write)(const Block &block, uint8_t *out);
   int lanes;
 };
 
-// isa: as in mrs_table_at. Empty where the type, the processor or the build lacks it.
+// isa: as in mrs_table_at. Empty if the type, the processor or the build does not support it.
 template <int Type> Quantizer quantizer_on(int isa) {
 #if MRS_WIDE
   bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -1,4 +1,4 @@
-// A block of weights between the search for its numbers and the writing of its bytes.
+// A block of weights as the search finds it, before its bytes are written.
 #pragma once
 #include <cstdint>
 

@@ -1,15 +1,15 @@
 // The search behind quantize.cpp for one instruction set. It is included once for each, with MRS_ISA defined as the
 // namespace and MRS_LANES as the number of lanes.
 //
-// MRS_LANES blocks are worked on side by side, one in a lane. No sum runs across lanes, and a block therefore comes out
-// the same bytes whatever the instruction set, its neighbours and the number of threads.
+// MRS_LANES blocks are quantized side by side, one in a lane. No sum runs across lanes; a block's bytes are therefore the
+// same for every instruction set, whatever its neighbours and the number of threads.
 //
 // All types are one of two problems. A line decodes to scale * q + offset (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K), a ray to
-// scale * q with q of both signs (the others). First the best line or ray in real numbers is sought for each run of
-// weights that shares one: guesses give codes q, and least squares over these gives the scale and the offset that suit
-// them best. Then come the numbers that the format can hold. For the K types these are products of a half and a small
-// integer: integers around the ideal are tried by the error of what would be decoded, then least squares over the
-// whole block improves the halves, and so on in turn; the best that was seen is kept.
+// scale * q with q of both signs (the others). The search first finds the best line or ray in real numbers for each run
+// of weights that shares one: candidates give codes q, and least squares over these gives the best scale and offset for
+// them. Then it rounds to numbers that the format can hold. For the K types these are products of a half and a small
+// integer: the search tries integers near the ideal by the error of the decoded weights, then improves the halves by
+// least squares over the whole block, and repeats both; it keeps the best result.
 
 #include <cstdint>
 #include <cstring>
@@ -32,22 +32,22 @@ INLINE Floats least(Floats a, Floats b) { return a < b ? a : b; }
 INLINE Floats most(Floats a, Floats b) { return a > b ? a : b; }
 INLINE Floats within(Floats x, float low, float high) { return least(most(x, all(low)), all(high)); }
 INLINE Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
-// To the nearest integer, ties to even; for |x| < 2^22.
+// Rounds to the nearest integer, ties to even; for |x| < 2^22.
 INLINE Floats nearest(Floats x) { return (x + 12582912.0f) - 12582912.0f; }
 INLINE Floats code(Floats x, float low, float high) { return nearest(within(x, low, high)); }
-// A value far too small for a half has no inverse: zero.
+// The inverse; zero for a value far too small for a half.
 INLINE Floats inverse(Floats x) { return magnitude(x) < all(1e-25f) ? Floats{} : 1.0f / x; }
 INLINE Floats quotient(Floats a, Floats b) { return a * inverse(b); }
 
 // The nearest float that is a finite half.
 INLINE Floats to_half(Floats x) {
   x = within(x, -kLargestHalf, kLargestHalf);
-  Floats wide = x * 8193.0f;  // splits off all but the 11 bits of a half's significand
+  Floats wide = x * 8193.0f;  // the factor separates the 11 bits of a half's significand from the rest
   Floats normal = wide - (wide - x), subnormal = (x + 0.75f) - 0.75f;
   return magnitude(x) < all(6.103515625e-5f) ? subnormal : normal;
 }
 
-// A scale as a half: only zero becomes zero, so that integers beside it can still reach small weights.
+// A scale as a half: only zero becomes zero, so that the integers beside it can still represent small weights.
 INLINE Floats to_scale(Floats x) {
   Floats half = to_half(x), smallest = x < Floats{} ? all(-kSmallestHalf) : all(kSmallestHalf);
   return (half == Floats{}) & (magnitude(x) > all(1e-25f)) ? smallest : half;
@@ -89,15 +89,15 @@ template <int N> struct Moments {
   }
 };
 
-// Which lines the search starts from: those where the ends of the range stand beyond the outer codes by multiples of
-// `step` codes from `first` to `last`. Then `polish` times codes and line follow from one another.
+// The lines that the search starts from: the ends of the range lie beyond the outer codes by multiples of `step` codes
+// from `first` to `last`. Then codes and line are computed from each other `polish` times.
 struct LineSearch {
   int first, last;
   float step;
   int polish;
 };
 
-// The best line through N weights with codes from 0 to `top`. `Below`: its offset must not be positive.
+// Finds the best line through N weights with codes from 0 to `top`. `Below`: its offset must not be positive.
 template <int N, bool Below> INLINE Line fit_line(const Floats *x, int top, LineSearch search) {
   Floats low = x[0], high = x[0];
   for (int k = 1; k < N; ++k) {
@@ -134,8 +134,8 @@ template <int N, bool Below> INLINE Line fit_line(const Floats *x, int top, Line
   return best;
 }
 
-// The codes from `bottom` (negative) to `top`, and which scales the search starts from: those where the furthest weight
-// stands at first, first + step, ... last; of both signs where codes are so few that the odd one at the bottom counts.
+// The codes from `bottom` (negative) to `top`, and the scales that the search starts from: the furthest weight lies at
+// first, first + step, ... last; with both signs if codes are so few that the additional negative one matters.
 struct RaySearch {
   int bottom, top;
   float first, last, step;
@@ -147,11 +147,11 @@ template <int N> INLINE Floats furthest(const Floats *x) {
   return far;
 }
 
-// The best scale for N weights.
+// Finds the best scale for N weights.
 template <int N> INLINE Floats fit_ray(const Floats *x, RaySearch search) {
   const int signs = search.top < 31 ? 2 : 1;
   const int guesses = (int((search.last - search.first) / search.step) + 1) * signs;
-  Floats far = furthest<N>(x), best{}, best_gain = all(-1.0f);  // gain: squares of the weights less the error
+  Floats far = furthest<N>(x), best{}, best_gain = all(-1.0f);  // gain: the sum of the squared weights minus the error
   for (int i = 0; i <= guesses; ++i) {
     float place = (search.first + search.step * (i / signs)) * (i % signs ? 1.0f : -1.0f);
     Floats inv = inverse(i < guesses ? far * (1.0f / place) : best), qq{}, qx{};
@@ -176,7 +176,7 @@ struct Found {
 };
 
 struct Trial {
-  Floats error, q;  // of N weights: squares of what the numbers of the format leave over, and the sum of the codes
+  Floats error, q;  // of N weights: the squared error in the format's numbers, and the sum of the codes
 };
 
 template <int N> INLINE Trial attempt(const Floats *x, Line line, float bottom, float top) {
@@ -207,7 +207,7 @@ INLINE void find_line(const Floats *x, int top, LineSearch search, Found &found)
   for (int i = 0; i < 4; ++i) {
     const Line &start = starts[i / 2];
     Line line{to_scale(start.scale), to_half(start.offset)};
-    if (i % 2) {  // the offset that suits the rounded scale
+    if (i % 2) {  // the best offset for the rounded scale
       Line centred{line.scale, start.offset + (start.scale - line.scale) * (0.5f * top)};
       line.offset = to_half((sum - line.scale * attempt<32>(x, centred, 0, top).q) * (1.0f / 32));
     }
@@ -237,7 +237,7 @@ struct Choice {
   Floats scale, minimum, error;
 };
 
-// The integers from 0 to `limit` near the ideal line that decode N weights best, with these halves.
+// Finds the integers from 0 to `limit` near the ideal line that decode N weights best, with these halves.
 template <int N>
 INLINE Choice choose_line(const Floats *x, Line ideal, Floats sum, Line halves, int top, int limit) {
   Floats middle = nearest(ideal.scale * inverse(halves.scale)), inv_m = inverse(halves.offset);
@@ -274,7 +274,7 @@ template <int N> INLINE void find_lines(const Floats *x, int top, int limit, Lin
   }
   Line at{};
   for (int i = 0; i < 2 * kRounds; ++i) {
-    if (i % kRounds == 0) {  // the largest ideal number is held by the largest integer, or by a larger one that is not
+    if (i % kRounds == 0) {  // the largest integer represents the largest ideal number, or a larger one that is not
       float reach = float(limit + i / kRounds);
       at = {widest * (1 / reach), deepest * (1 / reach)};
     }
@@ -355,7 +355,7 @@ INLINE void find_rays(const Floats *x, int limit, RaySearch search, Found &found
   }
 }
 
-// The ranges are where wider or finer ones were measured to gain less than half a percent of the error.
+// Wider or finer ranges than these gained less than half a percent of the error when measured.
 template <int Type> INLINE void find(const Floats *x, Found &found) {
   if constexpr (Type == MRS_Q4_0) find_ray(x, {-8, 7, 6.5f, 9.0f, 0.25f}, found);
   if constexpr (Type == MRS_Q5_0) find_ray(x, {-16, 15, 14.0f, 17.0f, 0.25f}, found);

@@ -102,7 +102,7 @@ INLINE Vi load_s8(const int8_t *p) {
   return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
 }
 INLINE void store_s8(int8_t *p, Vi x) {
-  // packs interleaves 128-bit halves: words are a0 b0 a1 b1, put back by the permute
+  // packs interleaves 128-bit halves: words are a0 b0 a1 b1, and the permute restores their order
   __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
   _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
@@ -159,7 +159,7 @@ INLINE void store_first(float *p, Vf x, int n) {
 }
 INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i s, bool narrow) {
   if (narrow) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
-  // maddubs would saturate: even and odd bytes as words
+  // even and odd bytes as words, because maddubs would saturate
   __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
   __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
   return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
@@ -205,7 +205,7 @@ template <int N> INLINE Vi shr(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >>
 template <int N> INLINE Vi shl(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) << N); return a; }
 INLINE Vi shr(Vi a, int n) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> n); return a; }
 INLINE Vf to_float(Vi a) { Vf r; EACH r.v[i] = float(a.v[i]); return r; }
-// Beyond an int32, and for NaN, the least one, as the instructions of the others have it.
+// NaN and values beyond an int32 become the least int32, as with the other sets' instructions.
 INLINE Vi to_int(Vf a) {
   Vi r;
   EACH {
