@@ -44,7 +44,7 @@ class InspectOptions:
 class ModelsOptions:
     """The options after ``models``."""
 
-    action: Literal["list", "delete"] = argument("list", metavar="list|delete", help="What to do.")
+    action: Literal["list", "delete"] = argument("list", metavar="list|delete", help="The action.")
     name: str | None = argument(None, metavar="NAME", help="The repository to delete, as OWNER/NAME.")
     yes: bool = option(False, "--yes", "-y", help="Delete without asking.")
     json: bool = option(False, "--json", help="One JSON object instead of a table.")
@@ -56,4 +56,4 @@ class QuantizeOptions:
 
     source: str = argument(..., metavar="SOURCE", help="The safetensors: a hub repository, a folder or a file.")
     out: Path = argument(..., metavar="OUT", help="The GGUF file to write.")
-    type: str = option(..., "--type", metavar="TYPE", help=f"What weights become: {', '.join(ISQ_TYPES)}.")
+    type: str = option(..., "--type", metavar="TYPE", help=f"The type of the weights: {', '.join(ISQ_TYPES)}.")

@@ -37,7 +37,7 @@ class Options(AnswerOptions):
         metavar="TEXT|FILE",
         file_endings=(".json", ".jinja"),
         modes=TALK,
-        help="Jinja text, or a .json or .jinja file; wins over the model's own.",
+        help="Jinja text, or a .json or .jinja file; replaces the model's own.",
     )
     max_seqs: int = option(16, "--max-seqs", metavar="N", least=1, modes=TALK, help="Sequences that may run at once.")
     prefix_cache_n: int = option(
@@ -84,7 +84,7 @@ class Options(AnswerOptions):
         "--kv-dir",
         metavar="FOLDER",
         modes=TALK,
-        help="Keep what was computed for prompts here, for the next start.",
+        help="Keep the KV of prompts in this folder, for the next start.",
     )
     kv_dir_size: int = option(
         8 << 30,
@@ -94,7 +94,7 @@ class Options(AnswerOptions):
         least=1,
         modes=TALK,
         shown_default="8G",
-        help="What --kv-dir may hold.",
+        help="Size of --kv-dir, at most.",
     )
     token_source: str = option(
         "cache",
@@ -109,14 +109,14 @@ class Options(AnswerOptions):
         "--dtype",
         metavar="auto|bf16|f16|f32",
         modes=RUN,
-        help="What weights become that are stored as floats; auto: they stay as they are.",
+        help="Type for weights that are stored as floats; auto: the stored type.",
     )
     isq: str | None = option(
         None,
         "--isq",
         metavar="TYPE",
         modes=RUN,
-        help=f"Quantise a safetensors model while it is loaded: {', '.join(ISQ_TYPES)}.",
+        help=f"Quantize a safetensors model while it is loaded: {', '.join(ISQ_TYPES)}.",
     )
     precision: Literal["default", "high"] = option(
         "default", "--precision", metavar="default|high", modes=RUN, help="high: slower, closer to the stored weights."
@@ -163,7 +163,7 @@ class Options(AnswerOptions):
         separator=",",
         empty_counts=True,
         together="keys",
-        help="Serve only who sends this key. May be repeated. Where neither this nor a file of keys is given, "
+        help="Serve only clients that send this key. May be repeated. Where neither this nor a file of keys is given, "
         "MISTRALRS_API_KEY counts, with a comma between two keys.",
     )
     api_key_file: Path | None = option(
@@ -247,7 +247,7 @@ class Options(AnswerOptions):
         help="Append requests and answers to this file, as JSON lines.",
     )
     log_bodies: Literal["on", "off"] = option(
-        "on", "--log-bodies", metavar="on|off", modes=SERVE, help="off: log that something was said, and not what."
+        "on", "--log-bodies", metavar="on|off", modes=SERVE, help="off: log requests and answers without their bodies."
     )
 
     log_level: Literal["debug", "info", "warning", "error"] | None = option(
@@ -255,7 +255,7 @@ class Options(AnswerOptions):
         "--log-level",
         metavar="LEVEL",
         shown_default="warning",
-        help="debug, info, warning or error: what is logged on stderr. RUST_LOG=debug asks for debug too.",
+        help="debug, info, warning or error: the least level logged on stderr. RUST_LOG=debug asks for debug too.",
     )
     debug: bool = option(False, "--debug", is_shared=False, help="Show tracebacks; so does MISTRALRS_DEBUG=1.")
     version: bool = option(False, "--version", "-V", is_shared=False, help="Show the version and exit.")

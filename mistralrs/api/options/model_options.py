@@ -17,7 +17,7 @@ from mistralrs.api.schemas.sentinels import MAX_INT
 
 
 def _tokenizer_json(*short: str) -> Any:
-    return option(None, "--tokenizer-json", *short, metavar="FILE", help="A local tokenizer.json; wins over any other.")
+    return option(None, "--tokenizer-json", *short, metavar="FILE", help="A local tokenizer.json; replaces any other.")
 
 
 def _tok_model_id() -> Any:
@@ -38,7 +38,7 @@ def gqa_option() -> Any:
         metavar="N",
         least=1,
         shown_default="1",
-        help="Query heads to a key head of a GGML file, which does not say so: 8 for Llama 2 70B.",
+        help="Query heads that share a KV head, which a GGML file lacks: 8 for Llama 2 70B.",
     )
 
 
@@ -79,7 +79,7 @@ class QuantizedOptions:
         "--quantized-model-id",
         "-m",
         metavar="REPO|FOLDER",
-        help="Where the file is: a hub repository, a folder, or '' for a local file.",
+        help="The place of the file: a hub repository, a folder, or '' for a local file.",
     )
     quantized_filename: str | None = option(None, "--quantized-filename", "-f", metavar="FILE", help="The file.")
     tokenizer_json: Path | None = _tokenizer_json()
