@@ -1,4 +1,4 @@
-"""Prompt and decode speed of llama.cpp and of us on one GGUF file, in turns, so that both meet the same machine.
+"""Compares prompt and decode speed of llama.cpp and this project on one GGUF file, in turns on the same machine.
 
     python benchmarks/compare_llamacpp.py MODEL.gguf --python PY [--prompt 512] [--generate 128] [--rounds 5]
 

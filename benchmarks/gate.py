@@ -1,4 +1,4 @@
-"""The speed gate: whether prefill, decode or start of one commit is more than 5 % slower than that of another.
+"""The speed gate: finds out whether prefill, decode or start of a commit is more than 5 % slower than another's.
 
     python -m benchmarks.gate BASE [HEAD] [--model MODEL.gguf] [--rounds 5] [--report FILE]
 
@@ -35,13 +35,13 @@ ROOT = Path(__file__).parents[1]
 MODEL = ROOT / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 KERNEL_SOURCES = ("CMakeLists.txt", "kernels/csrc")
 INSTALLED = Path("kernels") / "mistralrs_kernels"
-"""Where the built kernels lie in the sources."""
+"""The folder of the built kernels in the sources."""
 ALLOWED_FALL = 0.05
 LEAST_ROUNDS = 5
 LEAST_CONFIDENCE = 0.9
 PROMPT = "What is the capital of France?"
 UNITS = {"prefill": "tokens/s", "decode": "tokens/s", "start": "s"}
-"""Of each figure. Start is from process start to the first token of a one-shot prompt."""
+"""The unit of each figure. Start is from process start to the first token of a one-shot prompt."""
 
 Verdict = Literal["holds", "fell", "inconclusive"]
 
@@ -56,17 +56,17 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Speed of head relative to base, of the medians; below 1: head is slower."""
+        """Returns the speed of head relative to base, of the medians; below 1: head is slower."""
         return self._speed(statistics.median(self.base), statistics.median(self.head))
 
     @property
     def interval(self) -> tuple[float, float, float]:
-        """Where the ratio lies: least, most, and how sure that is (0 to 1)."""
+        """Returns the bounds of the ratio, least and most, and their confidence (0 to 1)."""
         return median_interval([self._speed(*pair) for pair in zip(self.base, self.head, strict=True)])
 
     @property
     def verdict(self) -> Verdict:
-        """``fell`` and ``holds`` are said only where the spread of the rounds does not reach the opposite."""
+        """Returns ``fell`` or ``holds``, and ``inconclusive`` if the spread of the rounds reaches both."""
         least, most, _ = self.interval
         if self.ratio < 1 - ALLOWED_FALL:
             return "fell" if most < 1 else "inconclusive"
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The narrowest pair of the sorted values that holds the median with 90 % confidence, and its confidence.
+    """Returns the narrowest pair of the sorted values around the median with 90 % confidence, and its confidence.
 
     It assumes nothing of how the values are distributed: each lies below the median with a chance of one half. Fewer
     than five values give the least and the largest, with less confidence.
@@ -94,7 +94,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit that is checked out, and the Python that runs it."""
+    """A checked-out commit, and the Python that runs it."""
 
     name: str
     subject: str
@@ -117,7 +117,7 @@ class Conditions:
 
 
 def report(base: Commit, head: Commit, *, comparisons: Sequence[Comparison], conditions: Conditions) -> str:
-    """The report in Markdown."""
+    """Returns the report in Markdown."""
     lines = [
         "# Speed gate",
         "",
@@ -147,13 +147,13 @@ def _row(comparison: Comparison) -> str:
 
 
 def third_party(path: Sequence[str]) -> list[str]:
-    """The folders of ``path`` that packages are installed in."""
+    """Returns the folders of ``path`` that packages are installed in."""
     return [folder for folder in path if Path(folder).name in ("site-packages", "dist-packages")]
 
 
 @contextmanager
 def checked_out(revision: str, folder: Path) -> Iterator[Commit]:
-    """The commit in a worktree in ``folder``, with a virtual environment; its kernels are not built yet."""
+    """Checks a commit out into a worktree in ``folder`` with a virtual environment; its kernels are not built yet."""
     name, _, subject = _git("log", "-1", "--format=%h %s", revision, "--").partition(" ")
     sources, environment = folder / "sources", folder / "environment"
     _git("worktree", "add", "--quiet", "--detach", str(sources), name)
@@ -206,7 +206,7 @@ class Task:
     threads: int | None
 
     def figures(self, commit: Commit) -> dict[str, float]:
-        """The figures of one round."""
+        """Returns the figures of one round."""
         record = self.bench(commit)
         return {
             "prefill": record[f"pp{self.prompt}"]["tok_s_median"],
@@ -215,7 +215,7 @@ class Task:
         }
 
     def bench(self, commit: Commit) -> dict[str, dict[str, Any]]:
-        """The records of ``mistralrs bench --json`` by the name of their test."""
+        """Returns the records of ``mistralrs bench --json`` by the name of their test."""
         sizes = ["-p", str(self.prompt), "-n", str(self.generate), "-r", str(self.repetitions)]
         command = self._command(commit, "bench", "--json", *sizes)
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
@@ -241,7 +241,7 @@ def in_turns(rounds: int, sides: Sequence[Callable[[], dict[str, float]]]) -> li
 
 
 def processor() -> str:
-    """The processor's model, by the system's own name of it."""
+    """Returns the processor's model, by the system's own name of it."""
     described = Path("/proc/cpuinfo")
     lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -270,10 +270,10 @@ def main() -> int:
 
 
 def _gate(base: str, head: str, task: Task, rounds: int) -> tuple[str, list[Comparison]]:
-    """The report on two revisions, and its figures."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}  # else the folder that this runs in comes first
+    """Returns the report on two revisions, and its figures."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}  # otherwise the current folder comes first
     os.environ.pop("PYTHONPATH", None)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worktrees are removed then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit by signal then removes the worktrees too
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gate-")))
         commits = [

@@ -1,4 +1,4 @@
-"""How long a server lets its clients wait, alone and beside others who post 4 MB of digits one after the other.
+"""Measures how long a server lets its clients wait, alone and beside others that post 4 MB of digits repeatedly.
 
     python -m benchmarks.latency MODEL.gguf [--report FILE] [--seconds 14]
 
@@ -32,7 +32,7 @@ DIGITS = 4_000_000
 HEALTH_LIMIT_S = 0.1
 PAUSE_LIMIT_S = 0.3
 LONGEST_S = 150.0
-"""Seconds for all of it but the start; a server that is too slow for that is not measured to the end."""
+"""Seconds of the whole measurement without the start; that of a slower server ends early."""
 HEALTH_EVERY_S = 0.02
 STREAM_TOKENS = 64
 CHAT = "/v1/chat/completions"
@@ -40,7 +40,7 @@ TOKENIZE = "/tokenize"
 QUESTION = {"messages": "Tell me about the sea.", "temperature": 0, "ignore_eos": True}
 KINDS = ("GET /version", "one-token chat", "first token", "next token", "GET /health")
 SITUATIONS = ((0, CHAT), (1, CHAT), (1, TOKENIZE), (12, CHAT), (12, TOKENIZE))
-"""Clients that post, and where."""
+"""The number of posting clients, and their endpoint."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Waits:
 
 
 class Client:
-    """One connection that is kept."""
+    """One kept connection."""
 
     def __init__(self, server: RunningServer) -> None:
         self._connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
@@ -102,7 +102,7 @@ class Client:
         try:
             self._connection.request(method, path, data, headers)
             response = self._connection.getresponse()
-        except ConnectionError:  # an idle connection may be closed while a request is on its way, as clients know
+        except ConnectionError:  # a server may close an idle connection while a request is on its way
             self._connection.close()
             self._connection.request(method, path, data, headers)
             response = self._connection.getresponse()
@@ -112,7 +112,7 @@ class Client:
 
 
 def measure(server: RunningServer, clients: int, address: str, *, seconds: float, ends: float) -> Waits:
-    """All kinds of waits beside so many clients. ``ends``: when, on the clock, there is no time left for more."""
+    """Returns all kinds of waits beside so many clients. ``ends``: the end of the measurement by the clock."""
     waits = Waits(clients, address)
     over = threading.Event()
     prober = threading.Thread(target=_probe, args=(Client(server), waits, over))
@@ -134,7 +134,7 @@ def measure(server: RunningServer, clients: int, address: str, *, seconds: float
 
 
 def _repeated(client: Client, kind: str, *, until: float) -> Iterator[list[float]]:
-    """Requests of a kind, one after the other: each is a wait, and for streams those between tokens after it."""
+    """Makes requests of a kind, one after the other. Each has one wait; streams also have those between tokens."""
     one: dict[str, Callable[[], list[float]]] = {
         "GET /version": lambda: [client.ask("GET", "/version")],
         "one-token chat": lambda: [client.ask("POST", CHAT, {**QUESTION, "max_tokens": 1})],
@@ -174,7 +174,7 @@ def posting(server: RunningServer, clients: int, address: str, waits: Waits) -> 
 
 
 def post(clients: int, address: str, port: int) -> None:
-    """The process of those who post: until stdin ends, then prints how many bodies got which status."""
+    """Runs the posting process until stdin ends, then prints the number of bodies by status."""
     draw = random.Random(5)
     digits = "".join(draw.choices("0123456789", k=DIGITS))
     body = {"content": digits} if address == TOKENIZE else {"messages": digits, "max_tokens": 1}
@@ -188,7 +188,7 @@ def post(clients: int, address: str, port: int) -> None:
     print("posting", flush=True)
     sys.stdin.read()
     print(json.dumps(dict(statuses)), flush=True)
-    os._exit(0)  # answers that are still under way are not waited for
+    os._exit(0)  # it does not wait for answers that are still under way
 
 
 def _post(address: str, port: int, data: bytes, statuses: Counter[str]) -> None:
@@ -205,7 +205,7 @@ def _post(address: str, port: int, data: bytes, statuses: Counter[str]) -> None:
 
 
 def findings(measured: list[Waits]) -> list[str]:
-    """The waits that are too long and the requests that failed, a line each; empty if all is well."""
+    """Returns a line for each kind of wait that is too long and for failed requests; empty if there are none."""
     found = []
     for waits in measured:
         for kind, limit in (("GET /health", HEALTH_LIMIT_S), ("next token", PAUSE_LIMIT_S)):

@@ -1,4 +1,4 @@
-"""Writes the logits of every position of a token sequence, through the runner, batches and kernels that chat uses.
+"""Writes the logits of every position of a token sequence, computed with the runner, batches and kernels of a chat.
 
     python benchmarks/logits.py MODEL.gguf IDS.json OUT.npy [--precision high] [--isa NAME]
 

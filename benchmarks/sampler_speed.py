@@ -1,4 +1,4 @@
-"""Microseconds that the sampler takes for one token, for several settings and vocabularies, on one thread.
+"""Measures the sampler's microseconds for one token, for several settings and vocabularies, on one thread.
 
 python benchmarks/sampler_speed.py [--vocab 49152,128256] [--repeats 50]
 """

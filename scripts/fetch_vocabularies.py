@@ -1,7 +1,7 @@
-"""Fetches vocabularies, test vectors and chat templates of others: `python scripts/fetch_vocabularies.py FOLDER`.
+"""Fetches other projects' vocabularies, test vectors and templates: `python scripts/fetch_vocabularies.py FOLDER`.
 
-llama.cpp's lie in the source distribution of llama-cpp-python, Mistral's in the wheel of mistral-common. pip downloads
-both from wherever it is set up to look; nothing of them is built or installed. An interrupted run can be repeated.
+llama.cpp's are in the source distribution of llama-cpp-python, Mistral's in the wheel of mistral-common. pip downloads
+both from its configured index; nothing of them is built or installed. An interrupted run can be repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGES = {
     ),
     "mistral-common==1.13.1": ("mistral_common/data/tokenizer.model.v1", "mistral_common/data/*_240323.model.v3"),
 }
-"""The files that are taken from each."""
+"""The files to extract from each archive."""
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def download(package: str, folder: Path) -> Path | None:
-    """The downloaded archive. None, and a line that says why, when pip fails: most often there is no network."""
+    """Returns the downloaded archive; prints the reason and returns None when pip fails, as without a network."""
     name, version = package.split("==")
     # The wheels of llama-cpp-python lack the files, which mistral-common, all Python, has in its wheel.
     kind = "--no-binary" if name == "llama-cpp-python" else "--only-binary"
@@ -66,7 +66,7 @@ def download(package: str, folder: Path) -> Path | None:
 
 
 def unpack(archive: Path, folder: Path, members: tuple[str, ...]) -> bool:
-    """Writes those files of the archive into ``folder``; False when there are none."""
+    """Writes these files of the archive into ``folder``; returns False when there are none."""
     found = False
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:

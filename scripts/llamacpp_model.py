@@ -1,5 +1,5 @@
-"""A model in llama.cpp, for the scripts that write golden files. Needs llama-cpp-python 0.3.36, which is compiled on
-installation, so the development environment goes without.
+"""A model in llama.cpp, for the scripts that write golden files. It needs llama-cpp-python 0.3.36, which the
+development environment lacks, because it is compiled on installation.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class LlamaCpp:
         self._done = 0
 
     def tokens(self, text: str) -> list[int]:
-        """The text's tokens, BOS in front where the model wants it; control tokens may be spelled."""
+        """Returns the text's tokens, with BOS if the model has it; control tokens may be spelled."""
         data, room = text.encode(), len(text.encode()) + 8
         found = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocabulary, data, len(data), found, room, True, True)
         return list(found[:count])
 
     def logits(self, tokens: Sequence[int], rows: Sequence[int]) -> NDArray[np.float32]:
-        """(rows, vocabulary) logits at these places in ``tokens``, which follow those of the calls before."""
+        """Returns (rows, vocabulary) logits at these indices of ``tokens``, which continue those of earlier calls."""
         assert self._done + len(tokens) <= self._length
         self._batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
@@ -74,12 +74,12 @@ class LlamaCpp:
         return np.stack([np.ctypeslib.as_array(row, (size,)) for row in found])  # a copy: the next call overwrites them
 
     def forget(self) -> None:
-        """Begins a new sequence."""
+        """Clears the cache for a new sequence."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._done = 0
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)

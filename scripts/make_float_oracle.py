@@ -1,10 +1,10 @@
-"""Writes what `transformers` in float32 gives a model's next tokens: tests/parity/golden/*_oracle.json.
+"""Writes the next-token distributions of `transformers` in float32: tests/parity/golden/*_oracle.json.
 
     python scripts/make_float_oracle.py
 
-`transformers` decodes the file with the `gguf` package; nothing of this project is in the numbers. How far llama.cpp is
-from them, as it runs the file by itself, stands beside them, so it needs llama-cpp-python 0.3.36 too. The models are
-the default one, and Gemma 3 270M where that is here (`make gemma`).
+`transformers` decodes the file with the `gguf` package; no code of this project computes the numbers. The files also
+have the divergence of llama.cpp, which reads the file by itself, so the script needs llama-cpp-python 0.3.36 too.
+The models are the default one, and Gemma 3 270M if `make gemma` has fetched it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GEMMA3 = Path(os.environ.get("MISTRALRS_TEST_GEMMA", ROOT / ".models" / "gemma-3
 POSITIONS = 64
 BEST = 20
 GEMMA3_TOKENS = 640
-"""More than its sliding window, which is 512."""
+"""Tokens of Gemma's sequence: more than its sliding window, which is 512."""
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     if not SMOLLM2.is_file():
         print(f"{SMOLLM2} is not here; to get it: make model", file=sys.stderr)
         return 1
-    # texts and their tokens as llama.cpp splits them; all of them one behind the other are the sequence
+    # texts and their tokens by llama.cpp; the sequence is all of these in order
     rows = json.loads((ROOT / "tests" / "text" / "smollm2_tokens.json").read_text(encoding="utf-8"))
     _write("smollm2", SMOLLM2, [token for row in rows for token in row["special"]])
     if not GEMMA3.is_file():

@@ -1,10 +1,10 @@
-"""Writes tests/parity/golden/greedy_*.json: the tokens that llama.cpp finds most likely after some prompts.
+"""Writes tests/parity/golden/greedy_*.json: llama.cpp's most likely tokens after some prompts.
 
     python scripts/make_greedy_golden.py
 
-Needs llama-cpp-python 0.3.36. The models are the default one, and Gemma 3 270M where that is here (`make gemma`).
-llama.cpp itself turns the weights into float32 first: it rounds the activations that it multiplies quantized weights
-with to 8 bits, which moves the margin between two tokens by up to a third of a nat and lets chance decide between them.
+It needs llama-cpp-python 0.3.36. The models are the default one, and Gemma 3 270M if `make gemma` has fetched it.
+llama.cpp converts the weights to float32 first: with quantized weights it rounds activations to 8 bits, which changes
+the margin between two tokens by up to a third of a nat and makes their order random.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _continued(model: LlamaCpp, prompt: str, count: int) -> dict[str, object]:
-    """The fields of ``tests.parity.greedy.Golden``."""
+    """Returns the fields of ``tests.parity.greedy.Golden``."""
     ids = model.tokens(prompt)
     tokens: list[int] = []
     second: list[int] = []

@@ -1,8 +1,8 @@
-"""Writes tests/quant/golden/quantizer_errors.json: how well llama.cpp quantises some weights, by type.
+"""Writes tests/quant/golden/quantizer_errors.json: llama.cpp's quantization errors of some weights, by type.
 
 Run `python scripts/make_quantizer_golden.py` where llama-cpp-python 0.3.36 is installed (it is compiled on
-installation, so the development environment goes without) and `make model` has been run; MISTRALRS_TEST_MODEL names
-another place. ggml quantises without an importance matrix, as ours does, and decodes its blocks itself.
+installation, so the development environment lacks it) and `make model` has been run; MISTRALRS_TEST_MODEL names another
+place. ggml quantizes without an importance matrix, as this project does, and decodes its blocks itself.
 """
 
 from __future__ import annotations

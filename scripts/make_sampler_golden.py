@@ -1,4 +1,4 @@
-"""Writes tests/engine/golden/samplers.json: what llama.cpp's typical-p, XTC and DRY do to some logits.
+"""Writes tests/engine/golden/samplers.json: the results of llama.cpp's typical-p, XTC and DRY for some logits.
 
 Run `python scripts/make_sampler_golden.py` in the development environment with llama-cpp-python 0.3.36 installed as
 well.
@@ -19,7 +19,7 @@ from llamacpp_model import SOURCE, llama_cpp
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "engine" / "golden" / "samplers.json"
 SIZE = 60
-"""The size of the vocabulary where nothing depends on the spelling of tokens."""
+"""The size of the vocabulary for samplers that do not depend on the spelling of tokens."""
 CUTS = [
     *(("typical_p", {"typical_p": share}, spread) for share in (0.1, 0.4, 0.7, 0.95) for spread in (0.5, 1.5, 4.0)),
     *(("xtc", {"xtc_threshold": least}, spread) for least in (0.02, 0.05, 0.1, 0.2) for spread in (1.0, 2.0, 3.0)),
@@ -35,7 +35,7 @@ TEXTS = [
     "stop. and the hat stop. and the hat",
     *("".join(Random(seed).choices("xyz:", weights=(4, 4, 4, 1), k=80)) for seed in range(4)),
 ]
-# Longer breakers are such that llama.cpp finds them too: it looks for one way only of cutting them into tokens.
+# llama.cpp finds a longer breaker only in one of its tokenizations; these breakers have no other.
 DRY: list[dict[str, Any]] = [
     {},
     {"dry_multiplier": 0.8, "dry_allowed_length": 1},
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _cut(name: str, params: dict[str, float], logits: list[float]) -> list[int]:
-    """Returns the tokens that a sampler leaves."""
+    """Returns the tokens that a sampler keeps."""
     if name == "typical_p":
         sampler = llama_cpp.llama_sampler_init_typical(params["typical_p"], 1)
     else:
@@ -73,7 +73,7 @@ def _cut(name: str, params: dict[str, float], logits: list[float]) -> list[int]:
 
 
 def _apply(sampler: Any, logits: list[float]) -> dict[int, float]:
-    """Logits by token of what is left. Frees the sampler."""
+    """Returns the logits of the kept tokens, by token. Frees the sampler."""
     data = (llama_cpp.llama_token_data * len(logits))(*((token, logit, 0.0) for token, logit in enumerate(logits)))
     array = llama_cpp.llama_token_data_array(data, len(logits), -1, False)
     llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
@@ -83,7 +83,7 @@ def _apply(sampler: Any, logits: list[float]) -> dict[int, float]:
 
 
 def _dry_cases() -> list[dict[str, object]]:
-    """Penalties after each text, with the vocabulary of the tiny model."""
+    """Returns the penalties after each text, with the vocabulary of the tiny model."""
     from mistralrs.loading.gguf_file import GgufFile
     from mistralrs.text.tokenizer import Tokenizer
     from tests.tiny import write_tiny

@@ -1,4 +1,4 @@
-"""Writes `tests/text/sentencepiece_tokens.json`: what SentencePiece itself makes of some texts.
+"""Writes `tests/text/sentencepiece_tokens.json`: SentencePiece's own tokens of some texts.
 
 `python scripts/make_sentencepiece_tokens.py`, with the package sentencepiece installed. It trains tiny models, one for
 each setting that matters, and takes Mistral's vocabularies where `make fixtures` has put them.
@@ -77,13 +77,13 @@ def main() -> int:
 
 
 def body(entry: dict[str, Any]) -> str:
-    """A vocabulary's entry with a text on each line."""
+    """Returns a vocabulary's entry with a text on each line."""
     model = f'"model": {json.dumps(entry["model"])},\n' if "model" in entry else ""
     return f'{model}"rows": [\n' + ",\n".join(map(json.dumps, entry["rows"])) + "\n]"
 
 
 def tiny(sentencepiece: ModuleType, settings: dict[str, Any]) -> dict[str, Any]:
-    """A model of a few hundred pieces, with what it makes of the texts."""
+    """Returns a model of a few hundred pieces, with its tokens of the texts."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         **{

@@ -1,7 +1,7 @@
-"""Writes tests/text/smollm2_tokens.json: what llama.cpp makes of some texts with SmolLM2's vocabulary.
+"""Writes tests/text/smollm2_tokens.json: llama.cpp's tokens of some texts with SmolLM2's vocabulary.
 
 Run `python scripts/make_smollm2_tokens.py` where llama-cpp-python 0.3.36 is installed (it is compiled on installation,
-so the development environment goes without) and `make model` has been run; MISTRALRS_TEST_MODEL names another place.
+so the development environment lacks it) and `make model` has been run; MISTRALRS_TEST_MODEL names another place.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and AddressSanitizer, the kernels under the last two. Tests in Python load these
 ones; each buffer of an arena is then an allocation of its own (`tests/redzones.py`). The first finding ends the run
 with its report. `--quick` builds one instruction set and runs few tests, in about three minutes on two cores.
 
-Where the compiler has no such runtime, the run says so and is a success.
+If the compiler has no such runtime, the run prints that and succeeds.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ UNDEFINED = "undefined"
 ADDRESS = "address,undefined,float-cast-overflow"
 ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 LEFT_OUT = ("--ignore=tests/ops/test_arena.py",)
-"""What the arena's own tests look at, its mappings, is what `tests/redzones.py` replaces."""
+"""Tests that are left out: the arena's own tests check its mappings, which `tests/redzones.py` replaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much is run."""
+    """The extent of a run."""
 
     isas: tuple[str, ...]
     pool_rounds: int
@@ -72,7 +72,7 @@ QUICK = Extent(
 
 
 def main() -> int:
-    """1 after a finding, or when something could not be built."""
+    """Returns 1 after a finding, or when something could not be built."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one instruction set and few tests")
     extent = QUICK if parser.parse_args().quick else WHOLE
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def missing(sanitizer: str) -> str | None:
-    """Why programs cannot be built with these sanitizers and run here; None: they can."""
+    """Returns the reason why programs cannot be built with these sanitizers and run here; None: they can."""
     compiler = os.environ.get("CXX", "c++")
     with tempfile.TemporaryDirectory() as name:
         source, program = Path(name) / "empty.cpp", Path(name) / "empty"
@@ -108,41 +108,41 @@ def missing(sanitizer: str) -> str | None:
 
 
 def runtimes() -> list[Path]:
-    """The libraries that Python must load before any other; a bare name where the compiler has none."""
-    names = ("libasan.so", "libubsan.so", "libstdc++.so")  # the last so that the first finds how exceptions are thrown
+    """Returns the libraries that Python must load before any other; a bare name where the compiler has none."""
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")  # the first one needs the last to throw
     command = [os.environ.get("CXX", "c++")]
     return [Path(output([*command, f"-print-file-name={name}"]).strip()) for name in names]
 
 
 def run_pool(extent: Extent) -> None:
-    """The pool under ThreadSanitizer, and under the one that leaves malloc alone, so that it can fork."""
+    """Runs the pool under ThreadSanitizer, and under the sanitizer that keeps the usual malloc, so that it can fork."""
     for sanitizer in (THREAD, UNDEFINED):
         folder = build(sanitizer, sanitizer, ["pool_test"], isas=("portable",))
         run([str(folder / "pool_test"), str(extent.pool_rounds)])
 
 
 def run_kernels(extent: Extent) -> None:
-    """The pool, then tests in Python that load the kernels, under the other two."""
+    """Runs the pool, then tests in Python that load the kernels, under the other two."""
     folder = build("address" if extent is WHOLE else "quick", ADDRESS, ["pool_test", "mistralrs_cpu"], isas=extent.isas)
     run([str(folder / "pool_test"), str(extent.pool_rounds)])
     environment = {
         **os.environ,
         "MISTRALRS_KERNELS": str(folder / "libmistralrs_cpu.so"),
         "LD_PRELOAD": " ".join(map(str, runtimes())),
-        # small objects too are allocations that are watched; Python itself leaks at its end
+        # malloc instead of pymalloc, so that small objects are watched too; Python itself leaks at its end
         "PYTHONMALLOC": "malloc",
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "HF_HUB_OFFLINE": "1",
     }
-    # tests skip what cannot be loaded, so that is looked at first
+    # tests skip kernels that cannot be loaded, so loading is checked first
     found = output(
         [sys.executable, "-c", "from mistralrs_kernels import cpu; print(*cpu.tables())"], environment
     ).split()
     left_out = [isa for isa in ISAS if isa not in found]
     print(f"sanitize: kernels of {', '.join(found)}; left out: {', '.join(left_out) or 'none'}", flush=True)
     marks = "not model and not network and not gpu and not clients"
-    # reports are written by C and would be lost with the process if pytest kept them
+    # C code writes the reports, which would be lost with the process if pytest captured them
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-m", marks]
     run([*pytest, *LEFT_OUT, *extent.tests], environment)
     with tempfile.TemporaryDirectory() as name:
@@ -156,7 +156,7 @@ def run_kernels(extent: Extent) -> None:
 
 
 def build(name: str, sanitizer: str, targets: Sequence[str], *, isas: Sequence[str]) -> Path:
-    """The folder with the targets, compiled as far as their sources have changed."""
+    """Returns the folder with the targets, which are compiled if their sources have changed."""
     folder = BUILD / name
     tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     cmake = shutil.which("cmake", path=tools) or "cmake"
@@ -169,7 +169,7 @@ def build(name: str, sanitizer: str, targets: Sequence[str], *, isas: Sequence[s
 
 
 def run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-    """Raises CalledProcessError."""
+    """Runs a command. Raises CalledProcessError."""
     started = time.perf_counter()
     print(f"sanitize: {' '.join(command)}", flush=True)
     subprocess.run(command, env=environment, check=True, cwd=ROOT)
@@ -177,7 +177,7 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> No
 
 
 def output(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """What it writes. Raises CalledProcessError."""
+    """Returns the output of a command. Raises CalledProcessError."""
     return subprocess.run(command, env=environment, check=True, cwd=ROOT, text=True, stdout=subprocess.PIPE).stdout
 
 

@@ -1,6 +1,6 @@
-"""Writes `docs/cli.md` and the table of rows in `README.md` from the tables that the command line is made of.
+"""Writes `docs/cli.md` and the table of rows in `README.md` from the command line's own tables.
 
-`--check` writes nothing and says which of the two is out of date.
+`--check` writes nothing and prints which of the two is out of date.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _FORMATS = {"plain": "safetensors", "gguf": "GGUF", "ggml": "GGML", "any": "any"
 
 
 def reference() -> str:
-    """The text of `docs/cli.md`."""
+    """Returns the text of `docs/cli.md`."""
     lines = [
         "# The command line",
         "",
@@ -103,7 +103,7 @@ def reference() -> str:
 
 
 def option_table(options: type) -> Iterator[str]:
-    """An options class as a table."""
+    """Returns an options class as a table."""
     yield "| Option | Default | Meaning |"
     yield "| --- | --- | --- |"
     for each in fields(options):
@@ -117,7 +117,7 @@ def option_table(options: type) -> Iterator[str]:
 
 
 def elsewhere_table() -> Iterator[str]:
-    """The options that may stand in the environment and the config file, with the form of their values."""
+    """Returns a table of the options of the environment and the config file, with the form of their values."""
     yield "| Option | Variable | Key | Value of the key |"
     yield "| --- | --- | --- | --- |"
     for name, declared in DECLARED.items():
@@ -143,7 +143,7 @@ def _default(shown: str | None, default: object) -> str:
 
 
 def row_table() -> Iterator[str]:
-    """Every row with what it loads."""
+    """Returns a table of every row with its model."""
     yield "| Row | Weights | Repository | File | Adapters |"
     yield "| --- | --- | --- | --- | --- |"
     for row in SELECTORS.values():
@@ -162,7 +162,7 @@ def _code(text: str | None) -> str:
 
 
 def readme_table() -> list[str]:
-    """The rows by architecture, as `README.md` has them."""
+    """Returns the rows by architecture, as in `README.md`."""
     lines = [
         "| Architecture | Safetensors | GGUF | GGML | With adapters (not there yet) |",
         "| --- | --- | --- | --- | --- |",
@@ -184,7 +184,7 @@ def _names(rows: Iterable[ModelSelector]) -> str:
 
 
 def with_table(readme: str) -> str:
-    """`README.md` with the table between the marks."""
+    """Returns `README.md` with the table between the marks."""
     block = "\n".join((BEGIN, *readme_table(), END))
     changed, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, readme, flags=re.DOTALL)
     if count != 1:

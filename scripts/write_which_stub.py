@@ -1,6 +1,6 @@
 """Writes `mistralrs/api/selectors/which.pyi`, the stub of `Which`, from the table of its classes.
 
-`--check` writes nothing and says whether it is out of date.
+`--check` writes nothing and prints whether it is out of date.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Which:
 
 
 def stub() -> str:
-    """The text of the stub."""
+    """Returns the text of the stub."""
     return "\n".join((_HEAD, *(line for row in SELECTORS.values() for line in ("", *_class(row))))) + "\n"
 
 
@@ -53,7 +53,7 @@ def _class(row: ModelSelector) -> Iterator[str]:
     if set(names[:last]) == required_of(row):
         yield from _init(_parameters(row, needed=names[:last]))
         return
-    # by position, what stands before a field that must be given must be given too; by name it need not
+    # by position, the arguments before a required field are required as well; by name they are not
     yield "        @overload"
     yield from _init(_parameters(row, needed=names[:last]))
     yield "        @overload"
