@@ -1,7 +1,7 @@
 """Tiny random models of every architecture, as Hugging Face folders that `transformers` reads.
 
-`transformers` decides which tensors there are, what they are called and how they are shaped. Their numbers come from an
-integer hash of their names and lie on the float16 grid, so that every format starts from the same ones.
+The tensors' names and shapes are those of `transformers`. Their numbers come from an integer hash of their names and
+lie on the float16 grid, so that every format starts from the same ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEAD_DIM = 32
 ORIGINAL_CONTEXT = 64
 """The context that Llama 3's scaling and YaRN stretch."""
 SHORT_CONTEXT = 256
-"""For which Phi-3's short factors are made."""
+"""The context that Phi-3's short factors are made for."""
 
 BASE: Mapping[str, Any] = MappingProxyType(
     {
@@ -145,7 +145,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 NORMS_MINUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})
-"""Model types whose folders hold norms less one."""
+"""Model types whose folders store norms minus one."""
 
 
 def write_folder(
@@ -153,8 +153,8 @@ def write_folder(
 ) -> Path:
     """Writes config, weights, tokenizer and chat template.
 
-    ``dtype``: of all but vectors and routers, which are float16 and so exact.
-    ``decoded_as``: a GGML type; the matrices hold what is left of the weights once they have been stored in it.
+    ``dtype``: the type of all but vectors and routers, which are float16 and therefore exact.
+    ``decoded_as``: a GGML type; the matrices have the weights after a round trip through it.
     """
     config = AutoConfig.for_model(variant.model_type, **{**BASE, **variant.settings})
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
@@ -175,7 +175,7 @@ def write_folder(
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a folder in float32."""
+    """Returns the weights of a folder in float32."""
     return {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
 
 
@@ -185,7 +185,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def reference(folder: Path) -> PreTrainedModel:
-    """The folder's model in `transformers`, float32. Its plain attention is the one that knows soft caps."""
+    """Returns the folder's model in `transformers`, float32, with eager attention, which supports soft caps."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     assert isinstance(model, PreTrainedModel)
     model.eval()
@@ -193,7 +193,7 @@ def reference(folder: Path) -> PreTrainedModel:
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], *, count: int) -> list[int]:
-    """The tokens that `transformers` puts after ``prompt``; never one that the tokenizer does not have."""
+    """Returns the greedy tokens of `transformers` after ``prompt``; never one that the tokenizer lacks."""
     generation = GenerationConfig(
         do_sample=False, max_new_tokens=count, pad_token_id=0, suppress_tokens=[*range(TOKENIZER_SIZE, _rows(model))]
     )
@@ -206,7 +206,7 @@ def greedy(model: PreTrainedModel, prompt: list[int], *, count: int) -> list[int
 
 
 def keeps_float(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is F32 in every GGUF file: vectors, and routers, which decide much and are small."""
+    """Returns whether a tensor is F32 in every GGUF file: vectors, and routers, which are small and sensitive."""
     return len(shape) == 1 or name.endswith(("block_sparse_moe.gate.weight", "mlp.gate.weight", "ffn_gate_inp.weight"))
 
 
@@ -216,7 +216,7 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def weight_of(name: str, shape: tuple[int, ...], *, norms_minus_one: bool) -> torch.Tensor:
-    """The numbers of a tensor of that name, on the float16 grid."""
+    """Returns the numbers of a tensor of that name, on the float16 grid."""
     if len(shape) == 1:
         offset = 0 if name.endswith(".bias") or norms_minus_one else 1
         return torch.from_numpy(offset + hashed_weights(name, shape, scale=0.25))

@@ -14,7 +14,7 @@ from tests.tiny import write_tiny
 
 if redzones.watched():
     redzones.install()
-for _option in DECLARED.values():  # a developer's own settings change no test
+for _option in DECLARED.values():  # a developer's own settings must not change a test
     os.environ.pop(_option.variable or "", None)
 os.environ["MISTRALRS_CONFIG"] = os.devnull
 
@@ -22,7 +22,7 @@ DEFAULT_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests that ask for the default model, and skips native ones where the compiled kernels are missing."""
+    """Marks tests that use the default model, and skips native ones if the compiled kernels are missing."""
     try:
         cpu.load()
         missing = None

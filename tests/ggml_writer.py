@@ -34,7 +34,7 @@ class Format:
     alignment: int
     layout: int
     types: tuple[str, ...]
-    """Names as ggml had them then."""
+    """Names of the types in ggml at the time."""
 
 
 _FIRST = ("F32", "F16", "Q4_0", "Q4_1")
@@ -57,11 +57,11 @@ TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q4_2": 4, "Q4_3": 5, "Q5_
 _BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_2": 4, "Q4_3": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
 _WITH_MINIMUM = ("Q4_1", "Q4_3", "Q5_1")
 _SINGLE_SCALES = ("Q4_0", "Q4_1", "Q8_0")
-"""Until layout 2."""
+"""Types up to layout 2."""
 
 
 def quantize(weights: Weights, type_: str, layout: int) -> tuple[bytes, Weights]:
-    """The bytes of a matrix and what they decode to. The newest layout is left to `gguf`."""
+    """Returns the bytes of a matrix and their decoded values. `gguf` quantizes the newest layout."""
     if type_ == "F32":
         return weights.tobytes(), weights
     if type_ == "F16":
@@ -88,7 +88,7 @@ def quantize(weights: Weights, type_: str, layout: int) -> tuple[bytes, Weights]
 def _codes(
     blocks: Weights, type_: str, layout: int
 ) -> tuple[NDArray[np.int32], NDArray[np.floating], NDArray[np.floating]]:
-    """Integers, scales (blocks, 1) and minima (blocks, 1)."""
+    """Returns integers, scales (blocks, 1) and minima (blocks, 1)."""
     number = np.float32 if type_ in _SINGLE_SCALES and layout < 3 else np.float16
     top = (1 << _BITS[type_]) - 1
     if type_ in _WITH_MINIMUM:
@@ -131,7 +131,7 @@ def padding(format_: Format, position: int) -> bytes:
 
 
 def tokens(count: int) -> list[tuple[bytes, float]]:
-    """A small vocabulary as these files have it: three tokens without text, the bytes, pieces with scores."""
+    """Returns a small vocabulary of these files: three tokens without text, the bytes, pieces with scores."""
     pieces = [" ", "t", "h", "e", "a", "n", "d", " t", "he", " the", "an", " an", " and", "é"]
     pieces += [f"piece{number}" for number in range(count - 259 - len(pieces))]
     start = [(b" \xe2\x81\x87 ", 0.0), (b"", 0.0), (b"", 0.0), *((bytes([byte]), 0.0) for byte in range(256))]
@@ -146,7 +146,7 @@ def write_ggml(
     type_: str = "F32",
     others: Mapping[str, str] = MappingProxyType({}),
 ) -> TinyModel:
-    """The same model as a GGML file; its matrices stored as ``type_``. It must have a head of its own.
+    """Writes the same model as a GGML file; its matrices stored as ``type_``. It must have a head of its own.
 
     ``others``: types of parts that have another, such as ``q_proj``.
     """
@@ -170,7 +170,7 @@ def write_ggml(
 
 
 def write_ggml_of(path: Path, folder: Path, *, type_: str = "F16") -> Path:
-    """The Llama of a Hugging Face folder as a GGML file, which must have the numbers that such files do not say."""
+    """Writes the Llama of a Hugging Face folder as a GGML file; numbers that such files lack must be the defaults."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     unsaid = settings["model_type"], settings["rope_parameters"], settings["rms_norm_eps"]
@@ -198,14 +198,14 @@ _NAMES = {
 
 
 def ggml_name(name: str) -> str:
-    """`model.layers.0.self_attn.q_proj.weight` -> `layers.0.attention.wq.weight`."""
+    """Returns a tensor's name: `model.layers.0.self_attn.q_proj.weight` -> `layers.0.attention.wq.weight`."""
     parts = name.split(".")
     layer = ".".join(parts[1:3]) + "." if parts[1] == "layers" else ""
     return f"{layer}{_NAMES[parts[-2]]}.weight"
 
 
 def _paired_heads(name: str, config: TinyConfig) -> int:
-    """Heads of the tensors whose rotary pairs stand side by side in these files, else 0."""
+    """Returns the heads of tensors whose rotary pairs are interleaved in these files, else 0."""
     return {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2], 0)
 
 

@@ -1,4 +1,4 @@
-"""Copies of GGUF files with something changed in them."""
+"""Changed copies of GGUF files."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Edit = Callable[[dict[str, Any], dict[str, np.ndarray]], None]
 
 
 Stored = np.ndarray | tuple[np.ndarray, QuantType]
-"""A tensor's values, or its bytes (..., row_bytes) and the type in which they are."""
+"""A tensor's values, or its bytes (..., row_bytes) and their type."""
 
 
 def edited(source: Path, target: Path, edit: Edit) -> Path:
-    """A copy of a file of F32 tensors; ``edit`` changes its metadata and tensors first."""
+    """Writes a copy of a file of F32 tensors; ``edit`` changes its metadata and tensors first."""
     metadata, tensors = read_gguf(source)
     edit(metadata, tensors)
     return copied(metadata, tensors, target)
 
 
 def read_gguf(source: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata and tensors of a file of F32 tensors."""
+    """Returns metadata and tensors of a file of F32 tensors."""
     reader = gguf.GGUFReader(source)
     fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     metadata = {name: field.contents() for name, field in fields.items()}

@@ -1,6 +1,6 @@
 """Writes a Hugging Face folder as a GGUF file, the way llama.cpp's converter does.
 
-Keys come from `gguf`'s writer and tensor names from its map, not from what the loader looks for.
+Keys come from `gguf`'s writer and tensor names from its map, independently of the loader.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _ARCHITECTURES = {
     "olmo3": gguf.MODEL_ARCH.OLMO2,
 }
 _PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite", "granitemoehybrid", "ministral3"})
-"""Model types whose q and k rows are stored with rotary pairs side by side."""
+"""Model types whose q and k rows are stored with interleaved rotary pairs."""
 _EXPERTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How older files differ."""
+    """The differences of older files."""
 
     single_experts: bool = False
     """Mixtral: a tensor for each expert."""
@@ -55,7 +55,7 @@ class Layout:
     architecture: gguf.MODEL_ARCH | None = None
     """None: the converter's choice."""
     window: bool = True
-    """False: the sliding window is not mentioned, as of Mistral in files that llama.cpp's converter wrote."""
+    """False: the sliding window is left out, as for Mistral in files of llama.cpp's converter."""
 
 
 PLAIN = Layout()
@@ -134,7 +134,7 @@ def _unfused(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """`transformers` rotates row i of a head with row i + head_dim / 2; here the two are put side by side."""
+    """Returns the rows with interleaved pairs; `transformers` rotates row i of a head with row i + head_dim / 2."""
     return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 

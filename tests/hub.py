@@ -1,4 +1,4 @@
-"""A stand-in for the model hub on 127.0.0.1: enough of its protocol for the hub's own client, and switches for trouble.
+"""A fake model hub on 127.0.0.1: enough of its protocol for the hub's own client, and switches for failures.
 
 Serves `resolve` (HEAD, GET, ranges) and the file listing.
 """
@@ -26,7 +26,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repository:
-    """The content of one repository, and its limits on who may see it."""
+    """The content of one repository, and its access rules."""
 
     files: dict[str, bytes]
     commit: str = COMMIT
@@ -38,7 +38,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came in."""
+    """One request as received."""
 
     method: str
     path: str
@@ -51,9 +51,9 @@ class Trouble:
     """The next failure."""
 
     cuts: list[int] = field(default_factory=list)
-    """For each coming download: after how many bytes the connection breaks."""
+    """The number of bytes after which the connection breaks, for each coming download."""
     status: int | None = None
-    """Answer everything with this status."""
+    """The status of all answers."""
 
 
 class Hub:
@@ -87,7 +87,7 @@ class Hub:
         self._server.server_close()
 
     def env(self, home: Path) -> dict[str, str]:
-        """Variables for a process that is to use this hub, with its cache and token file under `home`."""
+        """Returns the variables for a process that is to use this hub, with its cache and token file under `home`."""
         direct = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **direct}
 
@@ -99,7 +99,7 @@ class Hub:
 def serving(
     repositories: dict[str, Repository], monkeypatch: pytest.MonkeyPatch, cache: Path, *, chunk: int | None = None
 ) -> Iterator[Hub]:
-    """A hub that this process's own client is sent to, with its cache in ``cache``; ``chunk``: bytes read at once."""
+    """Yields a hub that this process's own client uses, with its cache in ``cache``; ``chunk``: bytes read at once."""
     with Hub(repositories) as hub:
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "127.0.0.1")
@@ -113,7 +113,7 @@ def serving(
 
 
 def send_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends this process's client there; it reads the environment only once."""
+    """Makes this process's client use ``address``; it reads the environment only once."""
     huggingface_hub.close_session()
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise AssertionError("bound by Hub")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet: tests look at `Hub.asked`."""
+        """Prints nothing: tests read `Hub.asked`."""
 
     def do_HEAD(self) -> None:
         self._answer()

@@ -71,7 +71,7 @@ CHECKPOINTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "smolvlm": _checkpoint({"model_type": "llama"}, _IMAGE),
     }
 )
-"""By ``model_type``: the settings of its `config.json`."""
+"""The settings of `config.json` by ``model_type``."""
 
 
 def write_multimodal(path: Path, kind: str) -> Path:
@@ -90,7 +90,7 @@ def write_multimodal(path: Path, kind: str) -> Path:
 
 
 def rename_tensors(folder: Path, names: Mapping[str, str]) -> None:
-    """Gives tensors whose names begin with a key of ``names`` the beginning that stands there for it."""
+    """Replaces the prefix of tensors whose names begin with a key of ``names``."""
     file = folder / "model.safetensors"
     weights = {}
     for name, weight in load_file(file).items():
@@ -100,7 +100,7 @@ def rename_tensors(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def multimodal_reference(folder: Path) -> PreTrainedModel:
-    """The folder's model in `transformers`, float32."""
+    """Returns the folder's model in `transformers`, float32."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     assert isinstance(model, PreTrainedModel)
     model.eval()

@@ -1,5 +1,5 @@
-"""Memory that AddressSanitizer watches (`make sanitize`): each span of an arena becomes an allocation of its own, so
-that a kernel that reads or writes past the end of a buffer is stopped there.
+"""Memory that AddressSanitizer watches (`make sanitize`): each span of an arena becomes an allocation of its own, and a
+kernel that reads or writes past the end of a buffer is stopped there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LARGEST = 16 << 20
 
 
 def watched() -> bool:
-    """Whether this process runs under AddressSanitizer."""
+    """Returns whether this process runs under AddressSanitizer."""
     return hasattr(ctypes.CDLL(None), "__asan_region_is_poisoned")
 
 
@@ -35,7 +35,7 @@ def install() -> None:
         ctypes.memset(address, 0, nbytes)
         owner = (ctypes.c_char * nbytes).from_address(address.value)
         weakref.finalize(owner, libc.free, address.value)
-        self.__dict__.setdefault("owners", []).append(owner)  # an arena keeps what was taken from it
+        self.__dict__.setdefault("owners", []).append(owner)  # an arena keeps its spans alive
         return Span(address.value, memoryview(owner).cast("B"))
 
     Arena.take = take  # type: ignore[method-assign]

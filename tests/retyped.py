@@ -1,4 +1,4 @@
-"""Tiny models whose tensors are stored in types of choice, one by one, and what two backends make of such a file."""
+"""Tiny models whose tensors are each stored in a chosen type, and the comparison of two backends on such a file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DECODED_ALONE = 3
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A model whose rows are 256 weights long, so that every type can store them."""
+    """A model whose rows have 256 weights, so that every type can store them."""
 
     variant: Variant
     layout: Layout = PLAIN
@@ -64,7 +64,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def write_base(folder: Path, name: str) -> Path:
-    """A family's model as a GGUF file of F32 tensors."""
+    """Writes a family's model as a GGUF file of F32 tensors."""
     family = FAMILIES[name]
     plain = write_folder(folder / name, family.variant)
     return write_gguf(folder / f"{name}.gguf", plain, type_="F32", layout=family.layout)
@@ -82,18 +82,18 @@ class Base:
         return cls(*read_gguf(path))
 
     def roles(self) -> dict[str, list[str]]:
-        """The tensors of each role: what their names say besides layer and expert."""
+        """Returns the tensors of each role, which is their name without layer and expert."""
         found: dict[str, list[str]] = {}
         for name in self.tensors:
             found.setdefault(re.sub(r"^blk\.\d+\.|(?<=\.)\d+\.", "", name), []).append(name)
         return found
 
     def can_store(self, name: str, type_: QuantType) -> bool:
-        """Whether the tensor's rows split in blocks of the type."""
+        """Returns whether the tensor's rows split in blocks of the type."""
         return self.tensors[name].shape[-1] % type_.block_len == 0
 
     def write(self, target: Path, types: Mapping[str, str]) -> Path:
-        """A copy with some tensors in other types, by their names."""
+        """Writes a copy with some tensors in other types, by their names."""
         tensors = {
             name: (stored(name, values, STORABLE[types[name]]), STORABLE[types[name]]) if name in types else values
             for name, values in self.tensors.items()
@@ -102,7 +102,7 @@ class Base:
 
 
 def stored(name: str, values: np.ndarray, type_: QuantType) -> np.ndarray:
-    """The values in a type, as bytes (..., row_bytes); random ones of the same size where `gguf` cannot quantize."""
+    """Returns the values in a type, as bytes (..., row_bytes); random ones of this size if `gguf` cannot quantize."""
     if type_.name in QUANTISABLE:
         packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_.name])
         return np.ascontiguousarray(packed).view(np.uint8)
@@ -113,10 +113,10 @@ def stored(name: str, values: np.ndarray, type_: QuantType) -> np.ndarray:
 
 
 def difference(path: Path, *, isa: str | None = None, gqa: int = 1) -> float:
-    """How far the kernels' logits are from those of plain torch, of the range of the latter.
+    """Returns the distance of the kernels' logits from those of plain torch, as a part of the latter's range.
 
-    Raises ``LoadError`` where the kernels refuse the file, and AssertionError where a token alone is another than in
-    its prompt.
+    Raises ``LoadError`` if the kernels refuse the file, and AssertionError if a token's result alone differs from that
+    in its prompt.
     """
     kernels = Running.load(path, precision="f32", threads=1, isa=isa, gqa=gqa)
     logits = kernels.whole(TOKENS)
@@ -128,9 +128,9 @@ def difference(path: Path, *, isa: str | None = None, gqa: int = 1) -> float:
 
 
 def rounding(path: Path, *, gqa: int = 1) -> float:
-    """How far plain torch is from itself with activations that are not rounded to int8, in the same unit.
+    """Returns the distance of plain torch from itself with activations that are not rounded to int8, in the same unit.
 
-    Two roundings of one value differ where float32 sums do by their last bit, and a model may amplify that.
+    A difference in the last bit of a float32 sum can change a rounding, and a model may amplify that.
     """
     rounded = _plain_logits(path, gqa)
     with patch("mistralrs.ops.reference_ops.round_to_int8", lambda x, outlier_threshold: x):

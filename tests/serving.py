@@ -18,13 +18,13 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[1]
 START_S = 120.0
-"""For a model to load on a machine that is busy with other things."""
+"""Seconds for a model to load on a busy machine."""
 END_S = 20.0
 _ANNOUNCED = re.compile(r"^Serving .* at (https?)://([^/]+):(\d+)/v1 ")
 
 
 class RunningServer:
-    """``mistralrs --port 0 ARGUMENTS``; a context manager that serves while it is entered, and is told to end then."""
+    """``mistralrs --port 0 ARGUMENTS``; a context manager that serves while it is entered, and then ends."""
 
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """``arguments``: options and, after them, the subcommand. Without one it is the model of ``environment``."""
@@ -46,7 +46,7 @@ class RunningServer:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the tests
+            start_new_session=True,  # Ctrl-C must reach only the tests
         )
         announced = threading.Event()
         self._listener = threading.Thread(target=self._listen, args=(announced,), daemon=True)
@@ -68,11 +68,11 @@ class RunningServer:
 
     @property
     def base_url(self) -> str:
-        """The base URL for clients."""
+        """Returns the base URL for clients."""
         return f"{self.root}/v1"
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Tells it to end, and returns the exit code; one that does not end is killed, which is an error."""
+        """Ends the server and returns the exit code; one that does not end is killed, which is an error."""
         if self.exit_code is None:
             self.process.send_signal(number)
             try:
@@ -93,7 +93,7 @@ class RunningServer:
         headers: Mapping[str, str] | None = None,
         timeout: float = 60,
     ) -> tuple[int, Any]:
-        """One request: the status, and the JSON or the text of the answer."""
+        """Makes one request; returns the status, and the JSON or the text of the answer."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
             data = None if body is None else json.dumps(body).encode()
@@ -107,7 +107,7 @@ class RunningServer:
             connection.close()
 
     def until_quiet(self, seconds: float, *, headers: Mapping[str, str] | None = None) -> bool:
-        """Waits until no request is under way; False if one still is after ``seconds``."""
+        """Waits until no request is under way; returns False if one still is after ``seconds``."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             status, found = self.ask("GET", "/v1/requests", headers=headers)
@@ -117,7 +117,7 @@ class RunningServer:
         return False
 
     def peak_bytes(self) -> int:
-        """The most memory that the process which answers HTTP has had."""
+        """Returns the peak memory of the process that answers HTTP."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
         return int(peak) * 1024

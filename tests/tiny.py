@@ -41,7 +41,7 @@ QUANTISABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """The stretching of RoPE that came with Llama 3.1, as `config.json` has it."""
+    """Llama 3.1's scaling of RoPE, as in `config.json`."""
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
@@ -96,10 +96,10 @@ class TinyModel:
     path: Path
     config: TinyConfig
     weights: dict[str, NDArray[np.float32]]
-    """By the names and in the row order of `transformers`."""
+    """The weights by the names and in the row order of `transformers`."""
 
     def reference(self) -> LlamaForCausalLM:
-        """The same model in `transformers`, float32, on the CPU."""
+        """Returns the same model in `transformers`, float32, on the CPU."""
         import torch
         from transformers import LlamaForCausalLM
 
@@ -113,7 +113,7 @@ class TinyModel:
 
 
 def write_tiny(path: Path, config: TinyConfig = DEFAULT) -> TinyModel:
-    """Writes the model to ``path`` as a GGUF file of version 3, as llama.cpp's converter would have."""
+    """Writes the model to ``path`` as a GGUF file of version 3, as llama.cpp's converter would."""
     writer = gguf.GGUFWriter(path, "llama")
     _add_metadata(writer, config)
     _add_tokenizer(writer, config)
@@ -133,7 +133,7 @@ def write_tiny(path: Path, config: TinyConfig = DEFAULT) -> TinyModel:
 
 
 def transformers_config(config: TinyConfig) -> LlamaConfig:
-    """The `LlamaConfig` of the same shape."""
+    """Returns the `LlamaConfig` of the same shape."""
     from transformers import LlamaConfig
 
     rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_base}
@@ -162,19 +162,19 @@ def transformers_config(config: TinyConfig) -> LlamaConfig:
 
 
 def vocabulary() -> list[str]:
-    """The tokens in order of their ids: control tokens, the 256 bytes as GPT-2 writes them, the merges' results."""
+    """Returns the tokens in order of their ids: control tokens, 256 bytes in GPT-2's spelling, the merges' results."""
     return [*CONTROL_TOKENS, *byte_characters(), *(merge.replace(" ", "") for merge in MERGES)]
 
 
 def byte_characters() -> list[str]:
-    """GPT-2's character for each byte: itself where it prints, else the next one from U+0100 on."""
+    """Returns GPT-2's character for each byte: itself if it is printable, else the next one from U+0100 on."""
     printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printing else next(others)) for byte in range(256)]
 
 
 def hashed_weights(name: str, shape: tuple[int, ...], *, scale: float) -> NDArray[np.float32]:
-    """Numbers in [-scale, scale), 1/1024 of ``scale`` apart, a power of two; the same on every machine for one name."""
+    """Returns numbers in [-scale, scale), 1/1024 of ``scale`` apart, a power of two; a name's are always the same."""
     with np.errstate(over="ignore"):
         x = np.arange(math.prod(shape), dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(zlib.crc32(name.encode()))
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finaliser of MurmurHash3
@@ -185,7 +185,7 @@ def hashed_weights(name: str, shape: tuple[int, ...], *, scale: float) -> NDArra
 
 
 def rope_factors(config: TinyConfig, scaling: Llama3Scaling) -> NDArray[np.float32]:
-    """Divisors of rotary frequencies, (head_dim / 2,): 1 for the fast ones, ``factor`` for the slow ones."""
+    """Returns divisors of rotary frequencies, (head_dim / 2,): 1 for the fast ones, ``factor`` for the slow ones."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     turns = scaling.original_context / (2 * math.pi * config.rope_base**exponents)  # within the original context
     share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -199,7 +199,7 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
     type: str
     paired_heads: int = 0
-    """Not 0: rows of so many heads, whose rotary pairs the file has side by side."""
+    """Not 0: the number of heads of rows whose rotary pairs the file interleaves."""
 
 
 def _tensors(config: TinyConfig) -> Iterator[_Tensor]:
@@ -231,7 +231,7 @@ def _layer_tensors(config: TinyConfig, layer: int) -> Iterator[_Tensor]:
 
 
 def _stored_rows(tensor: _Tensor) -> NDArray[np.uint8]:
-    """The tensor's bytes in the file, (rows, row_bytes), or (bytes,) for a norm."""
+    """Returns the tensor's bytes in the file, (rows, row_bytes), or (bytes,) for a norm."""
     if len(tensor.shape) == 1:
         return (1 + hashed_weights(tensor.name, tensor.shape, scale=0.25)).view(np.uint8)
     rows, columns = tensor.shape
@@ -247,12 +247,14 @@ def _stored_rows(tensor: _Tensor) -> NDArray[np.uint8]:
 
 
 def _file_order(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """`transformers` rotates row i of a head with row i + head_dim / 2; llama.cpp's files have the two side by side."""
+    """Returns the rows in the file's order: `transformers` rotates row i of a head with row i + head_dim / 2, which
+    llama.cpp's files interleave.
+    """
     return rows if heads == 0 else rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _original_order(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """The inverse of ``_file_order``."""
+    """Returns the rows in the original order, the inverse of ``_file_order``."""
     return rows if heads == 0 else rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 

@@ -1,4 +1,4 @@
-"""Every tolerance of the tests, named once, with where it comes from. What is not here is compared exactly."""
+"""Every tolerance of the tests, with its reason. All other comparisons are exact."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ one rounding more or less for each group of 32 columns; of storage types with mi
 up to four times larger than the weights."""
 
 NEAR_TIE = 0.004
-"""Of a rounding step: how near to a tie two float32 remainders of one value can round apart. Unfused, the product that
-is taken away has an error of 2 ** -24 of a value that is up to 127 * 254 steps large: 0.002 steps."""
+"""Part of a rounding step: the distance from a tie within which two float32 remainders of one value can round
+differently. Without FMA, the subtracted product has an error of 2 ** -24 of a value of up to 127 * 254 steps, which is
+0.002 steps."""
 
 ACTIVATION = 1e-6
 """Kernel against reference, relative: SiLU and GELU through a polynomial for exp2 that is good to a few float32 steps,
@@ -26,11 +27,11 @@ ATTENTION = 1e-7
 float32 products of the same cache in another order, and an error of a score is a relative error of its weight."""
 
 EXPERTS = 2e-6
-"""Kernel against reference, of the largest output: two products in a row, of float weights, for which nothing is
-rounded."""
+"""Kernel against reference, in units of the largest output: two products in a row, of float weights, without rounded
+activations."""
 
 FLOAT_LOGITS = 5e-6
-"""Of the range of the logits, float weights and a float cache against `transformers`: float32 sums in another order."""
+"""Part of the range of the logits, float weights and cache against `transformers`: float32 sums in another order."""
 
 HALF_CACHE = 1e-3
 """The same with keys and values kept in half precision, whose step is 2 ** -11. Random weights average less of it away
@@ -44,8 +45,8 @@ TWO_TERMS = 2e-4
 activations."""
 
 LLAMACPP_FLOAT = 1e-5
-"""Of the range of the logits, against llama.cpp with float weights and a float cache: float32 sums in another order,
-and six digits of the golden logits."""
+"""Part of the range of the logits, against llama.cpp with float weights and a float cache: float32 sums in another
+order, and six digits of the golden logits."""
 
 LLAMACPP_GELU = 4e-4
 """The same where llama.cpp takes its activation from a table in half precision."""
@@ -59,12 +60,11 @@ up to 0.03, and by 0.05 where it decides between experts. A window that is not k
 
 KL_DEFAULT = 0.0006
 """Mean divergence of next-token distributions from float32, in nats, in the default precision on the golden sequence:
-twice what int8 activations cost there when the inputs of down and the head, and elsewhere what stands out, take two
-terms."""
+twice the measured cost of int8 activations there, with two terms for the inputs of down and the head, and outliers."""
 
 KL_HIGH = 1e-5
 """The same with two int8 terms everywhere: a half-precision cache is what is left, and costs a tenth of this."""
 
 GREEDY_TIE = 0.05
-"""In nats: how near two tokens must be, for llama.cpp in float32 or for us, that either may count as the most likely
-one."""
+"""The distance of two tokens in nats, for llama.cpp in float32 or for us, within which either counts as the most
+likely one."""

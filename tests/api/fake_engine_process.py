@@ -1,4 +1,4 @@
-"""An engine's process as the real one is, with a model whose mishaps a prompt can choose."""
+"""An engine's process like the real one, with a model whose failures a prompt can choose."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ CONFIG = EngineConfig(
 )
 INFO = ModelInfo("fake", "fake", "F32", CONFIG.max_model_len, "cpu", 1, 0, 0, 0, 0.0, ())
 
-# A prompt that begins with one of these meets its mishap.
+# A prompt that begins with one of these makes the model fail in this way.
 FAILS = VOCAB - 1
 LACKS_MEMORY = VOCAB - 2
 KILLS_THE_THREAD = VOCAB - 3
 CRASHES = VOCAB - 4
 HANGS = VOCAB - 5
-"""In the step, until that is aborted."""
+"""Blocks in the step until that is cancelled."""
 IGNORES_ABORT = VOCAB - 6
 PANICS = VOCAB - 7
-"""As a library that is written in Rust does: with what is no Exception."""
+"""Fails like a library that is written in Rust: with an error that is no Exception."""
 
 HIDDEN_SIZE = 8
 STEP_S = 0.005
-"""What every step takes at least."""
+"""The least seconds of every step."""
 
 
 class Panic(BaseException):
@@ -46,7 +46,7 @@ class Panic(BaseException):
 
 
 class FakeModel:
-    """What a LocalModel shows to the process."""
+    """The part of LocalModel that the process uses."""
 
     info = INFO
     tokenizer = FakeTokenizer()

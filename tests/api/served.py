@@ -35,18 +35,18 @@ INFO = ModelInfo(
 
 @cache
 def byte_tokenizer() -> Tokenizer:
-    """Byte-level, without BOS and without a space in front."""
+    """Returns a byte-level tokenizer without BOS and without a space in front."""
     return Tokenizer.from_gguf(byte_level())
 
 
 @cache
 def piece_tokenizer() -> Tokenizer:
-    """SentencePiece with BOS and a space in front of every text."""
+    """Returns a SentencePiece tokenizer with BOS and a space in front of every text."""
     return Tokenizer.from_gguf(sentence_piece())
 
 
 def served(template: str | None = CHATML, *, tokenizer: Tokenizer | None = None, max_len: int = MAX_LEN) -> ServedModel:
-    """A model that is whatever its template and tokenizer are."""
+    """Returns a served model with this template and tokenizer."""
     tokenizer = tokenizer or byte_tokenizer()
     return ServedModel(
         info=INFO,

@@ -146,7 +146,7 @@ def pid_of(engine: RemoteEngine) -> int:
     return engine._link._process.pid
 
 
-# What crosses
+# Messages between the processes
 
 
 def test_messages_arrive_whole_however_they_are_cut() -> None:
@@ -357,7 +357,7 @@ async def test_one_who_does_not_read_does_not_hold_up_the_others(client: EngineC
     assert sum(len(delta.tokens) for delta in deltas) == end.usage.completion_tokens == 100
 
 
-# Over the pipe, with mishaps
+# Failures over the pipe
 
 
 async def test_a_failing_pass_ends_its_batch_and_the_engine_goes_on(
@@ -370,7 +370,7 @@ async def test_a_failing_pass_ends_its_batch_and_the_engine_goes_on(
         assert (end.error.code, words in end.error.message) == (code, True)
         assert await reason(fragile.submit(Request(PROMPT, GREEDY))) == "length"
     assert fragile.fault is None
-    # What the other process logs is logged here.
+    # Records of the other process are logged here.
     records = [record for record in caplog.records if record.name == "mistralrs.engine.engine"]
     assert [record.levelno for record in records] == [logging.ERROR] * 2
     assert records[0].getMessage() == "a forward pass failed: ValueError: out of luck"

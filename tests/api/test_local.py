@@ -50,7 +50,7 @@ def test_info(model: LocalModel, path: Path) -> None:
 
 
 @pytest.mark.native
-def test_guesses_are_made_where_they_cannot_change_an_answer(model: LocalModel, path: Path) -> None:
+def test_drafts_are_made_where_they_cannot_change_an_answer(model: LocalModel, path: Path) -> None:
     """The reference backend adds up in an order that depends on the batch, so there they must be asked for."""
     assert model.engine.config.max_draft == MAX_DRAFT > 0
     for isa, asked, made in (("torch", None, 0), ("torch", 3, 3), (None, 0, 0)):

@@ -46,7 +46,7 @@ def embed(policy: Policy = POLICY, by: ServedModel = MODEL, /, **fields: Any) ->
 
 
 def sampling(**fields: Any) -> SamplingParams:
-    """What chats and completions make of the same fields."""
+    """Returns the sampling parameters of a chat and a completion with the same fields."""
     one, other = (prepare(**{"seed": 0, **fields}).requests[0].sampling for prepare in (chat, complete))
     assert one == other
     return one
@@ -466,7 +466,7 @@ def test_embeddings() -> None:
     assert raised.value.param == "dimensions"
 
 
-# Whatever comes
+# Any input
 
 SCALARS = st.none() | st.booleans() | st.integers(-3, 30) | st.floats(0, 2) | st.text(max_size=5)
 VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)

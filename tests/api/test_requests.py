@@ -22,7 +22,7 @@ COMPLETION_ORDER = (
 
 
 def sent(kind: type[request_bodies.BodyType], **fields: Any) -> request_bodies.BodyType:
-    """What the server reads of a client's body."""
+    """Returns the server's reading of a client's body."""
     return request_bodies.parse(kind, json.dumps(fields).encode())
 
 

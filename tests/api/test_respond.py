@@ -195,7 +195,7 @@ def test_rates_without_time_are_null() -> None:
     assert timings["avg_compl_tok_per_sec"] is timings["avg_tok_per_sec"] is timings["avg_prompt_tok_per_sec"] is None
 
 
-def test_guesses_are_told_where_there_were_some() -> None:
+def test_draft_tokens_are_reported_where_there_were_some() -> None:
     ends = [
         replace(usage(3), drafted_tokens=drafted, accepted_tokens=accepted) for drafted, accepted in ((9, 4), (0, 0))
     ]
@@ -434,7 +434,7 @@ def test_the_best_are_shown() -> None:
     assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (2, 12)
 
 
-# What goes wrong
+# Failures
 
 
 def listened(streams: Sequence[AsyncStream], prepared: Prepared) -> tuple[list[OutputChunk], AnswerError]:

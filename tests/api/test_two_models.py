@@ -107,7 +107,7 @@ print(*inside, *elsewhere, torch.get_num_threads())
 
 
 def printed(*arguments: str) -> list[str]:
-    """What a Python program writes, in words."""
+    """Returns the words that a Python program writes."""
     done = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

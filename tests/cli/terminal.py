@@ -1,4 +1,4 @@
-"""A terminal with a screen: a program on a pty (pexpect), its output drawn by pyte, which answers its questions."""
+"""A terminal with a screen: a program on a pty (pexpect), and pyte, which draws its output and answers its queries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pyte
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
-"""Seconds to wait for what must appear; tests take far less unless the machine is busy."""
+"""Seconds to wait for expected output; tests take far less unless the machine is busy."""
 
 ENTER = "\r"
 CTRL_C = "\x03"
@@ -47,7 +47,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 class _Screen(pyte.Screen):
-    """Answers questions such as where the cursor is."""
+    """Answers queries such as that of the cursor's position."""
 
     child: pexpect.spawn[bytes] | None = None
 
@@ -106,7 +106,7 @@ class Terminal:
         return self._wait(lambda lines: any(text in line for line in lines), f"{text!r} on the screen")
 
     def wait_for_line(self, line: str, *, times: int = 1) -> list[str]:
-        """Returns the screen once ``line`` stands there, alone on its line, ``times`` times."""
+        """Returns the screen once ``line`` is on it ``times`` times, alone on its line."""
         return self._wait(lambda lines: lines.count(line) >= times, f"the line {line!r} {times} times")
 
     def wait_for_prompt(self) -> list[str]:
@@ -114,7 +114,7 @@ class Terminal:
         return self._wait(lambda lines: lines[-1] == ">", "an empty prompt")
 
     def exit_code(self) -> int:
-        """Waits for the program to end. A death by signal is minus its number."""
+        """Waits for the program to end; returns its exit code, or minus the number of the signal that ended it."""
         end = time.monotonic() + PATIENCE
         while self._pump():
             assert time.monotonic() < end, "the program does not end; the screen:\n" + "\n".join(self.lines())

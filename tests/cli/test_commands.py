@@ -127,7 +127,7 @@ def test_every_answer_option_arrives() -> None:
     )
 
 
-def test_guessing_ahead_is_left_to_the_model_and_out_of_measurements() -> None:
+def test_drafting_is_left_to_the_model_and_out_of_measurements() -> None:
     for words, chat, bench in (((), None, 0), (("--draft", "0"), 0, 0), (("--draft", "5"), 5, 5)):
         assert task(*words, "-i").load.max_draft == chat
         assert task(*words, "bench").load.max_draft == bench

@@ -113,7 +113,7 @@ def test_a_second_start_finds_what_the_first_computed(tiny_llama: Path, tmp_path
     assert answers[0]["choices"] == answers[1]["choices"]
 
 
-def test_guesses_are_counted(tiny_llama: Path) -> None:
+def test_draft_tokens_are_counted(tiny_llama: Path) -> None:
     body = {"prompt": "once upon a time " * 4, "temperature": 0, "max_tokens": 60, "ignore_eos": True}
     with RunningServer("--draft", "4", "gguf", "-f", str(tiny_llama)) as server:
         _, answer = server.ask("POST", "/v1/completions", body)

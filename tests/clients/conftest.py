@@ -1,4 +1,4 @@
-"""One server for all clients, and where those are that cannot live beside this project's own packages."""
+"""One server for all clients, and the environments of clients that conflict with this project's packages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.serving import ROOT, RunningServer
 KEY = "sk-test-of-the-clients"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 CLIENTS = Path(os.environ.get("MISTRALRS_CLIENTS", ROOT / ".clients"))
-"""Environments of clients that do not fit into this one, as `make clients` makes them."""
+"""The environments of clients that conflict with this one; `make clients` makes them."""
 RUN_S = 120.0
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
-"""The default model's, greedy."""
+"""The default model's greedy answer."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of this folder is one group; the hook sees the tests of other folders too."""
+    """Puts this folder's tests into one group; the hook gets the tests of other folders too."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.clients)
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server(default_model: Path) -> Iterator[RunningServer]:
-    """Serves the default model to who has the key. At the end nothing is under way, and it ends in order."""
+    """Serves the default model to clients with the key. At the end no request is under way, and it ends in order."""
     environment = {"MISTRALRS_DEFAULT_MODEL": str(default_model)}
     with RunningServer("--api-key", KEY, environment=environment) as process:
         yield process

@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def seen(observe: Observe) -> dict[str, Any]:
-    """What the package made of the answers."""
+    """The package's view of the answers."""
     assert NODE is not None
     return observe(NODE, str(PROGRAM), environment={"NODE_PATH": str(MODULES)})
 

@@ -1,7 +1,7 @@
-"""A model and a tokenizer small enough to see through, for tests of the engine.
+"""A small model and a tokenizer for tests of the engine.
 
-The model's logits are a function of the tokens and positions that it reads back from its own paged memory, so that a
-wrong slot, position, block table or a block that was given away too early changes the answer.
+The model's logits are a function of the tokens and positions that it reads back from its own paged memory; a wrong
+slot, position or block table, or a block that was freed too early, therefore changes the answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FakeTokenizer:
     space_prefix = False
 
     def prepare(self) -> None:
-        """Has no preparation to do for long texts."""
+        """Does nothing: the tokenizer needs no preparation."""
 
     def token_bytes(self, token: int) -> bytes:
         if token == EOS:
@@ -49,9 +49,9 @@ class FakeTokenizer:
 
 
 def history_logits(history: list[tuple[int, int]], *, eos_bias: float, habit: float = 0.0) -> torch.Tensor:
-    """(VOCAB,) logits from (token, position) pairs; ``eos_bias`` is added to the end token's.
+    """Returns (VOCAB,) logits from (token, position) pairs; ``eos_bias`` is added to the end token's.
 
-    ``habit``: the weight of a part that the last token decides alone, so that texts repeat themselves.
+    ``habit``: the weight of a part that depends on the last token alone, which makes texts repeat themselves.
     """
     logits = _noise(b"".join(pack("<qq", *pair) for pair in history)) * 2
     if habit:
@@ -66,7 +66,7 @@ def _noise(data: bytes) -> torch.Tensor:
 
 
 class FakeRunner:
-    """Computes ``history_logits`` of what each KV group's window shows, through a paged memory.
+    """Computes ``history_logits`` of the tokens in each KV group's window, through a paged memory.
 
     ``before`` is called at the start of every pass.
     """
@@ -108,7 +108,7 @@ class FakeRunner:
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
     def states(self, start: int, stop: int) -> torch.Tensor:
-        """A vector for each token, which depends on the token and its position alone."""
+        """Returns a vector for each token, which depends on the token and its position alone."""
         batch = self.batches[-1]
         pairs = zip(batch.tokens[start:stop], batch.positions[start:stop], strict=True)
         return torch.stack([history_logits([pair], eos_bias=0.0)[:SIZE] for pair in pairs])
@@ -127,7 +127,7 @@ class FakeRunner:
         return history_logits(seen, eos_bias=self.eos_bias, habit=self.habit)
 
     def _seen(self, batch: Batch, index: int, count: int) -> list[tuple[int, int]]:
-        """The (token, position) pairs that the last of ``count`` tokens sees in each group, one group after another."""
+        """Returns the (token, position) pairs that the last of ``count`` tokens attends to, group by group."""
         size = self.block_size
         seen = []
         for window, memory, tables in zip(self.windows, self.memory, batch.block_tables, strict=True):
@@ -137,7 +137,7 @@ class FakeRunner:
 
 
 class Turnstile:
-    """Holds the engine in ``forward`` until it is let through, so that a test can act in the middle of a step."""
+    """Blocks the engine in ``forward`` until a test releases it, so that the test can act in the middle of a step."""
 
     def __init__(self, runner: FakeRunner) -> None:
         self.entered = threading.Semaphore(0)
@@ -152,7 +152,7 @@ class Turnstile:
         raise TimeoutError("the step was never let through")
 
     def wait(self) -> None:
-        """Until the engine is in the middle of a step."""
+        """Waits until the engine is in the middle of a step."""
         assert self.entered.acquire(timeout=10)
 
     def let_through(self, steps: int = 1) -> None:

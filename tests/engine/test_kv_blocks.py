@@ -30,7 +30,7 @@ def with_cached(windows: list[int], cached: list[set[int]], *, block_size: int) 
 
 
 def is_hit(count: int, windows: list[int], cached: list[set[int]], *, block_size: int) -> bool:
-    """Whether every position that the next token sees lies in a cached block."""
+    """Returns whether every position that the next token attends to is in a cached block."""
     return all(
         position // block_size in indices
         for window, indices in zip(windows, cached, strict=True)

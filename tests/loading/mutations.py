@@ -24,13 +24,13 @@ from mistralrs.loading.gguf_file import GgufFile
 
 SECONDS = 1.0
 BYTES = 16 << 20
-"""Some hundred times the memory of a tiny file's metadata."""
+"""The memory that reading may take: some hundred times that of a tiny file's metadata."""
 
 NUMBERS = (
     0, 1, 2, 3, 7, 8, 31, 32, 33, 127, 255, 256, 65535, 10**6, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62,
     2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1,
 )  # fmt: skip
-"""Values at which arithmetic goes wrong."""
+"""Values at which arithmetic overflows or changes its sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Base:
 
     @classmethod
     def read(cls, path: Path, *, header_only: bool = False) -> Base:
-        """With ``header_only`` the data section is left to zeros, which a file system stores without writing them."""
+        """Returns the file; with ``header_only`` its data section is zeros, which a file system need not store."""
         reader = gguf.GGUFReader(path)
         data = path.read_bytes()
         numbers = [(4, 4), (8, 8), (16, 8)]  # version and counts
@@ -56,7 +56,7 @@ class Base:
 
 
 def _numbers_of(field: gguf.ReaderField) -> list[tuple[int, int]]:
-    """The lengths and types of one entry, and its value where it is a number; of long arrays a few elements."""
+    """Returns the lengths and types of one entry, and its value if it is a number; of long arrays a few elements."""
     numbers, position = [], field.offset
     for part in field.parts:
         if part.dtype.itemsize >= 4:
@@ -79,7 +79,7 @@ class Mutant:
 
 
 def mutate(base: Base, random: Random) -> Mutant:
-    """The same file for the same state of ``random``."""
+    """Returns a damaged file, which is the same for the same state of ``random``."""
     data, zeros = bytearray(base.data), base.zeros
     for _ in range(random.randint(1, 3)):
         kind = random.randint(0, 9)
@@ -114,13 +114,13 @@ def _change_number(data: bytearray, base: Base, random: Random) -> None:
 def _flip_bits(data: bytearray, random: Random) -> None:
     for _ in range(random.randint(1, 8)):
         if data:
-            # The first bytes hold what everything after them depends on.
+            # Everything else depends on the first bytes.
             reach = random.choice((64, 1024, len(data)))
             data[random.randrange(min(reach, len(data)))] ^= 1 << random.randint(0, 7)
 
 
 def _move_bytes(data: bytearray, random: Random) -> None:
-    """Deletes, inserts or repeats a stretch, so that all that follows is out of step."""
+    """Deletes, inserts or repeats a range of bytes, which moves everything after it."""
     start = random.randint(0, len(data))
     stretch = data[start : start + random.randint(1, 64)]
     choice = random.randint(0, 2)

@@ -43,7 +43,7 @@ def load_whole(path: Path) -> None:
 
 
 def loads_or_is_refused(path: Path, change: object) -> bool:
-    """Whether the model loads."""
+    """Returns whether the model loads."""
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     refusal = None
     try:

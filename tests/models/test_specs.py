@@ -102,7 +102,7 @@ def windows(spec: DecoderSpec) -> list[int]:
     return [layer.window for layer in spec.layers]
 
 
-# What published models become
+# Specs of published models
 
 
 def test_mistral_and_its_successors() -> None:

@@ -1,4 +1,4 @@
-"""Small tensors are handled fastest by one thread, above all beside the kernels' own."""
+"""Sets torch to one thread, which is fastest for small tensors beside the kernels' threads."""
 
 from __future__ import annotations
 

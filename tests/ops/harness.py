@@ -39,7 +39,7 @@ def _instruction_sets() -> list[str]:
 
 
 ISAS = _instruction_sets()
-"""Those that this machine and build run; empty without the compiled kernels."""
+"""The instruction sets that this machine and build run; empty without the compiled kernels."""
 
 for_every_isa = pytest.mark.parametrize(
     "isa", ISAS or [pytest.param("", marks=pytest.mark.skip(reason="the compiled kernels are not here"))]
@@ -60,7 +60,7 @@ def reference() -> ReferenceBackend:
 def random_matrix(
     name: str, *, rows: int, columns: int, seed: int, bias: bool = False, ordered: bool = False, odd: bool = False
 ) -> Matrix:
-    """A matrix of the type ``name`` with weights of deviation columns ** -0.5, or with odd scales and any bytes."""
+    """Returns a matrix of type ``name`` with weights of deviation columns ** -0.5, or with odd scales and any bytes."""
     type_ = TYPES[name]
     random = np.random.default_rng(seed)
     if odd:
@@ -83,14 +83,14 @@ def random_matrix(
 
 
 def decoded(matrix: Matrix) -> torch.Tensor:
-    """(rows, columns) float32 by the definition of the type, in the wanted order."""
+    """Returns (rows, columns) float32 by the definition of the type, in the given order."""
     raw = torch.frombuffer(matrix.data, dtype=torch.uint8).view(-1, matrix.type.row_bytes(matrix.columns))
     weights = dequantize(matrix.type, raw, matrix.columns)
     return weights if matrix.order is None else weights[torch.tensor(matrix.order)]
 
 
 def random_values(*shape: int, seed: int) -> torch.Tensor:
-    """Normal numbers of which one in fifty is ten times larger, as activations have them."""
+    """Returns normal numbers of which one in fifty is ten times larger, as in activations."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator)
     return torch.where(torch.rand(shape, generator=generator) < 0.02, values * 10, values)
@@ -145,7 +145,7 @@ def adapted_step(
 
 
 def step_args(*, tokens: int, logits_indices: Sequence[int] = (), max_seqs: int = 1, max_blocks: int = 1) -> StepArgs:
-    """A step of so many tokens of one sequence; for operations that look at nothing else."""
+    """Returns a step of so many tokens of one sequence, for operations that read nothing else."""
     args = StepArgs(_sizes(tokens, max(1, len(logits_indices)), max_seqs, max_blocks))
     positions = list(range(tokens))
     args.set(
@@ -201,14 +201,14 @@ class Projection:
     softcap: float = 0.0
     scale: float = 1.0
     before: float = 0.0
-    """What is in the outputs before."""
+    """The content of the outputs before the call."""
     deltas: tuple[tuple[LowRank | None, ...], ...] = ()
     """Of each member, by slot."""
     uses: tuple[tuple[AdapterUse, ...], ...] = ()
     """Of each token; empty: no adapter acts."""
 
     def only(self, *tokens: int) -> Projection:
-        """The same with these tokens alone."""
+        """Returns the same call with these tokens alone."""
         return replace(self, x=self.x[list(tokens)], uses=tuple(self.uses[t] for t in tokens) if self.uses else ())
 
     def run(self, backend: Backend) -> list[torch.Tensor]:
@@ -241,7 +241,7 @@ class Projection:
 
 
 def normed(backend: Backend, x: torch.Tensor, norm: Normalization) -> torch.Tensor:
-    """The norm of each row as the backend computes it: ``add_norm`` to zeros."""
+    """Returns the norm of each row as the backend computes it: ``add_norm`` to zeros."""
     arena = Arena(buffers_bytes(x.shape, x.shape, x.shape[-1:], x.shape[-1:]))
     target = filled(arena, torch.zeros_like(x))
     op = backend.add_norm(filled(arena, x), target, norm.bind(arena))

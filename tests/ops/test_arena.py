@@ -1,4 +1,4 @@
-"""What the arena asks of the operating system; that it was not given once went unnoticed for long."""
+"""The arena's requests to the operating system, which once failed unnoticed for long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mistralrs.ops.arena import HUGE_PAGE, Arena
 
 
 def flags(address: int) -> set[str]:
-    """Of the mapping that holds an address, as the kernel abbreviates them."""
+    """Returns the flags of the mapping that holds an address, as the kernel abbreviates them."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first = line.split()[0]

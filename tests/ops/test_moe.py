@@ -48,7 +48,7 @@ def mixture(
     deltas: Mapping[tuple[str, int], Sequence[LowRank | None]] = MappingProxyType({}),
     uses: Sequence[Sequence[AdapterUse]] = (),
 ) -> torch.Tensor:
-    """What is added to x (tokens, hidden), by experts of weights that depend on nothing but their number.
+    """Returns the addition to x (tokens, hidden), by experts whose weights depend only on their number.
 
     ``deltas``: by slot, of a part and its expert (0 for the router); ``uses``: of each token.
     """

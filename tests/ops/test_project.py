@@ -55,7 +55,7 @@ def magnitude(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
 
 
 def cost_of_ties(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
-    """What rounding the second term the other way costs, summed over the values that are as good as between two steps.
+    """Returns the cost of rounding the second term the other way, summed over the values that are nearly ties.
 
     The portable kernels have no fused multiply-add: the remainder, which the second term rounds, has other last bits.
     """
@@ -135,7 +135,7 @@ def test_members_of_different_types_and_heights(
 @for_every_isa
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
 def test_activations(isa: str, activation: Activation) -> None:
-    """Of a matrix that is the identity, so that nothing else is in the way."""
+    """The matrix is the identity, so that the outputs are the values of the activation."""
     identity = torch.eye(32)
     matrix = replace(
         random_matrix("F32", rows=32, columns=32, seed=1), data=identity.view(torch.uint8).numpy().data.cast("B")

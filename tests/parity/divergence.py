@@ -1,4 +1,4 @@
-"""How far next-token distributions are from those of an oracle, of which a golden file keeps the best tokens."""
+"""The divergence of next-token distributions from an oracle's, of which a golden file keeps the best tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def divergences(logits: torch.Tensor, tokens: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """KL(expected, ours) in nats for each row, over the oracle's best tokens and one event for all the others.
+    """Returns KL(expected, ours) in nats for each row, over the oracle's best tokens and one event for all the others.
 
     ``logits`` (rows, vocabulary); ``tokens`` and ``expected``, their log-probabilities: (rows, best). Never more than
     the divergence over the whole vocabulary, and never less than zero.

@@ -1,5 +1,5 @@
-"""llama.cpp's greedy tokens as golden files: what they are made of, shared by the script that writes them, and how a
-model is held against them.
+"""llama.cpp's greedy tokens as golden files: their inputs, which the script that writes them shares, and the comparison
+of a model with them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 COUNT = 64
 """Tokens after each prompt."""
 BEST = 5
-"""The number of our most likely tokens that are looked at where two answers disagree."""
+"""The number of our most likely tokens that are compared where two answers disagree."""
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -43,27 +43,27 @@ BEGINNINGS = (
 
 
 def asked(question: str) -> str:
-    """The prompt that the default model's template makes of a question."""
+    """Returns the prompt that the default model's template makes of a question."""
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
 PROMPTS = {"smollm2": tuple(map(asked, QUESTIONS)), "gemma3": BEGINNINGS}
-"""By the name of the golden file: an answering model is asked, a base model continues."""
+"""The prompts by golden file: questions for a chat model, texts to continue for a base model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A prompt and what llama.cpp puts after it, its end-of-sequence token being a token as any other."""
+    """A prompt and llama.cpp's tokens after it; the end-of-sequence token is a token like any other."""
 
     prompt: str
     ids: list[int]
     """The prompt's tokens."""
     tokens: list[int]
     second: list[int]
-    """At each place, the token that was next best."""
+    """The second most likely token at each position."""
     margins: list[float]
-    """By how many nats the best was better than that."""
+    """The best token's lead over the second in nats."""
 
 
 def path_of(name: str) -> Path:
@@ -75,7 +75,7 @@ def read(name: str) -> list[Golden]:
 
 
 def check(model: Path, name: str, *, precision: Precision) -> None:
-    """The model's greedy tokens are the golden ones, each up to the first where the two best are as good as equal."""
+    """Checks that the model's greedy tokens are the golden ones, up to the first tie of the best two."""
     golden = read(name)
     sampling = SamplingParams(temperature=0.0, max_tokens=COUNT, ignore_eos=True, logprobs=BEST)
     same = 0
@@ -99,7 +99,7 @@ def _drawn(stream: Stream) -> Iterator[TokenLogprob]:
 
 
 def _agreeing(golden: Golden, ours: list[TokenLogprob]) -> int:
-    """How many tokens are the same; fails unless what differs first is a tie, for llama.cpp or for us."""
+    """Returns the number of equal tokens; fails unless the first difference is a tie, for llama.cpp or for us."""
     assert len(ours) == len(golden.tokens) == COUNT
     for place, (token, drawn) in enumerate(zip(golden.tokens, ours, strict=True)):
         if drawn.token == token:

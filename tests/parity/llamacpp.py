@@ -13,8 +13,7 @@ from tests.parity.running import random_tokens
 from tests.tiny import TOKENIZER_SIZE
 
 IGNORED_WINDOWS = frozenset({"mistral", "phi3"})
-"""Variants whose sliding window llama.cpp does not know. `transformers` decides what is right, so these files go
-without."""
+"""Variants whose sliding window llama.cpp ignores. `transformers` is the reference, so these files have no window."""
 
 # Of the keys of YaRN, llama.cpp reads yarn_beta_fast and yarn_beta_slow of Ministral alone. Other variants must have
 # numbers that come to the same as the usual ones; for the rest `transformers` says what is right.
@@ -27,17 +26,17 @@ MIDDLE, LAST = 17, 47
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One file of a variant, and where its logits are kept."""
+    """One file of a variant, and the path of its logits."""
 
     name: str
     type: str
     positions: tuple[int, ...] = (LAST,)
     layout: Layout = PLAIN
     variants: frozenset[str] | None = None
-    """Those that have it; None: all."""
+    """The variants that have it; None: all."""
 
     def write(self, path: Path, name: str, folder: Path) -> Path:
-        """The file of variant ``name``."""
+        """Writes the file of variant ``name``."""
         layout = replace(self.layout, window=name not in IGNORED_WINDOWS)
         return write_gguf(path, folder, type_=self.type, layout=layout)
 
@@ -51,7 +50,7 @@ CASES = (
 
 
 def digest(path: Path) -> str:
-    """Returns a hash of all that a file's tensors hold, so that golden logits of other weights are noticed."""
+    """Returns a hash of all tensors of a file, to detect golden logits of other weights."""
     total = hashlib.sha256()
     for tensor in sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.name):
         total.update(f"{tensor.name} {tensor.tensor_type.name} {tensor.shape.tolist()}".encode())

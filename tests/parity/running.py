@@ -1,4 +1,4 @@
-"""Runs loaded models step by step, without the engine, so that a test decides what shares a step."""
+"""Runs loaded models step by step, without the engine, so that a test chooses the sequences of a step."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Running:
         return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size))
 
     def whole(self, tokens: Sequence[int]) -> torch.Tensor:
-        """(tokens, vocabulary) logits of a sequence alone, as many at once as a step may return."""
+        """Returns (tokens, vocabulary) logits of a sequence alone, as many at once as a step may return."""
         text = Text(list(tokens), seed=0)
         limit = self.model.limits.max_logits
         chunks = [(text, start, min(start + limit, len(tokens))) for start in range(0, len(tokens), limit)]
         return torch.cat([self.step(chunk)[0] for chunk in chunks])
 
     def step(self, *chunks: Chunk) -> list[torch.Tensor]:
-        """Logits of every token of every chunk, all in one step."""
+        """Returns the logits of every token of every chunk, all in one step."""
         groups = self.model.limits.kv_groups
         batch = Batch([], [], [[] for _ in groups], [0], [], [[] for _ in groups], [])
         for text, start, end in chunks:
@@ -95,7 +95,7 @@ def random_tokens(vocabulary: int, count: int, *, seed: int) -> list[int]:
 
 
 def random_cuts(texts: Sequence[Text], *, seed: int, largest: int) -> Iterator[list[Chunk]]:
-    """Steps that take every text from its first token to its last, in pieces of sizes by chance."""
+    """Returns steps that compute every text from its first token to its last, in pieces of random sizes."""
     random = Random(seed)
     done = [0] * len(texts)
     while any(start < len(text) for start, text in zip(done, texts, strict=True)):

@@ -117,15 +117,15 @@ def test_in_a_batch_is_alone(
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("max_draft", [1, 15])
-def test_guessed_ahead_is_one_by_one(load: Load, model: LocalModel, sampling: SamplingParams, max_draft: int) -> None:
-    """Alone and in company, with right guesses and wrong ones; the questions are asked to repeat themselves."""
+def test_drafts_change_no_answer(load: Load, model: LocalModel, sampling: SamplingParams, max_draft: int) -> None:
+    """Alone and in company, with right and wrong draft tokens; the questions make the answers repeat themselves."""
     texts = [f"{text} Say it again: {text}" for text in QUESTIONS[:3]]
     longer = replace(sampling, max_tokens=80)
     expected = [ask(model, text, longer)[0] for text in texts]
-    with load(max_draft=max_draft) as guessing:
-        assert [ask(guessing, text, longer)[0] for text in texts] == expected
-        assert ask_all(guessing, texts, longer) == expected
-        stats = guessing.stats()
+    with load(max_draft=max_draft) as drafting:
+        assert [ask(drafting, text, longer)[0] for text in texts] == expected
+        assert ask_all(drafting, texts, longer) == expected
+        stats = drafting.stats()
         assert stats.drafted_tokens > stats.accepted_tokens
         assert stats.accepted_tokens > 0 or sampling is DRAWN
 

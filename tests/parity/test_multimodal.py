@@ -122,7 +122,7 @@ def test_another_row_is_refused_with_the_one_that_works(folders: Folders) -> Non
     assert "mistralrs -i gemma3 -m" in str(refused.value.hint)
 
 
-# What published configurations leave out
+# Keys that published configurations leave out
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -235,7 +235,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name: str) -> None:
     assert max(spec.windows) == (getattr(theirs, "sliding_window", None) or 0)
 
 
-# What is refused
+# Refusals
 
 
 def test_what_is_refused(folders: Folders, tmp_path: Path) -> None:

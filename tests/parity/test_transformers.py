@@ -110,7 +110,7 @@ def test_threads_do_not_matter(tiny_llama: Path) -> None:
 
 
 def test_the_reference_backend_alone(tmp_path: Path) -> None:
-    """What runs where there are no kernels: also a whole model, also quantized, in chunks."""
+    """A whole quantized model runs in chunks on the reference backend, which needs no kernels."""
     config = TinyConfig(types=StorageTypes.all("Q8_0"))
     tiny = write_tiny(tmp_path / "tiny.gguf", config)
     running = Running.load(tiny.path, isa="torch", precision="f32")

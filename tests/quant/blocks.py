@@ -11,7 +11,7 @@ from mistralrs.quant.types import QuantType
 ODD_HALVES = np.array(
     [0.0, -0.0, 1.0, -1.0, 6e-8, -6e-8, 5.96e-5, -6.1e-5, 65504.0, -65504.0, 0.1, -0.33], dtype=np.float16
 )
-"""Scales that a decoder may get wrong: both zeros, the smallest subnormals, the largest values, negative ones."""
+"""Scales at which a decoder may be wrong: both zeros, the smallest subnormals, the largest values, negative ones."""
 
 HALVES: dict[str, tuple[int, ...]] = {
     "Q4_0": (0,),

@@ -1,4 +1,4 @@
-"""Weights for comparing quantizers, and the error measure. Needs numpy alone, for the script that runs llama.cpp.
+"""Weights for comparing quantizers, and the error measure. It needs numpy alone, for the script that runs llama.cpp.
 
 They come from uniform numbers, the only stream of numpy's generators that is the same in every version.
 """
@@ -39,13 +39,13 @@ def student_rows(rows: int, *, columns: int, seed: int) -> Floats:
 
 
 def relative_error(weights: Floats, decoded: Floats) -> float:
-    """The root of the sum of squared differences over the sum of squared weights."""
+    """Returns the root of the sum of squared differences over the sum of squared weights."""
     difference = weights.astype(np.float64) - decoded
     return float(np.sqrt((difference**2).sum() / (weights.astype(np.float64) ** 2).sum()))
 
 
 def generated() -> dict[str, Floats]:
-    """The sets that need no model: each (16, 1024)."""
+    """Returns the sets that need no model: each (16, 1024)."""
     return {
         "gaussian": gaussian_rows(16, columns=1024, seed=1),
         "student": student_rows(16, columns=1024, seed=2),
@@ -53,7 +53,7 @@ def generated() -> dict[str, Floats]:
 
 
 def of_model(path: Path, decode: Callable[[RawTensor], Floats]) -> dict[str, Floats]:
-    """The sets that are rows of the default model, flattened to rows of 768: each (256, 768).
+    """Returns the sets that are rows of the default model, flattened to rows of 768: each (256, 768).
 
     ``decode`` turns a stored tensor into its weights.
     """

@@ -1,4 +1,4 @@
-"""A server without a socket, and an engine whose answers a test decides."""
+"""A server without a socket, and an engine with a test's answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny(tiny_llama: Path) -> Iterator[LocalModel]:
 
 @pytest.fixture(scope="session")
 def model(tiny: LocalModel) -> ServedModel:
-    """The facts about it that are known without its engine."""
+    """The tiny model's data without its engine."""
     return tiny.served
 
 

@@ -1,6 +1,6 @@
 """A server in a process of its own, with an engine that obeys the prompt.
 
-Run with a pickled ServedModel, the keywords of the settings as JSON, and what loading is to do.
+Run with a pickled ServedModel, the keywords of the settings as JSON, and the behaviour of loading.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def flood(request: Request) -> Iterable[Event | float]:
 
 
 def blocked(request: Request) -> Iterable[Event | float]:
-    """Runs a loop that does not come round."""
+    """Blocks the event loop."""
     yield Delta("begun", (1,), ())
     yield 0.2
     time.sleep(30)
 
 
 def defective(request: Request) -> Iterable[Event | float]:
-    """Ends in a way in which no engine ends."""
+    """Raises an error that no engine raises."""
     yield Delta("begun", (1,), ())
     yield Finished("stop", cast(Usage, None))
 

@@ -1,4 +1,4 @@
-"""A server that is asked without a socket."""
+"""A server that answers without a socket."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def events(response: httpx.Response) -> list[Any]:
 
 
 def fault(response: httpx.Response) -> dict[str, Any]:
-    """Returns the facts of an error, in whose body there is nothing else but the partial answer."""
+    """Returns the fields of an error, whose body has nothing else but the partial answer."""
     body = response.json()
     assert set(body) <= {"error", "partial_response"}
     error: dict[str, Any] = body["error"]
@@ -69,7 +69,7 @@ def fault(response: httpx.Response) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
-    """Waits for something that is about to happen."""
+    """Waits until a condition is true."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

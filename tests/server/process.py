@@ -1,4 +1,4 @@
-"""A server behind a real socket, in a process that can be told to end."""
+"""A server behind a real socket, in a process that a test can end."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ServerProcess:
 
     @property
     def serving(self) -> re.Match[str]:
-        """The lines that it writes once it serves."""
+        """Returns the lines that it writes once it serves."""
         wait_for(
             lambda: any(SERVING.match(line) for line in self.lines) or self._process.poll() is not None, seconds=20
         )

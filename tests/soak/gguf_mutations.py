@@ -37,7 +37,7 @@ class Case:
 
 
 def make_bases(folder: Path, default_model: Path | None) -> list[Base]:
-    """Tiny files of plain and of quantized types, and the default model's header where that is at hand."""
+    """Returns tiny files of plain and of quantized types, and the default model's header if that is available."""
     plain = write_tiny(folder / "plain.gguf")
     mixed = StorageTypes(embedding="Q8_0", attention="Q4_K", feed_forward="Q6_K", head="Q5_1")
     config = TinyConfig(hidden=256, head_dim=64, feed_forward=256, layers=1, tied=False, types=mixed)
@@ -49,7 +49,7 @@ def make_bases(folder: Path, default_model: Path | None) -> list[Base]:
 
 
 def run_cases(bases: list[Base], load: Load, folder: Path, *, numbers: range, seed: int) -> list[Case]:
-    """One case after the other; case n damages base n modulo their number."""
+    """Runs one case after the other; case n damages base n modulo their number."""
     cases = []
     for number in numbers:
         base = bases[number % len(bases)]
@@ -64,7 +64,7 @@ def run_cases(bases: list[Base], load: Load, folder: Path, *, numbers: range, se
 
 
 def report(cases: list[Case], *, seed: int) -> str:
-    """The findings as Markdown."""
+    """Returns the findings as Markdown."""
     kinds = Counter(case.outcome.kind for case in cases)
     slowest = max(cases, key=lambda case: case.outcome.seconds)
     largest = max(cases, key=lambda case: case.outcome.peak_bytes)
@@ -94,7 +94,7 @@ def report(cases: list[Case], *, seed: int) -> str:
 
 
 def _reason(message: str) -> str:
-    """The message without the file, and with what differs from case to case taken out."""
+    """Returns the message without the file's name and without numbers that differ from case to case."""
     reason = message.split(".gguf: ", 1)[1]
     return re.sub(r"\d+", "N", re.sub(r"'.*?'|\".*?\"|b'.*?'", "'...'", reason))[:160]
 

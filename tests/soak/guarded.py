@@ -1,4 +1,4 @@
-"""Runs a function on a file in a process of its own, so that a crash, a hang or a hunger for memory ends there."""
+"""Runs a function on a file in a process of its own, so that a crash, a hang or a memory leak ends there."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def _child(sender: Connection, load: Load, path: Path, limit_bytes: int) -> None
         kind, detail = REFUSED, error.message
     except MemoryError as error:
         kind, detail = "memory", repr(error)
-    except Exception as error:  # any exception at all is the finding
+    except Exception as error:  # every other exception is a finding
         kind, detail = "wrong error", repr(error)
     sender.send(Outcome(kind, detail, time.perf_counter() - start, _peak_bytes() - before))
 
 
 def _forget_the_past() -> None:
-    """Gives memory back that the parent freed, and resets the peak, which is then that of this process."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # the GNU library's
+    """Returns memory that the parent freed to the system, and resets the peak, which is then that of this process."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # a function of the GNU C library
         trim(0)
-    with suppress(OSError):  # a kernel without it: small growth after a large past goes unseen
+    with suppress(OSError):  # a kernel without this file: small growth after a larger peak is not measured
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The resources that a server holds: as much after the attacks as before."""
+    """The resources that a server holds, which must be the same after the attacks as before."""
 
     connections: int
     """Open files of the process that answers."""
@@ -110,7 +110,7 @@ async def _status(reader: asyncio.StreamReader) -> str:
     """The status of the first answer, once the connection has ended."""
     try:
         line = await reader.readline()
-        while line.startswith(b"HTTP/1.1 100"):  # which only says that the body may be sent
+        while line.startswith(b"HTTP/1.1 100"):  # it only permits the body
             await reader.readline()
             line = await reader.readline()
         while await reader.read(65536):
@@ -151,7 +151,7 @@ async def attack_all(server: RunningServer, numbers: range, *, seed: int, answer
 
 
 def complaints(outcomes: list[Outcome], before: State, after: State, said: list[str]) -> list[str]:
-    """Returns the findings: everything that is not as it should be."""
+    """Returns the findings: all unexpected outcomes."""
     found = [f"number {each.number}, {each.kind}: {each.result}" for each in outcomes if not each.is_sound]
     if after.connections > before.connections + 2:
         found.append(f"{after.connections} open files; {before.connections} before")
@@ -194,7 +194,7 @@ def _counted(results: Counter[str]) -> str:
 def run(model: Path, numbers: range, *, seed: int) -> tuple[list[Outcome], list[str], int]:
     """Starts a server, attacks it, and ends it; returns outcomes, findings, and the peak of its memory in bytes."""
     with RunningServer("gguf", "-f", str(model)) as server:
-        for _ in range(3):  # everything that is made once for all requests exists now
+        for _ in range(3):  # resources that are made once for all requests exist now
             before = state_of(server)
         outcomes = asyncio.run(attack_all(server, numbers, seed=seed, answer=before.answer))
         wrong = [] if server.until_quiet(QUIET_S) else ["a request is still under way"]

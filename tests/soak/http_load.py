@@ -1,4 +1,4 @@
-"""Many streams at once against an OpenAI-compatible server, by a client that costs the machine next to nothing.
+"""Many streams at once against an OpenAI-compatible server, by a client that needs little processor time.
 
 One connection a request, hand-read chunked bodies: the client shares its cores with the server that it measures.
 """
@@ -38,12 +38,12 @@ class Heard:
 
     text: str = ""
     pieces: list[float] = field(default_factory=list)
-    """The times at which pieces of text came."""
+    """The arrival times of pieces of text."""
     tokens: int = 0
     """Completion tokens, as the server counts them; pieces of text if it does not say."""
     seconds: float = 0.0
     ended: bool = False
-    """Whether the stream came to its end."""
+    """The stream came to its end."""
     error: str = ""
 
 
@@ -54,12 +54,12 @@ def workload(seed: int, *, max_tokens: int, hang_up_every: int = 0) -> Iterator[
         words = round(SHORTEST * (LONGEST / SHORTEST) ** random.random())
         prompt = " ".join(random.choice(WORDS) for _ in range(words))
         leaves = hang_up_every and number % hang_up_every == 0
-        # zero pieces: gone while the prompt is still computed
+        # zero pieces: the client leaves while the prompt is still computed
         yield Ask(prompt, max_tokens, random.randrange(max_tokens // 2) if leaves else None)
 
 
 async def ask(host: str, port: int, request: Ask, *, model: str = "default") -> Heard:
-    """Sends one completion request and reads its stream. Raises nothing: ``error`` says what went wrong."""
+    """Sends one completion request and reads its stream. Failures are in ``error`` instead of raised."""
     heard, started = Heard(), time.perf_counter()
     try:
         reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)

@@ -1,4 +1,4 @@
-"""A server that is killed while it writes KV blocks and its log, again and again: the next start serves right answers.
+"""Kills a server repeatedly while it writes KV blocks and its log; the next start must give the right answers.
 
     python -m tests.soak.killed_writers [--kills 50] [--report FILE]
 
@@ -73,7 +73,7 @@ def answer(server: RunningServer, number: int) -> tuple[str, int]:
 
 
 def drill(model: Path, folder: Path, *, kills: int, seed: int = 3) -> Result:
-    """Kills a server over and over; before each kill it must answer as one that was never killed."""
+    """Kills a server repeatedly; before each kill it must answer as one that was never killed."""
     random, result = Random(seed), Result(kills)
     with RunningServer("auto", str(model)) as server:
         expected = {number: answer(server, number)[0] for number in range(12)}

@@ -1,4 +1,4 @@
-"""The whole way with a file that may be broken: load it, compute a prompt, draw two tokens.
+"""Runs a file that may be broken: loads it, computes a prompt, samples two tokens.
 
     python -m tests.soak.gguf_mutations --load tests.soak.loads:load_and_answer --report FILE
 
@@ -19,11 +19,11 @@ from mistralrs.ops.backend import resolve
 from tests.buffers import tensor_of
 
 MEMORY = 512 << 20
-"""Bytes that the plan is told to be free: less than a guarded process may take."""
+"""Free bytes that the memory plan is given: less than a guarded process may take."""
 
 
 def load_and_answer(path: Path) -> None:
-    """Loads a model and draws two tokens. Raises ``LoadError`` for a file that is refused."""
+    """Loads a model and samples two tokens. Raises ``LoadError`` for a file that is refused."""
     torch.set_num_threads(1)
     backend = resolve("cpu", threads=1).backend
     with patch("mistralrs.loading.pipeline.available_bytes", return_value=MEMORY):

@@ -2,9 +2,9 @@
 
     python -m tests.soak.quantized_whole [--count 300] [--report FILE]
 
-Two drills. Pairs: every role of ten families in every type that a file can store it in, alone. Mixed: files in which
-each tensor has a type of its own, drawn by chance. Each file is to give the logits of plain torch, or to be refused by
-name; anything else is listed in the report and makes the exit code 1. A mixed file is named by its number:
+There are two drills. Pairs: every role of ten families alone in every type that a file can store it in. Mixed: files in
+which each tensor has a random type of its own. Each file must give the logits of plain torch, or be refused by name;
+anything else is listed in the report and makes the exit code 1. A mixed file is named by its number:
 --first 17 --count 1 --no-pairs repeats number 17.
 """
 
@@ -30,7 +30,7 @@ from tests.tolerances import TWO_TERMS
 LIMIT_BYTES = 1 << 30
 HANG_SECONDS = 120.0
 MEMORY = 512 << 20
-"""Bytes that the plan is told to be free: less than a guarded process may take."""
+"""Free bytes that the memory plan is given: less than a guarded process may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def mixed(found: dict[str, Base], numbers: range, *, seed: int) -> Iterator[tupl
 
 
 def run_cases(found: dict[str, Base], files: Iterator[tuple[str, str, dict[str, str]]], folder: Path) -> list[Case]:
-    """One file after the other."""
+    """Runs one file after the other."""
     cases = []
     for family, name, types in files:
         path = found[family].write(folder / "case.gguf", types)

@@ -1,4 +1,4 @@
-"""Lets schemathesis ask a real server for all that its description allows, and for some that it does not.
+"""Lets schemathesis send a real server requests that its description allows, and some that it does not.
 
     python -m tests.soak.schema_cases --count 2000 --report FILE
 
@@ -88,7 +88,7 @@ def statuses(server: RunningServer) -> dict[str, dict[str, int]]:
 def drill(
     folder: Path, count: int, *, examples: int, seed: int, every_border: bool
 ) -> tuple[list[Round], list[str], str]:
-    """Starts a server with a tiny model and lets it be asked: the rounds, what went wrong, and the report."""
+    """Starts a server with a tiny model and runs the rounds; returns the rounds, the failures and the report."""
     model = write_tiny(folder / "tiny.gguf", TinyConfig(context=CONTEXT)).path
     with RunningServer("--max-queue", str(MAX_QUEUE), "gguf", "-f", str(model)) as server:
         rounds = run_rounds(server, count, examples=examples, seed=seed, every_border=every_border)

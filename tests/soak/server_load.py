@@ -1,4 +1,4 @@
-"""Minutes of many streams against a real server: nothing fails, nothing leaks, every answer is the one given alone.
+"""Minutes of many streams against a real server: no failure, no leak, and every answer as if it were alone.
 
     python -m tests.soak.server_load [--seconds 180] [--streams 64] [--report FILE]
 
@@ -22,7 +22,7 @@ from tests.serving import RunningServer
 from tests.soak.http_load import Ask, Heard, run_streams, workload
 
 DISTINCT = 120
-"""Different prompts; each is asked many times, in ever different company."""
+"""Different prompts; each is sent many times, beside different others."""
 MAX_TOKENS = 48
 GROWTH = 1.05
 """Limits on the resources held at the end, compared with a third of the way."""
@@ -45,7 +45,7 @@ class Result:
     samples: list[Sample]
     """Samples, at least two a second."""
     left_blocks: float
-    """The resources held once all was over."""
+    """The resources held after the end."""
 
     def findings(self) -> list[str]:
         """The findings; empty if all is well."""

@@ -15,7 +15,7 @@ Render = Callable[[str, list[dict[str, str]], bool], str]
 
 
 def load_reference() -> Render:
-    """The text that `transformers` renders; raises its errors."""
+    """Returns the text that `transformers` renders; raises its errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers.utils.chat_template_utils import render_jinja_template

@@ -52,5 +52,5 @@ def normalizer(*, prefix: bool = True, squeeze: bool = False, more: bytes = b"")
 
 
 def model(pieces: Sequence[Piece] = PIECES, *settings: bytes) -> bytes:
-    """A whole file; without settings, those of Llama 2."""
+    """Returns a whole file; the settings are those of Llama 2 by default."""
     return b"".join(piece(*each) for each in pieces) + b"".join(settings or (trainer(), normalizer()))

@@ -1,4 +1,4 @@
-"""Vocabularies for the tests of this folder: tiny ones as GGUF metadata, and llama.cpp's if they were fetched."""
+"""Vocabularies for the tests of this folder: tiny ones as GGUF metadata, and llama.cpp's if they are fetched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FETCHED = Path(os.environ.get("MISTRALRS_TEST_VOCABULARIES", Path(__file__).pare
 
 
 def fetched(name: str) -> Path:
-    """A file of the fetched folder; the test is skipped without it."""
+    """Returns a file of the fetched folder; the test is skipped without it."""
     path = FETCHED / name
     if not path.is_file():
         pytest.skip(f"{name} is not here; to get it: make fixtures")
@@ -26,7 +26,7 @@ def byte_letters() -> list[str]:
 
 
 def byte_level(**changes: object) -> dict[str, object]:
-    """Four control tokens, all bytes, a few merges. ``changes`` replace keys of the tokenizer section, None removes."""
+    """Returns four control tokens, all bytes, a few merges. ``changes`` replace keys of the tokenizer; None removes."""
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"]
     merged = ["he", "ll", "hell", "Ġw"]
     tokens = [*control, *byte_letters(), *merged, "[PAD]"]
@@ -44,7 +44,7 @@ def byte_level(**changes: object) -> dict[str, object]:
 
 
 def sentence_piece(**changes: object) -> dict[str, object]:
-    """Llama-style: <unk>, <s>, </s>, all bytes, and pieces whose scores fall with their ids."""
+    """Returns a vocabulary like Llama's: <unk>, <s>, </s>, all bytes, and pieces whose scores fall with their ids."""
     pieces = ["▁", "h", "e", "l", "o", "w", "ll", "he", "hell", "hello", "▁hello", "▁w", "▁wo", "ö"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, "[INST]"]
     section = {

@@ -1,6 +1,6 @@
-"""Asks a server by `litellm` for all that a test looks at, and prints it as one JSON object.
+"""Sends a server the requests of a test with `litellm`, and prints the results as one JSON object.
 
-Runs in litellm's own environment: it knows nothing of this project but what the variables tell.
+It runs in litellm's own environment, without this project; variables have its input.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ def errors() -> Seen:
     for name, change in asked.items():
         try:
             litellm.completion(**{**TO, **change})
-        except Exception as error:  # whatever it is, it is what the test looks at
+        except Exception as error:  # the test checks the error, of whatever type it is
             found[name] = [type(error).__name__, getattr(error, "status_code", None), str(error)]
     return found
 
