@@ -1,7 +1,7 @@
 """mistralrs: large language models on your own machine.
 
-The public names, and nothing else: importing the package loads neither torch nor numpy nor pydantic. What needs them is
-imported when it is first asked for. Knows no model.
+The public names, and nothing else: importing the package loads neither torch nor numpy nor pydantic. Code that needs
+them is imported when a name is first used.
 """
 
 import importlib

@@ -14,7 +14,7 @@ from mistralrs.errors import UsageError
 
 
 def home_folder() -> Path | None:
-    """Returns the user's home folder. None: ``HOME`` is not set, and the system does not know the user."""
+    """Returns the user's home folder. None: ``HOME`` is not set, and the system has no entry for the user."""
     try:
         return Path.home()
     except RuntimeError:

@@ -137,7 +137,7 @@ def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
 
 
 def _start_logging(options: ResolvedOptions) -> None:
-    """Sends the log to stderr, with records of this project alone: other libraries' debugging helps nobody here."""
+    """Sends the log to stderr, with records of this project alone: other libraries' debugging does not help a user."""
     from mistralrs.api.options.resolve import Origin, unknown_variables
     from mistralrs_cli.log_format import LogFormatter
 

@@ -45,7 +45,7 @@ class PromptJob:
     prompt: str
     """``-`` is stdin."""
     append_stdin: bool
-    """Whether the text of a piped stdin is added to the prompt."""
+    """The text of a piped stdin is added to the prompt."""
     copies: int
     sampling: SamplingParams
     system: str | None

@@ -32,7 +32,7 @@ _logger = logging.getLogger("mistralrs.cli")
 
 
 def holds_text(stdin: TextIO) -> bool:
-    """Returns whether there is text in stdin that nobody has to type: in a file, a pipe or a socket.
+    """Returns whether stdin has text that need not be typed: in a file, a pipe or a socket.
 
     Another device than the null device may never come to an end: it is not read, and the user is told.
     """

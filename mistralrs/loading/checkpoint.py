@@ -208,7 +208,7 @@ class DescribedCheckpoint(MappedCheckpoint):
 
 
 def _is_zero(mapping: mmap.mmap, start: int) -> bool:
-    """Whether all bytes from ``start`` on are zeros. Checks the end first, where an intact file has other bytes."""
+    """Returns whether all bytes from ``start`` on are zeros. It checks the end first: intact files end in data."""
     for end in range(len(mapping), start, -_CHUNK_BYTES):
         piece = mapping[max(start, end - _CHUNK_BYTES) : end]
         if piece.count(0) < len(piece):

@@ -150,7 +150,7 @@ class CheckpointParts:
         return Matrix(tensor.name, tensor.type, rows, columns, data, order, self._bias(tensor, start, rows, order))
 
     def is_matrix(self, place: WeightKey) -> bool:
-        """Whether the part is a matrix, which ``matrix`` returns; otherwise it is a norm, which ``vectors`` returns."""
+        """Returns whether the part is a matrix, read by ``matrix``; otherwise it is a norm, read by ``vectors``."""
         return len(self._shapes[place.part]) == 2
 
     def planned(self, place: WeightKey) -> Matrix:

@@ -47,7 +47,7 @@ class FileIdentity(NamedTuple):
         return ":".join(map(str, self))
 
     def is_stable(self) -> bool:
-        """Whether any later change would change the times."""
+        """Returns whether any later change would change the times."""
         return max(self.mtime_ns, self.ctime_ns) < time.time_ns() - STABLE_NS
 
 

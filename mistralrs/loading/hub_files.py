@@ -148,7 +148,7 @@ def _remote_file(repo: str, filename: str, revision: str | None) -> _RemoteFile:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a path of this name stays inside of the folder to which it is relative."""
+    """Returns whether a path of this name stays inside of the folder to which it is relative."""
     return "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
@@ -162,7 +162,7 @@ def _cached(file: _RemoteFile) -> Path | None:
 
 
 def has_cache() -> bool:
-    """Whether the hub's cache has a folder, for which ``HF_HOME`` or a home folder is needed."""
+    """Returns whether the hub's cache has a folder, for which ``HF_HOME`` or a home folder is needed."""
     from huggingface_hub import constants
 
     # The client would treat a ~ that cannot be expanded as a folder in the working directory.

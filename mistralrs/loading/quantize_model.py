@@ -266,7 +266,7 @@ def _settings(spec: DecoderSpec) -> dict[str, object]:
 
 
 def _alike(one: object, other: object) -> bool:
-    """Whether two values of a spec are equal up to the rounding of floats."""
+    """Returns whether two values of a spec are equal up to the rounding of floats."""
     if isinstance(one, dict) and isinstance(other, dict):
         return all(_alike(value, other[key]) for key, value in one.items())
     if isinstance(one, tuple) and isinstance(other, tuple):

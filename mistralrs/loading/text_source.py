@@ -46,7 +46,7 @@ class TextSource:
 
     @property
     def own_tokenizer(self) -> bool:
-        """Whether the tokenizer is the model's own."""
+        """Returns whether the tokenizer is the model's own."""
         return self.tokenizer_json is None and self.tok_model_id is None
 
     def tokenizer(self, metadata: Mapping[str, object]) -> Tokenizer:

@@ -171,4 +171,4 @@ class Architecture:
     template: str | None = None
     """The shipped chat template of models that have none."""
     mixture: bool = False
-    """Whether the feed-forward is a mixture of experts."""
+    """The feed-forward is a mixture of experts."""

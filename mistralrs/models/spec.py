@@ -74,7 +74,7 @@ class MoeSpec:
     experts_used: int
     """Experts that each token is routed to."""
     normalize_weights: bool = True
-    """Whether the weights of a token's experts are divided by their sum (``norm_topk_prob``)."""
+    """The weights of a token's experts are divided by their sum (``norm_topk_prob``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Yarn:
     beta_slow: float = 1.0
     """A frequency with this many rotations, or fewer, is divided."""
     truncate: bool = True
-    """Whether the two borders are rounded outwards to whole frequencies."""
+    """The two borders are rounded outwards to whole frequencies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The headers that say where an answer departs from its request."""
+"""The headers that report the differences of an answer from its request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mistralrs.api.schemas.parameter_table import ignored_header
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
 
 IGNORED = "x-mistralrs-ignored"
-"""Parameters that changed nothing."""
+"""Parameters without an effect."""
 TRUNCATED = "x-mistralrs-truncated"
 """Tokens that were cut from the beginning of prompts."""
 MODEL = "x-mistralrs-model"

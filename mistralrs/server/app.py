@@ -100,7 +100,7 @@ def _routes(service: Service) -> FastAPI:
     async def answer_error(request: Request, error: Exception) -> Response:
         return _error_response(service, request, error)
 
-    # the last is what nobody expects: the framework answers it, and raises it again for RequestContext to report
+    # the last is for unexpected errors: the framework answers them, and raises them again for RequestContext to report
     for kind in (MistralrsError, AnswerError, ClientGoneError, ClientDisconnect, HTTPException, Exception):
         app.add_exception_handler(kind, answer_error)
     describe(app, BODIES, needs_key=bool(service.settings.api_keys))

@@ -1,4 +1,4 @@
-"""The one place that gives an error its HTTP status, and its body in the shape that OpenAI's clients read."""
+"""Gives errors their HTTP status, and their body in the shape that OpenAI's clients read; no other module does."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def answer_to(error: BaseException, *, partial: Mapping[str, object] | None = No
 
 
 def _facts(error: BaseException) -> tuple[str, str, str | None]:
-    """Code, message and param."""
+    """Returns code, message and param."""
     if isinstance(error, MemoryError):
         return "out_of_memory", "there is not enough memory for this request", None
     if not isinstance(error, MistralrsError):

@@ -33,11 +33,11 @@ class LogFile:
         self._quiet_until = 0.0
 
     def reopen(self) -> None:
-        """Makes the next line open the file anew, whatever its name refers to then."""
+        """Makes the next line open the file anew, by its name."""
         self._asked = True
 
     def append(self, lines: bytes, *, is_worth_waiting: Callable[[], bool]) -> None:
-        """Writes whole lines. Raises OSError; EAGAIN if nobody reads and it is not worth waiting for a reader."""
+        """Writes whole lines. Raises OSError; EAGAIN if there is no reader that is worth waiting for."""
         self.follow()
         rest = self._separated(lines)
         while rest:
@@ -112,7 +112,7 @@ class LogFile:
 
 
 def _open(path: Path) -> int:
-    """Returns a descriptor that never waits; of a pipe, the end for writing alone: it tells whether anybody reads."""
+    """Returns a descriptor that never waits; for a pipe only its writing end, which shows whether there is a reader."""
     flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     file = os.open(path, os.O_RDWR | flags, 0o600)
     if not stat.S_ISFIFO(os.fstat(file).st_mode):

@@ -26,7 +26,7 @@ CONTEXT = "mistralrs"
 AUTHORITY = "mistralrs.authority"
 """Key, in the scope, of the host and port in a request's target, where that is a whole URL (``GET http://...``)."""
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version"})
-"""Paths that need no key: they tell whether there is a server, and which version."""
+"""Paths that need no key: they show that there is a server, and its version."""
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _BARE = re.compile(r"/(?:chat/completions|completions|embeddings|models|models/.+)")
 _HOST = re.compile(r"(\[[^\[\]]*\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::([0-9]{0,5}))?")
@@ -59,7 +59,7 @@ def context_of(scope: Scope) -> Context:
 
 
 def canonical_path(raw_path: str) -> str:
-    """Returns the path that the routes know, for one that is still percent-encoded.
+    """Returns the path that the routes have, for one that is still percent-encoded.
 
     Empty pieces and a second /v1, which a base URL with a slash or a /v1 at its end brings about, are left out, and the
     /v1 that some clients leave out is added. An encoded slash separates no pieces, and only the id of a model may have
@@ -117,7 +117,7 @@ class RequestContext:
             self._failed(context)
             if not context.status:
                 await send_error(send_with_headers, answer_to(error))
-            elif not is_complete:  # a begun answer cannot be taken back: the connection's end tells the client
+            elif not is_complete:  # a begun answer cannot be withdrawn: the end of the connection is the client's sign
                 raise
         finally:
             context.route = getattr(scope.get("route"), "path", "other")
@@ -125,7 +125,7 @@ class RequestContext:
 
 
 class KnownHost:
-    """Refuses requests whose host is missing, ambiguous or malformed, whoever may call.
+    """Refuses requests whose host is missing, ambiguous or malformed, from every client.
 
     With ``local_only`` it also refuses names that are not this machine's, for a server that has no key: a web page may
     point its own name at 127.0.0.1; for a browser, this server would then be that page's.
@@ -212,7 +212,7 @@ class ApiKeys:
         identity = self._key_id(Headers(scope=scope).get("authorization", ""))
         if identity is None:
             error = RequestError(
-                # the first four words are OpenAI's: litellm knows this error by them
+                # the first four words are OpenAI's, by which litellm recognises this error
                 "Incorrect API key provided: this server needs one of its own, as the header Authorization: Bearer KEY",
                 code="invalid_api_key",
             )

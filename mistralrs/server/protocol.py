@@ -110,7 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def _has_request(self) -> bool:
-        """Whether there is a whole request whose answer is not complete."""
+        """Returns whether there is a whole request whose answer is not complete."""
         return bool(self.pipeline) or (self._is_answering and not self.cycle.more_body)
 
     def _make_room(self) -> bool:

@@ -1,4 +1,4 @@
-"""Answers as ASGI messages: JSON, errors, and streams of events that are kept alive. Knows nothing of what they say."""
+"""Answers as ASGI messages: JSON, errors, and streams of events that are kept alive."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from starlette.types import Receive, Scope, Send
 from mistralrs.server.errors import ErrorAnswer
 
 PING = b": ping\n\n"
-"""A comment, which every client of server-sent events passes over."""
+"""A comment, which every client of server-sent events ignores."""
 _SLICE = 16
 """Objects that are made JSON in one go, such as embeddings; of numbers it is more."""
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 def to_json(value: object) -> bytes:
-    """JSON of one line; a number that JSON cannot say is a defect and raises ``ValueError``."""
+    """Returns JSON of one line; a number that JSON cannot represent is a defect and raises ``ValueError``."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
 
 
@@ -51,7 +51,7 @@ class JsonResponse(Response):
 class EventStream(StreamingResponse):
     """Server-sent events, with a comment whenever nothing was sent for ``keep_alive_s`` seconds.
 
-    ``close`` is called once nobody listens any more, also if the client went away before the first event.
+    ``close`` is called at the end, also if the client went away before the first event.
     """
 
     media_type = "text/event-stream"
@@ -102,7 +102,7 @@ class EventStream(StreamingResponse):
             silence = time.monotonic() - self._sent_at
             if silence < self._keep_alive_s:
                 await asyncio.sleep(self._keep_alive_s - silence)
-            elif self._sending:  # the client does not read what there is
+            elif self._sending:  # the client does not read
                 await asyncio.sleep(self._keep_alive_s)
             else:
                 await self._send(send, PING)

@@ -167,7 +167,7 @@ class _Serving:
         scheme = "http" if settings.tls_cert is None else "https"
         key = "with an API key" if settings.api_keys else "no API key"
         reach = "local only" if settings.is_local else "open to the network"
-        with contextlib.suppress(OSError):  # nobody reads it, which is no reason not to serve
+        with contextlib.suppress(OSError):  # a missing reader is no reason not to serve
             self._announce(f"Serving {self._service.model_name} at {scheme}://{place}:{port}/v1 ({key}; {reach})")
             if not settings.is_local and not settings.api_keys:
                 self._announce("warning: whoever reaches this machine can use this server; --api-key asks for a key")
@@ -176,7 +176,7 @@ class _Serving:
 
 
 def _report_defect(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs an error that no caller can be told, like everything else is logged; asyncio would print its traceback."""
+    """Logs an error that reaches no caller in the usual format; asyncio would print its traceback."""
     logger.error("a defect: %s", context["message"], exc_info=context.get("exception"))
 
 

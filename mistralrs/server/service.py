@@ -26,7 +26,7 @@ class Service:
         self.metrics = Metrics()
         self.inflight = InflightRequests(self.metrics)
         self.draining = False
-        """The server is about to end: running requests may go on, new ones are refused."""
+        """The server is about to end: running requests go on, new ones are refused."""
         self.created = int(time.time())
         self._engine: EngineClient | None = None
 
@@ -63,7 +63,7 @@ class Service:
 
     @property
     def is_serving(self) -> bool:
-        """Whether a new request would be taken."""
+        """Returns whether a new request would be accepted."""
         try:
             self.admit()
         except EngineError:
@@ -91,7 +91,7 @@ class Service:
         return live
 
     def end(self, live: InflightRequest) -> None:
-        """Cancels the rest of a request, and forgets it. Idempotent."""
+        """Cancels the rest of a request, and removes it. Idempotent."""
         if self.inflight.close(live):
             self.record("cancelled", live.request_id, answer=live.id, tokens=live.tokens)
 

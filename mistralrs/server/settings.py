@@ -1,4 +1,4 @@
-"""What the operator of a server may set. Plain values; knows no model, no request and no framework."""
+"""The settings of a server, which its operator chooses. They are plain values."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ServerSettings:
     log_bodies: bool = DEFAULTS.log_bodies == "on"
     """Write what was said into the log, not only that something was."""
     drain_seconds: float = DEFAULTS.drain_seconds
-    """How long running requests may go on once the server is told to end."""
+    """Seconds that running requests may go on once the server is told to end."""
     request_timeout: float | None = DEFAULTS.request_timeout
     """Seconds that one request may take, waiting included; None: any number."""
     max_body_bytes: int = DEFAULTS.max_body
@@ -74,7 +74,7 @@ class ServerSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address, without brackets and port, always means this machine."""
+    """Returns whether a name or an address, without brackets and port, always means this machine."""
     name = host.lower().removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -1,4 +1,4 @@
-"""Routes that tell how the server fares and what it serves, and the one that ends a request."""
+"""Routes about the server's state and its model, and the one that ends a request."""
 
 from __future__ import annotations
 

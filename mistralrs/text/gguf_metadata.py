@@ -139,7 +139,7 @@ def _scores(vocabulary: Vocabulary, merges: Merges) -> list[float]:
 
 
 def _named_ids(vocabulary: Vocabulary, ends: Set[int]) -> dict[str, int]:
-    """Special tokens to name in the file, by purpose. End tokens that readers know by their text need no name."""
+    """Special tokens to name in the file, by purpose. End tokens that readers recognise by their text need no name."""
     named = {"bos": vocabulary.bos_id, "eos": vocabulary.eos_id, "unknown": vocabulary.unk_id}
     others = sorted(ends - known_ends(vocabulary.texts, vocabulary.kinds) - {vocabulary.eos_id})
     named |= dict(zip(_OTHER_ENDS, others, strict=False))

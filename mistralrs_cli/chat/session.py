@@ -18,7 +18,7 @@ class Chat:
         self.model = model
         self.conversation = Conversation(job.system)
         self.stats = job.stats
-        """Whether each answer is followed by its statistics."""
+        """Each answer is followed by its statistics."""
         self.last: Usage | None = None
         """The usage of the last answer."""
         self.leaving = False

@@ -326,7 +326,7 @@ def test_a_head_is_tied_where_there_is_none_of_its_own() -> None:
     assert not hf("llama", {"tie_word_embeddings": False}).tied_head, "it is missing, which is said when parts are read"
 
 
-# What is refused
+# Refusals
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 

@@ -42,14 +42,14 @@ class Shape:
     full_norms: bool = False
     temperature: Temperature | None = None
     dtype: Literal["f16", "f32"] = "f16"
-    """In which keys and values are kept."""
+    """The type in which keys and values are kept."""
     group: int = 0
-    """Of as many KV groups and one more; the others' slots and tables lead astray."""
+    """The index of the KV group under test; the other groups' slots and tables are wrong for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A sequence: what its tokens ask, are found by and say, and where its blocks are."""
+    """A sequence: the queries, keys and values of its tokens, and its block table."""
 
     q: torch.Tensor
     k: torch.Tensor
