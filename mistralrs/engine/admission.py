@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mistralrs.engine.config import SAMPLERS, EngineConfig, Request, SamplingParams
+from mistralrs.engine.config import SAMPLERS, EngineConfig, Request, RequestAdapter, SamplingParams
 from mistralrs.errors import ContextLengthError, QueueFullError, RequestError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,10 @@ MAX_BIAS = 1e30
 MAX_BREAKERS = 64
 MAX_BREAKER_LENGTH = 64
 """Characters of one breaker."""
+DIGEST_BYTES = 16
+"""Bytes of an adapter's digest: block hashes are taken over digests of one length."""
+MAX_ADAPTER_WEIGHT = 3.4e38
+"""Largest weight of an adapter: a larger one is no finite float32."""
 MAX_PROMPT_LOGPROBS = 100
 """Most likely tokens at each prompt position, at most; a long prompt has many positions."""
 
@@ -63,6 +67,8 @@ def check_config(config: EngineConfig) -> None:
         raise UsageError(f"max_draft is {config.max_draft}; it must be at least 0 (0 turns drafting off)")
     if config.max_queue is not None and config.max_queue < 0:
         raise UsageError(f"max_queue is {config.max_queue}; it must be at least 0 (0 lets nobody wait)")
+    if config.max_adapters < 0:
+        raise UsageError(f"max_adapters is {config.max_adapters}; it must be at least 0 (0 allows none)")
     if config.prefix_cache_n < 0:
         raise UsageError(f"prefix_cache_n is {config.prefix_cache_n}; it must be at least 0 (0 turns reuse off)")
 
@@ -73,9 +79,13 @@ def check_queue(num_open: int, config: EngineConfig) -> None:
         raise QueueFullError(config.max_queue)
 
 
-def check_request(request: Request, vocab_size: int) -> None:
-    """Raises RequestError naming the first parameter that is out of its range; ``fit_prompt`` checks the prompt."""
+def check_request(request: Request, vocab_size: int, *, max_adapters: int) -> None:
+    """Raises RequestError naming the first parameter that is out of its range; ``fit_prompt`` checks the prompt.
+
+    ``max_adapters``: adapter slots of the model.
+    """
     check(request.sampling, vocab_size)
+    _check_adapters(request.adapters, max_adapters)
     if request.prompt_logprobs is not None:
         highest = min(vocab_size, MAX_PROMPT_LOGPROBS)
         in_range = 0 <= request.prompt_logprobs <= highest
@@ -105,6 +115,22 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     if "" in params.stop:
         raise RequestError("stop holds an empty string", hint="leave it out", param="stop")
     _check_stages(params)
+
+
+def _check_adapters(adapters: Sequence[RequestAdapter], max_adapters: int) -> None:
+    slots = [adapter.slot for adapter in adapters]
+    for adapter in adapters:
+        if not 0 <= adapter.slot < max_adapters:
+            message = f"adapters names slot {adapter.slot}; the model has {max_adapters} adapter slots"
+            raise RequestError(message, hint="--max-adapters sets their number", param="adapters")
+        if slots.count(adapter.slot) > 1:
+            raise RequestError(f"adapters names slot {adapter.slot} twice", param="adapters")
+        if not abs(adapter.weight) <= MAX_ADAPTER_WEIGHT:
+            message = f"adapters has a weight of {adapter.weight}; it must be a finite number"
+            raise RequestError(message, param="adapters")
+        if len(adapter.digest) != DIGEST_BYTES:
+            message = f"adapters has a digest of {len(adapter.digest)} bytes; it must have {DIGEST_BYTES}"
+            raise RequestError(message, param="adapters")
 
 
 def _check_stages(params: SamplingParams) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mistralrs.engine.scheduler import Plan
 from mistralrs.ops.kv_groups import KvGroup
+from mistralrs.ops.linear import AdapterUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class Batch:
     undefined."""
     logits_indices: list[int]
     """Flat indices of the tokens whose logits the step returns, ascending."""
+    adapters: list[list[AdapterUse]] = field(default_factory=list)
+    """(num_seqs,) the adapters that act on tokens of the sequence in this step, in the order in which their additions
+    are summed. Empty: none acts on any sequence."""
 
     @classmethod
     def from_plan(cls, plan: Plan, *, block_size: int) -> Batch:
@@ -48,6 +52,13 @@ class Batch:
             ):
                 slots.extend([table[p // block_size] * block_size + p % block_size for p in positions])
                 tables.append(list(table))
+            batch.adapters.append(
+                [
+                    AdapterUse(active.slot, active.weight, active.first_position)
+                    for active in chunk.sequence.adapters
+                    if active.first_position < end  # others leave the step on the plain path
+                ]
+            )
             batch.logits_indices.extend(len(batch.tokens) - end + position for position in chunk.scored)
             if chunk.samples:
                 last = len(batch.tokens) - 1

@@ -37,6 +37,8 @@ class EngineConfig:
     """Recomputes every sequence from its first token at each step."""
     max_draft: int = 0
     """Draft tokens of one sequence in one step, at most; 0 is off. There are none without a KV cache."""
+    max_adapters: int = 0
+    """Adapter slots of the model; 0: no adapter can act."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,21 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestAdapter:
+    """An adapter that acts on a request. It has no name here: its slot says where it is, its digest says what it is."""
+
+    slot: int
+    """The slot of the model in which it stays until the request has ended."""
+    digest: bytes
+    """Hash (16 bytes) of all that decides its results."""
+    weight: float = 1.0
+    """Factor on its additions; with 0 it does not act."""
+    invocation_tokens: tuple[int, ...] = ()
+    """aLoRA (Greenewald et al. 2025): it acts from the last occurrence of these in the prompt on, and not at all
+    without one. Empty: it acts on every token."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to be continued."""
 
@@ -111,3 +128,5 @@ class Request:
     """Requests share KV only where this is equal."""
     deadline_s: float | None = None
     """Seconds after submission at which the request fails; None: never."""
+    adapters: tuple[RequestAdapter, ...] = ()
+    """Adapters that act on it, in any order."""

@@ -11,12 +11,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mistralrs.engine.admission import check_config, check_queue, check_request, fit_prompt
 from mistralrs.engine.batch import Batch, CancelFlag
+from mistralrs.engine.between_steps import BetweenSteps
 from mistralrs.engine.config import EngineConfig, Request
 from mistralrs.engine.events import Event, Handle, Stream
 from mistralrs.engine.kv.kv_connector import DiskKvConnector
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HandleT = TypeVar("HandleT", bound=Handle)
+T = TypeVar("T")
 
 
 class ModelExecutor(Protocol):
@@ -65,7 +68,7 @@ class ModelExecutor(Protocol):
 
 
 class Engine(ProcessBound):
-    """Serves requests until closed. ``submit``, ``stats`` and ``close`` may be called from any thread.
+    """Serves requests until closed. Any thread may call ``submit``, ``between_steps``, ``stats`` and ``close``.
 
     A forward pass that fails ends the requests of its batch, logits that are not finite end their own request, and the
     engine goes on. If its thread dies of an unexpected error, every open stream ends with Failed, and ``submit`` raises
@@ -108,6 +111,7 @@ class Engine(ProcessBound):
         self._prefill_budget = PrefillBudget()
         self._cancel_flag = CancelFlag()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()  # calls to be made by the engine's thread
+        self._between_steps = BetweenSteps()
         self._ids = itertools.count()
         self._requests: dict[int, RequestState] = {}
         self._step_streams: list[Handle] = []
@@ -145,7 +149,7 @@ class Engine(ProcessBound):
 
     def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], HandleT]) -> HandleT:
         self.require_process()
-        check_request(request, self.vocab_size)
+        check_request(request, self.vocab_size, max_adapters=self.config.max_adapters)
         prompt = fit_prompt(request, self.max_len, self.vocab_size, spell=self._tokenizer.token_text)
         with self._submit_lock:
             if self._fault is not None:
@@ -165,6 +169,23 @@ class Engine(ProcessBound):
             self._requests[number] = request_state
             self._inbox.put(partial(self._add, request_state))
         return stream
+
+    def between_steps(self, call: Callable[[], T]) -> Future[T]:
+        """Has the engine's thread make a call while no step is under way. Returns its result to come: the engine's
+        thread must not wait for it.
+
+        Calls are made in their order, and before the first step of a request that is submitted later. The result is
+        the error that the call raised, or EngineError if the engine ends before it.
+        """
+        self.require_process()
+        with self._submit_lock:
+            if self._fault is None:
+                future = self._between_steps.add(call)
+                self._inbox.put(_do_nothing)
+                return future
+        failed: Future[T] = Future()
+        failed.set_exception(EngineError(self._fault.message, hint=self._fault.hint))
+        return failed
 
     def stats(self) -> EngineStats:
         """A snapshot of the engine's statistics. Any thread may take it."""
@@ -215,6 +236,7 @@ class Engine(ProcessBound):
             self._kv_connector.close()
         with self._submit_lock:
             self._fault = fault or EngineError("the engine is closed", hint="load the model again")
+        self._between_steps.fail(self._fault)
         now = time.perf_counter()
         for request_state in self._requests.values():
             if fault is None:
@@ -225,11 +247,13 @@ class Engine(ProcessBound):
         self.after_step()
 
     def _receive(self) -> bool:
-        """Makes the calls in the inbox, waiting for one if there is no other work. Returns False if the engine is to
-        end."""
-        if not self._scheduler.has_work and not self._closing:
+        """Makes the calls in the inbox and those between two steps, waiting for one if there is no other work. Returns
+        False if the engine is to end."""
+        if not (self._scheduler.has_work or self._between_steps.has_work or self._closing):
             self._inbox.get()()
         self._run_inbox()
+        if not self._closing:
+            self._between_steps.run()
         self._expire()
         return not self._closing
 

@@ -28,6 +28,7 @@ class ModelRunner:
             seq_lens=batch.seq_lens,
             block_tables=batch.block_tables,
             logits_indices=batch.logits_indices,
+            adapters=batch.adapters if any(batch.adapters) else (),
         )
         args.cancel_flag = cancel_flag.flag
         self._decoder.forward()

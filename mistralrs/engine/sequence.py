@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
+from mistralrs.engine.active_adapters import ActiveAdapter, active_adapters
 from mistralrs.engine.config import Request, SamplingParams
-from mistralrs.engine.kv.block_pool import hash_block, hash_root
+from mistralrs.engine.kv.block_pool import hash_adapters, hash_block, hash_root
 from mistralrs.engine.ngram_proposer import NgramProposer
 
 
@@ -32,6 +33,9 @@ class Sequence:
     """Number of known tokens at which it ends with reason "length"."""
     cache_salt: str = ""
     """Sequences share KV blocks only where this is equal."""
+    adapters: tuple[ActiveAdapter, ...] = ()
+    """Adapters that act on it. Sequences share KV blocks with a token on which one acts only where they agree in its
+    content, its weight and its first token."""
     reuse: bool = True
     """Whether it may start from cached blocks. Others may reuse its own blocks in any case."""
     end_ids: frozenset[int] = frozenset()
@@ -76,6 +80,7 @@ class Sequence:
             sampling,
             max_len=len(prompt) + room,
             cache_salt=request.cache_salt,
+            adapters=active_adapters(request.adapters, prompt),
             # Tokens from the prefix cache have neither logits nor hidden states.
             reuse=request.reuse and not scores_prompt and request.pooling != "mean",
             end_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
@@ -105,5 +110,11 @@ class Sequence:
         while len(chain) < count:
             parent = chain[-1] if chain else hash_root(self.cache_salt)
             start = len(chain) * block_size
-            chain.append(hash_block(parent, self.tokens[start : start + block_size]))
+            stop = start + block_size
+            # An adapter enters with the first block that it changes: the blocks before are the base's.
+            entering = [active for active in self.adapters if start <= active.first_position < stop]
+            if entering:
+                entries = [(active.digest, active.weight, active.first_position) for active in entering]
+                parent = hash_adapters(parent, entries)
+            chain.append(hash_block(parent, self.tokens[start:stop]))
         return chain[:count]

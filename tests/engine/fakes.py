@@ -68,7 +68,8 @@ def _noise(data: bytes) -> torch.Tensor:
 class FakeRunner:
     """Computes ``history_logits`` of the tokens in each KV group's window, through a paged memory.
 
-    ``before`` is called at the start of every pass.
+    ``before`` is called at the start of every pass. An adapter that acts on a token marks its position, in the memory
+    too, with what is in its slot.
     """
 
     vocab_size = VOCAB
@@ -82,6 +83,8 @@ class FakeRunner:
         self.windows = windows
         self.memory: list[dict[int, tuple[int, int]]] = [{} for _ in windows]
         self.batches: list[Batch] = []
+        self.slots: dict[int, bytes] = {}
+        self._positions: list[int] = []  # of the last batch, marked
         self.before: Callable[[Batch, CancelFlag], None] = lambda batch, cancel_flag: None
 
     def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
@@ -95,9 +98,10 @@ class FakeRunner:
         self.batches.append(batch)
         self.before(batch, cancel_flag)
         assert batch.query_start_loc[-1] == len(batch.tokens) == len(batch.positions)
+        self._positions = self._marked(batch)
         for memory, slots in zip(self.memory, batch.slot_mapping, strict=True):
             assert len(set(slots)) == len(slots), "two tokens share a slot"
-            memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
+            memory.update(zip(slots, zip(batch.tokens, self._positions, strict=True), strict=True))
         rows: list[torch.Tensor] = []
         for index, length in enumerate(batch.seq_lens):
             start, end = batch.query_start_loc[index : index + 2]
@@ -110,7 +114,7 @@ class FakeRunner:
     def states(self, start: int, stop: int) -> torch.Tensor:
         """Returns a vector for each token, which depends on the token and its position alone."""
         batch = self.batches[-1]
-        pairs = zip(batch.tokens[start:stop], batch.positions[start:stop], strict=True)
+        pairs = zip(batch.tokens[start:stop], self._positions[start:stop], strict=True)
         return torch.stack([history_logits([pair], eos_bias=0.0)[:SIZE] for pair in pairs])
 
     def export_block(self, group: int, block: int) -> bytes:
@@ -122,6 +126,17 @@ class FakeRunner:
         if len(pairs) != self.block_size:
             raise ValueError(f"{len(pairs)} tokens in a block")
         self.memory[group].update({block * self.block_size + place: (a, b) for place, (a, b) in enumerate(pairs)})
+
+    def _marked(self, batch: Batch) -> list[int]:
+        """The positions, each with a mark of the adapters that act there above its lower 32 bits."""
+        positions = list(batch.positions)
+        for index, uses in enumerate(batch.adapters):
+            for row in range(*batch.query_start_loc[index : index + 2]):
+                acting = [use for use in uses if use.first_position <= batch.positions[row]]
+                if acting:
+                    marks = b"".join(self.slots[use.slot] + pack("<d", use.weight) for use in acting)
+                    positions[row] += int.from_bytes(hashlib.blake2b(marks, digest_size=3).digest(), "little") << 32
+        return positions
 
     def _logits(self, seen: list[tuple[int, int]]) -> torch.Tensor:
         return history_logits(seen, eos_bias=self.eos_bias, habit=self.habit)

@@ -114,7 +114,7 @@ class RemoteEngine(ProcessBound):
         """As ``EngineClient`` says. A request that the engine would refuse is refused here, before anything is sent."""
         self.require_process()
         require_alive(self.fault)
-        check_request(request, self.model.vocab_size)
+        check_request(request, self.model.vocab_size, max_adapters=self._config.max_adapters)
         spell = self.model.tokenizer.token_text
         prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size, spell=spell)
         check_queue(len(self._open), self._config)

@@ -19,6 +19,16 @@ def hash_block(parent: bytes, tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(parent + pack(f"<{len(tokens)}q", *tokens), digest_size=16, person=b"kv block").digest()
 
 
+def hash_adapters(parent: bytes, adapters: Sequence[tuple[bytes, float, int]]) -> bytes:
+    """Hash (16 bytes) in place of ``parent`` for a block in which adapters begin to act.
+
+    ``adapters``: of each its digest (16 bytes), its weight and the position of the first token on which it acts, in an
+    order that depends on these alone. The position counts because equal tokens may be invoked at different places.
+    """
+    entries = b"".join(digest + pack("<dq", weight, first_position) for digest, weight, first_position in adapters)
+    return hashlib.blake2b(parent + entries, digest_size=16, person=b"kv adapters").digest()
+
+
 class BlockPool:
     """A fixed number of KV blocks with reference counts and reuse by content.
 
