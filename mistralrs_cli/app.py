@@ -86,6 +86,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
 
 def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
     from mistralrs_cli.invocation import InspectJob, QuantizeJob
+    from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
     from mistralrs_cli.serve import ServeJob, run_serve
 
     if isinstance(job, ServeJob):
@@ -98,6 +99,10 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
         from mistralrs_cli.quantize_command import run_quantize
 
         return run_quantize(job, streams)
+    if isinstance(job, CreateOrderingJob | RenameOrderingJob):
+        from mistralrs_cli.ordering_command import run_ordering
+
+        return run_ordering(job, streams)
     from mistralrs_cli.models_command import run_models
 
     return run_models(job, streams)

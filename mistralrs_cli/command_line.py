@@ -20,9 +20,16 @@ from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, def
 from mistralrs.errors import UsageError
 from mistralrs_cli.selector_options import AdapterOptions, WeightOptions, option_classes, overview, summary
 from mistralrs_cli.typer_parameters import global_parameters, parameters
-from mistralrs_cli.utility_options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
+from mistralrs_cli.utility_options import (
+    BenchOptions,
+    InspectOptions,
+    ModelsOptions,
+    OrderingCreateOptions,
+    OrderingRenameOptions,
+    QuantizeOptions,
+)
 
-UtilityOptions = InspectOptions | ModelsOptions | QuantizeOptions
+UtilityOptions = InspectOptions | ModelsOptions | QuantizeOptions | OrderingCreateOptions | OrderingRenameOptions
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -201,11 +208,25 @@ def _help_command() -> Any:
 
 @functools.cache
 def _tool_command(name: str, options_class: type[UtilityOptions]) -> Any:
+    return _single_command(name, _tool(options_class), help=_HELP[name])
+
+
+@functools.cache
+def _tool_group(name: str, classes: tuple[tuple[str, type[UtilityOptions]], ...]) -> Any:
+    """A subcommand with subcommands of its own; ``classes``: theirs by name."""
+    app = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=CONTEXT)
+    app.callback(help=_HELP[name])(lambda: None)
+    for each, options_class in classes:
+        app.command(each, help=_GROUP_HELP[f"{name} {each}"], context_settings=CONTEXT)(_tool(options_class))
+    return typer.main.get_command(app)
+
+
+def _tool(options_class: type[UtilityOptions]) -> Callable[..., ParsedArgs]:
     def select(context: typer.Context, **options: Any) -> ParsedArgs:
         return ParsedArgs(context.obj[0], None, None, (), options_class(**options))
 
     _declare(select, parameters(options_class))
-    return _single_command(name, select, help=_HELP[name])
+    return select
 
 
 _HELP = {
@@ -214,13 +235,20 @@ _HELP = {
     "inspect": "Show what a model is: architecture, types, tokenizer, chat template, and the memory that it needs.",
     "models": "List the models in the hub's cache, or delete one.",
     "quantize": "Write a safetensors model as a GGUF file with quantised weights.",
+    "ordering": "Make and change ordering files, which name adapters in the order of training and their layers.",
     "help": "Show the help of a command.",
+}
+_ORDERING = (("create", OrderingCreateOptions), ("rename", OrderingRenameOptions))
+_GROUP_HELP = {
+    "ordering create": "Write an ordering from the configs of a model and its adapters.",
+    "ordering rename": "Write an ordering with other names for its adapters.",
 }
 _OTHER: dict[str, Callable[[], Any]] = {
     "bench": _bench_command,
     "inspect": lambda: _tool_command("inspect", InspectOptions),
     "models": lambda: _tool_command("models", ModelsOptions),
     "quantize": lambda: _tool_command("quantize", QuantizeOptions),
+    "ordering": lambda: _tool_group("ordering", _ORDERING),
     "help": _help_command,
 }
 """The subcommands that select no model."""

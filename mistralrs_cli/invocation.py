@@ -21,11 +21,18 @@ from mistralrs.api.selectors.model_choice import check_together, in_situ_type, r
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
-from mistralrs_cli.command_line import ParsedArgs, Selection
+from mistralrs_cli.command_line import ParsedArgs, Selection, UtilityOptions
+from mistralrs_cli.ordering_job import CreateOrderingJob, OrderingJob, RenameOrderingJob, ordering_job
 from mistralrs_cli.serve import ServeJob, serve_job
 from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
 from mistralrs_cli.stdin_text import without_mark
-from mistralrs_cli.utility_options import InspectOptions, ModelsOptions, QuantizeOptions
+from mistralrs_cli.utility_options import (
+    InspectOptions,
+    ModelsOptions,
+    OrderingCreateOptions,
+    OrderingRenameOptions,
+    QuantizeOptions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,7 @@ class QuantizeJob:
     type: str
 
 
-UtilityCommand = InspectJob | ModelsJob | QuantizeJob | ServeJob
+UtilityCommand = InspectJob | ModelsJob | QuantizeJob | OrderingJob | ServeJob
 """The jobs that need no model in this process."""
 
 
@@ -147,6 +154,8 @@ def writes_answers(task: Invocation | UtilityCommand) -> bool:
     """Returns whether the job writes its result to stdout; serving, quantizing and deleting do not."""
     if isinstance(task, ModelsJob):
         return task.delete is None
+    if isinstance(task, CreateOrderingJob | RenameOrderingJob):
+        return task.output.path is None
     return isinstance(task, Invocation | InspectJob)
 
 
@@ -160,6 +169,8 @@ def mode_of(args: ParsedArgs) -> Mode:
         Mode.INSPECT: isinstance(args.tool, InspectOptions),
         Mode.MODELS: isinstance(args.tool, ModelsOptions),
         Mode.QUANTIZE: isinstance(args.tool, QuantizeOptions),
+        Mode.ORDERING_CREATE: isinstance(args.tool, OrderingCreateOptions),
+        Mode.ORDERING_RENAME: isinstance(args.tool, OrderingRenameOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:
@@ -187,10 +198,12 @@ def _commands(subcommand: tuple[str, ...]) -> str:
     return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
 
 
-def _utility_command(options: InspectOptions | ModelsOptions | QuantizeOptions, token_source: str) -> UtilityCommand:
+def _utility_command(options: UtilityOptions, token_source: str) -> UtilityCommand:
     if isinstance(options, InspectOptions):
         source = source_at(options.source, options.filename, gqa=options.gqa or 1)
         return InspectJob(source, token_source, options.json)
+    if isinstance(options, OrderingCreateOptions | OrderingRenameOptions):
+        return ordering_job(options, token_source)
     return _models_job(options) if isinstance(options, ModelsOptions) else _quantize_job(options, token_source)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mistralrs.api.options.model_options import gqa_option
 from mistralrs.api.options.option import argument, option
@@ -57,3 +57,57 @@ class QuantizeOptions:
     source: str = argument(..., metavar="SOURCE", help="The safetensors: a hub repository, a folder or a file.")
     out: Path = argument(..., metavar="OUT", help="The GGUF file to write.")
     type: str = option(..., "--type", metavar="TYPE", help=f"The type of the weights: {', '.join(ISQ_TYPES)}.")
+
+
+def _names(default: object, *, help: str) -> Any:
+    return option(default, "--names", metavar="NAME,NAME,...", help=help)
+
+
+def _out() -> Any:
+    return option(None, "--out", metavar="FILE", help="The file to write, whole or not at all.", shown_default="stdout")
+
+
+def _force() -> Any:
+    return option(False, "--force", help="Replace a file that is there.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderingCreateOptions:
+    """What stands after ``ordering create``."""
+
+    model: str = argument(..., metavar="MODEL", help="The base model: a hub repository or a folder with a config.json.")
+    adapters: str | None = option(
+        None,
+        "--adapters",
+        "-a",
+        metavar="REPO|FOLDER",
+        help="The adapters, a folder for each. Only configs are read.",
+    )
+    names: str | None = _names(
+        None,
+        help="The adapters in the order of training. Not needed where X-LoRA's config of the adapters has them.",
+    )
+    subset: bool = option(
+        False, "--subset", help="--names leaves out adapters of X-LoRA's config, as rows with LoRA allow."
+    )
+    target_modules: str | None = option(
+        None,
+        "--target-modules",
+        metavar="NAME,NAME,...",
+        help="The modules on which the adapters act, such as q_proj,v_proj. Needed only without --adapters.",
+    )
+    base_model_id: str | None = option(
+        None, "--base-model-id", metavar="ID", shown_default="MODEL", help="The base model's name in the ordering."
+    )
+    out: Path | None = _out()
+    force: bool = _force()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderingRenameOptions:
+    """What stands after ``ordering rename``."""
+
+    file: Path = argument(..., metavar="FILE", help="An ordering, or orderings/NAME.json of those that are shipped.")
+    names: str = _names(..., help="The new names of the adapters, in the order of the file: those of their folders.")
+    out: Path | None = _out()
+    force: bool = _force()

@@ -27,7 +27,14 @@ from mistralrs.api.options.resolve import VARIABLES
 from mistralrs.api.options.values import without_none
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of
 from mistralrs_cli.typer_parameters import shown_default
-from mistralrs_cli.utility_options import BenchOptions, InspectOptions, ModelsOptions, QuantizeOptions
+from mistralrs_cli.utility_options import (
+    BenchOptions,
+    InspectOptions,
+    ModelsOptions,
+    OrderingCreateOptions,
+    OrderingRenameOptions,
+    QuantizeOptions,
+)
 
 REFERENCE = "docs/cli.md"
 README = "README.md"
@@ -45,6 +52,8 @@ _AFTER_ROWS = (
     ("After `inspect`", InspectOptions),
     ("After `models`", ModelsOptions),
     ("After `quantize`", QuantizeOptions),
+    ("After `ordering create`", OrderingCreateOptions),
+    ("After `ordering rename`", OrderingRenameOptions),
 )
 _OF_THE_ROW = {*defaults_of(SELECTORS["x-lora-mistral"]), *defaults_of(SELECTORS["lora-mistral-gguf"])} - {
     "gqa",
@@ -69,6 +78,8 @@ def reference() -> str:
         "mistralrs [OPTIONS] inspect SOURCE [OPTIONS]",
         "mistralrs [OPTIONS] models [list|delete NAME] [OPTIONS]",
         "mistralrs [OPTIONS] quantize SOURCE OUT.gguf --type TYPE",
+        "mistralrs [OPTIONS] ordering create MODEL [OPTIONS]",
+        "mistralrs [OPTIONS] ordering rename FILE --names NAME,NAME,... [OPTIONS]",
         "```",
         "",
         "Options of the first kind stand before the row or command, the others after it.",

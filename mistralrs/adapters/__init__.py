@@ -1,1 +1,2 @@
-"""Adapters: LoRA files of PEFT and llama.cpp, where they act on a model, and which of them are in memory."""
+"""Adapters: LoRA files of PEFT and llama.cpp, orderings, X-LoRA's configuration and classifier, where all of these act
+on a model, and which adapters are in memory."""

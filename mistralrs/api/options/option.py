@@ -17,13 +17,15 @@ class Mode(enum.Enum):
     INSPECT = "inspect"
     MODELS = "models"
     QUANTIZE = "quantize"
+    ORDERING_CREATE = "ordering create"
+    ORDERING_RENAME = "ordering rename"
 
 
 SERVE = frozenset({Mode.SERVE})
 ANSWER = frozenset({Mode.CHAT, Mode.PROMPT})
 TALK = ANSWER | SERVE
 RUN = TALK | {Mode.BENCH}
-FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE}
+FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE, Mode.ORDERING_CREATE}
 ALL = frozenset(Mode)
 
 
