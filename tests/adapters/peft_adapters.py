@@ -1,4 +1,4 @@
-"""Adapters that `peft` itself has made for the tiny models of `tests.architectures`, and what `peft` computes with them.
+"""Adapters that `peft` itself has made for the tiny models of `tests.architectures`, and what `peft` makes of them.
 
 Importing this module imports `peft`, which takes some seconds: nothing of the product may.
 """
