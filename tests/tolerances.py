@@ -68,3 +68,10 @@ KL_HIGH = 1e-5
 GREEDY_TIE = 0.05
 """The distance of two tokens in nats, for llama.cpp in float32 or for us, within which either counts as the most
 likely one."""
+
+MERGED_LOGITS = 2e-5
+"""Of the range of the logits, an adapter that is merged against peft, which computes b (a x) beside W x: float32 sums
+in another order."""
+
+REQUANTIZED_LOGITS = 0.01
+"""The same where merged matrices are stored in Q8_0 again: half a step of 8 bits on each weight."""

@@ -11,9 +11,9 @@ from math import prod
 
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
-from mistralrs.loading.convert import Conversion
-from mistralrs.models.architecture import TensorRef, WeightsMapping
-from mistralrs.models.parts import WeightKey, layer_shapes, part_shapes
+from mistralrs.loading.convert import Conversion, decoded, encoded
+from mistralrs.models.architecture import TensorRef, TensorRefs, WeightsMapping
+from mistralrs.models.parts import WeightKey, WeightMerge, layer_shapes, part_shapes
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.buffer import Buffer
@@ -41,10 +41,12 @@ class CheckpointParts:
         backend: Backend,
         *,
         conversion: Conversion | None = None,
+        merge: WeightMerge | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._conversion = conversion or Conversion()
+        self._merge = merge
         self._mapping = form
         self._tensor_refs = form.tensors(spec)
         self._spec = spec
@@ -147,7 +149,10 @@ class CheckpointParts:
         rows, columns = self._shapes[place.part]
         start, row_bytes = self._first_row(place, tensor), tensor.type.row_bytes(columns)
         data = tensor.data[start * row_bytes : (start + rows) * row_bytes]
-        return Matrix(tensor.name, tensor.type, rows, columns, data, order, self._bias(tensor, start, rows, order))
+        bias = self._bias(tensor, start, rows, order)
+        if self._merge is not None:
+            bias = self._merge.merged_bias(place, bias)
+        return Matrix(tensor.name, tensor.type, rows, columns, data, order, bias)
 
     def is_matrix(self, place: WeightKey) -> bool:
         """Returns whether the part is a matrix, read by ``matrix``; otherwise it is a norm, read by ``vectors``."""
@@ -156,11 +161,17 @@ class CheckpointParts:
     def planned(self, place: WeightKey) -> Matrix:
         """A matrix as ``matrix`` returns it, without the bytes."""
         matrix = self._matrix(place)
-        return replace(matrix, type=self._conversion.target(place.part, matrix), data=memoryview(b""))
+        changed = self._merge is not None and self._merge.changes(place)
+        target = self._conversion.merged_target if changed else self._conversion.target
+        return replace(matrix, type=target(place.part, matrix), data=memoryview(b""))
 
     def matrix(self, place: WeightKey) -> Matrix:
         """A matrix in the type in which it is placed."""
         target = self.planned(place).type
+        if self._merge is not None and self._merge.changes(place):
+            matrix = self._matrix(place)
+            values = self._merge.merged(place, decoded(matrix))
+            return replace(matrix, type=target, data=encoded(matrix.name, values, target, self._backend), order=None)
         return self._conversion.convert(
             self._matrix(place), target, self._backend, release=lambda: self.release([place])
         )
@@ -201,7 +212,20 @@ class CheckpointParts:
         weight = read_vector(tensor.name, tensor.type, tensor.data)
         if self._mapping.norm_offset:
             weight = array("f", (value + self._mapping.norm_offset for value in weight))
-        return weight, self._bias(tensor, 0, len(weight), None)
+        bias = self._bias(tensor, 0, len(weight), None)
+        if self._merge is not None:
+            weight, bias = self._merge.merged_norm(place, weight), self._merge.merged_bias(place, bias)
+        return weight, bias
+
+
+def untied(form: WeightsMapping, spec: DecoderSpec) -> tuple[WeightsMapping, DecoderSpec]:
+    """Mapping and spec of a model whose head becomes a matrix of its own, which starts from the embedding."""
+
+    def tensors(spec: DecoderSpec) -> TensorRefs:
+        refs = form.tensors(spec)
+        return refs | {"lm_head": refs["embed_tokens"]}
+
+    return replace(form, tensors=tensors), replace(spec, tied_head=False)
 
 
 def tensor_name(piece: TensorRef, place: WeightKey) -> str:

@@ -15,7 +15,7 @@ from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import RawTensor
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.weight import Matrix
-from mistralrs.quant.quantize import target_of
+from mistralrs.quant.quantize import ISQ_TYPES, target_of
 from mistralrs.quant.types import DECODED, EXPANDED, I8, TYPES, QuantType
 
 if TYPE_CHECKING:
@@ -62,6 +62,19 @@ class Conversion:
                 return TYPES[self.dtype.upper()]
         return matrix.type
 
+    def merged_target(self, part: str, matrix: Matrix) -> QuantType:
+        """The type in which a matrix is placed whose values change after they were read; the ``dtype`` ``f32`` keeps
+        them exactly. Raises ``LoadError`` for a type that nothing can be quantized to."""
+        target = self.target(part, matrix)
+        if target.name in _FLOATS:
+            return TYPES["F32"] if self.dtype == "f32" else target
+        if target not in ISQ_TYPES.values():
+            raise LoadError(
+                f"{matrix.name} is stored as {matrix.type.name}, to which changed weights cannot be quantized",
+                hint="use the adapter without merging it, or a base stored in another type",
+            )
+        return target
+
     def _say(self, reason: str | None) -> None:
         if reason is not None and reason not in self.said:
             self.said.add(reason)
@@ -86,13 +99,29 @@ class Conversion:
         return replace(matrix, type=target, data=data)
 
 
+def decoded(matrix: Matrix) -> memoryview:
+    """Returns the values of a stored matrix, float32 (rows, columns), in the wanted order of rows."""
+    values = _decoded(matrix)
+    return (values if matrix.order is None else values[list(matrix.order)]).contiguous().numpy().data
+
+
+def encoded(name: str, values: memoryview, target: QuantType, backend: Backend) -> memoryview:
+    """Returns the bytes of float32 values (rows, columns) in a float type or one that can be quantized to.
+
+    Raises ``LoadError``.
+    """
+    import torch
+
+    if target.name not in _FLOATS:
+        return backend.quantize(name, target, values)
+    assert values.shape is not None
+    return _cast(name, torch.frombuffer(values, dtype=torch.float32).view(values.shape), target)
+
+
 def _converted(matrix: Matrix, target: QuantType, backend: Backend) -> memoryview:
     if target is I8:
         return _expanded(matrix)
-    values = _decoded(matrix)
-    if target.name in _FLOATS:
-        return _cast(matrix.name, values, target)
-    return backend.quantize(matrix.name, target, values.contiguous().numpy().data)
+    return encoded(matrix.name, _decoded(matrix).contiguous().numpy().data, target, backend)
 
 
 def _raw(matrix: Matrix) -> torch.Tensor:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 8 << 20
 """Bytes that are hashed before their pages are released."""
-_COMPUTING = ("loading", "models", "nn", "ops", "quant")
+_COMPUTING = ("adapters", "loading", "models", "nn", "ops", "quant")
 """Packages whose code decides the results."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from mistralrs.loading.architecture_lookup import (
     wrong_architecture,
 )
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
-from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters
+from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters, untied
 from mistralrs.loading.convert import Conversion, Dtype, storage_label
 from mistralrs.loading.fingerprint import ContentHashing, fingerprint
 from mistralrs.loading.ggml_file import GgmlFile
@@ -30,6 +31,7 @@ from mistralrs.loading.text_source import TextSource
 from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import ModelMetadata, WeightsMapping
 from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
+from mistralrs.models.parts import WeightMerge
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
@@ -90,6 +92,8 @@ class LoadPlan:
     """Adapters that can be in memory at once."""
     keeps_kv: bool = False
     """KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
+    merge: Callable[[str, DecoderSpec], WeightMerge] | None = None
+    """Makes what is merged into the weights of a model of this architecture and spec; None: nothing is."""
 
 
 def load(
@@ -159,7 +163,7 @@ def _load_described(
 ) -> Model:
     spec = _spec_for(file.path, form, GgufMetadata(file), plan)
     tokenizer, template = _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
-    placed = _place(file, form, spec, backend, plan, progress)
+    placed = _place(file, architecture, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
     return _model(file, placed, tokenizer, template, spec, architecture, name, plan)
 
@@ -206,7 +210,7 @@ def load_folder(
         spec = _spec_for(path, form, HfMetadata(file, folder / "config.json", config), plan)
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
         check_vocabulary(path, tokenizer, spec)
-        placed = _place(file, form, spec, backend, plan, progress)
+        placed = _place(file, found, form, spec, backend, plan, progress)
         return _model(file, placed, tokenizer, template, spec, found, folder.resolve().name, plan)
 
 
@@ -241,6 +245,7 @@ class _Placed(NamedTuple):
 
 def _place(
     checkpoint: Checkpoint,
+    architecture: str,
     form: WeightsMapping,
     spec: DecoderSpec,
     backend: Backend,
@@ -250,15 +255,19 @@ def _place(
     """Checks all parts, plans the memory and places the weights; hashes the files meanwhile if the plan requires it."""
     report = (lambda done, total: progress("weights", done, total)) if progress else None
     conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
+    merge = None if plan.merge is None else plan.merge(architecture, spec)
+    if merge is not None and merge.unties_head:
+        form, spec = untied(form, spec)
     with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
-        parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, progress=report)
+        parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, merge=merge, progress=report)
         limits = _plan_memory(spec, plan, parts.placed_bytes)
         backend.reserve(parts.placed_bytes)
         decoder = build_decoder(spec, parts, backend, limits, precision=PRECISIONS[plan.precision])
         if not plan.keeps_kv:
             return _Placed(decoder, limits, None)
         facts = (spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE, backend.results)
-        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts))
+        merged = () if merge is None else (merge.digest,)
+        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *merged))
 
 
 def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:

@@ -37,15 +37,17 @@ class SafetensorsFile(MappedCheckpoint):
     """An open safetensors model; a context manager. ``base_model.model.model`` in a tensor's name becomes ``model``."""
 
     @classmethod
-    def open(cls, path: Path) -> SafetensorsFile:
+    def open(cls, path: Path, *, reads_config: bool = True) -> SafetensorsFile:
         """Maps the files and reads their headers, but no tensors.
 
+        ``reads_config``: a `config.json` beside them is that of their model, and says whether they are quantized.
         ``path`` is a file, an index of files or a folder; a file that an index beside it names opens all of its files.
         Raises LoadError if a file is missing or cannot be read or the model has an unsupported quantization,
         FormatError if a file is not valid.
         """
         folder = path if path.is_dir() else path.parent
-        refuse_quantized_config(folder / "config.json")
+        if reads_config:
+            refuse_quantized_config(folder / "config.json")
         files = _files(path)
         spans: dict[str, Span] = {}
         mappings = []

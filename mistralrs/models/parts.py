@@ -22,10 +22,20 @@ class WeightKey:
 
 
 class WeightMerge(Protocol):
-    """Changes matrices between their file and the backend, as the merging of an adapter does."""
+    """Changes parts between their file and the backend, as the merging of an adapter does."""
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of all that decides what is changed, and how."""
+        ...
+
+    @property
+    def unties_head(self) -> bool:
+        """Whether a head that is the embedding in the file becomes a matrix of its own."""
+        ...
 
     def changes(self, key: WeightKey) -> bool:
-        """Returns whether ``merged`` changes this part."""
+        """Returns whether ``merged`` changes the values of this matrix; others keep their bytes."""
         ...
 
     def merged(self, key: WeightKey, values: memoryview) -> memoryview:
@@ -33,7 +43,11 @@ class WeightMerge(Protocol):
         ...
 
     def merged_bias(self, key: WeightKey, bias: array[float] | None) -> array[float] | None:
-        """Returns the new float32 bias (rows,) of a part; None: it has none."""
+        """Returns the float32 bias (rows,) of a matrix or norm, new or as it was; None: it has none."""
+        ...
+
+    def merged_norm(self, key: WeightKey, values: array[float]) -> array[float]:
+        """Returns the float32 weight (length,) of a norm, new or as it was."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -11,7 +11,10 @@ import torch
 
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
+from mistralrs.loading.convert import Dtype
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load
+from mistralrs.models.parts import WeightMerge
+from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import resolve
 from tests.buffers import tensor_of
 
@@ -34,13 +37,22 @@ class Running:
         isq: str | None = None,
         gqa: int = 1,
         max_model_len: int | None = None,
+        dtype: Dtype = "auto",
+        merge: Callable[[str, DecoderSpec], WeightMerge] | None = None,
     ) -> Running:
         backend = resolve("cpu", threads=threads, isa=isa).backend
         model = load(
             path,
             backend,
             LoadPlan(
-                max_seqs=8, max_batch_tokens=512, precision=precision, isq=isq, gqa=gqa, max_model_len=max_model_len
+                max_seqs=8,
+                max_batch_tokens=512,
+                precision=precision,
+                isq=isq,
+                gqa=gqa,
+                max_model_len=max_model_len,
+                dtype=dtype,
+                merge=merge,
             ),
         )
         return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size))

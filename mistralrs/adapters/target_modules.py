@@ -1,0 +1,124 @@
+"""Which modules an adapter's configuration means, by the rules of peft."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mistralrs.adapters.lora_config import LoraConfig
+
+ALL_LINEAR = ("all-linear",)
+MAX_PATTERN = 20_000
+"""Characters of a regular expression."""
+_MAX_REPEATS = 6
+"""Repeated parts of a regular expression: the time that it takes grows with the length of names to this power."""
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{\d*,\d*\})")
+_UNBOUNDED = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\d*\})")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A regular expression from a file."""
+
+    text: str
+    compiled: re.Pattern[str] = field(compare=False)
+
+
+@lru_cache(maxsize=1024)
+def checked_pattern(text: str) -> Pattern:
+    """The regular expression ``text``. Raises ``ValueError`` for one that is none, or that could run for hours."""
+    if len(text) > MAX_PATTERN:
+        raise ValueError(f"which has more than {MAX_PATTERN} characters")
+    if _REPEATED_GROUP.search(text):
+        raise ValueError("which repeats a group: matching it may take hours")
+    if len(_UNBOUNDED.findall(text)) > _MAX_REPEATS:
+        raise ValueError(f"which repeats more than {_MAX_REPEATS} times: matching it may take hours")
+    try:
+        re.compile(f"({text})")  # as it is used within others
+        return Pattern(text, re.compile(text))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"which is no regular expression: {error}") from error
+
+
+def targets_module(config: LoraConfig, path: str, *, linear: bool) -> bool:
+    """Whether ``target_modules`` means the module at ``path``, such as ``model.layers.0.self_attn.q_proj``.
+
+    ``linear``: whether it is one of the matrices that ``all-linear`` means.
+    """
+    targets = config.target_modules
+    if targets is None or is_excluded(config, path):
+        return False
+    if isinstance(targets, Pattern):
+        return targets.compiled.fullmatch(path) is not None
+    if targets == ALL_LINEAR:
+        return linear
+    return ends_with_name(targets, path) and _in_layers(config, path)
+
+
+def targets_parameter(config: LoraConfig, path: str) -> bool:
+    """Whether ``target_parameters`` means the parameter at ``path``, such as ``model.layers.0.mlp.gate.weight``."""
+    return ends_with_name(config.target_parameters, path)
+
+
+def is_excluded(config: LoraConfig, path: str) -> bool:
+    """Whether ``exclude_modules`` or ``modules_to_save`` keeps the adapter from the module at ``path``."""
+    excluded = config.exclude_modules
+    if isinstance(excluded, Pattern):
+        if excluded.compiled.fullmatch(path):
+            return True
+    elif ends_with_name(excluded, path):
+        return True
+    return is_saved(config, path)
+
+
+def is_saved(config: LoraConfig, path: str) -> bool:
+    """Whether ``modules_to_save`` means the module at ``path`` or one that it lies in."""
+    return any(_inside(pattern.text).match(path) for pattern in config.modules_to_save)
+
+
+def saves(pattern: Pattern, path: str) -> bool:
+    """Whether one entry of ``modules_to_save`` means the module at ``path`` or one that it lies in."""
+    return _inside(pattern.text).match(path) is not None
+
+
+def ends_with_name(names: tuple[str, ...], path: str) -> bool:
+    """Whether ``path`` is one of ``names``, or ends with one of them after a dot."""
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def matched(patterns: Mapping[str, float], path: str, default: float) -> float:
+    """The value of the first pattern that matches the end of ``path`` from a dot on, or ``default``."""
+    for key, value in patterns.items():
+        if _ending(key).match(path):
+            return value
+    return default
+
+
+def _in_layers(config: LoraConfig, path: str) -> bool:
+    if config.layers_to_transform is None:
+        return True
+    if not config.layers_pattern:
+        found = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", path)
+    else:
+        tries = (_layer(pattern.text).match(path) for pattern in config.layers_pattern)
+        found = next((match for match in tries if match), None)
+    return found is not None and int(found["index"]) in config.layers_to_transform
+
+
+@lru_cache(maxsize=1024)
+def _inside(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(^|.*\.){text}($|\..*)")
+
+
+@lru_cache(maxsize=1024)
+def _ending(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({text})$")
+
+
+@lru_cache(maxsize=1024)
+def _layer(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|.*?\.){text}\.(?P<index>\d+)\.")

@@ -1,0 +1,290 @@
+"""Merged adapters against peft: every field of `LoraConfig` that is honoured, on every architecture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
+from mistralrs.adapters.module_names import module_names
+from mistralrs.adapters.peft_files import read_peft
+from mistralrs.loading.checkpoint_parts import CheckpointParts
+from mistralrs.loading.convert import decoded
+from mistralrs.loading.gguf_file import GgufFile
+from mistralrs.loading.model_metadata import GgufMetadata
+from mistralrs.loading.pipeline import gguf_mapping_of
+from mistralrs.models.parts import WeightMerge
+from mistralrs.models.spec import DecoderSpec
+from mistralrs.ops.backend import resolve
+from tests.adapters.peft_adapters import adapted_logits, write_adapter
+from tests.architectures import VARIANTS, read_weights, write_folder
+from tests.gguf_of import write_gguf
+from tests.parity.running import Running, random_tokens
+from tests.tiny import TOKENIZER_SIZE
+from tests.tolerances import MERGED_LOGITS, REQUANTIZED_LOGITS
+
+Folders = Callable[[str], Path]
+
+NAMES = ("llama", "mistral", "mixtral", "gemma", "phi2", "qwen3")
+OTHERS = ("llama-biased-tied", "phi3", "qwen3moe", "gemma2", "olmo2", "granite")
+ALL_LAYERS = {"target_modules": "all-linear"}
+EMBEDDED = {"target_modules": ["q_proj", "embed_tokens"]}
+FIELDS: dict[str, Mapping[str, Any]] = {
+    "plain": {},
+    "rank": {"r": 7, "lora_alpha": 3},
+    "rslora": {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 5}},
+    "rank_pattern": {"rank_pattern": {r"1\.self_attn\.q_proj": 2, "q_proj": 6, "v_proj": 3}},
+    "alpha_pattern": {"alpha_pattern": {"layers.2.self_attn.q_proj": 1, "q_proj": 16}},
+    "all-linear": ALL_LAYERS,
+    "regex": {"target_modules": r"model\.layers\.[12]\.self_attn\.(q|k)_proj"},
+    "exclude_modules": {**ALL_LAYERS, "exclude_modules": ["k_proj", "layers.0.self_attn.q_proj"]},
+    "exclude_regex": {**ALL_LAYERS, "exclude_modules": r".*layers\.3\.self_attn.*"},
+    "layers_to_transform": {"layers_to_transform": [0, 3]},
+    "layers_pattern": {"layers_to_transform": 2, "layers_pattern": "layers"},
+    "bias-all": {"bias": "all"},
+    "bias-lora_only": {"bias": "lora_only"},
+    "lora_bias": {"lora_bias": True},
+    "modules_to_save": {"modules_to_save": ["k_proj", "input_layernorm"]},
+    "modules_to_save-head": {"modules_to_save": ["lm_head"]},
+    "modules_to_save-embedding": {"modules_to_save": ["embed_tokens"]},
+    "embedding": EMBEDDED,
+    "head": {"target_modules": ["v_proj", "lm_head"]},
+    "trainable_token_indices": {"trainable_token_indices": [5, 77, 100]},
+    "trainable_token_indices-head": {"trainable_token_indices": {"lm_head": [7, 3]}},
+    "trainable_token_indices-both": {"trainable_token_indices": {"lm_head": [7, 3], "embed_tokens": [9]}},
+    "dora": {"use_dora": True},
+    "dora-embedding": {**EMBEDDED, "use_dora": True, "rank_pattern": {"embed_tokens": 3}},
+    "fan_in_fan_out": {"fan_in_fan_out": True},
+    "initialiser": {"init_lora_weights": "gaussian", "lora_dropout": 0.3},
+}
+CELLS = [(field, name) for field in FIELDS for name in NAMES]
+SAMPLE = Random(11).sample(CELLS, 40)
+EXPERTS = {
+    "w1-w2-w3": {"target_modules": ["w1", "w2", "w3"]},
+    "w2": {"target_modules": ["w2"], "use_rslora": True},
+    "gate": {"target_modules": ["q_proj", "gate"]},
+    "parameters": {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "lora_alpha": 9},
+    "gate_up": {"target_parameters": ["experts.gate_up_proj"], "rank_pattern": {"experts.gate_up_proj": 2}},
+    "saved": {"modules_to_save": ["experts", "gate"]},
+}
+
+QWEN_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """The folder of a variant, written once."""
+
+    @cache
+    def folder(name: str) -> Path:
+        return write_folder(tmp_path_factory.mktemp(name), VARIANTS[name])
+
+    return folder
+
+
+def merging(*adapters: tuple[Path, float]) -> Callable[[str, DecoderSpec], WeightMerge]:
+    """What the loader is given: reads the adapters for the model that is loaded."""
+
+    def merge(architecture: str, spec: DecoderSpec) -> LoraMerge:
+        names = module_names(architecture, spec)
+        return LoraMerge([WeightedAdapter(read_peft(path, names), weight) for path, weight in adapters], spec=spec)
+
+    return merge
+
+
+def tokens() -> list[int]:
+    return [5, 77, 100, 9, 3, *random_tokens(TOKENIZER_SIZE, 40, seed=8)]
+
+
+def merged_logits(folder: Path, *adapters: tuple[Path, float], isa: str | None = "torch") -> torch.Tensor:
+    running = Running.load(folder, precision="f32", isa=isa, threads=1, dtype="f32", merge=merging(*adapters))
+    return running.whole(tokens())
+
+
+def assert_equal(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    assert logits.shape == expected.shape
+    spread = (expected.amax() - expected.amin()).item()
+    worst = (logits - expected).abs().max().item() / spread
+    assert worst <= MERGED_LOGITS, f"off by {worst:.1e} of the range of the logits"
+
+
+def check(
+    name: str, settings: Mapping[str, Any], folders: Folders, tmp_path: Path, *, isa: str | None = "torch"
+) -> None:
+    """The adapter changes the logits, and to what peft makes of them."""
+    folder = folders(name)
+    path = write_adapter(tmp_path / "adapter", folder, seed=3, settings=settings)
+    expected = adapted_logits(folder, {"a": path}, tokens())
+    if name == "phi2" and "lm_head" in str(settings.get("trainable_token_indices")):
+        expected = expected + read_weights(folder)["lm_head.bias"]  # peft forgets it, but when it merges
+    plain = Running.load(folder, precision="f32", isa=isa, threads=1).whole(tokens())
+    assert (expected - plain).abs().max() > 100 * MERGED_LOGITS * (expected.amax() - expected.amin())
+    assert_equal(merged_logits(folder, (path, 1.0), isa=isa), expected)
+
+
+@pytest.mark.parametrize(("field", "name"), SAMPLE)
+def test_merged_logits_are_those_of_peft(field: str, name: str, folders: Folders, tmp_path: Path) -> None:
+    check(name, FIELDS[field], folders, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("field", "name"), [cell for cell in CELLS if cell not in SAMPLE])
+def test_every_other_cell(field: str, name: str, folders: Folders, tmp_path: Path) -> None:
+    check(name, FIELDS[field], folders, tmp_path)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures(name: str, folders: Folders, tmp_path: Path) -> None:
+    check(name, ALL_LAYERS, folders, tmp_path)
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+def test_experts(case: str, folders: Folders, tmp_path: Path) -> None:
+    check("mixtral", EXPERTS[case], folders, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["all-linear", "fused", "saved"])
+def test_experts_of_qwen3moe(case: str, folders: Folders, tmp_path: Path) -> None:
+    settings = {
+        "all-linear": {"target_modules": ["gate_proj", "up_proj", "down_proj", "gate"], "r": 3},
+        "fused": {"target_parameters": ["mlp.experts.down_proj", "mlp.gate.weight"], "use_rslora": True},
+        "saved": {"modules_to_save": ["mlp"]},
+    }
+    check("qwen3moe", settings[case], folders, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_experts_one_by_one(name: str, folders: Folders, tmp_path: Path) -> None:
+    """As they were before transformers 5, which peft converts when it loads them."""
+    folder = folders(name)
+    block, parts = ("block_sparse_moe", ("w1", "w3", "w2")) if name == "mixtral" else ("mlp", QWEN_EXPERTS)
+    path = write_single_experts(tmp_path / "adapter", folder, block=block, parts=parts)
+    expected = adapted_logits(folder, {"a": path}, tokens())
+    assert_equal(merged_logits(folder, (path, 1.0)), expected)
+
+
+def write_single_experts(path: Path, folder: Path, *, block: str, parts: Sequence[str]) -> Path:
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 5, "peft_version": "0.17.0"}
+    write_adapter(path, folder, settings={"r": 3, "lora_alpha": 5})
+    (path / "adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": [*parts, "gate"]}), encoding="utf-8"
+    )
+    shapes = {parts[0]: (96, 64), parts[1]: (96, 64), parts[2]: (64, 96)}
+    if block == "mlp":
+        shapes = dict.fromkeys(parts, (64, 64))
+    generator = torch.Generator().manual_seed(2)
+    tensors = {}
+    for layer in range(4):
+        start = f"base_model.model.model.layers.{layer}.{block}."
+        modules = {f"experts.{expert}.{part}": shapes[part] for expert in range(5) for part in parts}
+        for module, (rows, columns) in (modules | {"gate": (5, 64)}).items():
+            tensors[f"{start}{module}.lora_A.weight"] = torch.randn(3, columns, generator=generator) * 0.1
+            tensors[f"{start}{module}.lora_B.weight"] = torch.randn(rows, 3, generator=generator) * 0.1
+    save_file(tensors, path / "adapter_model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+@pytest.mark.parametrize("version", ["0.18.1", "0.19.1"])
+def test_old_experts_are_the_other_way_round(name: str, version: str, folders: Folders, tmp_path: Path) -> None:
+    """Before peft 0.19.1, A read the rows of a fused parameter. Where it is square, only the version tells: Qwen's
+    experts here are 64 x 64."""
+    folder = folders(name)
+    settings = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "target_modules": ["q_proj"]}
+    path = write_adapter(tmp_path / "new", folder, settings=settings)
+    old = tmp_path / "old"
+    shutil.copytree(path, old)
+    tensors = load_file(path / "adapter_model.safetensors")
+    for key in [key for key in tensors if "experts" in key and "lora_A" in key]:
+        if version == "0.19.1":
+            break
+        other = key.replace("lora_A", "lora_B")
+        a, b = tensors[key], tensors[other]
+        rank = a.shape[0] // 5
+        by_expert = a.reshape(5, rank, -1), b.reshape(-1, rank, 5)
+        tensors[key] = by_expert[1].permute(2, 1, 0).reshape(5 * rank, -1).contiguous()
+        tensors[other] = by_expert[0].permute(2, 1, 0).reshape(-1, 5 * rank).contiguous()
+    save_file(tensors, old / "adapter_model.safetensors")
+    config = json.loads((old / "adapter_config.json").read_text(encoding="utf-8"))
+    (old / "adapter_config.json").write_text(json.dumps(config | {"peft_version": version}), encoding="utf-8")
+    assert torch.equal(merged_logits(folder, (old, 1.0)), merged_logits(folder, (path, 1.0)))
+
+
+def test_a_mix_is_the_weighted_sum(folders: Folders, tmp_path: Path) -> None:
+    folder = folders("qwen3")
+    a = write_adapter(tmp_path / "a", folder, seed=1)
+    b = write_adapter(tmp_path / "b", folder, seed=2, settings={"r": 2, "target_modules": ["q_proj", "down_proj"]})
+    weights = {"a": 0.75, "b": -1.5}
+    expected = adapted_logits(folder, {"a": a, "b": b}, tokens(), weights=weights)
+    assert_equal(merged_logits(folder, (a, 0.75), (b, -1.5)), expected)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", NAMES)
+def test_native_kernels_compute_with_merged_weights(name: str, folders: Folders, tmp_path: Path) -> None:
+    check(name, {**ALL_LAYERS, "lora_bias": name not in ("mixtral",)}, folders, tmp_path, isa=None)
+
+
+@pytest.mark.parametrize(("type_", "tolerance"), [("F16", MERGED_LOGITS), ("Q8_0", REQUANTIZED_LOGITS)])
+@pytest.mark.parametrize("name", ["llama", "gemma", "phi2", "qwen3"])
+def test_gguf_bases(name: str, type_: str, tolerance: float, folders: Folders, tmp_path: Path) -> None:
+    """Against peft on the weights as the file has them."""
+    settings = {"target_modules": ["q_proj", "k_proj"], "use_dora": True}
+    path = write_adapter(tmp_path / "adapter", folders(name), settings=settings)
+    file = write_gguf(tmp_path / "base.gguf", folders(name), type_=type_)
+    stored = None if type_ == "F16" else type_
+    dequantized = write_folder(tmp_path / "dequantized", VARIANTS[name], dtype=torch.float32, decoded_as=stored)
+    expected = adapted_logits(dequantized, {"a": path}, tokens())
+    logits = merged_logits(file, (path, 1.0))
+    assert (logits - expected).abs().max() <= tolerance * (expected.amax() - expected.amin())
+
+
+@pytest.mark.parametrize("type_", ["F16", "BF16", "Q8_0", "Q5_1", "Q4_0"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma", "phi2"])
+def test_only_targets_are_touched(name: str, type_: str, folders: Folders, tmp_path: Path) -> None:
+    """They keep their type, and are as near to the sum as that allows; all others keep their bytes."""
+    folder = folders(name)
+    path = write_adapter(tmp_path / "adapter", folder, settings={"target_modules": ["q_proj", "v_proj"]})
+    file = write_gguf(tmp_path / "base.gguf", folder, type_=type_)
+    backend = resolve("cpu", threads=1, isa="torch").backend
+    with GgufFile.open(file) as checkpoint:
+        architecture, form = gguf_mapping_of(checkpoint, None)
+        spec = form.spec(GgufMetadata(checkpoint))
+        merge = merging((path, 1.0))(architecture, spec)
+        plain = CheckpointParts(checkpoint, form, spec, backend)
+        merged = CheckpointParts(checkpoint, form, spec, backend, merge=merge)
+        changed = 0
+        for key in filter(plain.is_matrix, plain.weight_keys()):
+            before, after = plain.matrix(key), merged.matrix(key)
+            if key.part not in ("q_proj", "v_proj"):
+                assert after == before
+                continue
+            changed += 1
+            assert after.type == before.type
+            wanted = merge.merged(key, decoded(before))
+            error = (decoded(after) - wanted).abs()
+            assert not torch.equal(decoded(after), decoded(before))
+            step = wanted.abs().view(wanted.shape[0], -1, 32).amax(dim=2).repeat_interleave(32, dim=1)
+            assert (error <= STEPS[type_] * step).all()
+    assert changed == 2 * len(spec.layers)
+
+
+STEPS = {"F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 100, "Q5_1": 1 / 14, "Q4_0": 1 / 6}
+"""Of the largest weight of 32: half a step of each type, and what the search for the best scale gives up there."""
