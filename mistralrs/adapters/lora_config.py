@@ -51,7 +51,6 @@ _BOOKKEEPING = frozenset(
         "eva_config",
         "corda_config",
         "lora_ga_config",
-        "velora_config",
         "megatron_core",  # read only with megatron_config
         "qalora_group_size",  # read only with use_qalora
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ class LoraMerge:
 
 def _check_mergeable(used: WeightedAdapter, *, alone: bool) -> None:
     adapter = used.adapter
+    if not math.isfinite(used.weight):
+        raise LoadError(f"{adapter.source}: the weight is {used.weight}, expected a number", hint="such as 0.5")
     if adapter.invocation_tokens:
         raise LoadError(
             f"{adapter.source}: alora_invocation_tokens: an adapter that acts from these tokens on cannot be merged",
@@ -174,7 +177,10 @@ def _rescaled(key: WeightKey, magnitude: array[float], values: torch.Tensor) -> 
     dim = 0 if key == _EMBEDDING else 1
     lengths = torch.linalg.norm(values, dim=dim, keepdim=True)
     if not bool((lengths > 0).all()):
-        raise LoadError(f"use_dora: {_shown(key)} has a row of zeros, which has no direction")
+        raise LoadError(
+            f"use_dora: {_shown(key)} has a row of zeros in the base, which has no direction",
+            hint="the adapter is for another base",
+        )
     factors: torch.Tensor = torch.tensor(magnitude, dtype=torch.float32).unsqueeze(dim) / lengths
     return values * factors
 

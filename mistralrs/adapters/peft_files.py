@@ -318,7 +318,7 @@ class _Resolution:
         ends = {path: module for path, module in self.names.modules.items() if module.kind in ("embedding", "head")}
         chosen: dict[str, tuple[int, ...]] = {}
         for name, tokens in self.config.trainable_token_indices.items():
-            paths = [path for path in ends if path == name or path.endswith(f".{name}")]
+            paths = [path for path in ends if path.endswith(name)]
             if not paths:
                 reason = f"names {shown(name)}, expected {' or '.join(map(shown, ends))}"
                 raise self.config.error("trainable_token_indices", reason)

@@ -56,7 +56,7 @@ def targets_module(config: LoraConfig, path: str, *, linear: bool) -> bool:
         return targets.compiled.fullmatch(path) is not None
     if targets == ALL_LINEAR:
         return linear
-    return ends_with_name(targets, path) and _in_layers(config, path)
+    return path in targets or (ends_with_name(targets, path) and _in_layers(config, path))
 
 
 def targets_parameter(config: LoraConfig, path: str) -> bool:
@@ -72,17 +72,17 @@ def is_excluded(config: LoraConfig, path: str) -> bool:
             return True
     elif ends_with_name(excluded, path):
         return True
-    return is_saved(config, path)
-
-
-def is_saved(config: LoraConfig, path: str) -> bool:
-    """Whether ``modules_to_save`` means the module at ``path`` or one that it lies in."""
     return any(_inside(pattern.text).match(path) for pattern in config.modules_to_save)
 
 
-def saves(pattern: Pattern, path: str) -> bool:
-    """Whether one entry of ``modules_to_save`` means the module at ``path`` or one that it lies in."""
-    return _inside(pattern.text).match(path) is not None
+def is_saved(config: LoraConfig, path: str) -> bool:
+    """Whether ``modules_to_save`` means the module at ``path`` or one that it lies in.
+
+    Here peft takes an entry for the end of a path, which need not follow a dot: ``norm`` means every norm.
+    """
+    pieces = path.split(".")
+    outer = [".".join(pieces[:count]) for count in range(1, len(pieces) + 1)]
+    return any(name.endswith(pattern.text) for name in outer for pattern in config.modules_to_save)
 
 
 def ends_with_name(names: tuple[str, ...], path: str) -> bool:

@@ -17,18 +17,21 @@ from safetensors.torch import load_file, save_file
 from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
 from mistralrs.adapters.module_names import module_names
 from mistralrs.adapters.peft_files import read_peft
+from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint_parts import CheckpointParts
 from mistralrs.loading.convert import decoded
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.model_metadata import GgufMetadata
-from mistralrs.loading.pipeline import gguf_mapping_of
-from mistralrs.models.parts import WeightMerge
+from mistralrs.loading.pipeline import LoadPlan, gguf_mapping_of, load
+from mistralrs.models.parts import WeightKey, WeightMerge
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import resolve
-from tests.adapters.peft_adapters import adapted_logits, write_adapter
-from tests.architectures import VARIANTS, read_weights, write_folder
+from tests.adapters.peft_adapters import adapted, adapted_logits, quiet, write_adapter
+from tests.architectures import VARIANTS, Variant, read_weights, write_folder
+from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import write_gguf
 from tests.parity.running import Running, random_tokens
+from tests.retyped import Base, write_base
 from tests.tiny import TOKENIZER_SIZE
 from tests.tolerances import MERGED_LOGITS, REQUANTIZED_LOGITS
 
@@ -113,8 +116,9 @@ def tokens() -> list[int]:
     return [5, 77, 100, 9, 3, *random_tokens(TOKENIZER_SIZE, 40, seed=8)]
 
 
-def merged_logits(folder: Path, *adapters: tuple[Path, float], isa: str | None = "torch") -> torch.Tensor:
-    running = Running.load(folder, precision="f32", isa=isa, threads=1, dtype="f32", merge=merging(*adapters))
+def merged_logits(folder: Path, *adapters: tuple[Path, float], isa: str | None = "torch", gqa: int = 1) -> torch.Tensor:
+    merge = merging(*adapters)
+    running = Running.load(folder, precision="f32", isa=isa, threads=1, dtype="f32", gqa=gqa, merge=merge)
     return running.whole(tokens())
 
 
@@ -153,6 +157,12 @@ def test_every_other_cell(field: str, name: str, folders: Folders, tmp_path: Pat
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_architectures(name: str, folders: Folders, tmp_path: Path) -> None:
     check(name, ALL_LAYERS, folders, tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["qkv_proj", "norm"]}])
+def test_fused_modules(more: Mapping[str, Any], folders: Folders, tmp_path: Path) -> None:
+    targets = {"target_modules": ["o_proj", "gate_up_proj"] + ([] if "modules_to_save" in more else ["qkv_proj"])}
+    check("phi3", {**targets, **more}, folders, tmp_path)
 
 
 @pytest.mark.parametrize("case", EXPERTS)
@@ -236,6 +246,63 @@ def test_a_mix_is_the_weighted_sum(folders: Folders, tmp_path: Path) -> None:
     assert_equal(merged_logits(folder, (a, 0.75), (b, -1.5)), expected)
 
 
+def test_a_merged_model_has_another_fingerprint(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By content and weight of the adapter, not by its name: KV of one never meets the other."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    folder = folders("llama")
+    a, b = (write_adapter(tmp_path / name, folder, seed=seed) for seed, name in enumerate("ab"))
+    same = shutil.copytree(a, tmp_path / "renamed")
+
+    def name_of(*adapters: tuple[Path, float]) -> str | None:
+        merge = merging(*adapters) if adapters else None
+        plan = LoadPlan(max_seqs=1, max_batch_tokens=16, keeps_kv=True, merge=merge)
+        return load(folder, resolve("cpu", threads=1, isa="torch").backend, plan).fingerprint
+
+    assert name_of((a, 1.0)) == name_of((same, 1.0))
+    assert len({name_of(), name_of((a, 1.0)), name_of((a, 0.5)), name_of((b, 1.0)), name_of((a, 1.0), (b, 1.0))}) == 5
+
+
+def wide_model(tmp_path: Path, type_: str) -> tuple[Path, Path]:
+    """A file whose k and down projections are stored in any type, and an adapter that acts on these."""
+    base = Base.read(write_base(tmp_path, "llama"))
+    settings = {"target_modules": ["k_proj", "down_proj"]}
+    adapter = write_adapter(tmp_path / "adapter", tmp_path / "llama", settings=settings)
+    changed = [name for name in base.tensors if name.endswith(("attn_k.weight", "ffn_down.weight"))]
+    return base.write(tmp_path / "retyped.gguf", dict.fromkeys(changed, type_)), adapter
+
+
+@pytest.mark.parametrize(("type_", "tolerance"), [("Q6_K", 0.03), ("Q5_K", 0.06), ("Q4_K", 0.12), ("Q3_K", 0.25)])
+def test_k_types_are_quantized_again(type_: str, tolerance: float, tmp_path: Path) -> None:
+    """The root of the mean squared error is within the ``tolerance`` of that of the weights."""
+    file, path = wide_model(tmp_path, type_)
+    backend = resolve("cpu", threads=1, isa="torch").backend
+    with GgufFile.open(file) as checkpoint:
+        architecture, form = gguf_mapping_of(checkpoint, None)
+        spec = form.spec(GgufMetadata(checkpoint))
+        merge = merging((path, 1.0))(architecture, spec)
+        plain = CheckpointParts(checkpoint, form, spec, backend)
+        merged = CheckpointParts(checkpoint, form, spec, backend, merge=merge)
+        assert merged.placed_bytes == plain.placed_bytes
+        for part in ("k_proj", "down_proj"):
+            key = WeightKey(part, 1)
+            wanted = merge.merged(key, decoded(plain.matrix(key)))
+            found = merged.matrix(key)
+            assert (found.type.name, found.order) == (type_, None)
+            error = (decoded(found) - wanted).pow(2).mean().sqrt() / wanted.pow(2).mean().sqrt()
+            assert error <= tolerance
+
+
+@pytest.mark.parametrize("type_", ["IQ4_NL", "IQ4_XS"])
+def test_a_type_that_nothing_can_be_quantized_to_is_refused(type_: str, tmp_path: Path) -> None:
+    file, path = wide_model(tmp_path, type_)
+    message = f"is stored as {type_}, to which changed weights cannot be quantized"
+    with pytest.raises(LoadError, match=message) as refusal:
+        merged_logits(file, (path, 1.0))
+    assert "without merging" in (refusal.value.hint or "")
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("name", NAMES)
 def test_native_kernels_compute_with_merged_weights(name: str, folders: Folders, tmp_path: Path) -> None:
@@ -254,6 +321,26 @@ def test_gguf_bases(name: str, type_: str, tolerance: float, folders: Folders, t
     expected = adapted_logits(dequantized, {"a": path}, tokens())
     logits = merged_logits(file, (path, 1.0))
     assert (logits - expected).abs().max() <= tolerance * (expected.amax() - expected.amin())
+
+
+def test_a_ggml_base(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "plain", Variant("llama", {"rms_norm_eps": 1e-5}))
+    path = write_adapter(tmp_path / "adapter", folder, settings=ALL_LAYERS)
+    file = write_ggml_of(tmp_path / "plain.bin", folder, type_="F16")
+    assert_equal(merged_logits(file, (path, 1.0), gqa=2), adapted_logits(folder, {"a": path}, tokens()))
+
+
+def test_merged_weights_are_quantized_in_situ(folders: Folders, tmp_path: Path) -> None:
+    folder = folders("qwen3")
+    path = write_adapter(tmp_path / "adapter", folder, settings=ALL_LAYERS)
+    running = Running.load(folder, precision="f32", isa="torch", threads=1, isq="q8_0", merge=merging((path, 1.0)))
+    merged = tmp_path / "merged"
+    shutil.copytree(folder, merged)
+    with quiet():
+        adapted(folder, {"a": path}).merge_and_unload().save_pretrained(merged)
+    expected = Running.load(merged, precision="f32", isa="torch", threads=1, isq="q8_0").whole(tokens())
+    error = (running.whole(tokens()) - expected).abs().max()
+    assert error <= REQUANTIZED_LOGITS / 5 * (expected.amax() - expected.amin())
 
 
 @pytest.mark.parametrize("type_", ["F16", "BF16", "Q8_0", "Q5_1", "Q4_0"])
