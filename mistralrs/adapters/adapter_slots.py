@@ -203,10 +203,6 @@ class AdapterSlots:
         if limits.max_bytes is not None and size > limits.max_bytes:
             message = f"adapter {name} has {size} bytes; at most {limits.max_bytes} are allowed"
             raise LoadError(message, hint="raise --max-adapter-bytes")
-        if adapter.replaced:
-            parts = ", ".join(sorted({key.part for key in adapter.replaced}))
-            message = f"adapter {name} replaces whole parts of the model ({parts}), which other requests need"
-            raise LoadError(message, hint="merge it: mistralrs adapter merge")
 
     def _place(self, known: _Known, adapter: LoraAdapter | None) -> None:
         """Places an adapter in the slot that it was assigned and ends ``placed``, with an error if that fails.

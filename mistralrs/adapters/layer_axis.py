@@ -41,6 +41,9 @@ _QWEN3_MOE = _Block(
 _PHI2 = _Block((*_ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2"))
 _PHI3 = _Block(("self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"))
 
+# One module holds gate and up.
+_GRANITE_HYBRID = _Block((*_ATTENTION, "shared_mlp.input_linear", "shared_mlp.output_linear"))
+
 _BLOCKS = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -55,6 +58,7 @@ _BLOCKS = {
     "phi3": _PHI3,
     "smollm3": _LLAMA,
     "granite": _LLAMA,
+    "granitehybrid": _GRANITE_HYBRID,
     "mistral3": _LLAMA,
     "olmo2": _LLAMA,
     "olmo3": _LLAMA,

@@ -125,7 +125,7 @@ class LoraMerge:
             if new is not None:
                 if bias is None:
                     raise LoadError(
-                        f"{adapter.source}: bias: has one of {_shown(key)}, which has none in the base",
+                        f"{adapter.source}: bias: has one of {shown(key)}, which has none in the base",
                         hint="the adapter is for another base",
                     )
                 bias = new
@@ -178,7 +178,7 @@ def _rescaled(key: WeightKey, magnitude: array[float], values: torch.Tensor) -> 
     lengths = torch.linalg.norm(values, dim=dim, keepdim=True)
     if not bool((lengths > 0).all()):
         raise LoadError(
-            f"use_dora: {_shown(key)} has a row of zeros in the base, which has no direction",
+            f"use_dora: {shown(key)} has a row of zeros in the base, which has no direction",
             hint="the adapter is for another base",
         )
     factors: torch.Tensor = torch.tensor(magnitude, dtype=torch.float32).unsqueeze(dim) / lengths
@@ -195,6 +195,7 @@ def values_of(matrix: Matrix) -> torch.Tensor:
     return dequantize(matrix.type, raw, matrix.columns)
 
 
-def _shown(key: WeightKey) -> str:
+def shown(key: WeightKey) -> str:
+    """Returns a part by its name, layer and expert, for errors."""
     where = "" if key.layer is None else f" of layer {key.layer}"
     return f"{key.part}{where}" + ("" if key.expert is None else f", expert {key.expert}")

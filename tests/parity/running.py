@@ -15,7 +15,8 @@ from mistralrs.loading.convert import Dtype
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load
 from mistralrs.models.parts import WeightMerge
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.ops.backend import resolve
+from mistralrs.ops.backend import Backend, resolve
+from mistralrs.ops.linear import AdapterUse
 from tests.buffers import tensor_of
 
 
@@ -25,6 +26,7 @@ class Running:
 
     model: Model
     runner: ModelRunner
+    backend: Backend
 
     @classmethod
     def load(
@@ -39,6 +41,7 @@ class Running:
         max_model_len: int | None = None,
         dtype: Dtype = "auto",
         merge: Callable[[str, DecoderSpec], WeightMerge] | None = None,
+        adapter_slots: int = 0,
     ) -> Running:
         backend = resolve("cpu", threads=threads, isa=isa).backend
         model = load(
@@ -53,19 +56,26 @@ class Running:
                 max_model_len=max_model_len,
                 dtype=dtype,
                 merge=merge,
+                adapter_slots=adapter_slots,
             ),
         )
-        return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size))
+        return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size), backend)
 
-    def whole(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Returns (tokens, vocabulary) logits of a sequence alone, as many at once as a step may return."""
+    def whole(self, tokens: Sequence[int], uses: Sequence[AdapterUse] = ()) -> torch.Tensor:
+        """Returns (tokens, vocabulary) logits of a sequence alone, as many at once as a step may return.
+
+        ``uses``: the adapters that act on it.
+        """
         text = Text(list(tokens), seed=0)
         limit = self.model.limits.max_logits
         chunks = [(text, start, min(start + limit, len(tokens))) for start in range(0, len(tokens), limit)]
-        return torch.cat([self.step(chunk)[0] for chunk in chunks])
+        return torch.cat([self.step(chunk, uses=[uses])[0] for chunk in chunks])
 
-    def step(self, *chunks: Chunk) -> list[torch.Tensor]:
-        """Returns the logits of every token of every chunk, all in one step."""
+    def step(self, *chunks: Chunk, uses: Sequence[Sequence[AdapterUse]] = ()) -> list[torch.Tensor]:
+        """Returns the logits of every token of every chunk, all in one step.
+
+        ``uses``: for each chunk the adapters that act on it; empty: none acts on any.
+        """
         groups = self.model.limits.kv_groups
         batch = Batch([], [], [[] for _ in groups], [0], [], [[] for _ in groups], [])
         for text, start, end in chunks:
@@ -78,6 +88,7 @@ class Running:
                 slots.extend(text.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(start, end))
                 tables.append(text.blocks)
         batch.logits_indices.extend(range(len(batch.tokens)))
+        batch.adapters.extend(list(each) for each in uses)
         logits = tensor_of(self.runner.forward(batch, CancelFlag()))[:, : self.runner.vocab_size].clone()
         return list(logits.split([end - start for _, start, end in chunks]))
 
