@@ -42,7 +42,7 @@ _PHI2 = _Block((*_ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2"))
 _PHI3 = _Block(("self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"))
 
 # One module holds gate and up.
-_GRANITE_HYBRID = _Block((*_ATTENTION, "shared_mlp.input_linear", "shared_mlp.output_linear"))
+_GRANITE_HYBRID = _Block(("shared_mlp.input_linear", "shared_mlp.output_linear", *_ATTENTION))
 
 _BLOCKS = {
     "llama": _LLAMA,

@@ -122,7 +122,9 @@ def test_the_tables_are_the_modules_of_transformers(tmp_path: Path, model_type: 
     content = {"model_type": model_type, "num_hidden_layers": 2}
     small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     tokens = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model(**content, **small, **tokens)
+    dense = {"layer_types": ["attention"] * 2, "mamba_n_heads": 4, "mamba_d_head": 16, "num_local_experts": 0}
+    hybrid = dense if model_type == "granitemoehybrid" else {}
+    config = AutoConfig.for_model(**content, **small, **tokens, **hybrid)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     kinds = (torch.nn.Linear, torch.nn.Embedding)
