@@ -59,6 +59,43 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """A LoRA adapter to load beside a model."""
+
+    name: str
+    """The name by which requests choose it."""
+    source: str
+    """A folder or file, or a hub repository, perhaps with ``@revision``."""
+    subfolder: str | None = None
+    """The folder of the adapter in it, where it holds several."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOptions:
+    """The adapters of a model."""
+
+    adapters: tuple[AdapterSource, ...] = ()
+    active: tuple[tuple[str, float], ...] = ()
+    """Names and weights of those that act on requests that choose none."""
+    merge: bool | None = None
+    """Whether the active ones are merged into the weights; None: where there is no other adapter, none can come while
+    serving, and the weights are stored as floats."""
+    max_adapters: int | None = None
+    """Slots; None: as many as there are adapters."""
+    max_rank: int | None = None
+    max_bytes: int | None = None
+    """Bytes that the matrices of one adapter may have in its file."""
+    root: Path | None = None
+    """The folder from which adapters may be loaded while serving; None: none may."""
+    xlora: str | None = None
+    """An X-LoRA repository or folder, whose classifier weighs its adapters for each token; excludes ``adapters``."""
+    ordering: Path | None = None
+    """The ordering file of ``xlora``, or of the repository that ``adapters`` come from."""
+    non_granular_index: int | None = None
+    """X-LoRA: the generated token from which on a sequence keeps its scalings."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """The settings of loading."""
 
@@ -95,6 +132,7 @@ class LoadOptions:
     """The type of weights that are stored as floats; ``auto``: as they are stored."""
     isq: str | None = DEFAULTS.isq
     """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
+    adapters: AdapterOptions = AdapterOptions()
 
 
 class LocalModel(ProcessBound):
