@@ -92,15 +92,16 @@ class _Resolution:
         for path, module in self._modules():
             if module.kind == "norm":
                 continue
-            own = path in self.names.modules and targets_module(self.config, path, linear=module.kind == "linear")
+            name = self.tensors.name_in_file(path)
+            own = path in self.names.modules and targets_module(self.config, name, linear=module.kind == "linear")
             part = module.parts[0].key.part
             parameter = (part != "router" or path in self.names.routers) and not part.startswith("expert_")
-            if parameter and targets_parameter(self.config, f"{path}.weight"):
+            if parameter and targets_parameter(self.config, f"{name}.weight"):
                 if own:
                     raise self.config.error("target_parameters", f"has {shown(path)}, which target_modules has as well")
-                yield path, _Target(module, f"{path}.weight")
+                yield path, _Target(module, f"{name}.weight")
             elif own:
-                yield path, _Target(module, path)
+                yield path, _Target(module, name)
             else:
                 continue
             self.expected |= {part.key: path for part in module.parts}
@@ -108,7 +109,7 @@ class _Resolution:
     def _expert_targets(self) -> Iterator[tuple[str, FusedExperts]]:
         for pair in self.names.experts.values():
             for fused in pair:
-                if targets_parameter(self.config, fused.path):
+                if targets_parameter(self.config, self.tensors.name_in_file(fused.path)):
                     self.expected |= {part.key: fused.path for parts in fused.parts for part in parts}
                     yield fused.path, fused
 
@@ -128,16 +129,19 @@ class _Resolution:
                     f"{path}.lora_A", f"is missing: {CONFIG_NAME} says that the adapter acts there"
                 )
         for path, module in self._modules():
-            if is_saved(self.config, path):
+            if self._is_saved(path):
                 self._check_saved(path, module.parts)
         for pair in self.names.experts.values():
             for fused in pair:
-                if is_saved(self.config, fused.path):
+                if self._is_saved(fused.path):
                     self._check_saved(fused.path, tuple(part for parts in fused.parts for part in parts))
         if not (self.deltas or self.replaced or self.replaced_vectors or self.replaced_rows):
             where = ", ".join(sorted({path.rpartition(".")[2] for path in self.names.modules}))
             reason = f"acts on no module of the base, which has {where}"
             raise self.config.error("target_modules", reason, hint=_OTHER_BASE)
+
+    def _is_saved(self, path: str) -> bool:
+        return is_saved(self.config, self.tensors.name_in_file(path))
 
     def _check_saved(self, path: str, parts: tuple[ModulePart, ...]) -> None:
         for part in parts:
@@ -224,7 +228,7 @@ class _Resolution:
         for fused in self.names.experts[path]:
             if fused.path not in targets:
                 continue
-            rank, scale = self._rank_and_scale(fused.path)
+            rank, scale = self._rank_and_scale(self.tensors.name_in_file(fused.path))
             for swapped in (False, True):
                 reads, writes = (fused.rows, fused.columns) if swapped else (fused.columns, fused.rows)
                 expected.append(f"{fused.experts * rank} x {reads} and {writes} x {fused.experts * rank}")
@@ -250,7 +254,7 @@ class _Resolution:
         if module is None:
             self._refuse_unknown(path, slots)
             return
-        saved = is_saved(self.config, path)
+        saved = self._is_saved(path)
         if not saved and "weight" in slots and module.kind in ("embedding", "head"):
             self._copy(module, slots)
             return
@@ -279,7 +283,7 @@ class _Resolution:
         """A fused parameter of experts that ``modules_to_save`` names."""
         pairs = self.names.experts.get(path.rpartition(".")[0], ())
         fused = next((fused for fused in pairs if fused.path == path), None)
-        if fused is None or not is_saved(self.config, path):
+        if fused is None or not self._is_saved(path):
             self._refuse_unknown(path, {"parameter": raw})
             return
         bits = self.tensors.bits(raw, (fused.experts, fused.rows, fused.columns), means="of the base")
@@ -318,7 +322,7 @@ class _Resolution:
         ends = {path: module for path, module in self.names.modules.items() if module.kind in ("embedding", "head")}
         chosen: dict[str, tuple[int, ...]] = {}
         for name, tokens in self.config.trainable_token_indices.items():
-            paths = [path for path in ends if path.endswith(name)]
+            paths = [path for path in ends if self.tensors.name_in_file(path).endswith(name)]
             if not paths:
                 reason = f"names {shown(name)}, expected {' or '.join(map(shown, ends))}"
                 raise self.config.error("trainable_token_indices", reason)

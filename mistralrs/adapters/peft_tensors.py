@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from array import array
 from collections.abc import Mapping
@@ -13,12 +14,15 @@ from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import RawTensor, pickle_error
 from mistralrs.loading.cursor import shown
 from mistralrs.loading.safetensors_file import SafetensorsFile
+from mistralrs.models.multimodal import layout_of, renamed
 from mistralrs.ops.weight import Matrix, read_vector
 from mistralrs.quant.types import QuantType
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
@@ -50,6 +54,8 @@ class PeftTensors:
     """The tensors by the path of their module, such as ``model.layers.0.self_attn.q_proj``."""
 
     path: Path
+    layout: tuple[str, str]
+    """What the names of the language model and of its head begin with in the file; see ``models.multimodal``."""
     lora: dict[tuple[str, int], Slots] = field(default_factory=dict)
     """By path and depth: the parameters of one module are wrapped in each other."""
     rows: dict[str, RawTensor] = field(default_factory=dict)
@@ -58,6 +64,13 @@ class PeftTensors:
     """``weight`` and ``bias`` of modules that stand in the file as they are; ``parameter``: one without such a name."""
     base: dict[str, Slots] = field(default_factory=dict)
     """``weight`` and ``bias`` of the module below an adapter."""
+
+    def name_in_file(self, path: str) -> str:
+        """The path of a module as the file has it, where the model is part of a multimodal one."""
+        model, head = self.layout
+        if path == "lm_head":
+            return head.removesuffix(".")
+        return model + path.removeprefix("model.")
 
     def error(self, name: str, reason: str, *, hint: str = _HINT) -> FormatError:
         """The error about a tensor."""
@@ -115,9 +128,15 @@ def read_tensors(folder: Path) -> PeftTensors:
 
 def sorted_tensors(path: Path, tensors: Mapping[str, RawTensor]) -> PeftTensors:
     """The ``tensors`` of the file at ``path``, sorted."""
-    found = PeftTensors(path)
-    for name, raw in tensors.items():
-        plain = name.removeprefix("base_model.model.")
+    stripped = {name.removeprefix("base_model.model."): name for name in tensors}
+    found = PeftTensors(path, layout_of(stripped))
+    names = renamed(stripped, found.layout)
+    if len(names) < len(stripped):
+        reason = "%s acts on images as well, which are not read: %d of its tensors are left out"
+        logger.warning(reason, path.parent, len(stripped) - len(names))
+    for own, plain in names.items():
+        name = stripped[own]
+        raw = tensors[name]
         if not _sort(found, plain, raw):
             raise found.error(name, "is not one that a LoRA adapter has, expected lora_A, lora_B and the like")
     return found

@@ -168,7 +168,18 @@ def text_names(names: Iterable[str]) -> dict[str, str]:
     unknown tensor keeps its name, and is refused when the parts are checked."""
     names = list(names)
     layouts = (layout for layout in _LAYOUTS if f"{layout[0]}embed_tokens.weight" in names)
-    model, head = next(layouts, _LAYOUTS[-1])
+    return renamed(names, next(layouts, _LAYOUTS[-1]))
+
+
+def layout_of(names: Iterable[str]) -> tuple[str, str]:
+    """The beginnings of the names of the language model's tensors and of its head, of which ``names`` are some."""
+    names = list(names)
+    return next((layout for layout in _LAYOUTS if any(name.startswith(layout[0]) for name in names)), _LAYOUTS[-1])
+
+
+def renamed(names: Iterable[str], layout: tuple[str, str]) -> dict[str, str]:
+    """``text_names`` of names with these beginnings."""
+    model, head = layout
     result = {}
     for name in names:
         if name.startswith(model):

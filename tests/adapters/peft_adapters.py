@@ -6,19 +6,29 @@ Importing this module imports `peft`, which takes some seconds: nothing of the p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
 
 from tests.architectures import reference
 
+Load = Callable[[Path], PreTrainedModel]
+"""How the base is made of its folder."""
+
 
 def write_adapter(
-    path: Path, folder: Path, *, seed: int = 0, deviation: float = 0.1, settings: Mapping[str, Any] | None = None
+    path: Path,
+    folder: Path,
+    *,
+    seed: int = 0,
+    deviation: float = 0.1,
+    settings: Mapping[str, Any] | None = None,
+    loads: Load = reference,
 ) -> Path:
     """Writes an adapter for the model in ``folder``, as `save_pretrained` does, with numbers from ``seed``.
 
@@ -27,7 +37,7 @@ def write_adapter(
     Returns ``path``, which then has `adapter_config.json` and `adapter_model.safetensors`.
     """
     with quiet():
-        model = get_peft_model(reference(folder), LoraConfig(**{**default_settings(), **(settings or {})}))
+        model = get_peft_model(loads(folder), LoraConfig(**{**default_settings(), **(settings or {})}))
         fill(model, seed=seed, deviation=deviation)
         model.save_pretrained(path)
     return path
@@ -50,13 +60,19 @@ def fill(model: torch.nn.Module, *, seed: int, deviation: float) -> None:
             parameter.copy_(noise if fresh else parameter + noise * parameter.abs().mean().clamp(min=0.1))
 
 
-def adapted(folder: Path, adapters: Mapping[str, Path], *, weights: Mapping[str, float] | None = None) -> PeftModel:
+def adapted(
+    folder: Path,
+    adapters: Mapping[str, Path],
+    *,
+    weights: Mapping[str, float] | None = None,
+    loads: Load = reference,
+) -> PeftModel:
     """`peft`'s model of ``folder`` in float32 with the ``adapters`` by name; all of ``weights`` act (default: all of
     the adapters, with weight 1), as the weighted sum of their additions."""
     chosen = dict.fromkeys(adapters, 1.0) if weights is None else dict(weights)
     with quiet():
         (first, path), *others = adapters.items()
-        model = PeftModel.from_pretrained(reference(folder), str(path), adapter_name=first)
+        model = PeftModel.from_pretrained(loads(folder), str(path), adapter_name=first)
         for name, path in others:
             model.load_adapter(str(path), adapter_name=name)
         cast(Any, model.base_model).set_adapter(list(chosen), inference_mode=True)
@@ -74,11 +90,12 @@ def adapted_logits(
     tokens: Sequence[int],
     *,
     weights: Mapping[str, float] | None = None,
+    loads: Load = reference,
 ) -> torch.Tensor:
     """(tokens, vocabulary) float32: the logits of ``adapted`` for one sequence."""
-    model = adapted(folder, adapters, weights=weights)
+    model = adapted(folder, adapters, weights=weights, loads=loads)
     with quiet(), torch.inference_mode():
-        logits: torch.Tensor = model(torch.tensor([list(tokens)])).logits[0]
+        logits: torch.Tensor = model(input_ids=torch.tensor([list(tokens)])).logits[0]
     return logits
 
 

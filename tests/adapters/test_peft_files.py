@@ -22,9 +22,9 @@ from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
 from mistralrs.adapters.module_names import ModuleNames, module_names
 from mistralrs.adapters.peft_files import read_peft
 from mistralrs.errors import FormatError, LoadError
+from mistralrs.loading.architecture_lookup import hugging_face_mapping
 from mistralrs.loading.checkpoint import MappedCheckpoint
 from mistralrs.loading.model_metadata import HfMetadata, read_text_config
-from mistralrs.loading.pipeline import hugging_face_mapping
 from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.models.parts import WeightKey
 from mistralrs.models.spec import DecoderSpec
