@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mistralrs.adapters.target_modules import Pattern, checked_pattern
+from mistralrs.adapters.target_modules import ALL_LINEAR, Pattern, checked_pattern
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.files import read_json
 from mistralrs.loading.cursor import shown
@@ -90,9 +90,9 @@ class LoraConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, float]
     alpha_pattern: Mapping[str, float]
-    target_modules: Pattern | tuple[str, ...] | None = None
-    """A pattern, names or ends of names, ``("all-linear",)``; None: only ``target_parameters`` are."""
-    exclude_modules: Pattern | tuple[str, ...] = ()
+    target_modules: Pattern | frozenset[str] | None = None
+    """A pattern, names or ends of names, or ``ALL_LINEAR``; None: only ``target_parameters`` are."""
+    exclude_modules: Pattern | frozenset[str] = frozenset()
     layers_to_transform: tuple[int, ...] | None = None
     layers_pattern: tuple[Pattern, ...] = ()
     bias: Bias = "none"
@@ -100,7 +100,7 @@ class LoraConfig:
     modules_to_save: tuple[Pattern, ...] = ()
     trainable_token_indices: Mapping[str, tuple[int, ...]]
     """By name of the module; ``embed_tokens`` where the file has a plain list."""
-    target_parameters: tuple[str, ...] = ()
+    target_parameters: frozenset[str] = frozenset()
     use_dora: bool = False
     alora_invocation_tokens: tuple[int, ...] = ()
     peft_version: tuple[int, ...] = ()
@@ -134,14 +134,14 @@ def read_lora_config(path: Path) -> LoraConfig:
         rank_pattern=fields.patterns("rank_pattern", check=_is_rank, expected=f"ranks of 1 to {MAX_RANK}"),
         alpha_pattern=fields.patterns("alpha_pattern", check=_is_number, expected="numbers"),
         target_modules=fields.targets("target_modules"),
-        exclude_modules=fields.targets("exclude_modules") or (),
+        exclude_modules=fields.targets("exclude_modules") or frozenset(),
         layers_to_transform=fields.layers(),
         layers_pattern=fields.pattern_list("layers_pattern"),
         bias=_bias(fields),
         lora_bias=fields.flag("lora_bias"),
         modules_to_save=fields.pattern_list("modules_to_save"),
         trainable_token_indices=_token_indices(fields),
-        target_parameters=fields.names("target_parameters"),
+        target_parameters=frozenset(fields.names("target_parameters")),
         use_dora=fields.flag("use_dora"),
         alora_invocation_tokens=fields.tokens("alora_invocation_tokens", fields.get("alora_invocation_tokens")),
         peft_version=_version(fields),
@@ -230,7 +230,7 @@ def _check_combination(config: LoraConfig, fields: _Fields) -> None:
     """Raises for settings that peft refuses as well, because no layer computes them together."""
     if config.target_modules is None and not config.target_parameters and not config.trainable_token_indices:
         raise config.error("target_modules", "is missing, and so is target_parameters: the adapter acts on nothing")
-    one_text = isinstance(config.target_modules, Pattern) or config.target_modules == ("all-linear",)
+    one_text = isinstance(config.target_modules, Pattern) or config.target_modules == ALL_LINEAR
     for key in ("layers_to_transform", "layers_pattern"):
         if one_text and fields.get(key):
             raise config.error(key, "is set beside a target_modules that is one text, expected a list of names there")
@@ -305,14 +305,14 @@ class _Fields:
         names = (value,) if isinstance(value, str) and value else self.names(key)
         return tuple(self.pattern(key, name) for name in names)
 
-    def targets(self, key: str) -> Pattern | tuple[str, ...] | None:
+    def targets(self, key: str) -> Pattern | frozenset[str] | None:
         """A regular expression if it is one text, else names."""
         value = self.get(key)
         if value is None:
             return None
         if isinstance(value, str):
-            return ("all-linear",) if value.lower() == "all-linear" else self.pattern(key, value)
-        return self.names(key)
+            return ALL_LINEAR if value.lower() in ALL_LINEAR else self.pattern(key, value)
+        return frozenset(self.names(key))
 
     def patterns(self, key: str, *, check: Callable[[object], bool], expected: str) -> dict[str, float]:
         value = self.get(key, {})

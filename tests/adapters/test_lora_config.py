@@ -80,7 +80,12 @@ def test_defaults_are_those_of_peft(tmp_path: Path) -> None:
     ours = read(tmp_path)
     assert dataclasses.replace(written, peft_version=()) == ours
     assert (ours.r, ours.lora_alpha, ours.use_rslora, ours.bias) == (theirs.r, theirs.lora_alpha, False, theirs.bias)
-    assert (ours.use_dora, ours.lora_bias, ours.exclude_modules, ours.modules_to_save) == (False, False, (), ())
+    assert (ours.use_dora, ours.lora_bias, ours.exclude_modules, ours.modules_to_save) == (
+        False,
+        False,
+        frozenset(),
+        (),
+    )
     assert (ours.scale(8, 8.0), written.peft_version) == (1.0, (0, 21, 2))
 
 
