@@ -39,17 +39,7 @@ class LoraMerge:
             _check_mergeable(used, alone=len(adapters) == 1)
         self._adapters = tuple(adapters)
         self._tied = spec.tied_head
-        self._keys = frozenset(
-            key
-            for used in adapters
-            for parts in (
-                used.adapter.deltas,
-                used.adapter.replaced,
-                used.adapter.replaced_rows,
-                used.adapter.base_copies,
-            )
-            for key in parts
-        )
+        self._keys = _changed(adapters, tied=spec.tied_head)
 
     @property
     def digest(self) -> bytes:
@@ -79,7 +69,7 @@ class LoraMerge:
 
     def changes(self, key: WeightKey) -> bool:
         """Returns whether ``merged`` changes the values of this matrix."""
-        return key in self._keys or (key == _HEAD and self._tied and _EMBEDDING in self._keys)
+        return key in self._keys
 
     def merged(self, key: WeightKey, values: memoryview) -> memoryview:
         """Returns the new float32 values (rows, columns) of a part, in the decoder's order of rows."""
@@ -141,6 +131,18 @@ class LoraMerge:
         for used in self._adapters:
             values = used.adapter.replaced_vectors.get(key, values)
         return values
+
+
+def _changed(adapters: Sequence[WeightedAdapter], *, tied: bool) -> frozenset[WeightKey]:
+    """The matrices whose values change. ``tied``: what changes embedding and head together counts for both."""
+    keys: set[WeightKey] = set()
+    for used in adapters:
+        adapter = used.adapter
+        keys |= adapter.deltas.keys() | adapter.replaced.keys() | adapter.replaced_rows.keys()
+        keys |= adapter.base_copies.keys()
+        if tied and (_EMBEDDING in adapter.replaced_rows or {_EMBEDDING, _HEAD} & adapter.base_copies.keys()):
+            keys |= {_EMBEDDING, _HEAD}
+    return frozenset(keys)
 
 
 def _check_mergeable(used: WeightedAdapter, *, alone: bool) -> None:

@@ -10,11 +10,24 @@ import torch
 from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
 from mistralrs.adapters.module_names import module_names
 from mistralrs.adapters.peft_files import read_peft
+from mistralrs.loading.architecture_lookup import hugging_face_mapping
+from mistralrs.loading.checkpoint import MappedCheckpoint
+from mistralrs.loading.model_metadata import HfMetadata, read_text_config
+from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.models.parts import WeightMerge
 from mistralrs.models.spec import DecoderSpec
 from tests.parity.running import Running, random_tokens
 from tests.tiny import TOKENIZER_SIZE
 from tests.tolerances import MERGED_LOGITS
+
+
+def spec_of(folder: Path) -> tuple[str, DecoderSpec]:
+    """The architecture and spec of the model in a folder."""
+    with SafetensorsFile.open(folder) as file:
+        assert isinstance(file, MappedCheckpoint)
+        config = read_text_config(file, folder / "config.json")
+        architecture, form = hugging_face_mapping(folder, config, None)
+        return architecture, form.spec(HfMetadata(file, folder / "config.json", config))
 
 
 def merging(*adapters: tuple[Path, float]) -> Callable[[str, DecoderSpec], WeightMerge]:

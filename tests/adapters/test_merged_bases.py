@@ -166,6 +166,14 @@ def test_tensors_of_the_vision_part_are_left_out(tmp_path: Path, caplog: pytest.
     assert "acts on images as well, which are not read: 2 of its tensors are left out" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["mistral", "mixtral", "phi3", "qwen3moe", "gemma2", "olmo2", "smollm3", "mistral3"])
+def test_gguf_names_of_every_kind(name: str, folders: Folders, tmp_path: Path) -> None:
+    """Architectures that go by another's name in GGUF, fused tensors, experts and routers."""
+    path = write_adapter(tmp_path / "adapter", folders(name), settings=ALL_LAYERS)
+    file = write_gguf(tmp_path / "base.gguf", folders(name))
+    assert_equal(merged_logits(file, (path, 1.0)), merged_logits(folders(name), (path, 1.0)))
+
+
 def test_a_ggml_base(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "plain", Variant("llama", {"rms_norm_eps": 1e-5}))
     path = write_adapter(tmp_path / "adapter", folder, settings=ALL_LAYERS)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,29 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mistralrs.adapters.lora import LoraAdapter, digest_of
-from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
 from mistralrs.adapters.module_names import ModuleNames, module_names
 from mistralrs.adapters.peft_files import read_peft
 from mistralrs.errors import FormatError, LoadError
-from mistralrs.loading.architecture_lookup import hugging_face_mapping
-from mistralrs.loading.checkpoint import MappedCheckpoint
-from mistralrs.loading.model_metadata import HfMetadata, read_text_config
-from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.models.parts import WeightKey
-from mistralrs.models.spec import DecoderSpec
+from tests.adapters.merging import spec_of
 from tests.adapters.peft_adapters import write_adapter
 from tests.architectures import VARIANTS, write_folder
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 Tensors = dict[str, torch.Tensor]
-
-
-def spec_of(folder: Path) -> tuple[str, DecoderSpec]:
-    with SafetensorsFile.open(folder) as file:
-        assert isinstance(file, MappedCheckpoint)
-        config = read_text_config(file, folder / "config.json")
-        architecture, form = hugging_face_mapping(folder, config, None)
-        return architecture, form.spec(HfMetadata(file, folder / "config.json", config))
 
 
 @pytest.fixture(scope="module")
@@ -354,44 +340,3 @@ def test_mutations_end_in_an_error_or_an_adapter(adapter: Path, names: ModuleNam
         config.write_bytes(text)
     assert len(refusals) > 500
     assert all(str(adapter) in error.message and error.hint for error in refusals)
-
-
-@pytest.mark.parametrize(
-    ("settings", "weight", "others", "message"),
-    [
-        ({"alora_invocation_tokens": [5]}, 1.0, 0, "alora_invocation_tokens: .* cannot be merged"),
-        ({}, float("nan"), 0, "the weight is nan, expected a number"),
-        ({"use_dora": True}, 0.5, 0, r"use_dora: such an adapter has the weight 1, not 0\.5"),
-        ({"use_dora": True}, 1.0, 1, "use_dora: such an adapter cannot be mixed"),
-        ({"modules_to_save": ["k_proj"]}, 1.0, 1, "modules_to_save: such an adapter cannot be mixed"),
-        ({"bias": "all"}, 1.0, 1, "bias: such an adapter cannot be mixed"),
-        ({"trainable_token_indices": [4]}, 2.0, 0, "trainable_token_indices: such an adapter has the weight 1"),
-    ],
-)
-def test_what_cannot_be_merged_is_refused(
-    settings: Mapping[str, Any],
-    weight: float,
-    others: int,
-    message: str,
-    llama: Path,
-    names: ModuleNames,
-    original: Path,
-    tmp_path: Path,
-) -> None:
-    found = read_peft(write_adapter(tmp_path / "adapter", llama, settings=settings), names)
-    used = [WeightedAdapter(found, weight), *[WeightedAdapter(read_peft(original, names))] * others]
-    with pytest.raises(LoadError, match=message) as refusal:
-        LoraMerge(used, spec=spec_of(llama)[1])
-    assert refusal.value.hint
-
-
-def test_the_merge_has_a_digest_of_adapters_and_weights(llama: Path, names: ModuleNames, original: Path) -> None:
-    spec, found = spec_of(llama)[1], read_peft(original, names)
-
-    def digest(*used: WeightedAdapter) -> bytes:
-        return LoraMerge(used, spec=spec).digest
-
-    renamed = replace(found, name="other", source="elsewhere")
-    assert digest(WeightedAdapter(found)) == digest(WeightedAdapter(renamed))
-    twice = digest(WeightedAdapter(found), WeightedAdapter(found))
-    assert len({digest(WeightedAdapter(found)), digest(WeightedAdapter(found, 0.5)), twice}) == 3
