@@ -25,14 +25,15 @@ struct Term {
 struct Acts {
   Term first, residual;
   uint8_t *two_term;  // (cols / 32) not zero: some token has the residual term here
-  float *x;           // (cols, TOKENS) the plain values, for weights that are stored as floats
+  float *x;           // (cols, TOKENS) or (TOKENS, cols) the plain values, see Needs
 };
 
 INLINE bool is_float(int type) { return type == MRS_F32 || type == MRS_F16 || type == MRS_BF16; }
 
-// The forms of tiles that a product reads.
+// The forms of its tiles that a product reads. The plain values stand as (cols, TOKENS) for weights that are stored as
+// floats, else, where deltas alone read them, as (TOKENS, cols).
 struct Needs {
-  bool ints, floats;
+  bool ints, floats, rows;
 
   void add(int type) { (is_float(type) ? floats : ints) = true; }
 };
@@ -41,8 +42,8 @@ struct Needs {
 INLINE int64_t term_bytes(int64_t cols) { return (cols + 31) / 32 * 60; }
 
 // Bytes of a tile of 8.
-INLINE int64_t bytes_of_tile(int64_t cols, bool floats) {
-  return (16 * term_bytes(cols) + (cols + 31) / 32 + 3 + (floats ? 32 * cols : 0) + 63) / 64 * 64;
+INLINE int64_t bytes_of_tile(int64_t cols, Needs needs) {
+  return (16 * term_bytes(cols) + (cols + 31) / 32 + 3 + (needs.floats || needs.rows ? 32 * cols : 0) + 63) / 64 * 64;
 }
 
 INLINE Term term_at(uint8_t *&p, int64_t groups, int tokens) {
@@ -145,6 +146,7 @@ INLINE void prepare_tile(const Tile &tile, int64_t cols, float outlier_threshold
     const float *x = row(t);
     if (needs.ints) quantize(x, cols, outlier_threshold, a, tokens, t);
     for (int64_t k = 0; needs.floats && k < cols; ++k) a.x[k * tokens + t] = x[k];
+    if (needs.rows) std::memcpy(a.x + t * cols, x, cols * sizeof(float));
   }
   for (int t = tile.count; needs.floats && t < tokens; ++t)
     for (int64_t k = 0; k < cols; ++k) a.x[k * tokens + t] = 0;

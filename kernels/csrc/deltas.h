@@ -55,6 +55,17 @@ INLINE Vf load_live(const float *p, int live) {
   return load_f(padded);
 }
 
+// The plain values of a tile's rows: those of row t start at x + t * row and stand `stride` apart.
+struct PlainRows {
+  const float *x;
+  int64_t row, stride;
+};
+
+INLINE PlainRows plain_rows(const Tile &tile, int64_t cols, Needs needs) {
+  const float *x = acts_at(tile.base, cols, tile.tokens).x;
+  return needs.rows ? PlainRows{x, cols, 1} : PlainRows{x, 1, tile.tokens};
+}
+
 // The uses of one op in one step. A row is a token, or for experts a pair token * used + rank.
 struct Deltas {
   const mrs_step &step;
@@ -98,6 +109,7 @@ struct Deltas {
 
   // Calls body(j, group) for every use of the tile's rows; rows whose use number j is the same slot come together.
   template <class Body> void for_groups(const Uses *uses, int count, Body &&body) const {
+    if (step.only_slot >= 0) return body(int64_t(0), Group{step.only_slot, count, {0, 1, 2, 3, 4, 5, 6, 7}});
     int64_t most = 0;
     for (int t = 0; t < count; ++t) most = uses[t].count > most ? uses[t].count : most;
     for (int64_t j = 0; j < most; ++j) {
@@ -121,7 +133,7 @@ struct Deltas {
   }
 
   // Computes u of the rows row(0 .. tile.count - 1) from their plain values.
-  template <class RowOf> void shrink(const mrs_linear &linear, int member, const Tile &tile, const Acts &acts, RowOf &&row) const {
+  template <class RowOf> void shrink(const mrs_linear &linear, int member, const Tile &tile, const PlainRows &plain, RowOf &&row) const {
     if (!linear.deltas) return;
     Uses uses[8];
     uses_of_tile(tile, row, uses);
@@ -129,12 +141,12 @@ struct Deltas {
       const mrs_delta &delta = linear.deltas[group.slot];
       if (!delta.a) return;
       const float *x[8];
-      for (int i = 0; i < group.count; ++i) x[i] = acts.x + group.rows[i];
+      for (int i = 0; i < group.count; ++i) x[i] = plain.x + group.rows[i] * plain.row;
       for (int64_t panel = 0; panel * 16 < delta.a->rows; ++panel) {
         const int live = int(delta.a->rows - panel * 16 < 16 ? delta.a->rows - panel * 16 : 16);
         Vf acc[8];
         for (int i = 0; i < group.count; ++i) acc[i] = zero_f();
-        add_product(*delta.a, panel, x, tile.tokens, acc, group.count);
+        add_product(*delta.a, panel, x, plain.stride, acc, group.count);
         for (int i = 0; i < group.count; ++i) {
           const Uses &of = uses[group.rows[i]];
           const Vf factor = set_f(delta.scale * weight(linear, of, j));

@@ -88,7 +88,7 @@ struct Members {
   int count;
   int64_t rows, tile_bytes;
   uint8_t *scratch;
-  Needs needs = {false, false};
+  Needs needs = {false, false, false};
 
   Members(const mrs_project &op, int64_t rows_, bool adapted) : rows(rows_), scratch(op.scratch) {
     const bool gated = op.epilogue == MRS_EPILOGUE_GATED;
@@ -98,8 +98,8 @@ struct Members {
       ends[m] = (m ? ends[m - 1] : 0) + operands[m].panels();
     }
     for (int m = 0; m < op.num_members; ++m) needs.add(op.members[m].weight->type);
-    needs.floats |= adapted;
-    tile_bytes = bytes_of_tile(op.members[0].weight->cols, needs.floats);
+    needs.rows = adapted && !needs.floats;
+    tile_bytes = bytes_of_tile(op.members[0].weight->cols, needs);
   }
 
   int64_t panels() const { return ends[count - 1]; }
@@ -188,10 +188,10 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const auto shrink = [&](int64_t i) {
     const Tile tile = members.tile(i / op.num_members);
     const int m = int(i % op.num_members);
-    deltas.shrink(op.members[m], m, tile, acts_at(tile.base, cols, tile.tokens),
+    deltas.shrink(op.members[m], m, tile, plain_rows(tile, cols, members.needs),
                   [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); });
   };
-  if (shrinks * cols < 4096) {
+  if (shrinks * cols < 16384) {
     for (int64_t i = 0; i < shrinks; ++i) shrink(i);
   } else {
     parallel_for(pool, shrinks, [&](int64_t i) { shrink(i); });

@@ -65,7 +65,7 @@ INLINE void route_token(const mrs_moe &op, int64_t t, const Deltas &deltas, cons
   const micro_kernel_fn micro_kernel = micro_kernel_of(router.type, 1);
   const Tile tile = {t, 1, 1, nullptr};
   const auto row = [&](int) { return t; };
-  if (deltas.act) deltas.shrink(op.router, 0, tile, a, row);
+  if (deltas.act) deltas.shrink(op.router, 0, tile, PlainRows{normed, cols, 1}, row);
   float logits[(op.experts + 15) / 16 * 16];
   for (int64_t panel = 0; panel < (op.experts + 15) / 16; ++panel) {
     const int live = int(op.experts - panel * 16 < 16 ? op.experts - panel * 16 : 16);
@@ -102,7 +102,7 @@ struct Experts {
   const Routes &routes;
   const mrs_linear *first, *second;  // arrays of one for each expert; second: or null
   int64_t expert_panels, tile_bytes;
-  Needs needs = {false, false};
+  Needs needs = {false, false, false};
 
   Experts(const mrs_moe &op_, const Routes &routes_, const mrs_linear *first_, const mrs_linear *second_, bool adapted)
       : op(op_), routes(routes_), first(first_), second(second_), expert_panels(Operand{first_->weight, nullptr}.panels()) {
@@ -110,8 +110,8 @@ struct Experts {
       needs.add(first[e].weight->type);
       if (second) needs.add(second[e].weight->type);
     }
-    needs.floats |= adapted;
-    tile_bytes = bytes_of_tile(first->weight->cols, needs.floats);
+    needs.rows = adapted && !needs.floats;
+    tile_bytes = bytes_of_tile(first->weight->cols, needs);
   }
 
   int64_t panels() const { return op.experts * expert_panels; }
@@ -162,11 +162,11 @@ INLINE void expert_products(const Experts &experts, const Deltas &deltas, float 
     const int32_t *pairs = routes.order + tile.first;
     prepare_tile(tile, cols, op.outlier_threshold, experts.needs, [&](int t) { return row(pairs[t]); });
     if (!deltas.act) return;
-    const Acts acts = acts_at(tile.base, cols, tile.tokens);
+    const PlainRows plain = plain_rows(tile, cols, experts.needs);
     const int expert = routes.expert[pairs[0]];
     const auto pair = [&](int t) { return int64_t(pairs[t]); };
-    deltas.shrink(experts.first[expert], 0, tile, acts, pair);
-    if (experts.second) deltas.shrink(experts.second[expert], 1, tile, acts, pair);
+    deltas.shrink(experts.first[expert], 0, tile, plain, pair);
+    if (experts.second) deltas.shrink(experts.second[expert], 1, tile, plain, pair);
   });
   const int64_t span = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
   gemm(experts, span, pool, PairEpilogue{experts, deltas, op.activation, out});

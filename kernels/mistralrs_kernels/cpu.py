@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -43,6 +43,7 @@ class Step(c.Structure):
         ("num_slots", c.c_int32),
         ("scaling_layers", c.c_int32),
         ("max_rank", c.c_int32),
+        ("only_slot", c.c_int32),
         ("num_tokens", c.c_int32),
         ("num_seqs", c.c_int32),
         ("num_logits", c.c_int32),

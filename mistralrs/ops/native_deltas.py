@@ -54,6 +54,7 @@ class DeltaScratch:
         step.use_weights = uses.weights.buffer_info()[0]
         step.delta_scratch = self._span.address
         step.num_slots, step.max_rank = args.sizes.adapter_slots, self._max_rank
+        step.only_slot = uses.only_slot
         step.scalings = args.scalings.address if args.scalings else None
         step.scaling_layers = args.scalings.shape[1] if args.scalings else 0
 

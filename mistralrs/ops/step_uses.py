@@ -19,6 +19,16 @@ class StepUses:
         self.weights = array("f")
         """(uses,) float32"""
 
+    @property
+    def only_slot(self) -> int:
+        """The slot that is every token's only use; -1: there is none."""
+        slots = self.slots
+        return slots[0] if slots.count(slots[0]) == len(slots) and self._is_one_each else -1
+
+    @property
+    def _is_one_each(self) -> bool:
+        return self.starts == array("i", range(len(self.starts)))
+
     @classmethod
     def of(
         cls,

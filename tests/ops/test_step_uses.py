@@ -35,6 +35,8 @@ def test_uses_are_spread_over_the_tokens_from_their_first_position_on() -> None:
             for begin, end in zip(found.starts[:-1], found.starts[1:], strict=True)
         ]
         assert [[slot for slot, _ in uses] for uses in spread] == [[slot for slot, _ in uses] for uses in expected]
+        slots = {tuple(slot for slot, _ in uses) for uses in expected}
+        assert found.only_slot == (next(iter(slots))[0] if len(slots) == 1 and len(next(iter(slots))) == 1 else -1)
         flat = [weight for uses in expected for _, weight in uses]
         assert list(found.weights) == pytest.approx(flat)
 
