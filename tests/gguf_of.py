@@ -20,7 +20,7 @@ from tests.tiny import CHAT_TEMPLATE, CONTROL_TOKENS, MERGES, vocabulary
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 
-_ARCHITECTURES = {
+ARCHITECTURES_IN_GGUF = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "mixtral": gguf.MODEL_ARCH.LLAMA,
@@ -39,7 +39,7 @@ _ARCHITECTURES = {
     "olmo2": gguf.MODEL_ARCH.OLMO2,
     "olmo3": gguf.MODEL_ARCH.OLMO2,
 }
-_PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite", "granitemoehybrid", "ministral3"})
+PAIRED = frozenset({"llama", "mistral", "mixtral", "smollm3", "granite", "granitemoehybrid", "ministral3"})
 """Model types whose q and k rows are stored with interleaved rotary pairs."""
 _EXPERTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
@@ -67,7 +67,7 @@ def write_gguf(path: Path, folder: Path, *, type_: str = "F16", layout: Layout =
     if not layout.window:
         config["sliding_window"] = None
     model_type = config["model_type"]
-    architecture = layout.architecture or _ARCHITECTURES[model_type]
+    architecture = layout.architecture or ARCHITECTURES_IN_GGUF[model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_name("tiny")
     _add_sizes(writer, config)
@@ -92,10 +92,10 @@ def _tensors(
     stacked: dict[str, dict[int, torch.Tensor]] = {}
     fused: dict[str, dict[int, torch.Tensor]] = {}
     for name, weight in _unfused(weights).items():
-        if model_type in _PAIRED and ".q_proj." in name:
-            weight = _paired(weight, config["num_attention_heads"])
-        elif model_type in _PAIRED and ".k_proj." in name:
-            weight = _paired(weight, config["num_key_value_heads"])
+        if model_type in PAIRED and ".q_proj." in name:
+            weight = paired(weight, config["num_attention_heads"])
+        elif model_type in PAIRED and ".k_proj." in name:
+            weight = paired(weight, config["num_key_value_heads"])
         elif model_type in NORMS_MINUS_ONE and name.endswith("norm.weight"):
             weight = weight + 1
         if ".experts." in name:  # model.layers.0.block_sparse_moe.experts.3.w1.weight
@@ -133,7 +133,7 @@ def _unfused(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return apart
 
 
-def _paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
+def paired(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Returns the rows with interleaved pairs; `transformers` rotates row i of a head with row i + head_dim / 2."""
     return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 

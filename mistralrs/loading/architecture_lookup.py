@@ -44,6 +44,12 @@ def hugging_face_mapping(path: Path, config: Mapping[str, object], expected: str
 def gguf_mapping_of(file: GgufFile, expected: str | None) -> tuple[str, WeightsMapping]:
     """Returns the file's architecture and mapping. Raises LoadError if it is unsupported or not ``expected``."""
     found = file.require("general.architecture", str)
+    if file.metadata.get("general.type") == "adapter":
+        command = f"mistralrs adapter inspect {shlex.quote(str(file.path))}"
+        raise LoadError(
+            f"{file.path} is a LoRA adapter, not a model",
+            hint=f"give the model that it was made for: {command} shows it",
+        )
     if found == "clip":
         raise LoadError(
             f"{file.path} holds the vision part of a multimodal model",

@@ -6,26 +6,23 @@ Only the piece that is being written is in memory. The file has a temporary name
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
-from mistralrs.errors import LoadError
 from mistralrs.loading.cursor import round_up
+from mistralrs.loading.new_file import Put, new_file
 from mistralrs.quant.types import QuantType
 
 ALIGNMENT = 32
 """Alignment of the tensors in bytes, counted from the first one's start; the format's default."""
 
-Value = bool | int | float | str | list[str] | list[bool] | list[int] | list[float]
-"""A metadata value. An int is stored as uint32, a list of ints as int32, a float as float32."""
+Value = bool | int | float | str | list[str] | list[bool] | list[int] | list[float] | tuple[int, ...]
+"""A metadata value. An int is stored as uint32, a list of ints as int32, a tuple of ints as uint32, a float as
+float32."""
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _VERSION = 3
@@ -47,9 +44,8 @@ class TensorInfo:
 class GgufWriter:
     """Writes the tensors of a file whose header is written; ``new_gguf`` makes one."""
 
-    def __init__(self, path: Path, file: FileIO, tensors: Sequence[TensorInfo]) -> None:
-        self._path = path
-        self._file = file
+    def __init__(self, put: Put, tensors: Sequence[TensorInfo]) -> None:
+        self._put = put
         self._remaining = list(reversed(tensors))
 
     def write(self, name: str, pieces: Iterable[memoryview]) -> None:
@@ -61,10 +57,10 @@ class GgufWriter:
         size = 0
         for piece in pieces:
             size += len(piece)
-            _put(self._path, self._file, piece)
+            self._put(piece)
         if size != info.nbytes:
             raise ValueError(f"{name} has {size} bytes, {info.nbytes} were announced")
-        _put(self._path, self._file, memoryview(bytes(round_up(size, ALIGNMENT) - size)))
+        self._put(memoryview(bytes(round_up(size, ALIGNMENT) - size)))
 
     def check_complete(self) -> None:
         """Raises ValueError when a tensor is missing."""
@@ -80,51 +76,11 @@ def new_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Tensor
     checked before anything is written, or the file cannot be written.
     """
     header = _header(metadata, tensors)
-    _check_room(path, len(header) + sum(round_up(info.nbytes, ALIGNMENT) for info in tensors))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _explaining(path):
-        file = partial.open("xb", buffering=0)
-    try:
-        with file:
-            _put(path, file, memoryview(header))
-            writer = GgufWriter(path, file, tensors)
-            yield writer
-            writer.check_complete()
-            with _explaining(path):
-                os.fsync(file.fileno())  # some file systems report only now that they are full
-        with _explaining(path):
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _put(path: Path, file: FileIO, data: memoryview) -> None:
-    """Writes all of ``data``, although one write of the system may take only a part."""
-    with _explaining(path):
-        while data:
-            data = data[file.write(data) :]
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Replaces OSErrors by LoadErrors for the user."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else error.strerror
-        hint = "make room, or write to another disk" if full else "check the folder and its permissions"
-        raise LoadError(f"{path} cannot be written: {reason}", hint=hint) from error
-
-
-def _check_room(path: Path, needed: int) -> None:
-    with _explaining(path):
-        free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise LoadError(
-            f"{path} will have {needed / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB of room",
-            hint="make room, or write to another disk",
-        )
+    with new_file(path, len(header) + sum(round_up(info.nbytes, ALIGNMENT) for info in tensors)) as put:
+        put(memoryview(header))
+        writer = GgufWriter(put, tensors)
+        yield writer
+        writer.check_complete()
 
 
 def _header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> bytes:
@@ -150,6 +106,8 @@ def _entry(value: Value) -> bytes:
     """The bytes of a value's type and of the value."""
     if isinstance(value, list):
         return struct.pack("<I", _ARRAY) + _array(value)
+    if isinstance(value, tuple):
+        return struct.pack(f"<IIQ{len(value)}I", _ARRAY, _U32, len(value), *value)
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
