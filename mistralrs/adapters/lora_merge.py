@@ -188,13 +188,14 @@ def _rescaled(key: WeightKey, magnitude: array[float], values: torch.Tensor) -> 
 
 
 def values_of(matrix: Matrix) -> torch.Tensor:
-    """The values of a matrix that is stored as floats, float32 (rows, columns)."""
+    """The values of a matrix that is stored as floats, float32 (rows, columns), in the wanted order of rows."""
     import torch
 
     from mistralrs.quant.dequantize import dequantize
 
     raw = torch.frombuffer(matrix.data, dtype=torch.uint8).view(matrix.rows, -1)
-    return dequantize(matrix.type, raw, matrix.columns)
+    values = dequantize(matrix.type, raw, matrix.columns)
+    return values if matrix.order is None else values[list(matrix.order)]
 
 
 def shown(key: WeightKey) -> str:
