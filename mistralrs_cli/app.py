@@ -85,7 +85,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
 
 
 def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
-    from mistralrs_cli.invocation import InspectJob, QuantizeJob
+    from mistralrs_cli.invocation import InspectJob, ModelsJob, QuantizeJob
     from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
     from mistralrs_cli.serve import ServeJob, run_serve
 
@@ -103,9 +103,13 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
         from mistralrs_cli.ordering_command import run_ordering
 
         return run_ordering(job, streams)
-    from mistralrs_cli.models_command import run_models
+    if isinstance(job, ModelsJob):
+        from mistralrs_cli.models_command import run_models
 
-    return run_models(job, streams)
+        return run_models(job, streams)
+    from mistralrs_cli.adapter_command import run_adapter
+
+    return run_adapter(job, streams)
 
 
 def _load(task: Invocation, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]) -> Model:

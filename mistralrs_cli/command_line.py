@@ -21,6 +21,9 @@ from mistralrs.errors import UsageError
 from mistralrs_cli.selector_options import AdapterOptions, WeightOptions, option_classes, overview, summary
 from mistralrs_cli.typer_parameters import global_parameters, parameters
 from mistralrs_cli.utility_options import (
+    AdapterConvertOptions,
+    AdapterInspectOptions,
+    AdapterMergeOptions,
     BenchOptions,
     InspectOptions,
     ModelsOptions,
@@ -29,7 +32,16 @@ from mistralrs_cli.utility_options import (
     QuantizeOptions,
 )
 
-UtilityOptions = InspectOptions | ModelsOptions | QuantizeOptions | OrderingCreateOptions | OrderingRenameOptions
+UtilityOptions = (
+    InspectOptions
+    | ModelsOptions
+    | QuantizeOptions
+    | OrderingCreateOptions
+    | OrderingRenameOptions
+    | AdapterInspectOptions
+    | AdapterConvertOptions
+    | AdapterMergeOptions
+)
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -236,12 +248,21 @@ _HELP = {
     "models": "List the models in the hub's cache, or delete one.",
     "quantize": "Write a safetensors model as a GGUF file with quantised weights.",
     "ordering": "Make and change ordering files, which name adapters in the order of training and their layers.",
+    "adapter": "Show a LoRA adapter, convert it between peft and GGUF, or merge it into its model.",
     "help": "Show the help of a command.",
 }
 _ORDERING = (("create", OrderingCreateOptions), ("rename", OrderingRenameOptions))
+_ADAPTER = (
+    ("inspect", AdapterInspectOptions),
+    ("convert", AdapterConvertOptions),
+    ("merge", AdapterMergeOptions),
+)
 _GROUP_HELP = {
     "ordering create": "Write an ordering from the configs of a model and its adapters.",
     "ordering rename": "Write an ordering with other names for its adapters.",
+    "adapter inspect": "Show what an adapter is and where it acts, without its model.",
+    "adapter convert": "Write an adapter in the other format: peft or GGUF.",
+    "adapter merge": "Write a model with adapters merged into its weights.",
 }
 _OTHER: dict[str, Callable[[], Any]] = {
     "bench": _bench_command,
@@ -249,6 +270,7 @@ _OTHER: dict[str, Callable[[], Any]] = {
     "models": lambda: _tool_command("models", ModelsOptions),
     "quantize": lambda: _tool_command("quantize", QuantizeOptions),
     "ordering": lambda: _tool_group("ordering", _ORDERING),
+    "adapter": lambda: _tool_group("adapter", _ADAPTER),
     "help": _help_command,
 }
 """The subcommands that select no model."""

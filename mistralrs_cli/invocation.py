@@ -21,6 +21,7 @@ from mistralrs.api.selectors.model_choice import check_together, in_situ_type, r
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
+from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterJob, AdapterOptions, adapter_job
 from mistralrs_cli.command_line import ParsedArgs, Selection, UtilityOptions
 from mistralrs_cli.ordering_job import CreateOrderingJob, OrderingJob, RenameOrderingJob, ordering_job
 from mistralrs_cli.serve import ServeJob, serve_job
@@ -113,7 +114,7 @@ class QuantizeJob:
     type: str
 
 
-UtilityCommand = InspectJob | ModelsJob | QuantizeJob | OrderingJob | ServeJob
+UtilityCommand = InspectJob | ModelsJob | QuantizeJob | OrderingJob | AdapterJob | ServeJob
 """The jobs that need no model in this process."""
 
 
@@ -151,12 +152,12 @@ def options_of(args: ParsedArgs) -> ResolvedOptions:
 
 
 def writes_answers(task: Invocation | UtilityCommand) -> bool:
-    """Returns whether the job writes its result to stdout; serving, quantizing and deleting do not."""
+    """Returns whether the job writes its result to stdout; serving, writing files and deleting do not."""
     if isinstance(task, ModelsJob):
         return task.delete is None
     if isinstance(task, CreateOrderingJob | RenameOrderingJob):
         return task.output.path is None
-    return isinstance(task, Invocation | InspectJob)
+    return isinstance(task, Invocation | InspectJob | AdapterInspectJob)
 
 
 def mode_of(args: ParsedArgs) -> Mode:
@@ -171,6 +172,7 @@ def mode_of(args: ParsedArgs) -> Mode:
         Mode.QUANTIZE: isinstance(args.tool, QuantizeOptions),
         Mode.ORDERING_CREATE: isinstance(args.tool, OrderingCreateOptions),
         Mode.ORDERING_RENAME: isinstance(args.tool, OrderingRenameOptions),
+        Mode.ADAPTER: isinstance(args.tool, AdapterOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:
@@ -204,6 +206,8 @@ def _utility_command(options: UtilityOptions, token_source: str) -> UtilityComma
         return InspectJob(source, token_source, options.json)
     if isinstance(options, OrderingCreateOptions | OrderingRenameOptions):
         return ordering_job(options, token_source)
+    if isinstance(options, AdapterOptions):
+        return adapter_job(options, token_source)
     return _models_job(options) if isinstance(options, ModelsOptions) else _quantize_job(options, token_source)
 
 

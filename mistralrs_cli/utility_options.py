@@ -111,3 +111,59 @@ class OrderingRenameOptions:
     names: str = _names(..., help="The new names of the adapters, in the order of the file: those of their folders.")
     out: Path | None = _out()
     force: bool = _force()
+
+
+def _adapter_file() -> Any:
+    return option(
+        None, "--filename", "-f", metavar="FILE", help="A file of the repository or folder, where several are adapters."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInspectOptions:
+    """What stands after ``adapter inspect``."""
+
+    source: str = argument(
+        ..., metavar="SOURCE", help="The adapter: a folder of peft, a GGUF file, or a hub repository with one of them."
+    )
+    filename: str | None = _adapter_file()
+    json: bool = option(False, "--json", help="One JSON object instead of text.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConvertOptions:
+    """What stands after ``adapter convert``."""
+
+    source: str = argument(
+        ..., metavar="SOURCE", help="The adapter: a folder of peft, a GGUF file, or a hub repository with one of them."
+    )
+    to: Literal["gguf", "peft"] = option(
+        ...,
+        "--to",
+        metavar="gguf|peft",
+        help="What it becomes: a GGUF file as llama.cpp reads it, or a folder of peft.",
+    )
+    base: str = option(
+        ..., "--base", metavar="MODEL", help="The model that it was made for: a hub repository, a folder or a file."
+    )
+    out: Path = option(..., "--out", metavar="PATH", help="The file or folder to write.")
+    filename: str | None = _adapter_file()
+    gqa: int | None = gqa_option()
+    force: bool = option(False, "--force", help="Replace what is there.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterMergeOptions:
+    """What stands after ``adapter merge``."""
+
+    model: str = argument(..., metavar="MODEL", help="The base model: a hub repository, a folder or a file.")
+    adapters: list[str] = argument(
+        ...,
+        metavar="ADAPTER[:W]...",
+        help="The adapters, each as a folder, a GGUF file or a hub repository; W: weight.",
+    )
+    out: Path = option(..., "--out", metavar="PATH", help="The GGUF file to write, or the new folder of safetensors.")
+    type: str | None = option(
+        None, "--type", metavar="TYPE", help="What the weights of safetensors become in a GGUF file, as of quantize."
+    )
+    force: bool = option(False, "--force", help="Replace a file that is there.")

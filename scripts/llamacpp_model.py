@@ -33,9 +33,10 @@ def decoded(source: Path, target: Path) -> Path:
 
 
 class LlamaCpp:
-    """One sequence of at most ``length`` tokens. ``exact``: keys and values in float32, and a single thread."""
+    """One sequence of at most ``length`` tokens. ``exact``: keys and values in float32, and a single thread.
+    ``adapter``: a GGUF LoRA file that acts, with weight 1."""
 
-    def __init__(self, path: Path, *, length: int, exact: bool) -> None:
+    def __init__(self, path: Path, *, length: int, exact: bool, adapter: Path | None = None) -> None:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {path}")
@@ -47,9 +48,19 @@ class LlamaCpp:
             parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
             parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
+        if adapter is not None:
+            self._use(adapter)
         self._batch = llama_cpp.llama_batch_init(length, 0, 1)
         self._length = length
         self._done = 0
+
+    def _use(self, adapter: Path) -> None:
+        loaded = llama_cpp.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not loaded:
+            raise RuntimeError(f"llama.cpp does not load {adapter}")
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(loaded)
+        if llama_cpp.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0)):
+            raise RuntimeError(f"llama.cpp does not use {adapter}")
 
     def tokens(self, text: str) -> list[int]:
         """Returns the text's tokens, with BOS if the model has it; control tokens may be spelled."""

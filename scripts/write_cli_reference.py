@@ -28,6 +28,9 @@ from mistralrs.api.options.values import without_none
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of
 from mistralrs_cli.typer_parameters import shown_default
 from mistralrs_cli.utility_options import (
+    AdapterConvertOptions,
+    AdapterInspectOptions,
+    AdapterMergeOptions,
     BenchOptions,
     InspectOptions,
     ModelsOptions,
@@ -54,6 +57,22 @@ _AFTER_ROWS = (
     ("After `quantize`", QuantizeOptions),
     ("After `ordering create`", OrderingCreateOptions),
     ("After `ordering rename`", OrderingRenameOptions),
+    ("After `adapter inspect`", AdapterInspectOptions),
+    ("After `adapter convert`", AdapterConvertOptions),
+    ("After `adapter merge`", AdapterMergeOptions),
+)
+_COMMANDS = (
+    "mistralrs [OPTIONS]                          # the default model",
+    "mistralrs [OPTIONS] ROW [OPTIONS]            # the model that a row names",
+    "mistralrs [OPTIONS] bench [OPTIONS] [ROW [OPTIONS]]",
+    "mistralrs [OPTIONS] inspect SOURCE [OPTIONS]",
+    "mistralrs [OPTIONS] models [list|delete NAME] [OPTIONS]",
+    "mistralrs [OPTIONS] quantize SOURCE OUT.gguf --type TYPE",
+    "mistralrs [OPTIONS] ordering create MODEL [OPTIONS]",
+    "mistralrs [OPTIONS] ordering rename FILE --names NAME,NAME,... [OPTIONS]",
+    "mistralrs [OPTIONS] adapter inspect SOURCE [OPTIONS]",
+    "mistralrs [OPTIONS] adapter convert SOURCE --to gguf|peft --base MODEL --out PATH",
+    "mistralrs [OPTIONS] adapter merge MODEL ADAPTER[:W]... --out PATH [--type TYPE]",
 )
 _OF_THE_ROW = {*defaults_of(SELECTORS["x-lora-mistral"]), *defaults_of(SELECTORS["lora-mistral-gguf"])} - {
     "gqa",
@@ -72,14 +91,7 @@ def reference() -> str:
         "`mistralrs/api/options/` and `mistralrs_cli/utility_options.py`.",
         "",
         "```sh",
-        "mistralrs [OPTIONS]                          # the default model",
-        "mistralrs [OPTIONS] ROW [OPTIONS]            # the model that a row names",
-        "mistralrs [OPTIONS] bench [OPTIONS] [ROW [OPTIONS]]",
-        "mistralrs [OPTIONS] inspect SOURCE [OPTIONS]",
-        "mistralrs [OPTIONS] models [list|delete NAME] [OPTIONS]",
-        "mistralrs [OPTIONS] quantize SOURCE OUT.gguf --type TYPE",
-        "mistralrs [OPTIONS] ordering create MODEL [OPTIONS]",
-        "mistralrs [OPTIONS] ordering rename FILE --names NAME,NAME,... [OPTIONS]",
+        *_COMMANDS,
         "```",
         "",
         "Options of the first kind stand before the row or command, the others after it.",

@@ -19,7 +19,7 @@ class BaseModel:
     """A model that adapters can be for."""
 
     architecture: str
-    """A key of ``ARCHITECTURES`` that has a form for Hugging Face folders."""
+    """A key of ``ARCHITECTURES``."""
     spec: DecoderSpec
 
 
@@ -43,5 +43,4 @@ def read_base_model(path: Path, *, gqa: int = 1) -> BaseModel:
     with GgufFile.open(path) as gguf:
         architecture, form = gguf_mapping_of(gguf, None)
         spec = read_spec(path, form, GgufMetadata(gguf))
-    # GGUF has one name for Llama, Mistral and Mixtral; only the names of Mixtral's experts differ in folders
-    return BaseModel("mixtral" if architecture == "llama" and spec.moe else architecture, spec)
+    return BaseModel(architecture, spec)

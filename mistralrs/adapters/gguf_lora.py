@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistralrs.adapters.lora import LoraAdapter, LoraDelta
+from mistralrs.adapters.lora import LoraAdapter, LoraDelta, digest_of
 from mistralrs.adapters.lora_targets import Target, stored_order, targets_of
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import RawTensor
@@ -78,25 +77,14 @@ def read_gguf_lora(path: Path, *, name: str, architecture: str, spec: DecoderSpe
                     raise FormatError(str(path), f"tensor {shown(a.name)}", reason)
                 deltas[target.key] = delta
         _check_written(file, header)
-    return LoraAdapter(
+    adapter = LoraAdapter(
         name=name,
         source=str(path),
-        digest=_digest(deltas, header.invocation_tokens),
-        rank=max(rank_of(key, delta) for key, delta in deltas.items()),
+        rank=max(delta.b.columns for delta in deltas.values()),
         deltas=deltas,
         invocation_tokens=header.invocation_tokens,
     )
-
-
-def _digest(deltas: Mapping[WeightKey, LoraDelta], tokens: tuple[int, ...]) -> bytes:
-    digest = blake2b(repr(tokens).encode(), digest_size=16)
-    for key, delta in deltas.items():
-        for matrix in (delta.a, delta.b):
-            order = None if matrix.order is None else [*matrix.order]
-            facts = (key, delta.scale, matrix.type.name, matrix.rows, matrix.columns, order)
-            digest.update(repr(facts).encode())
-            digest.update(matrix.data)
-    return digest.digest()
+    return replace(adapter, digest=digest_of(adapter))
 
 
 def gguf_form(architecture: str) -> WeightsMapping:
@@ -104,11 +92,6 @@ def gguf_form(architecture: str) -> WeightsMapping:
     form = ARCHITECTURES[GGUF_NAMES[architecture]].gguf
     assert form is not None
     return form
-
-
-def rank_of(key: WeightKey, delta: LoraDelta) -> int:
-    """The rank of an addition to a part."""
-    return delta.a.columns if key.part == _EMBEDDING else delta.a.rows
 
 
 # The header

@@ -80,6 +80,10 @@ _HONOURED = frozenset(
 )
 
 
+class OnlyPeftReadsError(LoadError):
+    """The adapter is of a kind that peft can merge, and nothing here reads."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
     """What an `adapter_config.json` says that changes results. Fields are named as in peft."""
@@ -163,8 +167,10 @@ def _refuse_tuner(fields: _Fields) -> None:
         )
     if not isinstance(kind, str) or not kind:
         raise fields.error("peft_type", f"is {shown(kind)}, expected 'LORA'")
-    hint = "it adds to the prompt, which no merge can do: use it with peft" if kind in _UNMERGEABLE else _MERGE
-    raise LoadError(f"{fields.path}: peft_type: is {shown(kind)}, expected 'LORA'", hint=hint)
+    reason = f"{fields.path}: peft_type: is {shown(kind)}, expected 'LORA'"
+    if kind in _UNMERGEABLE:
+        raise LoadError(reason, hint="it adds to the prompt, which no merge can do: use it with peft")
+    raise OnlyPeftReadsError(reason, hint=_MERGE)
 
 
 def _refuse_initialiser(fields: _Fields) -> None:
@@ -174,7 +180,7 @@ def _refuse_initialiser(fields: _Fields) -> None:
         return
     known = ", ".join(sorted(_INITIALISERS))
     if isinstance(value, str) and value.lower().startswith(_BASE_CHANGERS):
-        raise LoadError(
+        raise OnlyPeftReadsError(
             f"{fields.path}: init_lora_weights: is {shown(value)}, which changed the base's weights, so that the "
             f"adapter does not fit the released ones; expected true, false or one of {known}",
             hint=f"{_MERGE}; or convert it in peft: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
@@ -187,7 +193,7 @@ def _refuse_others(fields: _Fields) -> None:
     for key, value in fields.values.items():
         if key in _HONOURED or key in _BOOKKEEPING or not value:
             continue
-        raise LoadError(
+        raise OnlyPeftReadsError(
             f"{fields.path}: {shown(key)}: is {shown(value)}, which is not supported, expected none", hint=_MERGE
         )
 

@@ -67,9 +67,11 @@ def _refuse_others(adapter: LoraAdapter) -> None:
 
 
 def _others(adapter: LoraAdapter) -> Iterator[tuple[str, bool]]:
-    yield "DoRA magnitudes", any(delta.magnitude is not None for delta in adapter.deltas.values())
-    yield "biases", any(delta.bias is not None for delta in adapter.deltas.values())
-    yield "whole modules", bool(adapter.replaced)
+    yield "DoRA magnitudes (use_dora)", any(delta.magnitude is not None for delta in adapter.deltas.values())
+    yield "biases (lora_bias)", any(delta.bias is not None for delta in adapter.deltas.values())
+    yield "whole modules (modules_to_save)", bool(adapter.replaced or adapter.replaced_vectors)
+    yield "the model's biases (bias)", bool(adapter.replaced_biases)
+    yield "rows of tokens (trainable_token_indices)", bool(adapter.replaced_rows)
 
 
 def _pair(

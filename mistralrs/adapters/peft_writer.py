@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistralrs.adapters.lora import LoraAdapter
+from mistralrs.adapters.lora_config import CONFIG_NAME
 from mistralrs.adapters.lora_pairs import LoraPair, pairs_of, stored_bytes, stored_type
 from mistralrs.adapters.lora_targets import targets_of
+from mistralrs.adapters.module_names import hugging_face_form
+from mistralrs.adapters.peft_tensors import WEIGHTS_NAME
 from mistralrs.loading.new_file import explaining, new_file
 from mistralrs.loading.safetensors_writer import SafetensorsInfo, write_safetensors
 from mistralrs.models.architecture import WeightsMapping
-from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
@@ -34,8 +35,7 @@ def write_peft(
     A folder that is there keeps its other files. ``base``: the name or hub id of the base model.
     Raises ``LoadError`` for an adapter that such a folder cannot hold, or if it cannot be written.
     """
-    form = ARCHITECTURES[architecture].hugging_face
-    assert form is not None
+    form = hugging_face_form(architecture, spec)
     pairs = pairs_of(adapter, form, spec)
     config = json.dumps(_config(adapter, pairs, form, spec, base), indent=2).encode() + b"\n"
     named = [item for pair in pairs for item in _tensors(pair)]
@@ -45,8 +45,8 @@ def write_peft(
         partial.mkdir()
     try:
         contents = ([stored_bytes(values)] for _, values in named)
-        write_safetensors(partial / WEIGHTS, infos, contents, metadata={"format": "pt"})
-        with new_file(partial / CONFIG, len(config)) as put:
+        write_safetensors(partial / WEIGHTS_NAME, infos, contents, metadata={"format": "pt"})
+        with new_file(partial / CONFIG_NAME, len(config)) as put:
             put(memoryview(config))
         _put_in_place(partial, out)
     finally:
@@ -58,7 +58,7 @@ def _put_in_place(partial: Path, out: Path) -> None:
         if not out.is_dir():
             partial.rename(out)
             return
-        for name in (WEIGHTS, CONFIG):
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
             (partial / name).replace(out / name)
 
 

@@ -48,6 +48,8 @@ class CheckpointParts:
         self._conversion = conversion or Conversion()
         self._merge = merge
         self._mapping = form
+        self.norm_offset = form.norm_offset
+        """Added to the weights of norms in the file."""
         self._tensor_refs = form.tensors(spec)
         self._spec = spec
         self._experts = spec.moe.experts if spec.moe else 0
@@ -154,6 +156,15 @@ class CheckpointParts:
             bias = self._merge.merged_bias(place, bias)
         return Matrix(tensor.name, tensor.type, rows, columns, data, order, bias)
 
+    def tensor_of(self, place: WeightKey) -> str:
+        """The name of the tensor that has a part."""
+        return self._tensor(place).name
+
+    def file_order(self, part: str) -> array[int] | None:
+        """For each row of a part in the file, its row in the model; None: they stand in the same order."""
+        order = self._order(part)
+        return None if order is None else inverse_order(order)
+
     def is_matrix(self, place: WeightKey) -> bool:
         """Returns whether the part is a matrix, read by ``matrix``; otherwise it is a norm, read by ``vectors``."""
         return len(self._shapes[place.part]) == 2
@@ -226,6 +237,22 @@ def untied(form: WeightsMapping, spec: DecoderSpec) -> tuple[WeightsMapping, Dec
         return refs | {"lm_head": refs["embed_tokens"]}
 
     return replace(form, tensors=tensors), replace(spec, tied_head=False)
+
+
+def inverse_order(order: array[int]) -> array[int]:
+    """For each row of a file, its row in the order of the model; ``order`` says the opposite."""
+    inverse = array("i", order)
+    for place, row in enumerate(order):
+        inverse[row] = place
+    return inverse
+
+
+def rows_in_order(data: memoryview, order: array[int] | None) -> memoryview:
+    """The rows of a matrix in the order that ``order`` lists them; None: as they are."""
+    if order is None:
+        return data
+    width = len(data) // len(order)
+    return memoryview(b"".join(data[row * width : (row + 1) * width] for row in order))
 
 
 def tensor_name(piece: TensorRef, place: WeightKey) -> str:

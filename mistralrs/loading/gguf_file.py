@@ -27,6 +27,9 @@ class GgufFile(DescribedCheckpoint):
         spans = {name: span for part in parts for name, span in part.spans.items()}
         super().__init__(path, [part.mapping for part in parts], spans, metadata=parts[0].metadata)
         self.version = parts[0].version
+        start, end = parts[0].metadata_range
+        self.metadata_bytes = parts[0].mapping[start:end]
+        """The metadata of the first file as it is stored there."""
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:

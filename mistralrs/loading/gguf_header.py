@@ -52,6 +52,8 @@ class GgufPart(NamedTuple):
     mapping: MappedFile
     version: int
     metadata: dict[str, object]
+    metadata_range: tuple[int, int]
+    """The bytes of the file with the metadata, from the first entry to the end of the last."""
     spans: dict[str, Span]
 
 
@@ -65,10 +67,12 @@ def read_part(path: Path) -> GgufPart:
     header = _Header(path, mapping)
     version = header.read_version()
     tensor_count, entry_count = header.read_count(), header.read_count()
+    start = header.position
     metadata = header.read_metadata(entry_count)
+    metadata_range = (start, header.position)
     infos = header.read_tensor_infos(tensor_count)
     spans = _locate(header, mapping, infos, alignment=_alignment(header, metadata))
-    return GgufPart(path, mapping, version, metadata, spans)
+    return GgufPart(path, mapping, version, metadata, metadata_range, spans)
 
 
 class _TensorInfo(NamedTuple):

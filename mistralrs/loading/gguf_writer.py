@@ -29,6 +29,16 @@ _VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
+class StoredMetadata:
+    """The metadata of another file, version 2 or 3, as it is stored there."""
+
+    entries: int
+    data: bytes
+    alignment: int
+    """That of the tensors, which the metadata may say."""
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A tensor's entry in the header; ``shape`` is in torch's order, rows first."""
 
@@ -44,8 +54,9 @@ class TensorInfo:
 class GgufWriter:
     """Writes the tensors of a file whose header is written; ``new_gguf`` makes one."""
 
-    def __init__(self, put: Put, tensors: Sequence[TensorInfo]) -> None:
+    def __init__(self, put: Put, tensors: Sequence[TensorInfo], *, alignment: int) -> None:
         self._put = put
+        self._alignment = alignment
         self._remaining = list(reversed(tensors))
 
     def write(self, name: str, pieces: Iterable[memoryview]) -> None:
@@ -60,7 +71,7 @@ class GgufWriter:
             self._put(piece)
         if size != info.nbytes:
             raise ValueError(f"{name} has {size} bytes, {info.nbytes} were announced")
-        self._put(memoryview(bytes(round_up(size, ALIGNMENT) - size)))
+        self._put(memoryview(bytes(round_up(size, self._alignment) - size)))
 
     def check_complete(self) -> None:
         """Raises ValueError when a tensor is missing."""
@@ -69,31 +80,36 @@ class GgufWriter:
 
 
 @contextmanager
-def new_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> Iterator[GgufWriter]:
+def new_gguf(
+    path: Path, metadata: Mapping[str, Value] | StoredMetadata, tensors: Sequence[TensorInfo]
+) -> Iterator[GgufWriter]:
     """Writes ``path``, replacing an existing file, if the block ends without error; otherwise leaves nothing behind.
 
     The block writes each of ``tensors``, in their order. Raises ``LoadError`` when the disk has no room, which is
     checked before anything is written, or the file cannot be written.
     """
-    header = _header(metadata, tensors)
-    with new_file(path, len(header) + sum(round_up(info.nbytes, ALIGNMENT) for info in tensors)) as put:
+    alignment = metadata.alignment if isinstance(metadata, StoredMetadata) else ALIGNMENT
+    header = _header(metadata, tensors, alignment=alignment)
+    with new_file(path, len(header) + sum(round_up(info.nbytes, alignment) for info in tensors)) as put:
         put(memoryview(header))
-        writer = GgufWriter(put, tensors)
+        writer = GgufWriter(put, tensors, alignment=alignment)
         yield writer
         writer.check_complete()
 
 
-def _header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> bytes:
+def _header(metadata: Mapping[str, Value] | StoredMetadata, tensors: Sequence[TensorInfo], *, alignment: int) -> bytes:
     """The bytes of the header, with padding up to the first tensor."""
-    head = bytearray(b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), len(metadata)))
-    for key, value in metadata.items():
-        head += _text(key) + _entry(value)
+    if isinstance(metadata, StoredMetadata):
+        entries, stored = metadata.entries, metadata.data
+    else:
+        entries, stored = len(metadata), b"".join(_text(key) + _entry(value) for key, value in metadata.items())
+    head = bytearray(b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), entries)) + stored
     offset = 0
     for info in tensors:
         dims = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape))
         head += _text(info.name) + dims + struct.pack("<IQ", info.type.ggml_id, offset)
-        offset += round_up(info.nbytes, ALIGNMENT)
-    head += bytes(round_up(len(head), ALIGNMENT) - len(head))
+        offset += round_up(info.nbytes, alignment)
+    head += bytes(round_up(len(head), alignment) - len(head))
     return bytes(head)
 
 

@@ -10,7 +10,8 @@ import logging
 import math
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,15 @@ from typing import cast
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.architecture_lookup import hugging_face_mapping, kind_of, naming, read_spec
-from mistralrs.loading.checkpoint_parts import CheckpointParts, bias_name, interleaved_to_halves, tensor_name
+from mistralrs.loading.checkpoint_parts import (
+    CheckpointParts,
+    bias_name,
+    interleaved_to_halves,
+    inverse_order,
+    rows_in_order,
+    tensor_name,
+    untied,
+)
 from mistralrs.loading.convert import Conversion
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
@@ -28,7 +37,7 @@ from mistralrs.loading.text_source import TextSource
 from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import Default, GgufFields, WeightsMapping
 from mistralrs.models.architecture import Value as Kind
-from mistralrs.models.parts import WeightKey
+from mistralrs.models.parts import WeightKey, WeightMerge
 from mistralrs.models.registry import ARCHITECTURES, GGUF_NAMES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend, resolve
@@ -39,6 +48,8 @@ from mistralrs.quant.types import TYPES, QuantType
 _QUANTISATION_VERSION = 2
 """Version of ggml's quantized types; older versions had other blocks under the same numbers."""
 _FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
     "Q4_0": 2,
     "Q4_1": 3,
     "Q8_0": 7,
@@ -49,34 +60,44 @@ _FILE_TYPES = {
     "Q4_K": 14,
     "Q5_K": 16,
     "Q6_K": 18,
+    "BF16": 32,
 }
 """llama.cpp's numbers for files with matrices mostly of one type; of its mixtures, the one with fewest other types."""
+MakeMerge = Callable[[str, DecoderSpec], WeightMerge]
+"""Makes what is merged into the weights of a model of this architecture and spec."""
 _logger = logging.getLogger(__name__)
 
 
 def quantize_model(
-    source: Path, out: Path, type: str, *, name: str | None = None, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    type: str | None,
+    *,
+    name: str | None = None,
+    merge: MakeMerge | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Writes ``out``, a GGUF file, from the safetensors at ``source``: a folder, one file or an index of files.
 
     Every matrix gets ``type``, a key of ``quant.quantize.ISQ_TYPES``, or the type that ``--isq`` takes instead if its
-    rows do not split in blocks of it. Norms, biases and routers are F32. One matrix, or one expert's, is in memory at a
+    rows do not split in blocks of it; None: that of the safetensors. ``merge`` makes what is merged into the weights.
+    Norms, biases and routers are F32. One matrix, or one expert's, is in memory at a
     time. ``name``: the model's name in the file; None: the folder's name. An existing file is replaced once the new one
     is complete.
 
     Raises ``UsageError`` for another type, ``LoadError`` and ``FormatError`` for a model that cannot be read or that a
     GGUF file cannot hold, and if the file cannot be written; nothing is left behind then.
     """
-    wanted = isq_type(type)
+    wanted = None if type is None else isq_type(type)
     _refuse_other_formats(source)
     with SafetensorsFile.open(source) as file:
         with naming(source):
-            parts, metadata, tensors = _planned(source, file, wanted, name)
+            parts, metadata, tensors = _planned(source, file, wanted, name, merge)
         _write(out, metadata, tensors, parts, progress)
 
 
 def _planned(
-    source: Path, file: SafetensorsFile, wanted: QuantType, name: str | None
+    source: Path, file: SafetensorsFile, wanted: QuantType | None, name: str | None, make_merge: MakeMerge | None
 ) -> tuple[CheckpointParts, dict[str, Value], list[_Tensor]]:
     """The source of the parts, and all that the file will contain; all checks are done."""
     folder = source if source.is_dir() else source.parent
@@ -87,11 +108,16 @@ def _planned(
     target = ARCHITECTURES[GGUF_NAMES[architecture]].gguf
     assert target is not None
     assert target.write is not None
-    parts = CheckpointParts(file, form, spec, _backend(), conversion=Conversion(quantize_to=wanted))
+    merge = None if make_merge is None else make_merge(architecture, spec)
+    if merge is not None and merge.unties_head:
+        form, spec = untied(form, spec)
+    parts = CheckpointParts(file, form, spec, cpu_backend(), conversion=Conversion(quantize_to=wanted), merge=merge)
     written = target.write(spec, facts)
     tensors = [*_part_tensors(parts, target, spec), *_vector_tensors(written.vectors)]
     _check_told(spec, target, written, tensors)
-    metadata = _general(GGUF_NAMES[architecture], name or folder.resolve().name, wanted) | written.metadata
+    stored = Counter(tensor.info.type.name for tensor in tensors if len(tensor.info.shape) > 1)
+    file_type = stored.most_common(1)[0][0] if wanted is None else wanted.name
+    metadata = _general(GGUF_NAMES[architecture], name or folder.resolve().name, file_type) | written.metadata
     return parts, metadata | _text_metadata(folder, spec), tensors
 
 
@@ -103,7 +129,8 @@ def _refuse_other_formats(source: Path) -> None:
         raise LoadError(f"{source} is a {kind.upper()} file already", hint="name the safetensors that it was made from")
 
 
-def _backend() -> Backend:
+def cpu_backend() -> Backend:
+    """The backend that quantizes."""
     resolved = resolve("cpu")
     for reason in resolved.unavailable_backends:
         _logger.warning("slower than it could be: %s", reason)
@@ -128,15 +155,8 @@ class _Tensor:
         if not self.places:
             yield memoryview(self.values).cast("B")
         for place in self.places:
-            yield _ordered(parts.matrix(place).data, self.order)
+            yield rows_in_order(parts.matrix(place).data, self.order)
             parts.release([place])
-
-
-def _ordered(data: memoryview, order: array[int] | None) -> memoryview:
-    if order is None:
-        return data
-    width = len(data) // len(order)
-    return memoryview(b"".join(data[row * width : (row + 1) * width] for row in order))
 
 
 def _part_tensors(parts: CheckpointParts, form: WeightsMapping, spec: DecoderSpec) -> Iterator[_Tensor]:
@@ -163,7 +183,9 @@ def _matrix_tensor(
     planned = [parts.planned(place) for place in places]
     order = None
     if places[0].part in form.interleaved:
-        order = _inverse(interleaved_to_halves(planned[0].rows, spec.attention.head_dim, spec.attention.ropes[0].dim))
+        order = inverse_order(
+            interleaved_to_halves(planned[0].rows, spec.attention.head_dim, spec.attention.ropes[0].dim)
+        )
     biases = [matrix.bias for matrix in planned if matrix.bias is not None]
     if biases and len(biases) < len(planned):
         raise LoadError(f"{planned[0].name}: a GGUF file has one bias for q, k and v, of which only some have one")
@@ -174,13 +196,6 @@ def _matrix_tensor(
     if places[0].expert is not None:
         shape = (len(planned), planned[0].rows, planned[0].columns)
     return _Tensor(TensorInfo(name, planned[0].type, shape), tuple(places), order), bias
-
-
-def _inverse(order: array[int]) -> array[int]:
-    inverse = array("i", order)
-    for place, row in enumerate(order):
-        inverse[row] = place
-    return inverse
 
 
 def _vector_tensors(vectors: Mapping[str, Iterable[float]]) -> Iterator[_Tensor]:
@@ -195,12 +210,12 @@ def _vector_tensor(name: str, values: array[float]) -> _Tensor:
 # Metadata
 
 
-def _general(architecture: str, name: str, type: QuantType) -> dict[str, Value]:
+def _general(architecture: str, name: str, type: str) -> dict[str, Value]:
     return {
         "general.architecture": architecture,
         "general.type": "model",
         "general.name": name,
-        "general.file_type": _FILE_TYPES[type.name],
+        "general.file_type": _FILE_TYPES[type],
         "general.quantization_version": _QUANTISATION_VERSION,
     }
 

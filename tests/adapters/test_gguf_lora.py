@@ -224,6 +224,22 @@ def test_tokens_that_invoke_it(folders: Folder, adapters: Folder, tmp_path: Path
 # Writing
 
 
+def test_the_tokens_that_invoke_it_are_written(folders: Folder, adapters: Folder, tmp_path: Path) -> None:
+    """As llama.cpp wants them: as an array of uint32."""
+    folder, base = folders("llama"), read_base_model(folders("llama"))
+    adapter = read(write_gguf_lora_of(tmp_path / "one.gguf", adapters("llama"), folder, tokens=[7, 3]), folder)
+    write_gguf_lora(adapter, tmp_path / "two.gguf", architecture=base.architecture, spec=base.spec, base="owner/base")
+    write_peft(adapter, tmp_path / "peft", architecture=base.architecture, spec=base.spec)
+    fields = gguf.GGUFReader(tmp_path / "two.gguf").fields
+    field = fields["adapter.alora.invocation_tokens"]
+    assert field.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32]
+    assert field.contents() == [7, 3]
+    assert fields["general.base_model.0.name"].contents() == "owner/base"
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["alora_invocation_tokens"] == [7, 3]
+    assert read(tmp_path / "two.gguf", folder).digest == adapter.digest
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_there_and_back(name: str, folders: Folder, adapters: Folder, tmp_path: Path) -> None:
     folder, base = folders(name), read_base_model(folders(name))

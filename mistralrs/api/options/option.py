@@ -19,13 +19,14 @@ class Mode(enum.Enum):
     QUANTIZE = "quantize"
     ORDERING_CREATE = "ordering create"
     ORDERING_RENAME = "ordering rename"
+    ADAPTER = "adapter"
 
 
 SERVE = frozenset({Mode.SERVE})
 ANSWER = frozenset({Mode.CHAT, Mode.PROMPT})
 TALK = ANSWER | SERVE
 RUN = TALK | {Mode.BENCH}
-FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE, Mode.ORDERING_CREATE}
+FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE, Mode.ORDERING_CREATE, Mode.ADAPTER}
 ALL = frozenset(Mode)
 
 
