@@ -5,7 +5,6 @@ from __future__ import annotations
 from mistralrs.adapters.adapter_layout import derive_ordering, read_layout
 from mistralrs.adapters.json_fields import JsonFields
 from mistralrs.adapters.layer_axis import layer_axis, modules_of_config
-from mistralrs.adapters.module_rules import named_modules_rule
 from mistralrs.adapters.ordering import (
     Ordering,
     check_names,
@@ -14,6 +13,7 @@ from mistralrs.adapters.ordering import (
     rename_adapters,
     write_ordering,
 )
+from mistralrs.adapters.target_modules import named_modules
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.hub_files import companion
 from mistralrs.loading.token_source import token
@@ -61,8 +61,8 @@ def _created(job: CreateOrderingJob, progress: ProgressLine) -> Ordering:
     except UsageError as error:
         raise UsageError(f"--names {error.message}", hint="an adapter is called as its folder") from error
     for target in targets:
-        if not layer_axis(modules, [named_modules_rule([target])]):
+        if not layer_axis(modules, [named_modules([target])]):
             known = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
             raise UsageError(f"--target-modules: {target!r} is no module of {job.model}", hint=f"it has {known}")
-    axis = layer_axis(modules, [named_modules_rule(targets)])
+    axis = layer_axis(modules, [named_modules(targets)])
     return Ordering(source=job.model, adapters=names, layers=axis, base_model_id=job.base_model_id)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.adapters.json_fields import JsonFields
-from mistralrs.adapters.layer_axis import layer_axis
-from mistralrs.adapters.module_rules import Rule, target_rule
+from mistralrs.adapters.layer_axis import EMBED_TOKENS, LM_HEAD, layer_axis
+from mistralrs.adapters.lora_config import LoraConfig, read_lora_config
 from mistralrs.adapters.ordering import (
     Ordering,
     check_adapters,
@@ -22,6 +22,7 @@ from mistralrs.adapters.ordering import (
     check_names,
     read_ordering,
 )
+from mistralrs.adapters.target_modules import Rule, targets_module
 from mistralrs.adapters.xlora_config import CONFIG_NAMES, XLoraConfig, is_peft_xlora, read_xlora_config
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.hub_files import companion
@@ -82,10 +83,15 @@ def read_layout(
         path = find(f"{name}/{_CONFIG}")
         if path is None:
             raise LoadError(f"{place} has no {name}/{_CONFIG}", hint=f"each adapter has a folder of its name; {_HINT}")
-        config = JsonFields.read(path, hint=_HINT)
-        rules[name] = target_rule(config)
-        bases[str(path)] = config.text("base_model_name_or_path")
+        config = read_lora_config(path)
+        rules[name] = _rule(config)
+        bases[str(path)] = config.base_model
     return AdapterLayout(place=place, adapters=tuple(names), rules=rules, bases=bases, xlora=None if as_lora else xlora)
+
+
+def _rule(config: LoraConfig) -> Rule:
+    """Returns the modules that an adapter acts on, of those on the layer axis."""
+    return lambda module: targets_module(config, module, linear=module not in (EMBED_TOKENS, LM_HEAD))
 
 
 def _xlora_config(root: Path | None, package: Path | None) -> XLoraConfig | None:

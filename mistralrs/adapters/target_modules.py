@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -18,6 +18,10 @@ _MAX_REPEATS = 6
 """Repeated parts of a regular expression: the time that it takes grows with the length of names to this power."""
 _REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{\d*,\d*\})")
 _UNBOUNDED = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\d*\})")
+
+
+Rule = Callable[[str], bool]
+"""Whether an adapter acts on the module of a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,12 @@ def ends_with_name(names: frozenset[str], path: str) -> bool:
             return True
         rest = rest.partition(".")[2]
     return False
+
+
+def named_modules(names: Iterable[str]) -> Rule:
+    """Returns the rule that means the modules of these names, or whose paths end with one of them after a dot."""
+    wanted = frozenset(names)
+    return lambda path: ends_with_name(wanted, path)
 
 
 def matched(patterns: Mapping[str, float], path: str, default: float) -> float:

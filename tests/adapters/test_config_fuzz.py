@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mistralrs.adapters.json_fields import JsonFields
-from mistralrs.adapters.layer_axis import adaptable_modules, layer_axis
-from mistralrs.adapters.module_rules import target_rule
+from mistralrs.adapters.layer_axis import adaptable_modules
+from mistralrs.adapters.lora_config import read_lora_config
 from mistralrs.adapters.ordering import read_ordering
+from mistralrs.adapters.target_modules import targets_module
 from mistralrs.adapters.xlora_config import read_xlora_config
 from mistralrs.errors import LoadError
 from tests.adapters.adapter_files import xlora_content
@@ -22,7 +22,9 @@ ODD = [None, True, -1, 0, 1, 1 << 70, 1e400, "", "x", "(", "a/b", [], [[]], {}, 
 
 
 def read_targets(path: Path) -> None:
-    layer_axis(MODULES, [target_rule(JsonFields.read(path, hint="fetch it again"))])
+    config = read_lora_config(path)
+    for module in MODULES:
+        targets_module(config, module, linear=True)
 
 
 FILES: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
@@ -35,6 +37,7 @@ FILES: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
     "lora": (
         read_targets,
         {
+            "peft_type": "LORA",
             "target_modules": ["q_proj"],
             "exclude_modules": ".*k",
             "layers_to_transform": [0],

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mistralrs.adapters.adapter_layout import complete_ordering, derive_ordering, read_layout, resolve_ordering
 from mistralrs.adapters.json_fields import JsonFields
 from mistralrs.adapters.layer_axis import adaptable_modules, layer_axis, modules_of_config
-from mistralrs.adapters.module_rules import named_modules_rule, target_rule
 from mistralrs.adapters.ordering import (
     Ordering,
     check_adapters,
@@ -25,6 +24,7 @@ from mistralrs.adapters.ordering import (
     read_ordering,
     write_ordering,
 )
+from mistralrs.adapters.target_modules import named_modules
 from mistralrs.errors import FormatError, LoadError, UsageError
 from mistralrs.models.registry import ARCHITECTURES, HF_MODEL_TYPES
 from tests.adapters.adapter_files import ATTENTION, write_adapters, write_json, xlora_content
@@ -135,7 +135,7 @@ def test_the_tables_are_the_modules_of_transformers(tmp_path: Path, model_type: 
 def test_the_axis_of_mixtral() -> None:
     modules = adaptable_modules("mixtral", layers=2, experts=2)
     assert modules == adaptable_modules("llama", layers=2, experts=2)  # as GGUF files call it
-    axis = layer_axis(modules, [named_modules_rule(["w2", "gate", "w1", "w3", "q_proj"])])
+    axis = layer_axis(modules, [named_modules(["w2", "gate", "w1", "w3", "q_proj"])])
     moe = "block_sparse_moe"
     layer = ["self_attn.q_proj", f"{moe}.gate", *(f"{moe}.experts.{e}.{w}" for e in (0, 1) for w in ("w1", "w2", "w3"))]
     assert axis == tuple(f"model.layers.{number}.{name}" for number in (0, 1) for name in layer)
@@ -143,60 +143,9 @@ def test_the_axis_of_mixtral() -> None:
 
 def test_embedding_and_head_take_places() -> None:
     modules = adaptable_modules("phi2", layers=1)
-    axis = layer_axis(modules, [named_modules_rule(["lm_head", "fc1"]), named_modules_rule(["embed_tokens", "dense"])])
+    axis = layer_axis(modules, [named_modules(["lm_head", "fc1"]), named_modules(["embed_tokens", "dense"])])
     layer = "model.layers.0."
     assert axis == ("model.embed_tokens", f"{layer}self_attn.dense", f"{layer}mlp.fc1", "lm_head")
-
-
-@pytest.mark.parametrize(
-    ("fields", "chosen"),
-    [
-        ({"target_modules": ["q_proj"]}, ["0.self_attn.q_proj", "1.self_attn.q_proj"]),
-        ({"target_modules": ["model.layers.1.mlp.up_proj"]}, ["1.mlp.up_proj"]),
-        ({"target_modules": ["proj"]}, []),
-        ({"target_modules": r".*\.1\.mlp\.(up|down)_proj"}, ["1.mlp.up_proj", "1.mlp.down_proj"]),
-        ({"target_modules": "q_proj"}, []),
-        ({"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"], "layers_to_transform": 0},
-         ["0.self_attn.q_proj"]),
-        ({"target_modules": "all-linear", "exclude_modules": r".*(self_attn|\.0\.).*"},
-         ["1.mlp.gate_proj", "1.mlp.up_proj", "1.mlp.down_proj"]),
-        ({"target_modules": ["v_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
-         ["1.self_attn.v_proj"]),
-        ({"target_modules": ["v_proj"], "layers_to_transform": [1], "layers_pattern": ["h"]}, []),
-    ],
-)  # fmt: skip
-def test_target_modules_choose_as_peft_does(tmp_path: Path, fields: dict[str, object], chosen: list[str]) -> None:
-    from peft import LoraConfig
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    modules = adaptable_modules("llama", layers=2)
-    rule = target_rule(JsonFields(tmp_path, fields, hint=""))
-    names = [f"model.layers.{name}" for name in chosen]
-    assert list(layer_axis(modules, [rule])) == names
-    if fields["target_modules"] != "all-linear":  # which peft makes a list of before it asks
-        config = LoraConfig(**fields)
-        assert [name for name in modules if check_target_module_exists(config, name)] == names
-
-
-@pytest.mark.parametrize(
-    ("fields", "key"),
-    [
-        ({}, "target_modules"),
-        ({"target_modules": []}, "target_modules"),
-        ({"target_modules": 3}, "target_modules"),
-        ({"target_modules": "(q"}, "target_modules"),
-        ({"target_modules": "q" * 1001}, "target_modules"),
-        ({"target_modules": "(.*_proj)*"}, "target_modules"),
-        ({"target_modules": ".*" * 7}, "target_modules"),
-        ({"target_modules": ["q"], "exclude_modules": {}}, "exclude_modules"),
-        ({"target_modules": ["q"], "layers_to_transform": "all"}, "layers_to_transform"),
-        ({"target_modules": ["q"], "layers_to_transform": [-1]}, "layers_to_transform"),
-        ({"target_modules": ["q"], "layers_to_transform": [1], "layers_pattern": "("}, "layers_pattern"),
-    ],
-)
-def test_target_modules_that_are_not_valid_are_refused(tmp_path: Path, fields: dict[str, object], key: str) -> None:
-    with pytest.raises(FormatError, match=f"key {key}: "):
-        target_rule(JsonFields(tmp_path / "adapter_config.json", fields, hint="fetch it again"))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +171,7 @@ def test_a_multimodal_model_has_the_modules_of_its_language_model(tmp_path: Path
 # Against models and adapters
 
 MODULES = adaptable_modules("llama", layers=2)
-AXIS = layer_axis(MODULES, [named_modules_rule(ATTENTION)])
+AXIS = layer_axis(MODULES, [named_modules(ATTENTION)])
 
 
 def test_an_ordering_has_the_modules_on_which_the_adapters_act() -> None:
@@ -282,7 +231,7 @@ def test_the_order_of_xlora_s_config_is_kept(tmp_path: Path) -> None:
         write_json(tmp_path / "xlora_config.json", xlora_content(adapters=adapters))
         ordering = derive_ordering(read_layout(str(tmp_path)), MODULES, base="owner/base")
         assert ordering.adapters == ("math", "biology")
-        assert ordering.layers == layer_axis(MODULES, [named_modules_rule(["q_proj", "v_proj"])])
+        assert ordering.layers == layer_axis(MODULES, [named_modules(["q_proj", "v_proj"])])
         assert ordering.base_model_id == "owner/base"
 
 
