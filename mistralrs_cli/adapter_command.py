@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from mistralrs.adapters.adapter_source import fetch_adapter, local_adapter
+from mistralrs.adapters.adapter_source import find_adapter
 from mistralrs.adapters.describe_adapter import AdapterDescription, describe_adapter
 from mistralrs.api.local_model import ModelSource, locate
 from mistralrs.loading.token_source import token
@@ -73,12 +73,9 @@ def _merge(job: AdapterMergeJob, streams: Streams, progress: ProgressLine) -> in
 
 
 def _locate_adapter(source: ModelSource, token_source: str, progress: Progress) -> Path:
-    if source.path is not None:
-        return local_adapter(source.path)
-    if source.filename is not None:
-        return locate(source, token_source=token_source, progress=progress)
-    assert source.repo is not None
-    return fetch_adapter(source.repo, token=token(token_source), progress=progress)
+    place = source.repo if source.path is None else str(source.path)
+    assert place is not None
+    return find_adapter(place, source.filename, token=lambda: token(token_source), progress=progress).path
 
 
 def _name(repo: str | None) -> str | None:

@@ -42,11 +42,8 @@ class AdapterPlacement:
         self._backend = backend
         self._half = in_half_precision
 
-    def prepare(self, adapter: LoraAdapter) -> PlacedDeltas:
-        """Returns the adapter's deltas with their matrices placed. The model may compute meanwhile.
-
-        Raises ``LoadError`` for an adapter that can act only where it is merged, and for one of another base.
-        """
+    def check(self, adapter: LoraAdapter) -> None:
+        """Raises ``LoadError`` for an adapter that can act only where it is merged, and for one of another base."""
         if adapter.merge_only is not None:
             raise LoadError(
                 f"{adapter.source}: {adapter.merge_only}: such an adapter changes the base itself, and cannot act "
@@ -54,6 +51,13 @@ class AdapterPlacement:
                 hint="merge it into the model: --merge, or mistralrs adapter merge",
             )
         self._check_copies(adapter)
+
+    def prepare(self, adapter: LoraAdapter) -> PlacedDeltas:
+        """Returns the adapter's deltas with their matrices placed. The model may compute meanwhile.
+
+        Raises ``LoadError`` as ``check`` does.
+        """
+        self.check(adapter)
         kept = {key: self._kept(key, delta) for key, delta in adapter.deltas.items()}
         matrices = [matrix for delta in kept.values() for matrix in (delta.a, delta.b)]
         self._backend.reserve(sum(map(self._backend.placed_bytes, matrices)))

@@ -17,7 +17,7 @@ from mistralrs.errors import LoadError
 
 
 def read_adapter(path: Path, base: BaseModel) -> LoraAdapter:
-    """The adapter at ``path``, as ``adapter_source.local_adapter`` gives it, for this model. Raises ``LoadError``."""
+    """The adapter at ``path``, as ``adapter_source.find_adapter`` finds it, for this model. Raises ``LoadError``."""
     if is_gguf(path):
         return read_gguf_lora(path, name=path.stem, architecture=base.architecture, spec=base.spec)
     return read_peft(path, module_names(base.architecture, base.spec))

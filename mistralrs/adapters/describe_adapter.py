@@ -56,7 +56,7 @@ class AdapterDescription:
 
 
 def describe_adapter(path: Path) -> AdapterDescription:
-    """Describes the adapter at ``path``, as ``adapter_source.local_adapter`` gives it.
+    """Describes the adapter at ``path``, as ``adapter_source.find_adapter`` finds it.
 
     Raises ``LoadError`` and ``FormatError`` for a file that is damaged or no LoRA adapter.
     """

@@ -10,11 +10,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from mistralrs.api.adapter_options import NO_ADAPTERS
+from mistralrs.api.adapter_options import AdapterOptions as AdapterOptions
+from mistralrs.api.adapter_options import AdapterSource as AdapterSource
 from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.api.serving.policy import Policy
@@ -26,10 +29,13 @@ from mistralrs.progress import Progress
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
+    from mistralrs.adapters.adapter_placement import AdapterPlacement
+    from mistralrs.api.adapter_loading import AdapterLoading
+    from mistralrs.api.model_adapters import ModelAdapters
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.events import Stream
     from mistralrs.engine.stats import EngineStats
-    from mistralrs.loading.pipeline import Model
+    from mistralrs.loading.pipeline import LoadPlan, Model
     from mistralrs.loading.text_source import TextSource
     from mistralrs.ops.backend import Backend
     from mistralrs.text.chat_template import ChatTemplate
@@ -56,43 +62,6 @@ class ModelSource:
     """the file in it; None: the whole model."""
     gqa: int = 1
     """Query heads that share a KV head, a number that GGML files lack."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSource:
-    """A LoRA adapter to load beside a model."""
-
-    name: str
-    """The name by which requests choose it."""
-    source: str
-    """A folder or file, or a hub repository, perhaps with ``@revision``."""
-    subfolder: str | None = None
-    """The folder of the adapter in it, where it holds several."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterOptions:
-    """The adapters of a model."""
-
-    adapters: tuple[AdapterSource, ...] = ()
-    active: tuple[tuple[str, float], ...] = ()
-    """Names and weights of those that act on requests that choose none."""
-    merge: bool | None = None
-    """Whether the active ones are merged into the weights; None: where there is no other adapter, none can come while
-    serving, and the weights are stored as floats."""
-    max_adapters: int | None = None
-    """Slots; None: as many as there are adapters."""
-    max_rank: int | None = None
-    max_bytes: int | None = None
-    """Bytes that the matrices of one adapter may have in its file."""
-    root: Path | None = None
-    """The folder from which adapters may be loaded while serving; None: none may."""
-    xlora: str | None = None
-    """An X-LoRA repository or folder, whose classifier weighs its adapters for each token; excludes ``adapters``."""
-    ordering: Path | None = None
-    """The ordering file of ``xlora``, or of the repository that ``adapters`` come from."""
-    non_granular_index: int | None = None
-    """X-LoRA: the generated token from which on a sequence keeps its scalings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +101,18 @@ class LoadOptions:
     """The type of weights that are stored as floats; ``auto``: as they are stored."""
     isq: str | None = DEFAULTS.isq
     """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
-    adapters: AdapterOptions = AdapterOptions()
+    adapters: AdapterOptions = NO_ADAPTERS
 
 
 class LocalModel(ProcessBound):
     """A loaded model with its engine; a context manager. Safe from any thread, in the process that loaded it."""
 
-    def __init__(self, model: Model, engine: Engine, info: ModelInfo) -> None:
+    def __init__(self, model: Model, engine: Engine, info: ModelInfo, adapters: ModelAdapters) -> None:
         super().__init__()
         self.engine = engine
-        """The engine, for requests that ``chat`` and ``complete`` do not make."""
+        """The engine, for requests that ``chat`` and ``complete`` do not make and that name no adapters."""
+        self.adapters = adapters
+        """The model's adapters, through which requests reach the engine that name some."""
         # the engine's thread must not be inside native code when the interpreter is torn down
         weakref.finalize(self, engine.close)
         self.info = info
@@ -149,7 +120,7 @@ class LocalModel(ProcessBound):
         self.template: ChatTemplate | None = model.template
         self.has_template = model.template is not None
         self.vocab_size: int = engine.vocab_size
-        self.served = ServedModel(
+        self._served = ServedModel(
             info,
             model.tokenizer,
             model.template,
@@ -157,40 +128,39 @@ class LocalModel(ProcessBound):
             vocab_size=engine.vocab_size,
             hidden_size=model.spec.hidden_size,
         )
-        """Returns the data that preparing a request needs."""
+
+    @property
+    def served(self) -> ServedModel:
+        """Returns the data that preparing a request needs, as they are now."""
+        return replace(self._served, adapters=self.adapters.known())
 
     @classmethod
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
-        """Finds, checks and loads the model. Raises ``LoadError`` or ``UsageError``."""
+        """Finds, checks and loads the model and its adapters. Raises ``LoadError`` or ``UsageError``."""
         started = time.perf_counter()
+        if options.adapters.xlora is not None:
+            raise LoadError("X-LoRA is not there yet", hint="--lora NAME=SOURCE loads its adapters one by one")
         import_torch_without_working_folder()
         workers.start()  # the template's process gets ready meanwhile
         # torch is not needed until the first token is drawn: it is imported while files are read and packed
         threading.Thread(target=importlib.import_module, args=("torch",), name="import-torch", daemon=True).start()
-        from mistralrs.loading.pipeline import LoadPlan, load
+        from mistralrs.api.adapter_loading import AdapterLoading
+        from mistralrs.loading.pipeline import load
         from mistralrs.ops.backend import resolve
 
         token = _token(options.token_source)
         path = _find(source, token, progress)
-        plan = LoadPlan(
-            max_seqs=options.max_seqs,
-            max_batch_tokens=options.max_batch_tokens,
-            # --dtype f32 asks for float32 throughout; the weights are exact in any case
-            precision="f32" if options.dtype == "f32" else options.precision,
-            text=_text_source(options, token, progress),
-            dtype=options.dtype,
-            isq=options.isq,
-            gqa=source.gqa,
-            kv_memory=options.kv_memory,
-            max_model_len=options.max_model_len,
-            keeps_kv=_keeps_kv(options),
+        adapters = AdapterLoading.find(
+            options.adapters, path, isq=options.isq, gqa=source.gqa, token=token, progress=progress
         )
+        plan = _plan(source, options, _text_source(options, token, progress), adapters)
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
         engine = _start_engine(model, options, resolved.backend)
+        # the folder of a model in the hub's cache is named by its commit
+        name = source.repo if source.repo and path.is_dir() else model.name
         info = ModelInfo(
-            # the folder of a model in the hub's cache is named by its commit
-            name=source.repo if source.repo and path.is_dir() else model.name,
+            name=name,
             architecture=model.architecture,
             quantization=model.quantization,
             context_length=engine.max_len,
@@ -202,7 +172,12 @@ class LocalModel(ProcessBound):
             load_s=time.perf_counter() - started,
             unavailable_backends=resolved.unavailable_backends,
         )
-        return cls(model, engine, info)
+        try:
+            placement = _placement(model, options, resolved.backend) if adapters.slots else None
+            return cls(model, engine, info, adapters.finish(model, engine, placement, name=name))
+        except BaseException:
+            engine.close()
+            raise
 
     def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
         """Returns the prompt that ``chat`` makes of the messages, however long it is.
@@ -221,9 +196,15 @@ class LocalModel(ProcessBound):
         return len(self.tokens_of(messages))
 
     def chat(
-        self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
+        self,
+        messages: Sequence[Mapping[str, object]],
+        sampling: SamplingParams,
+        *,
+        truncate: bool = False,
+        adapters: Mapping[str, float] | None = None,
     ) -> Stream:
-        """Answers a conversation; ``truncate`` drops the beginning of one that is too long.
+        """Answers a conversation; ``truncate`` drops the beginning of one that is too long. ``adapters``: names and
+        weights of those that act; None: the default ones.
 
         Raises ``RequestError`` and ``ContextLengthError`` at once. Ctrl-C ends it.
         """
@@ -231,14 +212,18 @@ class LocalModel(ProcessBound):
         from mistralrs.api.serving.engine_requests import chat_request
 
         policy = Policy(self.info.name, truncate=truncate)
-        return self.engine.submit(chat_request(messages, sampling, self.served, policy))
+        return self.adapters.submit(chat_request(messages, sampling, self.served, policy), adapters)
 
-    def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> Stream:
-        """Continues token ids. Raises ``RequestError`` and ``ContextLengthError`` at once."""
+    def complete(
+        self, prompt: Sequence[int], sampling: SamplingParams, *, adapters: Mapping[str, float] | None = None
+    ) -> Stream:
+        """Continues token ids; ``adapters`` as for ``chat``. Raises ``RequestError`` and ``ContextLengthError`` at
+        once."""
         self.require_process()
         from mistralrs.api.serving.engine_requests import ids_request
 
-        return self.engine.submit(ids_request(prompt, sampling, self.served, Policy(self.info.name)))
+        request = ids_request(prompt, sampling, self.served, Policy(self.info.name))
+        return self.adapters.submit(request, adapters)
 
     def stats(self) -> EngineStats:
         """Returns a snapshot of the engine."""
@@ -256,6 +241,26 @@ class LocalModel(ProcessBound):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _plan(source: ModelSource, options: LoadOptions, text: TextSource, adapters: AdapterLoading) -> LoadPlan:
+    from mistralrs.loading.pipeline import LoadPlan
+
+    return LoadPlan(
+        max_seqs=options.max_seqs,
+        max_batch_tokens=options.max_batch_tokens,
+        # --dtype f32 asks for float32 throughout; the weights are exact in any case
+        precision="f32" if options.dtype == "f32" else options.precision,
+        text=text,
+        dtype=options.dtype,
+        isq=options.isq,
+        gqa=source.gqa,
+        kv_memory=options.kv_memory,
+        max_model_len=options.max_model_len,
+        keeps_kv=_keeps_kv(options),
+        adapter_slots=adapters.slots,
+        merge=adapters.read if options.adapters.adapters else None,
+    )
 
 
 def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engine:
@@ -282,10 +287,18 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
             max_evictable_blocks=EVICTABLE_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
             no_kv_cache=options.no_kv_cache,
             max_draft=_max_draft(options, backend),
+            max_adapters=model.limits.adapter_slots,
         ),
         disk_tier=store,
         torch_threads=backend.torch_threads,
     )
+
+
+def _placement(model: Model, options: LoadOptions, backend: Backend) -> AdapterPlacement:
+    from mistralrs.adapters.adapter_placement import AdapterPlacement
+
+    is_exact = options.dtype == "f32" or options.precision == "high"
+    return AdapterPlacement(model.decoder, backend, in_half_precision=not is_exact)
 
 
 def _keeps_kv(options: LoadOptions) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -42,7 +42,7 @@ from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import MistralrsError, UsageError
 
 if TYPE_CHECKING:
-    from mistralrs.engine.engine import Engine
+    from mistralrs.api.model_adapters import ModelAdapters
     from mistralrs.engine.stats import EngineStats
 
 Whole = TypeVar("Whole", bound=BaseModel)
@@ -111,7 +111,6 @@ class Runner(ProcessBound):
         )
         _check(options)
         self._model = LocalModel.load(find_source(choice, FORMATTER), options)
-        self._served = self._model.served
         sampling = SamplingParams(repeat_last_n=repeat_last_n_of(choice))
         self._policy = Policy(model_name=self.info.name, sampling=sampling, template_hint=_TEMPLATE_HINT)
 
@@ -131,7 +130,7 @@ class Runner(ProcessBound):
         if not isinstance(request, ChatCompletionRequest):
             raise TypeError(f"request must be a ChatCompletionRequest, not {type(request).__name__}")
         self.require_process()
-        prepared = prepare_chat(request.body, self._served, self._policy)
+        prepared = prepare_chat(request.body, self._model.served, self._policy)
         return self._answer(prepared, ChatCompletion, ChatCompletionChunk)
 
     def send_completion_request(self, request: CompletionRequest) -> Completion | AnswerStream[CompletionChunk]:
@@ -139,7 +138,7 @@ class Runner(ProcessBound):
         if not isinstance(request, CompletionRequest):
             raise TypeError(f"request must be a CompletionRequest, not {type(request).__name__}")
         self.require_process()
-        prepared = prepare_completion(request.body, self._served, self._policy)
+        prepared = prepare_completion(request.body, self._model.served, self._policy)
         return self._answer(prepared, Completion, CompletionChunk)
 
     def stats(self) -> EngineStats:
@@ -161,9 +160,9 @@ class Runner(ProcessBound):
 
     def _answer(self, prepared: Prepared, whole: type[Whole], chunk: type[Chunk]) -> Whole | AnswerStream[Chunk]:
         refuse_ignored(prepared.ignored)
-        model_name = self._policy.model_name
+        model_name = prepared.model_name or self._policy.model_name
         builder = ResponseBuilder(prepared, id=answer_id(prepared), created=int(time.time()), model_name=model_name)
-        news = EventQueue(self._model.engine, prepared.requests)
+        news = EventQueue(self._model.adapters, prepared.requests, prepared.adapters)
         if prepared.stream:
             return AnswerStream(self._model, news, builder, chunk)
         try:
@@ -225,17 +224,20 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
 class EventQueue:
     """The events of an answer's requests as they come, for one thread that waits; all are submitted or none."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+    def __init__(
+        self, engine: ModelAdapters, requests: Sequence[Request], adapters: Mapping[str, float] | None
+    ) -> None:
+        """``adapters``: names and weights of those that act; None: the default ones."""
         self._engine = engine
         self._events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
         self._num_open = 0
-        self._handles = submit(self, requests)
+        self._handles = submit(self, requests, adapters)
 
-    def submit(self, request: Request) -> Handle:
+    def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> Handle:
         """Submits the answer's requests with ``submit``, in their order."""
         deliver = _delivery(self._events, self._num_open)
         self._num_open += 1
-        return self._engine.submit_to(deliver, request)
+        return self._engine.submit_to(deliver, request, adapters)
 
     def __iter__(self) -> Iterator[tuple[int, Event]]:
         while self._num_open:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mistralrs.api.known_adapters import KnownAdapters
+
 if TYPE_CHECKING:
     from mistralrs.text.chat_template import ChatTemplate
     from mistralrs.text.tokenizer import Tokenizer
+
+NO_ADAPTERS = KnownAdapters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +46,5 @@ class ServedModel:
     """The number of valid ids: larger ones are never sampled and not accepted."""
     hidden_size: int
     """Values in an embedding."""
+    adapters: KnownAdapters = NO_ADAPTERS
+    """Those at the moment when this snapshot was taken."""

@@ -50,6 +50,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptersChosen:
+    """Adapters act on the request; comes once, before all others, from whoever looked them up by their names."""
+
+    generation: int
+    """The generation of names that they were looked up in; it grows whenever a name comes to mean another adapter."""
+
+
+@dataclass(frozen=True, slots=True)
 class PromptLogprobs:
     """Log-probabilities of the prompt; comes once, before the first Delta, if the request asks for it."""
 
@@ -103,12 +111,12 @@ class Failed:
 
 
 End = Finished | Failed
-Event = PromptLogprobs | Embedding | Delta | End
+Event = AdaptersChosen | PromptLogprobs | Embedding | Delta | End
 
 
 class Handle(ProcessBound):
-    """A running request. Its events are any number of PromptLogprobs, Embedding and Delta, then one Finished or
-    Failed."""
+    """A running request. Its events are any number of AdaptersChosen, PromptLogprobs, Embedding and Delta, then
+    one Finished or Failed."""
 
     def __init__(self, on_cancel: Callable[[], None], put: Callable[[Event], None]) -> None:
         super().__init__()

@@ -92,8 +92,9 @@ class LoadPlan:
     """Adapters that can be in memory at once."""
     keeps_kv: bool = False
     """KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
-    merge: Callable[[str, DecoderSpec], WeightMerge] | None = None
-    """Makes what is merged into the weights of a model of this architecture and spec; None: nothing is."""
+    merge: Callable[[str, DecoderSpec], WeightMerge | None] | None = None
+    """Makes what is merged into the weights of a model of this architecture and spec; None: nothing is. It is called
+    before weights are placed."""
 
 
 def load(

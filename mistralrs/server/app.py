@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from mistralrs.api.schemas.adapter_bodies import LoadAdapterBody, LoraScales, UnloadAdapterBody
 from mistralrs.api.schemas.request_bodies import (
     ApplyTemplateBody,
     ChatCompletionBody,
@@ -24,6 +25,7 @@ from mistralrs.api.schemas.request_bodies import (
 from mistralrs.api.serving.respond import AnswerError
 from mistralrs.errors import MistralrsError
 from mistralrs.server import answer_headers
+from mistralrs.server.adapter_routes import adapter_routes
 from mistralrs.server.bodies import Reader
 from mistralrs.server.disconnect import ClientGoneError
 from mistralrs.server.errors import answer_to
@@ -46,6 +48,9 @@ BODIES = (
     TokenizeBody,
     DetokenizeBody,
     ApplyTemplateBody,
+    LoadAdapterBody,
+    UnloadAdapterBody,
+    LoraScales,
 )
 SHOWN_HEADERS = (
     "x-request-id",
@@ -90,6 +95,7 @@ def _routes(service: Service) -> FastAPI:
     reader = Reader(service)
     app.include_router(generation_routes(service, reader))
     app.include_router(text_routes(service, reader))
+    app.include_router(adapter_routes(service, reader))
     for routes in (status_routes, model_routes, request_routes):
         app.include_router(routes(service))
 

@@ -17,6 +17,9 @@ SERVER = "server_error"
 STATUSES: Mapping[str, tuple[int, str]] = {
     "invalid_api_key": (401, INVALID_REQUEST),
     "forbidden_host": (403, INVALID_REQUEST),
+    "adapter_changes_forbidden": (403, INVALID_REQUEST),
+    "adapter_path_forbidden": (403, INVALID_REQUEST),
+    "adapter_not_found": (404, INVALID_REQUEST),
     "model_not_found": (404, INVALID_REQUEST),
     "request_not_found": (404, INVALID_REQUEST),
     "unknown_url": (404, INVALID_REQUEST),
@@ -25,7 +28,9 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "request_too_large": (413, INVALID_REQUEST),
     "unsupported_media_type": (415, INVALID_REQUEST),
     "queue_full": (429, RATE_LIMIT),
+    "adapter_slots_full": (429, RATE_LIMIT),
     "request_cancelled": (499, INVALID_REQUEST),
+    "adapter_unavailable": (503, UNAVAILABLE),
     "engine_dead": (503, UNAVAILABLE),
     "engine_stalled": (503, UNAVAILABLE),
     "model_loading": (503, UNAVAILABLE),
@@ -37,6 +42,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
 
 RETRY_AFTER_S = {
     "queue_full": 1,
+    "adapter_slots_full": 1,
     "too_many_connections": 1,
     "model_loading": 5,
     "shutting_down": 5,

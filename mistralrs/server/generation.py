@@ -54,10 +54,10 @@ def generation_routes(service: Service, reader: Reader) -> APIRouter:
 async def _answer(service: Service, request: Request, prepared: Prepared) -> Response:
     """Submits what was prepared, and answers. Raises what the engine refuses before an answer has begun."""
     context = context_of(request.scope)
-    id, created, model_name = answer_id(prepared), int(time.time()), service.model_name
+    id, created, model_name = answer_id(prepared), int(time.time()), prepared.model_name or service.model_name
     answer = Answer(prepared, id=id, created=created, model_name=model_name)
     headers = AnswerHeaders.of(prepared).headers(model_name)
-    live = service.begin(id, context, prepared.requests)
+    live = service.begin(id, context, prepared.requests, prepared.adapters)
     if prepared.stream:
         encoder = ChunkEncoder(prepared, id=id, created=created, model_name=model_name)
         return EventStream(

@@ -13,6 +13,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -70,6 +71,8 @@ def serve(
     async def start() -> EngineClient:
         return await RemoteEngine.start(source, options, progress=progress)
 
+    if options.adapters.root is not None:  # it is the folder for changes
+        settings = replace(settings, allow_adapter_changes=True)
     return serve_engine(start, settings, announce=announce)
 
 
@@ -169,6 +172,8 @@ class _Serving:
         reach = "local only" if settings.is_local else "open to the network"
         with contextlib.suppress(OSError):  # a missing reader is no reason not to serve
             self._announce(f"Serving {self._service.model_name} at {scheme}://{place}:{port}/v1 ({key}; {reach})")
+            if adapters := engine.model.adapters.describe():
+                self._announce(f"Adapters: {adapters}")
             if not settings.is_local and not settings.api_keys:
                 self._announce("warning: whoever reaches this machine can use this server; --api-key asks for a key")
         for reason in engine.model.info.unavailable_backends:

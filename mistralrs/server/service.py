@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mistralrs.api.engine_client.engine_client import EngineClient
 from mistralrs.api.serving.policy import Policy
@@ -84,10 +84,15 @@ class Service:
             template_hint="use /v1/completions, or start the server with --chat-template",
         )
 
-    def begin(self, id: str, context: Context, requests: Sequence[Request]) -> InflightRequest:
-        """Submits the requests of one answer, all of them or none. Raises the engine's errors."""
+    def begin(
+        self, id: str, context: Context, requests: Sequence[Request], adapters: Mapping[str, float] | None = None
+    ) -> InflightRequest:
+        """Submits the requests of one answer, all of them or none. Raises the engine's errors.
+
+        ``adapters``: names and weights of those that act; None: the default ones.
+        """
         live = InflightRequest(id, context.id, context.path, context.key_id)
-        self.inflight.open(live, submit(self.admit(), requests))
+        self.inflight.open(live, submit(self.admit(), requests, adapters))
         return live
 
     def end(self, live: InflightRequest) -> None:

@@ -67,6 +67,9 @@ class ServerSettings:
     keep_alive_ms: int = field(default_factory=keep_alive_ms)
     """Milliseconds of silence after which a stream gets a comment."""
 
+    allow_adapter_changes: bool = False
+    """Clients may load and unload adapters, and set those that act by default."""
+
     @property
     def is_local(self) -> bool:
         """Only this machine can reach the server."""

@@ -56,6 +56,8 @@ class ChunkEncoder:
         """The JSON of a chunk, in one line of ASCII: what ``ResponseBuilder.chunk_body`` says of it."""
         choice = "" if chunk.index is None else self._choice(chunk)
         timings = "" if chunk.timings is None else f',"timings":{_json(chunk.timings)}'
+        if chunk.adapter_generation is not None:
+            timings += f',"adapter_generation":{chunk.adapter_generation}'
         tail = self._tail if chunk.usage is None else f',"usage":{_json(chunk.usage)}}}'
         return f"{self._head}{choice}]{timings}{tail}".encode("ascii")
 

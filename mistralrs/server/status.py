@@ -60,17 +60,18 @@ def model_routes(service: Service) -> APIRouter:
     """Returns the routes about the served model."""
     router = APIRouter()
 
-    @router.get("/v1/models", **operation("The models, of which there is one", ModelList, errors=(503,)))
+    @router.get("/v1/models", **operation("The model and its adapters", ModelList, errors=(503,)))
     async def models() -> Response:
-        return JsonResponse({"object": "list", "data": [_model(service)]})
+        return JsonResponse({"object": "list", "data": _models(service)})
 
     @router.get("/v1/models/{id:path}", **operation("One model", ModelCard, errors=(404, 503)))
     async def model(id: str) -> Response:
-        if id not in (service.model_name, "default"):
-            raise RequestError(
-                f"there is no model {id!r} here, but {service.model_name!r}", code="model_not_found", param="model"
-            )
-        return JsonResponse(_model(service))
+        known = {str(each["id"]): each for each in _models(service)}
+        found = known.get(service.model_name if id == "default" else id)
+        if found is None:
+            names = ", ".join(map(repr, known))
+            raise RequestError(f"there is no model {id!r} here, but {names}", code="model_not_found", param="model")
+        return JsonResponse(found)
 
     @router.get("/v1/capabilities", **operation("What becomes of each parameter", status_bodies.Capabilities))
     async def table() -> Response:
@@ -118,10 +119,10 @@ def request_routes(service: Service) -> APIRouter:
     return router
 
 
-def _model(service: Service) -> dict[str, object]:
-    """Returns the model, with the context's length under every name that clients look for."""
+def _models(service: Service) -> list[dict[str, object]]:
+    """Returns the model and its adapters, with the context's length under every name that clients look for."""
     model = service.engine.model
-    return {
+    base: dict[str, object] = {
         "id": service.model_name,
         "object": "model",
         "created": service.created,
@@ -133,3 +134,9 @@ def _model(service: Service) -> dict[str, object]:
             "n_ctx_train": model.info.context_length,
         },
     }
+    adapters = [
+        {**base, "id": each.name, "root": each.source, "parent": base["id"]}
+        for each in model.adapters.adapters
+        if each.name != base["id"]
+    ]
+    return [base, *adapters]

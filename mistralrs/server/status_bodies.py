@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from mistralrs.api.schemas import response_bodies
 from mistralrs.api.schemas.response_bodies import Part
@@ -87,6 +87,72 @@ class Cancelled(Part):
     cancelled: Literal[True]
 
 
+class Adapter(Part):
+    """An adapter that requests can name."""
+
+    id: str
+    """Its name."""
+    object: Literal["adapter"]
+    source: str
+    """A path, or a hub repository."""
+    rank: int
+    digest: str
+    """Hash of its content."""
+    alora: bool
+    """It acts from its invocation tokens on."""
+    merged: bool
+    """It is merged into the model's weights."""
+    weight: float
+    """Its weight in requests that choose no adapters; 0: it does not act on these."""
+
+
+class AdapterList(Part):
+    """The answer to ``GET /v1/lora_adapters``"""
+
+    object: Literal["list"]
+    data: list[Adapter]
+    max_adapters: int
+    """Adapters that can act at once."""
+    generation: int
+    """As ``adapter_generation`` in answers."""
+
+
+class LoadedAdapter(Adapter):
+    """The answer to ``POST /v1/load_lora_adapter``"""
+
+    generation: int
+
+
+class UnloadedAdapter(Part):
+    """The answer to ``POST /v1/unload_lora_adapter``"""
+
+    id: str
+    object: Literal["adapter"]
+    unloaded: Literal[True]
+    generation: int
+
+
+class LoraAdapter(Part):
+    """An adapter as llama.cpp lists it."""
+
+    id: int
+    """Its place in the list."""
+    name: str
+    path: str
+    scale: float
+    """Its weight in requests that choose no adapters."""
+
+
+class LoraAdapters(RootModel[list[LoraAdapter]]):
+    """The answer to ``GET /lora-adapters``"""
+
+
+class Success(Part):
+    """The answer to ``POST /lora-adapters``"""
+
+    success: Literal[True]
+
+
 ALL: tuple[type[BaseModel], ...] = (
     response_bodies.ChatCompletion,
     response_bodies.ChatCompletionChunk,
@@ -102,5 +168,10 @@ ALL: tuple[type[BaseModel], ...] = (
     Capabilities,
     RequestList,
     Cancelled,
+    AdapterList,
+    LoadedAdapter,
+    UnloadedAdapter,
+    LoraAdapters,
+    Success,
 )
 """Every answer that is JSON, and the chunks of streams."""

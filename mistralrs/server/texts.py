@@ -50,9 +50,11 @@ def text_routes(service: Service, reader: Reader) -> APIRouter:
     @router.post("/v1/embeddings", **embedding)
     async def embed(request: Request) -> Response:
         prepared = await reader.prepared(request, EmbeddingBody, prepare_embeddings)
-        live = service.begin(f"embd-{uuid.uuid4().hex}", context_of(request.scope), prepared.requests)
+        live = service.begin(
+            f"embd-{uuid.uuid4().hex}", context_of(request.scope), prepared.requests, prepared.adapters
+        )
         try:
-            work = embeddings(prepared, live.streams, model_name=service.model_name)
+            work = embeddings(prepared, live.streams, model_name=prepared.model_name or service.model_name)
             body = await unless_gone(request.receive, work)
         finally:
             service.end(live)

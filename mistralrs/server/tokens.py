@@ -12,9 +12,10 @@ from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.parameter_table import Endpoint
 from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBody, TemplateOptions, TokenizeBody
 from mistralrs.api.served_model import ServedModel
+from mistralrs.api.serving.adapter_choice import named_model
 from mistralrs.api.serving.chat_messages import conversation
 from mistralrs.api.serving.chat_prompt import Conversation, require_template
-from mistralrs.api.serving.policy import Policy, check_model
+from mistralrs.api.serving.policy import Policy
 from mistralrs.errors import RequestError
 from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.text.prompt_tokens import prompt_tokens
@@ -46,7 +47,7 @@ def tokenize(body: TokenizeBody, model: ServedModel, policy: Policy) -> Answered
         tokens = _tokens(asked.prompt(model.template, model.tokenizer).pieces, model.tokenizer)
     shown = [_piece(token, model.tokenizer) for token in tokens] if body.with_pieces else tokens
     answer: dict[str, object] = {"tokens": shown, "count": len(tokens), "max_model_len": model.max_len}
-    return answer, _notes("tokenize", body, policy, unused)
+    return answer, _notes("tokenize", body, model, policy, unused)
 
 
 def detokenize(body: DetokenizeBody, model: ServedModel, policy: Policy) -> Answered:
@@ -64,7 +65,7 @@ def detokenize(body: DetokenizeBody, model: ServedModel, policy: Policy) -> Answ
     text = spelled.decode("utf-8", "replace")
     if tokenizer.space_prefix:  # written by the tokenizer, not by the author of the text
         text = text.removeprefix(" ")
-    return {"content": leading + text, "prompt": leading + text}, _notes("detokenize", body, policy, ())
+    return {"content": leading + text, "prompt": leading + text}, _notes("detokenize", body, model, policy, ())
 
 
 def apply_template(body: ApplyTemplateBody, model: ServedModel, policy: Policy) -> Answered:
@@ -74,7 +75,7 @@ def apply_template(body: ApplyTemplateBody, model: ServedModel, policy: Policy) 
     """
     asked = _conversation(body, model, policy)
     assert model.template is not None
-    return {"prompt": asked.text(model.template)}, _notes("apply_template", body, policy, asked.unused)
+    return {"prompt": asked.text(model.template)}, _notes("apply_template", body, model, policy, asked.unused)
 
 
 def _conversation(body: TokenizeBody | ApplyTemplateBody, model: ServedModel, policy: Policy) -> Conversation:
@@ -114,10 +115,11 @@ def _piece(token: int, tokenizer: Tokenizer) -> dict[str, object]:
 def _notes(
     endpoint: Endpoint,
     body: TokenizeBody | DetokenizeBody | ApplyTemplateBody,
+    model: ServedModel,
     policy: Policy,
     unused: Iterable[str],
 ) -> AnswerHeaders:
-    other_model = check_model(body.model, policy)
+    _, other_model = named_model(body.model, model.adapters, policy)
     ignored = (*parameter_table.unserved(endpoint, body), *unused)
     if policy.strict:
         parameter_table.refuse_ignored(ignored)

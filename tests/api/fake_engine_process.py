@@ -11,6 +11,7 @@ from types import TracebackType
 
 from mistralrs.api.engine_client import engine_server
 from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.model_adapters import ModelAdapters
 from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig
@@ -56,6 +57,7 @@ class FakeModel:
         runner = FakeRunner(block_size=CONFIG.block_size)
         runner.before = self._befall
         self.engine = Engine(runner, self.tokenizer, CONFIG)  # type: ignore[arg-type]
+        self.adapters = ModelAdapters(self.engine)
         lengths = (self.engine.max_len, self.engine.vocab_size, HIDDEN_SIZE)
         self.served = ServedModel(INFO, self.tokenizer, self.template, *lengths)  # type: ignore[arg-type]
 

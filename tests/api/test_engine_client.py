@@ -27,9 +27,9 @@ import pytest
 from mistralrs.api.engine_client import engine_connection, heartbeat
 from mistralrs.api.engine_client import remote as remote_module
 from mistralrs.api.engine_client.async_stream import AsyncStream
+from mistralrs.api.engine_client.engine_channel import LogRelay
 from mistralrs.api.engine_client.engine_client import EngineClient
 from mistralrs.api.engine_client.engine_messages import Cancel, FrameDecoder, Logged, Step, Submit, frame, pack, unpack
-from mistralrs.api.engine_client.engine_server import LogRelay
 from mistralrs.api.engine_client.heartbeat import EngineHeartbeat
 from mistralrs.api.engine_client.in_process import InProcessEngine
 from mistralrs.api.engine_client.remote import RemoteEngine

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from mistralrs.api.schemas import parameter_table
+from mistralrs.api.schemas.adapter_bodies import LoadAdapterBody, UnloadAdapterBody
 from mistralrs.api.schemas.parameter_table import PARAMETERS, Endpoint, capabilities, ignored_header, rows, unserved
 from mistralrs.api.schemas.request_bodies import (
     ApplyTemplateBody,
@@ -29,6 +30,8 @@ BODIES: Mapping[Endpoint, type[Body]] = {
     "tokenize": TokenizeBody,
     "detokenize": DetokenizeBody,
     "apply_template": ApplyTemplateBody,
+    "load_lora_adapter": LoadAdapterBody,
+    "unload_lora_adapter": UnloadAdapterBody,
 }
 LEAST: Mapping[Endpoint, dict[str, Any]] = {
     "chat": {"messages": "hi"},
@@ -37,6 +40,8 @@ LEAST: Mapping[Endpoint, dict[str, Any]] = {
     "tokenize": {"prompt": "hi"},
     "detokenize": {"tokens": []},
     "apply_template": {"messages": "hi"},
+    "load_lora_adapter": {"lora_name": "style", "lora_path": "style"},
+    "unload_lora_adapter": {"lora_name": "style"},
 }
 
 
@@ -125,7 +130,7 @@ def test_text_is_a_response_format() -> None:
 
 def test_no_tools_are_no_tools() -> None:
     assert unserved("chat", body("chat", tools=[], tool_choice="none", functions=[], function_call="none")) == ()
-    for fields in ({"tools": [{"type": "function"}]}, {"tool_choice": "required"}, {"lora": [{"id": 0}]}):
+    for fields in ({"tools": [{"type": "function"}]}, {"tool_choice": "required"}):
         with pytest.raises(RequestError, match="not supported yet"):
             unserved("chat", body("chat", **fields))
 

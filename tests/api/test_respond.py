@@ -9,7 +9,7 @@ import math
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -570,7 +570,8 @@ class Engine:
         self.room = room
         self.cancelled = 0
 
-    def submit(self, request: Request) -> AsyncStream:
+    def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> AsyncStream:
+        assert adapters == {"a": 1.0}
         if not self.room:
             raise QueueFullError(0)
         self.room -= 1
@@ -583,11 +584,11 @@ class Engine:
 def test_all_requests_are_submitted_or_none() -> None:
     requests = chat(n=3).requests
     engine: Any = Engine(3)
-    assert len(submit(engine, requests)) == 3
+    assert len(submit(engine, requests, {"a": 1.0})) == 3
     assert engine.cancelled == 0
     engine = Engine(2)
     with pytest.raises(QueueFullError):
-        submit(engine, requests)
+        submit(engine, requests, {"a": 1.0})
     assert engine.cancelled == 2
 
 

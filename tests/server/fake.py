@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+from mistralrs.api.adapter_changes import AdapterChange
 from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
@@ -59,21 +60,30 @@ class FakeEngine:
         self.fault: EngineError | None = None
         self.stalled: EngineError | None = None
         self.submitted: list[Request] = []
+        self.chosen: list[Mapping[str, float] | None] = []
+        """The adapters of each request that was submitted."""
+        self.changes: list[AdapterChange] = []
         self.num_cancelled = 0
         self.is_closed = False
         self.waiting = 0
         self._playing: dict[asyncio.Task[None], AsyncStream] = {}
 
-    def submit(self, request: Request) -> AsyncStream:
+    def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> AsyncStream:
         if self.fault or self.refusal:
             raise self.fault or self.refusal or AssertionError
         self.submitted.append(request)
+        self.chosen.append(adapters)
         stopped = asyncio.Event()
         stream = AsyncStream(stopped.set)
         task = asyncio.create_task(self._play(request, stream, stopped))
         self._playing[task] = stream
         task.add_done_callback(lambda task: self._playing.pop(task, None))
         return stream
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        if self.fault or self.refusal:
+            raise self.fault or self.refusal or AssertionError
+        self.changes.append(change)
 
     async def stats(self) -> EngineStats:
         if self.fault or self.stalled:

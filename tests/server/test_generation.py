@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -129,8 +130,8 @@ async def test_a_full_queue_is_429_and_nothing_of_the_request_stays(engine: Fake
 
     submit = engine.submit
 
-    def submit_one(request: Request) -> AsyncStream:
-        stream = submit(request)
+    def submit_one(request: Request, *, adapters: Mapping[str, float] | None = None) -> AsyncStream:
+        stream = submit(request, adapters=adapters)
         engine.refusal = QueueFullError(2)
         return stream
 

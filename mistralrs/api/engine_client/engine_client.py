@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from mistralrs.api.adapter_changes import AdapterChange
     from mistralrs.api.engine_client.async_stream import AsyncStream
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import Request
@@ -31,15 +33,21 @@ class EngineClient(Protocol):
     def stalled(self) -> EngineError | None:
         """The error of an engine that runs but is stalled, and may go on; None while it makes progress."""
 
-    def submit(self, request: Request) -> AsyncStream:
-        """Queues a request.
+    def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> AsyncStream:
+        """Queues a request on which adapters act: names and weights; None: those that act by default.
 
         Raises RequestError and ContextLengthError for it, QueueFullError when too many wait, EngineError if the engine
-        has ended.
+        has ended. An adapter that cannot be placed ends the stream with Failed.
         """
 
     async def stats(self) -> EngineStats:
         """Returns a snapshot. Raises EngineError if the engine has ended, or does not answer in time."""
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        """Changes the adapters; ``model`` knows the new ones when it returns, and other requests go on meanwhile.
+
+        Raises RequestError for a change that cannot be made, EngineError if the engine has ended.
+        """
 
     async def close(self) -> None:
         """Ends the engine; open streams end with ``Finished("cancelled")``. Idempotent."""

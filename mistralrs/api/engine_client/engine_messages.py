@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import pickle
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mistralrs.engine.events import Delta, Event
 
 if TYPE_CHECKING:
+    from mistralrs.api.adapter_changes import AdapterChange
+    from mistralrs.api.known_adapters import KnownAdapters
     from mistralrs.api.local_model import LoadOptions, ModelSource
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import EngineConfig, Request
@@ -44,6 +47,8 @@ class Submit:
     number: int
     """The stream's number, chosen by the server's side."""
     request: Request
+    adapters: Mapping[str, float] | None = None
+    """Names and weights of the adapters that act on it; None: those that act by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,14 @@ class Cancel:
     """Cancels the request of this number."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAdapters:
+    """Changes the adapters; answered by ``AdaptersChanged`` of this number, other requests first."""
+
+    number: int
+    change: AdapterChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,17 @@ class Stats:
     """The answer to ``AskStats``."""
 
     stats: EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersChanged:
+    """The end of a change of the adapters."""
+
+    number: int
+    adapters: KnownAdapters
+    """Those after it."""
+    error: MistralrsError | None
+    """The reason why it was not made."""
 
 
 @dataclass(frozen=True, slots=True)

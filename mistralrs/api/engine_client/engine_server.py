@@ -5,46 +5,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import faulthandler
 import logging
-import logging.handlers
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from queue import SimpleQueue
 
+from mistralrs.adapters.adapter_slots import AcquiredAdapters
+from mistralrs.api.adapter_changes import AdapterChange
+from mistralrs.api.engine_client.engine_channel import Channel, LogRelay, words_of
 from mistralrs.api.engine_client.engine_messages import (
+    AdaptersChanged,
     AskStats,
     Cancel,
+    ChangeAdapters,
     Died,
-    FrameDecoder,
     Load,
     Loaded,
-    Logged,
     NotLoaded,
     PackedEvent,
     Progressed,
     Stats,
     Step,
     Submit,
-    frame,
     pack,
 )
 from mistralrs.api.local_model import LocalModel
+from mistralrs.api.model_adapters import ModelAdapters
 from mistralrs.engine.config import Request
 from mistralrs.engine.engine import Engine
-from mistralrs.engine.events import End, Event, Failed, Handle, Usage
+from mistralrs.engine.events import AdaptersChosen, End, Event, Failed, Finished, Handle, Usage
 from mistralrs.errors import EngineError, LoadError, MistralrsError
 from mistralrs.process import open_standard_descriptors
 from mistralrs.text.worker import workers
 
 logger = logging.getLogger("mistralrs.api.engine_client.engine_server")  # this module runs as __main__
+
+LOOKUPS = 16
+"""Requests that may wait at once for adapters to be read and placed."""
 
 
 def main() -> int:
@@ -77,7 +81,7 @@ def main() -> int:
             channel.send(Loaded(model.served, model.engine.config))
             workers.close()  # the parent prepares requests, with template processes of its own
             try:
-                return _serve(model.engine, channel, messages)
+                return _serve(model.engine, model.adapters, channel, messages)
             except Exception as error:
                 return _die(channel, error)
 
@@ -91,7 +95,7 @@ def _load(load: Load, channel: Channel) -> LocalModel:
     except (MistralrsError, SystemExit):
         raise
     except BaseException as error:  # a panic in a library that is written in Rust is no Exception
-        raise LoadError(f"the model cannot be loaded: {_words(error)}") from error
+        raise LoadError(f"the model cannot be loaded: {words_of(error)}") from error
 
 
 def _die(channel: Channel, error: BaseException | None) -> int:
@@ -100,27 +104,25 @@ def _die(channel: Channel, error: BaseException | None) -> int:
     May be called from any thread. An error that ends one thread ends the process, because others would wait for it.
     """
     logger.error("the engine's process met a defect", exc_info=error)
-    fault = EngineError(f"the engine died: {_words(error)}", hint="start it again")
+    fault = EngineError(f"the engine died: {words_of(error)}", hint="start it again")
     channel.send_last(Died(fault))
     channel.stop_reading()
     return fault.exit_code
 
 
-def _words(error: BaseException | None) -> str:
-    return "a thread ended" if error is None else f"{type(error).__name__}: {error}"
-
-
-def _serve(engine: Engine, channel: Channel, messages: Iterator[object]) -> int:
+def _serve(engine: Engine, adapters: ModelAdapters, channel: Channel, messages: Iterator[object]) -> int:
     """Serves until the parent closes the connection, or the engine has failed."""
-    server = EngineServer(engine, channel)
+    server = EngineServer(engine, channel, adapters)
     engine.after_step = server.flush
     server.flush()  # the engine's thread may have failed already
     for message in messages:
         match message:
-            case Submit(number, request):
-                server.submit(number, request)
+            case Submit(number, request, chosen):
+                server.submit(number, request, chosen)
             case Cancel(number):
                 server.cancel(number)
+            case ChangeAdapters(number, change):
+                server.change_adapters(number, change)
             case AskStats():
                 channel.send(Stats(engine.stats()))
             case _:
@@ -133,66 +135,78 @@ def _serve(engine: Engine, channel: Channel, messages: Iterator[object]) -> int:
     return fault.exit_code
 
 
-class Channel:
-    """This end of the socket. ``send`` may be called from any thread."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-        self._hung_up = False
-
-    def send(self, message: object) -> None:
-        """Sends a message; waits while the parent does not read. Sends nothing without a parent."""
-        data = frame(message)
-        with self._lock:
-            if self._hung_up:
-                return
-            try:
-                self._connection.sendall(data)
-            except OSError:
-                self._hung_up = True
-
-    def send_last(self, message: object) -> None:
-        """Sends a message as ``send`` does, and makes it the last."""
-        self.send(message)
-        self._hung_up = True
-
-    def messages(self) -> Iterator[object]:
-        """Yields the parent's messages until it closes its end or ``stop_reading`` is called."""
-        decoder = FrameDecoder()
-        with contextlib.suppress(ConnectionResetError):  # the parent is gone and has left something unread
-            while data := self._connection.recv(1 << 18):
-                yield from decoder.feed(data)
-
-    def stop_reading(self) -> None:
-        """Ends ``messages``. May be called from any thread."""
-        with contextlib.suppress(OSError):  # the parent is gone
-            self._connection.shutdown(socket.SHUT_RD)
-
-
 class EngineServer:
     """Maps the parent's stream numbers to the engine's handles; the events of a step are sent together."""
 
-    def __init__(self, engine: Engine, channel: Channel) -> None:
+    def __init__(self, engine: Engine, channel: Channel, adapters: ModelAdapters) -> None:
         self._engine = engine
+        self._adapters = adapters
         self._channel = channel
+        # what may have to read an adapter must not hold up the messages behind it
+        self._lookups = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="adapters")
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="adapter-changes")
         self._handles: dict[int, Handle] = {}
+        self._waiting: dict[int, bool] = {}  # requests that wait for their adapters, and whether they were cancelled
         self._lock = threading.Lock()  # a request may end before its handle is stored
         self._events: list[PackedEvent] = []
 
-    def submit(self, number: int, request: Request) -> None:
+    def submit(self, number: int, request: Request, adapters: Mapping[str, float] | None) -> None:
         """Submits a request; an error becomes the event that ends its stream."""
+        if self._adapters.acts(adapters):
+            with self._lock:
+                self._waiting[number] = False
+            self._lookups.submit(self._submit_adapted, number, request, adapters)
+        else:
+            self._submit(number, request, None)
+
+    def _submit_adapted(self, number: int, request: Request, adapters: Mapping[str, float] | None) -> None:
+        """Submits a request once its adapters are in their slots. Called by a thread of its own, which may wait."""
+        acquired, error = None, None
+        try:
+            acquired = self._adapters.acquire(adapters)
+        except Exception as raised:
+            error = _named(raised)
+        with self._lock:
+            cancelled = self._waiting.pop(number)
+        if error is not None:
+            self._end(number, Failed(error, _no_usage(request)))
+        elif cancelled:
+            self._adapters.release(acquired)
+            self._end(number, Finished("cancelled", _no_usage(request)))
+        else:
+            if acquired is not None:
+                self._channel.send(Step([pack(number, AdaptersChosen(acquired.generation))]))
+            self._submit(number, request, acquired)
+
+    def _submit(self, number: int, request: Request, acquired: AcquiredAdapters | None) -> None:
         try:
             with self._lock:
-                self._handles[number] = self._engine.submit_to(partial(self._deliver, number), request)
+                deliver = partial(self._deliver, number)
+                self._handles[number] = self._adapters.submit_acquired(deliver, request, acquired)
         except MistralrsError as error:  # the parent makes the engine's checks, but has less of its state
-            usage = Usage(len(request.prompt), 0, 0, 0.0, 0.0, 0.0, request.sampling.seed)
-            self._channel.send(Step([pack(number, Failed(error, usage))]))
+            self._end(number, Failed(error, _no_usage(request)))
+
+    def _end(self, number: int, event: Event) -> None:
+        self._channel.send(Step([pack(number, event)]))
+
+    def change_adapters(self, number: int, change: AdapterChange) -> None:
+        """Makes a change of the adapters in a thread of its own, one after the other, and sends its end."""
+        self._changes.submit(self._change, number, change)
+
+    def _change(self, number: int, change: AdapterChange) -> None:
+        error = None
+        try:
+            change.make(self._adapters)
+        except Exception as raised:
+            error = _named(raised)
+        self._channel.send(AdaptersChanged(number, self._adapters.known(), error))
 
     def cancel(self, number: int) -> None:
         """Cancels a request; does nothing if it has ended, because the two messages may cross."""
         with self._lock:
             handle = self._handles.get(number)
+            if number in self._waiting:
+                self._waiting[number] = True
         if handle is not None:
             handle.cancel()
 
@@ -211,36 +225,16 @@ class EngineServer:
             self._channel.stop_reading()
 
 
-class LogRelay(logging.handlers.QueueHandler):
-    """Sends records of the log to the parent, which decides how they are shown."""
-
-    def __init__(self, channel: Channel) -> None:
-        super().__init__(SimpleQueue())
-        self._channel = channel
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Returns the record with its message formatted, and only attributes that can be pickled.
-
-        An error's text is in the message; its traceback is text in ``exc_text``, which every formatter reads.
-        """
-        message, trace = record.getMessage(), None
-        if record.exc_info is not None and record.exc_info[1] is not None:
-            message = f"{message}: {_words(record.exc_info[1])}"
-            trace = _PLAIN.formatException(record.exc_info)
-        facts = {name: getattr(record, name) for name in _CROSSING}
-        return logging.makeLogRecord({**facts, "msg": message, "exc_text": trace})
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Sends one record."""
-        self._channel.send(Logged(record))
+def _named(error: Exception) -> MistralrsError:
+    """The error of an adapter as clients may see it; others are defects, which end neither process nor thread."""
+    if isinstance(error, MistralrsError):
+        return error
+    logger.error("an adapter met a defect", exc_info=error)
+    return EngineError(f"the adapter cannot be used: {words_of(error)}")
 
 
-_PLAIN = logging.Formatter()
-_CROSSING = (
-    *("name", "levelno", "levelname", "created", "msecs", "process", "processName", "thread", "threadName"),
-    *("pathname", "filename", "module", "lineno", "funcName"),
-)
-"""Attributes that every record has beside its message."""
+def _no_usage(request: Request) -> Usage:
+    return Usage(len(request.prompt), 0, 0, 0.0, 0.0, 0.0, request.sampling.seed)
 
 
 def _die_with_parent() -> None:

@@ -7,6 +7,7 @@ import itertools
 import logging
 import signal
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.engine_client.engine_connection import CLOSING_S, EngineLink
 from mistralrs.api.engine_client.engine_messages import (
+    AdaptersChanged,
     AskStats,
     Cancel,
+    ChangeAdapters,
     Died,
     Load,
     Loaded,
@@ -36,6 +39,7 @@ from mistralrs.errors import EngineError, LoadError
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
+    from mistralrs.api.adapter_changes import AdapterChange
     from mistralrs.api.local_model import LoadOptions, ModelSource
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import EngineConfig, Request
@@ -81,6 +85,7 @@ class RemoteEngine(ProcessBound):
         self._heartbeat = EngineHeartbeat()
         self._watching: asyncio.Task[None] | None = None
         self._asking: deque[asyncio.Future[EngineStats]] = deque()
+        self._changing: dict[int, asyncio.Future[None]] = {}
         self._closing = False
 
     @classmethod
@@ -110,10 +115,12 @@ class RemoteEngine(ProcessBound):
         """As ``EngineClient`` says."""
         return self._heartbeat.stall
 
-    def submit(self, request: Request) -> AsyncStream:
+    def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> AsyncStream:
         """As ``EngineClient`` says. A request that the engine would refuse is refused here, before anything is sent."""
         self.require_process()
         require_alive(self.fault)
+        if adapters is not None:
+            self.model.adapters.check(adapters)
         check_request(request, self.model.vocab_size, max_adapters=self._config.max_adapters)
         spell = self.model.tokenizer.token_text
         prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size, spell=spell)
@@ -122,7 +129,7 @@ class RemoteEngine(ProcessBound):
         number = next(self._numbers)
         stream = AsyncStream(partial(self._cancel, number))
         self._open[number] = OpenStream(stream, fitted)
-        self._link.send(Submit(number, fitted))
+        self._link.send(Submit(number, fitted, adapters))
         if fitted.deadline_s is not None:
             error = EngineError("the request took longer than it may", code="deadline_exceeded")
             self._end_after(fitted.deadline_s + GRACE_S, number, error)
@@ -139,6 +146,16 @@ class RemoteEngine(ProcessBound):
                 return await self._ask()
         except TimeoutError:
             raise stalled(f"the engine did not answer within {STATS_S:g} s") from None
+
+    async def change_adapters(self, change: AdapterChange) -> None:
+        """As ``EngineClient`` says."""
+        self.require_process()
+        require_alive(self.fault)
+        number = next(self._numbers)
+        changed: asyncio.Future[None] = self._loop.create_future()
+        self._changing[number] = changed
+        self._link.send(ChangeAdapters(number, change))
+        await changed
 
     async def close(self) -> None:
         """As ``EngineClient`` says; a process that does not end in time is killed."""
@@ -189,6 +206,9 @@ class RemoteEngine(ProcessBound):
             case Step(events):
                 for packed in events:
                     self._deliver(*unpack(packed))
+            case AdaptersChanged(number, adapters, error):
+                self.model = replace(self.model, adapters=adapters)
+                _resolve_future(self._changing.pop(number), error)
             case Stats(stats):
                 _resolve_future(self._asking.popleft(), stats)
             case Logged(record):
@@ -246,6 +266,9 @@ class RemoteEngine(ProcessBound):
         for answer in self._asking:
             _resolve_future(answer, fault)
         self._asking.clear()
+        for changed in self._changing.values():
+            _resolve_future(changed, fault)
+        self._changing.clear()
         self._ended.set_result(None)
 
 

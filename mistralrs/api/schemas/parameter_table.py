@@ -13,7 +13,16 @@ from typing import Literal
 from mistralrs.api.schemas.request_bodies import Body
 from mistralrs.errors import RequestError
 
-Endpoint = Literal["chat", "completions", "embeddings", "tokenize", "detokenize", "apply_template"]
+Endpoint = Literal[
+    "chat",
+    "completions",
+    "embeddings",
+    "tokenize",
+    "detokenize",
+    "apply_template",
+    "load_lora_adapter",
+    "unload_lora_adapter",
+]
 Use = Literal["applied", "refused", "ignored"]
 
 BOTH: tuple[Endpoint, ...] = ("chat", "completions")
@@ -61,6 +70,7 @@ def _refused(
 
 PARAMETERS: tuple[Parameter, ...] = (
     *_applied((*BOTH, "embeddings", "tokenize", "detokenize", "apply_template"), "model"),
+    *_applied((*BOTH, "embeddings"), "adapter", "adapters", "lora", "adapter_id"),
     *_applied(TEMPLATED, "messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
     *_applied(("completions", "tokenize"), "prompt"),
     *_applied(BOTH, "stream", "stream_options", "n", "logprobs", "timings_per_token", "cache_prompt"),
@@ -76,6 +86,9 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_applied(("embeddings",), "input", "encoding_format", "dimensions", "pooling"),
     *_applied(("tokenize",), "content", "add_special", "add_special_tokens", "parse_special", "with_pieces"),
     *_applied(("detokenize",), "tokens"),
+    *_applied(("load_lora_adapter", "unload_lora_adapter"), "lora_name"),
+    *_applied(("load_lora_adapter",), "lora_path", "load_inplace"),
+    *_ignored(("unload_lora_adapter",), "is not needed beside lora_name", "lora_int_id"),
     *_ignored((*BOTH, "embeddings"), _LOCAL, "user"),
     *_ignored(BOTH, _LOCAL, "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "metadata", "store"),
     *_ignored(BOTH, _LOCAL, "service_tier"),
@@ -86,7 +99,6 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_refused(BOTH, _NOT_YET, "grammar", harmless=("",)),
     *_refused(BOTH, _NOT_YET, "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
     *_refused(BOTH, _NOT_YET, "structured_outputs", "json_schema"),
-    *_refused(BOTH, _NOT_YET, "adapters", "lora", harmless=([],)),
     *_refused(BOTH, "is not supported: an answer ends before it", "include_stop_str_in_output", harmless=(False,)),
     *_refused(BOTH, "is not supported: control tokens have no text", "skip_special_tokens", harmless=(True,)),
     *_refused(CHAT, _NOT_YET, "tools", "functions", harmless=([],)),

@@ -10,8 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+)
 
+from mistralrs.api.schemas.adapter_bodies import AdapterFields
+from mistralrs.api.schemas.body import Body as Body
 from mistralrs.api.schemas.field_types import (
     MAX_STOPS,
     Breaker,
@@ -44,12 +53,6 @@ def _as_parts(content: object) -> object:
 
 def _as_messages(messages: object) -> object:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-
-
-class Body(BaseModel):
-    """A JSON object whose unknown fields are kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class ContentPart(Body):
@@ -95,10 +98,9 @@ class TemplateOptions(Body):
     """Variables for the chat template."""
 
 
-class SamplingBody(Body):
+class SamplingBody(AdapterFields):
     """Fields that chat and text completions share. null is the same as not there."""
 
-    model: Text | None = None
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[Int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -156,8 +158,6 @@ class SamplingBody(Body):
     structured_outputs: Any = None
     json_schema: Any = None
     response_format: Any = None
-    adapters: Any = None
-    lora: Any = None
     include_stop_str_in_output: Any = None
     skip_special_tokens: Any = None
 
@@ -202,10 +202,9 @@ class CompletionBody(SamplingBody):
     logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
 
-class EmbeddingBody(Body):
+class EmbeddingBody(AdapterFields):
     """``POST /v1/embeddings``"""
 
-    model: Text | None = None
     input: Prompt
     encoding_format: Literal["float", "base64"] | None = None
     """base64: of little-endian float32."""
@@ -245,7 +244,7 @@ class ApplyTemplateBody(TemplateOptions):
     messages: Messages
 
 
-BodyType = TypeVar("BodyType", bound=Body)
+BodyType = TypeVar("BodyType", bound=BaseModel)
 
 
 def parse(kind: type[BodyType], data: bytes) -> BodyType:

@@ -108,7 +108,11 @@ class _Answer(Part):
     created: int
     """Seconds since 1970."""
     model: str
+    """The served model, or the adapter that the request named as its model."""
     system_fingerprint: Literal["local"]
+    adapter_generation: int | None = None
+    """Absent where no adapter acts; of a stream in the last choice's last chunk. It grows whenever an adapter's name
+    comes to mean another adapter, or none."""
 
 
 class ChatCompletion(_Answer):
@@ -197,6 +201,8 @@ class EmbeddingList(Part):
     data: list[EmbeddingEntry]
     model: str
     usage: EmbeddingUsage
+    adapter_generation: int | None = None
+    """Absent where no adapter acts."""
 
 
 class ModelMeta(Part):
@@ -214,6 +220,10 @@ class ModelCard(Part):
     max_model_len: int
     context_length: int
     meta: ModelMeta
+    root: str | None = None
+    """Of an adapter: where it came from."""
+    parent: str | None = None
+    """Of an adapter: the model that it acts on."""
 
 
 class ModelList(Part):

@@ -28,5 +28,8 @@ class OutputChunk:
     """The log-probabilities of the tokens of ``text``, in the shape of the answer's kind."""
     timings: Mapping[str, object] | None = None
     """The timings of the choice until now; in the last chunk of the last choice those of the whole answer."""
+    adapter_generation: int | None = None
+    """The generation of names in which the answer's adapters were looked up, in the last chunk of the last choice;
+    None: no adapter acts."""
     usage: Mapping[str, object] | None = None
     """Tokens of the whole answer in OpenAI's shape, in the chunk that holds no choice."""

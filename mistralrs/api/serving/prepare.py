@@ -6,7 +6,7 @@ token, and BOS comes first where the tokenizer's configuration says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +18,7 @@ from mistralrs.api.schemas.request_bodies import (
     EmbeddingBody,
     SamplingBody,
 )
+from mistralrs.api.serving.adapter_choice import adapter_choice
 from mistralrs.api.serving.chat_messages import conversation
 from mistralrs.api.serving.chat_prompt import require_template
 from mistralrs.api.serving.engine_requests import (
@@ -28,7 +29,7 @@ from mistralrs.api.serving.engine_requests import (
     prompt_ids,
 )
 from mistralrs.api.serving.logprobs import Echo
-from mistralrs.api.serving.policy import Policy, check_model
+from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
@@ -65,6 +66,10 @@ class Prepared:
     """Each prompt, to be put in front of its answers."""
     suffix: str = ""
     """The text to be put behind the answers."""
+    adapters: Mapping[str, float] | None = None
+    """Names and weights of the adapters that act; None: those that act by default."""
+    model_name: str | None = None
+    """The answer's model, if it is an adapter that the body names as its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +81,13 @@ class PreparedEmbeddings:
     ignored: tuple[str, ...]
     other_model: str | None
     truncated_tokens: int
+    adapters: Mapping[str, float] | None = None
+    model_name: str | None = None
 
 
 def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -> Prepared:
     """Returns the requests of a chat. Raises RequestError and ContextLengthError."""
-    other_model = check_model(body.model, policy)
+    chosen = adapter_choice(body, model.adapters, policy)
     unserved = parameter_table.unserved("chat", body)
     template = require_template(model, policy)
     said = [part.text for each in body.messages if each.role != "assistant" for part in each.content or () if part.text]
@@ -101,18 +108,20 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
         choices=choices,
         seed=sampling.seed,
         ignored=ignored,
-        other_model=other_model,
+        other_model=chosen.other_model,
         truncated_tokens=truncated,
         stream=bool(body.stream),
         include_usage=_include_usage(body),
         timings_per_token=bool(body.timings_per_token),
         logprobs=logprobs,
+        adapters=chosen.weights,
+        model_name=chosen.model_name,
     )
 
 
 def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy) -> Prepared:
     """Returns the requests of a text completion. Raises RequestError and ContextLengthError."""
-    other_model = check_model(body.model, policy)
+    chosen = adapter_choice(body, model.adapters, policy)
     ignored = _ignored((*parameter_table.unserved("completions", body), *_stream_options(body)), policy)
     choices, candidates = _counts(body)
     members = _members(body.prompt)
@@ -135,7 +144,7 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
         choices=choices,
         seed=sampling.seed,
         ignored=ignored,
-        other_model=other_model,
+        other_model=chosen.other_model,
         truncated_tokens=dropped + truncated,
         stream=bool(body.stream),
         include_usage=_include_usage(body),
@@ -143,12 +152,14 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
         logprobs=body.logprobs,
         echo=_echo(members, prompts, requests, model, is_whole=not dropped) if body.echo else None,
         suffix=body.suffix or "",
+        adapters=chosen.weights,
+        model_name=chosen.model_name,
     )
 
 
 def prepare_embeddings(body: EmbeddingBody, model: ServedModel, policy: Policy) -> PreparedEmbeddings:
     """Returns the requests of embeddings. Raises RequestError and ContextLengthError."""
-    other_model = check_model(body.model, policy)
+    chosen = adapter_choice(body, model.adapters, policy)
     ignored = _ignored(parameter_table.unserved("embeddings", body), policy)
     if body.dimensions not in (None, model.hidden_size):
         raise RequestError(
@@ -163,8 +174,15 @@ def prepare_embeddings(body: EmbeddingBody, model: ServedModel, policy: Policy) 
         model,
         "input",
     )
-    cut = dropped + truncated
-    return PreparedEmbeddings(tuple(requests), body.encoding_format or "float", ignored, other_model, cut)
+    return PreparedEmbeddings(
+        tuple(requests),
+        body.encoding_format or "float",
+        ignored,
+        chosen.other_model,
+        dropped + truncated,
+        adapters=chosen.weights,
+        model_name=chosen.model_name,
+    )
 
 
 def _members(prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[str | Sequence[int]]:

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import struct
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from mistralrs.api.serving.choice_state import cancelled
 from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
 from mistralrs.api.serving.response_builder import ResponseBuilder
-from mistralrs.engine.events import Embedding, Event, Failed, Finished
+from mistralrs.engine.events import AdaptersChosen, Embedding, Event, Failed, Finished
 from mistralrs.errors import MistralrsError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ Submitted = TypeVar("Submitted", bound=Cancellable)
 class Submitter(Protocol[Submitted_co]):
     """Takes requests."""
 
-    def submit(self, request: Request) -> Submitted_co: ...
+    def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> Submitted_co: ...
 
 
 class AnswerError(Exception):
@@ -61,12 +61,15 @@ def answer_id(prepared: Prepared) -> str:
     return f"{'chatcmpl' if prepared.kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
 
 
-def submit(engine: Submitter[Submitted], requests: Sequence[Request]) -> tuple[Submitted, ...]:
-    """Submits all requests or none: an error of one of them cancels those before it and is raised."""
+def submit(
+    engine: Submitter[Submitted], requests: Sequence[Request], adapters: Mapping[str, float] | None = None
+) -> tuple[Submitted, ...]:
+    """Submits all requests or none: an error of one of them cancels those before it and is raised. ``adapters``: names
+    and weights of those that act on all; None: the default ones."""
     submitted: list[Submitted] = []
     try:
         for request in requests:
-            submitted.append(engine.submit(request))
+            submitted.append(engine.submit(request, adapters=adapters))
     except BaseException:
         for each in submitted:
             each.cancel()
@@ -119,18 +122,23 @@ async def embeddings(
 ) -> dict[str, object]:
     """Returns the body of an answer to ``/v1/embeddings``. Raises the engine's error."""
     values: dict[int, tuple[float, ...]] = {}
+    generation: int | None = None
     async with aclosing(_merged(streams)) as news:
         async for place, event in news:
             if isinstance(event, Embedding):
                 values[place] = event.values
+            elif isinstance(event, AdaptersChosen):
+                generation = event.generation
             elif isinstance(event, Failed):
                 raise event.error
             elif isinstance(event, Finished) and event.reason == "cancelled":
                 raise cancelled()
     encode = _base64 if prepared.encoding_format == "base64" else list
     tokens = sum(len(request.prompt) for request in prepared.requests)
+    acting = {} if generation is None else {"adapter_generation": generation}
     return {
         "object": "list",
+        **acting,
         "data": [
             {"object": "embedding", "index": place, "embedding": encode(values[place])} for place in range(len(streams))
         ],

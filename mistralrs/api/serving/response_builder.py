@@ -8,7 +8,7 @@ from mistralrs.api.serving.choice_state import ChoiceState, timings, usage
 from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
 from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.engine.events import Delta, Event, Finished, PromptLogprobs
+from mistralrs.engine.events import AdaptersChosen, Delta, Event, Finished, PromptLogprobs
 from mistralrs.errors import MistralrsError
 
 SYSTEM_FINGERPRINT = "local"
@@ -28,9 +28,12 @@ class ResponseBuilder:
         self._choices = [ChoiceState(request) for request in prepared.requests]
         self._offsets = [CompletionLogprobs(self._echo(place)) for place in range(len(self._choices))]
         self._opened = False
+        self._generation: int | None = None
 
     def on_event(self, place: int, event: Event) -> MistralrsError | None:
         """Records an event. Returns the error if the event ends a choice before it is complete."""
+        if isinstance(event, AdaptersChosen):
+            self._generation = event.generation
         return self._choices[place].on_event(event)
 
     def snapshot(self) -> dict[str, object]:
@@ -49,11 +52,14 @@ class ResponseBuilder:
             "choices": choices,
             "usage": self._usage(),
             "timings": timings(self._choices, seed=prepared.seed),
+            **self._adapter_facts(),
         }
 
     def chunks(self, place: int, event: Event) -> Iterator[OutputChunk]:
         """Yields the chunks that an event adds to a stream; ``on_event`` has taken the event already."""
         prepared, state = self._prepared, self._choices[place]
+        if isinstance(event, AdaptersChosen):  # nothing of the answer is there yet
+            return
         if not self._opened:
             self._opened = True
             yield from self._openings()
@@ -70,7 +76,8 @@ class ResponseBuilder:
                 yield OutputChunk(place, prepared.suffix)
             is_last = all(other.reason is not None for other in self._choices)
             total = timings(self._choices, seed=prepared.seed) if is_last else None
-            yield OutputChunk(place, finish_reason=state.reason, timings=total)
+            generation = self._generation if is_last else None
+            yield OutputChunk(place, finish_reason=state.reason, timings=total, adapter_generation=generation)
 
     def last_chunks(self) -> Iterator[OutputChunk]:
         """Yields the chunks after the last event of all streams."""
@@ -90,6 +97,8 @@ class ResponseBuilder:
         }
         if chunk.timings is not None:
             body["timings"] = chunk.timings
+        if chunk.adapter_generation is not None:
+            body["adapter_generation"] = chunk.adapter_generation
         if prepared.include_usage:
             body["usage"] = chunk.usage
         return body
@@ -156,6 +165,9 @@ class ResponseBuilder:
     def _echoed(self, place: int) -> str:
         echo = self._echo(place)
         return "" if echo is None else echo.text
+
+    def _adapter_facts(self) -> dict[str, object]:
+        return {} if self._generation is None else {"adapter_generation": self._generation}
 
     def _usage(self) -> dict[str, object]:
         return usage(self._choices, per_prompt=self._prepared.generated)

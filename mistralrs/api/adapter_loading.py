@@ -1,0 +1,149 @@
+"""Loads a model's adapters with it: finds them first, reads them once the model's shape is known, then merges or places
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter, find_adapter
+from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
+from mistralrs.api.adapter_options import SPARE_SLOTS, AdapterOptions, check_adapter_name
+from mistralrs.api.known_adapters import KnownAdapters, known_adapter
+from mistralrs.api.model_adapters import ModelAdapters
+from mistralrs.errors import RequestError, UsageError
+from mistralrs.loading.stored_types import stored_as_floats
+from mistralrs.progress import Progress
+
+if TYPE_CHECKING:
+    from mistralrs.adapters.adapter_placement import AdapterPlacement
+    from mistralrs.adapters.lora import LoraAdapter
+    from mistralrs.engine.engine import Engine
+    from mistralrs.loading.pipeline import Model
+    from mistralrs.models.spec import DecoderSpec
+
+
+class AdapterLoading:
+    """The adapters of a model while it is loaded."""
+
+    def __init__(
+        self,
+        options: AdapterOptions,
+        found: Sequence[FoundAdapter],
+        *,
+        is_quantized: bool,
+        token: Callable[[], str | None],
+    ) -> None:
+        """Called only by ``find``."""
+        self._options = options
+        self._found = tuple(found)
+        self._token = token
+        self._is_quantized = is_quantized
+        self.merges = _merges(options, found, is_quantized=is_quantized)
+        """Whether they are merged into the weights."""
+        self._adapters: list[LoraAdapter] = []
+
+    @classmethod
+    def find(
+        cls,
+        options: AdapterOptions,
+        model: Path,
+        *,
+        isq: str | None,
+        gqa: int,
+        token: Callable[[], str | None],
+        progress: Progress | None = None,
+    ) -> Self:
+        """Finds the adapters' files, fetched if need be, and decides whether they are merged.
+
+        ``model``: the files of the base, which is quantized to ``isq`` while it is loaded. Raises ``UsageError`` for
+        options that contradict each other, ``LoadError`` for what is missing.
+        """
+        _check(options)
+        found = [find_adapter(each.source, each.subfolder, token=token, progress=progress) for each in options.adapters]
+        is_quantized = bool(found) and (isq is not None or not stored_as_floats(model, gqa=gqa))
+        return cls(options, found, is_quantized=is_quantized, token=token)
+
+    @property
+    def slots(self) -> int:
+        """Slots that the model needs."""
+        options = self._options
+        if self.merges:
+            return 0
+        if options.max_adapters is not None:
+            return options.max_adapters
+        return max(len(options.adapters), 0 if options.root is None else SPARE_SLOTS)
+
+    def read(self, architecture: str, spec: DecoderSpec) -> LoraMerge | None:
+        """Reads the adapters for a model of this shape; the ``merge`` of a ``LoadPlan``. Raises ``LoadError``."""
+        reader = AdapterReader(architecture, spec, token=self._token)
+        named = zip(self._options.adapters, self._found, strict=True)
+        self._adapters = [reader.read(each.name, found) for each, found in named]
+        if not self.merges:
+            return None
+        weights = dict(self._options.active)
+        return LoraMerge([WeightedAdapter(one, weights[one.name]) for one in self._adapters], spec=spec)
+
+    def finish(self, model: Model, engine: Engine, placement: AdapterPlacement | None, *, name: str) -> ModelAdapters:
+        """Places the adapters that were read, unless they are merged. ``name``: that of the model.
+
+        Raises ``LoadError`` and ``UsageError``.
+        """
+        adapters, self._adapters = self._adapters, []
+        if self.merges:
+            merged = KnownAdapters(
+                tuple(map(known_adapter, adapters)),
+                active=dict(self._options.active),
+                merged=dict(self._options.active),
+                requantized=self._is_quantized,
+            )
+            return ModelAdapters(engine, merged=merged)
+        reader = AdapterReader(model.architecture, model.spec, token=self._token) if placement else None
+        known = ModelAdapters(engine, reader=reader, placement=placement, options=self._options, model_name=name)
+        for adapter in adapters:
+            known.add(adapter)
+        try:
+            known.activate(dict(self._options.active))
+        except RequestError as error:
+            raise UsageError(error.message, hint=error.hint) from error
+        return known
+
+
+def _check(options: AdapterOptions) -> None:
+    names = [each.name for each in options.adapters]
+    for name in names:
+        check_adapter_name(name)
+        if names.count(name) > 1:
+            raise UsageError(f"two adapters are called {name}", hint="give each its own name")
+    active = [name for name, _ in options.active]
+    for name in active:
+        if name not in names:
+            known = f"there are {', '.join(names)}" if names else "none is loaded"
+            raise UsageError(f"there is no adapter {name} to act", hint=known)
+        if active.count(name) > 1:
+            raise UsageError(f"adapter {name} is named twice", hint="give it one weight")
+    if options.max_adapters is not None and options.max_adapters < max(1, len(active)) and names:
+        raise UsageError(f"{options.max_adapters} adapters cannot hold those that act", hint="raise --max-adapters")
+    if options.root is not None and not options.root.is_dir():
+        raise UsageError(f"{options.root} is not a folder", hint="name the folder that has the adapters")
+    if options.merge:
+        _check_merge(options, names, active)
+
+
+def _check_merge(options: AdapterOptions, names: Sequence[str], active: Sequence[str]) -> None:
+    hint = "leave them out, or do not merge"
+    if not names:
+        raise UsageError("there is no adapter to merge", hint="name one with --lora NAME=SOURCE")
+    others = [name for name in names if name not in active]
+    if others:
+        raise UsageError(f"only adapters that act are merged, and {', '.join(others)} would have no effect", hint=hint)
+    if options.root is not None:
+        raise UsageError("a model with merged adapters can load no others while serving", hint=hint)
+
+
+def _merges(options: AdapterOptions, found: Sequence[FoundAdapter], *, is_quantized: bool) -> bool:
+    if options.merge is not None:
+        return options.merge
+    are_fixed = bool(found) and len(options.active) == len(found) and options.root is None
+    return are_fixed and not is_quantized and not any(each.is_alora for each in found)

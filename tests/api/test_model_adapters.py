@@ -1,0 +1,262 @@
+"""Adapters of a model in this process: found, loaded, merged, chosen by name, and let go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mistralrs.api.adapter_options import AdapterOptions, AdapterSource
+from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.engine.config import Request, SamplingParams
+from mistralrs.engine.events import AdaptersChosen, Delta, Finished
+from mistralrs.errors import EngineError, LoadError, RequestError, UsageError
+from tests.adapters.adapter_folders import AdapterFolders, adapter_folders
+from tests.tiny import CHAT_TEMPLATE
+
+__all__ = ["adapter_folders"]
+
+PROMPT = (5, 77, 100, 9, 3, 41, 8)
+SAMPLING = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+EXACT = LoadOptions(threads=1, isa="torch", max_seqs=4, dtype="f32", chat_template=CHAT_TEMPLATE)
+
+
+def load(folder: Path, adapters: AdapterOptions) -> LocalModel:
+    return LocalModel.load(ModelSource(None, folder, None, None), replace(EXACT, adapters=adapters))
+
+
+def tokens(model: LocalModel, adapters: Mapping[str, float] | None = None) -> tuple[int, ...]:
+    *events, end = model.complete(PROMPT, SAMPLING, adapters=adapters)
+    assert isinstance(end, Finished)
+    return tuple(token for event in events if isinstance(event, Delta) for token in event.tokens)
+
+
+@pytest.fixture(scope="module")
+def model(adapter_folders: AdapterFolders) -> Iterator[LocalModel]:
+    sources = tuple(AdapterSource(name, str(path)) for name, path in adapter_folders.adapters.items())
+    with load(adapter_folders.base, AdapterOptions(sources, root=adapter_folders.root)) as model:
+        yield model
+
+
+def test_names_choose_adapters_and_none_act_unless_told(model: LocalModel, adapter_folders: AdapterFolders) -> None:
+    with load(adapter_folders.base, AdapterOptions()) as base:
+        plain = tokens(base)
+    answers = [tokens(model, chosen) for chosen in ({}, {"a": 1.0}, {"b": 1.0}, {"a": 0.5, "b": -2.0})]
+    assert answers[0] == plain == tokens(model)
+    assert len(set(answers)) == 4
+    assert [known.name for known in model.served.adapters.adapters] == ["a", "b"]
+
+
+def test_the_first_event_tells_the_generation(model: LocalModel) -> None:
+    first, *_ = model.complete(PROMPT, SAMPLING, adapters={"a": 1.0})
+    assert first == AdaptersChosen(model.served.adapters.generation)
+    first, *_ = model.complete(PROMPT, SAMPLING)
+    assert isinstance(first, Delta)
+
+
+def test_what_is_active_acts_on_later_requests_that_choose_none(model: LocalModel) -> None:
+    try:
+        model.adapters.activate({"b": 1.0})
+        assert tokens(model) == tokens(model, {"b": 1.0}) != tokens(model, {})
+        with pytest.raises(RequestError, match="there is no adapter 'c'"):
+            model.adapters.activate({"c": 1.0})
+        assert dict(model.served.adapters.active) == {"b": 1.0}
+    finally:
+        model.adapters.activate({})
+
+
+def test_an_unknown_name_is_refused(model: LocalModel) -> None:
+    with pytest.raises(RequestError, match="there is no adapter 'c'") as refusal:
+        tokens(model, {"c": 1.0})
+    assert refusal.value.code == "adapter_not_found"
+
+
+def test_a_stream_that_ends_lets_go_of_its_adapters(model: LocalModel) -> None:
+    stream = model.complete(PROMPT, replace(SAMPLING, max_tokens=200), adapters={"a": 1.0, "b": 1.0})
+    assert [status.num_open for status in model.adapters.statuses()] == [1, 1]
+    stream.cancel()
+    list(stream)
+    tokens(model, {"a": 1.0})
+    assert [status.num_open for status in model.adapters.statuses()] == [0, 0]
+    with pytest.raises(RequestError):
+        model.adapters.submit(Request((), SAMPLING), {"a": 1.0})
+    assert [status.num_open for status in model.adapters.statuses()] == [0, 0]
+
+
+def test_loading_replacing_and_unloading(model: LocalModel, adapter_folders: AdapterFolders) -> None:
+    first, second = adapter_folders.adapters.values()
+    model.adapters.load_source("c", str(first))
+    assert tokens(model, {"c": 1.0}) == tokens(model, {"a": 1.0})
+    with pytest.raises(UsageError, match="c is loaded already"):
+        model.adapters.load_source("c", str(second))
+    model.adapters.load_source("c", str(second), load_inplace=True)
+    assert tokens(model, {"c": 1.0}) == tokens(model, {"b": 1.0})
+    model.adapters.activate({"c": 1.0})
+    model.adapters.unload("c")
+    assert tokens(model) == tokens(model, {})
+    with pytest.raises(RequestError, match="there is no adapter 'c'"):
+        model.adapters.unload("c")
+
+
+@pytest.mark.parametrize("name", ["", "none", "default", "a b", "a:1", "x" * 200, "tab\t"])
+def test_names_that_requests_could_not_use(model: LocalModel, adapter_folders: AdapterFolders, name: str) -> None:
+    with pytest.raises(UsageError, match="adapter"):
+        model.adapters.load_source(name, str(adapter_folders.adapters["a"]))
+
+
+def test_one_fixed_adapter_is_merged_into_weights_that_are_floats(adapter_folders: AdapterFolders) -> None:
+    source = AdapterSource("a", str(adapter_folders.adapters["a"]))
+    with load(adapter_folders.base, AdapterOptions((source,), (("a", 1.0),))) as merged:
+        assert merged.engine.config.max_adapters == 0
+        assert merged.served.adapters.describe() == "a: merged into the weights"
+        answer = tokens(merged)
+        assert tokens(merged, {"a": 1.0}) == answer
+        for other in ({}, {"a": 0.5}):
+            with pytest.raises(RequestError, match="a is merged into the model's weights"):
+                tokens(merged, other)
+        with pytest.raises(LoadError, match="merged"):
+            merged.adapters.load_source("b", str(adapter_folders.adapters["b"]))
+    with load(adapter_folders.base, AdapterOptions((source,), (("a", 1.0),), merge=False)) as live:
+        assert live.engine.config.max_adapters == 1
+        assert tokens(live) == answer
+        assert tokens(live, {}) != answer
+
+
+def test_a_quantized_base_keeps_its_bytes_unless_told(adapter_folders: AdapterFolders) -> None:
+    source = AdapterSource("a", str(adapter_folders.adapters["a"]))
+    options = replace(EXACT, isq="q8_0", dtype="auto")
+    model = ModelSource(None, adapter_folders.base, None, None)
+    one = AdapterOptions((source,), (("a", 1.0),))
+    with LocalModel.load(model, replace(options, adapters=one)) as live:
+        assert live.served.adapters.describe() == "a; active unless a request says otherwise: a"
+    with LocalModel.load(model, replace(options, adapters=replace(one, merge=True))) as merged:
+        assert merged.served.adapters.describe() == "a: merged into the weights, which are quantized again"
+
+
+def test_a_mix_by_default_is_its_weighted_sum_merged_or_not(adapter_folders: AdapterFolders) -> None:
+    sources = tuple(AdapterSource(name, str(path)) for name, path in adapter_folders.adapters.items())
+    mix = AdapterOptions(sources, (("a", 0.5), ("b", 1.0)))
+    with load(adapter_folders.base, mix) as merged, load(adapter_folders.base, replace(mix, merge=False)) as live:
+        assert merged.engine.config.max_adapters == 0
+        assert tokens(merged) == tokens(live) == tokens(live, {"b": 1.0, "a": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"active": (("c", 1.0),)}, "there is no adapter c to act"),
+        ({"active": (("a", 1.0), ("a", 2.0))}, "a is named twice"),
+        ({"merge": True}, "only adapters that act are merged"),
+        ({"merge": True, "adapters": ()}, "no adapter to merge"),
+        ({"max_adapters": 0}, "cannot hold"),
+        ({"root": Path("/nowhere")}, "is not a folder"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    adapter_folders: AdapterFolders, change: Mapping[str, object], message: str
+) -> None:
+    source = AdapterSource("a", str(adapter_folders.adapters["a"]))
+    with pytest.raises(UsageError, match=message):
+        load(adapter_folders.base, replace(AdapterOptions((source,)), **change))  # type: ignore[arg-type]
+
+
+def test_limits_on_rank_and_bytes(adapter_folders: AdapterFolders) -> None:
+    source = AdapterSource("a", str(adapter_folders.adapters["a"]))
+    for limit, flag in (("max_rank", "--max-adapter-rank"), ("max_bytes", "--max-adapter-bytes")):
+        options = replace(AdapterOptions((source,)), **{limit: 1})  # type: ignore[arg-type]
+        with pytest.raises(LoadError) as refusal:
+            load(adapter_folders.base, options)
+        assert flag in (refusal.value.hint or "")
+
+
+def test_x_lora_is_refused_by_name(adapter_folders: AdapterFolders) -> None:
+    with pytest.raises(LoadError, match="X-LoRA is not there yet"):
+        load(adapter_folders.base, AdapterOptions(xlora="owner/name"))
+
+
+def test_more_adapters_than_slots_take_turns(adapter_folders: AdapterFolders) -> None:
+    sources = tuple(AdapterSource(name, str(path)) for name, path in adapter_folders.adapters.items())
+    with load(adapter_folders.base, AdapterOptions(sources, max_adapters=1)) as model:
+        first = [tokens(model, {name: 1.0}) for name in ("a", "b")]
+        assert [tokens(model, {name: 1.0}) for name in ("a", "b")] == first
+        stream = model.complete(PROMPT, replace(SAMPLING, max_tokens=250), adapters={"a": 1.0})
+        with pytest.raises(RequestError, match="open requests use all 1 adapter slots"):
+            tokens(model, {"b": 1.0})
+        stream.cancel()
+        list(stream)
+
+
+def test_an_adapter_that_changed_on_disk_is_not_taken_for_the_old_one(
+    adapter_folders: AdapterFolders, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(adapter_folders.adapters["a"], own)
+    sources = (AdapterSource("own", str(own)), AdapterSource("b", str(adapter_folders.adapters["b"])))
+    with load(adapter_folders.base, AdapterOptions(sources, max_adapters=1)) as model:
+        tokens(model, {"b": 1.0})  # takes the slot
+        config = json.loads((own / "adapter_config.json").read_text())
+        (own / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 60}))
+        with pytest.raises(EngineError, match="has changed since it was loaded") as refusal:
+            tokens(model, {"own": 1.0})
+        assert refusal.value.code == "adapter_unavailable"
+        model.adapters.load_source("own", str(own), load_inplace=True)
+        assert tokens(model, {"own": 1.0}) != tokens(model, {})
+
+
+def test_only_what_the_root_has_may_be_loaded_by_others(
+    model: LocalModel, adapter_folders: AdapterFolders, tmp_path: Path
+) -> None:
+    root, adapters = adapter_folders.root, model.adapters
+    shutil.copytree(adapter_folders.adapters["a"], tmp_path / "outside")
+    inner = root / "with-links"
+    inner.mkdir()
+    (inner / "adapter_config.json").write_bytes((tmp_path / "outside/adapter_config.json").read_bytes())
+    (inner / "adapter_model.safetensors").symlink_to(tmp_path / "outside/adapter_model.safetensors")
+    (root / "link").symlink_to(tmp_path / "outside")
+    outside = ["../outside", str(tmp_path / "outside"), "link", "with-links", "a/../../x", "\0", "/etc/passwd", "~"]
+    for path in outside[:-1]:
+        with pytest.raises(RequestError, match="outside the folder of adapters") as refusal:
+            adapters.load_allowed("new", path)
+        assert (refusal.value.code, refusal.value.param) == ("adapter_path_forbidden", "lora_path")
+        assert str(tmp_path) not in refusal.value.message
+    with pytest.raises(RequestError, match="there is no such folder") as refusal:
+        adapters.load_allowed("new", "~")
+    assert refusal.value.code == "adapter_not_loadable"
+    adapters.load_allowed("new", "a")
+    adapters.load_allowed("new", str(root / "b"), load_inplace=True)
+    assert tokens(model, {"new": 1.0}) == tokens(model, {"b": 1.0})
+    adapters.unload("new")
+
+
+def test_files_that_are_no_adapter_are_refused_by_name(model: LocalModel, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "adapter_model.bin").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    cases = {
+        "empty": "has no adapter",
+        "adapter_model.bin": "pickled",
+        "notes.txt": "is not the file of an adapter",
+        "broken.gguf": "broken.gguf",
+        "nowhere": "no such folder or file",
+    }
+    before = model.served.adapters
+    for name, message in cases.items():
+        with pytest.raises(LoadError, match=message):
+            model.adapters.load_source("new", str(tmp_path / name))
+    assert model.served.adapters == before
+
+
+def test_a_folder_with_several_adapters_needs_the_name_of_one(
+    model: LocalModel, adapter_folders: AdapterFolders
+) -> None:
+    with pytest.raises(LoadError, match=r"has several adapters: a, b") as refusal:
+        model.adapters.load_source("new", str(adapter_folders.root))
+    assert f"{adapter_folders.root}/a" in (refusal.value.hint or "")
+    model.adapters.load_source("new", str(adapter_folders.root), subfolder="b")
+    assert tokens(model, {"new": 1.0}) == tokens(model, {"b": 1.0})
+    model.adapters.unload("new")
