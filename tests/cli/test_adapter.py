@@ -100,7 +100,7 @@ def test_inspect_says_what_an_adapter_has_besides(
 ) -> None:
     settings = {"use_dora": True, "use_rslora": True, "modules_to_save": ["lm_head"], "r": 2}
     path = write_adapter(tmp_path / "dora", folder, settings=settings)
-    assert main(["adapter", "inspect", str(path / "adapter_config.json")]) == 0
+    assert main(["adapter", "inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "LoRA with DoRA" in out
     assert "use_rslora, modules_to_save" in out
@@ -111,7 +111,7 @@ def test_inspect_what_is_no_adapter(folder: Path, tmp_path: Path, capsys: pytest
     assert main(["adapter", "inspect", str(model)]) == 3
     assert "is a model, not a LoRA adapter" in capsys.readouterr().err
     assert main(["adapter", "inspect", str(folder)]) == 3
-    assert "has no adapter_config.json and no GGUF file" in capsys.readouterr().err
+    assert "has no adapter: neither adapter_config.json nor a GGUF file" in capsys.readouterr().err
 
 
 def test_an_adapter_given_as_a_model(gguf_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +141,7 @@ def test_both_files_of_peft_come_from_the_hub(
         assert main(["adapter", "inspect", "owner/gguf"]) == 0
         assert "GGUF version 3" in capsys.readouterr().out
         assert main(["adapter", "inspect", "owner/both"]) == 3
-        assert "2 GGUF models" in capsys.readouterr().err
+        assert "has several adapters: a.gguf, b.gguf" in capsys.readouterr().err
         assert main(["adapter", "inspect", "owner/both", "-f", "a.gguf"]) == 0
 
 
