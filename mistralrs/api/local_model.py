@@ -31,6 +31,7 @@ from mistralrs.text.worker import workers
 if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
     from mistralrs.api.adapter_loading import AdapterLoading
+    from mistralrs.api.known_adapters import KnownAdapters
     from mistralrs.api.model_adapters import ModelAdapters
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.events import Stream
@@ -194,6 +195,10 @@ class LocalModel(ProcessBound):
     def count(self, messages: Sequence[Mapping[str, object]]) -> int:
         """Returns the number of prompt tokens that ``chat`` would send. Raises as ``tokens_of`` does."""
         return len(self.tokens_of(messages))
+
+    def known_adapters(self) -> KnownAdapters:
+        """Returns the adapters that requests can name at this moment."""
+        return self.adapters.known()
 
     def chat(
         self,

@@ -232,7 +232,9 @@ class ModelAdapters:
 
     def _require_reader(self) -> AdapterReader:
         if self._reader is None:
-            raise LoadError("the model has no adapter slots", hint="load it with --max-adapters 1 or more")
+            raise LoadError(
+                "the model has no adapter slots", hint="load it with --max-adapters (max_adapters) 1 or more"
+            )
         return self._reader
 
     # Checks

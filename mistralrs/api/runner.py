@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from mistralrs.api.known_adapters import KnownAdapter
 from mistralrs.api.local_model import LoadOptions, LocalModel
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
 from mistralrs.api.options.values import without_none
@@ -140,6 +141,27 @@ class Runner(ProcessBound):
         self.require_process()
         prepared = prepare_completion(request.body, self._model.served, self._policy)
         return self._answer(prepared, Completion, CompletionChunk)
+
+    def load_lora_adapter(self, name: str, source: str | os.PathLike[str], *, load_inplace: bool = False) -> None:
+        """Lets requests choose a LoRA adapter by ``name``; requests under way go on.
+
+        ``source``: a folder as peft saves it, a GGUF file, or a hub repository (``owner/name``, perhaps with a folder
+        behind it and ``@revision``). ``load_inplace``: it may replace an adapter of this name. Raises ``UsageError``
+        for a name that cannot be or is taken, ``LoadError`` for an adapter that is damaged, not supported, not for this
+        model, or has no slot, and ``EngineError`` after closing.
+        """
+        self.require_process()
+        self._model.adapters.load_source(name, os.fspath(source), load_inplace=load_inplace)
+
+    def unload_lora_adapter(self, name: str) -> None:
+        """Lets no new request choose the adapter; those under way keep it. Raises ``RequestError`` for unknown ones."""
+        self.require_process()
+        self._model.adapters.unload(name)
+
+    def lora_adapters(self) -> tuple[KnownAdapter, ...]:
+        """Returns the adapters that requests can choose, in the order in which their names were first loaded."""
+        self.require_process()
+        return self._model.adapters.known().adapters
 
     def stats(self) -> EngineStats:
         """Returns a snapshot of the engine's statistics."""

@@ -7,11 +7,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mistralrs.api.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.runner import Runner
+from mistralrs.api.schemas.python_requests import CompletionRequest
+from mistralrs.api.schemas.response_bodies import Completion
+from mistralrs.api.selectors.which import Which
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import AdaptersChosen, Delta, Finished
 from mistralrs.errors import EngineError, LoadError, RequestError, UsageError
@@ -56,6 +61,58 @@ def test_the_first_event_tells_the_generation(model: LocalModel) -> None:
     assert first == AdaptersChosen(model.served.adapters.generation)
     first, *_ = model.complete(PROMPT, SAMPLING)
     assert isinstance(first, Delta)
+
+
+@pytest.fixture
+def runner(adapter_folders: AdapterFolders, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    """A runner of the base with two slots."""
+    real = LocalModel.load
+
+    def with_slots(source: ModelSource, options: LoadOptions) -> LocalModel:
+        return real(source, replace(options, isa="torch", adapters=AdapterOptions(max_adapters=2)))
+
+    monkeypatch.setattr(LocalModel, "load", with_slots)
+    with Runner(Which.Auto(str(adapter_folders.base)), threads=1, dtype="f32") as runner:
+        yield runner
+
+
+def test_a_runner_loads_adapters_and_requests_choose_them(runner: Runner, adapter_folders: AdapterFolders) -> None:
+    def answer(**fields: Any) -> Completion:
+        request = CompletionRequest(list(PROMPT), max_tokens=8, temperature=0, ignore_eos=True, **fields)
+        found = runner.send_completion_request(request)
+        assert isinstance(found, Completion)
+        return found
+
+    base = answer()
+    assert base.adapter_generation is None
+    for name, path in adapter_folders.adapters.items():
+        runner.load_lora_adapter(name, path)
+    assert [known.name for known in runner.lora_adapters()] == ["a", "b"]
+    first, mix = answer(model="a"), answer(adapters={"a": 0.5, "b": -2})
+    assert first.model == "a"
+    assert first.adapter_generation == mix.adapter_generation == 2
+    assert len({each.choices[0].text for each in (base, first, mix)}) == 3
+    with pytest.raises(UsageError, match="a is loaded already"):
+        runner.load_lora_adapter("a", adapter_folders.adapters["b"])
+    chunks = list(runner.send_completion_request(_streamed(adapters={"a": 1})))
+    assert [getattr(chunk, "adapter_generation", None) for chunk in chunks][-1] == 2
+    runner.unload_lora_adapter("a")
+    for fields in ({"model": "a"}, {"adapters": {"a": 1}}):
+        with pytest.raises(RequestError) as refusal:
+            answer(**fields)
+        assert refusal.value.code in ("model_not_found", "adapter_not_found")
+    assert answer().choices == base.choices
+
+
+def _streamed(**fields: Any) -> CompletionRequest:
+    return CompletionRequest(list(PROMPT), max_tokens=8, temperature=0, stream=True, **fields)
+
+
+def test_a_runner_without_slots_says_how_to_get_them(tiny_llama: Path, adapter_folders: AdapterFolders) -> None:
+    with Runner(Which.GGUF(quantized_filename=str(tiny_llama)), threads=1) as runner:
+        with pytest.raises(LoadError, match="no adapter slots") as refusal:
+            runner.load_lora_adapter("a", adapter_folders.adapters["a"])
+        assert "max_adapters" in (refusal.value.hint or "")
 
 
 def test_what_is_active_acts_on_later_requests_that_choose_none(model: LocalModel) -> None:

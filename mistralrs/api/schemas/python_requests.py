@@ -70,8 +70,9 @@ class ChatCompletionRequest:
         grammar_type: str | None = None,
         **fields: Any,
     ) -> None:
-        """``messages``: messages, dicts as the server reads them, or the text of one user. ``model`` changes nothing:
-        a runner has one. ``fields``: others of the body, by its names. Raises RequestError for what cannot be served.
+        """``messages``: messages, dicts as the server reads them, or the text of one user. ``model``: the runner's, or
+        one of its adapters. ``fields``: others of the body, by its names, such as ``adapters={"style": 0.5}``. Raises
+        RequestError for what cannot be served.
         """
         given = {
             "messages": messages,
