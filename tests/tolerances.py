@@ -73,5 +73,12 @@ MERGED_LOGITS = 2e-5
 """Of the range of the logits, an adapter that is merged against peft, which computes b (a x) beside W x: float32 sums
 in another order."""
 
+XLORA_LOGITS = 1e-4
+"""Of the range of the logits, X-LoRA against its equations in float64: scalings are a function of rounded states, and
+multiply what the next layers round."""
+
+XLORA_QUANTIZED_LOGITS = 4e-3
+"""The same on quantized weights with two int8 terms."""
+
 REQUANTIZED_LOGITS = 0.01
 """The same where merged matrices are stored in Q8_0 again: half a step of 8 bits on each weight."""

@@ -69,6 +69,8 @@ def check_config(config: EngineConfig) -> None:
         raise UsageError(f"max_queue is {config.max_queue}; it must be at least 0 (0 lets nobody wait)")
     if config.max_adapters < 0:
         raise UsageError(f"max_adapters is {config.max_adapters}; it must be at least 0 (0 allows none)")
+    if config.shared_answer_tokens is not None and config.shared_answer_tokens < 0:
+        raise UsageError(f"shared_answer_tokens is {config.shared_answer_tokens}; it must be at least 0")
     if config.prefix_cache_n < 0:
         raise UsageError(f"prefix_cache_n is {config.prefix_cache_n}; it must be at least 0 (0 turns reuse off)")
 

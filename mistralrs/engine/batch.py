@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mistralrs.engine.scheduler import Plan
+from mistralrs.engine.sequence import ExecutorState
 from mistralrs.ops.kv_groups import KvGroup
 from mistralrs.ops.linear import AdapterUse
 
@@ -33,6 +34,8 @@ class Batch:
     adapters: list[list[AdapterUse]] = field(default_factory=list)
     """(num_seqs,) the adapters that act on tokens of the sequence in this step, in the order in which their additions
     are summed. Empty: none acts on any sequence."""
+    states: list[ExecutorState] = field(default_factory=list)
+    """(num_seqs,) the executor's state of each sequence, the same object in all its steps."""
 
     @classmethod
     def from_plan(cls, plan: Plan, *, block_size: int) -> Batch:
@@ -52,6 +55,7 @@ class Batch:
             ):
                 slots.extend([table[p // block_size] * block_size + p % block_size for p in positions])
                 tables.append(list(table))
+            batch.states.append(chunk.sequence.executor_state)
             batch.adapters.append(
                 [
                     AdapterUse(active.slot, active.weight, active.first_position)
@@ -76,7 +80,9 @@ class Batch:
         # Blocks of a window are reused in a ring: a block comes again once the window has left its tokens behind.
         tables = [[index % group.num_blocks for index in range(-(-end // block_size))] for group in groups]
         slots = [[table[p // block_size] * block_size + p % block_size for p in positions] for table in tables]
-        return cls(tokens, positions, slots, [0, len(tokens)], [end], [[table] for table in tables], logits_indices)
+        batch = cls(tokens, positions, slots, [0, len(tokens)], [end], [[table] for table in tables], logits_indices)
+        batch.states.append(ExecutorState(end))
+        return batch
 
 
 class CancelFlag:

@@ -39,6 +39,9 @@ class EngineConfig:
     """Draft tokens of one sequence in one step, at most; 0 is off. There are none without a KV cache."""
     max_adapters: int = 0
     """Adapter slots of the model; 0: no adapter can act."""
+    shared_answer_tokens: int | None = None
+    """Tokens of an answer whose KV depends on the tokens before them alone; None: all. KV of later ones is never
+    reused, and the last of these tokens is computed again when a sequence is computed again (non-granular X-LoRA)."""
 
 
 @dataclass(frozen=True, slots=True)

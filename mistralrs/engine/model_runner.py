@@ -5,6 +5,7 @@ from __future__ import annotations
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.models.decoder import Decoder
 from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.workspace import StepArgs
 
 
 class ModelRunner:
@@ -19,18 +20,7 @@ class ModelRunner:
 
         The columns from ``vocab_size`` on are those of padded rows, which readers leave out.
         """
-        args = self._decoder.args
-        args.set(
-            tokens=batch.tokens,
-            positions=batch.positions,
-            slot_mapping=batch.slot_mapping,
-            query_start_loc=batch.query_start_loc,
-            seq_lens=batch.seq_lens,
-            block_tables=batch.block_tables,
-            logits_indices=batch.logits_indices,
-            adapters=batch.adapters if any(batch.adapters) else (),
-        )
-        args.cancel_flag = cancel_flag.flag
+        describe_step(self._decoder.args, batch, cancel_flag)
         self._decoder.forward()
         return self._decoder.logits.rows(0, len(batch.logits_indices))
 
@@ -45,3 +35,18 @@ class ModelRunner:
     def hidden(self, start: int, stop: int) -> Buffer:
         """float32 (stop - start, hidden size): the final hidden states, normed, of these tokens of the last step."""
         return self._decoder.hidden(start, stop)
+
+
+def describe_step(args: StepArgs, batch: Batch, cancel_flag: CancelFlag) -> None:
+    """Fills the arguments of the decoder's next step from a batch."""
+    args.set(
+        tokens=batch.tokens,
+        positions=batch.positions,
+        slot_mapping=batch.slot_mapping,
+        query_start_loc=batch.query_start_loc,
+        seq_lens=batch.seq_lens,
+        block_tables=batch.block_tables,
+        logits_indices=batch.logits_indices,
+        adapters=batch.adapters if any(batch.adapters) else (),
+    )
+    args.cancel_flag = cancel_flag.flag

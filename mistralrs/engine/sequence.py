@@ -21,6 +21,15 @@ class State(Enum):
 
 
 @dataclass(slots=True, eq=False)
+class ExecutorState:
+    """A place in which the executor keeps what one step of a sequence leaves to later ones. Nobody else reads it."""
+
+    num_prompt: int
+    """Tokens of the sequence's prompt; later tokens are generated."""
+    kept: object | None = None
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """A prompt and the tokens sampled after it. Only the scheduler changes it."""
 
@@ -59,12 +68,14 @@ class Sequence:
     """Leading blocks that are registered for reuse by others."""
     ngram_proposer: NgramProposer = field(default_factory=NgramProposer)
     """Proposes draft tokens."""
+    executor_state: ExecutorState = field(init=False)
     state: State = State.WAITING
     finish_reason: Literal["stop", "length"] | None = None
     _block_hashes: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.tokens)
+        self.executor_state = ExecutorState(self.num_prompt)
 
     @classmethod
     def of(cls, number: int, request: Request, prompt: list[int], *, limit: int, eos_ids: frozenset[int]) -> Sequence:

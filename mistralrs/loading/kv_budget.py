@@ -10,19 +10,21 @@ from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
 
 
 def kv_groups(
-    spec: DecoderSpec, budget: int, *, item_bytes: int, max_seqs: int, step: int, block_size: int
+    spec: DecoderSpec, budget: int, *, item_bytes: int, max_seqs: int, step: int, block_size: int, caches: int = 1
 ) -> tuple[KvGroup, ...]:
     """The groups of ``spec.windows`` with as many blocks as ``budget`` bytes allow, perhaps none.
 
     A group without a window can use the whole context of ``max_seqs`` sequences; a group with a window the blocks that
     ``max_seqs`` sequences have in use while they compute ``step`` tokens at once. Beside full layers, windows get at
     most half of the budget unless one sequence needs more, because otherwise long contexts would lose blocks to
-    sequences that may never run at once. ``item_bytes``: bytes of an element of a stored key or value.
+    sequences that may never run at once. ``item_bytes``: bytes of an element of a stored key or value. ``caches``: KV
+    caches that have all these blocks.
     """
     head_bytes = -(-spec.attention.head_dim // 16) * 16 * item_bytes
     layers = Counter(layer.window for layer in spec.layers)
     block_bytes = {
-        window: layers[window] * spec.attention.kv_heads * 2 * head_bytes * block_size for window in spec.windows
+        window: caches * layers[window] * spec.attention.kv_heads * 2 * head_bytes * block_size
+        for window in spec.windows
     }
     alone = {
         window: max_blocks_per_seq(spec.max_position, window=window, step=step, block_size=block_size)

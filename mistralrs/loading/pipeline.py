@@ -31,7 +31,7 @@ from mistralrs.loading.text_source import TextSource
 from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import ModelMetadata, WeightsMapping
 from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
-from mistralrs.models.parts import WeightMerge
+from mistralrs.models.parts import AdapterMixture, WeightMerge
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
@@ -95,6 +95,9 @@ class LoadPlan:
     merge: Callable[[str, DecoderSpec], WeightMerge | None] | None = None
     """Makes what is merged into the weights of a model of this architecture and spec; None: nothing is. It is called
     before weights are placed."""
+    mixture: Callable[[str, DecoderSpec], AdapterMixture] | None = None
+    """Makes the adapters of which each token gets a mixture (X-LoRA), for a model of this architecture and spec. They
+    are the only ones: the model has a slot for each, whatever ``adapter_slots`` says. None: there are none."""
 
 
 def load(
@@ -259,19 +262,28 @@ def _place(
     merge = None if plan.merge is None else plan.merge(architecture, spec)
     if merge is not None and merge.unties_head:
         form, spec = untied(form, spec)
+    mixture = None if plan.mixture is None else plan.mixture(architecture, spec)
     with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
         parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, merge=merge, progress=report)
-        limits = _plan_memory(spec, plan, parts.placed_bytes)
+        limits = _plan_memory(spec, plan, parts.placed_bytes, mixture)
         backend.reserve(parts.placed_bytes)
-        decoder = build_decoder(spec, parts, backend, limits, precision=PRECISIONS[plan.precision])
+        decoder = build_decoder(
+            spec,
+            parts,
+            backend,
+            limits,
+            precision=PRECISIONS[plan.precision],
+            scaling_layers={} if mixture is None else mixture.scaling_layers,
+        )
         if not plan.keeps_kv:
             return _Placed(decoder, limits, None)
         facts = (spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE, backend.results)
         merged = () if merge is None else (merge.digest,)
-        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *merged))
+        mixed = () if mixture is None else ("mixture", mixture.digest)
+        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *merged, *mixed))
 
 
-def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
+def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int, mixture: AdapterMixture | None = None) -> Limits:
     """Returns the limits, with a KV cache of at most half of the memory that the weights leave; it is committed as it
     fills.
 
@@ -288,6 +300,7 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
         max_seqs=plan.max_seqs,
         step=step,
         block_size=BLOCK_SIZE,
+        caches=1 if mixture is None else 2,
     )
     context = min(group.max_context(spec.max_position, step=step, block_size=BLOCK_SIZE) for group in groups)
     if context < min(spec.max_position, _LEAST_CONTEXT):
@@ -309,5 +322,6 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int) -> Limits:
         kv_groups=groups,
         block_size=BLOCK_SIZE,
         max_blocks=-(-context // BLOCK_SIZE),
-        adapter_slots=plan.adapter_slots,
+        adapter_slots=plan.adapter_slots if mixture is None else mixture.num_adapters,
+        scaling_layers=0 if mixture is None else mixture.num_layers,
     )

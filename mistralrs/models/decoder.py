@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -37,6 +38,8 @@ class Limits:
     """Blocks of one sequence, at most."""
     adapter_slots: int = 0
     """Adapters that can be in memory at once."""
+    scaling_layers: int = 0
+    """Places on the layer axis of scalings; 0: there are none, and no scaling pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,16 @@ PRECISIONS: dict[str, Precision] = {
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingPass:
+    """The layers of a decoder once more, without the head: the same weights, workspace and step arguments, with a KV
+    cache of its own under the same block tables."""
+
+    forward: Callable[[], None]
+    """Leaves the final states to ``Decoder.hidden``."""
+    kv: KvCache
+
+
+@dataclass(frozen=True, slots=True)
 class Decoder:
     """A model that is ready to run: fill ``args``, call ``forward``, read ``logits`` or call ``hidden``."""
 
@@ -79,6 +92,8 @@ class Decoder:
     """The layers of each KV group."""
     linears: Mapping[WeightKey, Linear]
     """The matrices that adapters can act on, with their tables of deltas; empty without adapter slots."""
+    scaling_pass: ScalingPass | None = None
+    """None if ``Limits.scaling_layers`` is 0."""
 
 
 def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
@@ -95,6 +110,7 @@ def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
         vocab=spec.vocab_size,
         rotary=tuple(rope.dim // 2 for rope in spec.attention.ropes),
         adapter_slots=limits.adapter_slots,
+        scaling_layers=limits.scaling_layers,
     )
 
 
@@ -132,15 +148,15 @@ class _Assembly:
         self.slots, self.adaptable = limits.adapter_slots, dict[WeightKey, Linear]()
         self.scaling_layers = scaling_layers
         self.groups = [spec.windows.index(layer.window) for layer in spec.layers]
-        self.kv = backend.kv_cache(
-            KvShape(
-                blocks=tuple(limits.kv_groups[group].num_blocks for group in self.groups),
-                kv_heads=spec.attention.kv_heads,
-                head_dim=spec.attention.head_dim,
-                block_size=limits.block_size,
-                dtype=precision.kv_dtype,
-            )
+        shape = KvShape(
+            blocks=tuple(limits.kv_groups[group].num_blocks for group in self.groups),
+            kv_heads=spec.attention.kv_heads,
+            head_dim=spec.attention.head_dim,
+            block_size=limits.block_size,
+            dtype=precision.kv_dtype,
         )
+        self.kvs = [backend.kv_cache(shape) for _ in range(2 if limits.scaling_layers else 1)]
+        """One for each pass."""
         tables = zip(spec.attention.ropes, self.work.rotary, strict=True)
         self.rotaries = [Rotary(backend.vector(inverse_frequencies(rope)), table, rope.scale) for rope, table in tables]
 
@@ -148,12 +164,14 @@ class _Assembly:
         spec, backend, work = self.spec, self.backend, self.work
         [weight] = self.parts.linears(["embed_tokens"])
         embedding = self._linear(WeightKey("embed_tokens"), weight)
-        ops: list[Op] = [backend.embed(embedding, work, rotaries=self.rotaries, scale=spec.embedding_multiplier)]
+        embed = backend.embed(embedding, work, rotaries=self.rotaries, scale=spec.embedding_multiplier)
+        passes: list[list[Op]] = [[embed] for _ in self.kvs]
         for layer in range(len(spec.layers)):
-            ops += self._layer(layer)
+            for ops, of_layer in zip(passes, self._layer(layer), strict=True):
+                ops += of_layer
         head = self._linear(WeightKey("lm_head"), weight) if spec.tied_head else self._linears(["lm_head"])[0]
         norm = self._norm("norm")
-        ops.append(
+        passes[0].append(
             backend.project(
                 [head],
                 work.x,
@@ -174,8 +192,11 @@ class _Assembly:
         kv_layers = tuple(
             tuple(layer for layer, of in enumerate(self.groups) if of == group) for group in range(len(spec.windows))
         )
-        program = backend.program(ops, self.args)
-        return Decoder(self.args, work.logits, hidden, program, self.kv, kv_layers, self.adaptable)
+        programs = [backend.program(ops, self.args) for ops in passes]
+        scaling = ScalingPass(programs[1], self.kvs[1]) if len(passes) > 1 else None
+        return Decoder(
+            self.args, work.logits, hidden, programs[0], self.kvs[0], kv_layers, self.adaptable, scaling_pass=scaling
+        )
 
     def _linear(self, key: WeightKey, weight: Weight) -> Linear:
         """The matrix of a part, with a table of deltas if adapters can act on it."""
@@ -194,14 +215,15 @@ class _Assembly:
         weights = self.parts.experts(name, layer=layer)
         return [self._linear(WeightKey(name, layer, expert), weight) for expert, weight in enumerate(weights)]
 
-    def _layer(self, layer: int) -> list[Op]:
-        attention = self._attention(layer)
+    def _layer(self, layer: int) -> list[list[Op]]:
+        """A layer's operations in each pass, which differ in the KV cache alone."""
+        attentions = self._attentions(layer)
         ffn = self._experts(layer) if self.spec.moe else self._mlp(layer)
         if self.spec.parallel:  # a parallel feed-forward reads x before attention is added to it
-            return [*attention.read, ffn[0], *attention.write, *ffn[1:]]
-        return [*attention.read, *attention.write, *ffn]
+            return [[*attention.read, ffn[0], *attention.write, *ffn[1:]] for attention in attentions]
+        return [[*attention.read, *attention.write, *ffn] for attention in attentions]
 
-    def _attention(self, layer: int) -> Attention:
+    def _attentions(self, layer: int) -> list[Attention]:
         spec, kind = self.spec.attention, self.spec.layers[layer]
         shape = Heads(
             heads=spec.num_heads,
@@ -213,13 +235,13 @@ class _Assembly:
             full_norms=spec.qk_norm == "full",
             temperature=spec.temperature,
         )
-        return attention(
+        attend = partial(
+            attention,
             self.backend,
             self.work,
             shape=shape,
             layer=layer,
             group=self.groups[layer],
-            kv=self.kv,
             norm=self._norm_before("attention_norm", layer),
             qkv=self._linears(["q_proj", "k_proj", "v_proj"], layer),
             o_proj=self._linears(["o_proj"], layer)[0],
@@ -231,6 +253,7 @@ class _Assembly:
             qkv_outlier_threshold=self.precision.qkv,
             o_outlier_threshold=self.precision.o_proj,
         )
+        return [attend(kv=kv) for kv in self.kvs]
 
     def _mlp(self, layer: int) -> list[Op]:
         spec = self.spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,30 @@ class WeightMerge(Protocol):
 
     def merged_norm(self, key: WeightKey, values: array[float]) -> array[float]:
         """Returns the float32 weight (length,) of a norm, new or as it was."""
+        ...
+
+
+class AdapterMixture(Protocol):
+    """Adapters of which each token gets a mixture of its own, as X-LoRA's do: one in each adapter slot."""
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of all that decides what the mixture adds."""
+        ...
+
+    @property
+    def num_adapters(self) -> int:
+        """Adapters, and slots that they take."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """Places on the layer axis of scalings."""
+        ...
+
+    @property
+    def scaling_layers(self) -> Mapping[WeightKey, int]:
+        """The place of every part on which one of the adapters acts."""
         ...
 
 

@@ -33,6 +33,8 @@ class Sizes:
     """Groups of layers; each has slots and block tables of its own."""
     adapter_slots: int = 0
     """Adapters that can be in memory at once."""
+    scaling_layers: int = 0
+    """Places on the layer axis of ``StepArgs.scalings``; 0: steps have none."""
 
 
 class Workspace:
@@ -93,6 +95,12 @@ class StepArgs:
         self.scalings: Buffer | None = None
         """(num_tokens, layers, adapter slots) float32 factors on the uses' weights, read through
         ``Linear.scaling_layer``; None: there are none. ``set`` leaves it as it is."""
+        self.scaling_room: Buffer | None = None
+        """(max_tokens, scaling_layers, adapter slots) float32, of which ``scalings`` may be the first rows; None if
+        the sizes have no ``scaling_layers``."""
+        if sizes.scaling_layers:
+            shape = (sizes.max_tokens, sizes.scaling_layers, sizes.adapter_slots)
+            self.scaling_room = buffer(Arena(buffers_bytes(shape)), *shape)
         self.cancel_flag = ctypes.c_int32(0)
         """Not zero: stop between two operations. May be replaced by another object between two steps."""
 

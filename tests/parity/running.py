@@ -10,10 +10,12 @@ from random import Random
 import torch
 
 from mistralrs.engine.batch import Batch, CancelFlag
+from mistralrs.engine.engine import ModelExecutor
 from mistralrs.engine.model_runner import ModelRunner
+from mistralrs.engine.sequence import ExecutorState
 from mistralrs.loading.convert import Dtype
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load
-from mistralrs.models.parts import WeightMerge
+from mistralrs.models.parts import AdapterMixture, WeightMerge
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend, resolve
 from mistralrs.ops.linear import AdapterUse
@@ -25,7 +27,7 @@ class Running:
     """A model and the runner that the engine would drive."""
 
     model: Model
-    runner: ModelRunner
+    runner: ModelExecutor
     backend: Backend
 
     @classmethod
@@ -42,6 +44,7 @@ class Running:
         dtype: Dtype = "auto",
         merge: Callable[[str, DecoderSpec], WeightMerge] | None = None,
         adapter_slots: int = 0,
+        mixture: Callable[[str, DecoderSpec], AdapterMixture] | None = None,
     ) -> Running:
         backend = resolve("cpu", threads=threads, isa=isa).backend
         model = load(
@@ -57,6 +60,7 @@ class Running:
                 dtype=dtype,
                 merge=merge,
                 adapter_slots=adapter_slots,
+                mixture=mixture,
             ),
         )
         return cls(model, ModelRunner(model.decoder, vocab_size=model.spec.vocab_size), backend)
@@ -84,6 +88,7 @@ class Running:
             batch.positions.extend(range(start, end))
             batch.query_start_loc.append(len(batch.tokens))
             batch.seq_lens.append(end)
+            batch.states.append(text.state)
             for slots, tables in zip(batch.slot_mapping, batch.block_tables, strict=True):
                 slots.extend(text.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(start, end))
                 tables.append(text.blocks)
@@ -96,11 +101,13 @@ class Running:
 class Text:
     """A sequence with blocks of its own, the same in every KV group.
 
-    Texts of different ``seed`` share none, if they have at most 16 blocks.
+    Texts of different ``seed`` share none, if they have at most 16 blocks. ``num_prompt``: tokens that are not
+    generated; default all.
     """
 
-    def __init__(self, tokens: list[int], *, seed: int) -> None:
+    def __init__(self, tokens: list[int], *, seed: int, num_prompt: int | None = None) -> None:
         self.tokens = tokens
+        self.state = ExecutorState(len(tokens) if num_prompt is None else num_prompt)
         needed = -(-len(tokens) // BLOCK_SIZE)
         room = max(16, needed)
         self.blocks = [seed * 16 + block for block in Random(seed).sample(range(room), room)][:needed]

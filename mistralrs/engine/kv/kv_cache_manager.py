@@ -52,6 +52,7 @@ class KvCacheManager:
         self._slides = any(self._windows)
         self._block_size = config.block_size
         self._step = config.max_batch_tokens
+        self._shared_answer_tokens = config.shared_answer_tokens
 
     @property
     def num_blocks(self) -> int:
@@ -193,7 +194,7 @@ class KvCacheManager:
         if not (self.reuse and sequence.reuse):
             return []
         # The last known token is always computed: its logits are what the step is for.
-        count = (len(sequence.tokens) - 1) // self._block_size
+        count = (self._num_shareable(sequence) - 1) // self._block_size
         block_hashes = sequence.block_hashes(count, self._block_size)
         while True:
             starts = self._first_blocks(count * self._block_size)
@@ -202,6 +203,11 @@ class KvCacheManager:
             if found == count:
                 return block_hashes[:count]
             count = found
+
+    def _num_shareable(self, sequence: Sequence) -> int:
+        """Known tokens whose KV depends on the tokens alone."""
+        known, answer = len(sequence.tokens), self._shared_answer_tokens
+        return known if answer is None else min(known, sequence.num_prompt + answer)
 
     def _found(self, group: int, block_hashes: list[bytes]) -> int:
         """How many of these blocks, counted from the first, the group's pool or the connector has."""
@@ -253,17 +259,17 @@ class KvCacheManager:
     def _is_being_computed(self, sequence: Sequence, count: int, running: Iterable[Sequence]) -> bool:
         """Whether one of ``running`` is computing the block after the ``count`` blocks that ``sequence`` can share."""
         size = self._block_size
-        if not (self.reuse and sequence.reuse) or count >= (len(sequence.tokens) - 1) // size:
+        if not (self.reuse and sequence.reuse) or count >= (self._num_shareable(sequence) - 1) // size:
             return False
         next_hash = sequence.block_hashes(count + 1, size)[count]
         return any(
-            other.num_registered <= count < len(other.tokens) // size
+            other.num_registered <= count < self._num_shareable(other) // size
             and other.block_hashes(count + 1, size)[count] == next_hash
             for other in running
         )
 
     def _register(self, sequence: Sequence) -> None:
-        count = sequence.num_computed // self._block_size
+        count = min(sequence.num_computed, self._num_shareable(sequence)) // self._block_size
         known = sequence.num_registered
         if count == known:
             return
