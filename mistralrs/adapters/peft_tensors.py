@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 
+_XLORA = "base_model.lora_model."
+"""The start of names in adapters that peft has saved with an X-LoRA."""
+_PREFIX = re.compile(rf"^(base_model\.|{re.escape(_XLORA)})model\.")
 _LORA = re.compile(
     r"(?P<path>.+?)(?P<nest>(?:\.base_layer)*)\.(?P<slot>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?P<rest>\..+)?"
 )
@@ -128,7 +131,7 @@ def read_tensors(folder: Path) -> PeftTensors:
 
 def sorted_tensors(path: Path, tensors: Mapping[str, RawTensor]) -> PeftTensors:
     """The ``tensors`` of the file at ``path``, sorted."""
-    stripped = {name.removeprefix("base_model.model."): name for name in tensors}
+    stripped = {_PREFIX.sub("", name, count=1): name for name in tensors if not _is_of_xlora(name)}
     found = PeftTensors(path, layout_of(stripped))
     names = renamed(stripped, found.layout)
     if len(names) < len(stripped):
@@ -140,6 +143,14 @@ def sorted_tensors(path: Path, tensors: Mapping[str, RawTensor]) -> PeftTensors:
         if not _sort(found, plain, raw):
             raise found.error(name, "is not one that a LoRA adapter has, expected lora_A, lora_B and the like")
     return found
+
+
+def _is_of_xlora(name: str) -> bool:
+    """Whether a tensor stands in an adapter's file only because the adapter was saved with an X-LoRA: its classifier,
+    which has a file of its own, and the base's weights, since peft takes all with ``lora_`` in their names."""
+    return "internal_xlora_classifier." in name or (
+        name.startswith(_XLORA) and "lora_" not in name.removeprefix(_XLORA)
+    )
 
 
 def _sort(found: PeftTensors, name: str, raw: RawTensor) -> bool:

@@ -74,13 +74,19 @@ def tokens(count: int = 24, *, seed: int = 5) -> list[int]:
 
 
 def running(
-    model: Path, xlora: Path, *, isa: str | None = "torch", non_granular: int | None = None, gqa: int = 1
+    model: Path,
+    xlora: Path,
+    *,
+    isa: str | None = "torch",
+    non_granular: int | None = None,
+    gqa: int = 1,
+    order: Path | None = None,
 ) -> Running:
     """The model with an X-LoRA: its ``runner`` is the executor."""
     found: list[XLora] = []
 
     def mixture(architecture: str, spec: DecoderSpec) -> XLora:
-        found.append(load_xlora(str(xlora), architecture, spec))
+        found.append(load_xlora(str(xlora), architecture, spec, order=order))
         return found[0]
 
     plain = Running.load(model, precision="f32", isa=isa, threads=1, dtype="f32", gqa=gqa, mixture=mixture)

@@ -17,6 +17,7 @@ LLAMA = (*ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 EXPERTS = tuple(f"block_sparse_moe.experts.{expert}.{name}" for expert in range(5) for name in ("w1", "w2", "w3"))
 MODULES = {
     "mixtral": (*ATTENTION, "block_sparse_moe.gate", *EXPERTS),
+    "phi3": ("self_attn.o_proj", "self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"),
     "phi2": (*ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2"),
 }
 """The modules of a layer in the order of the axis; all other architectures have those of ``LLAMA``."""

@@ -148,7 +148,7 @@ class ReferenceXLora:
             return 0.0
         assert self._scalings is not None
         sigma = self._scalings[rows, self.axis.index(path)]  # (rows, adapters)
-        weight = self.settings.get("global_scaling_weight", 1.0)
+        weight = float(self.settings.get("global_scaling_weight", 1.0))
         return sum(weight * sigma[:, i, None] * each.addition(path, x) for i, each in enumerate(self.adapters))
 
     def _hook(self, path: str, module: object, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,8 @@ class _Adapter:
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
-        self.scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+        divisor = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
+        self.scale = float(config["lora_alpha"] / divisor)
         self.tensors = {name: value.double() for name, value in load_file(folder / "adapter_model.safetensors").items()}
 
     def addition(self, path: str, x: torch.Tensor) -> torch.Tensor | float:

@@ -20,9 +20,7 @@ EOS = 0
 UNLIMITED = 10**6
 
 
-def config(
-    num_blocks: int = 64, *, windows: Row[int] = (0,), spare: int | None = None, **changes: int | bool
-) -> EngineConfig:
+def config(num_blocks: int = 64, *, windows: Row[int] = (0,), spare: int | None = None, **changes: Any) -> EngineConfig:
     """``spare``: groups with a window have so many blocks more than one sequence needs; None: ``num_blocks``."""
     values = {"max_model_len": 200, "max_seqs": 4, "max_batch_tokens": 32, "block_size": 4, **changes}
 
@@ -33,7 +31,7 @@ def config(
         return spare + max_blocks_per_seq(length, window=window, step=step, block_size=values["block_size"])
 
     groups = tuple(KvGroup(blocks(window), window) for window in windows)
-    return EngineConfig(kv_groups=groups, **values)  # type: ignore[arg-type]
+    return EngineConfig(kv_groups=groups, **values)
 
 
 def next_token(history: Row[int], *, habit: bool = False) -> int:
@@ -129,10 +127,13 @@ class Drill:
 
     def compute(self, plan: Plan) -> dict[int, list[int]]:
         batch = Batch.from_plan(plan, block_size=self.config.block_size)
+        marks = [
+            self.mark(chunk.sequence, chunk.start + index) for chunk in plan.chunks for index in range(chunk.count)
+        ]
         groups = zip(self.config.kv_groups, self.memory, batch.slot_mapping, batch.block_tables, strict=True)
         for group, memory, slots, tables in groups:
             assert len(set(slots)) == len(slots)
-            memory.update(zip(slots, zip(batch.tokens, batch.positions, strict=True), strict=True))
+            memory.update(zip(slots, zip(batch.tokens, marks, strict=True), strict=True))
             for chunk, table in zip(plan.chunks, tables, strict=True):
                 self.look_back(chunk, table, group.window, memory)
         return {chunk.sequence.id: self.draw(chunk) for chunk in plan.chunks if chunk.samples}
@@ -151,7 +152,14 @@ class Drill:
         """All that the tokens of a chunk see must lie where the table says."""
         size, tokens = self.config.block_size, [*chunk.sequence.tokens, *chunk.draft_tokens]
         seen = range(max(0, chunk.start - window + 1) if window else 0, chunk.start + chunk.count)
-        assert [memory[table[p // size] * size + p % size] for p in seen] == [(tokens[p], p) for p in seen]
+        expected = [(tokens[p], self.mark(chunk.sequence, p)) for p in seen]
+        assert [memory[table[p // size] * size + p % size] for p in seen] == expected
+
+    def mark(self, sequence: Sequence, position: int) -> int:
+        """The position; behind the shared part of an answer it is another for each sequence."""
+        shared = self.config.shared_answer_tokens
+        own = shared is not None and position >= sequence.num_prompt + shared
+        return position + own * 1000 * (sequence.id + 1)
 
     def step(self, prefill_limit: int = UNLIMITED) -> Plan:
         plan = self.plan(prefill_limit)
@@ -290,6 +298,26 @@ def test_a_sequence_that_may_not_share_does_not_wait() -> None:
     drill.add(range(1, 20), cache_salt="a")
     drill.add(range(1, 20), cache_salt="b")
     assert counts(drill.step()) == [(0, 19), (1, 13)]
+
+
+def test_kv_behind_the_shared_part_of_an_answer_stays_with_its_sequence() -> None:
+    """With 2 shared tokens after a prompt of 5 the first block alone is given and taken; nobody waits for others."""
+    drill = Drill(config(shared_answer_tokens=2))
+    answered = drill.add(range(1, 6), max_tokens=16, endless=True)
+    for _ in range(9):
+        drill.step()
+    longer = drill.add([*answered.tokens, 40, 41], max_tokens=1)
+    drill.step()
+    assert longer.num_cached == 4
+    drill.run()
+    again = drill.add(answered.tokens, max_tokens=1)
+    drill.run()
+    assert again.num_cached == 12  # from the prompt of the second one
+    restarted = Sequence(9, [1, 2, 3, 4, 5], SamplingParams(), 200)
+    restarted.tokens += answered.tokens[5:]  # as after a preemption
+    drill.scheduler.add(restarted)
+    [chunk] = drill.plan().chunks
+    assert chunk.start == 4
 
 
 @pytest.mark.parametrize("windows", [(0,), (8,), (0, 8)])
@@ -499,7 +527,7 @@ def test_old_sequences_are_forgotten() -> None:
 ARRIVALS = st.lists(
     st.tuples(
         st.integers(0, 6),  # steps before it comes
-        st.integers(0, 2),  # which text its prompt is the beginning of
+        st.integers(0, 3),  # which text its prompt is the beginning of; 3: a sequence so far, as in a chat
         st.integers(1, 40),  # prompt tokens
         st.integers(1, 20),  # max_tokens
         st.sampled_from([None, None, None, 0, 2, 9]),  # steps after which it is cancelled
@@ -526,6 +554,7 @@ ARRIVALS = st.lists(
     max_prompt_logits=st.sampled_from([0, 2, 64]),
     prefill_limit=st.integers(1, 20),
     drop_every=st.integers(2, 9),
+    shared_answer_tokens=st.sampled_from([None, None, 0, 1, 6]),
 )
 def test_whatever_the_schedule_the_tokens_are_the_same(
     arrivals: list[tuple[int, int, int, int, int | None]],
@@ -557,7 +586,8 @@ def test_whatever_the_schedule_the_tokens_are_the_same(
     for wait, text, length, max_tokens, cancel_after in arrivals:
         for _ in range(wait):
             advance()
-        prompt = texts[text][: min(length, drill.scheduler.max_len)]
+        known = texts[text] if text < 3 else served[-1][0].tokens if served else texts[0]
+        prompt = known[: drill.scheduler.max_len if text == 3 else min(length, drill.scheduler.max_len)]
         sequence = drill.add(prompt, max_tokens)
         served.append((sequence, prompt, max_tokens))
         if cancel_after is not None:
