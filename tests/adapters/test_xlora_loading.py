@@ -32,6 +32,7 @@ from tests.adapters.test_xlora import assert_near, running, tokens
 from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
 from tests.architectures import VARIANTS, reference, write_folder
+from tests.hub import Repository, serving
 
 Folders = Callable[[str], Path]
 
@@ -101,6 +102,17 @@ def test_an_ordering_file_decides_the_axis(folders: Folders, tmp_path: Path) -> 
     (xlora / "xlora_config.json").write_text(json.dumps({**content, "adapters": list(NAMES[::-1])}))
     expected = ReferenceXLora(folder, xlora, axis[::-1]).logits(tokens())
     assert_near(running(folder, xlora, order=turned).whole(tokens()), expected)
+
+
+def test_from_the_hub(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the files that are needed are fetched."""
+    xlora = written(tmp_path / "xlora", folders("llama"))
+    files = {str(path.relative_to(xlora)): path.read_bytes() for path in xlora.rglob("*.*") if path.is_file()}
+    more = {"README.md": b"more", "music/optimizer.bin": b"more"}
+    with serving({"owner/xlora": Repository({**files, **more})}, monkeypatch, tmp_path / "cache") as hub:
+        found = load_xlora("owner/xlora", *spec_of(folders("llama")))
+        assert not any(asked.path.endswith(tuple(more)) for asked in hub.asked)
+    assert found.digest == opened(folders("llama"), xlora).digest
 
 
 def test_a_fused_module_has_one_place(folders: Folders, tmp_path: Path) -> None:
