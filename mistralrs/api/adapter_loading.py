@@ -19,9 +19,11 @@ from mistralrs.progress import Progress
 if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
     from mistralrs.adapters.lora import LoraAdapter
-    from mistralrs.engine.engine import Engine
+    from mistralrs.adapters.xlora import XLora
+    from mistralrs.engine.engine import Engine, ModelExecutor
     from mistralrs.loading.pipeline import Model
     from mistralrs.models.spec import DecoderSpec
+    from mistralrs.ops.backend import Backend
 
 
 class AdapterLoading:
@@ -33,16 +35,21 @@ class AdapterLoading:
         found: Sequence[FoundAdapter],
         *,
         is_quantized: bool,
+        base: str | None,
         token: Callable[[], str | None],
+        progress: Progress | None,
     ) -> None:
         """Called only by ``find``."""
         self._options = options
         self._found = tuple(found)
         self._token = token
+        self._base = base
+        self._progress = progress
         self._is_quantized = is_quantized
         self.merges = _merges(options, found, is_quantized=is_quantized)
         """Whether they are merged into the weights."""
         self._adapters: list[LoraAdapter] = []
+        self._xlora: XLora | None = None
 
     @classmethod
     def find(
@@ -52,24 +59,31 @@ class AdapterLoading:
         *,
         isq: str | None,
         gqa: int,
+        base: str | None = None,
         token: Callable[[], str | None],
         progress: Progress | None = None,
     ) -> Self:
         """Finds the adapters' files, fetched if need be, and decides whether they are merged.
 
-        ``model``: the files of the base, which is quantized to ``isq`` while it is loaded. Raises ``UsageError`` for
+        ``model``: the files of the base, which is quantized to ``isq`` while it is loaded. ``base``: its hub id, if it
+        has one, which is compared with those that the adapters name. Raises ``UsageError`` for
         options that contradict each other, ``LoadError`` for what is missing.
         """
         _check(options)
         found = [find_adapter(each.source, each.subfolder, token=token, progress=progress) for each in options.adapters]
         is_quantized = bool(found) and (isq is not None or not stored_as_floats(model, gqa=gqa))
-        return cls(options, found, is_quantized=is_quantized, token=token)
+        return cls(options, found, is_quantized=is_quantized, base=base, token=token, progress=progress)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether X-LoRA mixes the adapters for each token."""
+        return self._options.xlora is not None
 
     @property
     def slots(self) -> int:
-        """Slots that the model needs."""
+        """Slots that requests can fill."""
         options = self._options
-        if self.merges:
+        if self.merges or self.is_mixture:
             return 0
         if options.max_adapters is not None:
             return options.max_adapters
@@ -85,11 +99,47 @@ class AdapterLoading:
         weights = dict(self._options.active)
         return LoraMerge([WeightedAdapter(one, weights[one.name]) for one in self._adapters], spec=spec)
 
+    def read_mixture(self, architecture: str, spec: DecoderSpec) -> XLora:
+        """Reads the X-LoRA for a model of this shape; the ``mixture`` of a ``LoadPlan``. Raises ``LoadError``."""
+        from mistralrs.adapters.xlora import load_xlora
+
+        assert self._options.xlora is not None
+        self._xlora = load_xlora(
+            self._options.xlora,
+            architecture,
+            spec,
+            order=self._options.ordering,
+            base=self._base,
+            token=self._token(),
+            progress=self._progress,
+        )
+        return self._xlora
+
+    def executor(self, model: Model, backend: Backend, *, is_exact: bool) -> ModelExecutor:
+        """Returns what runs the model for the engine. ``is_exact``: adapters stay in float32 where they are."""
+        from mistralrs.engine.model_runner import ModelRunner
+
+        if self._xlora is None:
+            return ModelRunner(model.decoder, vocab_size=model.spec.vocab_size)
+        from mistralrs.adapters.xlora_executor import XLoraExecutor
+
+        return XLoraExecutor(
+            model.decoder,
+            self._xlora,
+            backend,
+            vocab_size=model.spec.vocab_size,
+            in_half_precision=not is_exact,
+            non_granular_index=self._options.non_granular_index,
+        )
+
     def finish(self, model: Model, engine: Engine, placement: AdapterPlacement | None, *, name: str) -> ModelAdapters:
         """Places the adapters that were read, unless they are merged. ``name``: that of the model.
 
         Raises ``LoadError`` and ``UsageError``.
         """
+        if self._xlora is not None:
+            mixture = f"X-LoRA of {self._xlora.num_adapters} adapters from {self._options.xlora}"
+            return ModelAdapters(engine, fixed=KnownAdapters(mixture=mixture))
         adapters, self._adapters = self._adapters, []
         if self.merges:
             merged = KnownAdapters(
@@ -98,7 +148,7 @@ class AdapterLoading:
                 merged=dict(self._options.active),
                 requantized=self._is_quantized,
             )
-            return ModelAdapters(engine, merged=merged)
+            return ModelAdapters(engine, fixed=merged)
         reader = AdapterReader(model.architecture, model.spec, token=self._token) if placement else None
         known = ModelAdapters(engine, reader=reader, placement=placement, options=self._options, model_name=name)
         for adapter in adapters:
@@ -111,6 +161,10 @@ class AdapterLoading:
 
 
 def _check(options: AdapterOptions) -> None:
+    if options.xlora is not None:
+        _check_mixture(options)
+    elif options.non_granular_index is not None:
+        raise UsageError("a token from which on scalings are kept means nothing without X-LoRA", hint="leave it out")
     names = [each.name for each in options.adapters]
     for name in names:
         check_adapter_name(name)
@@ -129,6 +183,18 @@ def _check(options: AdapterOptions) -> None:
         raise UsageError(f"{options.root} is not a folder", hint="name the folder that has the adapters")
     if options.merge:
         _check_merge(options, names, active)
+
+
+def _check_mixture(options: AdapterOptions) -> None:
+    others = {
+        "adapters beside it": options.adapters,
+        "merging": options.merge,
+        "a number of adapters": options.max_adapters,
+        "adapters that are loaded while serving": options.root,
+    }
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise UsageError(f"X-LoRA has its own adapters: it excludes {', '.join(given)}", hint="leave out one of them")
 
 
 def _check_merge(options: AdapterOptions, names: Sequence[str], active: Sequence[str]) -> None:

@@ -46,6 +46,8 @@ class KnownAdapters:
     """Grows whenever a name comes to mean another adapter, or none."""
     requantized: bool = False
     """The weights into which they are merged are quantized, and were quantized again."""
+    mixture: str | None = None
+    """X-LoRA, which weighs its own adapters for each token, in words; requests then choose none."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,6 +83,8 @@ class KnownAdapters:
 
     def describe(self) -> str:
         """One line about the adapters; empty if there are none."""
+        if self.mixture is not None:
+            return self.mixture
         if self.merged:
             how = (
                 "merged into the weights, which are quantized again" if self.requantized else "merged into the weights"
@@ -95,6 +99,8 @@ class KnownAdapters:
         known = self.find(name)
         if known is None:
             hint = f"known are {', '.join(self.names)}" if self.adapters else "no adapter is loaded"
+            if self.mixture is not None:
+                hint = "X-LoRA weighs its own adapters for each token: requests choose none"
             raise RequestError(f"there is no adapter {name[:64]!r}", hint=hint, code="adapter_not_found", param=param)
         return known
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mistralrs.api.adapter_loading import AdapterLoading
     from mistralrs.api.known_adapters import KnownAdapters
     from mistralrs.api.model_adapters import ModelAdapters
-    from mistralrs.engine.engine import Engine
+    from mistralrs.engine.engine import Engine, ModelExecutor
     from mistralrs.engine.events import Stream
     from mistralrs.engine.stats import EngineStats
     from mistralrs.loading.pipeline import LoadPlan, Model
@@ -139,8 +139,6 @@ class LocalModel(ProcessBound):
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
         """Finds, checks and loads the model and its adapters. Raises ``LoadError`` or ``UsageError``."""
         started = time.perf_counter()
-        if options.adapters.xlora is not None:
-            raise LoadError("X-LoRA is not there yet", hint="--lora NAME=SOURCE loads its adapters one by one")
         import_torch_without_working_folder()
         workers.start()  # the template's process gets ready meanwhile
         # torch is not needed until the first token is drawn: it is imported while files are read and packed
@@ -152,12 +150,19 @@ class LocalModel(ProcessBound):
         token = _token(options.token_source)
         path = _find(source, token, progress)
         adapters = AdapterLoading.find(
-            options.adapters, path, isq=options.isq, gqa=source.gqa, token=token, progress=progress
+            options.adapters,
+            path,
+            isq=options.isq,
+            gqa=source.gqa,
+            base=source.repo,
+            token=token,
+            progress=progress,
         )
         plan = _plan(source, options, _text_source(options, token, progress), adapters)
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
-        engine = _start_engine(model, options, resolved.backend)
+        executor = adapters.executor(model, resolved.backend, is_exact=_is_exact(options))
+        engine = _start_engine(executor, model, options, resolved.backend, adapters)
         # the folder of a model in the hub's cache is named by its commit
         name = source.repo if source.repo and path.is_dir() else model.name
         info = ModelInfo(
@@ -265,20 +270,22 @@ def _plan(source: ModelSource, options: LoadOptions, text: TextSource, adapters:
         keeps_kv=_keeps_kv(options),
         adapter_slots=adapters.slots,
         merge=adapters.read if options.adapters.adapters else None,
+        mixture=adapters.read_mixture if adapters.is_mixture else None,
     )
 
 
-def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engine:
+def _start_engine(
+    executor: ModelExecutor, model: Model, options: LoadOptions, backend: Backend, adapters: AdapterLoading
+) -> Engine:
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
-    from mistralrs.engine.model_runner import ModelRunner
 
     store = None
     if options.kv_dir is not None and model.fingerprint is not None:
         store = KvDiskTier(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=model.fingerprint)
     num_blocks = sum(group.num_blocks for group in model.limits.kv_groups)
     return Engine(
-        ModelRunner(model.decoder, vocab_size=model.spec.vocab_size),
+        executor,
         model.tokenizer,
         EngineConfig(
             kv_groups=model.limits.kv_groups,
@@ -292,7 +299,8 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
             max_evictable_blocks=EVICTABLE_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
             no_kv_cache=options.no_kv_cache,
             max_draft=_max_draft(options, backend),
-            max_adapters=model.limits.adapter_slots,
+            max_adapters=adapters.slots,
+            shared_answer_tokens=options.adapters.non_granular_index,
         ),
         disk_tier=store,
         torch_threads=backend.torch_threads,
@@ -302,8 +310,12 @@ def _start_engine(model: Model, options: LoadOptions, backend: Backend) -> Engin
 def _placement(model: Model, options: LoadOptions, backend: Backend) -> AdapterPlacement:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
 
-    is_exact = options.dtype == "f32" or options.precision == "high"
-    return AdapterPlacement(model.decoder, backend, in_half_precision=not is_exact)
+    return AdapterPlacement(model.decoder, backend, in_half_precision=not _is_exact(options))
+
+
+def _is_exact(options: LoadOptions) -> bool:
+    """Whether adapters that are stored in float32 stay so."""
+    return options.dtype == "f32" or options.precision == "high"
 
 
 def _keeps_kv(options: LoadOptions) -> bool:

@@ -40,7 +40,7 @@ class ModelAdapters:
         reader: AdapterReader | None = None,
         placement: AdapterPlacement | None = None,
         options: AdapterOptions = NO_ADAPTERS,
-        merged: KnownAdapters | None = None,
+        fixed: KnownAdapters | None = None,
         model_name: str | None = None,
     ) -> None:
         """``reader`` and ``placement`` are needed where the engine has slots. ``merged``: the adapters that are merged
@@ -49,7 +49,7 @@ class ModelAdapters:
         self._reader = reader
         self._placement = placement
         self._options = options
-        self._merged = merged
+        self._fixed = fixed
         self._model_name = model_name
         self._placing = threading.Lock()
         self._changing = threading.Lock()
@@ -64,8 +64,8 @@ class ModelAdapters:
 
     def known(self) -> KnownAdapters:
         """Returns the facts of this moment."""
-        if self._merged is not None:
-            return self._merged
+        if self._fixed is not None:
+            return self._fixed
         found = self._slots.adapters()
         return KnownAdapters(
             tuple(replace(self._facts[one.digest], name=one.name, source=one.source) for one in found),
@@ -86,7 +86,7 @@ class ModelAdapters:
         supported or not for this model. Nothing has changed then.
         """
         self._check_name(name)
-        self._refuse_merged()
+        self._refuse_fixed()
         with self._changing:
             if not load_inplace and self.known().find(name) is not None:
                 hint = "unload it first, or replace it with load_inplace"
@@ -102,7 +102,7 @@ class ModelAdapters:
     def load_source(self, name: str, source: str, *, subfolder: str | None = None, load_inplace: bool = False) -> None:
         """Loads the adapter that ``source`` names, as ``find_adapter`` has it. Raises as ``load`` and it do."""
         self._check_name(name)
-        self._refuse_merged()
+        self._refuse_fixed()
         self.load(name, self._require_reader().find(source, subfolder), load_inplace=load_inplace)
 
     def load_allowed(self, name: str, source: str, *, load_inplace: bool = False) -> None:
@@ -113,7 +113,7 @@ class ModelAdapters:
         """
         try:
             self._check_name(name)
-            self._refuse_merged()
+            self._refuse_fixed()
             self.load(name, self._find_allowed(source), load_inplace=load_inplace)
         except UsageError as error:
             raise RequestError(error.message, hint=error.hint, param="lora_name") from error
@@ -125,11 +125,11 @@ class ModelAdapters:
     def unload(self, name: str) -> None:
         """Lets no new request name an adapter, which leaves the default as well. Raises ``RequestError``."""
         with self._changing:
-            if self._merged is None:
+            if self._fixed is None:
                 self._slots.unload(name)
                 self._active = {other: weight for other, weight in self._active.items() if other != name}
                 return
-        self._merged.check({name: 0.0}, "lora_name")
+        self._fixed.check({name: 0.0}, "lora_name")
         raise RequestError(f"adapter {name} is merged into the model's weights", param="lora_name")
 
     def activate(self, weights: Mapping[str, float]) -> None:
@@ -142,7 +142,7 @@ class ModelAdapters:
 
     def acts(self, weights: Mapping[str, float] | None) -> bool:
         """Whether adapters are to be looked up for a request with these; None: those that act by default."""
-        return self._merged is None and bool(self._active if weights is None else weights)
+        return self._fixed is None and bool(self._active if weights is None else weights)
 
     def submit(self, request: Request, weights: Mapping[str, float] | None = None) -> Stream:
         """Submits a request on which adapters act, with a weight each, to the engine, and returns its stream. None:
@@ -170,8 +170,8 @@ class ModelAdapters:
         May wait, and raises, as ``submit_to`` does.
         """
         if not self.acts(weights):
-            if weights is not None and self._merged is not None:
-                self._merged.check(weights)
+            if weights is not None and self._fixed is not None:
+                self._fixed.check(weights)
             return None
         try:
             acquired = self._slots.acquire(self._active if weights is None else weights)
@@ -244,8 +244,10 @@ class ModelAdapters:
         if name == self._model_name:
             raise UsageError(f"an adapter cannot be called {name}, as the model is", hint="give it another name")
 
-    def _refuse_merged(self) -> None:
-        if self._merged is not None:
+    def _refuse_fixed(self) -> None:
+        if self._fixed is not None:
+            if self._fixed.mixture is not None:
+                raise LoadError("the model is an X-LoRA, which mixes its own adapters: no other can act")
             raise LoadError("adapters are merged into the model's weights: no other can act", hint="do not merge them")
 
     def _find_allowed(self, source: str) -> FoundAdapter:
