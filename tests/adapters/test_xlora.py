@@ -14,10 +14,13 @@ import torch
 
 from mistralrs.adapters.xlora import XLora, load_xlora
 from mistralrs.adapters.xlora_executor import XLoraExecutor
+from mistralrs.engine.batch import Batch, CancelFlag
+from mistralrs.loading.convert import Dtype
 from mistralrs.models.spec import DecoderSpec
 from tests.adapters.xlora_files import axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
 from tests.architectures import VARIANTS, Variant, write_folder
+from tests.buffers import tensor_of
 from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import write_gguf
 from tests.parity.running import Running, Text, random_cuts, random_tokens
@@ -81,21 +84,25 @@ def running(
     non_granular: int | None = None,
     gqa: int = 1,
     order: Path | None = None,
+    precision: str = "f32",
 ) -> Running:
-    """The model with an X-LoRA: its ``runner`` is the executor."""
+    """The model with an X-LoRA: its ``runner`` is the executor. ``precision``: with another than f32, as by default,
+    adapters are kept in half precision."""
     found: list[XLora] = []
 
     def mixture(architecture: str, spec: DecoderSpec) -> XLora:
         found.append(load_xlora(str(xlora), architecture, spec, order=order))
         return found[0]
 
-    plain = Running.load(model, precision="f32", isa=isa, threads=1, dtype="f32", gqa=gqa, mixture=mixture)
+    exact = precision == "f32"
+    dtype: Dtype = "f32" if exact else "auto"
+    plain = Running.load(model, precision=precision, isa=isa, threads=1, dtype=dtype, gqa=gqa, mixture=mixture)
     executor = XLoraExecutor(
         plain.model.decoder,
         found[0],
         plain.backend,
         vocab_size=plain.model.spec.vocab_size,
-        in_half_precision=False,
+        in_half_precision=not exact,
         non_granular_index=non_granular,
     )
     return replace(plain, runner=executor)
@@ -149,6 +156,18 @@ def test_embedding_and_head_have_places(folders: Folders, tmp_path: Path) -> Non
     assert (axis[0], axis[-1]) == ("model.embed_tokens", "lm_head")
     xlora = write_xlora(tmp_path / "xlora", folders("llama"), axis, layerwise_scalings=True)
     check(folders("llama"), folders("llama"), xlora, axis)
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2-window", "gemma2", "gemma3", "phi3", "smollm3", "olmo2", "granite", "mistral3"]
+)
+def test_other_architectures(name: str, folders: Folders, tmp_path: Path) -> None:
+    """With windows in some layers, norms behind attention, and fused modules."""
+    layers = len(VARIANTS[name].settings.get("layer_types", ())) or VARIANTS[name].settings.get("num_hidden_layers", 4)
+    axis = axis_of(name, layers=layers)
+    xlora = write_xlora(tmp_path / "xlora", folders(name), axis, layerwise_scalings=True)
+    expected = ReferenceXLora(folders(name), xlora, axis).logits(tokens(40))
+    assert_near(running(folders(name), xlora).whole(tokens(40)), expected)
 
 
 @pytest.mark.native
@@ -281,6 +300,25 @@ def test_scalings_can_be_read(case: Case) -> None:
         expected = case.reference.scalings(text.tokens[: text.state.num_prompt])
         torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
         assert ((found > 0).sum(dim=-1) == 2).all()
+
+
+def test_hidden_states_are_those_of_the_full_pass(case: Case) -> None:
+    first, second = case.texts()[2:4]
+    case.running.step((first, 0, 9), (second, 0, 18))
+    found = tensor_of(case.running.runner.hidden(9, 27)).double()
+    torch.testing.assert_close(found, case.reference.states(second.tokens[:18]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_cancelled_step_leaves_nothing_behind(case: Case) -> None:
+    text = case.texts()[3]
+    expected = case.running.step((text, 0, len(text)))[0]
+    flag = CancelFlag()
+    flag.set()
+    groups, size = case.running.model.limits.kv_groups, case.running.model.limits.block_size
+    batch = Batch.of_one_sequence(tokens(30, seed=8), 0, groups=groups, block_size=size, logits_indices=[29])
+    batch.states[:] = [text.state]
+    case.running.runner.forward(batch, flag)
+    assert torch.equal(case.running.step((text, len(text) - 1, len(text)))[0], expected[-1:])
 
 
 def test_blocks_hold_both_passes(case: Case) -> None:

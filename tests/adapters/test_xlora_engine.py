@@ -18,6 +18,7 @@ from mistralrs.engine.ngram_proposer import NgramProposer
 from tests.adapters.test_xlora import running, tokens
 from tests.adapters.xlora_files import axis_of, write_xlora
 from tests.architectures import VARIANTS, write_folder
+from tests.gguf_of import write_gguf
 from tests.parity.running import Running
 from tests.tiny import TOKENIZER_SIZE
 
@@ -61,14 +62,21 @@ class Served:
             engine._scheduler.check_integrity()
 
 
-@pytest.fixture(scope="module", params=[("llama", None), ("llama", 0), ("mistral", 2), ("llama", 20)], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[("llama", None), ("llama", 0), ("mistral", 2), ("llama", 20), ("qwen2-window", 1), ("mixtral", None)],
+    ids=str,
+)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """With a window in every layer, and without."""
+    """With a window in every layer, in some and in none; Mixtral is a quantized file in the default precision."""
     name, non_granular = request.param
     path = tmp_path_factory.mktemp(name)
     folder = write_folder(path / "model", VARIANTS[name])
     settings: dict[str, Any] = {"layerwise_scalings": True, "scaling_pass_value": 0.2}
     xlora = write_xlora(path / "xlora", folder, axis_of(name), **settings)
+    if name == "mixtral":
+        file = write_gguf(path / "model.gguf", folder, type_="Q8_0")
+        return Served(running(file, xlora, isa=None, precision="default"), None)
     return Served(running(folder, xlora, isa=None, non_granular=non_granular), non_granular)
 
 

@@ -15,6 +15,8 @@ from peft import LoraConfig, get_peft_model
 from peft import XLoraConfig as PeftXLoraConfig
 from safetensors.torch import load_file, save_file
 
+from mistralrs.adapters.layer_axis import adaptable_modules
+from mistralrs.adapters.module_names import module_names
 from mistralrs.adapters.ordering import Ordering, write_ordering
 from mistralrs.adapters.xlora import XLora, load_xlora
 from mistralrs.adapters.xlora_config import CLASSIFIER_NAMES
@@ -113,6 +115,17 @@ def test_from_the_hub(folders: Folders, tmp_path: Path, monkeypatch: pytest.Monk
         found = load_xlora("owner/xlora", *spec_of(folders("llama")))
         assert not any(asked.path.endswith(tuple(more)) for asked in hub.asked)
     assert found.digest == opened(folders("llama"), xlora).digest
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3moe", "granitehybrid", "gemma3", "olmo3", "mixtral", "phi2", "phi3", "mistral3"]
+)
+def test_every_module_of_the_axis_is_parts_of_the_decoder(name: str, folders: Folders) -> None:
+    """And every matrix of the decoder is part of a module on it."""
+    architecture, spec = spec_of(folders(name))
+    modules = module_names(architecture, spec).modules
+    axis = adaptable_modules(architecture, layers=len(spec.layers), experts=spec.moe.experts if spec.moe else 0)
+    assert set(axis) == {path for path, module in modules.items() if module.kind != "norm"}
 
 
 def test_a_fused_module_has_one_place(folders: Folders, tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ class ReferenceXLora:
             scalings[last + 1 :] = scalings[last]
         return cast(torch.Tensor, self._run(self.model, tokens, scalings).logits[0])
 
+    def states(self, tokens: Sequence[int]) -> torch.Tensor:
+        """(tokens, hidden size): those of the full pass, after the final norm."""
+        base = cast(Any, self.model).model
+        return cast(torch.Tensor, self._run(base, tokens, self.scalings(tokens)).last_hidden_state[0])
+
     def scalings(self, tokens: Sequence[int]) -> torch.Tensor:
         """(tokens, axis, adapters), from the states after the final norm of a pass with ``scaling_pass_value``."""
         dummy = float(self.settings.get("scaling_pass_value", 0.0))
