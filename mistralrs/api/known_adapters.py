@@ -64,6 +64,12 @@ class KnownAdapters:
 
     def check(self, weights: Mapping[str, float], param: str = "adapters") -> None:
         """Raises ``RequestError`` for a mix that cannot act; it names ``param``."""
+        if self.mixture is not None:
+            raise RequestError(
+                f"the model is an {self.mixture}, which it weighs for each token itself: requests choose none",
+                hint="to choose adapters for each request, load them with --lora",
+                param=param,
+            )
         acting = {self._known(name, param): weight for name, weight in weights.items()}
         acting = {known: weight for known, weight in acting.items() if weight != 0}
         for known, weight in acting.items():
@@ -99,8 +105,6 @@ class KnownAdapters:
         known = self.find(name)
         if known is None:
             hint = f"known are {', '.join(self.names)}" if self.adapters else "no adapter is loaded"
-            if self.mixture is not None:
-                hint = "X-LoRA weighs its own adapters for each token: requests choose none"
             raise RequestError(f"there is no adapter {name[:64]!r}", hint=hint, code="adapter_not_found", param=param)
         return known
 

@@ -43,8 +43,8 @@ class ModelAdapters:
         fixed: KnownAdapters | None = None,
         model_name: str | None = None,
     ) -> None:
-        """``reader`` and ``placement`` are needed where the engine has slots. ``merged``: the adapters that are merged
-        into the weights. ``model_name``: a name that no adapter may have."""
+        """``reader`` and ``placement`` are needed where the engine has slots. ``fixed``: the adapters that are part of
+        the model, merged or mixed. ``model_name``: a name that no adapter may have."""
         self._engine = engine
         self._reader = reader
         self._placement = placement

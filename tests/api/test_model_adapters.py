@@ -230,11 +230,6 @@ def test_limits_on_rank_and_bytes(adapter_folders: AdapterFolders) -> None:
         assert flag in (refusal.value.hint or "")
 
 
-def test_x_lora_is_refused_by_name(adapter_folders: AdapterFolders) -> None:
-    with pytest.raises(LoadError, match="X-LoRA is not there yet"):
-        load(adapter_folders.base, AdapterOptions(xlora="owner/name"))
-
-
 def test_more_adapters_than_slots_take_turns(adapter_folders: AdapterFolders) -> None:
     sources = tuple(AdapterSource(name, str(path)) for name, path in adapter_folders.adapters.items())
     with load(adapter_folders.base, AdapterOptions(sources, max_adapters=1)) as model:
