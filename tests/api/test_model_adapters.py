@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -312,3 +314,31 @@ def test_a_folder_with_several_adapters_needs_the_name_of_one(
     model.adapters.load_source("new", str(adapter_folders.root), subfolder="b")
     assert tokens(model, {"new": 1.0}) == tokens(model, {"b": 1.0})
     model.adapters.unload("new")
+
+
+def test_a_damaged_adapter_is_a_named_error_and_the_model_serves_on(
+    model: LocalModel, adapter_folders: AdapterFolders, tmp_path: Path
+) -> None:
+    plain = tokens(model)
+    original = {path.name: path.read_bytes() for path in adapter_folders.adapters["a"].iterdir()}
+    header = 8 + int.from_bytes(original["adapter_model.safetensors"][:8], "little")
+    random, num_refused = Random(1), 0
+    for _ in range(200):
+        config, weights = (bytearray(original[name]) for name in ("adapter_config.json", "adapter_model.safetensors"))
+        which = random.randrange(3)
+        if which == 0:
+            config[random.randrange(len(config))] = random.randrange(256)
+        elif which == 1:
+            weights[random.randrange(header)] = random.randrange(256)
+        else:
+            del weights[random.randrange(len(weights)) :]
+        (tmp_path / "adapter_config.json").write_bytes(config)
+        (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+        with contextlib.suppress(LoadError):
+            model.adapters.load_source("damaged", str(tmp_path), load_inplace=True)
+            continue
+        num_refused += 1
+    assert num_refused > 100
+    assert tokens(model) == plain
+    if model.known_adapters().find("damaged"):
+        model.adapters.unload("damaged")
