@@ -174,7 +174,7 @@ class LocalModel(ProcessBound):
             threads=resolved.backend.threads,
             parameters=model.parameters,
             file_bytes=model.file_bytes,
-            kv_bytes=model.decoder.kv.nbytes,
+            kv_bytes=model.decoder.kv_bytes,
             load_s=time.perf_counter() - started,
             unavailable_backends=resolved.unavailable_backends,
         )
@@ -296,7 +296,7 @@ def _start_engine(
             max_prompt_logits=model.limits.max_logits - options.max_seqs,
             block_size=model.limits.block_size,
             prefix_cache_n=options.prefix_cache_n,
-            max_evictable_blocks=EVICTABLE_BYTES * num_blocks // max(model.decoder.kv.nbytes, 1),
+            max_evictable_blocks=EVICTABLE_BYTES * num_blocks // max(model.decoder.kv_bytes, 1),
             no_kv_cache=options.no_kv_cache,
             max_draft=_max_draft(options, backend),
             max_adapters=adapters.slots,

@@ -95,6 +95,11 @@ class Decoder:
     scaling_pass: ScalingPass | None = None
     """None if ``Limits.scaling_layers`` is 0."""
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the caches of all passes."""
+        return self.kv.nbytes + (self.scaling_pass.kv.nbytes if self.scaling_pass else 0)
+
 
 def sizes_of(spec: DecoderSpec, limits: Limits) -> Sizes:
     return Sizes(

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +27,7 @@ from mistralrs.engine.sequence import Sequence as EngineSequence
 from mistralrs.errors import EngineError, RequestError, UsageError
 from mistralrs.ops.kv_groups import KvGroup
 from mistralrs.ops.linear import AdapterUse
-from mistralrs.ops.workspace import Sizes, StepArgs
+from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from tests.engine.fakes import FakeRunner, FakeTokenizer, Turnstile
 
 BLOCK = 4
@@ -318,10 +317,11 @@ def test_a_model_without_slots_takes_no_adapter() -> None:
 
 def test_the_model_runner_names_adapters_only_if_one_acts() -> None:
     sizes = Sizes(
-        max_tokens=32, max_seqs=6, max_logits=6, max_blocks=30, hidden=4, q=4, kv=4, ffn=4, vocab=96, rotary=(2,)
-    )
-    logits = SimpleNamespace(tensor=torch.zeros(6, 96))
-    decoder: Any = SimpleNamespace(args=StepArgs(sizes), forward=lambda: None, logits=logits)
+        max_tokens=32, max_seqs=6, max_logits=6, max_blocks=30, hidden=4, q=4, kv=4, ffn=4, vocab=96, rotary=(2,),
+        adapter_slots=4,
+    )  # fmt: skip
+    work = Workspace(sizes)
+    decoder: Any = SimpleNamespace(args=StepArgs(sizes), forward=lambda: None, logits=work.logits)
     with serving() as (engine, runner):
         streams = [engine.submit(request) for request in requests()[:4]]
         for stream in streams:
@@ -330,10 +330,11 @@ def test_the_model_runner_names_adapters_only_if_one_acts() -> None:
     model, steps = ModelRunner(decoder, vocab_size=96), []
     for batch in runner.batches:
         model.forward(batch, CancelFlag())
-        steps.append(decoder.args.adapters)
-        assert decoder.args.adapters == (batch.adapters if any(batch.adapters) else [])
+        uses = decoder.args.uses
+        steps.append([] if uses is None else list(zip(uses.slots, uses.weights, strict=True)))
+        assert (uses is None) == (not any(batch.adapters))
     assert steps[-1] == []
-    assert [AdapterUse(0, 0.5), AdapterUse(1, 2.0)] in itertools.chain(*steps)
+    assert {(0, 0.5), (1, 2.0)} <= set(itertools.chain(*steps))
 
 
 # Calls between two steps
