@@ -9,16 +9,24 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from mistralrs import __version__
-from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of, required_of, selector_named
+from mistralrs.api.options.declarations import DECLARED
+from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, required_of, selector_named
 from mistralrs.errors import UsageError
-from mistralrs_cli.selector_options import AdapterOptions, WeightOptions, option_classes, overview, summary
+from mistralrs_cli.selector_options import (
+    AdapterOptions,
+    WeightOptions,
+    option_classes,
+    overview,
+    shown_defaults,
+    summary,
+)
 from mistralrs_cli.typer_parameters import global_parameters, parameters
 from mistralrs_cli.utility_options import (
     AdapterConvertOptions,
@@ -55,7 +63,7 @@ class Selection:
 
     selector: ModelSelector
     options: WeightOptions
-    adapter: AdapterOptions | None = None
+    adapter: AdapterOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +140,9 @@ def unknown_command(name: str, names: Sequence[str]) -> UsageError:
     return UsageError(f"no such command: {name}", hint=hint)
 
 
-def _is_absent(value: object) -> bool:
+def _is_absent(name: str, value: object) -> bool:
     """Returns whether the value is the parser's for an option that was not typed."""
-    return value is None or value is False or value == []
+    return value is None or value == [] or (value is False and not DECLARED[name].has_negation)
 
 
 @functools.cache
@@ -148,7 +156,7 @@ def _application() -> Any:
     )
 
     def remember(context: typer.Context, **options: Any) -> None:
-        typed = {name: value for name, value in options.items() if not _is_absent(value)}
+        typed = {name: value for name, value in options.items() if not _is_absent(name, value)}
         context.obj.append({name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()})
 
     _declare(remember, global_parameters({"version": show_version}))
@@ -167,13 +175,20 @@ def _row_command(name: str) -> Any:
     classes = option_classes(row)
 
     def select(context: typer.Context, **options: Any) -> ParsedArgs:
-        parts = [each(**{field.name: options[field.name] for field in fields(each)}) for each in classes]
+        parts = [
+            each(**{field.name: _frozen(field, options[field.name]) for field in fields(each)}) for each in classes
+        ]
         return ParsedArgs(context.obj[0], Selection(row, *parts), None, context.meta[_TYPED])  # type: ignore[arg-type]
 
-    shown, needed = defaults_of(row), required_of(row)
+    shown, needed = shown_defaults(row), required_of(row)
     declared = [parameters(each, shown_defaults=shown, required=needed) for each in classes]
     _declare(select, [parameter for group in declared for parameter in group])
     return _single_command(name, select, help=summary(row))
+
+
+def _frozen(field: Field[Any], value: Any) -> Any:
+    """Returns the parser's value as the options after a row have it."""
+    return tuple(value or ()) if field.default == () else value
 
 
 @functools.cache

@@ -18,10 +18,12 @@ from mistralrs.api.options.option import ALL, Mode
 from mistralrs.api.options.resolve import Origin, ResolvedOptions, resolve_options
 from mistralrs.api.schemas.sentinels import max_tokens_of, seed_of, top_k_of
 from mistralrs.api.selectors.model_choice import check_together, in_situ_type, repeat_last_n_of, template_of
+from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterJob, AdapterOptions, adapter_job
+from mistralrs_cli.adapter_settings import adapter_settings
 from mistralrs_cli.command_line import ParsedArgs, Selection, UtilityOptions
 from mistralrs_cli.ordering_job import CreateOrderingJob, OrderingJob, RenameOrderingJob, ordering_job
 from mistralrs_cli.serve import ServeJob, serve_job
@@ -354,6 +356,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         threads=values.threads,
         dtype=values.dtype,
         isq=in_situ_type(values.isq, choice.selector if choice else None, formatter),
+        adapters=find_adapters(choice, formatter, options=adapter_settings(options, choice)),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from mistralrs.api.options.model_options import (
+    AddedOptions,
+    AddedXLoraOptions,
     AutoOptions,
     GgmlOptions,
     LoraOptions,
@@ -10,10 +12,10 @@ from mistralrs.api.options.model_options import (
     QuantizedOptions,
     XLoraOptions,
 )
-from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
+from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of
 
 WeightOptions = PlainOptions | QuantizedOptions | AutoOptions
-AdapterOptions = XLoraOptions | LoraOptions
+AdapterOptions = AddedOptions | AddedXLoraOptions | XLoraOptions | LoraOptions
 
 WEIGHT_OPTIONS: dict[str, type[WeightOptions]] = {
     "plain": PlainOptions,
@@ -36,7 +38,15 @@ _ADAPTERS = {None: "", "lora": " with LoRA adapters", "x-lora": " with X-LoRA"}
 
 def option_classes(row: ModelSelector) -> list[type[WeightOptions] | type[AdapterOptions]]:
     """Returns the options after a subcommand."""
-    return [WEIGHT_OPTIONS[row.format], *([ADAPTER_OPTIONS[row.adapter]] if row.adapter else [])]
+    if row.adapter is not None:
+        return [WEIGHT_OPTIONS[row.format], ADAPTER_OPTIONS[row.adapter]]
+    return [WEIGHT_OPTIONS[row.format], AddedXLoraOptions if row.format in ("plain", "any") else AddedOptions]
+
+
+def shown_defaults(row: ModelSelector) -> dict[str, str]:
+    """Returns the defaults of a subcommand's options as help shows them, by field."""
+    of_the_ordering = {} if row.adapter is None else {"model_id": "that of the ordering"}
+    return of_the_ordering | defaults_of(row)
 
 
 def summary(row: ModelSelector) -> str:
@@ -47,7 +57,8 @@ def summary(row: ModelSelector) -> str:
 
 def default_model(row: ModelSelector) -> str:
     """Returns the model that a subcommand loads by default."""
-    return row.base_repo or row.quantized_filename or "none: -m names the model"
+    none = "none: -m names the model" if row.adapter is None else "that of the ordering"
+    return row.base_repo or row.quantized_filename or none
 
 
 def overview() -> dict[str, list[tuple[str, str]]]:
@@ -60,5 +71,5 @@ def overview() -> dict[str, list[tuple[str, str]]]:
         "GGUF and GGML files, by architecture": [
             (row.name, default_model(row)) for row in plain if row.architecture and row.format != "plain"
         ],
-        "With adapters (not there yet)": [(row.name, default_model(row)) for row in rows if row.adapter],
+        "With adapters": [(row.name, default_model(row)) for row in rows if row.adapter],
     }

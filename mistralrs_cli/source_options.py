@@ -21,6 +21,9 @@ _SHORT = {
     "quantized_model_id": "-m",
     "quantized_filename": "-f",
     "max_draft": "--draft",
+    "adapters_model_id": "-a",
+    "xlora_model_id": "-x",
+    "order": "-o",
 }
 """The spelling of fields whose names are not those of their options."""
 _BEFORE_THE_ROW = ("isq",)
@@ -62,7 +65,7 @@ FORMATTER = CommandLineErrorFormatter()
 def choice_of(selection: Selection) -> ModelChoice:
     """Returns the selector and the fields given after it. Raises ``UsageError`` where two of them name the model."""
     options = selection.options
-    given = {each.name: getattr(options, each.name) for each in fields(options)}
+    given = {each.name: getattr(part, each.name) for part in (options, selection.adapter) for each in fields(part)}
     if isinstance(options, AutoOptions):  # the two names of the same option
         word = given.pop("model_id")
         if word and options.source:

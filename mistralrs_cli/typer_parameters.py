@@ -17,7 +17,8 @@ from mistralrs.api.options.values import without_none
 def parameters(
     options: type, *, shown_defaults: Mapping[str, str] | None = None, required: Set[str] = frozenset()
 ) -> list[inspect.Parameter]:
-    """Returns the fields of a class of options after the subcommand as parameters that Typer reads.
+    """Returns the fields of a class of options after the subcommand as parameters that Typer reads. None: an option
+    that may be repeated was not typed.
 
     ``shown_defaults``: the text of defaults in help, by field; ``required``: fields that help marks as required.
     """
@@ -27,9 +28,13 @@ def parameters(
         declared: Option = each.metadata["declaration"]
         shown = (shown_defaults or {}).get(each.name, declared.shown_default)
         help_text = f"{declared.help} Required." if each.name in required else declared.help
-        info = _info(declared, hints[each.name], shown, help_text)
+        hint = hints[each.name]
+        info = _info(declared, hint, shown, help_text)
+        if get_origin(hint) is tuple:
+            found.append(_parameter(each.name, Annotated[list[str] | None, info], None))
+            continue
         default = inspect.Parameter.empty if each.default is ... else each.default
-        found.append(_parameter(each.name, Annotated[hints[each.name], info], default))
+        found.append(_parameter(each.name, Annotated[hint, info], default))
     return found
 
 
@@ -46,7 +51,7 @@ def global_parameters(callbacks: Mapping[str, Callable[[Any], Any]]) -> list[ins
         info = _info(declared, kind, shown, declared.help)
         if each.name in callbacks:
             info.callback, info.is_eager = callbacks[each.name], True
-        if kind is bool:
+        if kind is bool and not declared.has_negation:
             found.append(_parameter(each.name, Annotated[bool, info], False))
             continue
         typed: Any = list[str] if get_origin(kind) is tuple else str if declared.is_size else kind
@@ -70,6 +75,8 @@ def _info(declared: Option, hint: Any, shown: str | None, help_text: str) -> Any
         return typer.Argument(**settings)
     if without_none(hint) is int and not declared.is_size and declared.shows_range:
         settings |= {"min": _whole(declared.least), "max": _whole(declared.most)}
+    if declared.has_negation:
+        return typer.Option("/".join(declared.flags), **settings)
     return typer.Option(*declared.flags, **settings)
 
 

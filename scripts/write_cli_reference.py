@@ -15,6 +15,8 @@ from typing import get_origin
 
 from mistralrs.api.options.declarations import DECLARED, Options, types
 from mistralrs.api.options.model_options import (
+    AddedOptions,
+    AddedXLoraOptions,
     AutoOptions,
     GgmlOptions,
     LoraOptions,
@@ -49,6 +51,8 @@ _AFTER_ROWS = (
     ("After a row for GGUF files", QuantizedOptions),
     ("After a row for GGML files", GgmlOptions),
     ("After `auto`", AutoOptions),
+    ("After a row for GGUF or GGML files, besides those of its weights", AddedOptions),
+    ("After a row for safetensors and after `auto`, besides those of its weights", AddedXLoraOptions),
     ("After a row with X-LoRA, besides those of its weights", XLoraOptions),
     ("After a row with LoRA, besides those of its weights", LoraOptions),
     ("After `bench`, before a row", BenchOptions),
@@ -116,7 +120,8 @@ def reference() -> str:
         "",
         "## Rows",
         "",
-        "`xlora-` is accepted for `x-lora-`. Rows with adapters are not there yet: they end with exit code 3.",
+        "`xlora-` is accepted for `x-lora-`. In rows with adapters the base may also be that of the ordering;",
+        "[the guide](adapters.md) tells about adapters.",
         "",
         *row_table(),
     ]
@@ -187,7 +192,7 @@ def _code(text: str | None) -> str:
 def readme_table() -> list[str]:
     """Returns the rows by architecture, as in `README.md`."""
     lines = [
-        "| Architecture | Safetensors | GGUF | GGML | With adapters (not there yet) |",
+        "| Architecture | Safetensors | GGUF | GGML | With adapters |",
         "| --- | --- | --- | --- | --- |",
     ]
     for architecture in dict.fromkeys(row.architecture for row in SELECTORS.values()):

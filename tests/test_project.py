@@ -221,7 +221,7 @@ def test_options_in_the_guides_exist() -> None:
     after = [path.read_text(encoding="utf-8") for path in files(*folders) if path.name.endswith("options.py")]
     before = {flag for declared in DECLARED.values() for flag in declared.flags}
     known = before | {name for text in after for name in option.findall(text)} | {"--help"}
-    guides = [ROOT / name for name in ("README.md", "docs/chat-guide.md", "docs/scripting.md")]
+    guides = [ROOT / name for name in ("README.md", "docs/adapters.md", "docs/chat-guide.md", "docs/scripting.md")]
     commands = [words for guide in guides for words in re.findall(r"mistralrs ([^|\n]*)", guide.read_text())]
     used = {name for words in commands for name in option.findall(words)}
     assert {"--prompt", "--seed", "--help"} <= used <= known

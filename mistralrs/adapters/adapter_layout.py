@@ -94,6 +94,30 @@ def _rule(config: LoraConfig) -> Rule:
     return lambda module: targets_module(config, module, linear=module not in (EMBED_TOKENS, LM_HEAD))
 
 
+def adapters_in(place: str, *, token: str | None = None, progress: Progress | None = None) -> tuple[str, ...] | None:
+    """The names of the adapters in ``place``, a local folder or a hub repository, as X-LoRA's config has them. None:
+    it is itself an adapter, and not several.
+
+    Raises ``LoadError`` if it has neither an adapter's config nor X-LoRA's.
+    """
+
+    def find(name: str) -> Path | None:
+        return companion(place, name, token=token, progress=progress)
+
+    if Path(place).is_file():
+        return None
+    root = find(_CONFIG)
+    xlora = _xlora_config(root, find(CONFIG_NAMES["package"]))
+    if xlora is not None:
+        return xlora.adapters
+    if root is None:
+        raise LoadError(
+            f"{place} has no {_CONFIG}, and the order of its adapters is not known without a {CONFIG_NAMES['package']}",
+            hint=f"name the adapters with an ordering file (-o); {_HINT}",
+        )
+    return None
+
+
 def _xlora_config(root: Path | None, package: Path | None) -> XLoraConfig | None:
     """X-LoRA's config; ``root``: the `adapter_config.json` beside the adapters' folders."""
     if root is not None and is_peft_xlora(JsonFields.read(root, hint=_HINT)):

@@ -24,7 +24,10 @@ class AdapterSource:
     source: str
     """A folder or file, or a hub repository, perhaps with ``@revision``."""
     subfolder: str | None = None
-    """The folder of the adapter in it, where it holds several."""
+    """The folder or GGUF file of the adapter in it, where it holds several."""
+    is_repository: bool = False
+    """It is an adapter, or the repository of several, whose names its configs say when it is loaded; all of them act
+    where ``name`` does. ``adapter_sources`` replaces it by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +64,6 @@ def check_adapter_name(name: str) -> None:
     hint = f"1 to {MAX_NAME} printable characters without spaces and without : , ="
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable() or " " in name or _SEPARATORS & set(name):
         raise UsageError(f"{name[:MAX_NAME]!r} cannot be the name of an adapter", hint=hint)
-    if name in (NO_ADAPTER, "default"):
-        raise UsageError(f"an adapter cannot be called {name!r}", hint=f"requests mean something else by {name}")
+    if name in (NO_ADAPTER, "default", "list"):
+        hint = f"requests and the chat mean something else by {name}"
+        raise UsageError(f"an adapter cannot be called {name!r}", hint=hint)

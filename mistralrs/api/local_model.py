@@ -139,22 +139,23 @@ class LocalModel(ProcessBound):
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
         """Finds, checks and loads the model and its adapters. Raises ``LoadError`` or ``UsageError``."""
         started = time.perf_counter()
-        import_torch_without_working_folder()
-        workers.start()  # the template's process gets ready meanwhile
-        # torch is not needed until the first token is drawn: it is imported while files are read and packed
-        threading.Thread(target=importlib.import_module, args=("torch",), name="import-torch", daemon=True).start()
+        _prepare_process()
         from mistralrs.api.adapter_loading import AdapterLoading
+        from mistralrs.api.adapter_sources import base_name, resolve_adapters
         from mistralrs.loading.pipeline import load
         from mistralrs.ops.backend import resolve
 
         token = _token(options.token_source)
+        base = base_name(source, options.tok_model_id)
+        found = resolve_adapters(options.adapters, base=base, token=token, progress=progress)
+        options = replace(options, adapters=found)
         path = _find(source, token, progress)
         adapters = AdapterLoading.find(
             options.adapters,
             path,
             isq=options.isq,
             gqa=source.gqa,
-            base=source.repo,
+            base=base,
             token=token,
             progress=progress,
         )
@@ -316,6 +317,14 @@ def _placement(model: Model, options: LoadOptions, backend: Backend) -> AdapterP
 def _is_exact(options: LoadOptions) -> bool:
     """Whether adapters that are stored in float32 stay so."""
     return options.dtype == "f32" or options.precision == "high"
+
+
+def _prepare_process() -> None:
+    """Begins what takes time and needs no model."""
+    import_torch_without_working_folder()
+    workers.start()  # the template's process gets ready meanwhile
+    # torch is not needed until the first token is drawn: it is imported while files are read and packed
+    threading.Thread(target=importlib.import_module, args=("torch",), name="import-torch", daemon=True).start()
 
 
 def _keeps_kv(options: LoadOptions) -> bool:

@@ -10,6 +10,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from mistralrs.api.adapter_options import AdapterOptions
 from mistralrs.api.known_adapters import KnownAdapter
 from mistralrs.api.local_model import LoadOptions, LocalModel
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
@@ -24,12 +26,14 @@ from mistralrs.api.options.values import without_none
 from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, refuse_ignored
 from mistralrs.api.schemas.response_bodies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from mistralrs.api.selectors.model_choice import (
+    ModelChoice,
     check_together,
     find_source,
     in_situ_type,
     repeat_last_n_of,
     template_of,
 )
+from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.api.selectors.which import Which
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter
 from mistralrs.api.served_model import ModelInfo
@@ -82,16 +86,15 @@ class Runner(ProcessBound):
         kv_dir: str | os.PathLike[str] | None = None,
         max_draft: int | None = DEFAULTS.max_draft,
         max_model_len: int | None = DEFAULTS.max_model_len,
+        merge: bool | None = DEFAULTS.merge,
+        max_adapters: int | None = DEFAULTS.max_adapters,
     ) -> None:
         """Loads the model, fetched first if need be. ``LoadOptions`` has the options; ``in_situ_quant`` is its ``isq``.
 
         Raises TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``.
         """
         super().__init__()
-        if not isinstance(which, Which):
-            raise TypeError(f"which must be a row of Which, not {type(which).__name__}")
-        if not isinstance(in_situ_quant, str | None):
-            raise TypeError(f"in_situ_quant must be str | None, not {type(in_situ_quant).__name__}")
+        _check_types(which, in_situ_quant)
         choice = which.choice()
         options = LoadOptions(
             max_seqs=max_seqs,
@@ -109,6 +112,7 @@ class Runner(ProcessBound):
             threads=threads,
             dtype=dtype,
             isq=in_situ_type(in_situ_quant, choice.selector, FORMATTER),
+            adapters=_adapters(choice, merge, max_adapters),
         )
         _check(options)
         self._model = LocalModel.load(find_source(choice, FORMATTER), options)
@@ -297,6 +301,21 @@ def _checked_events(queue: EventQueue, builder: ResponseBuilder) -> Iterator[tup
         yield place, event
 
 
+def _check_types(which: object, in_situ_quant: object) -> None:
+    if not isinstance(which, Which):
+        raise TypeError(f"which must be a row of Which, not {type(which).__name__}")
+    if not isinstance(in_situ_quant, str | None):
+        raise TypeError(f"in_situ_quant must be str | None, not {type(in_situ_quant).__name__}")
+
+
+def _adapters(choice: ModelChoice, merge: bool | None, max_adapters: int | None) -> AdapterOptions:
+    """Returns the adapters of a runner. Others may come later if it has room that was asked for."""
+    _check_one("merge", merge)
+    _check_one("max_adapters", max_adapters)
+    options = replace(DEFAULTS, merge=merge, max_adapters=max_adapters)
+    return find_adapters(choice, FORMATTER, options=options, more_may_come=max_adapters is not None)
+
+
 def _check(options: LoadOptions) -> None:
     """Raises TypeError and ``UsageError`` for options that are invalid by themselves or in combination."""
     for name in _CHECKED:
@@ -322,3 +341,5 @@ def _check_one(name: str, value: object) -> None:
         raise TypeError(f"{name} must be {kind}, not {type(value).__name__}")
     elif isinstance(value, int) and declared.least is not None and value < declared.least:
         raise UsageError(f"{name} is {value}", hint=f"it must be at least {declared.least:g}")
+    elif isinstance(value, int) and declared.most is not None and value > declared.most:
+        raise UsageError(f"{name} is {value}", hint=f"it must be at most {declared.most:g}")

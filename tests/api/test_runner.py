@@ -426,10 +426,20 @@ def test_a_model_that_cannot_chat_completes(file: Path, tmp_path: Path) -> None:
         assert complete(runner).usage.completion_tokens == 12
 
 
-def test_adapters_are_not_there_yet() -> None:
-    with pytest.raises(LoadError, match="lora-mistral: adapters are not there yet") as refused:
-        Runner(Which.LoraMistral(order="order.json"))
-    assert isinstance(refused.value, ValueError)
+@pytest.mark.parametrize(
+    ("options", "kind", "said", "hint"),
+    [
+        ({"merge": "yes"}, TypeError, "merge must be bool, not str", None),
+        ({"merge": True}, UsageError, "merge: there is no adapter", "a row with LoRA, such as Which.LoraLlama"),
+        ({"max_adapters": True}, TypeError, "max_adapters must be a whole number", None),
+        ({"max_adapters": 0}, UsageError, "max_adapters is 0", "it must be at least 1"),
+        ({"max_adapters": 1025}, UsageError, "max_adapters is 1025", "it must be at most 1024"),
+    ],
+)
+def test_options_of_adapters(options: dict[str, Any], kind: type[Exception], said: str, hint: str | None) -> None:
+    with pytest.raises(kind, match=said) as refused:
+        Runner(Which.Auto("owner/base"), **options)
+    assert (hint or "") in (getattr(refused.value, "hint", None) or "")
 
 
 # The names

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mistralrs import LoadError, UsageError, Which
-from mistralrs.api.local_model import LoadOptions
+from mistralrs.api.local_model import AdapterOptions, LoadOptions
 from mistralrs.api.selectors.model_choice import (
     ModelChoice,
     check_together,
@@ -22,7 +22,8 @@ from mistralrs.api.selectors.model_choice import (
     repeat_last_n_of,
     template_of,
 )
-from mistralrs.api.selectors.model_selector import ORIGINAL, SELECTORS, ModelSelector
+from mistralrs.api.selectors.model_selector import ORIGINAL, SELECTORS, ModelSelector, required_of
+from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter, class_name
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, resolve
@@ -140,13 +141,45 @@ def test_fields_mean_what_the_options_mean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in SELECTORS.values() if row.adapter], ids=lambda row: row.name)
-def test_adapters_are_refused_in_the_words_of_the_command_line(row: ModelSelector) -> None:
-    with pytest.raises(LoadError) as refused:
-        find_source(class_of(row)(**values_of(row)).choice(), WORDING)
-    with pytest.raises(LoadError) as told:
-        task(row.name)
-    assert (refused.value.message, refused.value.hint) == (told.value.message, told.value.hint)
-    assert refused.value.message == f"{row.name}: adapters are not there yet, so nothing was loaded"
+def test_adapters_are_those_of_the_command_line(row: ModelSelector, tmp_path: Path) -> None:
+    order = tmp_path / "order.json"
+    order.write_text('{"order": ["x", "y"], "base_model_id": "owner/base"}')
+    needed = {name: f"ad/{name}" for name in required_of(row)}
+    words = [word for name, value in needed.items() for word in (f"--{name.replace('_', '-')}", value)]
+    choice = class_of(row)(**needed, order=order).choice()
+    told = task(row.name, *words, "-o", str(order))
+    assert find_source(choice, WORDING) == told.source
+    assert find_adapters(choice, WORDING) == told.load.adapters
+    assert told.load.adapters.ordering == order
+    if row.format == "plain":
+        assert told.source.repo == "owner/base"
+    if row.adapter == "x-lora":
+        assert find_adapters(class_of(row)(**needed, tgt_non_granular_index=3).choice(), WORDING) == AdapterOptions(
+            xlora=row.adapter_repo or "ad/xlora_model_id", non_granular_index=3
+        )
+
+
+def test_an_ordering_in_the_user_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "order.json").write_text('{"order": ["x"]}')
+    assert find_adapters(Which.LoraMistral(order="~/order.json").choice(), WORDING).ordering == tmp_path / "order.json"
+
+
+def test_auto_takes_x_lora_for_any_architecture() -> None:
+    choice = Which.Auto("owner/base", xlora="owner/xlora", tgt_non_granular_index=1).choice()
+    assert find_adapters(choice, WORDING) == AdapterOptions(xlora="owner/xlora", non_granular_index=1)
+    with pytest.raises(UsageError, match="order needs xlora"):
+        find_adapters(Which.Auto("owner/base", order="order.json").choice(), WORDING)
+    with pytest.raises(UsageError, match="tgt_non_granular_index is -1"):
+        Which.Auto("owner/base", xlora="owner/xlora", tgt_non_granular_index=-1)
+
+
+def test_a_base_that_nothing_names_is_refused() -> None:
+    with pytest.raises(UsageError) as refused:
+        find_source(Which.XLoraGemma(xlora_model_id="a/b").choice(), WORDING)
+    assert refused.value.message == (
+        "x-lora-gemma needs model_id='REPO' or a path, or an ordering (order) that names the base"
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +188,8 @@ def test_adapters_are_refused_in_the_words_of_the_command_line(row: ModelSelecto
         ("GGUF", {}, TypeError, "Which.GGUF: quantized_filename must be given"),
         ("Auto", {}, TypeError, "Which.Auto: source must be given"),
         ("XLoraGemma", {"model_id": "a/b", "order": "o"}, TypeError, "Which.XLoraGemma: xlora_model_id must be given"),
-        ("LoraMistral", {}, TypeError, "Which.LoraMistral: order must be given"),
+        ("LoraLlama", {}, TypeError, "Which.LoraLlama: adapters_model_id must be given"),
+        ("LoraMistral", {"order": 3}, TypeError, "Which.LoraMistral: order must be str"),
         ("Mistral", {"model_id": 3}, TypeError, r"model_id must be str \| None, not int"),
         ("Mistral", {"tokenizer_json": 3}, TypeError, r"tokenizer_json must be str \| os.PathLike"),
         ("Mistral", {"repeat_last_n": "64"}, TypeError, r"repeat_last_n must be int \| None, not str"),
@@ -225,9 +259,8 @@ def test_options_that_undo_each_other() -> None:
 
 
 def test_a_choice_holds_all_that_names_weights() -> None:
-    adapters = {"xlora_model_id", "adapters_model_id", "order", "tgt_non_granular_index"}
-    known = {name for row in SELECTORS.values() for name in names_of(row)} - adapters
-    assert known == {each for each in ModelChoice.__dataclass_fields__ if each != "selector"}
+    known = {name for row in SELECTORS.values() for name in names_of(row)}
+    assert known == {each for each in ModelChoice.__dataclass_fields__ if each not in ("selector", "lora")}
     assert {"tok_model_id", "tokenizer_json"} <= set(LoadOptions.__dataclass_fields__)
 
 

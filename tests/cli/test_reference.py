@@ -51,8 +51,9 @@ def test_help_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("x-lora-gemma", ["The model: a hub repository, a folder or a file. Required.", "classifier. Required."]),
-        ("lora-mistral", ["(HuggingFaceH4/zephyr-7b-beta)", "(lamm-mit/x-lora)", "a JSON file. Required."]),
+        ("x-lora-gemma", ["a folder or a file. [default: (that of the ordering)]", "classifier. Required."]),
+        ("lora-mistral", ["(HuggingFaceH4/zephyr-7b-beta)", "(lamm-mit/x-lora)", "--lora NAME=SOURCE"]),
+        ("qwen3", ["--lora NAME=SOURCE", "--xlora REPO|FOLDER", "--tgt-non-granular-index N"]),
         ("gguf", ["The file. Required."]),
         ("llama-ggml", ["--gqa N", "llama-2-13b-chat.ggmlv3.q4_K_M.bin"]),
     ],

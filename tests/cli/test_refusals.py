@@ -236,7 +236,15 @@ FILES: dict[str, tuple[int, Callable[[Files], list[str]], str, str]] = {
     "a long prompt": (
         REQUEST, lambda f: ["--system", "x" * 600, *local("gguf", f.gguf)], "context length is 512", "--truncate"
     ),
-    "adapters": (LOAD, lambda f: ["xlora-llama", "-m", str(f.folder)], "adapters are not there", "llama runs without"),
+    "no X-LoRA": (
+        LOAD, lambda f: ["xlora-llama", "-m", str(f.folder), "-x", str(f.folder)], "has no xlora_config.json", "-o"
+    ),
+    "no adapters": (
+        LOAD, lambda f: ["lora-llama", "-m", str(f.folder), "-a", str(f.folder)], "has no adapter_config.json", "-o"
+    ),
+    "no adapter": (
+        LOAD, lambda f: ["auto", str(f.folder), "--lora", str(f.folder)], "neither adapter_config.json nor a GGUF", ""
+    ),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ The repositories hold tiny models of each row's architecture and format; the tok
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -18,6 +19,7 @@ from mistralrs.engine.events import Delta, Finished
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, PromptJob, resolve
 from mistralrs_cli.model import load_model
+from tests.adapters.adapter_folders import AdapterFolders, write_adapter_folders
 from tests.architectures import VARIANTS, Variant, greedy, reference, write_folder
 from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import write_gguf
@@ -49,6 +51,11 @@ class Tiny:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> AdapterFolders:
+    return write_adapter_folders(tmp_path_factory.mktemp("family"))
 
 
 @pytest.fixture
@@ -113,6 +120,30 @@ def test_auto_takes_anything(form: str, tiny: Tiny, hub: Hub) -> None:
     # a GGML file has no template, and its tokens are others
     prompt, tokens = answered("--chat-template", CHAT_TEMPLATE, *words)
     assert tokens == greedy(tiny.reference("llama"), prompt, count=COUNT)
+
+
+def test_a_row_with_lora_answers_as_its_adapters_do(family: AdapterFolders, hub: Hub, tmp_path: Path) -> None:
+    base, (a, b) = str(family.base), (str(path) for path in family.adapters.values())
+    files = {
+        f"{name}/{file.name}": file.read_bytes()
+        for name, folder in family.adapters.items()
+        for file in folder.iterdir()
+    }
+    config = json.dumps({"hidden_size": 64, "adapters": ["a", "b"]}).encode()
+    hub.repositories["owner/family"] = Repository(files | {"xlora_config.json": config})
+    order = tmp_path / "order.json"
+    order.write_text(json.dumps({"order": ["b", "a"], "base_model_id": base}))
+    plain = answered("auto", base)
+    both = answered("--lora", a, "--lora", b, "--adapter", "a,b", "auto", base)
+    only = answered("--lora", b, "auto", base)
+    assert len({tuple(tokens) for _, tokens in (plain, both, only)}) == 3
+    for words in (["-m", base], ["-o", str(order)]):
+        assert answered("lora-llama", "-a", "owner/family", *words) == both
+        assert answered("--no-merge", "lora-llama", "-a", "owner/family", *words) == both
+        assert answered("--adapter", "b", "lora-llama", "-a", "owner/family", *words) == only
+    assert answered("lora-llama", "-m", base, "-a", b) == only
+    assert answered("--adapter", "none", "lora-llama", "-m", base, "-a", b) == plain
+    assert answered("auto", base, "--lora", "owner/family/b") == only
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])

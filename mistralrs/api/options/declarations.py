@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from mistralrs.api.options.answer_options import AnswerOptions
+from mistralrs.api.options.adapter_flags import AdapterFlags
 from mistralrs.api.options.option import FETCH, RUN, SERVE, TALK, Option, option
 from mistralrs.quant.quantize import ISQ_TYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(AnswerOptions):
+class Options(AdapterFlags):
     """The values in force, each from its strongest origin. None: not given, so that the mode or the model decides."""
 
     truncate_sequence: bool = option(

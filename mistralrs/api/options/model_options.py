@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mistralrs.api.options.adapter_flags import lora_option
 from mistralrs.api.options.option import argument, option
 from mistralrs.api.schemas.sentinels import MAX_INT
 
@@ -55,7 +56,13 @@ def _repeat_last_n() -> Any:
 
 
 def _order() -> Any:
-    return option(None, "--order", "-o", metavar="FILE", help="The ordering of the adapters, a JSON file.")
+    return option(
+        None,
+        "--order",
+        "-o",
+        metavar="FILE",
+        help="The ordering of the adapters, a JSON file; not needed where it follows from the configs.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,35 @@ class AutoOptions:
     repeat_last_n: int | None = _repeat_last_n()
 
 
+def _tgt_non_granular_index() -> Any:
+    return option(
+        None,
+        "--tgt-non-granular-index",
+        metavar="N",
+        least=0,
+        help="Compute X-LoRA's scalings for this many generated tokens, then keep the last ones; 0: those of the "
+        "prompt's last token.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedOptions:
+    """The options after a selector without adapters for one quantized file, besides those that name the weights."""
+
+    lora: tuple[str, ...] = lora_option()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedXLoraOptions(AddedOptions):
+    """The options after any other selector without adapters, besides those that name the weights."""
+
+    xlora: str | None = option(
+        None, "--xlora", metavar="REPO|FOLDER", help="X-LoRA's adapters and their classifier, for any architecture."
+    )
+    order: Path | None = _order()
+    tgt_non_granular_index: int | None = _tgt_non_granular_index()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XLoraOptions:
     """The options after a selector with X-LoRA, besides those that name the weights."""
@@ -116,17 +152,11 @@ class XLoraOptions:
         None, "--xlora-model-id", "-x", metavar="REPO|FOLDER", help="The adapters and their classifier."
     )
     order: Path | None = _order()
-    tgt_non_granular_index: int | None = option(
-        None,
-        "--tgt-non-granular-index",
-        metavar="N",
-        least=0,
-        help="Compute the scalings for this many generated tokens, then keep the last ones.",
-    )
+    tgt_non_granular_index: int | None = _tgt_non_granular_index()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraOptions:
+class LoraOptions(AddedOptions):
     """The options after a selector with LoRA, besides those that name the weights."""
 
     adapters_model_id: str | None = option(

@@ -54,6 +54,8 @@ class Option:
     """The value is bytes, given as a number with K, M, G or T."""
     file_endings: tuple[str, ...] = ()
     """For texts: a value with one of these endings is a path."""
+    has_negation: bool = False
+    """The last flag means False; the option may also be not given, which is None."""
     separator: str | None = None
     """The separator of values in the environment; None: the variable is one value."""
     empty_counts: bool = False

@@ -1,6 +1,6 @@
 """Finds the files and the text of a model from a selector and its fields, for every kind of caller.
 
-No file is opened. The command line and ``Which`` spell the same fields in different ways, each with an
+No file is opened but an ordering. The command line and ``Which`` spell the same fields in different ways, each with an
 ``ErrorFormatter``; the meaning of the fields, and the combinations that are refused, are here.
 """
 
@@ -14,6 +14,7 @@ from typing import Protocol
 from mistralrs.api.local_model import ModelSource
 from mistralrs.api.schemas.sentinels import repeat_last_n_from
 from mistralrs.api.selectors.model_selector import ModelSelector
+from mistralrs.api.selectors.named_adapters import ordering_of
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs.text.builtin_templates import builtin_template
@@ -38,6 +39,17 @@ class ModelChoice:
     tokenizer_json: Path | None = None
     gqa: int | None = None
     repeat_last_n: int | None = None
+    lora: tuple[str, ...] = ()
+    """LoRA adapters as ``NAME=SOURCE`` or ``SOURCE``."""
+    adapters_model_id: str | None = None
+    """The adapters of a selector with LoRA: a hub repository or a folder."""
+    xlora_model_id: str | None = None
+    """Those of a selector with X-LoRA, and their classifier."""
+    xlora: str | None = None
+    """The same for a selector without adapters."""
+    order: Path | None = None
+    """The ordering file of the adapters."""
+    tgt_non_granular_index: int | None = None
 
 
 class ErrorFormatter(Protocol):
@@ -56,15 +68,10 @@ class ErrorFormatter(Protocol):
 def find_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
     """Returns the model that a selector and its fields name.
 
-    Raises ``UsageError`` when they name nothing, and ``LoadError`` when a local file is missing or the selector is one
-    with adapters, which cannot be loaded yet.
+    Raises ``UsageError`` when they name nothing, and ``LoadError`` when a local file is missing or the ordering of a
+    selector with adapters cannot be read or is for another base.
     """
     row = choice.selector
-    if row.adapter is not None:
-        base = row.name.removeprefix(f"{row.adapter}-")
-        raise LoadError(
-            f"{row.name}: adapters are not there yet, so nothing was loaded", hint=f"{base} runs without an adapter"
-        )
     if row.format == "plain":
         return _plain_source(choice, formatter)
     return _any_source(choice, formatter) if row.format == "any" else _file_source(choice, formatter)
@@ -137,10 +144,14 @@ def check_together(
 
 def _plain_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
     row = choice.selector
-    model = choice.model_id if choice.model_id is not None else row.base_repo
+    model = choice.model_id
+    if model is None:
+        ordering = ordering_of(choice, formatter) if row.adapter is not None else None
+        model = row.base_repo if ordering is None or ordering.base_model_id is None else ordering.base_model_id
     if not model:
+        or_ordering = "" if row.adapter is None else f", or an ordering ({formatter.name('order')}) that names the base"
         raise UsageError(
-            f"{row.name} needs {formatter.given('model_id', 'REPO')} or a path",
+            f"{row.name} needs {formatter.given('model_id', 'REPO')} or a path{or_ordering}",
             hint=formatter.call(row.name, model_id="OWNER/NAME"),
         )
     return source_at(model, None, formatter, architecture=row.architecture)

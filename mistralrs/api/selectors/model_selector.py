@@ -26,7 +26,8 @@ class ModelSelector:
     adapter: Adapter | None = None
     """The adapters that are added to the weights."""
     base_repo: str | None = None
-    """Default of ``--model-id``; only for safetensors. GGUF and GGML files have their own tokenizer."""
+    """Default of ``--model-id``; only for safetensors. GGUF and GGML files have their own tokenizer. An ordering of
+    adapters may name another one."""
     quantized_repo: str | None = None
     """Default of ``--quantized-model-id``; None: a local file."""
     quantized_filename: str | None = None
@@ -65,7 +66,8 @@ def required_of(row: ModelSelector) -> frozenset[str]:
     weights = {"plain": "model_id", "gguf": "quantized_filename", "ggml": "quantized_filename", "any": "source"}
     wanted = {weights[row.format]}
     if row.adapter is not None:
-        wanted |= {{"x-lora": "xlora_model_id", "lora": "adapters_model_id"}[row.adapter], "order"}
+        wanted.add({"x-lora": "xlora_model_id", "lora": "adapters_model_id"}[row.adapter])
+        wanted.discard("model_id")  # the ordering may name it
     return frozenset(wanted - defaults_of(row).keys())
 
 
@@ -169,24 +171,29 @@ def _both(
     return plain, file
 
 
+_GEMMA_GGUF = ModelSelector(
+    "gemma-gguf",
+    "gemma",
+    "gguf",
+    quantized_repo="lmstudio-ai/gemma-2b-it-GGUF",
+    quantized_filename="gemma-2b-it-q4_k_m.gguf",
+    template="gemma",
+)
+_PHI2_GGUF = ModelSelector(
+    "phi2-gguf",
+    "phi2",
+    "gguf",
+    quantized_repo="TheBloke/phi-2-GGUF",
+    quantized_filename="phi-2.Q4_K_M.gguf",
+)
+
 MORE = (
     ModelSelector("auto", None, "any"),
     ModelSelector("gguf", None, "gguf"),
-    ModelSelector(
-        "gemma-gguf",
-        "gemma",
-        "gguf",
-        quantized_repo="lmstudio-ai/gemma-2b-it-GGUF",
-        quantized_filename="gemma-2b-it-q4_k_m.gguf",
-        template="gemma",
-    ),
-    ModelSelector(
-        "phi2-gguf",
-        "phi2",
-        "gguf",
-        quantized_repo="TheBloke/phi-2-GGUF",
-        quantized_filename="phi-2.Q4_K_M.gguf",
-    ),
+    _GEMMA_GGUF,
+    _PHI2_GGUF,
+    _adapted("x-lora", _GEMMA_GGUF),
+    _adapted("x-lora", _PHI2_GGUF),
     *_both(
         "qwen2",
         "Qwen/Qwen2.5-1.5B-Instruct",

@@ -46,8 +46,9 @@ class Which:
         """Returns the selector and the fields that name its weights."""
         meant = {each.name for each in fields(ModelChoice)}
         given = {name: getattr(self, name) for name in fields_of(self.row) if name in meant}
-        if given["tokenizer_json"] is not None:
-            given["tokenizer_json"] = Path(given["tokenizer_json"])
+        for name in ("tokenizer_json", "order"):
+            if given.get(name) is not None:
+                given[name] = Path(given[name])
         return ModelChoice(selector=self.row, **given)
 
 

@@ -165,22 +165,42 @@ class Which:
 
     @dataclass(frozen=True, init=False)
     class XLoraMistral(Which):
-        """The row ``x-lora-mistral``. Needs order; defaults: model_id='HuggingFaceH4/zephyr-7b-beta', xlora_model_id='lamm-mit/x-lora', repeat_last_n=64."""
+        """The row ``x-lora-mistral``. Needs nothing; defaults: model_id='HuggingFaceH4/zephyr-7b-beta', xlora_model_id='lamm-mit/x-lora', repeat_last_n=64."""
 
         model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
         xlora_model_id: str | None
         repeat_last_n: int | None
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
+        tgt_non_granular_index: int | None
+        def __init__(
+            self,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            xlora_model_id: str | None = None,
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class XLoraGemma(Which):
+        """The row ``x-lora-gemma``. Needs xlora_model_id; defaults: repeat_last_n=64."""
+
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        xlora_model_id: str
+        repeat_last_n: int | None
+        order: str | os.PathLike[str] | None
         tgt_non_granular_index: int | None
         @overload
         def __init__(
             self,
             model_id: str | None,
             tokenizer_json: str | os.PathLike[str] | None,
-            xlora_model_id: str | None,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
+            xlora_model_id: str,
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
         @overload
@@ -189,143 +209,111 @@ class Which:
             *,
             model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
-            xlora_model_id: str | None = None,
-            repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
-            tgt_non_granular_index: int | None = None,
-        ) -> None: ...
-
-    @dataclass(frozen=True, init=False)
-    class XLoraGemma(Which):
-        """The row ``x-lora-gemma``. Needs model_id, xlora_model_id, order; defaults: repeat_last_n=64."""
-
-        model_id: str
-        tokenizer_json: str | os.PathLike[str] | None
-        xlora_model_id: str
-        repeat_last_n: int | None
-        order: str | os.PathLike[str]
-        tgt_non_granular_index: int | None
-        @overload
-        def __init__(
-            self,
-            model_id: str,
-            tokenizer_json: str | os.PathLike[str] | None,
-            xlora_model_id: str,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
-            tgt_non_granular_index: int | None = None,
-        ) -> None: ...
-        @overload
-        def __init__(
-            self,
-            *,
-            model_id: str,
-            tokenizer_json: str | os.PathLike[str] | None = None,
             xlora_model_id: str,
             repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class XLoraLlama(Which):
-        """The row ``x-lora-llama``. Needs model_id, xlora_model_id, order; defaults: repeat_last_n=64."""
+        """The row ``x-lora-llama``. Needs xlora_model_id; defaults: repeat_last_n=64."""
 
-        model_id: str
+        model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
         xlora_model_id: str
         repeat_last_n: int | None
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         tgt_non_granular_index: int | None
         @overload
         def __init__(
             self,
-            model_id: str,
+            model_id: str | None,
             tokenizer_json: str | os.PathLike[str] | None,
             xlora_model_id: str,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
         @overload
         def __init__(
             self,
             *,
-            model_id: str,
+            model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
             xlora_model_id: str,
             repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class XLoraMixtral(Which):
-        """The row ``x-lora-mixtral``. Needs model_id, xlora_model_id, order; defaults: repeat_last_n=64."""
+        """The row ``x-lora-mixtral``. Needs xlora_model_id; defaults: repeat_last_n=64."""
 
-        model_id: str
+        model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
         xlora_model_id: str
         repeat_last_n: int | None
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         tgt_non_granular_index: int | None
         @overload
         def __init__(
             self,
-            model_id: str,
+            model_id: str | None,
             tokenizer_json: str | os.PathLike[str] | None,
             xlora_model_id: str,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
         @overload
         def __init__(
             self,
             *,
-            model_id: str,
+            model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
             xlora_model_id: str,
             repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class XLoraPhi2(Which):
-        """The row ``x-lora-phi2``. Needs model_id, xlora_model_id, order; defaults: repeat_last_n=64."""
+        """The row ``x-lora-phi2``. Needs xlora_model_id; defaults: repeat_last_n=64."""
 
-        model_id: str
+        model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
         xlora_model_id: str
         repeat_last_n: int | None
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         tgt_non_granular_index: int | None
         @overload
         def __init__(
             self,
-            model_id: str,
+            model_id: str | None,
             tokenizer_json: str | os.PathLike[str] | None,
             xlora_model_id: str,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
         @overload
         def __init__(
             self,
             *,
-            model_id: str,
+            model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
             xlora_model_id: str,
             repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class XLoraMistralGGUF(Which):
-        """The row ``x-lora-mistral-gguf``. Needs order; defaults: quantized_model_id='TheBloke/zephyr-7B-beta-GGUF', quantized_filename='zephyr-7b-beta.Q8_0.gguf', xlora_model_id='lamm-mit/x-lora', repeat_last_n=64."""
+        """The row ``x-lora-mistral-gguf``. Needs nothing; defaults: quantized_model_id='TheBloke/zephyr-7B-beta-GGUF', quantized_filename='zephyr-7b-beta.Q8_0.gguf', xlora_model_id='lamm-mit/x-lora', repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -333,37 +321,23 @@ class Which:
         quantized_filename: str | None
         repeat_last_n: int | None
         xlora_model_id: str | None
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         tgt_non_granular_index: int | None
-        @overload
         def __init__(
             self,
-            tok_model_id: str | None,
-            tokenizer_json: str | os.PathLike[str] | None,
-            quantized_model_id: str | None,
-            quantized_filename: str | None,
-            repeat_last_n: int | None,
-            xlora_model_id: str | None,
-            order: str | os.PathLike[str],
-            tgt_non_granular_index: int | None = None,
-        ) -> None: ...
-        @overload
-        def __init__(
-            self,
-            *,
             tok_model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
             quantized_model_id: str | None = None,
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
             xlora_model_id: str | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class XLoraLlamaGGUF(Which):
-        """The row ``x-lora-llama-gguf``. Needs xlora_model_id, order; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGUF', quantized_filename='llama-2-13b-chat.Q4_K_M.gguf', repeat_last_n=64."""
+        """The row ``x-lora-llama-gguf``. Needs xlora_model_id; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGUF', quantized_filename='llama-2-13b-chat.Q4_K_M.gguf', repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -371,7 +345,7 @@ class Which:
         quantized_filename: str | None
         repeat_last_n: int | None
         xlora_model_id: str
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         tgt_non_granular_index: int | None
         @overload
         def __init__(
@@ -382,7 +356,7 @@ class Which:
             quantized_filename: str | None,
             repeat_last_n: int | None,
             xlora_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
         @overload
@@ -395,13 +369,13 @@ class Which:
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
             xlora_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class XLoraLlamaGGML(Which):
-        """The row ``x-lora-llama-ggml``. Needs xlora_model_id, order; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGML', quantized_filename='llama-2-13b-chat.ggmlv3.q4_K_M.bin', gqa=1, repeat_last_n=64."""
+        """The row ``x-lora-llama-ggml``. Needs xlora_model_id; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGML', quantized_filename='llama-2-13b-chat.ggmlv3.q4_K_M.bin', gqa=1, repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -409,7 +383,7 @@ class Which:
         quantized_filename: str | None
         repeat_last_n: int | None
         xlora_model_id: str
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         gqa: int | None
         tgt_non_granular_index: int | None
         @overload
@@ -421,7 +395,7 @@ class Which:
             quantized_filename: str | None,
             repeat_last_n: int | None,
             xlora_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             gqa: int | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
@@ -435,14 +409,14 @@ class Which:
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
             xlora_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             gqa: int | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class XLoraMixtralGGUF(Which):
-        """The row ``x-lora-mixtral-gguf``. Needs xlora_model_id, order; defaults: quantized_model_id='TheBloke/Mixtral-8x7B-v0.1-GGUF', quantized_filename='mixtral-8x7b-v0.1.Q4_K_M.gguf', repeat_last_n=64."""
+        """The row ``x-lora-mixtral-gguf``. Needs xlora_model_id; defaults: quantized_model_id='TheBloke/Mixtral-8x7B-v0.1-GGUF', quantized_filename='mixtral-8x7b-v0.1.Q4_K_M.gguf', repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -450,7 +424,7 @@ class Which:
         quantized_filename: str | None
         repeat_last_n: int | None
         xlora_model_id: str
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         tgt_non_granular_index: int | None
         @overload
         def __init__(
@@ -461,7 +435,7 @@ class Which:
             quantized_filename: str | None,
             repeat_last_n: int | None,
             xlora_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
         @overload
@@ -474,27 +448,45 @@ class Which:
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
             xlora_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class LoraMistral(Which):
-        """The row ``lora-mistral``. Needs order; defaults: model_id='HuggingFaceH4/zephyr-7b-beta', adapters_model_id='lamm-mit/x-lora', repeat_last_n=64."""
+        """The row ``lora-mistral``. Needs nothing; defaults: model_id='HuggingFaceH4/zephyr-7b-beta', adapters_model_id='lamm-mit/x-lora', repeat_last_n=64."""
 
         model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
         adapters_model_id: str | None
         repeat_last_n: int | None
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
+        def __init__(
+            self,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            adapters_model_id: str | None = None,
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class LoraMixtral(Which):
+        """The row ``lora-mixtral``. Needs adapters_model_id; defaults: repeat_last_n=64."""
+
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        adapters_model_id: str
+        repeat_last_n: int | None
+        order: str | os.PathLike[str] | None
         @overload
         def __init__(
             self,
             model_id: str | None,
             tokenizer_json: str | os.PathLike[str] | None,
-            adapters_model_id: str | None,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
+            adapters_model_id: str,
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
         @overload
         def __init__(
@@ -502,72 +494,43 @@ class Which:
             *,
             model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
-            adapters_model_id: str | None = None,
-            repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
-        ) -> None: ...
-
-    @dataclass(frozen=True, init=False)
-    class LoraMixtral(Which):
-        """The row ``lora-mixtral``. Needs model_id, adapters_model_id, order; defaults: repeat_last_n=64."""
-
-        model_id: str
-        tokenizer_json: str | os.PathLike[str] | None
-        adapters_model_id: str
-        repeat_last_n: int | None
-        order: str | os.PathLike[str]
-        @overload
-        def __init__(
-            self,
-            model_id: str,
-            tokenizer_json: str | os.PathLike[str] | None,
-            adapters_model_id: str,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
-        ) -> None: ...
-        @overload
-        def __init__(
-            self,
-            *,
-            model_id: str,
-            tokenizer_json: str | os.PathLike[str] | None = None,
             adapters_model_id: str,
             repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class LoraLlama(Which):
-        """The row ``lora-llama``. Needs model_id, adapters_model_id, order; defaults: repeat_last_n=64."""
+        """The row ``lora-llama``. Needs adapters_model_id; defaults: repeat_last_n=64."""
 
-        model_id: str
+        model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
         adapters_model_id: str
         repeat_last_n: int | None
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         @overload
         def __init__(
             self,
-            model_id: str,
+            model_id: str | None,
             tokenizer_json: str | os.PathLike[str] | None,
             adapters_model_id: str,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
+            repeat_last_n: int | None = None,
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
         @overload
         def __init__(
             self,
             *,
-            model_id: str,
+            model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
             adapters_model_id: str,
             repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class LoraMistralGGUF(Which):
-        """The row ``lora-mistral-gguf``. Needs order; defaults: quantized_model_id='TheBloke/zephyr-7B-beta-GGUF', quantized_filename='zephyr-7b-beta.Q8_0.gguf', adapters_model_id='lamm-mit/x-lora', repeat_last_n=64."""
+        """The row ``lora-mistral-gguf``. Needs nothing; defaults: quantized_model_id='TheBloke/zephyr-7B-beta-GGUF', quantized_filename='zephyr-7b-beta.Q8_0.gguf', adapters_model_id='lamm-mit/x-lora', repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -575,34 +538,21 @@ class Which:
         quantized_filename: str | None
         adapters_model_id: str | None
         repeat_last_n: int | None
-        order: str | os.PathLike[str]
-        @overload
+        order: str | os.PathLike[str] | None
         def __init__(
             self,
-            tok_model_id: str | None,
-            tokenizer_json: str | os.PathLike[str] | None,
-            quantized_model_id: str | None,
-            quantized_filename: str | None,
-            adapters_model_id: str | None,
-            repeat_last_n: int | None,
-            order: str | os.PathLike[str],
-        ) -> None: ...
-        @overload
-        def __init__(
-            self,
-            *,
             tok_model_id: str | None = None,
             tokenizer_json: str | os.PathLike[str] | None = None,
             quantized_model_id: str | None = None,
             quantized_filename: str | None = None,
             adapters_model_id: str | None = None,
             repeat_last_n: int | None = None,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class LoraLlamaGGUF(Which):
-        """The row ``lora-llama-gguf``. Needs adapters_model_id, order; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGUF', quantized_filename='llama-2-13b-chat.Q4_K_M.gguf', repeat_last_n=64."""
+        """The row ``lora-llama-gguf``. Needs adapters_model_id; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGUF', quantized_filename='llama-2-13b-chat.Q4_K_M.gguf', repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -610,7 +560,7 @@ class Which:
         quantized_filename: str | None
         repeat_last_n: int | None
         adapters_model_id: str
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         @overload
         def __init__(
             self,
@@ -620,7 +570,7 @@ class Which:
             quantized_filename: str | None,
             repeat_last_n: int | None,
             adapters_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
         @overload
         def __init__(
@@ -632,12 +582,12 @@ class Which:
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
             adapters_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class LoraLlamaGGML(Which):
-        """The row ``lora-llama-ggml``. Needs adapters_model_id, order; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGML', quantized_filename='llama-2-13b-chat.ggmlv3.q4_K_M.bin', gqa=1, repeat_last_n=64."""
+        """The row ``lora-llama-ggml``. Needs adapters_model_id; defaults: quantized_model_id='TheBloke/Llama-2-13B-chat-GGML', quantized_filename='llama-2-13b-chat.ggmlv3.q4_K_M.bin', gqa=1, repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -645,7 +595,7 @@ class Which:
         quantized_filename: str | None
         repeat_last_n: int | None
         adapters_model_id: str
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         gqa: int | None
         @overload
         def __init__(
@@ -656,7 +606,7 @@ class Which:
             quantized_filename: str | None,
             repeat_last_n: int | None,
             adapters_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             gqa: int | None = None,
         ) -> None: ...
         @overload
@@ -669,13 +619,13 @@ class Which:
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
             adapters_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
             gqa: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
     class LoraMixtralGGUF(Which):
-        """The row ``lora-mixtral-gguf``. Needs adapters_model_id, order; defaults: quantized_model_id='TheBloke/Mixtral-8x7B-v0.1-GGUF', quantized_filename='mixtral-8x7b-v0.1.Q4_K_M.gguf', repeat_last_n=64."""
+        """The row ``lora-mixtral-gguf``. Needs adapters_model_id; defaults: quantized_model_id='TheBloke/Mixtral-8x7B-v0.1-GGUF', quantized_filename='mixtral-8x7b-v0.1.Q4_K_M.gguf', repeat_last_n=64."""
 
         tok_model_id: str | None
         tokenizer_json: str | os.PathLike[str] | None
@@ -683,7 +633,7 @@ class Which:
         quantized_filename: str | None
         repeat_last_n: int | None
         adapters_model_id: str
-        order: str | os.PathLike[str]
+        order: str | os.PathLike[str] | None
         @overload
         def __init__(
             self,
@@ -693,7 +643,7 @@ class Which:
             quantized_filename: str | None,
             repeat_last_n: int | None,
             adapters_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
         @overload
         def __init__(
@@ -705,7 +655,7 @@ class Which:
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
             adapters_model_id: str,
-            order: str | os.PathLike[str],
+            order: str | os.PathLike[str] | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
@@ -718,6 +668,9 @@ class Which:
         tokenizer_json: str | os.PathLike[str] | None
         repeat_last_n: int | None
         gqa: int | None
+        xlora: str | None
+        order: str | os.PathLike[str] | None
+        tgt_non_granular_index: int | None
         def __init__(
             self,
             source: str,
@@ -726,6 +679,9 @@ class Which:
             tokenizer_json: str | os.PathLike[str] | None = None,
             repeat_last_n: int | None = None,
             gqa: int | None = None,
+            xlora: str | None = None,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
@@ -791,6 +747,82 @@ class Which:
             quantized_model_id: str | None = None,
             quantized_filename: str | None = None,
             repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class XLoraGemmaGGUF(Which):
+        """The row ``x-lora-gemma-gguf``. Needs xlora_model_id; defaults: quantized_model_id='lmstudio-ai/gemma-2b-it-GGUF', quantized_filename='gemma-2b-it-q4_k_m.gguf', repeat_last_n=64."""
+
+        tok_model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        quantized_model_id: str | None
+        quantized_filename: str | None
+        repeat_last_n: int | None
+        xlora_model_id: str
+        order: str | os.PathLike[str] | None
+        tgt_non_granular_index: int | None
+        @overload
+        def __init__(
+            self,
+            tok_model_id: str | None,
+            tokenizer_json: str | os.PathLike[str] | None,
+            quantized_model_id: str | None,
+            quantized_filename: str | None,
+            repeat_last_n: int | None,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            tok_model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str | None = None,
+            repeat_last_n: int | None = None,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class XLoraPhi2GGUF(Which):
+        """The row ``x-lora-phi2-gguf``. Needs xlora_model_id; defaults: quantized_model_id='TheBloke/phi-2-GGUF', quantized_filename='phi-2.Q4_K_M.gguf', repeat_last_n=64."""
+
+        tok_model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        quantized_model_id: str | None
+        quantized_filename: str | None
+        repeat_last_n: int | None
+        xlora_model_id: str
+        order: str | os.PathLike[str] | None
+        tgt_non_granular_index: int | None
+        @overload
+        def __init__(
+            self,
+            tok_model_id: str | None,
+            tokenizer_json: str | os.PathLike[str] | None,
+            quantized_model_id: str | None,
+            quantized_filename: str | None,
+            repeat_last_n: int | None,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            tok_model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str | None = None,
+            repeat_last_n: int | None = None,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)

@@ -10,7 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, get_type_hints
 
-from mistralrs.api.options.model_options import AutoOptions, GgmlOptions, LoraOptions, PlainOptions, XLoraOptions
+from mistralrs.api.options.model_options import (
+    AddedXLoraOptions,
+    AutoOptions,
+    GgmlOptions,
+    LoraOptions,
+    PlainOptions,
+    XLoraOptions,
+)
 from mistralrs.api.options.option import Option
 from mistralrs.api.selectors.model_selector import SELECTORS, Adapter, Format, ModelSelector, defaults_of, required_of
 
@@ -19,7 +26,10 @@ _FIELDS: dict[tuple[Format, Adapter | None], tuple[str, ...]] = {
     ("plain", None): ("model_id", "tokenizer_json", "repeat_last_n"),
     ("gguf", None): (*_FILE, "repeat_last_n"),
     ("ggml", None): (*_FILE, "repeat_last_n", "gqa"),
-    ("any", None): ("source", "filename", "tok_model_id", "tokenizer_json", "repeat_last_n", "gqa"),
+    ("any", None): (
+        "source", "filename", "tok_model_id", "tokenizer_json", "repeat_last_n", "gqa", "xlora", "order",
+        "tgt_non_granular_index",
+    ),
     ("plain", "x-lora"): (
         "model_id", "tokenizer_json", "xlora_model_id", "repeat_last_n", "order", "tgt_non_granular_index",
     ),
@@ -54,7 +64,7 @@ def _kind(hint: object, declared: Option) -> Kind:
 
 _KINDS = {
     each.name: _kind(hints[each.name], each.metadata["declaration"])
-    for options in (PlainOptions, GgmlOptions, AutoOptions, XLoraOptions, LoraOptions)
+    for options in (PlainOptions, GgmlOptions, AutoOptions, AddedXLoraOptions, XLoraOptions, LoraOptions)
     for hints in (get_type_hints(options),)
     for each in fields(options)
 }
@@ -86,10 +96,11 @@ class PythonErrorFormatter:
     """Spells fields and options as arguments, and selectors as calls."""
 
     _OPTIONS: ClassVar = {"isq": "in_situ_quant"}
+    _ROWS: ClassVar = {"lora": "a row with LoRA, such as Which.LoraLlama"}
 
     def name(self, field: str) -> str:
-        """Returns the argument."""
-        return self._OPTIONS.get(field, field)
+        """Returns the argument, or the kind of row that takes its place."""
+        return self._ROWS.get(field) or self._OPTIONS.get(field, field)
 
     def given(self, field: str, value: object) -> str:
         """Returns the argument with its value."""
