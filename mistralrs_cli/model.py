@@ -54,6 +54,22 @@ class Vocabulary(Protocol):
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]: ...
 
 
+class Adapters(Protocol):
+    """The adapters of a model at one moment."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def active(self) -> Mapping[str, float]:
+        """Names and weights of those that act on requests that choose none."""
+
+    def describe(self) -> str:
+        """Returns one line about them; empty if there are none."""
+
+    def check(self, weights: Mapping[str, float]) -> None:
+        """Raises ``RequestError`` for adapters that cannot act together with these weights."""
+
+
 class Model(Protocol):
     """A loaded model."""
 
@@ -67,10 +83,21 @@ class Model(Protocol):
     def vocab_size(self) -> int:
         """Ids from this number on are in no prompt and no answer."""
 
+    def known_adapters(self) -> Adapters:
+        """Returns the adapters that requests can name at this moment."""
+
     def chat(
-        self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
+        self,
+        messages: Sequence[Mapping[str, object]],
+        sampling: SamplingParams,
+        *,
+        truncate: bool = False,
+        adapters: Mapping[str, float] | None = None,
     ) -> AnswerStream:
-        """Answers a conversation. Raises ``RequestError`` if the conversation cannot be answered."""
+        """Answers a conversation. ``adapters``: names and weights of those that act; None: the default ones.
+
+        Raises ``RequestError`` if the conversation cannot be answered.
+        """
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> AnswerStream:
         """Continues token ids. Raises ``RequestError`` if they cannot be continued."""

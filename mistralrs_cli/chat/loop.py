@@ -27,7 +27,7 @@ def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
 def _from_terminal(chat: Chat, streams: Streams) -> int:
     from mistralrs_cli.chat.editor import Editor, LeftByInterrupt
 
-    chat.notes.say(*banner(chat.model.info))
+    chat.notes.say(*banner(chat.model.info, chat.model.known_adapters()))
     draft = ""
     with Editor(streams, say=chat.notes.say) as editor:
         while not chat.leaving:

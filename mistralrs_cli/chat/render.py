@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from mistralrs.errors import MistralrsError
-from mistralrs_cli.model import Info
+from mistralrs_cli.model import Adapters, Info
 from mistralrs_cli.output import clean_block, clean_line, grouped, is_terminal, print_error
 
 
@@ -36,12 +36,15 @@ class Notes:
         print_error(self._stream, error)
 
 
-def banner(info: Info) -> tuple[str, str]:
-    """Returns the two lines that open a chat: the loaded model, and the way to help."""
+def banner(info: Info, adapters: Adapters) -> list[str]:
+    """Returns the lines that open a chat: the loaded model, its adapters if it has some, and the way to help."""
     threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}"
     context = f"context {grouped(info.context_length)}"
     parts = (info.name, info.architecture, info.quantization, f"{info.backend}, {threads}", context)
-    return clean_line(" · ".join(parts)), "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"
+    lines = [clean_line(" · ".join(parts)), "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"]
+    if described := adapters.describe():
+        lines.insert(1, clean_line(f"adapters: {described}"))
+    return lines
 
 
 def columns(rows: Iterable[tuple[str, str]]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from mistralrs.engine.events import Finished, Usage
 from mistralrs_cli.answer import Interruption, relay
 from mistralrs_cli.chat.chat_history import Conversation
 from mistralrs_cli.chat.render import Notes
 from mistralrs_cli.invocation import ChatJob
-from mistralrs_cli.model import Model
+from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.output import AnswerWriter, Streams, stats_line
 
 
@@ -21,6 +23,8 @@ class Chat:
         """Each answer is followed by its statistics."""
         self.last: Usage | None = None
         """The usage of the last answer."""
+        self.adapters: Mapping[str, float] | None = None
+        """Names and weights of the adapters that act from the next turn on; None: the model's default ones."""
         self.leaving = False
         self.notes = Notes(streams.stderr)
         self._job = job
@@ -36,7 +40,7 @@ class Chat:
         messages = self.conversation.asking(text)
         with Interruption() as interruption:
             try:
-                answer = interruption.watch(self.model.chat(messages, self._job.sampling, truncate=self._job.truncate))
+                answer = interruption.watch(self._ask(messages))
             except KeyboardInterrupt:  # before there was an answer
                 return Finished("cancelled", Usage(0, 0, 0, 0.0, 0.0, 0.0, self._job.sampling.seed))
             try:
@@ -52,6 +56,10 @@ class Chat:
         if self.stats:
             self.show_stats()
         return finished
+
+    def _ask(self, messages: Sequence[Mapping[str, object]]) -> AnswerStream:
+        job = self._job
+        return self.model.chat(messages, job.sampling, truncate=job.truncate, adapters=self.adapters)
 
     def show_stats(self) -> None:
         """Shows the statistics of the last answer."""

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mistralrs.api.known_adapters import described
+from mistralrs.api.selectors.adapter_words import parse_weights
 from mistralrs.errors import UsageError
 from mistralrs_cli.chat.render import columns
 from mistralrs_cli.chat.session import Chat
@@ -65,10 +67,31 @@ def _stats(chat: Chat, argument: str) -> None:
         raise UsageError(f"/stats {clean_line(argument)}: not on or off", hint="/stats alone shows the last answer's")
 
 
+def _adapter(chat: Chat, argument: str) -> None:
+    known = chat.model.known_adapters()
+    if not known.names:
+        raise UsageError("no adapter can be chosen", hint="--lora NAME=SOURCE loads one at the start")
+    if argument in ("", "list"):
+        acting = known.active if chat.adapters is None else chat.adapters
+        chat.notes.say(*columns((clean_line(name), _acts(acting.get(name))) for name in known.names))
+        return
+    weights = parse_weights(argument.replace(",", " ").split(), written="/adapter")
+    known.check(weights)
+    chat.adapters = weights
+    chat.notes.say(f"acting from now on: {clean_line(described(weights)) or 'none'}")
+
+
+def _acts(weight: float | None) -> str:
+    return "" if weight is None else f"acts, weight {weight:g}"
+
+
 COMMANDS = (
     SlashCommand("/help", "show the commands, or one of them", _help, argument="[command]", aliases=("/?",)),
     SlashCommand("/system", 'show or set the system message; "" removes it', _system, argument="[text]"),
     SlashCommand("/stats", "show what the last answer took, or show it after each answer", _stats, argument="[on|off]"),
+    SlashCommand(
+        "/adapter", "show the adapters, or choose those that act", _adapter, argument="[list|NAME[:W]...|none]"
+    ),
     SlashCommand("/clear", "forget the conversation", _clear),
     SlashCommand("/exit", "leave", _exit, aliases=("/bye", "/quit", "\\exit")),
 )

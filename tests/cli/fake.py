@@ -13,7 +13,7 @@ from typing import Literal
 from mistralrs.api.local_model import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Usage
-from mistralrs.errors import ContextLengthError, EngineError, LoadError
+from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError
 from mistralrs.progress import Progress
 
 CONTEXT_LENGTH = 8192
@@ -31,6 +31,22 @@ class FakeInfo:
     backend: str = "cpu avx2"
     threads: int = 2
     unavailable_backends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FakeAdapters:
+    """Adapters that are only names."""
+
+    names: tuple[str, ...]
+    active: Mapping[str, float]
+
+    def describe(self) -> str:
+        return f"{', '.join(self.names)}; {len(self.active)} active" if self.names else ""
+
+    def check(self, weights: Mapping[str, float]) -> None:
+        for name in weights:
+            if name not in self.names:
+                raise RequestError(f"there is no adapter {name!r}", hint=f"known are {', '.join(self.names)}")
 
 
 class FakeTokenizer:
@@ -86,10 +102,20 @@ class FakeModel:
         self.tokenizer = FakeTokenizer()
         self.vocab_size = VOCABULARY
         self._max_draft = options.max_draft or 0
+        named = tuple(each.name for each in options.adapters.adapters)
+        self._adapters = FakeAdapters(named, dict(options.adapters.active))
         self._loaded = {"source": asdict(source), "options": asdict(options)}
 
+    def known_adapters(self) -> FakeAdapters:
+        return self._adapters
+
     def chat(
-        self, messages: Sequence[Mapping[str, object]], sampling: SamplingParams, *, truncate: bool = False
+        self,
+        messages: Sequence[Mapping[str, object]],
+        sampling: SamplingParams,
+        *,
+        truncate: bool = False,
+        adapters: Mapping[str, float] | None = None,
     ) -> FakeStream:
         text = str(messages[-1]["content"])
         word = text.partition(" ")[0].partition("\n")[0]
@@ -132,6 +158,8 @@ class FakeModel:
             return FakeStream([json.dumps([*messages])], usage)
         if word == "sampling":
             return FakeStream([json.dumps(asdict(sampling) | {"truncate": truncate})], usage)
+        if word == "adapters":
+            return FakeStream([json.dumps(None if adapters is None else dict(adapters))], usage)
         if word == "loaded":
             return FakeStream([json.dumps(self._loaded, default=str)], usage)
         if word == "defect":

@@ -107,6 +107,40 @@ def test_commands_that_do_not_fit_are_not_sent(home: Path) -> None:
         assert "you said: /hlep" not in "\n".join(terminal.lines())
 
 
+def test_adapters_are_listed_and_chosen(home: Path) -> None:
+    words = [f"{name}={home}" for name in ("style", "law")]
+    with start(home, "--lora", words[0], "--lora", words[1], "--adapter", "style") as terminal:
+        assert terminal.lines()[1] == "adapters: style, law; 1 active"
+        terminal.send("/adapter", ENTER)
+        terminal.wait_for_line("style  acts, weight 1")
+        terminal.wait_for_line("law")
+        terminal.send("adapters", ENTER)
+        terminal.wait_for_line("null")
+        terminal.send("/adapter law:0.5 style", ENTER)
+        terminal.wait_for_line("acting from now on: law:0.5, style")
+        terminal.send("adapters again", ENTER)
+        terminal.wait_for_line('{"law": 0.5, "style": 1.0}')
+        terminal.send("/adapter list", ENTER)
+        terminal.wait_for_line("law    acts, weight 0.5")
+        terminal.send("/adapter physics", ENTER)
+        terminal.wait_for("there is no adapter 'physics'")
+        terminal.wait_for("known are style, law")
+        terminal.send("/adapter law:heavy", ENTER)
+        terminal.wait_for("/adapter: law:heavy: 'heavy' is no weight")
+        terminal.send("/adapter none", ENTER)
+        terminal.wait_for_line("acting from now on: none")
+        terminal.send("adapters at last", ENTER)
+        terminal.wait_for_line("{}")
+
+
+def test_without_adapters_none_can_be_chosen(home: Path) -> None:
+    with start(home) as terminal:
+        terminal.send("/adapter", ENTER)
+        terminal.wait_for("no adapter can be chosen")
+        terminal.send("/adapter style", ENTER)
+        terminal.wait_for("--lora NAME=SOURCE loads one at the start")
+
+
 def test_new_lines(home: Path) -> None:
     with start(home) as terminal:
         terminal.send("a", ALT_ENTER, "b", CTRL_J, "c\\", ENTER, "d", ENTER)
