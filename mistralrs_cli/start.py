@@ -1,12 +1,23 @@
-"""The entry point: imports the rest of the program in such a way that Ctrl-C ends it quietly."""
+"""The entry points: they import the rest of the program in such a way that Ctrl-C ends it quietly."""
 
 from __future__ import annotations
+
+import sys
 
 from mistralrs_cli.exits import leaving_at_once
 
 
 def start() -> int:
-    """Runs the process's command line and returns its exit code."""
+    """Runs the process's command line and returns its exit code: ``mistralrs``, and ``mistralrs-server``, as the
+    original calls it."""
     with leaving_at_once():
         from mistralrs_cli.app import main
     return main()
+
+
+def start_bench() -> int:
+    """Runs ``mistralrs-bench``, which is ``mistralrs bench``, and returns its exit code."""
+    with leaving_at_once():
+        from mistralrs_cli.app import main
+    words = sys.argv[1:]
+    return main(words if words in (["-V"], ["--version"]) else ["bench", *words])
