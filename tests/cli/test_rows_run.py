@@ -20,6 +20,7 @@ from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, PromptJob, resolve
 from mistralrs_cli.model import load_model
 from tests.adapters.adapter_folders import AdapterFolders, write_adapter_folders
+from tests.adapters.xlora_files import axis_of, write_xlora
 from tests.architectures import VARIANTS, Variant, greedy, reference, write_folder
 from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import write_gguf
@@ -144,6 +145,24 @@ def test_a_row_with_lora_answers_as_its_adapters_do(family: AdapterFolders, hub:
     assert answered("lora-llama", "-m", base, "-a", b) == only
     assert answered("--adapter", "none", "lora-llama", "-m", base, "-a", b) == plain
     assert answered("auto", base, "--lora", "owner/family/b") == only
+
+
+def test_rows_with_x_lora_answer_as_xlora_does(tiny: Tiny, hub: Hub, tmp_path: Path) -> None:
+    base, file = tiny.folder("llama"), tiny.gguf("llama")
+    axis = axis_of("llama", targets=("q_proj", "v_proj", "down_proj"))
+    place = write_xlora(tmp_path / "xlora", base, axis, layerwise_scalings=True)
+    mixed = answered("auto", str(base), "--xlora", str(place))
+    assert mixed != answered("auto", str(base))
+    assert answered("x-lora-llama", "-m", str(base), "-x", str(place)) == mixed
+    # a quantised file's repository is not the base that the adapters name
+    hub.repositories["owner/base-GGUF"] = Repository({"base.gguf": file.read_bytes()})
+    names = list(json.loads((place / "xlora_config.json").read_text())["adapters"])
+    order = tmp_path / "order.json"
+    order.write_text(json.dumps({"order": [Path(name).name for name in names], "base_model_id": "owner/base"}))
+    words = ["-m", "owner/base-GGUF", "-f", "base.gguf", "-x", str(place)]
+    in_file = answered("x-lora-llama-gguf", *words)
+    assert in_file == answered("auto", str(file), "--xlora", str(place))
+    assert answered("x-lora-llama-gguf", *words, "-o", str(order)) == in_file
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
