@@ -129,7 +129,8 @@ def _dense(weight: Weight) -> torch.Tensor:
 
 
 def _halved(matrix: Matrix) -> tuple[Matrix, float]:
-    """A float32 matrix in float16, and the power of two by which it was multiplied; others as they are."""
+    """Returns a float32 matrix in float16, its rows in their order, and the power of two by which it was multiplied;
+    others as they are."""
     if matrix.type.name != "F32":
         return matrix, 1.0
     import torch
@@ -138,4 +139,4 @@ def _halved(matrix: Matrix) -> tuple[Matrix, float]:
     largest = float(values.abs().max())
     scale = 2.0 ** math.floor(math.log2(_HALF_RANGE / largest)) if 0 < largest < math.inf else 1.0
     data = (values * scale).to(torch.float16).view(torch.uint8).numpy().data.cast("B")
-    return replace(matrix, type=TYPES["F16"], data=data), scale
+    return replace(matrix, type=TYPES["F16"], data=data, order=None), scale

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mistralrs.adapters.adapter_placement import AdapterPlacement
+from mistralrs.adapters.convert_adapter import convert_adapter
+from mistralrs.adapters.gguf_lora import read_gguf_lora
 from mistralrs.adapters.module_names import module_names
 from mistralrs.adapters.peft_files import read_peft
 from mistralrs.errors import LoadError
@@ -154,6 +156,21 @@ def test_half_precision_costs_little(folders: Folders, tmp_path: Path) -> None:
         exact, rounded = (Live(folder, path, isa=None, half=half).logits(AdapterUse(0)) for half in (False, True))
         error = (rounded - exact).abs().max() / (exact.amax() - exact.amin())
         assert 0 < error < 5e-4
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("half", [False, True])
+def test_a_gguf_adapter_is_its_peft_adapter(half: bool, folders: Folders, tmp_path: Path) -> None:
+    """Also where the file has the rows of q and k in another order."""
+    folder = folders("llama")
+    path = write_adapter(tmp_path / "a", folder, seed=3, settings=ALL_LAYERS)
+    file = tmp_path / "a.gguf"
+    convert_adapter(path, folder, file, to="gguf")
+    live = Live(folder, path, isa=None, half=half)
+    model = live.running.model
+    adapter = read_gguf_lora(file, name="g", architecture=model.architecture, spec=model.spec)
+    live.placement.write(1, live.placement.prepare(adapter))
+    assert torch.equal(live.logits(AdapterUse(1)), live.logits(AdapterUse(0)))
 
 
 def test_a_copy_of_another_embedding_is_refused(folders: Folders, tmp_path: Path) -> None:
