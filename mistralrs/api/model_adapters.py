@@ -161,7 +161,7 @@ class ModelAdapters:
         """
         acquired = self.acquire(weights)
         if acquired is not None:
-            deliver(AdaptersChosen(acquired.generation))
+            deliver(chosen_event(acquired))
         return self.submit_acquired(deliver, request, acquired)
 
     def acquire(self, weights: Mapping[str, float] | None) -> AcquiredAdapters | None:
@@ -266,3 +266,10 @@ class ModelAdapters:
         found = reader.find(str(require_inside(root / Path(source), root)))
         check_inside(found, root)
         return found
+
+
+def chosen_event(acquired: AcquiredAdapters) -> AdaptersChosen:
+    """Returns the first event of a request with these adapters."""
+    return AdaptersChosen(
+        acquired.generation, tuple(sorted((adapter.digest, adapter.weight) for adapter in acquired.adapters))
+    )

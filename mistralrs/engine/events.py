@@ -55,6 +55,8 @@ class AdaptersChosen:
 
     generation: int
     """The generation of names that they were looked up in; it grows whenever a name comes to mean another adapter."""
+    contents: tuple[tuple[bytes, float], ...]
+    """Digests and weights, in their order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,11 @@ def test_names_choose_adapters_and_none_act_unless_told(model: LocalModel, adapt
 
 def test_the_first_event_tells_the_generation(model: LocalModel) -> None:
     first, *_ = model.complete(PROMPT, SAMPLING, adapters={"a": 1.0})
-    assert first == AdaptersChosen(model.served.adapters.generation)
+    assert isinstance(first, AdaptersChosen)
+    assert first.generation == model.served.adapters.generation
+    known = model.known_adapters().find("a")
+    assert known is not None
+    assert first.contents == ((bytes.fromhex(known.digest), 1.0),)
     first, *_ = model.complete(PROMPT, SAMPLING)
     assert isinstance(first, Delta)
 

@@ -33,9 +33,12 @@ KNOWN = KnownAdapters(
 )
 
 
+CHOSEN = AdaptersChosen(7, ((b"a" * 16, 1.0),))
+
+
 def acting(request: Request) -> Iterable[Event | float]:
     """An answer on which adapters act."""
-    yield AdaptersChosen(7)
+    yield CHOSEN
     if request.pooling is not None:
         yield Embedding((0.6, 0.8))
     else:
@@ -152,6 +155,16 @@ async def test_full_slots_are_429(engine: FakeEngine) -> None:
     response = await Served(engine).chat(model="style")
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     assert fault(response)["code"] == "adapter_slots_full"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings"])
+async def test_choices_of_different_adapters_are_no_answer(engine: FakeEngine, path: str) -> None:
+    """The name came to mean another adapter between two choices of one request."""
+    chosen = iter((CHOSEN, AdaptersChosen(8, ((b"b" * 16, 1.0),))))
+    engine.script = lambda request: iter([next(chosen), *list(acting(request))[1:]])
+    body = {**QUESTION, "model": "style", "n": 2} if path == CHAT else {"model": "style", "input": ["a", "b"]}
+    response = await Served(engine).post(path, body)
+    assert (response.status_code, fault(response)["code"]) == (503, "adapter_unavailable")
 
 
 async def test_merged_adapters_act_on_everything(model: ServedModel) -> None:

@@ -37,10 +37,10 @@ from mistralrs.api.engine_client.engine_messages import (
     pack,
 )
 from mistralrs.api.local_model import LocalModel
-from mistralrs.api.model_adapters import ModelAdapters
+from mistralrs.api.model_adapters import ModelAdapters, chosen_event
 from mistralrs.engine.config import Request
 from mistralrs.engine.engine import Engine
-from mistralrs.engine.events import AdaptersChosen, End, Event, Failed, Finished, Handle, Usage
+from mistralrs.engine.events import End, Event, Failed, Finished, Handle, Usage
 from mistralrs.errors import EngineError, LoadError, MistralrsError
 from mistralrs.process import open_standard_descriptors
 from mistralrs.text.worker import workers
@@ -175,7 +175,7 @@ class EngineServer:
             self._end(number, Finished("cancelled", _no_usage(request)))
         else:
             if acquired is not None:
-                self._channel.send(Step([pack(number, AdaptersChosen(acquired.generation))]))
+                self._channel.send(Step([pack(number, chosen_event(acquired))]))
             self._submit(number, request, acquired)
 
     def _submit(self, number: int, request: Request, acquired: AcquiredAdapters | None) -> None:

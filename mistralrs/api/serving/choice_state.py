@@ -75,6 +75,15 @@ class ChoiceState:
         self.num_tokens += len(delta.tokens)
 
 
+def adapters_replaced() -> EngineError:
+    """Returns the error of an answer whose choices would come from different adapters under one name."""
+    return EngineError(
+        "its adapters were replaced while the answer's choices were submitted",
+        hint="ask again",
+        code="adapter_unavailable",
+    )
+
+
 def cancelled() -> EngineError:
     """Returns the error of an answer that someone other than its reader cancelled."""
     return EngineError("the request was cancelled", code=CANCELLED)

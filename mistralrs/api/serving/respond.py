@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mistralrs.api.serving.choice_state import cancelled
+from mistralrs.api.serving.choice_state import adapters_replaced, cancelled
 from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
 from mistralrs.api.serving.response_builder import ResponseBuilder
@@ -122,20 +122,22 @@ async def embeddings(
 ) -> dict[str, object]:
     """Returns the body of an answer to ``/v1/embeddings``. Raises the engine's error."""
     values: dict[int, tuple[float, ...]] = {}
-    generation: int | None = None
+    chosen: AdaptersChosen | None = None
     async with aclosing(_merged(streams)) as news:
         async for place, event in news:
             if isinstance(event, Embedding):
                 values[place] = event.values
             elif isinstance(event, AdaptersChosen):
-                generation = event.generation
+                chosen = chosen or event
+                if event.contents != chosen.contents:
+                    raise adapters_replaced()
             elif isinstance(event, Failed):
                 raise event.error
             elif isinstance(event, Finished) and event.reason == "cancelled":
                 raise cancelled()
     encode = _base64 if prepared.encoding_format == "base64" else list
     tokens = sum(len(request.prompt) for request in prepared.requests)
-    acting = {} if generation is None else {"adapter_generation": generation}
+    acting = {} if chosen is None else {"adapter_generation": chosen.generation}
     return {
         "object": "list",
         **acting,

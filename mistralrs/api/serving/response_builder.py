@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mistralrs.api.serving.choice_state import ChoiceState, timings, usage
+from mistralrs.api.serving.choice_state import ChoiceState, adapters_replaced, timings, usage
 from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
 from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared
@@ -28,12 +28,14 @@ class ResponseBuilder:
         self._choices = [ChoiceState(request) for request in prepared.requests]
         self._offsets = [CompletionLogprobs(self._echo(place)) for place in range(len(self._choices))]
         self._opened = False
-        self._generation: int | None = None
+        self._chosen: AdaptersChosen | None = None
 
     def on_event(self, place: int, event: Event) -> MistralrsError | None:
         """Records an event. Returns the error if the event ends a choice before it is complete."""
         if isinstance(event, AdaptersChosen):
-            self._generation = event.generation
+            self._chosen = self._chosen or event
+            if event.contents != self._chosen.contents:
+                return adapters_replaced()
         return self._choices[place].on_event(event)
 
     def snapshot(self) -> dict[str, object]:
@@ -76,7 +78,7 @@ class ResponseBuilder:
                 yield OutputChunk(place, prepared.suffix)
             is_last = all(other.reason is not None for other in self._choices)
             total = timings(self._choices, seed=prepared.seed) if is_last else None
-            generation = self._generation if is_last else None
+            generation = self._chosen.generation if self._chosen is not None and is_last else None
             yield OutputChunk(place, finish_reason=state.reason, timings=total, adapter_generation=generation)
 
     def last_chunks(self) -> Iterator[OutputChunk]:
@@ -167,7 +169,7 @@ class ResponseBuilder:
         return "" if echo is None else echo.text
 
     def _adapter_facts(self) -> dict[str, object]:
-        return {} if self._generation is None else {"adapter_generation": self._generation}
+        return {} if self._chosen is None else {"adapter_generation": self._chosen.generation}
 
     def _usage(self) -> dict[str, object]:
         return usage(self._choices, per_prompt=self._prepared.generated)
