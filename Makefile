@@ -75,6 +75,7 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --load tests.soak.loads:load_and_answer --report $(REPORTS)/gguf-mutations.md
 	$(BIN)/python -m tests.soak.quantized_whole --count 300 --report $(REPORTS)/quantized-whole.md
 	$(BIN)/python -m tests.soak.adapter_cells --report $(REPORTS)/adapters.md
+	$(BIN)/python -m tests.soak.adapter_schedules --count 500 --report $(REPORTS)/adapter-schedules.md
 	$(BIN)/python -m tests.soak.schema_cases --count 2000 --report $(REPORTS)/schema-cases.md
 	$(BIN)/python -m tests.soak.hostile --count 2000 --model $(MODEL) --report $(REPORTS)/hostile-requests.md
 	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md

@@ -22,7 +22,7 @@ PROMPT = [5, 77, 100, 9, 3, 41, 8]
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("adapters")
     with (
-        AdapterServer(write_adapter_folders(folder), folder / "kv") as server,
+        AdapterServer(write_adapter_folders(folder), folder / "kv", ("a", "b")) as server,
         OpenAI(base_url=server.base_url, api_key="any", max_retries=0, timeout=60) as client,
     ):
         yield client

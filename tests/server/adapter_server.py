@@ -6,6 +6,7 @@ Run with a model's folder, a folder of adapters, the names of those that are loa
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,15 @@ from tests.serving import RunningServer
 if TYPE_CHECKING:
     from tests.adapters.adapter_folders import AdapterFolders
 
-SLOTS = 3
+SLOTS = 4
 
 
 class AdapterServer(RunningServer):
-    """Serves a tiny Llama with the adapters ``a`` and ``b`` while it is entered."""
+    """Serves a tiny Llama with the adapters of these names while it is entered."""
 
-    def __init__(self, folders: AdapterFolders, kv: Path) -> None:
+    def __init__(self, folders: AdapterFolders, kv: Path, names: Sequence[str]) -> None:
         super().__init__()
-        arguments = [str(folders.base), str(folders.root), "a,b", str(kv)]
+        arguments = [str(folders.base), str(folders.root), ",".join(names), str(kv)]
         self._command = [sys.executable, "-m", "tests.server.adapter_server", *arguments]
 
 
