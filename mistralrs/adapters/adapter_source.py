@@ -103,6 +103,15 @@ def is_gguf(path: Path) -> bool:
     return not path.is_dir()
 
 
+def hub_place(source: str, subfolder: str | None = None) -> str | None:
+    """Returns a place on the hub in the one way of writing it, ``owner/name/folder@revision``; None: it is none, or
+    something on this machine has this name."""
+    name, at, revision = source.partition("@")
+    if source.startswith((".", "/", "~")) or "/" not in name or "\0" in source or os.path.exists(source):
+        return None
+    return "/".join([name, *filter(None, [subfolder])]) + at + revision
+
+
 def check_inside(found: FoundAdapter, root: Path) -> None:
     """Raises ``RequestError`` if a file of the adapter lies outside the folder ``root``, links followed."""
     files = [found.path]

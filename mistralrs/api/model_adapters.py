@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistralrs.adapters.adapter_slots import AcquiredAdapters, AdapterLimits, AdapterSlots, AdapterStatus
-from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter, check_inside, require_inside
+from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter, check_inside, hub_place, require_inside
 from mistralrs.adapters.lora import LoraAdapter
 from mistralrs.api.adapter_options import NO_ADAPTERS, AdapterOptions, check_adapter_name
 from mistralrs.api.known_adapters import KnownAdapter, KnownAdapters, known_adapter
 from mistralrs.engine.events import AdaptersChosen, End, Event, Handle, Stream
 from mistralrs.errors import EngineError, LoadError, RequestError, UsageError
-from mistralrs.user_dirs import expand_user
 
 if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
@@ -253,9 +252,9 @@ class ModelAdapters:
     def _find_allowed(self, source: str) -> FoundAdapter:
         """The adapter at a place that may be named while serving. Raises ``RequestError`` for others."""
         reader, root = self._require_reader(), self._options.root
-        named = {each.source: each for each in self._options.adapters}
-        if source in named and not expand_user(source).exists():  # a hub repository
-            return reader.find(source, named[source].subfolder)
+        place = hub_place(source)
+        if place is not None and place in {hub_place(each.source, each.subfolder) for each in self._options.adapters}:
+            return reader.find(place)
         if root is None:
             raise RequestError(
                 "the server has no folder of adapters to load from",

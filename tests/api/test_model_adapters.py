@@ -23,6 +23,9 @@ from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import AdaptersChosen, Delta, Finished
 from mistralrs.errors import EngineError, LoadError, RequestError, UsageError
 from tests.adapters.adapter_folders import AdapterFolders, adapter_folders
+from tests.adapters.gguf_lora_of import write_gguf_lora_of
+from tests.gguf_of import write_gguf
+from tests.hub import Repository, serving
 from tests.tiny import CHAT_TEMPLATE
 
 __all__ = ["adapter_folders"]
@@ -346,3 +349,39 @@ def test_a_damaged_adapter_is_a_named_error_and_the_model_serves_on(
     assert tokens(model) == plain
     if model.known_adapters().find("damaged"):
         model.adapters.unload("damaged")
+
+
+def test_a_hub_repository_may_be_loaded_again_if_the_model_came_with_it(
+    adapter_folders: AdapterFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nested = {
+        f"{name}/{path.name}": path.read_bytes()
+        for name, folder in adapter_folders.adapters.items()
+        for path in folder.iterdir()
+    }
+    repositories = {"owner/both": Repository(nested), "owner/other": Repository(nested)}
+    sources = tuple(AdapterSource(name, "owner/both", name) for name in ("a", "b"))
+    with (
+        serving(repositories, monkeypatch, tmp_path / "hub"),
+        load(adapter_folders.base, AdapterOptions(sources, max_adapters=3)) as model,
+    ):
+        model.adapters.load_allowed("new", "owner/both/b")
+        assert tokens(model, {"new": 1.0}) == tokens(model, {"b": 1.0}) != tokens(model, {"a": 1.0})
+        for other in ("owner/both", "owner/both/c", "owner/other/a", "owner/both/b@v1", "a"):
+            with pytest.raises(RequestError) as refusal:
+                model.adapters.load_allowed("more", other)
+            assert refusal.value.code == "adapter_path_forbidden"
+
+
+def test_a_gguf_base_with_a_gguf_adapter(adapter_folders: AdapterFolders, tmp_path: Path) -> None:
+    """Its rows of q and k stand in another order, and the answer is that of the folders of peft."""
+    base = write_gguf(tmp_path / "base.gguf", adapter_folders.base)
+    path = write_gguf_lora_of(tmp_path / "a.gguf", adapter_folders.adapters["a"], adapter_folders.base)
+    options = AdapterOptions((AdapterSource("a", str(path)), AdapterSource("p", str(adapter_folders.adapters["a"]))))
+    with load(base, options) as model, load(adapter_folders.base, options) as reference:
+        assert tokens(model, {"a": 1.0}) == tokens(model, {"p": 1.0}) == tokens(reference, {"p": 1.0})
+        assert tokens(model) == tokens(reference) != tokens(model, {"a": 1.0})
+    one = AdapterOptions(options.adapters[:1], (("a", 1.0),))
+    with load(base, one) as merged:
+        assert merged.served.adapters.describe() == "a: merged into the weights"
+        assert tokens(merged) == tokens(merged, {"a": 1.0})
