@@ -112,7 +112,7 @@ class KnownAdapters:
         if acting != dict(self.merged):
             raise RequestError(
                 f"{described(self.merged)} is merged into the model's weights: it acts on every request, alone",
-                hint="to choose adapters for each request, load the model without merging them",
+                hint="to choose adapters for each request, load the model with --no-merge",
                 param=param,
             )
 

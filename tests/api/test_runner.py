@@ -35,6 +35,7 @@ from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
 from mistralrs.api.runner import AnswerStream
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
+from tests.adapters.peft_adapters import write_adapter
 from tests.architectures import VARIANTS, write_folder
 from tests.gguf_edits import drop, edited
 from tests.gguf_of import write_gguf
@@ -115,6 +116,8 @@ def test_examples_run_as_printed(
         "mistralai/Mistral-7B-Instruct-v0.1": Repository(contents(mistral)),
         "TheBloke/Mistral-7B-Instruct-v0.1-GGUF": Repository({"mistral-7b-instruct-v0.1.Q4_K_M.gguf": weights}),
         "Qwen/Qwen2.5-1.5B-Instruct": Repository(contents(qwen)),
+        "owner/style": Repository(contents(write_adapter(tmp_path / "style", qwen, seed=1))),
+        "owner/law": Repository(contents(write_adapter(tmp_path / "law", qwen, seed=2))),
     }
     names: dict[str, Any] = {}
     with serving(repositories, monkeypatch, tmp_path / "hub"):
