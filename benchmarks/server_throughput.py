@@ -27,7 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Failed, Finished
 from tests.soak.http_load import Ask, Heard, run_streams, workload

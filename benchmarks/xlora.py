@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.adapters import DEPTH, PROMPT
-from mistralrs.adapters.lora import LoraAdapter, LoraDelta
-from mistralrs.adapters.xlora import XLora
-from mistralrs.adapters.xlora_classifier import Affine, XLoraClassifier
-from mistralrs.adapters.xlora_config import XLoraConfig
-from mistralrs.adapters.xlora_executor import XLoraExecutor
+from mistralrs.adapters.lora.lora import LoraAdapter, LoraDelta
+from mistralrs.adapters.xlora.xlora import XLora
+from mistralrs.adapters.xlora.xlora_classifier import Affine, XLoraClassifier
+from mistralrs.adapters.xlora.xlora_config import XLoraConfig
+from mistralrs.adapters.xlora.xlora_executor import XLoraExecutor
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.engine import ModelExecutor
 from mistralrs.engine.model_runner import ModelRunner

@@ -20,7 +20,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mistralrs.api.engine_client.remote import RemoteEngine
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.server.app import create_app
 from mistralrs.server.service import Service
 from mistralrs.server.settings import ServerSettings

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mistralrs.adapters.adapter_source import find_adapter
-from mistralrs.adapters.describe_adapter import AdapterDescription, describe_adapter
-from mistralrs.api.local_model import ModelSource, locate
+from mistralrs.adapters.tools.describe_adapter import AdapterDescription, describe_adapter
+from mistralrs.api.load_options import ModelSource
+from mistralrs.api.local_model import locate
 from mistralrs.loading.token_source import token
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.progress import Progress
@@ -51,7 +52,7 @@ def _convert(job: AdapterConvertJob, streams: Streams, progress: ProgressLine) -
         path = _locate_adapter(job.source, job.token_source, progress)
         base = locate(job.base, token_source=job.token_source, progress=progress)
     import_torch_without_working_folder()
-    from mistralrs.adapters.convert_adapter import convert_adapter
+    from mistralrs.adapters.tools.convert_adapter import convert_adapter
 
     convert_adapter(path, base, job.out, to=job.to, gqa=job.base.gqa, base_name=job.base.repo)
     progress.clear()
@@ -64,7 +65,7 @@ def _merge(job: AdapterMergeJob, streams: Streams, progress: ProgressLine) -> in
         adapters = [(_locate_adapter(source, job.token_source, progress), weight) for source, weight in job.adapters]
         base = locate(job.base, token_source=job.token_source, progress=progress)
     import_torch_without_working_folder()
-    from mistralrs.adapters.merge_adapters import merge_adapters
+    from mistralrs.adapters.tools.merge_adapters import merge_adapters
 
     merge_adapters(base, adapters, job.out, type=job.type, name=_name(job.base.repo), progress=progress)
     progress.clear()

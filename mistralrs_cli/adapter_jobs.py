@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mistralrs.api.local_model import ModelSource
+from mistralrs.api.load_options import ModelSource
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs.user_dirs import expand_user

@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.options.answer_options import CHAT_MAX_TOKENS, PROMPT_MAX_TOKENS
 from mistralrs.api.options.config_file import read_config
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, Options

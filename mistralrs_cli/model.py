@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from mistralrs.progress import Progress
 
 if TYPE_CHECKING:
-    from mistralrs.api.local_model import LoadOptions, ModelSource
+    from mistralrs.api.load_options import LoadOptions, ModelSource
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
 

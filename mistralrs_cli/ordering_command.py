@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mistralrs.adapters.adapter_layout import derive_ordering, read_layout
 from mistralrs.adapters.json_fields import JsonFields
-from mistralrs.adapters.layer_axis import layer_axis, modules_of_config
-from mistralrs.adapters.ordering import (
+from mistralrs.adapters.lora.target_modules import named_modules
+from mistralrs.adapters.orderings.adapter_layout import derive_ordering, read_layout
+from mistralrs.adapters.orderings.layer_axis import layer_axis, modules_of_config
+from mistralrs.adapters.orderings.ordering import (
     Ordering,
     check_names,
     ordering_json,
@@ -13,7 +14,6 @@ from mistralrs.adapters.ordering import (
     rename_adapters,
     write_ordering,
 )
-from mistralrs.adapters.target_modules import named_modules
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.hub_files import companion
 from mistralrs.loading.token_source import token

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.api.options.resolve import Origin, ResolvedOptions
 from mistralrs.engine.config import SamplingParams

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from mistralrs.api.default_model import find_default_model
-from mistralrs.api.local_model import ModelSource
+from mistralrs.api.load_options import ModelSource
 from mistralrs.api.options.model_options import AutoOptions
 from mistralrs.api.selectors import model_choice
 from mistralrs.api.selectors.model_choice import ModelChoice

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mistralrs.adapters.lora import LoraAdapter, LoraDelta
-from mistralrs.adapters.lora_merge import low_rank_product, shown, values_of
+from mistralrs.adapters.lora.lora import LoraAdapter, LoraDelta
+from mistralrs.adapters.lora.lora_merge import low_rank_product, shown, values_of
 from mistralrs.errors import LoadError
 from mistralrs.models.decoder import Decoder
 from mistralrs.models.parts import WeightKey

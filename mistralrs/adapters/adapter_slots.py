@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
 
-from mistralrs.adapters.lora import LoraAdapter
+from mistralrs.adapters.lora.lora import LoraAdapter
 from mistralrs.engine.config import RequestAdapter
 from mistralrs.errors import LoadError, RequestError
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mistralrs.adapters.gguf_lora import read_gguf_lora, read_gguf_lora_header
-from mistralrs.adapters.lora import LoraAdapter
-from mistralrs.adapters.lora_config import CONFIG_NAME, read_lora_config
-from mistralrs.adapters.module_names import module_names
-from mistralrs.adapters.peft_files import read_peft
-from mistralrs.adapters.peft_tensors import WEIGHTS_NAME
-from mistralrs.adapters.xlora_config import CONFIG_NAMES
+from mistralrs.adapters.lora.gguf_lora import read_gguf_lora, read_gguf_lora_header
+from mistralrs.adapters.lora.lora import LoraAdapter
+from mistralrs.adapters.lora.lora_config import CONFIG_NAME, read_lora_config
+from mistralrs.adapters.lora.module_names import module_names
+from mistralrs.adapters.lora.peft_files import read_peft
+from mistralrs.adapters.lora.peft_tensors import WEIGHTS_NAME
+from mistralrs.adapters.xlora.xlora_config import CONFIG_NAMES
 from mistralrs.errors import LoadError, RequestError
 from mistralrs.loading.checkpoint import pickle_error
 from mistralrs.loading.gguf_file import GgufFile

@@ -6,21 +6,20 @@ queue, which lets other threads run.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from mistralrs.api.adapter_options import AdapterOptions
-from mistralrs.api.known_adapters import KnownAdapter
-from mistralrs.api.local_model import LoadOptions, LocalModel
+from mistralrs.api.answer_stream import AnswerStream, EventQueue, checked_events
+from mistralrs.api.load_options import LoadOptions
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter
+from mistralrs.api.local_model import LocalModel
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
 from mistralrs.api.options.values import without_none
 from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, refuse_ignored
@@ -39,15 +38,13 @@ from mistralrs.api.selectors.which_fields import PythonErrorFormatter
 from mistralrs.api.served_model import ModelInfo
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
-from mistralrs.api.serving.respond import answer_id, submit
+from mistralrs.api.serving.respond import answer_id
 from mistralrs.api.serving.response_builder import ResponseBuilder
-from mistralrs.engine.config import Request, SamplingParams
-from mistralrs.engine.events import End, Event, Handle
+from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
-from mistralrs.errors import MistralrsError, UsageError
+from mistralrs.errors import UsageError
 
 if TYPE_CHECKING:
-    from mistralrs.api.model_adapters import ModelAdapters
     from mistralrs.engine.stats import EngineStats
 
 Whole = TypeVar("Whole", bound=BaseModel)
@@ -192,113 +189,12 @@ class Runner(ProcessBound):
         if prepared.stream:
             return AnswerStream(self._model, news, builder, chunk)
         try:
-            for _ in _checked_events(news, builder):
+            for _ in checked_events(news, builder):
                 pass
         except BaseException:  # for example Ctrl-C
             news.cancel()
             raise
         return whole.model_validate(builder.snapshot())
-
-
-class AnswerStream(ProcessBound, Generic[Chunk]):
-    """An answer under way, to be iterated for its chunks; a context manager. One thread at a time may iterate.
-
-    Closing or releasing it cancels the rest of the answer. An ``EngineError`` ends it.
-    """
-
-    def __init__(self, model: LocalModel, events: EventQueue, builder: ResponseBuilder, kind: type[Chunk]) -> None:
-        """Called only by ``Runner``."""
-        super().__init__()
-        self._model = model  # the engine would end with it
-        self._events = events
-        self._bodies = _chunk_bodies(events, builder)
-        self._kind = kind
-        self._closed = False
-
-    def __iter__(self) -> AnswerStream[Chunk]:
-        return self
-
-    def __next__(self) -> Chunk:
-        if self._closed:
-            raise StopIteration
-        self.require_process()
-        try:
-            body = next(self._bodies)
-        except MistralrsError:
-            if self._closed:  # another thread closed it while this one waited
-                raise StopIteration from None
-            raise
-        return self._kind.model_validate(body)
-
-    def close(self) -> None:
-        """Cancels the rest, which frees its place within a step; does nothing at the end. Safe from any thread."""
-        self._closed = True
-        self._events.cancel()
-
-    def __enter__(self) -> AnswerStream[Chunk]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._events.cancel()
-
-
-class EventQueue:
-    """The events of an answer's requests as they come, for one thread that waits; all are submitted or none."""
-
-    def __init__(
-        self, engine: ModelAdapters, requests: Sequence[Request], adapters: Mapping[str, float] | None
-    ) -> None:
-        """``adapters``: names and weights of those that act; None: the default ones."""
-        self._engine = engine
-        self._events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
-        self._num_open = 0
-        self._handles = submit(self, requests, adapters)
-
-    def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> Handle:
-        """Submits the answer's requests with ``submit``, in their order."""
-        deliver = _delivery(self._events, self._num_open)
-        self._num_open += 1
-        return self._engine.submit_to(deliver, request, adapters)
-
-    def __iter__(self) -> Iterator[tuple[int, Event]]:
-        while self._num_open:
-            place, event = self._events.get()
-            self._num_open -= isinstance(event, End)
-            yield place, event
-
-    def cancel(self) -> None:
-        """Cancels all requests. May be called from any thread, any number of times."""
-        for handle in self._handles:
-            handle.cancel()
-
-
-def _delivery(events: SimpleQueue[tuple[int, Event]], place: int) -> Callable[[Event], None]:
-    return lambda event: events.put((place, event))
-
-
-def _chunk_bodies(events: EventQueue, builder: ResponseBuilder) -> Iterator[dict[str, object]]:
-    """Yields the chunks of a stream. A method's generator would keep a stream alive that its caller has dropped."""
-    for place, event in _checked_events(events, builder):
-        yield from map(builder.chunk_body, builder.chunks(place, event))
-    yield from map(builder.chunk_body, builder.last_chunks())
-
-
-def _checked_events(queue: EventQueue, builder: ResponseBuilder) -> Iterator[tuple[int, Event]]:
-    """Yields the events, which the builder has taken. Raises the error that ends a request, and cancels the others.
-
-    A step that fails gives one error to several callers, so each of them gets a copy.
-    """
-    for place, event in queue:
-        error = builder.on_event(place, event)
-        if error is not None:
-            queue.cancel()
-            raise copy.copy(error)
-        yield place, event
 
 
 def _check_types(which: object, in_situ_quant: object) -> None:

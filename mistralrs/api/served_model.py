@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mistralrs.api.known_adapters import KnownAdapters
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
 
 if TYPE_CHECKING:
     from mistralrs.text.chat_template import ChatTemplate

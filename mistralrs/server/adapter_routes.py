@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mistralrs.api.adapter_changes import ActivateAdapters, AdapterChange, LoadAdapter, UnloadAdapter
-from mistralrs.api.known_adapters import KnownAdapter, KnownAdapters
+from mistralrs.api.loaded_adapters.adapter_changes import ActivateAdapters, AdapterChange, LoadAdapter, UnloadAdapter
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter, KnownAdapters
 from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.adapter_bodies import LoadAdapterBody, LoraScales, UnloadAdapterBody
 from mistralrs.api.served_model import ServedModel

@@ -21,7 +21,7 @@ import uvicorn
 
 from mistralrs.api.engine_client.engine_client import EngineClient
 from mistralrs.api.engine_client.remote import RemoteEngine
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.errors import EngineError, MistralrsError, UsageError
 from mistralrs.progress import Progress
 from mistralrs.server.app import create_app

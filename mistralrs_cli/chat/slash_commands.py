@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mistralrs.api.known_adapters import described
+from mistralrs.api.loaded_adapters.known_adapters import described
 from mistralrs.api.selectors.adapter_words import parse_weights
 from mistralrs.errors import UsageError
 from mistralrs_cli.chat.render import columns

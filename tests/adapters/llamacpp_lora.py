@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mistralrs.adapters.convert_adapter import convert_adapter
+from mistralrs.adapters.tools.convert_adapter import convert_adapter
 from tests.architectures import read_weights
 from tests.gguf_of import Layout, write_gguf
 from tests.parity.llamacpp import IGNORED_WINDOWS

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
-from mistralrs.adapters.module_names import module_names
-from mistralrs.adapters.peft_files import read_peft
+from mistralrs.adapters.lora.lora_merge import LoraMerge, WeightedAdapter
+from mistralrs.adapters.lora.module_names import module_names
+from mistralrs.adapters.lora.peft_files import read_peft
 from mistralrs.loading.architecture_lookup import hugging_face_mapping
 from mistralrs.loading.checkpoint import MappedCheckpoint
 from mistralrs.loading.model_metadata import HfMetadata, read_text_config

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mistralrs.adapters.adapter_slots import AcquiredAdapters, AdapterLimits, AdapterSlots
-from mistralrs.adapters.lora import LoraAdapter, LoraDelta
+from mistralrs.adapters.lora.lora import LoraAdapter, LoraDelta
 from mistralrs.engine.config import EngineConfig, Request, RequestAdapter, SamplingParams
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Event, Failed, Finished

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mistralrs.adapters.layer_axis import adaptable_modules
-from mistralrs.adapters.lora_config import read_lora_config
-from mistralrs.adapters.ordering import read_ordering
-from mistralrs.adapters.target_modules import targets_module
-from mistralrs.adapters.xlora_config import read_xlora_config
+from mistralrs.adapters.lora.lora_config import read_lora_config
+from mistralrs.adapters.lora.target_modules import targets_module
+from mistralrs.adapters.orderings.layer_axis import adaptable_modules
+from mistralrs.adapters.orderings.ordering import read_ordering
+from mistralrs.adapters.xlora.xlora_config import read_xlora_config
 from mistralrs.errors import LoadError
 from tests.adapters.adapter_files import xlora_content
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mistralrs.adapters.base_model import BaseModel, read_base_model
-from mistralrs.adapters.gguf_lora import float_values, read_gguf_lora
-from mistralrs.adapters.gguf_lora_writer import write_gguf_lora
-from mistralrs.adapters.lora import LoraAdapter
-from mistralrs.adapters.peft_writer import write_peft
+from mistralrs.adapters.lora.gguf_lora import float_values, read_gguf_lora
+from mistralrs.adapters.lora.gguf_lora_writer import write_gguf_lora
+from mistralrs.adapters.lora.lora import LoraAdapter
+from mistralrs.adapters.lora.peft_writer import write_peft
+from mistralrs.adapters.tools.base_model import BaseModel, read_base_model
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.pipeline import LoadPlan, load
 from mistralrs.models.parts import WeightKey

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mistralrs.adapters.adapter_placement import AdapterPlacement
-from mistralrs.adapters.convert_adapter import convert_adapter
-from mistralrs.adapters.gguf_lora import read_gguf_lora
-from mistralrs.adapters.module_names import module_names
-from mistralrs.adapters.peft_files import read_peft
+from mistralrs.adapters.lora.gguf_lora import read_gguf_lora
+from mistralrs.adapters.lora.module_names import module_names
+from mistralrs.adapters.lora.peft_files import read_peft
+from mistralrs.adapters.tools.convert_adapter import convert_adapter
 from mistralrs.errors import LoadError
 from mistralrs.ops.linear import AdapterUse
 from tests.adapters.peft_adapters import adapted_logits, write_adapter

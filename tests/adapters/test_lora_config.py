@@ -16,8 +16,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from mistralrs.adapters import lora_config
-from mistralrs.adapters.lora_config import LoraConfig, read_lora_config
-from mistralrs.adapters.target_modules import matched, targets_module
+from mistralrs.adapters.lora.lora_config import LoraConfig, read_lora_config
+from mistralrs.adapters.lora.target_modules import matched, targets_module
 from mistralrs.errors import FormatError, LoadError
 from tests.adapters.peft_adapters import quiet
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
-from mistralrs.adapters.module_names import ModuleNames, module_names
-from mistralrs.adapters.peft_files import read_peft
+from mistralrs.adapters.lora.lora_merge import LoraMerge, WeightedAdapter
+from mistralrs.adapters.lora.module_names import ModuleNames, module_names
+from mistralrs.adapters.lora.peft_files import read_peft
 from mistralrs.errors import LoadError
 from mistralrs.models.parts import WeightKey
 from tests.adapters.merging import spec_of

@@ -16,8 +16,8 @@ import torch
 from peft import LoHaConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from mistralrs.adapters.base_model import read_base_model
-from mistralrs.adapters.merge_adapters import merge_adapters
+from mistralrs.adapters.tools.base_model import read_base_model
+from mistralrs.adapters.tools.merge_adapters import merge_adapters
 from mistralrs.errors import LoadError
 from mistralrs_cli.app import main
 from tests.adapters import llamacpp_lora

@@ -11,10 +11,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mistralrs.adapters.adapter_layout import complete_ordering, derive_ordering, read_layout, resolve_ordering
 from mistralrs.adapters.json_fields import JsonFields
-from mistralrs.adapters.layer_axis import adaptable_modules, layer_axis, modules_of_config
-from mistralrs.adapters.ordering import (
+from mistralrs.adapters.lora.target_modules import named_modules
+from mistralrs.adapters.orderings.adapter_layout import (
+    complete_ordering,
+    derive_ordering,
+    read_layout,
+    resolve_ordering,
+)
+from mistralrs.adapters.orderings.layer_axis import adaptable_modules, layer_axis, modules_of_config
+from mistralrs.adapters.orderings.ordering import (
     Ordering,
     check_adapters,
     check_base,
@@ -24,7 +30,6 @@ from mistralrs.adapters.ordering import (
     read_ordering,
     write_ordering,
 )
-from mistralrs.adapters.target_modules import named_modules
 from mistralrs.errors import FormatError, LoadError, UsageError
 from mistralrs.models.registry import ARCHITECTURES, HF_MODEL_TYPES
 from tests.adapters.adapter_files import ATTENTION, write_adapters, write_json, xlora_content

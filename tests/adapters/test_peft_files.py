@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mistralrs.adapters.lora import LoraAdapter, digest_of
-from mistralrs.adapters.module_names import ModuleNames, module_names
-from mistralrs.adapters.peft_files import read_peft
+from mistralrs.adapters.lora.lora import LoraAdapter, digest_of
+from mistralrs.adapters.lora.module_names import ModuleNames, module_names
+from mistralrs.adapters.lora.peft_files import read_peft
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.models.parts import WeightKey
 from tests.adapters.merging import spec_of
@@ -271,8 +271,8 @@ def test_reading_needs_neither_peft_nor_torch(adapter: Path, llama: Path) -> Non
     code = (
         "import pickle, sys\n"
         "from pathlib import Path\n"
-        "from mistralrs.adapters.module_names import module_names\n"
-        "from mistralrs.adapters.peft_files import read_peft\n"
+        "from mistralrs.adapters.lora.module_names import module_names\n"
+        "from mistralrs.adapters.lora.peft_files import read_peft\n"
         f"architecture, spec = pickle.loads({pickle.dumps(spec_of(llama))!r})\n"
         f"assert read_peft(Path({str(adapter)!r}), module_names(architecture, spec)).rank == 4\n"
         "print([name for name in ('peft', 'torch', 'transformers') if name in sys.modules])\n"

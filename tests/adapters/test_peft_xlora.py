@@ -12,11 +12,11 @@ from peft import LoraConfig, PeftModel, XLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mistralrs.adapters.adapter_layout import resolve_ordering
 from mistralrs.adapters.json_fields import JsonFields
-from mistralrs.adapters.layer_axis import modules_of_config
-from mistralrs.adapters.xlora_classifier import read_classifier
-from mistralrs.adapters.xlora_config import CLASSIFIER_NAMES
+from mistralrs.adapters.orderings.adapter_layout import resolve_ordering
+from mistralrs.adapters.orderings.layer_axis import modules_of_config
+from mistralrs.adapters.xlora.xlora_classifier import read_classifier
+from mistralrs.adapters.xlora.xlora_config import CLASSIFIER_NAMES
 from mistralrs.errors import FormatError
 
 TARGETS = (["q_proj", "embed_tokens"], ["down_proj", "q_proj"], ["v_proj"])

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mistralrs.adapters.xlora import XLora, load_xlora
-from mistralrs.adapters.xlora_executor import XLoraExecutor
+from mistralrs.adapters.xlora.xlora import XLora, load_xlora
+from mistralrs.adapters.xlora.xlora_executor import XLoraExecutor
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.loading.convert import Dtype
 from mistralrs.models.spec import DecoderSpec

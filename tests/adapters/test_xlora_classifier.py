@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mistralrs.adapters.xlora_classifier import XLoraClassifier, read_classifier
-from mistralrs.adapters.xlora_config import XLoraConfig, read_xlora_config
+from mistralrs.adapters.xlora.xlora_classifier import XLoraClassifier, read_classifier
+from mistralrs.adapters.xlora.xlora_config import XLoraConfig, read_xlora_config
 from mistralrs.errors import FormatError, LoadError
 from tests.adapters.adapter_files import write_json, xlora_content
 from tests.adapters.xlora_reference import reference_scalings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.adapters.xlora_config import read_xlora_config
+from mistralrs.adapters.xlora.xlora_config import read_xlora_config
 from mistralrs.errors import FormatError
 from tests.adapters.adapter_files import write_json, xlora_content
 

@@ -15,12 +15,12 @@ from peft import LoraConfig, get_peft_model
 from peft import XLoraConfig as PeftXLoraConfig
 from safetensors.torch import load_file, save_file
 
-from mistralrs.adapters.layer_axis import adaptable_modules
-from mistralrs.adapters.module_names import module_names
-from mistralrs.adapters.ordering import Ordering, write_ordering
-from mistralrs.adapters.xlora import XLora, load_xlora
-from mistralrs.adapters.xlora_config import CLASSIFIER_NAMES
-from mistralrs.adapters.xlora_executor import XLoraExecutor
+from mistralrs.adapters.lora.module_names import module_names
+from mistralrs.adapters.orderings.layer_axis import adaptable_modules
+from mistralrs.adapters.orderings.ordering import Ordering, write_ordering
+from mistralrs.adapters.xlora.xlora import XLora, load_xlora
+from mistralrs.adapters.xlora.xlora_config import CLASSIFIER_NAMES
+from mistralrs.adapters.xlora.xlora_executor import XLoraExecutor
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.pipeline import LoadPlan, Model, load

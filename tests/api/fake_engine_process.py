@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 
 from mistralrs.api.engine_client import engine_server
-from mistralrs.api.local_model import LoadOptions, ModelSource
-from mistralrs.api.model_adapters import ModelAdapters
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
 from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import EngineConfig

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from mistralrs.adapters.adapter_slots import AcquiredAdapters
-from mistralrs.api.adapter_changes import UnloadAdapter
 from mistralrs.api.engine_client.engine_messages import AdaptersChanged, Step, unpack
 from mistralrs.api.engine_client.engine_server import EngineServer
-from mistralrs.api.known_adapters import KnownAdapters
+from mistralrs.api.loaded_adapters.adapter_changes import UnloadAdapter
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
 from mistralrs.engine.config import Request, RequestAdapter, SamplingParams
 from mistralrs.engine.events import AdaptersChosen, Event, Failed, Finished, Handle
 from mistralrs.errors import EngineError, MistralrsError, RequestError

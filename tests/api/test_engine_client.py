@@ -33,7 +33,8 @@ from mistralrs.api.engine_client.engine_messages import Cancel, FrameDecoder, Lo
 from mistralrs.api.engine_client.heartbeat import EngineHeartbeat
 from mistralrs.api.engine_client.in_process import InProcessEngine
 from mistralrs.api.engine_client.remote import RemoteEngine
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import (
     Delta,
@@ -695,7 +696,7 @@ ALONE = """
 import asyncio, sys, time
 from pathlib import Path
 from mistralrs.api.engine_client.remote import RemoteEngine
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.engine.config import Request, SamplingParams
 
 async def main():

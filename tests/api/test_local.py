@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local_model import MAX_DRAFT, LoadOptions, LocalModel, ModelSource
+from mistralrs.api.engine_start import MAX_DRAFT
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import ContextLengthError, LoadError, MistralrsError, RequestError, UsageError

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.adapter_options import AdapterOptions, AdapterSource
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.api.runner import Runner
 from mistralrs.api.schemas.python_requests import CompletionRequest
 from mistralrs.api.schemas.response_bodies import Completion

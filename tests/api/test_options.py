@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from mistralrs.api.local_model import LoadOptions
+from mistralrs.api.load_options import LoadOptions
 from mistralrs.api.options.config_file import CONFIG_BYTES, read_config
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
 from mistralrs.api.options.option import ALL, Mode

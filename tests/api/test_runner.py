@@ -31,8 +31,9 @@ from mistralrs import (
     UsageError,
     Which,
 )
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
-from mistralrs.api.runner import AnswerStream
+from mistralrs.api.answer_stream import AnswerStream
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
 from tests.adapters.peft_adapters import write_adapter

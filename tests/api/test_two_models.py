@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
 from tests.tiny import StorageTypes, TinyConfig, write_tiny
@@ -87,7 +88,8 @@ def test_none_starves_beside_long_prompts(models: tuple[LocalModel, LocalModel])
 CALLER = """
 import sys, threading
 from pathlib import Path
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 
 if sys.argv[2] == "before":

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mistralrs import LoadError, UsageError, Which
-from mistralrs.api.local_model import AdapterOptions, LoadOptions
+from mistralrs.api.load_options import LoadOptions
+from mistralrs.api.local_model import AdapterOptions
 from mistralrs.api.selectors.model_choice import (
     ModelChoice,
     check_together,

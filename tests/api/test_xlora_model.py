@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.adapter_options import AdapterOptions, AdapterSource
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, RequestError, UsageError
 from tests.adapters.xlora_files import axis_of, write_xlora

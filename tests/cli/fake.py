@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Usage
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError

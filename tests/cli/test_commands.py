@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local_model import ModelSource
+from mistralrs.api.load_options import ModelSource
 from mistralrs.api.options.model_options import LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
 from mistralrs.api.selectors.model_selector import MORE, ORIGINAL, SELECTORS, selector_named
 from mistralrs.errors import LoadError, UsageError

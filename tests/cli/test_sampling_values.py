@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mistralrs import ChatCompletionRequest, CompletionRequest
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.api.schemas import request_bodies
 from mistralrs.api.serving.prepare import prepare_chat, prepare_completion
 from mistralrs.engine.config import SamplingParams

@@ -12,7 +12,8 @@ from typing import Literal
 import pytest
 import torch
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Embedding, Failed, Finished, PromptLogprobs, Stream

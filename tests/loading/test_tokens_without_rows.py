@@ -16,7 +16,8 @@ import gguf
 import pytest
 import torch
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import LoadError, RequestError

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import FormatError

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished, Stream, TokenLogprob, Usage
 from mistralrs.loading.gguf_file import GgufFile

@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.errors import LoadError
 from mistralrs.loading.architecture_lookup import hugging_face_mapping
 from mistralrs.loading.describe import describe

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.api.served_model import ServedModel
 from tests.server.fake import FakeEngine
 from tests.server.harness import Served

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-from mistralrs.api.adapter_changes import AdapterChange
 from mistralrs.api.engine_client.async_stream import AsyncStream
+from mistralrs.api.loaded_adapters.adapter_changes import AdapterChange
 from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import Delta, Embedding, Event, Failed, Finished, Usage

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mistralrs.api.adapter_changes import ActivateAdapters, LoadAdapter, UnloadAdapter
-from mistralrs.api.known_adapters import KnownAdapter, KnownAdapters
+from mistralrs.api.loaded_adapters.adapter_changes import ActivateAdapters, LoadAdapter, UnloadAdapter
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter, KnownAdapters
 from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import AdaptersChosen, Delta, Embedding, Event, Failed, Finished

@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from mistralrs.api.engine_client.in_process import InProcessEngine
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
 from tests.server.harness import CHAT, COMPLETIONS, Served, events, until
@@ -97,7 +98,7 @@ async def test_a_cancelled_request_leaves_the_engine(real: Served, local: LocalM
 _SERVE = """
 import sys
 from pathlib import Path
-from mistralrs.api.local_model import LoadOptions, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.server.run import serve
 from mistralrs.server.settings import ServerSettings
 source = ModelSource(None, Path(sys.argv[1]), None, None)

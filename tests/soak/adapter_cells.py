@@ -30,8 +30,8 @@ import torch
 from peft import PeftModel
 
 from mistralrs.adapters.adapter_placement import AdapterPlacement
-from mistralrs.adapters.module_names import module_names
-from mistralrs.adapters.peft_files import read_peft
+from mistralrs.adapters.lora.module_names import module_names
+from mistralrs.adapters.lora.peft_files import read_peft
 from mistralrs.errors import LoadError
 from mistralrs.ops.backend import resolve
 from mistralrs.ops.linear import AdapterUse

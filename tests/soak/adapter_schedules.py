@@ -22,8 +22,9 @@ from typing import Any
 
 import httpx
 
-from mistralrs.api.adapter_options import AdapterOptions, AdapterSource
-from mistralrs.api.local_model import LoadOptions, LocalModel, ModelSource
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
 from tests.adapters.adapter_folders import AdapterFolders, write_adapter_folders

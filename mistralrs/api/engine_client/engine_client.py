@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from mistralrs.api.adapter_changes import AdapterChange
     from mistralrs.api.engine_client.async_stream import AsyncStream
+    from mistralrs.api.loaded_adapters.adapter_changes import AdapterChange
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import Request
     from mistralrs.engine.stats import EngineStats

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from mistralrs.engine.events import Delta, Event
 
 if TYPE_CHECKING:
-    from mistralrs.api.adapter_changes import AdapterChange
-    from mistralrs.api.known_adapters import KnownAdapters
-    from mistralrs.api.local_model import LoadOptions, ModelSource
+    from mistralrs.api.load_options import LoadOptions, ModelSource
+    from mistralrs.api.loaded_adapters.adapter_changes import AdapterChange
+    from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import EngineConfig, Request
     from mistralrs.engine.stats import EngineStats

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from mistralrs.adapters.adapter_slots import AcquiredAdapters
-from mistralrs.api.adapter_changes import AdapterChange
 from mistralrs.api.engine_client.engine_channel import Channel, LogRelay, words_of
 from mistralrs.api.engine_client.engine_messages import (
     AdaptersChanged,
@@ -36,8 +35,9 @@ from mistralrs.api.engine_client.engine_messages import (
     Submit,
     pack,
 )
+from mistralrs.api.loaded_adapters.adapter_changes import AdapterChange
+from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters, chosen_event
 from mistralrs.api.local_model import LocalModel
-from mistralrs.api.model_adapters import ModelAdapters, chosen_event
 from mistralrs.engine.config import Request
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import End, Event, Failed, Finished, Handle, Usage

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.engine_client.heartbeat import HEARTBEAT_S, EngineHeartbeat, require_alive
-from mistralrs.api.model_adapters import ModelAdapters
+from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
 from mistralrs.engine.events import AdaptersChosen
 
 if TYPE_CHECKING:
-    from mistralrs.api.adapter_changes import AdapterChange
+    from mistralrs.api.loaded_adapters.adapter_changes import AdapterChange
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import Request
     from mistralrs.engine.engine import Engine

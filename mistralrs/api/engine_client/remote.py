@@ -39,8 +39,8 @@ from mistralrs.errors import EngineError, LoadError
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
-    from mistralrs.api.adapter_changes import AdapterChange
-    from mistralrs.api.local_model import LoadOptions, ModelSource
+    from mistralrs.api.load_options import LoadOptions, ModelSource
+    from mistralrs.api.loaded_adapters.adapter_changes import AdapterChange
     from mistralrs.api.served_model import ServedModel
     from mistralrs.engine.config import EngineConfig, Request
     from mistralrs.engine.stats import EngineStats

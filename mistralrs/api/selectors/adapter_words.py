@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mistralrs.api.adapter_options import NO_ADAPTER
+from mistralrs.api.loaded_adapters.adapter_options import NO_ADAPTER
 from mistralrs.engine.admission import MAX_ADAPTER_WEIGHT
 from mistralrs.errors import UsageError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mistralrs.api.local_model import ModelSource
+from mistralrs.api.load_options import ModelSource
 from mistralrs.api.schemas.sentinels import repeat_last_n_from
 from mistralrs.api.selectors.model_selector import ModelSelector
 from mistralrs.api.selectors.named_adapters import ordering_of

@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistralrs.api.adapter_options import AdapterOptions, AdapterSource, check_adapter_name
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource, check_adapter_name
 from mistralrs.api.options.declarations import DEFAULTS, Options
 from mistralrs.api.selectors.adapter_words import parse_weights
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.user_dirs import expand_user
 
 if TYPE_CHECKING:
-    from mistralrs.adapters.ordering import Ordering
+    from mistralrs.adapters.orderings.ordering import Ordering
     from mistralrs.api.selectors.model_choice import ErrorFormatter, ModelChoice
 
 _HUB_PLACE = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?P<inner>(/[\w.-]+)*)(?P<revision>@.+)?")
@@ -83,7 +83,11 @@ def ordering_of(choice: ModelChoice, formatter: ErrorFormatter) -> Ordering | No
     path = _ordering_path(choice)
     if path is None:
         return None
-    from mistralrs.adapters.ordering import check_base, is_hub_id, read_ordering  # costs time that other starts spare
+    from mistralrs.adapters.orderings.ordering import (  # costs time that other starts spare
+        check_base,
+        is_hub_id,
+        read_ordering,
+    )
 
     ordering = read_ordering(path)
     for field in ("model_id", "tok_model_id"):

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mistralrs.api.adapter_options import NO_ADAPTER
+from mistralrs.api.loaded_adapters.adapter_options import NO_ADAPTER
 from mistralrs.api.serving.policy import Policy, check_model
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:
-    from mistralrs.api.known_adapters import KnownAdapters
+    from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
     from mistralrs.api.schemas.adapter_bodies import AdapterFields, LoraScale
 
 Weights = Mapping[str, float]

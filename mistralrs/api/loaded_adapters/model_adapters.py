@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from mistralrs.adapters.adapter_slots import AcquiredAdapters, AdapterLimits, AdapterSlots, AdapterStatus
 from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter, check_inside, hub_place, require_inside
-from mistralrs.adapters.lora import LoraAdapter
-from mistralrs.api.adapter_options import NO_ADAPTERS, AdapterOptions, check_adapter_name
-from mistralrs.api.known_adapters import KnownAdapter, KnownAdapters, known_adapter
+from mistralrs.adapters.lora.lora import LoraAdapter
+from mistralrs.api.loaded_adapters.adapter_options import NO_ADAPTERS, AdapterOptions, check_adapter_name
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter, KnownAdapters, known_adapter
 from mistralrs.engine.events import AdaptersChosen, End, Event, Handle, Stream
 from mistralrs.errors import EngineError, LoadError, RequestError, UsageError
 

@@ -9,9 +9,9 @@ from math import prod
 from pathlib import Path
 
 from mistralrs.adapters.adapter_source import is_gguf
-from mistralrs.adapters.gguf_lora import read_gguf_lora_header
-from mistralrs.adapters.lora_config import CONFIG_NAME, LoraConfig, read_lora_config
-from mistralrs.adapters.peft_tensors import WEIGHTS_NAME, Slots, read_tensors
+from mistralrs.adapters.lora.gguf_lora import read_gguf_lora_header
+from mistralrs.adapters.lora.lora_config import CONFIG_NAME, LoraConfig, read_lora_config
+from mistralrs.adapters.lora.peft_tensors import WEIGHTS_NAME, Slots, read_tensors
 from mistralrs.loading.checkpoint import RawTensor
 from mistralrs.loading.gguf_file import GgufFile
 

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mistralrs.adapters.gguf_lora import A_SUFFIX, ALPHA, B_SUFFIX, KIND, TOKENS, gguf_form
-from mistralrs.adapters.lora import LoraAdapter
-from mistralrs.adapters.lora_pairs import LoraPair, pairs_of, stored_bytes, stored_type, with_scale
+from mistralrs.adapters.lora.gguf_lora import A_SUFFIX, ALPHA, B_SUFFIX, KIND, TOKENS, gguf_form
+from mistralrs.adapters.lora.lora import LoraAdapter
+from mistralrs.adapters.lora.lora_pairs import LoraPair, pairs_of, stored_bytes, stored_type, with_scale
 from mistralrs.loading.gguf_writer import TensorInfo, Value, new_gguf
 from mistralrs.models.registry import GGUF_NAMES
 from mistralrs.models.spec import DecoderSpec

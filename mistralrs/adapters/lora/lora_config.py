@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mistralrs.adapters.target_modules import ALL_LINEAR, Pattern, checked_pattern
+from mistralrs.adapters.lora.target_modules import ALL_LINEAR, Pattern, checked_pattern
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.files import read_json
 from mistralrs.loading.cursor import shown

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mistralrs.adapters.peft_tensors import WEIGHTS_NAME
+from mistralrs.adapters.lora.peft_tensors import WEIGHTS_NAME
 from mistralrs.errors import LoadError
 from mistralrs.loading.merged_model import copy_others
 from mistralrs.loading.new_file import explaining

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from mistralrs.adapters.json_fields import JsonFields
-from mistralrs.adapters.ordering import MAX_ADAPTERS, check_names
+from mistralrs.adapters.orderings.ordering import MAX_ADAPTERS, check_names
 from mistralrs.errors import UsageError
 from mistralrs.loading.cursor import shown
 from mistralrs.models.architecture import MAX_WIDTH

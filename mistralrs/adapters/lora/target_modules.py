@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mistralrs.adapters.lora_config import LoraConfig
+    from mistralrs.adapters.lora.lora_config import LoraConfig
 
 ALL_LINEAR = frozenset({"all-linear"})
 MAX_PATTERN = 20_000

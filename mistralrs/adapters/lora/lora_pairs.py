@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mistralrs.adapters.gguf_lora import float_values
-from mistralrs.adapters.lora import LoraAdapter, LoraDelta
-from mistralrs.adapters.lora_targets import Target, stored_order, targets_of
+from mistralrs.adapters.lora.gguf_lora import float_values
+from mistralrs.adapters.lora.lora import LoraAdapter, LoraDelta
+from mistralrs.adapters.lora.lora_targets import Target, stored_order, targets_of
 from mistralrs.errors import LoadError
 from mistralrs.models.architecture import WeightsMapping
 from mistralrs.models.spec import DecoderSpec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mistralrs.api.model_adapters import ModelAdapters
+    from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
 
 
 @dataclass(frozen=True, slots=True)

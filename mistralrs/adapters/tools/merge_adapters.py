@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mistralrs.adapters.adapter_source import is_gguf
-from mistralrs.adapters.base_model import read_base_model
-from mistralrs.adapters.convert_adapter import read_adapter
-from mistralrs.adapters.lora_config import CONFIG_NAME, OnlyPeftReadsError, read_lora_config
-from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
-from mistralrs.adapters.merge_through_peft import merge_through_peft
+from mistralrs.adapters.lora.lora_config import CONFIG_NAME, OnlyPeftReadsError, read_lora_config
+from mistralrs.adapters.lora.lora_merge import LoraMerge, WeightedAdapter
+from mistralrs.adapters.tools.base_model import read_base_model
+from mistralrs.adapters.tools.convert_adapter import read_adapter
+from mistralrs.adapters.tools.merge_through_peft import merge_through_peft
 from mistralrs.errors import LoadError
 from mistralrs.loading.architecture_lookup import kind_of
 from mistralrs.loading.merged_model import write_merged_folder, write_merged_gguf

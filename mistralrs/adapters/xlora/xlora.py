@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
-from mistralrs.adapters.adapter_layout import AdapterLayout, resolve_ordering
-from mistralrs.adapters.layer_axis import adaptable_modules
-from mistralrs.adapters.lora import DIGEST_BYTES, LoraAdapter
-from mistralrs.adapters.lora_config import CONFIG_NAME
-from mistralrs.adapters.lora_merge import shown
-from mistralrs.adapters.module_names import ModuleNames, module_names
-from mistralrs.adapters.ordering import Ordering
-from mistralrs.adapters.peft_files import read_peft
-from mistralrs.adapters.peft_tensors import WEIGHTS_NAME
-from mistralrs.adapters.xlora_classifier import XLoraClassifier, read_classifier
-from mistralrs.adapters.xlora_config import CLASSIFIER_NAMES, CONFIG_NAMES, XLoraConfig
+from mistralrs.adapters.lora.lora import DIGEST_BYTES, LoraAdapter
+from mistralrs.adapters.lora.lora_config import CONFIG_NAME
+from mistralrs.adapters.lora.lora_merge import shown
+from mistralrs.adapters.lora.module_names import ModuleNames, module_names
+from mistralrs.adapters.lora.peft_files import read_peft
+from mistralrs.adapters.lora.peft_tensors import WEIGHTS_NAME
+from mistralrs.adapters.orderings.adapter_layout import AdapterLayout, resolve_ordering
+from mistralrs.adapters.orderings.layer_axis import adaptable_modules
+from mistralrs.adapters.orderings.ordering import Ordering
+from mistralrs.adapters.xlora.xlora_classifier import XLoraClassifier, read_classifier
+from mistralrs.adapters.xlora.xlora_config import CLASSIFIER_NAMES, CONFIG_NAMES, XLoraConfig
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.hub_files import companion
 from mistralrs.models.parts import WeightKey

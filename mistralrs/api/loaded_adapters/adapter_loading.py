@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter, find_adapter
-from mistralrs.adapters.lora_merge import LoraMerge, WeightedAdapter
-from mistralrs.api.adapter_options import SPARE_SLOTS, AdapterOptions, check_adapter_name
-from mistralrs.api.known_adapters import KnownAdapters, known_adapter
-from mistralrs.api.model_adapters import ModelAdapters
+from mistralrs.adapters.lora.lora_merge import LoraMerge, WeightedAdapter
+from mistralrs.api.loaded_adapters.adapter_options import SPARE_SLOTS, AdapterOptions, check_adapter_name
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters, known_adapter
+from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
 from mistralrs.errors import RequestError, UsageError
 from mistralrs.loading.stored_types import stored_as_floats
 from mistralrs.progress import Progress
 
 if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
-    from mistralrs.adapters.lora import LoraAdapter
-    from mistralrs.adapters.xlora import XLora
+    from mistralrs.adapters.lora.lora import LoraAdapter
+    from mistralrs.adapters.xlora.xlora import XLora
     from mistralrs.engine.engine import Engine, ModelExecutor
     from mistralrs.loading.pipeline import Model
     from mistralrs.models.spec import DecoderSpec
@@ -101,7 +101,7 @@ class AdapterLoading:
 
     def read_mixture(self, architecture: str, spec: DecoderSpec) -> XLora:
         """Reads the X-LoRA for a model of this shape; the ``mixture`` of a ``LoadPlan``. Raises ``LoadError``."""
-        from mistralrs.adapters.xlora import load_xlora
+        from mistralrs.adapters.xlora.xlora import load_xlora
 
         assert self._options.xlora is not None
         self._xlora = load_xlora(
@@ -121,7 +121,7 @@ class AdapterLoading:
 
         if self._xlora is None:
             return ModelRunner(model.decoder, vocab_size=model.spec.vocab_size)
-        from mistralrs.adapters.xlora_executor import XLoraExecutor
+        from mistralrs.adapters.xlora.xlora_executor import XLoraExecutor
 
         return XLoraExecutor(
             model.decoder,

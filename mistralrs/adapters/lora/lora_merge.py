@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from mistralrs.adapters.lora import DIGEST_BYTES, LoraAdapter, LoraDelta
+from mistralrs.adapters.lora.lora import DIGEST_BYTES, LoraAdapter, LoraDelta
 from mistralrs.errors import LoadError
 from mistralrs.models.parts import WeightKey
 from mistralrs.models.spec import DecoderSpec

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.adapters.json_fields import JsonFields
-from mistralrs.adapters.layer_axis import EMBED_TOKENS, LM_HEAD, layer_axis
-from mistralrs.adapters.lora_config import LoraConfig, read_lora_config
-from mistralrs.adapters.ordering import (
+from mistralrs.adapters.lora.lora_config import LoraConfig, read_lora_config
+from mistralrs.adapters.lora.target_modules import Rule, targets_module
+from mistralrs.adapters.orderings.layer_axis import EMBED_TOKENS, LM_HEAD, layer_axis
+from mistralrs.adapters.orderings.ordering import (
     Ordering,
     check_adapters,
     check_base,
@@ -22,8 +23,7 @@ from mistralrs.adapters.ordering import (
     check_names,
     read_ordering,
 )
-from mistralrs.adapters.target_modules import Rule, targets_module
-from mistralrs.adapters.xlora_config import CONFIG_NAMES, XLoraConfig, is_peft_xlora, read_xlora_config
+from mistralrs.adapters.xlora.xlora_config import CONFIG_NAMES, XLoraConfig, is_peft_xlora, read_xlora_config
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.hub_files import companion
 from mistralrs.progress import Progress

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mistralrs.adapters.lora import LoraAdapter, LoraDelta, TokenRows, digest_of
-from mistralrs.adapters.lora_config import CONFIG_NAME, LoraConfig, read_lora_config
-from mistralrs.adapters.module_names import FusedExperts, Module, ModuleNames, ModulePart
-from mistralrs.adapters.peft_tensors import PeftTensors, Slots, matrix_of, read_tensors
-from mistralrs.adapters.target_modules import is_saved, matched, targets_module, targets_parameter
+from mistralrs.adapters.lora.lora import LoraAdapter, LoraDelta, TokenRows, digest_of
+from mistralrs.adapters.lora.lora_config import CONFIG_NAME, LoraConfig, read_lora_config
+from mistralrs.adapters.lora.module_names import FusedExperts, Module, ModuleNames, ModulePart
+from mistralrs.adapters.lora.peft_tensors import PeftTensors, Slots, matrix_of, read_tensors
+from mistralrs.adapters.lora.target_modules import is_saved, matched, targets_module, targets_parameter
 from mistralrs.errors import LoadError
 from mistralrs.loading.checkpoint import RawTensor
 from mistralrs.loading.cursor import shown

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistralrs.adapters.lora import LoraAdapter
-from mistralrs.adapters.lora_config import CONFIG_NAME
-from mistralrs.adapters.lora_pairs import LoraPair, pairs_of, stored_bytes, stored_type
-from mistralrs.adapters.lora_targets import targets_of
-from mistralrs.adapters.module_names import hugging_face_form
-from mistralrs.adapters.peft_tensors import WEIGHTS_NAME
+from mistralrs.adapters.lora.lora import LoraAdapter
+from mistralrs.adapters.lora.lora_config import CONFIG_NAME
+from mistralrs.adapters.lora.lora_pairs import LoraPair, pairs_of, stored_bytes, stored_type
+from mistralrs.adapters.lora.lora_targets import targets_of
+from mistralrs.adapters.lora.module_names import hugging_face_form
+from mistralrs.adapters.lora.peft_tensors import WEIGHTS_NAME
 from mistralrs.loading.new_file import explaining, new_file
 from mistralrs.loading.safetensors_writer import SafetensorsInfo, write_safetensors
 from mistralrs.models.architecture import WeightsMapping

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mistralrs.adapters.xlora_config import XLoraConfig
+from mistralrs.adapters.xlora.xlora_config import XLoraConfig
 from mistralrs.errors import FormatError
 from mistralrs.loading.checkpoint import RawTensor
 from mistralrs.loading.cursor import shown

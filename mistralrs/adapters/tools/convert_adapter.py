@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from mistralrs.adapters.adapter_source import is_gguf
-from mistralrs.adapters.base_model import BaseModel, read_base_model
-from mistralrs.adapters.gguf_lora import read_gguf_lora
-from mistralrs.adapters.gguf_lora_writer import write_gguf_lora
-from mistralrs.adapters.lora import LoraAdapter
-from mistralrs.adapters.module_names import module_names
-from mistralrs.adapters.peft_files import read_peft
-from mistralrs.adapters.peft_writer import write_peft
+from mistralrs.adapters.lora.gguf_lora import read_gguf_lora
+from mistralrs.adapters.lora.gguf_lora_writer import write_gguf_lora
+from mistralrs.adapters.lora.lora import LoraAdapter
+from mistralrs.adapters.lora.module_names import module_names
+from mistralrs.adapters.lora.peft_files import read_peft
+from mistralrs.adapters.lora.peft_writer import write_peft
+from mistralrs.adapters.tools.base_model import BaseModel, read_base_model
 from mistralrs.errors import LoadError
 
 

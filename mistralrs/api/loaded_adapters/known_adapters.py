@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:
-    from mistralrs.adapters.lora import LoraAdapter
+    from mistralrs.adapters.lora.lora import LoraAdapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mistralrs.adapters.adapter_placement import AdapterPlacement
-from mistralrs.adapters.xlora import XLora
+from mistralrs.adapters.xlora.xlora import XLora
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner, describe_step
 from mistralrs.errors import UsageError

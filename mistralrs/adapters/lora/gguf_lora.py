@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistralrs.adapters.lora import LoraAdapter, LoraDelta, digest_of
-from mistralrs.adapters.lora_targets import Target, stored_order, targets_of
+from mistralrs.adapters.lora.lora import LoraAdapter, LoraDelta, digest_of
+from mistralrs.adapters.lora.lora_targets import Target, stored_order, targets_of
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import RawTensor
 from mistralrs.loading.cursor import shown

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mistralrs.adapters.adapter_layout import adapters_in, read_layout
-from mistralrs.adapters.ordering import check_base, read_ordering
-from mistralrs.api.adapter_options import AdapterOptions, AdapterSource
-from mistralrs.api.local_model import ModelSource
+from mistralrs.adapters.orderings.adapter_layout import adapters_in, read_layout
+from mistralrs.adapters.orderings.ordering import check_base, read_ordering
+from mistralrs.api.load_options import ModelSource
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.errors import UsageError
 from mistralrs.progress import Progress
 

@@ -1,0 +1,1 @@
+"""The work of the ``mistralrs adapter`` commands: describing, converting and merging adapters."""

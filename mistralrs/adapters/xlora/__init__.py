@@ -1,0 +1,1 @@
+"""X-LoRA: its configuration, its classifier, and the executor that runs a model with it."""
