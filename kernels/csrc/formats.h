@@ -3,7 +3,8 @@
 //   weight = scale * (byte - OFFSET) + addend
 // A block is walked as OUTER x INNER groups; INNER is unrolled so that shifts are constants.
 //
-// unpack_scales(scales, quants, s) unpacks a block's scales; unpack_quants<J>(quants, n, w) the group n * INNER + J.
+// unpack_scales(scales, quants, s) unpacks a block's scales; line<J>(quants, n, q) vector q of the group n * INNER + J, and
+// unpack_quants<J>(quants, n, w) all eight. The groups of one n share cache lines.
 #pragma once
 #include "layout.h"
 #include "simd.h"
@@ -28,6 +29,12 @@ struct Scales {
 };
 
 template <int TYPE> struct Format;
+
+template <int TYPE> struct Lines {
+  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
+    for (int q = 0; q < 8; ++q) w[q] = Format<TYPE>::template line<J>(quants, n, q);
+  }
+};
 
 template <int TYPE, int BITS_, int OFFSET_LOG2_, bool MINS_> struct Block32 {
   static constexpr int type = TYPE, BITS = BITS_, OFFSET_LOG2 = OFFSET_LOG2_, SUB = 32, OUTER = 1, INNER = 1;
@@ -76,7 +83,7 @@ template <> struct Format<MRS_I8> {
   template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) { Format<MRS_Q8_0>::unpack_quants<J>(quants, n, w); }
 };
 
-template <> struct Format<MRS_Q2_K> {
+template <> struct Format<MRS_Q2_K> : Lines<MRS_Q2_K> {
   static constexpr int type = MRS_Q2_K, BITS = 2, OFFSET_LOG2 = 0, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
@@ -87,12 +94,12 @@ template <> struct Format<MRS_Q2_K> {
       s.m[j] = mul(dmin, to_float(shr<4>(both)));
     }
   }
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
-    for (int q = 0; q < 8; ++q) w[q] = and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
+    return and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
   }
 };
 
-template <> struct Format<MRS_Q3_K> {
+template <> struct Format<MRS_Q3_K> : Lines<MRS_Q3_K> {
   static constexpr int type = MRS_Q3_K, BITS = 3, OFFSET_LOG2 = 2, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = false;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
@@ -103,15 +110,13 @@ template <> struct Format<MRS_Q3_K> {
                     or_(nibble_high(a1), shl<4>(and_(shr<6>(high), two)))};
     for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(add(byte_of(packed[j / 4], j % 4), set_i(-32))));
   }
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
-    for (int q = 0; q < 8; ++q) {
-      Vi low = and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
-      w[q] = or_(low, bit<2>(load_i(quants + 1024 + 64 * q), 4 * n + J));
-    }
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
+    const Vi low = and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
+    return or_(low, bit<2>(load_i(quants + 1024 + 64 * q), 4 * n + J));
   }
 };
 
-template <> struct Format<MRS_Q4_K> {
+template <> struct Format<MRS_Q4_K> : Lines<MRS_Q4_K> {
   static constexpr int type = MRS_Q4_K, BITS = 4, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
@@ -125,40 +130,36 @@ template <> struct Format<MRS_Q4_K> {
       s.m[j] = mul(dmin, to_float(byte_of(mn[j / 4], j % 4)));
     }
   }
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
-    for (int q = 0; q < 8; ++q) {
-      Vi x = load_i(quants + 512 * n + 64 * q);
-      w[q] = J ? nibble_high(x) : nibble_low(x);
-    }
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
+    const Vi x = load_i(quants + 512 * n + 64 * q);
+    return J ? nibble_high(x) : nibble_low(x);
   }
 };
 
-template <> struct Format<MRS_Q5_K> {
+template <> struct Format<MRS_Q5_K> : Lines<MRS_Q5_K> {
   static constexpr int type = MRS_Q5_K, BITS = 5, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) { Format<MRS_Q4_K>::unpack_scales(scales, quants, s); }
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
-    Format<MRS_Q4_K>::unpack_quants<J>(quants, n, w);
-    for (int q = 0; q < 8; ++q) w[q] = or_(w[q], bit<4>(load_i(quants + 2048 + 64 * q), 2 * n + J));
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
+    return or_(Format<MRS_Q4_K>::line<J>(quants, n, q), bit<4>(load_i(quants + 2048 + 64 * q), 2 * n + J));
   }
 };
 
-template <> struct Format<MRS_Q6_K> {
+template <> struct Format<MRS_Q6_K> : Lines<MRS_Q6_K> {
   static constexpr int type = MRS_Q6_K, BITS = 6, OFFSET_LOG2 = 5, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = false;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) {
     Vf d = load_f16((const uint16_t *)scales);
     for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(load_s8((const int8_t *)quants + 16 * j)));
   }
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
-    const uint8_t *low = quants + 256 + 1024 * n + (J & 1) * 512, *high = quants + 2304 + 512 * n;
-    for (int q = 0; q < 8; ++q) {
-      Vi x = load_i(low + 64 * q), h = load_i(high + 64 * q);
-      if constexpr (J == 0) h = shl<4>(h);
-      if constexpr (J == 1) h = shl<2>(h);
-      if constexpr (J == 3) h = shr<2>(h);
-      w[q] = or_(J < 2 ? nibble_low(x) : nibble_high(x), and_(h, set_i(0x30303030)));
-    }
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
+    const uint8_t *lines = quants + 256 + 192 * (8 * n + q);
+    const Vi x = load_i(lines + 64 + 64 * (J & 1));
+    Vi h = load_i(lines);
+    if constexpr (J == 0) h = shl<4>(h);
+    if constexpr (J == 1) h = shl<2>(h);
+    if constexpr (J == 3) h = shr<2>(h);
+    return or_(J < 2 ? nibble_low(x) : nibble_high(x), and_(h, set_i(0x30303030)));
   }
 };
 

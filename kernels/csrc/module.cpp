@@ -192,8 +192,14 @@ void pack_row_block(int type, const uint8_t *src, int row, uint8_t *scales, uint
     case MRS_Q6_K:
       put_half(scales, row, src + 208);
       for (int j = 0; j < 16; ++j) quants[16 * j + row] = src[192 + j];
-      put_lines(quants + 256, row, src, 32);
-      put_lines(quants + 256 + 2048, row, src + 128, 16);
+      for (int half = 0; half < 2; ++half) {
+        for (int q = 0; q < 8; ++q) {
+          uint8_t *lines = quants + 256 + 192 * (8 * half + q);
+          put(lines, row, src + 128 + 32 * half + 4 * q);
+          put(lines + 64, row, src + 64 * half + 4 * q);
+          put(lines + 128, row, src + 64 * half + 32 + 4 * q);
+        }
+      }
       break;
   }
 }
