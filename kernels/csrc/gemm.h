@@ -122,7 +122,10 @@ struct Members {
       const int64_t bytes = view_of(o.weight->type, o.weight->cols).bytes * (o.second ? 2 : 1);
       widest = bytes > widest ? bytes : widest;
     }
-    const int64_t fit = 262144 / widest > 1 ? 262144 / widest : 1, share = panels() / (4 * mrs_pool_size(pool));
+    // Few rows only read the panels: every new chunk begins a stream from memory anew. Many rows pass over them often.
+    const bool is_read_once = rows <= 4;
+    const int64_t room = is_read_once ? 1 << 21 : 1 << 18, chunks = (is_read_once ? 2 : 4) * mrs_pool_size(pool);
+    const int64_t fit = room / widest > 1 ? room / widest : 1, share = panels() / chunks;
     return share < 1 ? 1 : share < fit ? share : fit;
   }
 };

@@ -15,7 +15,7 @@ from peft import LoraConfig as PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from mistralrs.adapters import lora_config
+from mistralrs.adapters.lora import lora_config
 from mistralrs.adapters.lora.lora_config import LoraConfig, read_lora_config
 from mistralrs.adapters.lora.target_modules import matched, targets_module
 from mistralrs.errors import FormatError, LoadError

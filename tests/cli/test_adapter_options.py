@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mistralrs.api.load_options import ModelSource
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.api.loaded_adapters.adapter_sources import base_name, resolve_adapters
-from mistralrs.api.local_model import AdapterOptions, AdapterSource
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.errors import LoadError, UsageError
 from mistralrs_cli.command_line import parse

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs.api.local_model import AdapterOptions
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, resolve
 from mistralrs_cli.serve import ServeJob

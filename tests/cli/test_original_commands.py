@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
-from mistralrs.api.local_model import AdapterOptions, AdapterSource, locate
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
+from mistralrs.api.local_model import locate
 from mistralrs_cli.app import main
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, resolve

@@ -26,7 +26,7 @@ _LATER = {
 }
 """Keys that later releases of mistral.rs know, and what does the same here."""
 _HINT = "mistralrs ordering create makes a valid file from a model and its adapters"
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parents[2]
 _SHIPPED = "orderings"
 _PLACES = (_PACKAGE / _SHIPPED, _PACKAGE.parent / _SHIPPED)
 """The wheel's copy of `orderings/`, and that of a checkout."""
