@@ -46,6 +46,8 @@ def shell_blocks(path: Path) -> list[str]:
         ("mistralrs.engine.scheduler", ("torch", "numpy")),
         ("mistralrs.loading.gguf_file", ("torch", "numpy")),
         ("mistralrs.loading.hub_files", ("torch", "numpy", "huggingface_hub")),
+        ("mistralrs.api.loaded_adapters.adapter_loading", ("torch", "numpy", "mistralrs.adapters.adapter_source")),
+        ("mistralrs.api.loaded_adapters.adapter_sources", ("torch", "numpy", "mistralrs.adapters.orderings")),
         ("mistralrs.text.tokenizer", ("torch", "numpy")),
         ("mistralrs.ops.arena", ("torch", "numpy")),
         ("mistralrs.ops.native_backend", ("torch", "numpy")),

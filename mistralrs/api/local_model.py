@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 from mistralrs.api.engine_start import adapter_placement, is_exact, load_plan, start_engine
 from mistralrs.api.load_options import LoadOptions, ModelSource
-from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions as AdapterOptions
-from mistralrs.api.loaded_adapters.adapter_options import AdapterSource as AdapterSource
 from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.api.serving.policy import Policy
 from mistralrs.engine.config import SamplingParams

@@ -14,7 +14,7 @@ import pytest
 
 from mistralrs import LoadError, UsageError, Which
 from mistralrs.api.load_options import LoadOptions
-from mistralrs.api.local_model import AdapterOptions
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
 from mistralrs.api.selectors.model_choice import (
     ModelChoice,
     check_together,

@@ -7,18 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter, find_adapter
-from mistralrs.adapters.lora.lora_merge import LoraMerge, WeightedAdapter
 from mistralrs.api.loaded_adapters.adapter_options import SPARE_SLOTS, AdapterOptions, check_adapter_name
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters, known_adapter
 from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
 from mistralrs.errors import RequestError, UsageError
-from mistralrs.loading.stored_types import stored_as_floats
 from mistralrs.progress import Progress
 
 if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
+    from mistralrs.adapters.adapter_source import FoundAdapter
     from mistralrs.adapters.lora.lora import LoraAdapter
+    from mistralrs.adapters.lora.lora_merge import LoraMerge
     from mistralrs.adapters.xlora.xlora import XLora
     from mistralrs.engine.engine import Engine, ModelExecutor
     from mistralrs.loading.pipeline import Model
@@ -70,8 +69,13 @@ class AdapterLoading:
         options that contradict each other, ``LoadError`` for what is missing.
         """
         _check(options)
+        if not options.adapters:  # what reads them imports numpy, which would wait for torch while the model is packed
+            return cls(options, (), is_quantized=False, base=base, token=token, progress=progress)
+        from mistralrs.adapters.adapter_source import find_adapter
+        from mistralrs.loading.stored_types import stored_as_floats
+
         found = [find_adapter(each.source, each.subfolder, token=token, progress=progress) for each in options.adapters]
-        is_quantized = bool(found) and (isq is not None or not stored_as_floats(model, gqa=gqa))
+        is_quantized = isq is not None or not stored_as_floats(model, gqa=gqa)
         return cls(options, found, is_quantized=is_quantized, base=base, token=token, progress=progress)
 
     @property
@@ -91,6 +95,9 @@ class AdapterLoading:
 
     def read(self, architecture: str, spec: DecoderSpec) -> LoraMerge | None:
         """Reads the adapters for a model of this shape; the ``merge`` of a ``LoadPlan``. Raises ``LoadError``."""
+        from mistralrs.adapters.adapter_source import AdapterReader
+        from mistralrs.adapters.lora.lora_merge import LoraMerge, WeightedAdapter
+
         reader = AdapterReader(architecture, spec, token=self._token)
         named = zip(self._options.adapters, self._found, strict=True)
         self._adapters = [reader.read(each.name, found) for each, found in named]
@@ -149,7 +156,11 @@ class AdapterLoading:
                 requantized=self._is_quantized,
             )
             return ModelAdapters(engine, fixed=merged)
-        reader = AdapterReader(model.architecture, model.spec, token=self._token) if placement else None
+        if placement is None:
+            return ModelAdapters(engine, options=self._options, model_name=name)
+        from mistralrs.adapters.adapter_source import AdapterReader
+
+        reader = AdapterReader(model.architecture, model.spec, token=self._token)
         known = ModelAdapters(engine, reader=reader, placement=placement, options=self._options, model_name=name)
         for adapter in adapters:
             known.add(adapter)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from mistralrs.adapters.orderings.adapter_layout import adapters_in, read_layout
-from mistralrs.adapters.orderings.ordering import check_base, read_ordering
 from mistralrs.api.load_options import ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.errors import UsageError
@@ -40,6 +38,8 @@ def resolve_adapters(
     nothing has, or that two have.
     """
     if options.ordering is not None and options.adapters:
+        from mistralrs.adapters.orderings.ordering import read_ordering
+
         ordering = read_ordering(options.ordering)
         [place] = {source.source for source in options.adapters if source.name in ordering.adapters}
         _check_base(place, ordering.adapters, {"the model": base, ordering.source: ordering.base_model_id}, token())
@@ -66,6 +66,8 @@ def resolve_adapters(
 def _inside(
     source: AdapterSource, base: str | None, token: str | None, progress: Progress | None
 ) -> tuple[AdapterSource, ...]:
+    from mistralrs.adapters.orderings.adapter_layout import adapters_in
+
     names = adapters_in(source.source, token=token, progress=progress)
     if names is None:
         return (replace(source, is_repository=False),)
@@ -74,5 +76,8 @@ def _inside(
 
 
 def _check_base(place: str, names: tuple[str, ...], named: Mapping[str, str | None], token: str | None) -> None:
+    from mistralrs.adapters.orderings.adapter_layout import read_layout
+    from mistralrs.adapters.orderings.ordering import check_base
+
     layout = read_layout(place, names, as_lora=True, token=token)
     check_base({**named, **layout.bases})

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistralrs.adapters.adapter_slots import AcquiredAdapters, AdapterLimits, AdapterSlots, AdapterStatus
-from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter, check_inside, hub_place, require_inside
-from mistralrs.adapters.lora.lora import LoraAdapter
 from mistralrs.api.loaded_adapters.adapter_options import NO_ADAPTERS, AdapterOptions, check_adapter_name
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter, KnownAdapters, known_adapter
 from mistralrs.engine.events import AdaptersChosen, End, Event, Handle, Stream
@@ -19,6 +17,8 @@ from mistralrs.errors import EngineError, LoadError, RequestError, UsageError
 
 if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
+    from mistralrs.adapters.adapter_source import AdapterReader, FoundAdapter
+    from mistralrs.adapters.lora.lora import LoraAdapter
     from mistralrs.engine.config import Request
     from mistralrs.engine.engine import Engine
 
@@ -251,6 +251,8 @@ class ModelAdapters:
 
     def _find_allowed(self, source: str) -> FoundAdapter:
         """The adapter at a place that may be named while serving. Raises ``RequestError`` for others."""
+        from mistralrs.adapters.adapter_source import check_inside, hub_place, require_inside
+
         reader, root = self._require_reader(), self._options.root
         place = hub_place(source)
         if place is not None and place in {hub_place(each.source, each.subfolder) for each in self._options.adapters}:
