@@ -62,7 +62,7 @@ model: $(MODEL) ## fetch the default model
 
 gemma: $(GEMMA) ## fetch Gemma 3 270M, a second model for the tests, under its own terms
 
-fixtures: $(FIXTURES) ## fetch the vocabularies that the tokenizer tests compare with
+fixtures: $(FIXTURES) ## fetch the vocabularies and the JSON Schema Test Suite that tests compare with
 
 sanitize: $(INSTALLED) ## the kernels, their pool and the loaders under address, undefined-behaviour and thread sanitizers
 	$(BIN)/python scripts/sanitize.py
@@ -131,8 +131,9 @@ $(MODEL): | $(VENV)/pyvenv.cfg
 $(GEMMA): | $(VENV)/pyvenv.cfg
 	$(BIN)/python scripts/fetch_gemma.py $@
 
-$(FIXTURES): scripts/fetch_vocabularies.py | $(VENV)/pyvenv.cfg
-	$(BIN)/python $< .fixtures/vocabularies
+$(FIXTURES): scripts/fetch_vocabularies.py scripts/fetch_schema_suite.py | $(VENV)/pyvenv.cfg
+	$(BIN)/python scripts/fetch_vocabularies.py .fixtures/vocabularies
+	$(BIN)/python scripts/fetch_schema_suite.py .fixtures/json-schema-suite
 	@touch $@
 
 FORCE:

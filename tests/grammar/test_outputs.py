@@ -1,0 +1,17 @@
+"""Answers under random grammars pass the checks of other programs; ``tests.soak.grammar_outputs`` makes more."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.grammar.outputs import run_outputs
+from tests.grammar.random_grammars import CASES
+
+COUNT = 40
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_no_finished_answer_breaks_its_grammar(kind: str) -> None:
+    outcome = run_outputs(CASES[kind], COUNT, seed=3)
+    assert outcome.wrong == []
+    assert outcome.finished >= COUNT
