@@ -19,9 +19,11 @@ from mistralrs.grammar.library_limits import TIMEOUT_S, byte_tree, matcher, with
 from mistralrs.grammar.regex_grammar import translate_regex
 from mistralrs.grammar.token_table import TokenTable
 from mistralrs.grammar.translation import MAX_BYTES, Translation, grammar_error
+from mistralrs.grammar.yacc_grammar import translate_yacc
 
 KINDS: dict[str, Callable[[str], Translation]] = {
     "regex": translate_regex,
+    "yacc": translate_yacc,
     "lark": translate_lark,
     "gbnf": translate_gbnf,
     "json_schema": translate_schema,

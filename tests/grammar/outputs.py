@@ -19,6 +19,7 @@ class Outcome:
 
     grammars: int = 0
     refused: int = 0
+    warned: int = 0
     unfinished: int = 0
     finished: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -37,6 +38,9 @@ def run_outputs(make: Callable[[random.Random], Case], count: int, *, seed: int)
         except RequestError as error:
             outcome.refused += 1
             outcome.reasons.append(error.message)
+            continue
+        if grammar.warnings:  # served as another language than that of the other program, which the warning says
+            outcome.warned += 1
             continue
         for _ in range(_ANSWERS_OF_ONE):
             try:

@@ -12,6 +12,7 @@ import lark
 import regex
 
 from tests.grammar.json_checks import is_valid
+from tests.grammar.yacc_checks import YaccChecker, YaccSource
 
 ALPHABET = "abc01"
 _CLASSES = ("[a-c]", "[^a]", r"\d", r"\w", ".", "[ab0]", r"[^\s]", "é", "[α-γ]", r"\p{Lu}", "[[:digit:]]")
@@ -181,6 +182,67 @@ def _terminal(rng: random.Random) -> tuple[str, str]:
     return text, f"/{text}/"
 
 
+_TERMINALS = (
+    "'a'",
+    "'ab'",
+    "'if'",
+    "'=='",
+    "'='",
+    "'('",
+    "')'",
+    "';'",
+    "'/[a-z]+/'",
+    "'/[0-9]+/'",
+    "'/[ab]+=?/'",
+    "'/x*/'",
+)
+_OPERATORS = ("'+'", "'-'", "'*'", "'<'", "'?'", "'and'")
+
+
+def yacc_case(rng: random.Random) -> Case:
+    """Rules over terminals that overlap, or expressions with precedences; ply reads the same."""
+    source = _operators(rng) if rng.random() < 0.4 else _statements(rng)
+    if rng.random() < 0.8:
+        source.skips = [r"'/[ \n]+/'", *(["'/#[a-z]*#/'"] if rng.random() < 0.3 else [])]
+    checkers: list[YaccChecker] = []  # made for the first answer: ply has no parser for some grammars with conflicts
+
+    def check(answer: bytes) -> bool:
+        if not checkers:
+            checkers.append(YaccChecker(source))
+        return checkers[0].accepts(answer)
+
+    return Case("yacc", source.text(), check)
+
+
+def _statements(rng: random.Random) -> YaccSource:
+    names = ["s", *(f"r{number}" for number in range(rng.randint(1, 3)))]
+    terminals = rng.sample(_TERMINALS, rng.randint(3, 6))
+    rules = []
+    for name in names:
+        alternatives = [[rng.choice(terminals)]]
+        for _ in range(rng.randint(1, 3)):
+            alternatives.append(
+                [rng.choice((rng.choice(names), *rng.sample(terminals, 2))) for _ in range(rng.randint(1, 4))]
+            )
+        if rng.random() < 0.15:
+            alternatives.append([])
+        rules.append((name, [list(each) for each in dict.fromkeys(map(tuple, alternatives))]))
+    return YaccSource(rules)
+
+
+def _operators(rng: random.Random) -> YaccSource:
+    operators = rng.sample(_OPERATORS, rng.randint(1, 4))
+    precedences, alternatives = [], [["'('", "e", "')'"], ["'/[0-9]+/'"], ["'/[a-z]+/'"]]
+    for operator in operators:
+        precedences.append((rng.choice(("left", "right", "nonassoc", "nonassoc")), [operator]))
+        alternatives.append(["e", operator, "e"])
+    if rng.random() < 0.4:
+        precedences.append((rng.choice(("right", "nonassoc")), ["'!'"]))
+        alternatives.append(rng.choice((["'!'", "e"], ["e", "'!'"])))
+    rng.shuffle(precedences)
+    return YaccSource([("e", alternatives)], precedences=precedences)
+
+
 def _earley(rules: str) -> lark.Lark:
     return lark.Lark(rules, start="root", parser="earley", lexer="dynamic_complete")
 
@@ -198,4 +260,5 @@ CASES: dict[str, Callable[[random.Random], Case]] = {
     "json_schema": json_case,
     "gbnf": gbnf_case,
     "lark": lark_case,
+    "yacc": yacc_case,
 }
