@@ -17,6 +17,7 @@ from mistralrs.grammar.json_grammar import translate_object, translate_schema
 from mistralrs.grammar.lark_grammar import translate_lark
 from mistralrs.grammar.library_limits import TIMEOUT_S, byte_tree, matcher, within
 from mistralrs.grammar.regex_grammar import translate_regex
+from mistralrs.grammar.structural_tag import translate_structural_tag
 from mistralrs.grammar.token_table import TokenTable
 from mistralrs.grammar.translation import MAX_BYTES, Translation, grammar_error
 from mistralrs.grammar.yacc_grammar import translate_yacc
@@ -29,6 +30,7 @@ KINDS: dict[str, Callable[[str], Translation]] = {
     "json_schema": translate_schema,
     "json_object": translate_object,
     "choice": translate_choice,
+    "structural_tag": translate_structural_tag,
 }
 """The translation of each kind of grammar."""
 MAX_CACHED = 128

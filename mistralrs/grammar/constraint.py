@@ -101,7 +101,10 @@ class GrammarConstraint:
             raise ValueError(f"the answer has fewer than {count} tokens: {self._matcher.get_error()}")
 
     def forced_tokens(self) -> list[int]:
-        """The tokens that must come next, as the tokenizer would write them; they are not appended."""
+        """The tokens that must come next, as the tokenizer would write them; they are not appended.
+
+        They are known for schemas, expressions and choices; for other kinds the list is empty.
+        """
         return [] if self._ended else list(self._matcher.compute_ff_tokens())
 
     def copy(self) -> GrammarConstraint:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from llguidance import LLMatcher
-
 from mistralrs.grammar.gbnf_reader import (
     ANY,
     MAX_CHARACTER,
@@ -22,6 +20,8 @@ from mistralrs.grammar.gbnf_reader import (
     children,
     read_gbnf,
 )
+from mistralrs.grammar.library_limits import NO_FORCING
+from mistralrs.grammar.regex_grammar import regex_to_library
 from mistralrs.grammar.translation import Translation, grammar_error
 
 _MAX_EXPANDED = 5_000
@@ -34,7 +34,7 @@ def translate_gbnf(text: str) -> Translation:
     """The translation of a GBNF grammar. Raises RequestError with line and column of what is wrong."""
     rules = read_gbnf(text)
     if _expanded_size(rules) <= _MAX_EXPANDED:
-        return Translation(LLMatcher.grammar_from_regex(_expression(rules["root"], rules)))
+        return Translation(regex_to_library(_expression(rules["root"], rules)))
     return Translation(_lark(rules))
 
 
@@ -102,7 +102,11 @@ def _lark(rules: Mapping[str, Node]) -> str:
     def grouped(node: Node) -> str:
         return text_of(node) if isinstance(node, Characters | Reference) else f"({text_of(node)})"
 
-    lines = [f"start: {names['root']}", *(f"{names[name]}: {text_of(node)}" for name, node in rules.items())]
+    lines = [
+        NO_FORCING,
+        f"start: {names['root']}",
+        *(f"{names[name]}: {text_of(node)}" for name, node in rules.items()),
+    ]
     lines += [f"C{number}: /{_class(ranges)}/" for number, ranges in enumerate(sets)]
     return "\n".join([*lines, "NOTHING: /[a&&b]/"])
 

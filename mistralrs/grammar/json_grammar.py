@@ -30,7 +30,7 @@ from mistralrs.grammar.json_values import (
     checked_types,
     schema_error,
 )
-from mistralrs.grammar.library_limits import error_of, is_empty, reason_of
+from mistralrs.grammar.library_limits import NO_FORCING, error_of, is_empty, reason_of
 from mistralrs.grammar.translation import Translation, grammar_error, reason_in
 
 MAX_DEPTH = 64
@@ -48,6 +48,8 @@ _Json = dict[str, Any]
 def translate_schema(text: str) -> Translation:
     """The translation of a JSON schema. Raises RequestError with the JSON pointer of what cannot be held."""
     schema, options = rewritten_schema(_parsed(text))
+    if options.get("whitespace_pattern") != _WHITESPACE:  # with no choice anywhere, forced bytes may have no end
+        return Translation(f"{NO_FORCING}\nstart: %json {json.dumps({**schema, 'x-guidance': options})}")
     return Translation(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options))  # type: ignore[arg-type]
 
 

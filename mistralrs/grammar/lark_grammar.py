@@ -14,10 +14,10 @@ from llguidance import LLMatcher
 
 from mistralrs.errors import RequestError
 from mistralrs.grammar.json_grammar import inline_schema
-from mistralrs.grammar.library_limits import MAX_RULES
+from mistralrs.grammar.library_limits import MAX_RULES, NO_FORCING
 from mistralrs.grammar.translation import Place, Translation, grammar_error, reason_in
 
-_OPTIONS = ("no_forcing", "allow_initial_skip", "skip_repetition")
+_OPTIONS = ("allow_initial_skip", "skip_repetition")
 _ATTRIBUTES = ("lazy", "suffix", "capture", "suffix_capture")
 _PIECE = re.compile(
     r"""
@@ -37,7 +37,7 @@ def translate_lark(text: str) -> Translation:
     """The translation of a Lark grammar. Raises RequestError with the place of what is not supported."""
     if text.lstrip().startswith("{"):  # the library would take it for its own JSON
         raise grammar_error("a rule is expected in place of {", place=Place.of(text, text.index("{")))
-    return Translation(LLMatcher.grammar_from_lark("".join(_checked(text))))
+    return Translation(LLMatcher.grammar_from_lark(f"{NO_FORCING}\n{''.join(_checked(text))}"))
 
 
 def _checked(text: str) -> Iterator[str]:

@@ -16,6 +16,8 @@ TIMEOUT_S = 2.0
 """Seconds for the translation and the compilation of one grammar."""
 MAX_RULES = 1000
 """Rules of a grammar. llguidance walks chains of rules by recursion and overflows the stack at about 4,000."""
+NO_FORCING = '%llguidance {"no_forcing": true}'
+"""A line of a Lark grammar. Without it, the library follows forced bytes without end in ``start: "a" start``."""
 _MAX_AT_ONCE = 2
 _RUNNING = threading.BoundedSemaphore(_MAX_AT_ONCE)
 _REASON = re.compile(r"^error: (.*)", re.MULTILINE)

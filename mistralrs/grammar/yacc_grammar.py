@@ -7,6 +7,7 @@ is honoured. Conflicts that no precedence settles are left to the whole context-
 
 from __future__ import annotations
 
+from mistralrs.grammar.library_limits import NO_FORCING
 from mistralrs.grammar.lr_automaton import Conflict, LrAutomaton
 from mistralrs.grammar.translation import Translation, grammar_error
 from mistralrs.grammar.yacc_adjacency import RULE, TERMINAL, separated
@@ -108,7 +109,7 @@ def _lark(grammar: YaccGrammar, lexer: Lexer) -> str:
                 used.setdefault(symbol)
             parts.append(_lexeme_name(symbol, lexer) if symbol.is_terminal else names[symbol.name])
         rules[production.rule].append(" ".join(parts) or '""')
-    lines = ['%llguidance {"allow_initial_skip": true}', f"start: {names[grammar.start]}"]
+    lines = [NO_FORCING, '%llguidance {"allow_initial_skip": true}', f"start: {names[grammar.start]}"]
     lines += [f"{names[rule]}: {' | '.join(dict.fromkeys(parts))}" for rule, parts in rules.items()]
     skips = [f"S{number}" for number in range(len(dict.fromkeys(grammar.skips)))]
     lines += [
