@@ -1,13 +1,14 @@
 """Grammars in GBNF. They are grammars over characters, without lexemes.
 
-A grammar without recursion becomes one regular expression. Any other becomes rules over disjoint sets of characters,
-because lexemes that match as much as they can would change its language.
+A grammar without recursion becomes one regular expression. Any other becomes rules over lexemes where reading the
+longest one changes no language, else over disjoint sets of characters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from mistralrs.grammar.gbnf_lexemes import lexeme_grammar
 from mistralrs.grammar.gbnf_reader import (
     ANY,
     MAX_CHARACTER,
@@ -27,31 +28,60 @@ from mistralrs.grammar.translation import Translation, grammar_error
 _MAX_EXPANDED = 5_000
 """Nodes of a grammar without recursion that become one expression."""
 _MAX_SETS = 500
+_MAX_OVERLAPS = 2_000
+"""Sets of characters in all classes together."""
 _MAX_LEVELS = 100
 
 
 def translate_gbnf(text: str) -> Translation:
     """The translation of a GBNF grammar. Raises RequestError with line and column of what is wrong."""
     rules = read_gbnf(text)
-    if _expanded_size(rules) <= _MAX_EXPANDED:
+    sizes = _sizes(rules)
+    if "root" in sizes:
         return Translation(regex_to_library(_expression(rules["root"], rules)))
-    return Translation(_lark(rules))
+
+    def is_regular(node: Node) -> bool:
+        return _size(node, sizes) <= _MAX_EXPANDED
+
+    with_lexemes = lexeme_grammar(rules, is_regular=is_regular, expression=lambda node: _expression(node, rules))
+    return Translation(with_lexemes or _lark(rules))
 
 
-def _expanded_size(rules: Mapping[str, Node]) -> int:
-    """Nodes of the grammar as one expression; more than any bound if it refers to itself."""
+def _sizes(rules: Mapping[str, Node]) -> dict[str, int]:
+    """The nodes of each rule as one expression; rules that are recursive or too large are left out."""
+    uses = {name: _references(node) for name, node in rules.items()}
+    users: dict[str, list[str]] = {name: [] for name in rules}
+    for name, used in uses.items():
+        for each in used:
+            users[each].append(name)
+    levels: dict[str, int] = {}
     sizes: dict[str, int] = {}
+    ready = [name for name, used in uses.items() if not used]
+    for name in ready:  # grows meanwhile
+        size = _size(rules[name], sizes)
+        levels[name] = 1 + max((levels[each] for each in uses[name]), default=0)
+        if size > _MAX_EXPANDED or levels[name] > _MAX_LEVELS:
+            continue
+        sizes[name] = size
+        ready += [user for user in users[name] if uses[user] <= sizes.keys()]
+    return sizes
 
-    def size(node: Node, above: tuple[str, ...]) -> int:
-        if not isinstance(node, Reference):
-            return min(1 + sum(size(child, above) for child in children(node)), _MAX_EXPANDED + 1)
-        if node.name in above or len(above) > _MAX_LEVELS:
-            return _MAX_EXPANDED + 1
-        if node.name not in sizes:
-            sizes[node.name] = size(rules[node.name], (*above, node.name))
-        return sizes[node.name]
 
-    return size(rules["root"], ("root",))
+def _references(node: Node) -> set[str]:
+    found, waiting = set(), [node]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Reference):
+            found.add(part.name)
+        waiting += children(part)
+    return found
+
+
+def _size(node: Node, sizes: Mapping[str, int]) -> int:
+    """Nodes of a part as one expression; more than any bound if it refers to a rule that has no size."""
+    if isinstance(node, Reference):
+        return sizes.get(node.name, _MAX_EXPANDED + 1)
+    return min(1 + sum(_size(child, sizes) for child in children(node)), _MAX_EXPANDED + 1)
 
 
 def _expression(node: Node, rules: Mapping[str, Node]) -> str:
@@ -131,6 +161,6 @@ def _disjoint_sets(rules: Mapping[str, Node]) -> list[tuple[tuple[int, int], ...
         members = tuple(_is_within(first, ranges) for ranges in ordered)
         if any(members) and _is_within(first, ANY.ranges):
             parts.setdefault(members, []).append((first, behind - 1))
-    if len(parts) > _MAX_SETS:
-        raise grammar_error(f"its classes part the characters into more than {_MAX_SETS} sets")
+    if len(parts) > _MAX_SETS or sum(map(sum, parts)) > _MAX_OVERLAPS:
+        raise grammar_error("too many of its classes have characters in common", hint="use fewer classes")
     return [tuple(ranges) for ranges in parts.values()]

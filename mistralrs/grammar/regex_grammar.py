@@ -17,7 +17,7 @@ from mistralrs.grammar.library_limits import NO_FORCING
 from mistralrs.grammar.regex_syntax import refuse_unsupported
 from mistralrs.grammar.translation import Translation
 
-_REPEATS = re.compile(r"\{(\d{1,12}),?(\d{0,12})\}")
+_REPEATS = re.compile(r"(?<!\\x)\{(\d{1,12}),?(\d{0,12})\}")
 _MAX_FORCED = 1000
 """Repetitions, multiplied, up to which forced bytes are followed: the library follows them anew for every mask."""
 

@@ -125,7 +125,7 @@ def _mutated(rng: random.Random, kind: str) -> str:
     """A small grammar with a few characters changed."""
     text = list(CASES[kind](rng).text)
     for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(text))
+        place = rng.randrange(len(text) + 1)
         text[place : place + rng.randint(0, 3)] = rng.choice(("", "(", "{", '"', "\\", "é", "\x00", "*", "[", "99999"))
     return "".join(text)
 
