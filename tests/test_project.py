@@ -49,6 +49,7 @@ def shell_blocks(path: Path) -> list[str]:
         ("mistralrs.api.loaded_adapters.adapter_loading", ("torch", "numpy", "mistralrs.adapters.adapter_source")),
         ("mistralrs.api.loaded_adapters.adapter_sources", ("torch", "numpy", "mistralrs.adapters.orderings")),
         ("mistralrs.text.tokenizer", ("torch", "numpy")),
+        ("mistralrs.grammar.compile_grammar", ("torch", "numpy", "lark", "jsonschema", "regex")),
         ("mistralrs.ops.arena", ("torch", "numpy")),
         ("mistralrs.ops.native_backend", ("torch", "numpy")),
     ],
