@@ -82,6 +82,8 @@ class _Separation:
                 index += 1
             elif bad & self._following(rest, production.rule):
                 found.append(replace(symbol, is_separated=True))
+            elif not symbol.is_terminal and rest and (close := self._ending_close(symbol.name, rest[0])):
+                found.append(Symbol(close, is_terminal=False))
             else:
                 found.append(symbol)
             index += 1
@@ -104,7 +106,7 @@ class _Separation:
         first = self._first(Symbol(rule, is_terminal=False))
         if not first & bad or first <= bad:
             return None
-        rules = self._rules_at_start(rule)
+        rules = self._rules_at(rule, 0)
         if any(RULE + each in self._automaton.nullable for each in rules):
             return None
         names = {each: f"{each}%without%{'%'.join(sorted(bad))}" for each in rules}
@@ -115,8 +117,34 @@ class _Separation:
             for production in self._grammar.productions:
                 if production.rule == each and not self._first(production.symbols[0]) <= bad:
                     symbols = self._symbols(production.symbols, production)
-                    if not symbols[0].is_terminal and symbols[0].name in names:
-                        symbols[0] = Symbol(names[symbols[0].name], is_terminal=False)
+                    if not production.symbols[0].is_terminal:
+                        symbols[0] = Symbol(names[production.symbols[0].name], is_terminal=False)
+                    self._add(names[each], [tuple(symbols)], production)
+        return names[rule]
+
+    def _ending_close(self, rule: str, behind: Symbol) -> str | None:
+        """The name of a rule for the same texts, behind whose last terminal nothing need be skipped before ``behind``.
+
+        None if there is no need of one, or if a skipped text may be needed.
+        """
+        rules = self._rules_at(rule, -1)
+        last = [each.symbols[-1] for each in self._grammar.productions if each.rule in rules and each.symbols]
+        bad = frozenset[str]().union(*(self._not_before.get(each.name, ()) for each in last if each.is_terminal))
+        nullable = self._automaton.nullable
+        if not bad or bad & self._first(behind) or any(RULE + each in nullable for each in (*rules, behind.name)):
+            return None
+        names = {each: f"{each}%close" for each in rules}
+        for each in rules:
+            if names[each] in self._added:
+                continue
+            self._added[names[each]] = []
+            for production in self._grammar.productions:
+                if production.rule == each:
+                    symbols = self._symbols(production.symbols, production)
+                    if symbols[-1].is_terminal:
+                        symbols[-1] = replace(symbols[-1], is_separated=False)
+                    elif symbols[-1].name in names:
+                        symbols[-1] = Symbol(names[symbols[-1].name], is_terminal=False)
                     self._add(names[each], [tuple(symbols)], production)
         return names[rule]
 
@@ -126,13 +154,14 @@ class _Separation:
             return {symbol.name}
         return {each.removeprefix(TERMINAL) for each in self._automaton.first[RULE + symbol.name]}
 
-    def _rules_at_start(self, rule: str) -> list[str]:
-        """The rules with which a rule may begin, itself first."""
+    def _rules_at(self, rule: str, index: int) -> list[str]:
+        """The rules with which a rule may begin, if ``index`` is 0, or end, if it is -1; itself first."""
         found = [rule]
         for each in found:  # grows meanwhile
             for production in self._grammar.productions:
-                if production.rule == each and production.symbols and not production.symbols[0].is_terminal:
-                    found += [production.symbols[0].name] if production.symbols[0].name not in found else []
+                if production.rule == each and production.symbols and not production.symbols[index].is_terminal:
+                    name = production.symbols[index].name
+                    found += [name] if name not in found else []
         return found
 
     def _add(self, name: str, alternatives: list[tuple[Symbol, ...]], production: Production) -> None:

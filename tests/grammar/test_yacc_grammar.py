@@ -17,7 +17,7 @@ PROGRAMS = (
     "// first\nint f(int a, char *b) {\n  for (i = 0; i < 10; ++i) a += b[i] * 2; /* x */\n  return -1.5;\n}",
     'void g() { if (a == 1) return; else { b->c = "q\\"r"; } do x--; while (x); }',
     "struct p { int a; }; struct p q, *r;",
-    "int f() { return x - -1 + a+b - sizeof(const int ); }",
+    "int f() { return x - -1 + a+b - sizeof(const int); }",
     "int f() { if (a) if (b) c; else d; }",
 )
 BROKEN = (
