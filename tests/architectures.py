@@ -144,6 +144,9 @@ VARIANTS: dict[str, Variant] = {
     "granitehybrid-nope": Variant("granitemoehybrid", {**_GRANITE_HYBRID, "position_embedding_type": None}),
 }
 
+Folders = Callable[[str], Path]
+"""Gives the folder of a variant, by its name."""
+
 NORMS_MINUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})
 """Model types whose folders store norms minus one."""
 

@@ -25,16 +25,12 @@ from tests.adapters.test_merging import (
     EXPERTS,
     FIELDS,
     OTHERS,
-    Folders,
     assert_equal,
-    folders,
-    one_torch_thread,
     tokens,
 )
+from tests.architectures import Folders
 from tests.parity.running import Running, Text, random_tokens
 from tests.tiny import TOKENIZER_SIZE
-
-__all__ = ["folders", "one_torch_thread"]
 
 MERGE_ONLY = {"bias-all", "bias-lora_only", "dora-embedding"} | {
     field for field in FIELDS if field.startswith(("modules_to_save", "trainable_token_indices"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mistralrs.models.parts import WeightKey
 from mistralrs.ops.backend import resolve
 from tests.adapters.merging import assert_equal, merged_logits, merging, tokens
 from tests.adapters.peft_adapters import adapted, adapted_logits, quiet, write_adapter
-from tests.architectures import VARIANTS, Variant, write_folder
+from tests.architectures import VARIANTS, Folders, Variant, write_folder
 from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import write_gguf
 from tests.multimodal import multimodal_reference, write_multimodal
@@ -31,30 +30,10 @@ from tests.parity.running import Running
 from tests.retyped import Base, write_base
 from tests.tolerances import MERGED_LOGITS, REQUANTIZED_LOGITS
 
-Folders = Callable[[str], Path]
 ALL_LAYERS = {"target_modules": "all-linear"}
 TEXT_PART = {"target_modules": r".*language_model.*\.(q_proj|down_proj)"}
 STEPS = {"F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 100, "Q5_1": 1 / 14, "Q4_0": 1 / 6}
 """Of the largest weight of 32: half a step of each type, and what the search for the best scale gives up there."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The folder of a variant, written once."""
-
-    @cache
-    def folder(name: str) -> Path:
-        return write_folder(tmp_path_factory.mktemp(name), VARIANTS[name])
-
-    return folder
 
 
 def test_a_merged_model_has_another_fingerprint(

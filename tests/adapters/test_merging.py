@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,11 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.adapters.merging import assert_equal, merged_logits, tokens
 from tests.adapters.peft_adapters import adapted_logits, write_adapter
-from tests.architectures import VARIANTS, read_weights, write_folder
+from tests.architectures import Folders, read_weights
 from tests.parity.running import Running
 from tests.tolerances import MERGED_LOGITS
-
-Folders = Callable[[str], Path]
 
 NAMES = ("llama", "mistral", "mixtral", "gemma", "phi2", "qwen3")
 OTHERS = ("llama-biased-tied", "phi3", "qwen3moe", "gemma2", "olmo2", "granite")
@@ -66,25 +63,6 @@ EXPERTS = {
 }
 
 QWEN_EXPERTS = ("gate_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The folder of a variant, written once."""
-
-    @cache
-    def folder(name: str) -> Path:
-        return write_folder(tmp_path_factory.mktemp(name), VARIANTS[name])
-
-    return folder
 
 
 def check(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,15 +18,13 @@ from mistralrs.loading.convert import Dtype
 from mistralrs.models.spec import DecoderSpec
 from tests.adapters.xlora_files import axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
-from tests.architectures import VARIANTS, Variant, write_folder
+from tests.architectures import VARIANTS, Folders, Variant, write_folder
 from tests.buffers import tensor_of
 from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import write_gguf
 from tests.parity.running import Running, Text, random_cuts, random_tokens
 from tests.tiny import TOKENIZER_SIZE
 from tests.tolerances import XLORA_LOGITS, XLORA_QUANTIZED_LOGITS
-
-Folders = Callable[[str], Path]
 
 NAMES = ("llama", "mistral", "mixtral", "gemma", "phi2", "qwen3")
 ATTENTION = ("q_proj", "v_proj")
@@ -51,25 +48,6 @@ FIELDS: dict[str, Mapping[str, Any]] = {
 }
 CELLS = [(field, name) for field in FIELDS for name in NAMES]
 SAMPLE = Random(6).sample(CELLS, 24)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The folder of a variant, written once."""
-
-    @cache
-    def folder(name: str) -> Path:
-        return write_folder(tmp_path_factory.mktemp(name), VARIANTS[name])
-
-    return folder
 
 
 def tokens(count: int = 24, *, seed: int = 5) -> list[int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,29 +31,8 @@ from tests.adapters.peft_adapters import fill, quiet
 from tests.adapters.test_xlora import assert_near, running, tokens
 from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
-from tests.architectures import VARIANTS, reference, write_folder
+from tests.architectures import Folders, reference
 from tests.hub import Repository, serving
-
-Folders = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The folder of a variant, written once."""
-
-    @cache
-    def folder(name: str) -> Path:
-        return write_folder(tmp_path_factory.mktemp(name), VARIANTS[name])
-
-    return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def opened(folder: Path, xlora: Path, order: Path | None = None, *, base: str | None = None) -> XLora:
