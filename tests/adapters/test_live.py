@@ -69,12 +69,6 @@ def test_live_logits_are_those_of_peft(field: str, name: str, folders: Folders, 
     check(name, FIELDS[field], folders, tmp_path / "a")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("field", "name"), [c for c in CELLS if c[0] not in MERGE_ONLY and c not in SAMPLE])
-def test_every_other_cell(field: str, name: str, folders: Folders, tmp_path: Path) -> None:
-    check(name, FIELDS[field], folders, tmp_path / "a")
-
-
 @pytest.mark.parametrize("field", sorted(MERGE_ONLY))
 def test_what_changes_the_base_itself_is_refused_by_name(field: str, folders: Folders, tmp_path: Path) -> None:
     folder = folders("phi2" if field == "bias-lora_only" else "llama")

@@ -1,4 +1,4 @@
-"""Merged adapters against peft: every field of `LoraConfig` that is honoured, on every architecture."""
+"""Merged adapters against peft: a sample of the fields of `LoraConfig` on every architecture; `make soak` tries all."""
 
 from __future__ import annotations
 
@@ -81,12 +81,6 @@ def check(
 
 @pytest.mark.parametrize(("field", "name"), SAMPLE)
 def test_merged_logits_are_those_of_peft(field: str, name: str, folders: Folders, tmp_path: Path) -> None:
-    check(name, FIELDS[field], folders, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("field", "name"), [cell for cell in CELLS if cell not in SAMPLE])
-def test_every_other_cell(field: str, name: str, folders: Folders, tmp_path: Path) -> None:
     check(name, FIELDS[field], folders, tmp_path)
 
 
