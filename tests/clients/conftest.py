@@ -7,11 +7,14 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.serving import ROOT, RunningServer
+
+if TYPE_CHECKING:
+    from tests.server.adapter_server import AdapterServer
 
 KEY = "sk-test-of-the-clients"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -22,6 +25,8 @@ RUN_S = 120.0
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 """The default model's greedy answer."""
+ADAPTED = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+"""Fields with which the answers of adapters are compared."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +53,34 @@ def model(server: RunningServer) -> str:
     assert status == 200
     name: str = found["data"][0]["id"]
     return name
+
+
+@pytest.fixture(scope="session")
+def adapter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterServer]:
+    """Serves a tiny Llama, `tiny`, with the adapters `a` and `b`, to clients with any key."""
+    pytest.importorskip("peft", reason="peft makes the adapters")
+    from tests.adapters.adapter_folders import write_adapter_folders
+    from tests.server.adapter_server import AdapterServer
+
+    folder = tmp_path_factory.mktemp("adapters")
+    with AdapterServer(write_adapter_folders(folder), folder / "kv", ("a", "b")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def adapted(adapter_server: AdapterServer) -> dict[str, str]:
+    """The answer of the base and of each adapter to ``QUESTION``, by the name of the model; no two are equal.
+
+    Asked for without a client, and by the field ``adapter``, not by the model's name.
+    """
+    found = {}
+    for name, adapter in {"tiny": "none", "a": "a", "b": "b"}.items():
+        body = {"model": "tiny", "adapter": adapter, "messages": [{"role": "user", "content": QUESTION}], **ADAPTED}
+        status, answer = adapter_server.ask("POST", "/v1/chat/completions", body)
+        assert status == 200
+        found[name] = answer["choices"][0]["message"]["content"]
+    assert len(set(found.values())) == 3
+    return found
 
 
 Observe = Callable[..., dict[str, Any]]

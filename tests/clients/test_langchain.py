@@ -17,7 +17,8 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import SecretStr
 
-from tests.clients.conftest import ANSWER, HEADERS, KEY, QUESTION
+from tests.clients.conftest import ADAPTED, ANSWER, HEADERS, KEY, QUESTION
+from tests.server.adapter_server import AdapterServer
 from tests.serving import RunningServer
 
 
@@ -112,6 +113,25 @@ def test_cancel(chat: Callable[..., Any], server: RunningServer) -> None:
     assert server.ask("GET", "/v1/requests", headers=HEADERS)[1]["data"]
     stream.close()
     assert server.until_quiet(5, headers=HEADERS)
+
+
+def test_a_model_chooses_an_adapter(adapter_server: AdapterServer, adapted: dict[str, str], http: Any) -> None:
+    def ask(model: str) -> Any:
+        settings = {"temperature": 0, "max_tokens": ADAPTED["max_tokens"], "extra_body": {"ignore_eos": True}}
+        url, key = adapter_server.base_url, SecretStr("any")
+        client: Any = ChatOpenAI(
+            model=model, base_url=url, api_key=key, http_client=http, max_retries=0, timeout=60, **settings
+        )
+        answer = client.invoke(QUESTION)
+        streamed = "".join(chunk.content for chunk in client.stream(QUESTION))
+        assert streamed == answer.content
+        return answer
+
+    answers = {name: ask(name) for name in adapted}
+    assert {name: answer.content for name, answer in answers.items()} == adapted
+    assert [answer.response_metadata["model_name"] for answer in answers.values()] == ["tiny", "a", "b"]
+    with pytest.raises(openai.NotFoundError, match="known are tiny, a, b"):
+        ask("c")
 
 
 def test_text_completion(server: RunningServer, model: str, http: Any) -> None:

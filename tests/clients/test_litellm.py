@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import ANSWER, CLIENTS, HEADERS, Observe
+from tests.server.adapter_server import AdapterServer
 from tests.serving import RunningServer
 
 PYTHON = CLIENTS / "litellm" / "bin" / "python"
-PROGRAM = Path(__file__).parent / "programs" / "ask_litellm.py"
+PROGRAMS = Path(__file__).parent / "programs"
+WITHOUT_NETWORK = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+"""Without its own list of models it fetches another one."""
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="litellm is not installed; make clients installs it")
 
 
 @pytest.fixture(scope="module")
 def seen(observe: Observe) -> dict[str, Any]:
-    """Returns litellm's reading of the answers; without this list it fetches another one from the network."""
-    return observe(str(PYTHON), str(PROGRAM), environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+    """Returns litellm's reading of the answers."""
+    return observe(str(PYTHON), str(PROGRAMS / "ask_litellm.py"), environment=WITHOUT_NETWORK)
 
 
 def test_chat(seen: dict[str, Any]) -> None:
@@ -60,3 +63,12 @@ def test_errors(seen: dict[str, Any]) -> None:
 def test_asynchronous(seen: dict[str, Any], server: RunningServer) -> None:
     assert seen["asynchronous"] == {"texts": [ANSWER] * 3, "streamed": ANSWER, "cancelled": True}
     assert server.until_quiet(5, headers=HEADERS)
+
+
+def test_a_model_chooses_an_adapter(observe: Observe, adapter_server: AdapterServer, adapted: dict[str, str]) -> None:
+    environment = {**WITHOUT_NETWORK, "BASE_URL": adapter_server.base_url, "MODELS": ",".join([*adapted, "c"])}
+    found = observe(str(PYTHON), str(PROGRAMS / "ask_litellm_models.py"), environment=environment)
+    refusal = found.pop("c")
+    assert found == {name: {"text": text, "streamed": text, "model": name} for name, text in adapted.items()}
+    assert refusal["error"] == ["NotFoundError", 404]
+    assert "known are tiny, a, b" in refusal["message"]

@@ -8,23 +8,17 @@ from typing import Any
 import pytest
 
 openai = pytest.importorskip("openai", reason="openai is not installed; make clients installs it")
-pytest.importorskip("peft", reason="peft makes the adapters")
 
 from openai import OpenAI  # noqa: E402
 
-from tests.adapters.adapter_folders import write_adapter_folders  # noqa: E402
 from tests.server.adapter_server import AdapterServer  # noqa: E402
 
 PROMPT = [5, 77, 100, 9, 3, 41, 8]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder = tmp_path_factory.mktemp("adapters")
-    with (
-        AdapterServer(write_adapter_folders(folder), folder / "kv", ("a", "b")) as server,
-        OpenAI(base_url=server.base_url, api_key="any", max_retries=0, timeout=60) as client,
-    ):
+def client(adapter_server: AdapterServer) -> Iterator[Any]:
+    with OpenAI(base_url=adapter_server.base_url, api_key="any", max_retries=0, timeout=60) as client:
         yield client
 
 
