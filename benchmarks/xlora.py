@@ -9,10 +9,8 @@ adapter and matrix. Speed does not depend on their values. Prints a table; nothi
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
-from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.adapters import DEPTH, PROMPT
-from mistralrs.adapters.lora.lora import LoraAdapter, LoraDelta
+from benchmarks.random_adapters import random_adapter
 from mistralrs.adapters.xlora.xlora import XLora
 from mistralrs.adapters.xlora.xlora_classifier import Affine, XLoraClassifier
 from mistralrs.adapters.xlora.xlora_config import XLoraConfig
@@ -30,12 +28,9 @@ from mistralrs.engine.engine import ModelExecutor
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.engine.sequence import ExecutorState
 from mistralrs.loading.pipeline import LoadPlan, Model, load
-from mistralrs.models.parts import WeightKey, layer_shapes
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import resolve
 from mistralrs.ops.torch_threads import limit_torch_here
-from mistralrs.ops.weight import Matrix
-from mistralrs.quant.types import TYPES
 
 NON_GRANULAR = 1
 
@@ -86,32 +81,19 @@ def main() -> None:
 
 def random_xlora(spec: DecoderSpec, *, adapters: int, rank: int) -> XLora:
     """Random adapters on every matrix of the layers; a layer axis of these."""
-    source = random.Random(0)
-    shapes = [(part, shape) for part, shape in layer_shapes(spec).items() if len(shape) == 2]
-    keys = {WeightKey(part, layer): shape for layer in range(len(spec.layers)) for part, shape in shapes}
     names = tuple(str(number) for number in range(adapters))
-
-    def matrix(rows: int, columns: int) -> Matrix:
-        values = array("H", source.choices((0x2000, 0xA000, 0x1C00), k=rows * columns))
-        return Matrix("delta", TYPES["F16"], rows, columns, memoryview(bytearray(values.tobytes())))
-
-    def adapter(name: str) -> LoraAdapter:
-        deltas = {
-            key: LoraDelta(a=matrix(rank, columns), b=matrix(rows, rank), scale=1.0)
-            for key, (rows, columns) in keys.items()
-        }
-        return LoraAdapter(name=name, source="random", rank=rank, deltas=deltas)
-
+    made = tuple(random_adapter(spec, name, rank=rank, seed=seed) for seed, name in enumerate(names))
+    matrices = made[0].deltas
     config = XLoraConfig(
         path=Path("random"), layout="package", adapters=names, hidden_size=spec.hidden_size, layerwise_scalings=True
     )
-    outputs = adapters * len(keys)
+    outputs = adapters * len(matrices)
     last = Affine(torch.randn(outputs, spec.hidden_size) / spec.hidden_size**0.5, torch.zeros(outputs))
     return XLora(
         source="random",
-        adapters=tuple(map(adapter, names)),
-        classifier=XLoraClassifier(config, [last], num_layers=len(keys)),
-        scaling_layers={key: place for place, key in enumerate(keys)},
+        adapters=made,
+        classifier=XLoraClassifier(config, [last], num_layers=len(matrices)),
+        scaling_layers={key: place for place, key in enumerate(matrices)},
         digest=bytes(16),
     )
 
