@@ -93,6 +93,7 @@ def random_xlora(spec: DecoderSpec, *, adapters: int, rank: int) -> XLora:
         source="random",
         adapters=made,
         classifier=XLoraClassifier(config, [last], num_layers=len(matrices)),
+        layers=tuple(map(str, matrices)),
         scaling_layers={key: place for place, key in enumerate(matrices)},
         digest=bytes(16),
     )

@@ -29,6 +29,7 @@ from mistralrs.text.worker import workers
 if TYPE_CHECKING:
     from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
     from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
+    from mistralrs.engine.config import Request
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.events import Stream
     from mistralrs.engine.stats import EngineStats
@@ -146,9 +147,11 @@ class LocalModel(ProcessBound):
         *,
         truncate: bool = False,
         adapters: Mapping[str, float] | None = None,
+        scalings: bool = False,
     ) -> Stream:
         """Answers a conversation; ``truncate`` drops the beginning of one that is too long. ``adapters``: names and
-        weights of those that act; None: the default ones.
+        weights of those that act; None: the default ones. ``scalings``: asks for the event ``Scalings``, which has
+        those of X-LoRA for all tokens that were computed.
 
         Raises ``RequestError`` and ``ContextLengthError`` at once. Ctrl-C ends it.
         """
@@ -156,17 +159,29 @@ class LocalModel(ProcessBound):
         from mistralrs.api.serving.engine_requests import chat_request
 
         policy = Policy(self.info.name, truncate=truncate)
-        return self.adapters.submit(chat_request(messages, sampling, self.served, policy), adapters)
+        request = chat_request(messages, sampling, self.served, policy)
+        return self._submit(request, adapters, scalings=scalings)
 
     def complete(
-        self, prompt: Sequence[int], sampling: SamplingParams, *, adapters: Mapping[str, float] | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        adapters: Mapping[str, float] | None = None,
+        scalings: bool = False,
     ) -> Stream:
-        """Continues token ids; ``adapters`` as for ``chat``. Raises ``RequestError`` and ``ContextLengthError`` at
-        once."""
+        """Continues token ids; ``adapters`` and ``scalings`` as for ``chat``. Raises ``RequestError`` and
+        ``ContextLengthError`` at once."""
         self.require_process()
         from mistralrs.api.serving.engine_requests import ids_request
 
         request = ids_request(prompt, sampling, self.served, Policy(self.info.name))
+        return self._submit(request, adapters, scalings=scalings)
+
+    def _submit(self, request: Request, adapters: Mapping[str, float] | None, *, scalings: bool) -> Stream:
+        if scalings:
+            self.known_adapters().require_scalings()
+            request = replace(request, wants_scalings=True)
         return self.adapters.submit(request, adapters)
 
     def stats(self) -> EngineStats:

@@ -133,3 +133,5 @@ class Request:
     """Seconds after submission at which the request fails; None: never."""
     adapters: tuple[RequestAdapter, ...] = ()
     """Adapters that act on it, in any order."""
+    wants_scalings: bool = False
+    """Asks for the scalings of its tokens, if the executor has some. Tokens from the prefix cache have none."""

@@ -29,7 +29,7 @@ from mistralrs.engine.request_state import RequestState, StepOutput
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.stats import EngineStats
-from mistralrs.errors import EngineError, MistralrsError
+from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class ModelExecutor(Protocol):
     def vocab_size(self) -> int:
         """Ids from here on have no logits."""
         ...
+
+    @property
+    def scalings(self) -> Callable[[int, int], Buffer] | None:
+        """float32 (stop - start, layers, adapters) for ``start`` and ``stop``: the weights with which adapters were
+        mixed for these tokens of the last batch, valid until the next one. None: it does not mix adapters by token."""
 
     def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
         """float32 logits (len(batch.logits_indices), vocab_size or more), valid until the next call.
@@ -138,8 +143,8 @@ class Engine(ProcessBound):
     def submit(self, request: Request) -> Stream:
         """Queues a request and returns the stream of its events.
 
-        Raises RequestError or ContextLengthError if the request is invalid, QueueFullError if too many wait,
-        EngineError if the engine has ended.
+        Raises RequestError or ContextLengthError if the request is invalid or asks for scalings that the executor does
+        not have, QueueFullError if too many wait, EngineError if the engine has ended.
         """
         return self._enqueue(request, Stream)
 
@@ -150,6 +155,8 @@ class Engine(ProcessBound):
     def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], HandleT]) -> HandleT:
         self.require_process()
         check_request(request, self.vocab_size, max_adapters=self.config.max_adapters)
+        if request.wants_scalings and self._executor.scalings is None:
+            raise RequestError("the model mixes no adapters by token: it has no scalings", param="scalings")
         prompt = fit_prompt(request, self.max_len, self.vocab_size, spell=self._tokenizer.token_text)
         with self._submit_lock:
             if self._fault is not None:
@@ -284,6 +291,7 @@ class Engine(ProcessBound):
             drawn = self._sample(plan, logits)
             now = time.perf_counter()
             outputs = {number: self._requests[number].on_tokens(draws, now) for number, draws in drawn.items()}
+            self._collect_scalings(plan, outputs)
             self._scheduler.commit(plan, {number: output.tokens for number, output in outputs.items()})
             self._publish(plan, outputs, now)
             self._report(plan, time.perf_counter() - started)
@@ -361,6 +369,17 @@ class Engine(ProcessBound):
             )
         except EngineError as error:
             self._fail(request_state, error)
+
+    def _collect_scalings(self, plan: Plan, outputs: dict[int, StepOutput]) -> None:
+        """Passes the scalings of computed tokens to the requests that ask for them; not those of rejected drafts."""
+        first = 0
+        for chunk in plan.chunks:
+            request_state = self._requests.get(chunk.sequence.id)
+            if request_state is not None and request_state.scalings is not None and self._executor.scalings is not None:
+                output = outputs.get(chunk.sequence.id)
+                count = chunk.num_committed + (len(output.tokens) - 1 if output is not None else 0)
+                request_state.scalings.add(chunk.start, self._executor.scalings(first, first + count))
+            first += chunk.count
 
     def _publish(self, plan: Plan, outputs: dict[int, StepOutput], now: float) -> None:
         """Delivers what came of a step that was committed."""

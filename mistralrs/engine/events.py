@@ -76,6 +76,25 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True)
+class Scalings:
+    """The weights with which the executor mixed a request's tokens; comes once, before Finished, if it asks for them.
+
+    The last sampled token has none: it was never computed.
+    """
+
+    start: int
+    """Position of the first token; those before came from the prefix cache."""
+    tokens: tuple[int, ...]
+    """Ids of the tokens that have scalings."""
+    shape: tuple[int, int]
+    """Layers and adapters."""
+    data: bytes
+    """float32 (tokens, layers, adapters), in the machine's byte order."""
+    omitted_tokens: int = 0
+    """Tokens after these that were left out, because a request may have only so many scalings."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """The tokens and text of one step. ``text`` may be empty while bytes or a possible stop string are held back."""
 
@@ -113,12 +132,12 @@ class Failed:
 
 
 End = Finished | Failed
-Event = AdaptersChosen | PromptLogprobs | Embedding | Delta | End
+Event = AdaptersChosen | PromptLogprobs | Embedding | Delta | Scalings | End
 
 
 class Handle(ProcessBound):
-    """A running request. Its events are any number of AdaptersChosen, PromptLogprobs, Embedding and Delta, then
-    one Finished or Failed."""
+    """A running request. Its events are any number of AdaptersChosen, PromptLogprobs, Embedding, Delta and Scalings,
+    then one Finished or Failed."""
 
     def __init__(self, on_cancel: Callable[[], None], put: Callable[[Event], None]) -> None:
         super().__init__()

@@ -11,6 +11,9 @@ from mistralrs.ops.workspace import StepArgs
 class ModelRunner:
     """The engine's view of a decoder. ``vocab_size`` leaves out padded rows of the embedding, which have no token."""
 
+    scalings: None = None
+    """It mixes no adapters by token."""
+
     def __init__(self, decoder: Decoder, *, vocab_size: int) -> None:
         self._decoder = decoder
         self.vocab_size = vocab_size

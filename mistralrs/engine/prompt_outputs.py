@@ -1,4 +1,4 @@
-"""Outputs for a prompt, collected chunk by chunk: the log-probabilities of its tokens, and its pooled embedding.
+"""Outputs beside the text, collected chunk by chunk: a prompt's log-probabilities, its embedding, a request's scalings.
 
 The results do not depend on the chunks, bit for bit, because tokens are processed one after another.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from mistralrs.engine.events import Scalings
 from mistralrs.engine.sampling.buffer_tensor import float_rows
 from mistralrs.engine.sampling.sampling_input import SampledToken, unusable_logits, with_logprobs
 from mistralrs.errors import EngineError
@@ -16,6 +17,10 @@ from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
     import torch
+
+
+MAX_SCALINGS = 1 << 20
+"""Scalings of one request, at most: tokens times layers times adapters."""
 
 
 class PromptLogprobsCollector:
@@ -78,3 +83,34 @@ class Pooler:
             raise EngineError("the hidden states are not finite numbers", hint="is the model file damaged?")
         values: list[float] = (self._total / length).tolist()
         return tuple(values)
+
+
+class ScalingsCollector:
+    """Collects the scalings of a request's tokens, each token's once however often it is computed."""
+
+    def __init__(self) -> None:
+        self._start: int | None = None
+        self._pieces: list[bytes] = []
+        self._count = 0
+        self._omitted = 0
+        self._shape = (0, 0)
+
+    def add(self, start: int, scalings: Buffer) -> None:
+        """Adds float32 scalings (tokens, layers, adapters) of the tokens from position ``start`` on."""
+        if self._start is None:
+            self._start = start
+        count, layers, adapters = scalings.shape
+        self._shape = (layers, adapters)
+        known = min(max(self._start + self._count + self._omitted - start, 0), count)
+        room = max(MAX_SCALINGS // (layers * adapters) - self._count, 0)
+        stop = min(known + room, count)
+        self._pieces.append(bytes(scalings.rows(known, stop).span.bytes))
+        self._count += stop - known
+        self._omitted += count - stop
+
+    def collected(self, tokens: Sequence[int]) -> Scalings:
+        """The event. ``tokens``: the known tokens of the sequence."""
+        start = self._start or 0
+        return Scalings(
+            start, tuple(tokens[start : start + self._count]), self._shape, b"".join(self._pieces), self._omitted
+        )

@@ -19,7 +19,7 @@ from mistralrs.engine.events import (
     TokenLogprob,
     Usage,
 )
-from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector
+from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector, ScalingsCollector
 from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput
 from mistralrs.engine.sequence import Sequence
@@ -71,6 +71,8 @@ class RequestState:
             None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs, vocab_size=vocab_size)
         )
         self._pooler = None if request.pooling is None else Pooler(request.pooling, len(prompt))
+        self.scalings = ScalingsCollector() if request.wants_scalings else None
+        """Collects the scalings of computed tokens; None: the request does not ask for them."""
 
     @property
     def wants_prompt_outputs(self) -> bool:
@@ -141,6 +143,8 @@ class RequestState:
 
     def finish(self, reason: FinishReason, now: float) -> None:
         """Ends the stream."""
+        if self.scalings is not None:
+            self.stream.put(self.scalings.collected(self.sequence.tokens))
         self.stream.put(Finished(reason, self._usage(now)))
 
     def fail(self, error: MistralrsError, now: float) -> None:

@@ -44,6 +44,7 @@ from mistralrs.engine.events import (
     Failed,
     Finished,
     PromptLogprobs,
+    Scalings,
     TokenLogprob,
     Usage,
 )
@@ -167,6 +168,7 @@ def test_every_event_crosses_as_it_is() -> None:
         Delta("text", (1, 2), ()),
         Delta("", (), ()),
         Delta("a", (5,), (logprob,)),
+        Scalings(1, (5,), (1, 2), bytes(8)),
         Finished("stop", USAGE),
     ]
     for event in events:

@@ -73,6 +73,7 @@ class FakeRunner:
     """
 
     vocab_size = VOCAB
+    scalings: None = None
 
     def __init__(
         self, *, block_size: int, windows: Sequence[int] = (0,), eos_bias: float = -100.0, habit: float = 0.0

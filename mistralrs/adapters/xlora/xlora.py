@@ -37,6 +37,8 @@ class XLora:
     adapters: tuple[LoraAdapter, ...]
     """In the order of training: an adapter's place is its class and its slot."""
     classifier: XLoraClassifier
+    layers: tuple[str, ...]
+    """Paths of the modules on the classifier's layer axis."""
     scaling_layers: Mapping[WeightKey, int]
     """Each part's place on the classifier's layer axis."""
     digest: bytes
@@ -97,6 +99,7 @@ def load_xlora(
         source=place,
         adapters=adapters,
         classifier=classifier,
+        layers=ordering.layers,
         scaling_layers=scaling_layers,
         digest=_digest(adapters, config, path, scaling_layers),
     )

@@ -97,10 +97,10 @@ class XLoraExecutor:
             args.scalings = self._room.rows(0, len(batch.tokens))
         return self._runner.forward(replace(batch, adapters=[self._uses] * len(batch.seq_lens)), cancel_flag)
 
-    def scalings(self, start: int, stop: int) -> Tensor:
+    def scalings(self, start: int, stop: int) -> Buffer:
         """float32 (stop - start, layers of the axis, adapters): the scalings of these tokens of the last step, without
-        ``global_scaling_weight``."""
-        return self._scalings[start:stop].clone()
+        ``global_scaling_weight``; a view that is valid until the next one."""
+        return self._room.rows(start, stop)
 
     def hidden(self, start: int, stop: int) -> Buffer:
         """float32 (stop - start, hidden size): final hidden states of the full pass, normed, of these tokens of the

@@ -122,6 +122,8 @@ class RemoteEngine(ProcessBound):
         if adapters is not None:
             self.model.adapters.check(adapters)
         check_request(request, self.model.vocab_size, max_adapters=self._config.max_adapters)
+        if request.wants_scalings:
+            self.model.adapters.require_scalings()
         spell = self.model.tokenizer.token_text
         prompt = fit_prompt(request, self.model.max_len, self.model.vocab_size, spell=spell)
         check_queue(len(self._open), self._config)

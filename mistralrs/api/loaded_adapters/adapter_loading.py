@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from mistralrs.api.loaded_adapters.adapter_options import SPARE_SLOTS, AdapterOptions, check_adapter_name
-from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters, known_adapter
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters, ScalingAxes, known_adapter
 from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
 from mistralrs.errors import RequestError, UsageError
 from mistralrs.progress import Progress
@@ -146,7 +146,8 @@ class AdapterLoading:
         """
         if self._xlora is not None:
             mixture = f"X-LoRA of {self._xlora.num_adapters} adapters from {self._options.xlora}"
-            return ModelAdapters(engine, fixed=KnownAdapters(mixture=mixture))
+            axes = ScalingAxes(tuple(adapter.name for adapter in self._xlora.adapters), self._xlora.layers)
+            return ModelAdapters(engine, fixed=KnownAdapters(mixture=mixture, scaling_axes=axes))
         adapters, self._adapters = self._adapters, []
         if self.merges:
             merged = KnownAdapters(

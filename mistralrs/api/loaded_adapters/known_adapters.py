@@ -30,6 +30,16 @@ class KnownAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingAxes:
+    """Names along the axes of X-LoRA's scalings."""
+
+    adapters: tuple[str, ...]
+    """The adapters, in the order of their training."""
+    layers: tuple[str, ...]
+    """Paths of the modules on which they act, such as ``model.layers.0.self_attn.q_proj``."""
+
+
+@dataclass(frozen=True, slots=True)
 class KnownAdapters:
     """All adapters of a model, and those that act on requests that choose none."""
 
@@ -48,6 +58,19 @@ class KnownAdapters:
     """The weights into which they are merged are quantized, and were quantized again."""
     mixture: str | None = None
     """X-LoRA, which weighs its own adapters for each token, in words; requests then choose none."""
+    scaling_axes: ScalingAxes | None = None
+    """Names along the scalings of X-LoRA; None: the model is none."""
+
+    def require_scalings(self) -> ScalingAxes:
+        """The names along the scalings. Raises ``RequestError`` for a model that is no X-LoRA."""
+        if self.scaling_axes is None:
+            raise RequestError(
+                "scalings are those of X-LoRA, and this model is none",
+                hint="load one with --xlora SOURCE or an x-lora row",
+                code="unsupported_parameter",
+                param="scalings",
+            )
+        return self.scaling_axes
 
     @property
     def names(self) -> tuple[str, ...]:

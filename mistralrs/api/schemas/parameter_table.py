@@ -73,7 +73,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_applied((*BOTH, "embeddings"), "adapter", "adapters", "lora", "adapter_id"),
     *_applied(TEMPLATED, "messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
     *_applied(("completions", "tokenize"), "prompt"),
-    *_applied(BOTH, "stream", "stream_options", "n", "logprobs", "timings_per_token", "cache_prompt"),
+    *_applied(BOTH, "stream", "stream_options", "n", "logprobs", "timings_per_token", "cache_prompt", "scalings"),
     *_applied(BOTH, "stop", "stop_token_ids", "ignore_eos", "min_tokens", "seed", "logit_bias"),
     *_applied(BOTH, "temperature", "top_k", "top_p", "min_p", "samplers"),
     Parameter("max_tokens", BOTH, aliases=("n_predict",)),

@@ -142,6 +142,8 @@ class SamplingBody(AdapterFields):
     """By token id, as a string."""
     cache_prompt: Flag | None = None
     timings_per_token: Flag | None = None
+    scalings: Flag | None = None
+    """The answer has X-LoRA's weights of each token, layer and adapter; not streamed."""
     # From here on: ignored or refused fields, see ``parameter_table``.
     user: Any = None
     safety_identifier: Any = None

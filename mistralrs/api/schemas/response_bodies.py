@@ -96,11 +96,33 @@ class AnswerMessage(Part):
     refusal: None
 
 
+class TokenScalings(Part):
+    position: int
+    """From the beginning of the prompt."""
+    id: int
+    text: str
+    weights: list[list[float]]
+    """For each layer, a weight for each adapter."""
+
+
+class ChoiceScalings(Part):
+    """X-LoRA's weights of the tokens of prompt and answer that were computed; the last sampled one is not."""
+
+    adapters: list[str]
+    layers: list[str]
+    """Paths of modules."""
+    tokens: list[TokenScalings]
+    omitted_tokens: int
+    """Tokens after these, whose weights were left out: an answer has at most 1,048,576 of them."""
+
+
 class ChatChoice(Part):
     index: int
     message: AnswerMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None
+    scalings: ChoiceScalings | None = None
+    """Absent unless asked for."""
 
 
 class _Answer(Part):
@@ -155,6 +177,8 @@ class CompletionChoice(Part):
     text: str
     finish_reason: FinishReason
     logprobs: CompletionLogprobs | None
+    scalings: ChoiceScalings | None = None
+    """Absent unless asked for."""
 
 
 class Completion(_Answer):

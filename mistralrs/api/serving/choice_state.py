@@ -6,7 +6,17 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mistralrs.engine.events import Delta, Event, Failed, Finished, FinishReason, PromptLogprobs, TokenLogprob, Usage
+from mistralrs.engine.events import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    Scalings,
+    TokenLogprob,
+    Usage,
+)
 from mistralrs.errors import EngineError, MistralrsError
 
 if TYPE_CHECKING:
@@ -23,6 +33,7 @@ class ChoiceState:
         self.request = request
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
         self.logprobs: list[TokenLogprob] = []
+        self.scalings: Scalings | None = None
         self.num_tokens = 0
         self.reason: FinishReason | None = None
         """The finish reason; None: the choice is not complete."""
@@ -46,6 +57,8 @@ class ChoiceState:
             self._on_delta(event)
         elif isinstance(event, PromptLogprobs):
             self.prompt_logprobs = event.logprobs
+        elif isinstance(event, Scalings):
+            self.scalings = event
         elif isinstance(event, Finished):
             self.usage = event.usage
             if event.reason == "cancelled":

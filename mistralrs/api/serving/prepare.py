@@ -31,6 +31,7 @@ from mistralrs.api.serving.engine_requests import (
 from mistralrs.api.serving.logprobs import Echo
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
+from mistralrs.api.serving.scalings import ScalingNames, scaling_names, with_scalings
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
 
@@ -70,6 +71,8 @@ class Prepared:
     """Names and weights of the adapters that act; None: those that act by default."""
     model_name: str | None = None
     """The answer's model, if it is an adapter that the body names as its model."""
+    scalings: ScalingNames | None = None
+    """The names beside the scalings that the answer has; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class PreparedEmbeddings:
 def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -> Prepared:
     """Returns the requests of a chat. Raises RequestError and ContextLengthError."""
     chosen = adapter_choice(body, model.adapters, policy)
+    scalings = scaling_names(body, model)
     unserved = parameter_table.unserved("chat", body)
     template = require_template(model, policy)
     said = [part.text for each in body.messages if each.role != "assistant" for part in each.content or () if part.text]
@@ -103,7 +107,7 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
     choices = body.n or 1
     return Prepared(
         kind="chat",
-        requests=tuple(_candidates(request, choices)),
+        requests=with_scalings(_candidates(request, choices), scalings),
         generated=choices,
         choices=choices,
         seed=sampling.seed,
@@ -116,6 +120,7 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
         logprobs=logprobs,
         adapters=chosen.weights,
         model_name=chosen.model_name,
+        scalings=scalings,
     )
 
 
@@ -123,6 +128,7 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
     """Returns the requests of a text completion. Raises RequestError and ContextLengthError."""
     chosen = adapter_choice(body, model.adapters, policy)
     ignored = _ignored((*parameter_table.unserved("completions", body), *_stream_options(body)), policy)
+    scalings = scaling_names(body, model)
     choices, candidates = _counts(body)
     members = _members(body.prompt)
     if len(members) * candidates > MAX_PROMPTS:
@@ -139,7 +145,7 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
     requests, truncated = fit_requests(whole, model, "prompt")
     return Prepared(
         kind="completion",
-        requests=tuple(candidate for request in requests for candidate in _candidates(request, candidates)),
+        requests=with_scalings([each for request in requests for each in _candidates(request, candidates)], scalings),
         generated=candidates,
         choices=choices,
         seed=sampling.seed,
@@ -154,6 +160,7 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
         suffix=body.suffix or "",
         adapters=chosen.weights,
         model_name=chosen.model_name,
+        scalings=scalings,
     )
 
 

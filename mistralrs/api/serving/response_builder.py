@@ -8,6 +8,7 @@ from mistralrs.api.serving.choice_state import ChoiceState, adapters_replaced, t
 from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
 from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared
+from mistralrs.api.serving.scalings import choice_scalings
 from mistralrs.engine.events import AdaptersChosen, Delta, Event, Finished, PromptLogprobs
 from mistralrs.errors import MistralrsError
 
@@ -128,7 +129,7 @@ class ResponseBuilder:
 
     def _choice(self, index: int, place: int) -> dict[str, object]:
         state, logprobs = self._choices[place], None
-        facts = {"index": index, "finish_reason": state.reason or "error"}
+        facts = {"index": index, "finish_reason": state.reason or "error", **self._scalings(state)}
         if self._prepared.kind == "chat":
             if self._prepared.logprobs is not None:
                 logprobs = chat_logprobs(state.logprobs)
@@ -139,6 +140,12 @@ class ResponseBuilder:
             tokens = [*state.prompt_logprobs, *state.logprobs]
             return {**facts, "text": self._text(place), "logprobs": CompletionLogprobs(echo).add(tokens)}
         return {**facts, "text": self._text(place), "logprobs": None}
+
+    def _scalings(self, state: ChoiceState) -> dict[str, object]:
+        names = self._prepared.scalings
+        if names is None or state.scalings is None:
+            return {}
+        return {"scalings": choice_scalings(state.scalings, names)}
 
     def _text(self, place: int) -> str:
         echo = self._echo(place)
