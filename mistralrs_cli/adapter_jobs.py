@@ -95,6 +95,16 @@ def _weighted(word: str) -> tuple[ModelSource, float]:
     return source_at(name, None), weight
 
 
+def check_new_file(out: Path, *, ending: str, force: bool) -> None:
+    """Raises ``UsageError`` for a path that cannot be written as a file with this ending."""
+    if out.suffix != ending:
+        raise UsageError(f"{out} is to be a picture", hint=f"give it a name that ends in {ending}")
+    if out.is_dir() or (out.exists() and not force):
+        raise UsageError(f"{out} is there already", hint="give another name, or --force to replace a file")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is no folder", hint="make it first")
+
+
 def _check_out(out: Path, *, is_gguf: bool, force: bool) -> None:
     """Raises ``UsageError`` for a path that cannot be written as a GGUF file or else as a folder."""
     if is_gguf and out.suffix != ".gguf":

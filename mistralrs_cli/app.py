@@ -113,6 +113,7 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
 
 
 def _load(task: Invocation, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]) -> Model:
+    from mistralrs_cli.invocation import ScalingsJob
     from mistralrs_cli.output import ProgressLine, clean_line
 
     progress = ProgressLine(streams.stderr)
@@ -122,14 +123,15 @@ def _load(task: Invocation, load: Loader, streams: Streams, before_leaving: Sequ
         finally:
             progress.clear()
     logger = logging.getLogger("mistralrs.cli")
-    logger.info("sampling: %s", task.job.sampling)
+    if not isinstance(task.job, ScalingsJob):
+        logger.info("sampling: %s", task.job.sampling)
     for reason in model.info.unavailable_backends:
         logger.warning("slower than it could be: %s", clean_line(reason))
     return model
 
 
 def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
-    from mistralrs_cli.invocation import BenchJob, PromptJob
+    from mistralrs_cli.invocation import BenchJob, PromptJob, ScalingsJob
 
     job = task.job
     if isinstance(job, PromptJob):
@@ -140,6 +142,10 @@ def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
         from mistralrs_cli.bench import run_bench
 
         return run_bench(model, job, streams)
+    if isinstance(job, ScalingsJob):
+        from mistralrs_cli.scalings_command import run_scalings
+
+        return run_scalings(model, job, streams)
     from mistralrs_cli.chat.loop import run_chat
 
     return run_chat(model, job, streams)

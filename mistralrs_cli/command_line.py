@@ -9,7 +9,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +38,7 @@ from mistralrs_cli.utility_options import (
     OrderingCreateOptions,
     OrderingRenameOptions,
     QuantizeOptions,
+    ScalingsOptions,
 )
 
 UtilityOptions = (
@@ -80,6 +81,8 @@ class ParsedArgs:
     """The selector and its options, as typed."""
     tool: UtilityOptions | None = None
     """None: not a subcommand that runs without a model."""
+    scalings: ScalingsOptions | None = None
+    """None: not the subcommand ``adapter scalings``."""
 
 
 class Subcommands(TyperGroup):
@@ -193,26 +196,28 @@ def _frozen(field: Field[Any], value: Any) -> Any:
 
 @functools.cache
 def _bench_command() -> Any:
-    def bench(context: typer.Context, row: list[str], **options: Any) -> ParsedArgs:
-        wanted = BenchOptions(**options)
-        if not row:
-            return ParsedArgs(context.obj[0], None, wanted, ())
-        if not selector_named(row[0]):
-            raise unknown_command(row[0], list(SELECTORS))
-        command = _row_command(row[0])
-        with command.make_context(row[0], row[1:], parent=context) as inner:
-            selected: ParsedArgs = command.invoke(inner)
-        return ParsedArgs(selected.flags, selected.selection, wanted, tuple(row))
+    return _command_with_row("bench", BenchOptions, help=_HELP["bench"])
+
+
+@functools.cache
+def _command_with_row(name: str, options_class: type[BenchOptions | ScalingsOptions], *, help: str) -> Any:
+    """A subcommand with options of its own, and then a row."""
+
+    def run(context: typer.Context, row: list[str], **options: Any) -> ParsedArgs:
+        wanted = options_class(**options)
+        found = ParsedArgs(context.obj[0], None, None, tuple(row or ()))
+        if row:
+            if not selector_named(row[0]):
+                raise unknown_command(row[0], list(SELECTORS))
+            command = _row_command(row[0])
+            with command.make_context(row[0], row[1:], parent=context) as inner:
+                found = replace(command.invoke(inner), subcommand=tuple(row))
+        return replace(found, bench=wanted) if isinstance(wanted, BenchOptions) else replace(found, scalings=wanted)
 
     argument = Annotated[list[str] | None, typer.Argument(metavar="[ROW [OPTIONS]...]", show_default=False)]
     row = inspect.Parameter("row", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=argument)
-    _declare(bench, [*parameters(BenchOptions), row])
-    return _single_command(
-        "bench",
-        bench,
-        help=_HELP["bench"],
-        context_settings=CONTEXT | {"allow_interspersed_args": False},
-    )
+    _declare(run, [*parameters(options_class), row])
+    return _single_command(name, run, help=help, context_settings=CONTEXT | {"allow_interspersed_args": False})
 
 
 @functools.cache
@@ -248,6 +253,14 @@ def _tool_group(name: str, classes: tuple[tuple[str, type[UtilityOptions]], ...]
     return typer.main.get_command(app)
 
 
+@functools.cache
+def _adapter_group() -> Any:
+    group = _tool_group("adapter", _ADAPTER)
+    text = _GROUP_HELP["adapter scalings"]
+    group.add_command(_command_with_row("scalings", ScalingsOptions, help=text), "scalings")
+    return group
+
+
 def _tool(options_class: type[UtilityOptions]) -> Callable[..., ParsedArgs]:
     def select(context: typer.Context, **options: Any) -> ParsedArgs:
         return ParsedArgs(context.obj[0], None, None, (), options_class(**options))
@@ -263,7 +276,7 @@ _HELP = {
     "models": "List the models in the hub's cache, or delete one.",
     "quantize": "Write a safetensors model as a GGUF file with quantised weights.",
     "ordering": "Make and change ordering files, which name adapters in the order of training and their layers.",
-    "adapter": "Show a LoRA adapter, convert it between peft and GGUF, or merge it into its model.",
+    "adapter": "Show a LoRA adapter, convert it, or merge it into its model; show how X-LoRA mixes its adapters.",
     "help": "Show the help of a command.",
 }
 _ORDERING = (("create", OrderingCreateOptions), ("rename", OrderingRenameOptions))
@@ -278,6 +291,7 @@ _GROUP_HELP = {
     "adapter inspect": "Show what an adapter is and where it acts, without its model.",
     "adapter convert": "Write an adapter in the other format: peft or GGUF.",
     "adapter merge": "Write a model with adapters merged into its weights.",
+    "adapter scalings": "Show with which weights X-LoRA mixes its adapters for each token of a text.",
 }
 _OTHER: dict[str, Callable[[], Any]] = {
     "bench": _bench_command,
@@ -285,7 +299,7 @@ _OTHER: dict[str, Callable[[], Any]] = {
     "models": lambda: _tool_command("models", ModelsOptions),
     "quantize": lambda: _tool_command("quantize", QuantizeOptions),
     "ordering": lambda: _tool_group("ordering", _ORDERING),
-    "adapter": lambda: _tool_group("adapter", _ADAPTER),
+    "adapter": _adapter_group,
     "help": _help_command,
 }
 """The subcommands that select no model."""

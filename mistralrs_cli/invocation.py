@@ -22,7 +22,7 @@ from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
-from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterJob, AdapterOptions, adapter_job
+from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterJob, AdapterOptions, adapter_job, check_new_file
 from mistralrs_cli.adapter_settings import adapter_settings
 from mistralrs_cli.command_line import ParsedArgs, Selection, UtilityOptions
 from mistralrs_cli.ordering_job import CreateOrderingJob, OrderingJob, RenameOrderingJob, ordering_job
@@ -35,6 +35,7 @@ from mistralrs_cli.utility_options import (
     OrderingCreateOptions,
     OrderingRenameOptions,
     QuantizeOptions,
+    ScalingsOptions,
 )
 
 
@@ -75,7 +76,17 @@ class BenchJob:
     sampling: SamplingParams
 
 
-Job = ChatJob | PromptJob | BenchJob
+@dataclass(frozen=True, slots=True)
+class ScalingsJob:
+    """Shows the scalings of a prompt's tokens."""
+
+    prompt: str
+    svg: Path | None
+    """The picture to write."""
+    json: bool
+
+
+Job = ChatJob | PromptJob | BenchJob | ScalingsJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +144,10 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     if mode is Mode.SERVE:
         defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
         return serve_job(options, find_source(args.selection), _load_options(args, options, None), defaults)
-    sampling = _sampling(options, args.selection)
     job: Job
+    if args.scalings is not None:
+        return _scalings_invocation(args, args.scalings, options)
+    sampling = _sampling(options, args.selection)
     if mode is Mode.CHAT:
         job = ChatJob(sampling, _system(values), values.truncate_sequence, values.stats)
     elif mode is Mode.PROMPT:
@@ -175,6 +188,7 @@ def mode_of(args: ParsedArgs) -> Mode:
         Mode.ORDERING_CREATE: isinstance(args.tool, OrderingCreateOptions),
         Mode.ORDERING_RENAME: isinstance(args.tool, OrderingRenameOptions),
         Mode.ADAPTER: isinstance(args.tool, AdapterOptions),
+        Mode.SCALINGS: args.scalings is not None,
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:
@@ -271,6 +285,18 @@ def _bench_job(args: ParsedArgs, sampling: SamplingParams) -> BenchJob:
         json=bench.json,
         sampling=sampling,
     )
+
+
+def _scalings_invocation(args: ParsedArgs, words: ScalingsOptions, options: ResolvedOptions) -> Invocation:
+    if words.svg is not None:
+        check_new_file(words.svg, ending=".svg", force=words.force)
+    elif words.force:
+        raise UsageError("--force is for the picture", hint="name it with --svg, or leave --force out")
+    job = ScalingsJob(words.prompt, words.svg, words.json)
+    load = _load_options(args, options, job)
+    if load.adapters.xlora is None:
+        raise UsageError("only X-LoRA has scalings", hint="name a row with --xlora SOURCE, or an x-lora row")
+    return Invocation(job, find_source(args.selection), load)
 
 
 def _concurrency(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from mistralrs.progress import Progress
 
 if TYPE_CHECKING:
     from mistralrs.api.load_options import LoadOptions, ModelSource
+    from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
 
@@ -46,12 +47,13 @@ class Info(Protocol):
 
 
 class Vocabulary(Protocol):
-    """The part of a tokenizer that a benchmark needs."""
+    """The part of a tokenizer that commands need."""
 
     @property
     def add_bos(self) -> bool: ...
 
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]: ...
+    def token_text(self, token: int) -> str: ...
 
 
 class Adapters(Protocol):
@@ -62,6 +64,13 @@ class Adapters(Protocol):
     @property
     def active(self) -> Mapping[str, float]:
         """Names and weights of those that act on requests that choose none."""
+
+    @property
+    def scaling_axes(self) -> ScalingAxes | None:
+        """Names along the scalings of X-LoRA; None: the model is none."""
+
+    def require_scalings(self) -> ScalingAxes:
+        """Returns the names along the scalings. Raises ``RequestError`` for a model that is no X-LoRA."""
 
     def describe(self) -> str:
         """Returns one line about them; empty if there are none."""
@@ -93,14 +102,16 @@ class Model(Protocol):
         *,
         truncate: bool = False,
         adapters: Mapping[str, float] | None = None,
+        scalings: bool = False,
     ) -> AnswerStream:
         """Answers a conversation. ``adapters``: names and weights of those that act; None: the default ones.
+        ``scalings``: the events have those of X-LoRA.
 
         Raises ``RequestError`` if the conversation cannot be answered.
         """
 
-    def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> AnswerStream:
-        """Continues token ids. Raises ``RequestError`` if they cannot be continued."""
+    def complete(self, prompt: Sequence[int], sampling: SamplingParams, *, scalings: bool = False) -> AnswerStream:
+        """Continues token ids. ``scalings`` as for ``chat``. Raises ``RequestError`` if they cannot be continued."""
 
     def close(self) -> None:
         """Ends all requests and frees the memory."""

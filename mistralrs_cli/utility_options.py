@@ -153,6 +153,16 @@ class AdapterConvertOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingsOptions:
+    """What stands after ``adapter scalings``, before a row."""
+
+    prompt: str = option(..., "--prompt", metavar="TEXT", help="The text whose tokens are weighed, as it stands.")
+    svg: Path | None = option(None, "--svg", metavar="FILE", help="Draw the means over the layers in this picture.")
+    json: bool = option(False, "--json", help="One JSON object with the weights of each layer instead of a table.")
+    force: bool = _force()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterMergeOptions:
     """What stands after ``adapter merge``."""
 

@@ -39,6 +39,7 @@ from mistralrs_cli.utility_options import (
     OrderingCreateOptions,
     OrderingRenameOptions,
     QuantizeOptions,
+    ScalingsOptions,
 )
 
 REFERENCE = "docs/cli.md"
@@ -64,6 +65,7 @@ _AFTER_ROWS = (
     ("After `adapter inspect`", AdapterInspectOptions),
     ("After `adapter convert`", AdapterConvertOptions),
     ("After `adapter merge`", AdapterMergeOptions),
+    ("After `adapter scalings`, before a row", ScalingsOptions),
 )
 _COMMANDS = (
     "mistralrs [OPTIONS]                          # the default model",
@@ -77,6 +79,7 @@ _COMMANDS = (
     "mistralrs [OPTIONS] adapter inspect SOURCE [OPTIONS]",
     "mistralrs [OPTIONS] adapter convert SOURCE --to gguf|peft --base MODEL --out PATH",
     "mistralrs [OPTIONS] adapter merge MODEL ADAPTER[:W]... --out PATH [--type TYPE]",
+    "mistralrs [OPTIONS] adapter scalings --prompt TEXT [--svg FILE] [OPTIONS] ROW [OPTIONS]",
 )
 _OF_THE_ROW = {*defaults_of(SELECTORS["x-lora-mistral"]), *defaults_of(SELECTORS["lora-mistral-gguf"])} - {
     "gqa",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Usage
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError
@@ -40,6 +41,13 @@ class FakeAdapters:
     names: tuple[str, ...]
     active: Mapping[str, float]
 
+    scaling_axes: ScalingAxes | None = None
+
+    def require_scalings(self) -> ScalingAxes:
+        if self.scaling_axes is None:
+            raise RequestError("scalings are those of X-LoRA, and this model is none")
+        return self.scaling_axes
+
     def describe(self) -> str:
         return f"{', '.join(self.names)}; {len(self.active)} active" if self.names else ""
 
@@ -56,6 +64,9 @@ class FakeTokenizer:
 
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]:
         return [ord(character) % VOCABULARY for character in text]
+
+    def token_text(self, token: int) -> str:
+        return chr(token)
 
 
 Reason = Literal["stop", "length"]
@@ -116,6 +127,7 @@ class FakeModel:
         *,
         truncate: bool = False,
         adapters: Mapping[str, float] | None = None,
+        scalings: bool = False,
     ) -> FakeStream:
         text = str(messages[-1]["content"])
         word = text.partition(" ")[0].partition("\n")[0]
@@ -166,7 +178,7 @@ class FakeModel:
             raise ZeroDivisionError("a defect")
         return FakeStream([f"you said: {text}"], usage)
 
-    def complete(self, prompt: Sequence[int], sampling: SamplingParams) -> FakeStream:
+    def complete(self, prompt: Sequence[int], sampling: SamplingParams, *, scalings: bool = False) -> FakeStream:
         assert sampling.ignore_eos
         assert sampling.max_tokens is not None
         assert all(0 <= token < VOCABULARY for token in prompt)

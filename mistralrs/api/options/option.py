@@ -20,12 +20,13 @@ class Mode(enum.Enum):
     ORDERING_CREATE = "ordering create"
     ORDERING_RENAME = "ordering rename"
     ADAPTER = "adapter"
+    SCALINGS = "adapter scalings"
 
 
 SERVE = frozenset({Mode.SERVE})
 ANSWER = frozenset({Mode.CHAT, Mode.PROMPT})
 TALK = ANSWER | SERVE
-RUN = TALK | {Mode.BENCH}
+RUN = TALK | {Mode.BENCH, Mode.SCALINGS}
 FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE, Mode.ORDERING_CREATE, Mode.ADAPTER}
 ALL = frozenset(Mode)
 
