@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-from mistralrs.engine.events import Delta, Failed, Finished
+from mistralrs.engine.events import Delta, Failed, Finished, Scalings
 from mistralrs.errors import EngineError
 from mistralrs_cli.model import AnswerStream
 from mistralrs_cli.output import AnswerWriter
 
 
-def relay(stream: AnswerStream, writer: AnswerWriter) -> Finished:
-    """Writes an answer as it comes; returns its last event. Raises the error of an answer that failed."""
+def relay(
+    stream: AnswerStream, writer: AnswerWriter, *, on_scalings: Callable[[Scalings], None] | None = None
+) -> Finished:
+    """Writes an answer as it comes; returns its last event. ``on_scalings`` gets its scalings, if it has some.
+
+    Raises the error of an answer that failed.
+    """
     for event in stream:
         if isinstance(event, Delta):
             writer.write(event.text)
+        elif isinstance(event, Scalings) and on_scalings is not None:
+            on_scalings(event)
         elif isinstance(event, Failed):
             raise event.error
         elif isinstance(event, Finished):

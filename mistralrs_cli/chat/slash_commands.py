@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,6 +86,10 @@ def _acts(weight: float | None) -> str:
     return "" if weight is None else f"acts, weight {weight:g}"
 
 
+def _scalings(chat: Chat, argument: str) -> None:
+    chat.show_scalings(width=shutil.get_terminal_size().columns)
+
+
 COMMANDS = (
     SlashCommand("/help", "show the commands, or one of them", _help, argument="[command]", aliases=("/?",)),
     SlashCommand("/system", 'show or set the system message; "" removes it', _system, argument="[text]"),
@@ -92,6 +97,7 @@ COMMANDS = (
     SlashCommand(
         "/adapter", "show the adapters, or choose those that act", _adapter, argument="[list|NAME[:W]...|none]"
     ),
+    SlashCommand("/scalings", "show how X-LoRA mixed its adapters for the tokens of the last answer", _scalings),
     SlashCommand("/clear", "forget the conversation", _clear),
     SlashCommand("/exit", "leave", _exit, aliases=("/bye", "/quit", "\\exit")),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Literal
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.events import Delta, Event, Failed, Finished, Usage
+from mistralrs.engine.events import Delta, Event, Failed, Finished, Scalings, Usage
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError
 from mistralrs.progress import Progress
 
@@ -69,6 +70,11 @@ class FakeTokenizer:
         return chr(token)
 
 
+SCALINGS = Scalings(
+    1999, (ord("z"), ord("a"), ord("b")), (2, 2), struct.pack("12f", *[9.0] * 4, *[0.5, 0, 0.3, 0.2] * 2)
+)
+"""Of the prompt's last token and of an answer of two."""
+
 Reason = Literal["stop", "length"]
 
 
@@ -83,7 +89,9 @@ class FakeStream:
         pause: float = 0.0,
         reason: Reason = "stop",
         error: EngineError | None = None,
+        scalings: Scalings | None = None,
     ) -> None:
+        self._scalings = scalings
         self._pieces, self._usage, self._pause, self._reason, self._error = pieces, usage, pause, reason, error
         self._cancelled = threading.Event()
 
@@ -97,6 +105,8 @@ class FakeStream:
         if self._error is not None:
             yield Failed(self._error, self._usage(done))
         else:
+            if self._scalings is not None:
+                yield self._scalings
             yield Finished(self._reason, self._usage(done))
 
     def cancel(self) -> None:
@@ -114,7 +124,8 @@ class FakeModel:
         self.vocab_size = VOCABULARY
         self._max_draft = options.max_draft or 0
         named = tuple(each.name for each in options.adapters.adapters)
-        self._adapters = FakeAdapters(named, dict(options.adapters.active))
+        axes = ScalingAxes(("music", "law"), ("q_proj", "v_proj")) if options.adapters.xlora else None
+        self._adapters = FakeAdapters(named, dict(options.adapters.active), axes)
         self._loaded = {"source": asdict(source), "options": asdict(options)}
 
     def known_adapters(self) -> FakeAdapters:
@@ -176,7 +187,7 @@ class FakeModel:
             return FakeStream([json.dumps(self._loaded, default=str)], usage)
         if word == "defect":
             raise ZeroDivisionError("a defect")
-        return FakeStream([f"you said: {text}"], usage)
+        return FakeStream([f"you said: {text}"], usage, scalings=SCALINGS if scalings else None)
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams, *, scalings: bool = False) -> FakeStream:
         assert sampling.ignore_eos

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import AdapterOptions, LocalModel
+from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs_cli.app import main
+from mistralrs_cli.chat import slash_commands
+from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import resolve
-from mistralrs_cli.mean_scalings import MeanScalings, heat_map
+from mistralrs_cli.invocation import ChatJob, resolve
+from mistralrs_cli.mean_scalings import MeanScalings, heat_map, mean_scalings
+from mistralrs_cli.output import Streams
 from mistralrs_cli.scalings_picture import MOST_COLUMNS, picture
 from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
@@ -93,6 +101,32 @@ def test_a_heat_map_fits_the_terminal(width: int) -> None:
     if width > 30:
         assert lines[1].rstrip().endswith(("░", "▒")) or "░" in lines[1]
         assert "█" in lines[2]
+
+
+@pytest.mark.native
+def test_the_chat_draws_the_last_answer(row: list[str]) -> None:
+    """Each turn starts from the prefix cache: only the answer's tokens are drawn, and all of them but the last."""
+    adapters = AdapterOptions(xlora=row[3])
+    template = "{% for each in messages %}{{ each.content }};{% endfor %}"
+    load = LoadOptions(threads=1, adapters=adapters, chat_template=template)
+    streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())
+    sampling = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    with LocalModel.load(ModelSource(None, Path(row[1]), None, None), load) as model:
+        chat = Chat(model, ChatJob(sampling, None, truncate=False, stats=False), streams)
+        for text in ("the cat and the dog", "again"):
+            chat.take_turn(text, mark_cut=False)
+            assert chat.scalings is not None
+            assert chat.last is not None
+            assert chat.scalings.start == chat.last.cached_tokens
+            assert chat.scalings.start + len(chat.scalings.tokens) == chat.last.prompt_tokens + 5
+        slash_commands.run(chat, "/scalings")
+        said = streams.stderr.getvalue()
+        assert all(f"\n{name}" in said for name in NAMES)
+        means = mean_scalings(
+            chat.scalings, model.known_adapters().require_scalings(), model.tokenizer, first=chat.last.prompt_tokens
+        )
+        assert len(means.tokens) == 5
+        assert said == "".join(f"{line}\n" for line in heat_map(means, width=shutil.get_terminal_size().columns))
 
 
 def test_what_is_refused_before_anything_is_loaded(row: list[str], tmp_path: Path) -> None:

@@ -141,6 +141,27 @@ def test_without_adapters_none_can_be_chosen(home: Path) -> None:
         terminal.wait_for("--lora NAME=SOURCE loads one at the start")
 
 
+def test_scalings_are_drawn(home: Path) -> None:
+    (home / "base").mkdir()
+    with start(home, "auto", str(home / "base"), "--xlora", str(home)) as terminal:
+        terminal.send("/scalings", ENTER)
+        terminal.wait_for_line("no answer yet")
+        terminal.send("hello", ENTER)
+        terminal.wait_for_line("you said: hello")
+        terminal.wait_for_prompt()
+        terminal.send("/scalings", ENTER)
+        terminal.wait_for_line("mean over the layers: █ 0.40")
+        assert terminal.wait_for_prompt()[-5:-1] == ["      ab", "music ██", "law   ░░", "mean over the layers: █ 0.40"]
+
+
+def test_without_x_lora_there_are_no_scalings(home: Path) -> None:
+    with start(home) as terminal:
+        terminal.send("hello", ENTER)
+        terminal.wait_for_line("you said: hello")
+        terminal.send("/scalings", ENTER)
+        terminal.wait_for("scalings are those of X-LoRA, and this model is none")
+
+
 def test_new_lines(home: Path) -> None:
     with start(home) as terminal:
         terminal.send("a", ALT_ENTER, "b", CTRL_J, "c\\", ENTER, "d", ENTER)
