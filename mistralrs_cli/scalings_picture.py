@@ -25,7 +25,7 @@ def picture(means: MeanScalings) -> str:
     columns = min(len(means.tokens), MOST_COLUMNS)
     band_height = TOKEN_HEIGHT + CELL_HEIGHT * len(means.adapters) + MARGIN
     starts = range(0, len(means.tokens), MOST_COLUMNS)
-    width = max(label + CELL_WIDTH * columns + MARGIN, 360)
+    width = max(label + CELL_WIDTH * columns + MARGIN, 400)
     height = MARGIN + band_height * len(starts) + LEGEND_HEIGHT
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,6 +28,7 @@ from mistralrs_cli.scalings_picture import MOST_COLUMNS, picture
 from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
 from tests.architectures import VARIANTS, write_folder
+from tests.cli.terminal import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
 PROMPT = 'the <cat> & "dog"'
@@ -83,6 +86,21 @@ def test_a_picture_of_any_text_is_xml() -> None:
     columns = {each.get("x") for each in root.findall(f"{SVG}rect") if each.find(f"{SVG}title") is not None}
     assert len(columns) == MOST_COLUMNS
     assert ElementTree.fromstring(picture(MeanScalings(("a",), 0, (), ()))) is not None
+
+
+@pytest.mark.native
+def test_the_readme_s_picture_is_drawn_by_its_script(tmp_path: Path) -> None:
+    """Colours may differ by a step where another instruction set rounds differently."""
+    out, kept = tmp_path / "out.svg", ROOT / "docs" / "pictures" / "scalings.svg"
+    subprocess.run([sys.executable, ROOT / "scripts" / "draw_scalings.py", out], check=True, capture_output=True)
+    fresh, old = (ElementTree.parse(path).getroot() for path in (out, kept))
+    assert [each.text for each in fresh.iter(f"{SVG}text")] == [each.text for each in old.iter(f"{SVG}text")]
+    titles = [[str(each.text) for each in root.findall(f"{SVG}rect/{SVG}title")] for root in (fresh, old)]
+    assert len(titles[0]) == len(titles[1]) > 50
+    for one, other in zip(*titles, strict=True):
+        assert one.rpartition(" ")[0] == other.rpartition(" ")[0]
+        assert abs(float(one.rpartition(" ")[2]) - float(other.rpartition(" ")[2])) < 0.02
+    assert f"({kept.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [10, 30, 80, 200])
