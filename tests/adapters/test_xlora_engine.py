@@ -12,7 +12,7 @@ import pytest
 
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine
-from mistralrs.engine.events import Delta, Embedding, Finished, Stream, TokenLogprob, Usage
+from mistralrs.engine.events import Delta, Embedding, Finished, Scalings, Stream, TokenLogprob, Usage
 from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
 from mistralrs.engine.ngram_proposer import NgramProposer
 from tests.adapters.test_xlora import running, tokens
@@ -153,6 +153,41 @@ def test_draft_tokens_change_no_answer(served: Served, expected: list[Answer], m
         assert [collect(stream)[0] for stream in streams] == expected[:4]
         stats = engine.stats()
         assert stats.drafted_tokens > stats.accepted_tokens > 0
+
+
+def test_scalings_do_not_depend_on_the_schedule(
+    served: Served, expected: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks, preempted, and with draft tokens of which some are wrong: those of the tokens that were kept."""
+    asked = [replace(request, wants_scalings=True) for request in REQUESTS]
+    with served.engine(prefix_cache_n=0) as engine:
+        alone = [scalings_of(engine.submit(request)) for request in asked]
+    for request, found, scalings in zip(REQUESTS, expected, alone, strict=True):
+        assert [*scalings.tokens] == [*request.prompt, *found.tokens][:-1]
+        assert (scalings.start, scalings.omitted_tokens) == (0, 0)
+        assert len(scalings.data) == 4 * len(scalings.tokens) * scalings.shape[0] * scalings.shape[1]
+    texts = [[*request.prompt, *found.tokens] for request, found in zip(REQUESTS, expected, strict=True)]
+
+    def propose(self: NgramProposer, known: list[int], count: int) -> tuple[int, ...]:
+        later = next(text[len(known) :] for text in texts if text[: len(known)] == known)[:count]
+        return (*later[:2], *((token + 1) % TOKENIZER_SIZE for token in later[2:]))
+
+    groups = tuple(replace(group, num_blocks=7) for group in served.running.model.limits.kv_groups)
+    for changes in ({"kv_groups": groups}, {"max_batch_tokens": 7}):
+        with served.engine(prefix_cache_n=0, **changes) as engine:
+            streams = [engine.submit(request) for request in asked]
+            assert [scalings_of(stream) for stream in streams] == alone
+            assert (engine.stats().preemptions > 0) == ("kv_groups" in changes)
+    monkeypatch.setattr(NgramProposer, "propose", propose)
+    with served.engine(max_draft=6, prefix_cache_n=0) as engine:
+        assert [scalings_of(engine.submit(request)) for request in asked] == alone
+        stats = engine.stats()
+        assert stats.drafted_tokens > stats.accepted_tokens > 0
+
+
+def scalings_of(stream: Stream) -> Scalings:
+    [found] = [event for event in stream if isinstance(event, Scalings)]
+    return found
 
 
 def test_the_next_turn_starts_from_what_it_may_share(served: Served, expected: list[Answer], tmp_path: Path) -> None:
