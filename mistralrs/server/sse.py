@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mistralrs.api.serving.output_chunk import OutputChunk
+from mistralrs.api.schemas.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.api.serving.response_builder import CHUNK_OBJECTS, SYSTEM_FINGERPRINT
 

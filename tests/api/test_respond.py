@@ -23,8 +23,8 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 
 from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.schemas import response_bodies
+from mistralrs.api.schemas.output_chunk import OutputChunk
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
-from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion, prepare_embeddings
 from mistralrs.api.serving.respond import Answer, AnswerError, answer_id, embeddings, submit
 from mistralrs.api.serving.response_builder import ResponseBuilder

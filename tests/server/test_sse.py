@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mistralrs.api.schemas.output_chunk import OutputChunk
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, parse
-from mistralrs.api.serving.output_chunk import OutputChunk
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
 from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.server.sse import DONE, ChunkEncoder, encode_error, frame_event
