@@ -36,15 +36,17 @@ def axis_of(name: str, *, targets: Sequence[str] = (), layers: int = 4) -> list[
     return [*axis, "lm_head"] if "lm_head" in targets else axis
 
 
-def write_xlora(folder: Path, base: Path, axis: Sequence[str], *, seed: int = 0, **settings: object) -> Path:
-    """Writes an X-LoRA with the adapters ``NAMES``, which act on the modules of ``axis``: the second one not on the
+def write_xlora(
+    folder: Path, base: Path, axis: Sequence[str], *, seed: int = 0, names: Sequence[str] = NAMES, **settings: object
+) -> Path:
+    """Writes an X-LoRA with adapters of these ``names``, which act on the modules of ``axis``: `algebra` not on the
     first module's kind. ``settings``: fields of `xlora_config.json`."""
     generator = torch.Generator().manual_seed(seed)
     weights = read_weights(base)
     targets = list(dict.fromkeys(path.rpartition(".")[2] for path in axis))
-    for name in NAMES:
+    for name in names:
         own = targets[1:] if name == "algebra" and len(targets) > 1 else targets
-        rank = RANKS[name]
+        rank = RANKS.get(name, 4)
         tensors: dict[str, torch.Tensor] = {}
         for path in axis:
             kind = path.rpartition(".")[2]
@@ -67,20 +69,22 @@ def write_xlora(folder: Path, base: Path, axis: Sequence[str], *, seed: int = 0,
         )  # fmt: skip
         save_file(tensors, folder / name / "adapter_model.safetensors")
     content = xlora_content(
-        **{"hidden_size": BASE["hidden_size"], "base_model_id": None, "adapters": list(NAMES), "xlora_size": 24}
+        **{"hidden_size": BASE["hidden_size"], "base_model_id": None, "adapters": list(names), "xlora_size": 24}
         | settings
     )
     write_json(folder / "xlora_config.json", content)
-    write_classifier(folder, content, layers=len(axis), generator=generator)
+    write_classifier(folder, content, layers=len(axis), adapters=len(names), generator=generator)
     return folder
 
 
-def write_classifier(folder: Path, content: dict[str, object], *, layers: int, generator: torch.Generator) -> None:
+def write_classifier(
+    folder: Path, content: dict[str, object], *, layers: int, generator: torch.Generator, adapters: int = len(NAMES)
+) -> None:
     depth, hidden, size = (content.get(key, 1) for key in ("xlora_depth", "hidden_size", "xlora_size"))
     assert isinstance(depth, int)
     assert isinstance(hidden, int)
     assert isinstance(size, int)
-    outputs = len(NAMES) * (layers if content.get("layerwise_scalings") else 1)
+    outputs = adapters * (layers if content.get("layerwise_scalings") else 1)
     widths = [hidden, *[size] * (depth - 1), outputs]
     step = 3 if content.get("enable_relu_and_dropout", True) else 1
     tensors = {}
