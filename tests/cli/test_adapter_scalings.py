@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
-from mistralrs.api.local_model import AdapterOptions, LocalModel
+from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs_cli.app import main
