@@ -69,15 +69,16 @@ INLINE PlainRows plain_rows(const Tile &tile, int64_t cols, Needs needs) {
 // The uses of one op in one step. A row is a token, or for experts a pair token * used + rank.
 struct Deltas {
   const mrs_step &step;
-  int64_t used;
-  bool act;  // some delta may act; where it is false the op takes the plain path
+  int64_t used, total;  // total: uses of all rows
+  bool act;             // some delta may act; where it is false the op takes the plain path
 
   // The rows' uses in step.use_slots from `first` on, and in u from `at` on.
   struct Uses {
     int64_t token, first, count, at;
   };
 
-  Deltas(const mrs_step &step_, const mrs_linear *linears, int64_t count, int64_t used_) : step(step_), used(used_), act(false) {
+  Deltas(const mrs_step &step_, const mrs_linear *linears, int64_t count, int64_t used_)
+      : step(step_), used(used_), total(step_.use_start ? step_.use_start[step_.num_tokens] * used_ : 0), act(false) {
     for (int64_t i = 0; step.use_start && i < count && !act; ++i)
       for (int slot = 0; linears[i].deltas && slot < step.num_slots; ++slot) act |= linears[i].deltas[slot].a != nullptr;
   }
@@ -91,7 +92,6 @@ struct Deltas {
   }
 
   float *u(int member, const Uses &uses, int64_t j) const {
-    const int64_t total = step.use_start[step.num_tokens] * used;
     return step.delta_scratch + (member * total + uses.at + j) * step.max_rank;
   }
 
@@ -160,11 +160,26 @@ struct Deltas {
   template <class RowOf>
   void expand(const mrs_linear &linear, int member, int64_t panel, int live, const Tile &tile, Vf *values, RowOf &&row) const {
     if (!linear.deltas) return;
+    if (step.only_slot >= 0) {
+      const mrs_delta &delta = linear.deltas[step.only_slot];
+      if (!delta.a) return;
+      if (!delta.bias && !delta.row_factor) return expand_only(delta, member, panel, tile, values, row);
+    }
     Uses uses[8];
     uses_of_tile(tile, row, uses);
     for_groups(uses, tile.count, [&](int64_t j, const Group &group) {
       if (linear.deltas[group.slot].a) expand_group(linear, member, panel, live, uses, j, group, values);
     });
+  }
+
+  // As expand where every row has one use: u then has a row for each.
+  template <class RowOf>
+  void expand_only(const mrs_delta &delta, int member, int64_t panel, const Tile &tile, Vf *values, RowOf &&row) const {
+    const float *of_member = step.delta_scratch + member * total * step.max_rank, *from[8];
+    Vf acc[8];
+    for (int t = 0; t < tile.count; ++t) from[t] = of_member + row(t) * step.max_rank, acc[t] = zero_f();
+    add_product(*delta.b, panel, from, 1, acc, tile.count);
+    for (int t = 0; t < tile.count; ++t) values[t] = add(values[t], acc[t]);
   }
 
   void expand_group(const mrs_linear &linear, int member, int64_t panel, int live, const Uses *uses, int64_t j,

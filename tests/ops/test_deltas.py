@@ -237,11 +237,10 @@ def test_experts_and_router(isa: str) -> None:
         assert torch.equal(result, whole[some])
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param(reference, id="reference"), pytest.param(lambda: native("portable"), id="native")]
-)
-def test_deltas_of_another_shape_are_refused(backend: object) -> None:
-    made: Backend = backend()  # type: ignore[operator]
+@for_every_isa
+@pytest.mark.parametrize("is_native", [False, True], ids=["reference", "native"])
+def test_deltas_of_another_shape_are_refused(isa: str, is_native: bool) -> None:
+    made: Backend = native(isa) if is_native else reference()
     table = made.delta_table(SLOTS, DeltaShape(32, 64))
     right = low_rank(32, 64, 4, seed=1).place(made)
     table.set(1, right)
