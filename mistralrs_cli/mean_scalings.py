@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
-from mistralrs.api.serving.scalings import Speller, rows
+from mistralrs.api.loaded_adapters.scalings import Speller, rows
 from mistralrs.engine.events import Scalings
 from mistralrs_cli.output import clean_block
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mistralrs.api.serving.scalings import ScalingNames, choice_scalings
+from mistralrs.api.loaded_adapters.scalings import ScalingNames, choice_scalings
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Failed, Scalings
 from mistralrs.errors import EngineError, RequestError

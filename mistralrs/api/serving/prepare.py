@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from mistralrs.api.loaded_adapters.scalings import ScalingNames, scaling_names, with_scalings
 from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.field_types import MAX_PROMPTS
 from mistralrs.api.schemas.request_bodies import (
@@ -31,7 +32,6 @@ from mistralrs.api.serving.engine_requests import (
 from mistralrs.api.serving.logprobs import Echo
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
-from mistralrs.api.serving.scalings import ScalingNames, scaling_names, with_scalings
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from mistralrs.api.loaded_adapters.scalings import choice_scalings
 from mistralrs.api.schemas.output_chunk import OutputChunk
 from mistralrs.api.serving.choice_state import ChoiceState, adapters_replaced, timings, usage
 from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.scalings import choice_scalings
 from mistralrs.engine.events import AdaptersChosen, Delta, Event, Finished, PromptLogprobs
 from mistralrs.errors import MistralrsError
 
