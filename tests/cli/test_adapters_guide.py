@@ -88,7 +88,7 @@ PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj")
 PAPER_LAYERS = 32
 ONCE, FOLDER, FILE = ("--prompt", "Hello"), ("auto", "base"), ("gguf", "-f", "base.gguf")
 GREEDY = ("--temperature", "0", "--max-tokens", "8", "--threads", "1")
-ANSWERING = [words for words in COMMANDS if {"-i", "--prompt"} & set(words)]
+ANSWERING = [words for words in COMMANDS if {"-i", "--prompt"} & set(words) and words[1] != "adapter"]
 SERVING = [words for words in COMMANDS if "--port" in words]
 TOOLS = [words for words in COMMANDS if words not in ANSWERING and words not in SERVING]
 REQUESTS = [
@@ -195,9 +195,12 @@ def test_a_command_answers(words: list[str], here: Path, hub: Hub, plain: Callab
 def test_a_tool_writes_what_it_says(words: list[str], here: Path, hub: Hub, plain: Callable[..., str]) -> None:
     before = {path.name for path in here.iterdir()}
     said = run(words[1:], here, hub)
-    assert {path.name for path in here.iterdir()} - before == ({words[-1]} if "--out" in words else set())
+    written = {words[words.index(name) + 1] for name in ("--out", "--svg") if name in words}
+    assert {path.name for path in here.iterdir()} - before == written
     if words[2] == "inspect":
         assert "LoRA" in said
+    elif words[2] == "scalings":
+        assert all(name in said for name in NAMES)
     elif words[2] == "rename":
         assert json.loads(said)["order"] == words[-1].split(",")
     elif words[2] == "create":
