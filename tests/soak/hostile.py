@@ -31,6 +31,8 @@ HANG_S = 60.0
 """Seconds that an answer may take while other clients keep the server busy."""
 AT_ONCE = 16
 GOOD_EVERY = 100
+MORE_FILES = 4
+"""The pipes of a second template process, which two requests at once start, and connections that are just ending."""
 MORE_THREADS = 3 + AT_ONCE
 """Threads that the server keeps: three prepare bodies, and others read a file or write a long answer, one a request."""
 QUIET_S = 30.0
@@ -153,7 +155,7 @@ async def attack_all(server: RunningServer, numbers: range, *, seed: int, answer
 def complaints(outcomes: list[Outcome], before: State, after: State, said: list[str]) -> list[str]:
     """Returns the findings: all unexpected outcomes."""
     found = [f"number {each.number}, {each.kind}: {each.result}" for each in outcomes if not each.is_sound]
-    if after.connections > before.connections + 2:
+    if after.connections > before.connections + MORE_FILES:
         found.append(f"{after.connections} open files; {before.connections} before")
     if after.threads > before.threads + MORE_THREADS:
         found.append(f"{after.threads} threads; {before.threads} before")
