@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.ops.kv_groups import KvGroup
 
 SAMPLERS = ("penalties", "dry", "temperature", "top_k", "typical_p", "top_p", "min_p", "xtc")
@@ -135,3 +136,7 @@ class Request:
     """Adapters that act on it, in any order."""
     wants_scalings: bool = False
     """Asks for the scalings of its tokens, if the executor has some. Tokens from the prefix cache have none."""
+    grammar: GrammarText | None = None
+    """The answer matches it; None: any text."""
+    spelled_tokens: frozenset[int] = frozenset()
+    """Control tokens whose names are part of the answer's text, because the caller reads them as markers."""

@@ -9,12 +9,25 @@ from typing import Literal
 from mistralrs.engine.events import FinishReason
 
 
+ChoiceEnd = FinishReason | Literal["tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """An addition to one tool call of a choice."""
+
+    index: int
+    """The call's place among those of the choice, from 0."""
+    arguments: str = ""
+    """Further JSON text of the arguments."""
+    id: str | None = None
+    """Set only in the first addition, as is ``name``."""
+    name: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class OutputChunk:
-    """An addition to one choice, or the usage of all of them.
-
-    Every kind of output is a field of its own beside ``text``; tool calls and reasoning are to become such fields.
-    """
+    """An addition to one choice, or the usage of all of them. Every kind of output is a field of its own."""
 
     index: int | None
     """The index of the chunk's choice; None: the chunk has no choice."""
@@ -22,7 +35,11 @@ class OutputChunk:
     """Further text of the choice; None: none, as in the last chunk of a choice."""
     role: Literal["assistant"] | None = None
     """Set only in the first chunk of a chat's choice, which also has a text, perhaps an empty one."""
-    finish_reason: FinishReason | None = None
+    reasoning: str | None = None
+    """Further text of the model's thinking."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """Additions to the choice's tool calls."""
+    finish_reason: ChoiceEnd | None = None
     """Set only in the last chunk of a choice."""
     logprobs: Mapping[str, object] | None = None
     """The log-probabilities of the tokens of ``text``, in the shape of the answer's kind."""
