@@ -1,4 +1,5 @@
-"""Measures the sampler's microseconds for one token, for several settings and vocabularies, on one thread.
+"""Measures the microseconds of both samplers for one token, in turns, for several settings and vocabularies, on one
+thread: the kernels' one and the reference in torch.
 
 python benchmarks/sampler_speed.py [--vocab 49152,128256] [--repeats 50]
 """
@@ -13,9 +14,11 @@ from array import array
 import torch
 
 from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.sampling.native_sampler import NativeSampler
 from mistralrs.engine.sampling.sampler import Sampler
 from mistralrs.engine.sampling.sampling_input import SamplingInput
 from mistralrs.ops.arena import Arena, buffer, buffers_bytes
+from mistralrs.ops.native_backend import NativeBackend
 
 SETTINGS = {
     "greedy": SamplingParams(temperature=0.0),
@@ -39,14 +42,18 @@ def main() -> None:
         values = array("f", (torch.randn(vocab, generator=generator) * 4).tolist())
         logits = buffer(Arena(buffers_bytes((1, vocab))), 1, vocab)
         tokens = list(range(100, 300))
+        samplers = NativeSampler(vocab, NativeBackend(threads=1).row_sampler()), Sampler(vocab)
         for name, params in SETTINGS.items():
-            sampler, row, times = Sampler(vocab), SamplingInput(params, tokens), []
+            row = SamplingInput(params, tokens)
+            times: tuple[list[float], list[float]] = ([], [])
             for _ in range(args.repeats):
-                logits.values[:] = values
-                started = time.perf_counter()
-                sampler.sample(logits, [row])
-                times.append(time.perf_counter() - started)
-            print(f"{vocab:>7} {name:<14} {statistics.median(times) * 1e6:8.0f} us")
+                for sampler, own in zip(samplers, times, strict=True):
+                    logits.values[:] = values
+                    started = time.perf_counter()
+                    sampler.sample(logits, [row])
+                    own.append(time.perf_counter() - started)
+            native, reference = (statistics.median(own) * 1e6 for own in times)
+            print(f"{vocab:>7} {name:<14} {native:8.0f} us, torch {reference:8.0f} us")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ WHOLE = Extent(
     tests=(
         "tests/ops",
         "tests/quant",
+        "tests/engine/test_native_sampler.py",
         "tests/loading/test_gguf_fuzz.py",
         "tests/loading/test_formats_fuzz.py",
         "tests/loading/test_gguf_broken.py",

@@ -6,11 +6,12 @@
 #include "moe.h"
 #include "mrs.h"
 #include "norm.h"
+#include "sampling.h"
 
 #define MRS_STRING_(x) #x
 #define MRS_STRING(x) MRS_STRING_(x)
 
 namespace MRS_ISA {
 extern const mrs_table table;
-const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, add_norm, moe, unpack_row};
+const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, add_norm, moe, unpack_row, sample};
 }  // namespace MRS_ISA

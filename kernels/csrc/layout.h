@@ -57,3 +57,13 @@ constexpr panel_view view_of(int type, int64_t cols) {
   int64_t scales = (blocks * l.scales + 63) / 64 * 64;
   return {l.scales, scales, l.quants, scales + blocks * l.quants};
 }
+
+constexpr int64_t kSamplingTile = 64;  // scores of a tile
+
+constexpr int64_t sampling_width(int64_t vocab) { return (vocab + kSamplingTile - 1) / kSamplingTile * kSamplingTile; }
+
+// Bytes of scratch in which one thread samples: the parts of SamplingScratch in sampling.h.
+constexpr int64_t sampling_scratch(int64_t vocab) {
+  const int64_t width = sampling_width(vocab);
+  return (width * (4 * 8 + 4 * 4 + 1) + width / kSamplingTile * 4 + 63) / 64 * 64;
+}

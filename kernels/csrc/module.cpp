@@ -34,6 +34,7 @@ template <class T> constexpr int32_t kind_of() {
   if (std::is_same_v<Item, int32_t>) return 'i';
   if (std::is_same_v<Item, int64_t>) return 'l';
   if (std::is_same_v<Item, float>) return 'f';
+  if (std::is_same_v<Item, double>) return 'd';
   return 's';
 }
 
@@ -96,6 +97,11 @@ EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols) {
 // The number of int32 that a mixture of experts needs to sort its tokens: the parts of Routes in moe.h.
 EXPORT int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used) {
   return 4 * tokens * used + 4 * experts + 3;
+}
+
+// Bytes of scratch that sampling needs on `threads` threads.
+EXPORT int64_t mrs_sampling_scratch(int64_t vocab_size, int64_t threads) {
+  return threads * sampling_scratch(vocab_size);
 }
 
 EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *step, mrs_pool *pool) {

@@ -5,20 +5,34 @@
 #pragma once
 #include <stdint.h>
 
-#define MRS_ABI_VERSION 10
+#define MRS_ABI_VERSION 11
 
 typedef struct mrs_pool mrs_pool;
 typedef struct mrs_op mrs_op;
 typedef struct mrs_step mrs_step;
 typedef struct mrs_weight mrs_weight;
+typedef struct mrs_sampling mrs_sampling;
 
 typedef void (*mrs_run_fn)(const mrs_op *op, const mrs_step *step, mrs_pool *pool);
 // Writes the float32 values of row `row` of a packed matrix.
 typedef void (*mrs_unpack_fn)(const mrs_weight *weight, int64_t row, float *out);
+// Samples a token for each of `count` rows. `scratch`: mrs_sampling_scratch() bytes, zeros before its first use.
+typedef void (*mrs_sample_fn)(mrs_sampling *rows, int64_t count, uint8_t *scratch, mrs_pool *pool);
 
 enum { MRS_NORM_NONE = 0, MRS_NORM_RMS = 1, MRS_NORM_LAYER = 2 };
 // Store, add to the old value, act(first) * second, or act.
 enum { MRS_EPILOGUE_STORE = 0, MRS_EPILOGUE_ADD = 1, MRS_EPILOGUE_GATED = 2, MRS_EPILOGUE_ACTIVATE = 3 };
+// The stages of sampling, in their default order.
+enum {
+  MRS_STAGE_PENALTIES = 0,
+  MRS_STAGE_DRY = 1,
+  MRS_STAGE_TEMPERATURE = 2,
+  MRS_STAGE_TOP_K = 3,
+  MRS_STAGE_TYPICAL_P = 4,
+  MRS_STAGE_TOP_P = 5,
+  MRS_STAGE_MIN_P = 6,
+  MRS_STAGE_XTC = 7
+};
 enum { MRS_ACT_SILU = 0, MRS_ACT_GELU_TANH = 1, MRS_ACT_GELU = 2 };
 
 #define STRUCT(name) typedef struct name name; struct name {
@@ -31,7 +45,7 @@ enum { MRS_ACT_SILU = 0, MRS_ACT_GELU_TANH = 1, MRS_ACT_GELU = 2 };
 typedef struct mrs_field {
   const char *name;
   int32_t offset, bytes;
-  int32_t kind;  // 'P' pointer, 'i' int32, 'l' int64, 'f' float32, 's' struct; for an array the kind of its items
+  int32_t kind;  // 'P' pointer, 'i' int32, 'l' int64, 'f' float32, 'd' float64, 's' struct; for an array the kind of its items
 } mrs_field;
 
 typedef struct mrs_struct {

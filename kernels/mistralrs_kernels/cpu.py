@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -188,6 +188,47 @@ class Moe(c.Structure):
     ]
 
 
+class Sampling(c.Structure):
+    """``mrs_sampling``: one token to be sampled."""
+
+    _fields_ = [
+        ("logits", c.c_void_p),
+        ("history", c.c_void_p),
+        ("dry_tokens", c.c_void_p),
+        ("dry_penalties", c.c_void_p),
+        ("bias_tokens", c.c_void_p),
+        ("bias_values", c.c_void_p),
+        ("mask", c.c_void_p),
+        ("banned", c.c_void_p),
+        ("top_tokens", c.c_void_p),
+        ("top_logprobs", c.c_void_p),
+        ("draw", c.c_double),
+        ("xtc_draw", c.c_double),
+        ("logprob", c.c_double),
+        ("temperature", c.c_double),
+        ("typical_p", c.c_double),
+        ("top_p", c.c_double),
+        ("min_p", c.c_double),
+        ("xtc_probability", c.c_double),
+        ("xtc_threshold", c.c_double),
+        ("frequency_penalty", c.c_double),
+        ("presence_penalty", c.c_float),
+        ("repetition_penalty", c.c_float),
+        ("top", c.c_float),
+        ("num_history", c.c_int32),
+        ("num_dry", c.c_int32),
+        ("num_bias", c.c_int32),
+        ("num_banned", c.c_int32),
+        ("num_top", c.c_int32),
+        ("top_k", c.c_int32),
+        ("vocab_size", c.c_int32),
+        ("num_stages", c.c_int32),
+        ("num_processors", c.c_int32),
+        ("token", c.c_int32),
+        ("stages", c.c_int32 * 8),
+    ]
+
+
 class Table(c.Structure):
     """``mrs_table``: the functions of one instruction set."""
 
@@ -199,6 +240,7 @@ class Table(c.Structure):
         ("add_norm", c.c_void_p),
         ("moe", c.c_void_p),
         ("unpack_row", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
+        ("sample", c.CFUNCTYPE(None, c.POINTER(Sampling), c.c_int64, c.c_void_p, c.c_void_p)),
     ]
 
 
@@ -231,6 +273,7 @@ STRUCTS: dict[str, type[c.Structure]] = {
     "mrs_add_norm": AddNorm,
     "mrs_attend": Attend,
     "mrs_moe": Moe,
+    "mrs_sampling": Sampling,
     "mrs_table": Table,
 }
 """The mirror: the library's structs by their names there."""
@@ -320,7 +363,7 @@ def _kind(type_: Any) -> str:
         type_ = type_._type_
     if issubclass(type_, c.Structure):
         return "s"
-    return {c.c_int32: "i", c.c_int64: "l", c.c_float: "f"}.get(type_, "P")
+    return {c.c_int32: "i", c.c_int64: "l", c.c_float: "f", c.c_double: "d"}.get(type_, "P")
 
 
 def _words(field: tuple[str, int, int, str] | None) -> str:
@@ -337,6 +380,7 @@ def _declare(lib: c.CDLL) -> None:
         "mrs_packed_bytes": (c.c_int64, [c.c_int, c.c_int64, c.c_int64]),
         "mrs_project_scratch": (c.c_int64, [c.c_int64, c.c_int64]),
         "mrs_moe_routes": (c.c_int64, [c.c_int64, c.c_int64, c.c_int64]),
+        "mrs_sampling_scratch": (c.c_int64, [c.c_int64, c.c_int64]),
         "mrs_run": (None, [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]),
         "mrs_pack": (
             c.c_int,

@@ -72,6 +72,7 @@ def start_engine(
             shared_answer_tokens=options.adapters.non_granular_index,
         ),
         disk_tier=store,
+        row_sampler=backend.row_sampler(),
         torch_threads=backend.torch_threads,
     )
 

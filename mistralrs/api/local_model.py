@@ -5,8 +5,6 @@ Heavy imports happen in ``load``, because naming a model must not cost a second.
 
 from __future__ import annotations
 
-import importlib
-import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -204,10 +202,8 @@ class LocalModel(ProcessBound):
 
 def _prepare_process() -> None:
     """Begins what takes time and needs no model."""
-    import_torch_without_working_folder()
+    import_torch_without_working_folder()  # for what needs torch later
     workers.start()  # the template's process gets ready meanwhile
-    # torch is not needed until the first token is drawn: it is imported while files are read and packed
-    threading.Thread(target=importlib.import_module, args=("torch",), name="import-torch", daemon=True).start()
 
 
 def _token(source: str) -> Callable[[], str | None]:

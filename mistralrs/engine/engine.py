@@ -1,7 +1,4 @@
-"""The engine: one thread that owns the model and advances many sequences, a step at a time.
-
-The thread imports torch and the sampler, so that their import overlaps with other work of the caller.
-"""
+"""The engine: one thread that owns the model and advances many sequences, a step at a time."""
 
 from __future__ import annotations
 
@@ -33,8 +30,8 @@ from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
-    from mistralrs.engine.sampling.sampler import Sampler
-    from mistralrs.engine.sampling.sampling_input import SampledToken
+    from mistralrs.engine.sampling.sampling_input import SampledToken, TokenSampler
+    from mistralrs.ops.row_sampler import RowSampler
     from mistralrs.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -93,17 +90,21 @@ class Engine(ProcessBound):
         config: EngineConfig,
         *,
         disk_tier: KvDiskTier | None = None,
+        row_sampler: RowSampler | None = None,
         torch_threads: int = 1,
     ) -> None:
         """Starts the thread, which owns ``executor`` from now on. Raises UsageError for limits that cannot work.
 
-        ``disk_tier``: stores KV beyond the life of the engine, which closes it. ``torch_threads``: threads for torch's
-        operations in the engine's thread; torch in other threads keeps its number.
+        ``disk_tier``: stores KV beyond the life of the engine, which closes it. ``row_sampler``: samples tokens;
+        None: torch does. ``torch_threads``: threads for torch's operations in the engine's thread; torch in other
+        threads keeps its number.
         """
         super().__init__()
         check_config(config)
         self._executor = executor
+        self._row_sampler = row_sampler
         self._torch_threads = torch_threads
+        self._has_torch = False
         self._tokenizer = tokenizer
         self.config = config
         # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither may
@@ -170,7 +171,6 @@ class Engine(ProcessBound):
                 stream,
                 request=request,
                 tokenizer=self._tokenizer,
-                vocab_size=self.vocab_size,
                 submitted=time.perf_counter(),
             )
             self._requests[number] = request_state
@@ -227,11 +227,7 @@ class Engine(ProcessBound):
     def _run(self) -> None:
         fault: EngineError | None = None
         try:
-            from mistralrs.engine.sampling.sampler import Sampler
-            from mistralrs.ops.torch_threads import limit_torch_here
-
-            limit_torch_here(self._torch_threads)
-            self._sampler: Sampler = Sampler(self.vocab_size)
+            self._sampler = self._new_sampler()
             while self._receive():
                 if self._scheduler.has_work:
                     self._step()
@@ -252,6 +248,26 @@ class Engine(ProcessBound):
                 request_state.fail(fault, now)
         self._requests.clear()
         self.after_step()
+
+    def _new_sampler(self) -> TokenSampler:
+        if self._executor.scalings is not None:  # it mixes adapters with torch
+            self._prepare_torch()
+        if self._row_sampler is not None:
+            from mistralrs.engine.sampling.native_sampler import NativeSampler
+
+            return NativeSampler(self.vocab_size, self._row_sampler)
+        from mistralrs.engine.sampling.sampler import Sampler  # imports torch, while the caller does other work
+
+        self._prepare_torch()
+        return Sampler(self.vocab_size)
+
+    def _prepare_torch(self) -> None:
+        """Imports torch and limits its threads, before its first use in this thread."""
+        if not self._has_torch:
+            from mistralrs.ops.torch_threads import limit_torch_here
+
+            limit_torch_here(self._torch_threads)
+            self._has_torch = True
 
     def _receive(self) -> bool:
         """Makes the calls in the inbox and those between two steps, waiting for one if there is no other work. Returns
@@ -363,9 +379,15 @@ class Engine(ProcessBound):
 
     def _pass_prompt_logits(self, request_state: RequestState, chunk: Chunk, logits: Buffer, first: int) -> None:
         """Passes logits and hidden states to a request. ``first``: index of the chunk's first token in the batch."""
+        if request_state.pools:
+            self._prepare_torch()
         try:
             request_state.on_prompt_logits(
-                chunk.start, chunk.count, logits, lambda start, stop: self._executor.hidden(first + start, first + stop)
+                chunk.start,
+                chunk.count,
+                logits,
+                sampler=self._sampler,
+                hidden=lambda start, stop: self._executor.hidden(first + start, first + stop),
             )
         except EngineError as error:
             self._fail(request_state, error)

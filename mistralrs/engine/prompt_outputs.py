@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mistralrs.engine.events import Scalings
 from mistralrs.engine.sampling.buffer_tensor import float_rows
-from mistralrs.engine.sampling.sampling_input import SampledToken, unusable_logits, with_logprobs
+from mistralrs.engine.sampling.sampling_input import SampledToken, TokenSampler
 from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
 
@@ -26,11 +26,10 @@ MAX_SCALINGS = 1 << 20
 class PromptLogprobsCollector:
     """Collects the log-probabilities of a prompt's tokens, except for the first token."""
 
-    def __init__(self, prompt: Sequence[int], count: int, *, vocab_size: int) -> None:
+    def __init__(self, prompt: Sequence[int], count: int) -> None:
         """``count``: most likely tokens to keep at each position, beside the prompt's own."""
         self._following = prompt[1:]
         self._count = count
-        self._vocab_size = vocab_size
         self.sampled_tokens: list[SampledToken] = []
         """Results so far, from the prompt's second token on."""
 
@@ -38,16 +37,16 @@ class PromptLogprobsCollector:
     def complete(self) -> bool:
         return len(self.sampled_tokens) == len(self._following)
 
-    def add(self, logits: Buffer) -> None:
+    def add(self, logits: Buffer, sampler: TokenSampler) -> None:
         """Adds float32 logits (positions, vocab_size or more) of the next positions.
 
         Raises EngineError if some are not finite.
         """
-        for row in float_rows(logits)[:, : self._vocab_size]:
-            sampled = with_logprobs(self._following[len(self.sampled_tokens)], row, self._count)
-            if sampled.logprob is None or not math.isfinite(sampled.logprob):
-                raise unusable_logits(row.amax().item())
-            self.sampled_tokens.append(sampled)
+        known = len(self.sampled_tokens)
+        for scored in sampler.score(logits, self._following[known : known + logits.shape[0]], self._count):
+            if isinstance(scored, EngineError):
+                raise scored
+            self.sampled_tokens.append(scored)
 
 
 class Pooler:

@@ -21,7 +21,7 @@ from mistralrs.engine.events import (
 )
 from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector, ScalingsCollector
 from mistralrs.engine.sampling.dry_penalty import Dry
-from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput
+from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, TokenSampler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.errors import MistralrsError
 from mistralrs.ops.buffer import Buffer
@@ -52,7 +52,6 @@ class RequestState:
         *,
         request: Request,
         tokenizer: Tokenizer,
-        vocab_size: int,
         submitted: float,
     ) -> None:
         self.sequence = sequence
@@ -67,9 +66,7 @@ class RequestState:
         self._end_ids = tuple(sequence.end_ids)
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
-        self._prompt_logprobs = (
-            None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs, vocab_size=vocab_size)
-        )
+        self._prompt_logprobs = None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs)
         self._pooler = None if request.pooling is None else Pooler(request.pooling, len(prompt))
         self.scalings = ScalingsCollector() if request.wants_scalings else None
         """Collects the scalings of computed tokens; None: the request does not ask for them."""
@@ -79,7 +76,9 @@ class RequestState:
         """Whether ``on_prompt_logits`` is to be called for each chunk of the prompt."""
         return self._prompt_logprobs is not None or self._pooler is not None
 
-    def on_prompt_logits(self, start: int, count: int, logits: Buffer, hidden: Callable[[int, int], Buffer]) -> None:
+    def on_prompt_logits(
+        self, start: int, count: int, logits: Buffer, *, sampler: TokenSampler, hidden: Callable[[int, int], Buffer]
+    ) -> None:
         """Collects log-probabilities and hidden states of the prompt tokens ``start`` to ``start + count``.
 
         ``logits``: float32 (positions, vocab_size or more) of the positions that the sequence has not scored yet.
@@ -87,7 +86,7 @@ class RequestState:
         are not finite.
         """
         if self._prompt_logprobs is not None:
-            self._prompt_logprobs.add(logits)
+            self._prompt_logprobs.add(logits, sampler)
             if self._prompt_logprobs.complete:
                 tokens = (self._token_logprob(sampled) for sampled in self._prompt_logprobs.sampled_tokens)
                 self.stream.put(PromptLogprobs((None, *tokens)))
@@ -96,6 +95,11 @@ class RequestState:
             self._pooler.add(start, count, hidden)
             if start + count == self.sequence.num_prompt:
                 self.stream.put(Embedding(self._pooler.embedding()))
+
+    @property
+    def pools(self) -> bool:
+        """Whether the request yields an embedding."""
+        return self._pooler is not None
 
     def sampling_inputs(self, draft: tuple[int, ...]) -> list[SamplingInput]:
         """Inputs for sampling the next token, and the token after each of the draft tokens ``draft``."""

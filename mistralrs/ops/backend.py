@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.linear import DeltaShape, DeltaTable, Linear
+from mistralrs.ops.row_sampler import RowSampler
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from mistralrs.quant.types import QuantType
@@ -124,6 +125,10 @@ class Backend(Protocol):
 
     def vector(self, values: Sequence[float]) -> Buffer:
         """A float32 copy of ``values`` where the operations read it: a norm's weight, a rotary table's frequencies."""
+        ...
+
+    def row_sampler(self) -> RowSampler | None:
+        """A sampler of tokens for the thread that runs the model's steps; None: the backend does not sample."""
         ...
 
     def workspace(self, sizes: Sizes) -> Workspace:

@@ -31,6 +31,7 @@ from mistralrs.ops.native_checks import (
 from mistralrs.ops.native_deltas import DeltaScratch, NativeDeltaTable, linear_struct, linear_structs
 from mistralrs.ops.native_memory import PackedKv, PackedWeight, packed_weight
 from mistralrs.ops.native_program import NativeOp, NativeProgram, Pool
+from mistralrs.ops.native_row_sampler import NativeRowSampler
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import StepArgs, Workspace
 from mistralrs.quant.types import QuantType
@@ -239,6 +240,9 @@ class NativeBackend(HostMemory):
             temperature_period=temperature.period if temperature else 1,
         )
         return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm), self._deltas)
+
+    def row_sampler(self) -> NativeRowSampler:
+        return NativeRowSampler(self._table, self._pool, self.threads)
 
     def normalize(self, x: Buffer, out: Buffer, *, norm: Norm) -> None:
         # in torch: the kernels' norm sums in another order, and embeddings would get other last bits

@@ -46,6 +46,9 @@ class ReferenceBackend(HostMemory):
     def reserve(self, nbytes: int) -> None:
         self._keep_dense = nbytes < available_bytes() // 2
 
+    def row_sampler(self) -> None:
+        return None
+
     def place(self, matrix: Matrix) -> ReferenceWeight:
         return ReferenceWeight(matrix, keep_dense=self._keep_dense)
 

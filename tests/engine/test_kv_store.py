@@ -399,11 +399,15 @@ while True:
 
 
 def kill_while_writing(folder: Path, *, start: int, after: float) -> None:
-    """A process that writes blocks from ``start`` on is killed in the middle of it."""
+    """A process that writes blocks from ``start`` on is killed ``after`` seconds after its first block."""
+    known = len(files(folder)) if folder.exists() else 0
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(start)], stdout=subprocess.PIPE)
     with writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"ready\n"
+        while len(files(folder)) == known:
+            assert writer.poll() is None, "the writer ended"
+            time.sleep(0.005)
         time.sleep(after)
         writer.send_signal(signal.SIGKILL)
 

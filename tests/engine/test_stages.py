@@ -17,11 +17,14 @@ from transformers import TypicalLogitsWarper
 from mistralrs.engine.config import SAMPLERS, SamplingParams
 from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.engine.sampling.logits_processors import apply_mask, apply_penalties
-from mistralrs.engine.sampling.sampler import Sampler
-from mistralrs.engine.sampling.sampler_stages import FAST_PATH_STAGES, sample_staged, sampler_plan, truncate
+from mistralrs.engine.sampling.sampler_plan import FAST_PATH_STAGES, sampler_plan
+from mistralrs.engine.sampling.sampler_stages import sample_staged, truncate
 from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, uniform
 from tests.buffers import buffer_of
+from tests.engine.samplers import bits_of, each_sampler, new_sampler
 from tests.engine.test_sampling import OPTIONS, plain_sample, plain_scores, random_logits, sample_one
+
+__all__ = ["each_sampler"]  # a fixture that runs each test with both samplers
 
 CASES = json.loads((Path(__file__).parent / "golden" / "samplers.json").read_text(encoding="utf-8"))["cuts"]
 LLAMA_CPP = ("penalties", "dry", "top_k", "typical_p", "top_p", "min_p", "xtc", "temperature")
@@ -219,7 +222,7 @@ def test_a_stage_that_is_left_out_is_off(stage: str) -> None:
         drawn = []
         for params in (replace(everything, samplers=samplers), without, everything):
             sampling_input = SamplingInput(replace(params, seed=seed), tokens, dry=Dry(params, spell))
-            [result] = Sampler(len(logits)).sample(buffer_of(logits[None]), [sampling_input])
+            [result] = new_sampler(len(logits)).sample(buffer_of(logits[None]), [sampling_input])
             assert isinstance(result, SampledToken)
             drawn.append(result.token)
         assert drawn[0] == drawn[1]
@@ -242,7 +245,7 @@ def test_sampled_tokens_follow_the_distribution(order: tuple[str, ...]) -> None:
         certain = replace(params, xtc_probability=probability)
         for token, share in plain_cut(logits.tolist(), certain, order, [0]).items():
             shares[token] += chance * share  # type: ignore[assignment]
-    sampler, seen = Sampler(40), Counter[int]()
+    sampler, seen = new_sampler(40), Counter[int]()
     for position in range(1, count + 1):
         [result] = sampler.sample(buffer_of(logits[None]), [SamplingInput(params, range(position))])
         assert isinstance(result, SampledToken)
@@ -271,10 +274,10 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
         inputs.append(SamplingInput(replace(params, seed=index, logprobs=3), list(range(index, index + 30))))
         logits.append(random_logits(index, spread=4.0))
     alone = [
-        Sampler(len(one)).sample(buffer_of(one[None]), [sampling_input])[0]
+        new_sampler(len(one)).sample(buffer_of(one[None]), [sampling_input])[0]
         for one, sampling_input in zip(logits, inputs, strict=True)
     ]
-    sampler = Sampler(len(logits[0]))
+    sampler = new_sampler(len(logits[0]))
     assert sampler.sample(buffer_of(torch.stack(logits)), inputs) == alone
     assert sampler.sample(buffer_of(torch.stack(logits[::-1])), inputs[::-1]) == alone[::-1]
 
@@ -298,8 +301,8 @@ def test_bias_and_masks_hold_in_any_order() -> None:
         drawn = set()
         for seed in range(40):
             params = replace(ALL_ON, seed=seed, samplers=order, logit_bias=((5, 1e30),) if seed % 2 else ())
-            sampling_input = SamplingInput(params, [3, 3, 3], mask, banned=(7, 9) if seed % 4 < 2 else ())
-            [result] = Sampler(1000).sample(buffer_of(torch.zeros(1, 1000)), [sampling_input])
+            sampling_input = SamplingInput(params, [3, 3, 3], bits_of(mask), banned=(7, 9) if seed % 4 < 2 else ())
+            [result] = new_sampler(1000).sample(buffer_of(torch.zeros(1, 1000)), [sampling_input])
             assert isinstance(result, SampledToken)
             drawn.add(result.token)
             assert result.token in ({5} if seed % 2 else {3, 5} if seed % 4 < 2 else {3, 5, 7})
@@ -332,5 +335,7 @@ def test_extreme_values_are_survived() -> None:
                 sampling_input = SamplingInput(
                     replace(params, seed=seed, samplers=order), [1, 2, 1, 2, 1], dry=Dry(params, lambda token: b"x")
                 )
-                [result] = Sampler(1000).sample(buffer_of(random_logits(seed, spread=300.0)[None]), [sampling_input])
+                [result] = new_sampler(1000).sample(
+                    buffer_of(random_logits(seed, spread=300.0)[None]), [sampling_input]
+                )
                 assert isinstance(result, SampledToken), result

@@ -8,7 +8,6 @@ from typing import Literal
 
 from mistralrs.engine.events import FinishReason
 
-
 ChoiceEnd = FinishReason | Literal["tool_calls"]
 
 

@@ -71,8 +71,7 @@ def apply_mask(scores: torch.Tensor, sampling_input: SamplingInput) -> torch.Ten
     return before
 
 
-def _allowed(mask: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    if mask.dtype == torch.bool:
-        return mask
-    bits = mask.unsqueeze(1) >> torch.arange(32, dtype=torch.int32)  # (words, 32)
+def _allowed(mask: memoryview, vocab_size: int) -> torch.Tensor:
+    """bool (vocab_size,) of a bitmask."""
+    bits = torch.frombuffer(mask, dtype=torch.int32).unsqueeze(1) >> torch.arange(32, dtype=torch.int32)  # (words, 32)
     return bits.bitwise_and_(1).flatten()[:vocab_size].bool()

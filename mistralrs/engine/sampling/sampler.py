@@ -1,4 +1,5 @@
-"""Samples tokens from logits: penalties, DRY, bias, mask, temperature, top-k, top-p, min-p, choice, in this order.
+"""Samples tokens from logits with torch: penalties, DRY, bias, mask, temperature, top-k, top-p, min-p, choice, in this
+order. It is the reference of ``native_sampler``, and samples where no backend does.
 
 The result of a row depends on that row alone, bit for bit: operations over all rows only copy or compare, and every sum
 and exponential is taken over one row of fixed shape. ``sampler_stages`` handles other stages and orders, one row at a
@@ -17,22 +18,19 @@ import torch.nn.functional as F
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.sampling.buffer_tensor import float_rows
 from mistralrs.engine.sampling.logits_processors import LOGITS_PROCESSORS, apply_mask, apply_penalties
+from mistralrs.engine.sampling.sampler_plan import GREEDY_BELOW, SamplerPlan, sampler_plan
 from mistralrs.engine.sampling.sampler_stages import (
     BUCKET_SHIFT,
-    GREEDY_BELOW,
     MAX_TEMPERATURE,
-    SamplerPlan,
     exponentials,
     locate,
     sample_staged,
-    sampler_plan,
 )
 from mistralrs.engine.sampling.sampling_input import (
     SampledToken,
     SamplingInput,
     uniform,
     unusable_logits,
-    with_logprobs,
 )
 from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
@@ -78,6 +76,15 @@ class Sampler:
             else unusable_logits(tops[index])
             for index, item in enumerate(inputs)
         ]
+
+    def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
+        """``tokens``, one for each row of ``logits``, with their own and the best ``count`` log-probabilities."""
+        scored: list[SampledToken | EngineError] = []
+        for token, row in zip(tokens, float_rows(logits)[:, : self._vocab_size], strict=True):
+            sampled = _with_logprobs(token, row, count)
+            assert sampled.logprob is not None
+            scored.append(sampled if math.isfinite(sampled.logprob) else unusable_logits(row.amax().item()))
+        return scored
 
     def _copy(self, logits: Buffer, rows: Sequence[int] | None) -> torch.Tensor:
         """The wanted rows of ``logits``, without columns of padding, in a tensor (rows, width) of the sampler's own."""
@@ -136,7 +143,7 @@ class Sampler:
         tokens.update(zip(ranked, self._sample_ranked(ranked, inputs, searched, masses), strict=True))
         for index in random:
             if index not in tokens:
-                tokens[index] = _sample_dense(self._weights[index], masses[index], inputs[index])
+                tokens[index] = _sample_dense(scores[index], self._weights[index], masses[index], inputs[index])
         return tokens
 
     def _weigh(self, index: int, scores: torch.Tensor, top: float, params: SamplingParams) -> torch.Tensor:
@@ -160,21 +167,26 @@ class Sampler:
         scores, maxima = (tensor[indices] if len(indices) < len(inputs) else tensor for tensor in searched)
         row, ids = _reaching(scores, maxima, [inputs[index].params.top_k for index in indices])
         weights = self._weights[torch.tensor(indices)[row], ids].tolist()
+        ranks = scores[row, ids].tolist()
         candidates, ends = ids.tolist(), row.bincount(minlength=len(indices)).cumsum(0).tolist()
         tokens, start = [], 0
         for index, end in zip(indices, ends, strict=True):
-            place = _pick(weights[start:end], inputs[index], _top_p_mass(inputs[index].params, masses[index]))
+            limit = _top_p_mass(inputs[index].params, masses[index])
+            place = _pick(ranks[start:end], weights[start:end], inputs[index], top_p_mass=limit)
             tokens.append(candidates[start + place])
             start = end
         return tokens
 
 
-def _pick(weights: list[float], sampling_input: SamplingInput, top_p_mass: float) -> int:
-    """The index sampled from candidates in order of ids, by top-k, top-p (up to ``top_p_mass``) and min-p."""
+def _pick(scores: list[float], weights: list[float], sampling_input: SamplingInput, *, top_p_mass: float) -> int:
+    """The index sampled from candidates in order of ids, by top-k, top-p (up to ``top_p_mass``) and min-p.
+
+    Candidates rank by their scores: weights of different scores may be equal.
+    """
     params = sampling_input.params
     mass = 0.0
     kept: list[int] = []
-    for place in sorted(range(len(weights)), key=weights.__getitem__, reverse=True)[: params.top_k]:
+    for place in sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: params.top_k]:
         weight = weights[place]
         if kept and (mass >= top_p_mass or weight < params.min_p or weight == 0.0):
             break
@@ -218,12 +230,15 @@ def _reaching(scores: torch.Tensor, maxima: torch.Tensor, counts: list[int]) -> 
     return row[hit], tile[hit] * TILE + offset
 
 
-def _sample_dense(weights: torch.Tensor, mass: torch.Tensor, sampling_input: SamplingInput) -> int:
-    """A token sampled by top-p and min-p from all ``weights`` (width,), whose running sum over tiles is ``mass``."""
+def _sample_dense(
+    scores: torch.Tensor, weights: torch.Tensor, mass: torch.Tensor, sampling_input: SamplingInput
+) -> int:
+    """A token sampled by top-p and min-p from all ``weights`` (width,) of ``scores``, whose running sum over tiles is
+    ``mass``."""
     params = sampling_input.params
     top_p_mass = _top_p_mass(params, mass)
     if top_p_mass < math.inf:
-        weights = _nucleus(weights, top_p_mass)
+        weights = _nucleus(scores, weights, top_p_mass)
     if params.min_p > 0:
         weights = F.hardshrink(weights, _below(params.min_p))
     if top_p_mass < math.inf or params.min_p > 0:
@@ -241,8 +256,9 @@ def _top_p_mass(params: SamplingParams, mass: torch.Tensor) -> float:
     return params.top_p * mass[-1].item() if params.top_p < 1 else math.inf
 
 
-def _nucleus(weights: torch.Tensor, top_p_mass: float) -> torch.Tensor:
-    """``weights``, with all but the largest that together reach ``top_p_mass`` set to zero, partly in place.
+def _nucleus(scores: torch.Tensor, weights: torch.Tensor, top_p_mass: float) -> torch.Tensor:
+    """``weights``, with all but those of the largest ``scores`` that together reach ``top_p_mass`` set to zero, partly
+    in place.
 
     Only the weights near the border are sorted; a histogram over the leading bits of the weights finds them.
     """
@@ -253,7 +269,8 @@ def _nucleus(weights: torch.Tensor, top_p_mass: float) -> torch.Tensor:
     border = histogram.shape[0] - 1 - place
     mass_above = from_top[place - 1].item() if place else 0.0
     ids = (buckets == border).nonzero().squeeze(1)
-    ranked, order = weights[ids].sort(descending=True, stable=True)
+    order = scores[ids].sort(descending=True, stable=True).indices
+    ranked = weights[ids[order]]
     mass_before = ranked.cumsum(0, dtype=torch.float64) - ranked + mass_above
     weights[ids[order[mass_before >= top_p_mass]]] = 0.0
     if border > 0:
@@ -270,4 +287,11 @@ def _below(value: float) -> float:
 
 def _sampled_token(token: int, scores: torch.Tensor, count: int | None) -> SampledToken:
     """``token`` with the log-probabilities by ``scores`` (vocab_size,) that the request asks for."""
-    return SampledToken(token) if count is None else with_logprobs(token, scores, count)
+    return SampledToken(token) if count is None else _with_logprobs(token, scores, count)
+
+
+def _with_logprobs(token: int, scores: torch.Tensor, count: int) -> SampledToken:
+    """``token`` with its own and the best ``count`` log-probabilities under ``scores`` (vocab_size,)."""
+    logprobs = scores.double().log_softmax(0)
+    values, ids = logprobs.topk(count)
+    return SampledToken(token, logprobs[token].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

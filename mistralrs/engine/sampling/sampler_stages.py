@@ -1,4 +1,4 @@
-"""The stages of sampling: the plan of a request, and sampling by any stages in any order, one row at a time.
+"""Sampling by any stages in any order, one row at a time.
 
 The usual stages take the fast path of ``sampler``, with the same result. Each stage removes tokens by the probabilities
 of those that remain, except for top-p, whose mass is a share of all tokens' mass by the current scores.
@@ -8,76 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 
-from mistralrs.engine.config import SAMPLERS, SamplingParams
 from mistralrs.engine.sampling.logits_processors import LOGITS_PROCESSORS
+from mistralrs.engine.sampling.sampler_plan import GREEDY_BELOW
 from mistralrs.engine.sampling.sampling_input import SamplingInput, uniform
 
-GREEDY_BELOW = 1e-7
-"""Temperatures below this take the most likely token."""
 MAX_TEMPERATURE = 1e30
 """Largest temperature: all weights are 1 there already, and beyond it float32 would overflow."""
-FAST_PATH_STAGES = ("temperature", "top_k", "top_p", "min_p")
-"""Stages of the fast path, in its order."""
 BUCKET_SHIFT = 19
 """Low bits of a float32 that a histogram's buckets ignore: a bucket spans a factor of at most 1 + 1/16."""
-
-_OFF: Mapping[str, dict[str, float]] = {
-    "penalties": {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0},
-    "dry": {"dry_multiplier": 0.0},
-    "temperature": {"temperature": 1.0},
-    "top_k": {"top_k": 0},
-    "typical_p": {"typical_p": 1.0},
-    "top_p": {"top_p": 1.0},
-    "min_p": {"min_p": 0.0},
-    "xtc": {"xtc_probability": 0.0},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SamplerPlan:
-    """How tokens of one request are sampled."""
-
-    effective_params: SamplingParams | None
-    """The request's parameters with the stages that it leaves out turned off; None: it leaves none out."""
-    has_penalties: bool
-    """Whether penalties are the first stage, so that they can be applied to all rows at once."""
-    logits_processors: tuple[str, ...]
-    """Stages of ``LOGITS_PROCESSORS`` that follow, before bias and masks, in order."""
-    truncations: tuple[str, ...] | None
-    """The stages after these, in order; None: the fast path samples by them."""
-
-
-@lru_cache(maxsize=256)
-def sampler_plan(params: SamplingParams) -> SamplerPlan:
-    """The plan for these parameters."""
-    left_out = [stage for stage in SAMPLERS if stage not in params.samplers]
-    disabled = {name: value for stage in left_out for name, value in _OFF[stage].items()}
-    stages = [stage for stage in params.samplers if _is_on(stage, params)]
-    if "temperature" in stages and params.temperature < GREEDY_BELOW:  # the stages after it would have one token left
-        stages = stages[: stages.index("temperature") + 1]
-    num_processors = 0
-    while num_processors < len(stages) and stages[num_processors] in LOGITS_PROCESSORS:
-        num_processors += 1
-    penalized = stages[:1] == ["penalties"]
-    truncations = tuple(stages[num_processors:])
-    fast = truncations == tuple(stage for stage in FAST_PATH_STAGES if stage in truncations)
-    effective_params = replace(params, **disabled) if disabled else None  # type: ignore[arg-type]
-    return SamplerPlan(
-        effective_params, penalized, tuple(stages[penalized:num_processors]), None if fast else truncations
-    )
-
-
-def _is_on(stage: str, params: SamplingParams) -> bool:
-    if stage == "penalties":
-        return params.repeat_last_n > 0 and (
-            (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
-        )
-    return any(getattr(params, name) != value for name, value in _OFF[stage].items())
 
 
 def sample_staged(scores: torch.Tensor, sampling_input: SamplingInput, truncations: tuple[str, ...]) -> int:
@@ -226,7 +167,7 @@ def _first_to_reach(keys: torch.Tensor, weights: torch.Tensor, target_mass: floa
     the weights near the border are sorted; a histogram over the leading bits of the keys finds them.
     """
     target_mass = max(target_mass, 5e-324)  # a mass of 0 would take no weight
-    buckets = keys.float().view(torch.int32) >> BUCKET_SHIFT
+    buckets = keys.float().abs().view(torch.int32) >> BUCKET_SHIFT  # abs: -0 has the sign bit
     mass = torch.bincount(buckets, weights=weights).cumsum(0)
     border = locate(mass, target_mass, reach=True)
     taken = buckets < border

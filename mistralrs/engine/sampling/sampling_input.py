@@ -1,7 +1,4 @@
-"""Input and result of sampling one token, and the random numbers that decide it.
-
-torch is imported for its types only, because the engine loads without it.
-"""
+"""Input and result of sampling one token, and the random numbers that decide it."""
 
 from __future__ import annotations
 
@@ -9,14 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import pack
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.errors import EngineError
-
-if TYPE_CHECKING:
-    import torch
+from mistralrs.ops.buffer import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +21,8 @@ class SamplingInput:
     params: SamplingParams
     tokens: Sequence[int]
     """All known tokens of the sequence; their number is the position of the token to be sampled."""
-    mask: torch.Tensor | None = None
-    """Allowed tokens: bool (vocab_size,), or a bitmask int32 (ceil(vocab_size / 32),) with the lowest bit first."""
+    mask: memoryview | None = None
+    """Allowed tokens: int32 (ceil(vocab_size / 32) or more), a bit for each, the lowest first. None: all."""
     banned: tuple[int, ...] = ()
     """Tokens that are excluded even if ``mask`` allows them."""
     dry: Dry | None = None
@@ -44,11 +39,23 @@ class SampledToken:
     """(token, log-probability), best first."""
 
 
-def with_logprobs(token: int, scores: torch.Tensor, count: int) -> SampledToken:
-    """``token`` with its own and the best ``count`` log-probabilities under ``scores`` (vocab_size,)."""
-    logprobs = scores.double().log_softmax(0)
-    values, ids = logprobs.topk(count)
-    return SampledToken(token, logprobs[token].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+class TokenSampler(Protocol):
+    """The interface of a sampler: samples a token for each row of a batch of logits. One thread uses it."""
+
+    def sample(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], *, rows: Sequence[int] | None = None
+    ) -> list[SampledToken | EngineError]:
+        """One token for each input.
+
+        ``logits``: float32 (count, vocab_size or more), which are not changed.
+        ``rows``: the row of each input, ascending; None: all rows.
+        A row without a usable logit yields an error instead of a token, and does not affect the others.
+        """
+        ...
+
+    def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
+        """``tokens``, one for each row of ``logits``, with their own and the best ``count`` log-probabilities."""
+        ...
 
 
 def unusable_logits(top: float) -> EngineError:

@@ -1,0 +1,149 @@
+"""Samples tokens with a backend's ``RowSampler``; imports no torch.
+
+``sampler`` is its reference: the same parameters, logits and numbers give the same token there, but for the rounding of
+exponentials.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from ctypes import addressof, c_char
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+from mistralrs.engine.config import SAMPLERS, SamplingParams
+from mistralrs.engine.sampling.sampler_plan import sampler_plan
+from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, uniform, unusable_logits
+from mistralrs.errors import EngineError
+from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.row_sampler import RowSampler
+
+_COPIED = (
+    *("temperature", "typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty"),
+)
+"""Parameters that a row has under the same name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """The part of a row that a request's parameters decide."""
+
+    row: Any
+    stages: frozenset[str]
+    repeat_last_n: int
+    num_logprobs: int | None
+    kept: tuple[array[Any], ...]
+    """Memory that the row points to."""
+
+
+class NativeSampler:
+    """Samples a token for each row of a batch of logits. Used by one thread."""
+
+    def __init__(self, vocab_size: int, row_sampler: RowSampler) -> None:
+        self._vocab_size = vocab_size
+        self._row_sampler = row_sampler
+        self._template = lru_cache(maxsize=256)(self._new_template)
+
+    def sample(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], *, rows: Sequence[int] | None = None
+    ) -> list[SampledToken | EngineError]:
+        """One token for each input, as ``TokenSampler.sample`` says."""
+        templates = [self._template(item.params) for item in inputs]
+        cells = self._row_sampler.rows([template.row for template in templates])
+        kept = [
+            self._complete(cells[index], item, template, logits.address + 4 * logits.shape[1] * place)
+            for index, (place, item, template) in enumerate(
+                zip(range(logits.shape[0]) if rows is None else rows, inputs, templates, strict=True)
+            )
+        ]
+        self._row_sampler.run(len(inputs))
+        return [_sampled(cells[index], template.num_logprobs, kept[index]) for index, template in enumerate(templates)]
+
+    def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
+        """``tokens`` with log-probabilities, as ``TokenSampler.score`` says."""
+        template = self._template(SamplingParams(logprobs=count))
+        cells = self._row_sampler.rows([template.row] * len(tokens))
+        kept = []
+        for index, token in enumerate(tokens):
+            cells[index].token = token
+            cells[index].logits = logits.address + 4 * logits.shape[1] * index
+            kept.append(_Outputs(cells[index], count))
+        self._row_sampler.run(len(tokens))
+        return [_sampled(cells[index], count, outputs) for index, outputs in enumerate(kept)]
+
+    def _new_template(self, params: SamplingParams) -> _Template:
+        plan = sampler_plan(params)
+        params = plan.effective_params or params
+        row = self._row_sampler.new_row()
+        row.vocab_size = self._vocab_size
+        row.token = -1
+        for name in _COPIED:
+            setattr(row, name, getattr(params, name))
+        row.top_k = min(params.top_k, self._vocab_size)
+        row.num_top = -1 if params.logprobs is None else min(params.logprobs, self._vocab_size)
+        row.num_stages, row.num_processors = len(plan.stages), plan.num_processors
+        for place, stage in enumerate(plan.stages):
+            row.stages[place] = SAMPLERS.index(stage)
+        tokens, values = array("i", [token for token, _ in params.logit_bias]), array("f")
+        values.extend(value for _, value in params.logit_bias)
+        row.num_bias, row.bias_tokens, row.bias_values = len(tokens), _address(tokens), _address(values)
+        return _Template(row, frozenset(plan.stages), params.repeat_last_n, params.logprobs, (tokens, values))
+
+    def _complete(self, row: Any, item: SamplingInput, template: _Template, logits: int) -> _Outputs:
+        """Fills what is new in this step into ``row``. Returns what must outlive the run."""
+        outputs = _Outputs(row, template.num_logprobs)
+        tokens, stages, position = item.tokens, template.stages, len(item.tokens)
+        row.logits = logits
+        row.draw = uniform(item.params.seed, position)
+        if "xtc" in stages:
+            row.xtc_draw = uniform(item.params.seed, position, "xtc")
+        if "penalties" in stages:
+            history = array("i", tokens[max(position - template.repeat_last_n, 0) :])
+            row.num_history, row.history = len(history), outputs.keep(history)
+        if "dry" in stages:
+            assert item.dry is not None, "the request asks for DRY and has no penalties"
+            penalties = item.dry.penalties(tokens)
+            row.num_dry = len(penalties)
+            row.dry_tokens = outputs.keep(array("i", penalties))
+            row.dry_penalties = outputs.keep(array("f", penalties.values()))
+        if item.banned:
+            row.num_banned, row.banned = len(item.banned), outputs.keep(array("i", item.banned))
+        if item.mask is not None:
+            if item.mask.nbytes * 8 < self._vocab_size:
+                raise ValueError(f"a mask of {item.mask.nbytes} bytes for {self._vocab_size} tokens")
+            row.mask = addressof(c_char.from_buffer(item.mask))
+        return outputs
+
+
+class _Outputs:
+    """The memory of one row's run: arrays that it reads, and those that take its log-probabilities."""
+
+    def __init__(self, row: Any, num_logprobs: int | None) -> None:
+        self._arrays: list[array[Any]] = []
+        if num_logprobs:
+            self.tokens, self.logprobs = array("i", bytes(4 * num_logprobs)), array("d", bytes(8 * num_logprobs))
+            row.top_tokens, row.top_logprobs = self.keep(self.tokens), self.keep(self.logprobs)
+
+    def keep(self, values: array[Any]) -> int | None:
+        """The address of ``values``, which live as long as this object; None if they are empty."""
+        self._arrays.append(values)
+        return _address(values)
+
+
+def _sampled(row: Any, num_logprobs: int | None, outputs: _Outputs) -> SampledToken | EngineError:
+    if not isfinite(row.top) or row.token < 0:
+        return unusable_logits(row.top)
+    if num_logprobs is None:
+        return SampledToken(row.token)
+    if not isfinite(row.logprob):
+        return unusable_logits(row.top)
+    top = zip(outputs.tokens, outputs.logprobs, strict=True) if num_logprobs else ()
+    return SampledToken(row.token, row.logprob, tuple((token, value) for token, value in top if token >= 0))
+
+
+def _address(values: array[Any]) -> int | None:
+    return values.buffer_info()[0] if values else None
