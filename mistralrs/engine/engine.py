@@ -7,25 +7,31 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Row
 from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 from mistralrs.engine.admission import check_config, check_queue, check_request, fit_prompt
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.between_steps import BetweenSteps
 from mistralrs.engine.config import EngineConfig, Request
 from mistralrs.engine.events import Event, Handle, Stream
+from mistralrs.engine.failures import describe_error, request_failure
+from mistralrs.engine.grammar_compiler import GrammarCompiler
 from mistralrs.engine.kv.kv_connector import DiskKvConnector
 from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
+from mistralrs.engine.model_executor import ModelExecutor as ModelExecutor
 from mistralrs.engine.prefill_budget import PrefillBudget
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.engine.request_state import RequestState, StepOutput
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
+from mistralrs.engine.sequence_constraint import SequenceConstraint
 from mistralrs.engine.stats import EngineStats
+from mistralrs.engine.step_masks import StepMasks
 from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 
@@ -36,37 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_WAIT_S = 60.0
+"""Seconds after which the engine looks at its deadlines while it waits for grammars, at the latest."""
 HandleT = TypeVar("HandleT", bound=Handle)
 T = TypeVar("T")
-
-
-class ModelExecutor(Protocol):
-    """The interface of a model that the engine runs. The engine's thread alone calls it."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids from here on have no logits."""
-        ...
-
-    @property
-    def scalings(self) -> Callable[[int, int], Buffer] | None:
-        """float32 (stop - start, layers, adapters) for ``start`` and ``stop``: the weights with which adapters were
-        mixed for these tokens of the last batch, valid until the next one. None: it does not mix adapters by token."""
-
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
-        """float32 logits (len(batch.logits_indices), vocab_size or more), valid until the next call.
-
-        Once ``cancel_flag`` is set it returns soon, with undefined values; the step is then dropped.
-        """
-
-    def hidden(self, start: int, stop: int) -> Buffer:
-        """float32 (stop - start, hidden size): final hidden states, normed, of these tokens of the last batch."""
-
-    def export_block(self, group: int, block: int) -> bytes:
-        """The bytes of a block in all layers of a KV group."""
-
-    def import_block(self, group: int, block: int, data: bytes) -> None:
-        """Writes the bytes that ``export_block`` returned into a block; raises ValueError if their length is wrong."""
 
 
 class Engine(ProcessBound):
@@ -114,6 +93,9 @@ class Engine(ProcessBound):
         self.after_step = _do_nothing
         self._kv_connector = None if disk_tier is None else DiskKvConnector(disk_tier, executor)
         self._scheduler = Scheduler(config, self._kv_connector)
+        self._grammars = GrammarCompiler(tokenizer, self.vocab_size)
+        self._compiling: dict[int, RequestState] = {}  # requests that wait for their grammars
+        self._step_masks = StepMasks(self._grammars.mask_words)
         self._prefill_budget = PrefillBudget()
         self._cancel_flag = CancelFlag()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()  # calls to be made by the engine's thread
@@ -174,7 +156,7 @@ class Engine(ProcessBound):
                 submitted=time.perf_counter(),
             )
             self._requests[number] = request_state
-            self._inbox.put(partial(self._add, request_state))
+            self._inbox.put(partial(self._add, request_state, request))
         return stream
 
     def between_steps(self, call: Callable[[], T]) -> Future[T]:
@@ -200,7 +182,7 @@ class Engine(ProcessBound):
         scheduler = self._scheduler
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + len(self._compiling),
             num_blocks=scheduler.blocks.num_blocks,
             free_blocks=scheduler.blocks.num_free,
             cached_blocks=scheduler.blocks.num_cached,
@@ -234,7 +216,9 @@ class Engine(ProcessBound):
                 self.after_step()
         except Exception as error:
             logger.exception("the engine's thread died")
-            fault = EngineError(f"the engine died: {_describe_error(error)}", hint="load the model again")
+            fault = EngineError(f"the engine died: {describe_error(error)}", hint="load the model again")
+        self._grammars.close()
+        self._step_masks.close()
         if self._kv_connector is not None:
             self._kv_connector.close()
         with self._submit_lock:
@@ -273,12 +257,21 @@ class Engine(ProcessBound):
         """Makes the calls in the inbox and those between two steps, waiting for one if there is no other work. Returns
         False if the engine is to end."""
         if not (self._scheduler.has_work or self._between_steps.has_work or self._closing):
-            self._inbox.get()()
+            self._run_next()
         self._run_inbox()
         if not self._closing:
             self._between_steps.run()
         self._expire()
         return not self._closing
+
+    def _run_next(self) -> None:
+        """Waits for a call in the inbox and makes it; waits no longer than a grammar's request may."""
+        timeout = max(self._next_deadline - time.perf_counter(), 0.0)
+        try:
+            call = self._inbox.get(timeout=min(timeout, MAX_WAIT_S) if self._compiling else None)
+        except Empty:
+            return
+        call()
 
     def _run_inbox(self) -> None:
         while not self._inbox.empty():
@@ -291,8 +284,8 @@ class Engine(ProcessBound):
             return
         self._next_deadline = math.inf
         # Requests in the inbox are not among these: their deadlines are checked when they are added.
-        for sequence in (*self._scheduler.running, *self._scheduler.waiting):
-            request_state = self._requests[sequence.id]
+        queued = (*self._scheduler.running, *self._scheduler.waiting)
+        for request_state in (*self._compiling.values(), *(self._requests[sequence.id] for sequence in queued)):
             if request_state.deadline <= now:
                 self._fail(request_state, EngineError("the request took longer than it may", code="deadline_exceeded"))
             else:
@@ -302,11 +295,15 @@ class Engine(ProcessBound):
         started = time.perf_counter()
         self._num_steps += 1
         plan = self._scheduler.plan(self._prefill_budget.limit(self.config.max_batch_tokens))
+        self._step_masks.start(plan)
         logits = self._forward(plan)
+        masks, errors = self._step_masks.finish()
+        for number in errors.keys() & self._requests.keys():
+            self._fail(self._requests[number], errors[number])
         if logits is not None:
-            drawn = self._sample(plan, logits)
+            sampled = self._sample(plan, logits, masks)
             now = time.perf_counter()
-            outputs = {number: self._requests[number].on_tokens(draws, now) for number, draws in drawn.items()}
+            outputs = self._advance(sampled, now)
             self._collect_scalings(plan, outputs)
             self._scheduler.commit(plan, {number: output.tokens for number, output in outputs.items()})
             self._publish(plan, outputs, now)
@@ -332,31 +329,42 @@ class Engine(ProcessBound):
         self._prefill_budget.measure(prefill, time.perf_counter() - started)
         return logits
 
-    def _sample(self, plan: Plan, logits: Buffer) -> dict[int, list[SampledToken]]:
-        """The sampled tokens by sequence: one after its known tokens, and one after each accepted draft token.
+    def _sample(
+        self, plan: Plan, logits: Buffer, masks: Mapping[int, Row[memoryview]]
+    ) -> list[tuple[Chunk, list[SampledToken | EngineError]]]:
+        """What was sampled for each sequence: after its known tokens, and after each draft token.
 
-        Logits that are not finite fail their own request; cancelled requests are left out.
+        Cancelled requests are left out.
         """
-        drawn: dict[int, list[SampledToken]] = {}
         try:
             drawing, logits_rows = self._collect_prompt_outputs(plan, logits)
+            numbers = [chunk.sequence.id for chunk in drawing]
             inputs = [
                 sampling_input
-                for chunk in drawing
-                for sampling_input in self._requests[chunk.sequence.id].sampling_inputs(chunk.draft_tokens)
+                for chunk, number in zip(drawing, numbers, strict=True)
+                for sampling_input in self._requests[number].sampling_inputs(chunk.draft_tokens, masks.get(number, ()))
             ]
             results = iter(self._sampler.sample(logits, inputs, rows=logits_rows))
         except Exception as error:
             logger.exception("sampling failed")
             self._fail_batch(plan, error)
-            return drawn
-        for chunk in drawing:
-            first, *others = itertools.islice(results, len(chunk.draft_tokens) + 1)
-            if isinstance(first, EngineError):
-                self._fail(self._requests[chunk.sequence.id], first)
-            else:
-                drawn[chunk.sequence.id] = _accepted_tokens(first, others, chunk.draft_tokens)
-        return drawn
+            return []
+        return [(chunk, list(itertools.islice(results, len(chunk.draft_tokens) + 1))) for chunk in drawing]
+
+    def _advance(
+        self, sampled: Row[tuple[Chunk, list[SampledToken | EngineError]]], now: float
+    ) -> dict[int, StepOutput]:
+        """The outputs of a step by sequence. A request that cannot go on fails alone."""
+        outputs: dict[int, StepOutput] = {}
+        for chunk, rows in sampled:
+            request_state = self._requests[chunk.sequence.id]
+            try:
+                if isinstance(rows[0], EngineError):
+                    raise request_state.explain(rows[0])
+                outputs[chunk.sequence.id] = request_state.on_tokens(rows, chunk.draft_tokens, now)
+            except MistralrsError as error:
+                self._fail(request_state, error)
+        return outputs
 
     def _collect_prompt_outputs(self, plan: Plan, logits: Buffer) -> tuple[list[Chunk], list[int]]:
         """Passes prompt logits to their requests. Returns the chunks to sample for, and their rows of ``logits``."""
@@ -399,7 +407,7 @@ class Engine(ProcessBound):
             request_state = self._requests.get(chunk.sequence.id)
             if request_state is not None and request_state.scalings is not None and self._executor.scalings is not None:
                 output = outputs.get(chunk.sequence.id)
-                count = chunk.num_committed + (len(output.tokens) - 1 if output is not None else 0)
+                count = chunk.num_committed + (chunk.num_accepted(output.tokens) if output is not None else 0)
                 request_state.scalings.add(chunk.start, self._executor.scalings(first, first + count))
             first += chunk.count
 
@@ -435,15 +443,33 @@ class Engine(ProcessBound):
                 lengths[chunk.start >= chunk.sequence.num_prompt].append(chunk.start + chunk.num_committed)
             logger.debug("Prompt%s Completion%s - %dms", *lengths, round(seconds * 1000))
 
-    def _add(self, request_state: RequestState) -> None:
-        self._scheduler.add(request_state.sequence)
+    def _add(self, request_state: RequestState, request: Request) -> None:
         self._next_deadline = min(self._next_deadline, request_state.deadline)
+        if request.grammar is None:
+            self._schedule(request_state)
+            return
+        number = request_state.sequence.id
+        self._compiling[number] = request_state
+        self._grammars.compile(request, lambda result: self._inbox.put(partial(self._on_compiled, number, result)))
+
+    def _on_compiled(self, number: int, result: SequenceConstraint | MistralrsError) -> None:
+        request_state = self._compiling.pop(number, None)
+        if request_state is None:  # it was cancelled, or its time was up
+            return
+        if isinstance(result, MistralrsError):
+            self._fail(request_state, result)
+        else:
+            request_state.sequence.constraint = result
+            self._schedule(request_state)
+
+    def _schedule(self, request_state: RequestState) -> None:
+        self._scheduler.add(request_state.sequence)
         if request_state.sequence.finish_reason is not None:  # no token is to be generated
             del self._requests[request_state.sequence.id]
             request_state.finish(request_state.sequence.finish_reason, time.perf_counter())
 
     def _fail_batch(self, plan: Plan, error: Exception) -> None:
-        fault = _failure(error)
+        fault = request_failure(error)
         for chunk in plan.chunks:
             request_state = self._requests.get(chunk.sequence.id)
             if request_state is not None:
@@ -451,11 +477,13 @@ class Engine(ProcessBound):
 
     def _fail(self, request_state: RequestState, error: MistralrsError) -> None:
         self._scheduler.remove(request_state.sequence, retain=False)
+        self._compiling.pop(request_state.sequence.id, None)
         del self._requests[request_state.sequence.id]
         request_state.fail(error, time.perf_counter())
 
     def _drop(self, number: int) -> None:
         request_state = self._requests.pop(number, None)
+        self._compiling.pop(number, None)
         if request_state is not None:
             self._scheduler.remove(request_state.sequence, retain=True)
             request_state.finish("cancelled", time.perf_counter())
@@ -475,34 +503,3 @@ class Engine(ProcessBound):
 
 def _do_nothing() -> None:
     pass
-
-
-def _accepted_tokens(
-    first: SampledToken, others: list[SampledToken | EngineError], draft: tuple[int, ...]
-) -> list[SampledToken]:
-    """The first token, and those after accepted draft tokens: a draft token is accepted if it equals the sampled one.
-
-    The next step samples again where logits were unusable, after known tokens, and reports the error then.
-    """
-    accepted = [first]
-    for draft_token, sampled in zip(draft, others, strict=True):
-        if accepted[-1].token != draft_token or isinstance(sampled, EngineError):
-            break
-        accepted.append(sampled)
-    return accepted
-
-
-def _failure(error: Exception) -> MistralrsError:
-    """The error that a caller receives for an exception inside of a step."""
-    if isinstance(error, MistralrsError):
-        return error
-    # torch raises a plain RuntimeError when CPU memory is exhausted.
-    lacks_memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-    if lacks_memory or type(error).__name__ == "OutOfMemoryError":
-        hint = "send shorter prompts, or fewer requests at once"
-        return EngineError(f"out of memory: {_describe_error(error)}", hint=hint, code="out_of_memory")
-    return EngineError(f"the model failed: {_describe_error(error)}")
-
-
-def _describe_error(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,9 @@ from mistralrs.engine.events import (
 )
 from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector, ScalingsCollector
 from mistralrs.engine.sampling.dry_penalty import Dry
-from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, TokenSampler
+from mistralrs.engine.sampling.sampling_input import NO_TOKEN, SampledToken, SamplingInput, TokenSampler
 from mistralrs.engine.sequence import Sequence
-from mistralrs.errors import MistralrsError
+from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 from mistralrs.text.stream import TextStream
 
@@ -36,7 +37,7 @@ class StepOutput:
     """The output of one step for one request."""
 
     tokens: list[int]
-    """To be committed; the last of them may have no text."""
+    """To be committed, forced ones among them; the last of them may have no text."""
     delta: Delta
     reason: FinishReason | None
     """Why the stream ends here; None: it goes on."""
@@ -58,7 +59,9 @@ class RequestState:
         self.stream = stream
         self.deadline = math.inf if request.deadline_s is None else submitted + request.deadline_s
         self._tokenizer = tokenizer
-        self._text = TextStream(tokenizer, stop=request.sampling.stop, trim_space=request.trim_space)
+        self._text = TextStream(
+            tokenizer, stop=request.sampling.stop, trim_space=request.trim_space, spelled=request.spelled_tokens
+        )
         self._submitted = submitted
         self._first_token: float | None = None
         self._first_text: float | None = None
@@ -101,27 +104,36 @@ class RequestState:
         """Whether the request yields an embedding."""
         return self._pooler is not None
 
-    def sampling_inputs(self, draft: tuple[int, ...]) -> list[SamplingInput]:
-        """Inputs for sampling the next token, and the token after each of the draft tokens ``draft``."""
+    def sampling_inputs(self, draft: tuple[int, ...], masks: Row[memoryview] = ()) -> list[SamplingInput]:
+        """Inputs for sampling the next token, and the token after each of the draft tokens ``draft``.
+
+        ``masks``: one for each of them, if the request has a grammar.
+        """
         known = self.sequence.tokens
-        return [
-            self._sampling_input(known),
-            *(self._sampling_input([*known, *draft[: place + 1]]) for place in range(len(draft))),
-        ]
+        texts = [known, *([*known, *draft[: place + 1]] for place in range(len(draft)))]
+        if not masks:
+            return [self._sampling_input(tokens, None) for tokens in texts]
+        return [self._sampling_input(tokens, mask) for tokens, mask in zip(texts, masks, strict=True)]
 
-    def _sampling_input(self, tokens: list[int]) -> SamplingInput:
-        sampling = self.sequence.sampling
-        too_early = len(tokens) - self.sequence.num_prompt < sampling.min_tokens
-        return SamplingInput(sampling, tokens, banned=self._end_ids if too_early else (), dry=self._dry)
+    def _sampling_input(self, tokens: list[int], mask: memoryview | None) -> SamplingInput:
+        banned = self._end_ids if self._is_too_early(len(tokens)) else ()
+        return SamplingInput(self.sequence.sampling, tokens, mask, banned=banned, dry=self._dry)
 
-    def on_tokens(self, draws: Iterable[SampledToken], now: float) -> StepOutput:
-        """The output of a step from the tokens that were drawn in it, up to one that ends the stream. The scheduler
-        has not committed them yet."""
+    def _is_too_early(self, num_tokens: int) -> bool:
+        """Whether no end may follow ``num_tokens`` tokens."""
+        return num_tokens - self.sequence.num_prompt < self.sequence.sampling.min_tokens
+
+    def on_tokens(self, rows: Row[SampledToken | EngineError], draft: tuple[int, ...], now: float) -> StepOutput:
+        """The output of a step, up to a token that ends the stream. The scheduler has not committed its tokens yet.
+
+        ``rows``: what was sampled after the known tokens, and after each of the draft tokens. Raises RequestError if
+        the request's grammar cannot go on.
+        """
         known = len(self.sequence.tokens)
         tokens: list[int] = []
         deltas: list[Delta] = []
         reason: FinishReason | None = None
-        for draw in draws:
+        for draw in self._tokens_of_step(rows, draft):
             tokens.append(draw.token)
             delta, reason = self._on_token(draw, known + len(tokens), now)
             deltas.append(delta)
@@ -130,6 +142,29 @@ class RequestState:
         # Joined: a reader that has left can notice it only between two events.
         return StepOutput(tokens, Delta.joined(deltas), reason)
 
+    def _tokens_of_step(self, rows: Row[SampledToken | EngineError], draft: tuple[int, ...]) -> Iterator[SampledToken]:
+        """Yields forced tokens, and between them the sampled ones whose rows follow accepted draft tokens: a draft
+        token is accepted if it equals the token in its place.
+
+        The next step samples again where logits were unusable, after known tokens, and reports the error then.
+        """
+        constraint = self.sequence.constraint
+        num_rows = len(rows)  # rows that follow the tokens so far, or may
+        place = 0
+        while True:
+            forced = constraint.forced[0] if constraint is not None and constraint.forced else None
+            if forced is not None and constraint is not None and constraint.jumps:
+                draw = SampledToken(forced)
+            else:
+                row = rows[place] if place < num_rows else None
+                if not isinstance(row, SampledToken) or forced not in (None, row.token):
+                    return
+                draw = row
+            yield draw
+            if place >= len(draft) or draw.token != draft[place]:
+                num_rows = 0
+            place += 1
+
     def _on_token(self, draw: SampledToken, num_tokens: int, now: float) -> tuple[Delta, FinishReason | None]:
         """The addition of a token, the last of ``num_tokens``, and why the stream ends with it, if it does."""
         if self._first_token is None:
@@ -137,13 +172,35 @@ class RequestState:
         self._last_token = now
         reason: FinishReason | None = self.sequence.reason_after(draw.token, num_tokens)
         if reason == "stop":  # an end-of-sequence token has no text
+            self._require_end(num_tokens - 1)
             return self._delta(self._text.finish(draw.token), now), reason
         text = self._text.push(draw.token)
         if self._text.stopped:
             reason = "stop"
+        elif self.sequence.constraint is not None and self.sequence.constraint.accept(draw.token):
+            self._require_end(num_tokens)
+            reason = "stop"
         if reason is not None:
             text += self._text.finish()
         return self._delta(text, now, draw), reason
+
+    def _require_end(self, num_tokens: int) -> None:
+        """Raises RequestError if the answer may not end after ``num_tokens`` tokens: only a grammar makes it end."""
+        if self._is_too_early(num_tokens):
+            message = f"the grammar ends the answer before its {self.sequence.sampling.min_tokens}th token"
+            raise RequestError(message, hint="lower min_tokens", code="grammar_failed", param="min_tokens")
+
+    def explain(self, error: EngineError) -> MistralrsError:
+        """The request's error for a row in which no token could be sampled."""
+        if self.sequence.constraint is None or error.code != NO_TOKEN:
+            return error
+        too_early = self._is_too_early(len(self.sequence.tokens))
+        return RequestError(
+            "the answer cannot go on: every token that the grammar allows is excluded",
+            hint="lower min_tokens" if too_early else "check logit_bias",
+            code="grammar_failed",
+            param="min_tokens" if too_early else "logit_bias",
+        )
 
     def finish(self, reason: FinishReason, now: float) -> None:
         """Ends the stream."""

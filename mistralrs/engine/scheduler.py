@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 from mistralrs.engine.config import EngineConfig
@@ -37,6 +38,12 @@ class Chunk:
     def num_committed(self) -> int:
         """Tokens of the chunk that are not draft tokens."""
         return self.count - len(self.draft_tokens)
+
+    def num_accepted(self, tokens: Row[int]) -> int:
+        """Draft tokens that were right, if these are the tokens of the step, at least one. The last of them is yet to
+        be computed, even where it equals a draft token."""
+        pairs = zip(self.draft_tokens, tokens[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class Scheduler:
         if len(sequence.tokens) >= sequence.max_len and sequence.prompt_end is None:
             self._finish(sequence, "length")
         else:
+            sequence.state = State.WAITING
             self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence, *, retain: bool) -> None:
@@ -110,10 +118,12 @@ class Scheduler:
         budget = self._config.max_batch_tokens - len(chunks)
         if chunks:
             budget = min(budget, prefill_limit)
-        for sequence in self.running:
-            if budget > 0 and sequence.num_remaining > 1:
-                chunks.append(self._chunk(sequence, budget))
-                budget -= chunks[-1].count
+        behind = [s for s in self.running if s.num_remaining > 1]
+        answers = [s for s in behind if s.num_computed >= s.num_prompt]  # their clients wait for tokens
+        prompts = [s for s in behind if s.num_computed < s.num_prompt]
+        reserved = int(prompts[:1] == self.running[:1] and budget > 0)  # the oldest sequence is in every step
+        budget = self._add_chunks(chunks, answers, budget - reserved) + reserved
+        budget = self._add_chunks(chunks, prompts, budget)
         while budget > 0 and self.waiting and not preempted and self._admit(self.waiting[0]):
             chunks.append(self._chunk(self.running[-1], budget))
             budget -= chunks[-1].count
@@ -127,8 +137,9 @@ class Scheduler:
         """Records a step that was computed, and how many of its draft tokens were accepted.
 
         ``sampled_tokens`` maps ids of sequences to the tokens of the step, in their order: one after the known tokens,
-        and one after each accepted draft token. Those behind a token that ends the sequence are dropped. Sequences
-        that were removed since the plan was made are left out.
+        one after each accepted draft token, and forced ones, which are computed later unless they were draft tokens.
+        Those behind a token that ends the sequence are dropped. Sequences that were removed since the plan was made
+        are left out.
         """
         for chunk in plan.chunks:
             sequence = chunk.sequence
@@ -150,14 +161,16 @@ class Scheduler:
         self.blocks.commit(sequence)
 
     def _commit_sampled(self, chunk: Chunk, tokens: Row[int]) -> None:
-        sequence, accepted = chunk.sequence, 0
+        sequence, num_accepted = chunk.sequence, chunk.num_accepted(tokens)
+        accepted = 0
         self._append(sequence, tokens[0])
         for token in tokens[1:]:
             if sequence.state is not State.RUNNING:
                 break
-            self._commit_computed(sequence, 1)  # the last known token is the draft token that was accepted
+            if accepted < num_accepted:
+                self._commit_computed(sequence, 1)  # the last known token is the draft token that was accepted
+                accepted += 1
             self._append(sequence, token)
-            accepted += 1
         if chunk.draft_tokens:
             drafted = len(chunk.draft_tokens)
             sequence.ngram_proposer.record_acceptance(drafted, accepted, known=len(sequence.tokens))
@@ -178,6 +191,14 @@ class Scheduler:
             self.running.remove(sequence)
             self.blocks.release(sequence, retain=True)
         sequence.state = State.FINISHED
+
+    def _add_chunks(self, chunks: list[Chunk], sequences: Row[Sequence], budget: int) -> int:
+        """Adds chunks of these sequences within a budget of tokens. Returns the rest of it."""
+        for sequence in sequences:
+            if budget > 0:
+                chunks.append(self._chunk(sequence, budget))
+                budget -= chunks[-1].count
+        return budget
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
         start = sequence.num_computed
@@ -211,7 +232,13 @@ class Scheduler:
         sequence = chunk.sequence
         # One token is sampled after the draft tokens.
         count = min(rows, self._config.max_draft, sequence.max_len - len(sequence.tokens) - 1)
-        return sequence.ngram_proposer.propose(sequence.tokens, count) if chunk.samples and count > 0 else ()
+        if not chunk.samples or count <= 0:
+            return ()
+        constraint = sequence.constraint
+        if constraint is None:
+            return sequence.ngram_proposer.propose(sequence.tokens, count)
+        forced = tuple(constraint.forced)[:count]
+        return constraint.allowed(forced or sequence.ngram_proposer.propose(sequence.tokens, count))
 
     def _free_draft_blocks(self) -> None:
         """Frees the blocks that rejected draft tokens had, so that other sequences can use them."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mistralrs.engine.active_adapters import ActiveAdapter, active_adapters
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.kv.block_pool import hash_adapters, hash_block, hash_root
 from mistralrs.engine.ngram_proposer import NgramProposer
 
+if TYPE_CHECKING:
+    from mistralrs.engine.sequence_constraint import SequenceConstraint
+
 
 class State(Enum):
-    """Where a sequence stands in the scheduler."""
+    """Where a sequence stands in the scheduler, which does not have new ones yet."""
 
+    NEW = "new"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -68,8 +72,10 @@ class Sequence:
     """Leading blocks that are registered for reuse by others."""
     ngram_proposer: NgramProposer = field(default_factory=NgramProposer)
     """Proposes draft tokens."""
+    constraint: SequenceConstraint | None = None
+    """The grammar that the tokens after the prompt match."""
     executor_state: ExecutorState = field(init=False)
-    state: State = State.WAITING
+    state: State = State.NEW
     finish_reason: Literal["stop", "length"] | None = None
     _block_hashes: list[bytes] = field(default_factory=list)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from mistralrs.errors import RequestError
@@ -29,9 +29,9 @@ class TextStream:
     The stop string that is complete first ends the answer, and the longest if several are, so that the answer does not
     depend on its tokens' boundaries. Invalid UTF-8 becomes U+FFFD.
 
-    A token without bytes, such as a control token, adds nothing to the text, but stop strings are matched as if its
-    name stood there. They may begin where a name begins, but not inside of one: ``<|im_start|>`` and ``<|`` stop before
-    that token, ``im_start`` does not.
+    A token without bytes, such as a control token, adds nothing to the text unless it is one of ``spelled``, whose
+    names are text. Stop strings are matched as if every name stood there. They may begin where a name begins, but not
+    inside of one: ``<|im_start|>`` and ``<|`` stop before that token, ``im_start`` does not.
 
     ``trim_space`` drops one space at the start if the tokenizer writes a space in front of a text, because the first
     word of a chat's answer then carries one. It must be off when the text continues a prompt.
@@ -39,7 +39,14 @@ class TextStream:
     Raises RequestError for an empty stop string.
     """
 
-    def __init__(self, tokenizer: TokenBytes, *, stop: Sequence[str] = (), trim_space: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenBytes,
+        *,
+        stop: Sequence[str] = (),
+        trim_space: bool = False,
+        spelled: Collection[int] = (),
+    ) -> None:
         if "" in stop:
             raise RequestError("a stop string is empty", hint="leave it out", param="stop")
         self._tokenizer = tokenizer
@@ -47,6 +54,8 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = ""
         self._names: list[range] = []  # ranges of ``_pending`` that are names of tokens without bytes
+        self._spelled = spelled
+        self._shown: list[range] = []  # those of ``_names`` that are text
         self._trim = trim_space and tokenizer.space_prefix
         self.stopped = False
         """Whether a stop string is complete; it and all later text is never shown."""
@@ -59,7 +68,8 @@ class TextStream:
     def finish(self, end: int | None = None) -> str:
         """Ends the answer; returns the text held back, in which an incomplete character becomes U+FFFD.
 
-        ``end``: the token that ended the answer. It is never shown, but its name may complete a stop string.
+        ``end``: the token that ended the answer. It is shown only if it is spelled, but its name may complete a stop
+        string in any case.
         """
         shown = self._advance(self._decoder.decode(b"", final=True))
         if end is not None:
@@ -76,12 +86,22 @@ class TextStream:
         return self._search()
 
     def _advance_by_name(self, token: int) -> str:
-        if self.stopped or not self._stop:
+        is_shown = token in self._spelled
+        if self.stopped or not (self._stop or is_shown):
             return ""
+        shown = ""
+        if is_shown:
+            shown = self._advance(self._decoder.decode(b"", final=True))  # half of a character before the name
+            self._trim = False
+            if self.stopped:
+                return shown
         start = len(self._pending)
         self._pending += self._tokenizer.token_text(token)
-        self._names.append(range(start, len(self._pending)))
-        return self._search()
+        name = range(start, len(self._pending))
+        self._names.append(name)
+        if is_shown:
+            self._shown.append(name)
+        return shown + self._search()
 
     def _search(self) -> str:
         """Searches the pending text for stop strings; returns the text that need not be held back any longer."""
@@ -89,7 +109,7 @@ class TextStream:
         if found:
             self.stopped = True
             shown = self._release(min(found)[1])
-            self._pending, self._names = "", []
+            self._pending, self._names, self._shown = "", [], []
             return shown
         unfinished = partial_suffix(self._pending, self._stop)
         while unfinished and self._is_inside_name(len(self._pending) - unfinished):
@@ -107,16 +127,22 @@ class TextStream:
         return any(name.start < place < name.stop for name in self._names)
 
     def _release(self, end: int) -> str:
-        """Removes the first ``end`` pending characters and returns them without names; no name crosses ``end``."""
+        """Removes the first ``end`` pending characters and returns them without names that are not text; no name
+        crosses ``end``."""
         shown, start = "", 0
         for name in self._names:
-            if name.stop <= end:
+            if name.stop <= end and name not in self._shown:
                 shown += self._pending[start : name.start]
                 start = name.stop
         shown += self._pending[start:end]
         self._pending = self._pending[end:]
-        self._names = [range(name.start - end, name.stop - end) for name in self._names if name.start >= end]
+        self._names, self._shown = _moved(self._names, end), _moved(self._shown, end)
         return shown
+
+
+def _moved(names: Iterable[range], count: int) -> list[range]:
+    """The ranges behind the first ``count`` characters, once these are gone."""
+    return [range(name.start - count, name.stop - count) for name in names if name.start >= count]
 
 
 def partial_suffix(text: str, whole: Iterable[str]) -> int:

@@ -31,6 +31,7 @@ class FakeTokenizer:
     eos_ids = frozenset({EOS})
     add_bos = False
     space_prefix = False
+    quick_bytes = 0
 
     def prepare(self) -> None:
         """Does nothing: the tokenizer needs no preparation."""

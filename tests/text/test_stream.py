@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 from hypothesis import given
@@ -193,13 +193,13 @@ def test_text_held_back_is_the_beginning_of_a_stop_string(text: str, lengths: li
     assert "".join(parts) + rest == oracle(text, stop)
 
 
-def oracle_with_names(pieces: list[bytes | str], stop: list[str]) -> str:
-    """The same with tokens that are names: the shown part of the spelled text, without names."""
+def oracle_with_names(pieces: list[bytes | str], stop: list[str], shown: Collection[str] = ()) -> str:
+    """The same with tokens that are names: the shown part of the spelled text, without names that are not ``shown``."""
     spelled, is_name, is_inside = "", [], []
     for piece in pieces:
         text = piece if isinstance(piece, str) else piece.decode()
         spelled += text
-        is_name += [isinstance(piece, str)] * len(text)
+        is_name += [isinstance(piece, str) and piece not in shown] * len(text)
         is_inside += [isinstance(piece, str) and place > 0 for place in range(len(text))]
     end = len(spelled)
     for stopped in range(len(spelled) + 1):
@@ -220,6 +220,27 @@ def test_names_are_matched_as_text_is(pieces: list[bytes | str], stop: list[str]
     ended = TextStream(Bytes([*pieces, "ab"]), stop=stop)
     shown = "".join(map(ended.push, range(len(pieces)))) + ended.finish(len(pieces))
     assert shown == oracle_with_names([*pieces, "ab"], stop)
+
+
+@given(
+    pieces=st.lists(st.sampled_from(["aé", "ab", "a", b"a", b"b", "é".encode(), b"ab", b"ba "]), max_size=16),
+    stop=STOPS,
+    names=st.sets(st.sampled_from(["aé", "ab", "a"])),
+)
+def test_spelled_names_are_text(pieces: list[bytes | str], stop: list[str], names: set[str]) -> None:
+    """Also that of the last token, and stop strings do not begin inside of them either."""
+    pieces = [*pieces, "ab"]
+    spelled = {token for token, piece in enumerate(pieces) if isinstance(piece, str) and piece in names}
+    stream = TextStream(Bytes(pieces), stop=stop, spelled=spelled)
+    shown = "".join(map(stream.push, range(len(pieces) - 1))) + stream.finish(len(pieces) - 1)
+    assert shown == oracle_with_names(pieces, stop, names)
+
+
+def test_a_spelled_name_ends_a_character_and_the_start_of_the_text() -> None:
+    stream = TextStream(Bytes([b"a\xc3", "<end>", b" \xa9b"], space_prefix=True), trim_space=True, spelled={1})
+    assert "".join(map(stream.push, range(3))) + stream.finish() == "a\ufffd<end> \ufffdb"
+    stream = TextStream(Bytes(["<end>", b" a"], space_prefix=True), trim_space=True, spelled={0})
+    assert [stream.push(0), stream.push(1)] == ["<end>", " a"]
 
 
 @given(text=st.text("ab", max_size=12), words=st.lists(st.text("ab", min_size=1, max_size=5), max_size=4))

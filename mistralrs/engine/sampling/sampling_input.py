@@ -14,6 +14,10 @@ from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
 
 
+NO_TOKEN = "no_token"
+"""The code of the error for a row in which every token is excluded."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingInput:
     """Everything that decides one sampled token, beside its logits."""
@@ -61,7 +65,8 @@ class TokenSampler(Protocol):
 def unusable_logits(top: float) -> EngineError:
     """The error for logits whose largest is ``top``, which is not finite."""
     if top == float("-inf"):
-        return EngineError("no token may follow: every logit is minus infinity", hint="check mask and logit_bias")
+        message = "no token may follow: every logit is minus infinity"
+        return EngineError(message, hint="check mask and logit_bias", code=NO_TOKEN)
     return EngineError("the logits are not finite numbers", hint="is the model file damaged?")
 
 
