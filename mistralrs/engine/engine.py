@@ -364,6 +364,9 @@ class Engine(ProcessBound):
                 outputs[chunk.sequence.id] = request_state.on_tokens(rows, chunk.draft_tokens, now)
             except MistralrsError as error:
                 self._fail(request_state, error)
+            except Exception as error:
+                logger.exception("a request could not take its tokens")
+                self._fail(request_state, EngineError(f"the answer cannot go on: {describe_error(error)}"))
         return outputs
 
     def _collect_prompt_outputs(self, plan: Plan, logits: Buffer) -> tuple[list[Chunk], list[int]]:

@@ -79,17 +79,16 @@ class StepMasks:
         if self._future is None:
             return masks, errors
         future, self._future = self._future, None
-        try:
-            future.result()
-        except Exception as error:
-            logger.exception("the masks of a step could not be computed")
-            fault = EngineError(f"the masks of the grammars failed: {type(error).__name__}: {error}")
-            return masks, {job.number: fault for job in self._jobs}
         for job in self._jobs:
             try:
+                future.result()
                 masks[job.number] = self._masks(job)
             except RequestError as error:
                 errors[job.number] = error
+            except Exception as error:
+                logger.exception("the masks of a step could not be computed")
+                message = f"the masks of the grammar failed: {type(error).__name__}: {error}"
+                errors[job.number] = EngineError(message)
         return masks, errors
 
     def close(self) -> None:

@@ -19,7 +19,6 @@ from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Delta, Failed, Finished, Stream
 from mistralrs.engine.grammar_compiler import OnCompiled
 from mistralrs.errors import EngineError, RequestError
-from mistralrs.grammar.constraint import GrammarConstraint
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import EOS, VOCAB, FakeRunner, FakeTokenizer, Turnstile
@@ -168,18 +167,33 @@ def test_an_answer_that_cannot_be_completed_fails_alone() -> None:
     assert all(isinstance(end.error, RequestError) and end.error.code == "grammar_failed" for end in failed)
 
 
-def test_masks_that_raise_fail_the_requests_with_grammars(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: GrammarConstraint, tokens: list[int]) -> int:
-        raise RequestError("too expensive", code="grammar_failed")
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("constraint.GrammarConstraint.accept", RequestError("too expensive", code="grammar_failed"), "too expensive"),
+        ("constraint.GrammarConstraint.check", RequestError("a dead end", code="grammar_failed"), "a dead end"),
+        ("constraint.GrammarConstraint.accept", KeyError("bug"), "KeyError"),
+        ("constraint.MaskExecutor.masks", KeyError("bug"), "the masks of the grammar failed: KeyError"),
+        ("compile_grammar.GrammarCache.get", KeyError("bug"), "the grammar could not be compiled: KeyError"),
+    ],
+)
+def test_a_grammar_that_raises_fails_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: Exception, message: str
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
 
     with serving() as (engine, _):
-        monkeypatch.setattr(GrammarConstraint, "accept", fail)
+        monkeypatch.setattr(f"mistralrs.grammar.{name}", fail)
         streams = [engine.submit(request("[ab]+")), engine.submit(Request(PROMPT, SAMPLED))]
         (text, _, end), (_, tokens, other) = (collect(stream) for stream in streams)
         assert isinstance(end, Failed)
-        assert (text, end.error.message) == ("", "too expensive")
+        assert message in end.error.message
+        assert text == ""
         assert isinstance(other, Finished)
         assert len(tokens) == 40
+        monkeypatch.undo()
+        assert collect(engine.submit(request("abc")))[0] == "abc"
 
 
 @contextmanager
