@@ -107,6 +107,7 @@ class Engine(ProcessBound):
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_completion_tokens = 0
+        self._num_forced_tokens = 0
         self._closing = False
         self._submit_lock = threading.Lock()  # so that no request is added after the thread has ended the others
         self._fault: EngineError | None = None
@@ -193,6 +194,7 @@ class Engine(ProcessBound):
             accepted_tokens=scheduler.num_accepted,
             steps=self._num_steps,
             preemptions=scheduler.num_preemptions,
+            forced_tokens=self._num_forced_tokens,
         )
 
     def close(self) -> None:
@@ -431,6 +433,7 @@ class Engine(ProcessBound):
         if len(sequence.tokens) == sequence.num_prompt + len(output.tokens):
             self._num_prompt_tokens += sequence.num_prompt
         self._num_completion_tokens += len(output.tokens)
+        self._num_forced_tokens += output.num_forced
         if output.delta.text or output.delta.tokens:
             request_state.stream.put(output.delta)
         if output.reason is not None:

@@ -41,6 +41,8 @@ class StepOutput:
     delta: Delta
     reason: FinishReason | None
     """Why the stream ends here; None: it goes on."""
+    num_forced: int
+    """Tokens that were not sampled, because the grammar forced them."""
 
 
 class RequestState:
@@ -67,6 +69,7 @@ class RequestState:
         self._first_text: float | None = None
         self._last_token = submitted
         self._end_ids = tuple(sequence.end_ids)
+        self._has_logprobs = request.sampling.logprobs is not None  # those of forced tokens need a step of their own
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
         self._prompt_logprobs = None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs)
@@ -133,18 +136,22 @@ class RequestState:
         tokens: list[int] = []
         deltas: list[Delta] = []
         reason: FinishReason | None = None
-        for draw in self._tokens_of_step(rows, draft):
+        num_forced = 0
+        for draw, was_sampled in self._tokens_of_step(rows, draft):
             tokens.append(draw.token)
+            num_forced += not was_sampled
             delta, reason = self._on_token(draw, known + len(tokens), now)
             deltas.append(delta)
             if reason is not None:
                 break
         # Joined: a reader that has left can notice it only between two events.
-        return StepOutput(tokens, Delta.joined(deltas), reason)
+        return StepOutput(tokens, Delta.joined(deltas), reason, num_forced)
 
-    def _tokens_of_step(self, rows: Row[SampledToken | EngineError], draft: tuple[int, ...]) -> Iterator[SampledToken]:
-        """Yields forced tokens, and between them the sampled ones whose rows follow accepted draft tokens: a draft
-        token is accepted if it equals the token in its place.
+    def _tokens_of_step(
+        self, rows: Row[SampledToken | EngineError], draft: tuple[int, ...]
+    ) -> Iterator[tuple[SampledToken, bool]]:
+        """Yields forced tokens, and between them the sampled ones whose rows follow accepted draft tokens; with each,
+        whether it was sampled. A draft token is accepted if it equals the token in its place.
 
         The next step samples again where logits were unusable, after known tokens, and reports the error then.
         """
@@ -152,16 +159,15 @@ class RequestState:
         num_rows = len(rows)  # rows that follow the tokens so far, or may
         place = 0
         while True:
-            forced = constraint.forced[0] if constraint is not None and constraint.forced else None
-            if forced is not None and constraint is not None and constraint.jumps:
-                draw = SampledToken(forced)
-            else:
-                row = rows[place] if place < num_rows else None
-                if not isinstance(row, SampledToken) or forced not in (None, row.token):
-                    return
-                draw = row
-            yield draw
-            if place >= len(draft) or draw.token != draft[place]:
+            forced = None if constraint is None else constraint.next_forced
+            row = rows[place] if place < num_rows else None
+            jumps = forced is not None and not self._has_logprobs
+            if forced is not None and jumps:
+                row = SampledToken(forced)
+            if not isinstance(row, SampledToken) or forced not in (None, row.token):
+                return
+            yield row, not jumps
+            if place >= len(draft) or row.token != draft[place]:
                 num_rows = 0
             place += 1
 

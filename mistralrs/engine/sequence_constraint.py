@@ -27,8 +27,6 @@ class SequenceConstraint:
         self.state = state
         """The state after the known tokens."""
         self.eos_ids = frozenset(eos_ids)
-        self.jumps = request.sampling.logprobs is None
-        """Whether forced tokens become known without logits of their own; log-probabilities need some."""
         kept = request.sampling.stop_token_ids
         self.ignored_ends = self.eos_ids.difference(kept) if request.sampling.ignore_eos else frozenset()
         """End tokens that are allowed only where nothing else is."""
@@ -38,6 +36,11 @@ class SequenceConstraint:
         self._ends_without_token = not request.spelled_tokens & self.eos_ids
         self._probe: GrammarConstraint | None = None
         self._look_ahead()
+
+    @property
+    def next_forced(self) -> int | None:
+        """The token that comes next whatever the logits are; None: they decide."""
+        return self.forced[0] if self.forced else None
 
     def accept(self, token: int) -> bool:
         """Appends a known token. Returns whether the answer is over.

@@ -29,3 +29,5 @@ class EngineStats:
     """Forward passes, those that failed or were stopped early included."""
     preemptions: int
     """Times that a running sequence lost its blocks to an older one and had to wait again."""
+    forced_tokens: int = 0
+    """Completion tokens that a grammar left no choice about, taken without a step of their own."""

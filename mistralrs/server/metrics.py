@@ -30,6 +30,7 @@ _COUNTERS = {
     "mistralrs_completion_tokens": ("Tokens drawn.", "completion_tokens"),
     "mistralrs_draft_tokens": ("Draft tokens that were computed.", "drafted_tokens"),
     "mistralrs_draft_tokens_accepted": ("Draft tokens that were accepted.", "accepted_tokens"),
+    "mistralrs_forced_tokens": ("Tokens that grammars forced, taken without a step of their own.", "forced_tokens"),
     "mistralrs_engine_steps": ("Forward passes.", "steps"),
     "mistralrs_preemptions": ("Times that a running sequence had to wait again for want of KV blocks.", "preemptions"),
 }

@@ -80,7 +80,7 @@ def test_forced_tokens_take_no_step_each() -> None:
         runner.batches.clear()
         _, same, _ = collect(engine.submit(request("abcdefgh[ab]abcdefgh", logprobs=0)))
         assert (same, len(runner.batches)) == (tokens, 17)
-        assert engine.stats().completion_tokens == 34
+        assert (engine.stats().completion_tokens, engine.stats().forced_tokens) == (34, 16)
 
 
 def test_log_probabilities_are_those_of_the_model() -> None:
