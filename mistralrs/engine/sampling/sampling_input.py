@@ -13,7 +13,6 @@ from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
 
-
 NO_TOKEN = "no_token"
 """The code of the error for a row in which every token is excluded."""
 
