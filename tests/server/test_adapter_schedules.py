@@ -13,25 +13,24 @@ import pytest
 
 from tests.adapters.adapter_folders import AdapterFolders
 from tests.server.adapter_server import SLOTS, AdapterServer
+from tests.soak import adapter_schedules, xlora_schedules
 from tests.soak.adapter_schedules import (
     CONTENTS,
-    INVOCATION,
     LATE,
     LOAD,
     LOADED,
-    Alone,
-    Asked,
     Result,
-    ask,
-    prompts,
+    found_faults,
     run_schedules,
     running_alone,
     write_schedule_folders,
 )
+from tests.soak.solo_runs import INVOCATION, Alone, Asked, ask, prompts
+from tests.soak.xlora_schedules import XLoraResult, run_xlora_schedules, serving, solo_xloras, write_xloras
 
 pytestmark = pytest.mark.native
 
-SCHEDULES = 30
+SCHEDULES, XLORA_SCHEDULES = 24, 6
 """Of those that `make soak` runs 500 of."""
 
 
@@ -42,7 +41,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> AdapterFolders:
 
 @pytest.fixture(scope="module")
 def server(folders: AdapterFolders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterServer]:
-    with AdapterServer(folders, tmp_path_factory.mktemp("kv"), LOADED) as server:
+    memory = adapter_schedules.SCARCE
+    with AdapterServer(folders, tmp_path_factory.mktemp("kv"), LOADED, kv_memory=memory) as server:
         yield server
 
 
@@ -54,17 +54,17 @@ def alone(folders: AdapterFolders) -> Iterator[Alone]:
 
 def test_every_answer_has_the_bits_of_its_solo_run(server: AdapterServer, alone: Alone) -> None:
     result = Result()
-    run_schedules(server.root, alone, range(SCHEDULES), result)
+    run_schedules(server, alone, range(SCHEDULES), result)
     assert result.findings == []
+    assert result.counted.missing == []
     assert result.schedules == SCHEDULES
     assert result.moved > SCHEDULES
     assert result.compared > SCHEDULES * 5  # of eight in each
-    assert server.until_quiet(10)
     status, listed = server.ask("GET", "/v1/lora_adapters")
     assert (status, listed["max_adapters"]) == (200, SLOTS)
     invoked = next(prompt for prompt in prompts(Random(0)) if INVOCATION in itertools.pairwise(prompt))
     answers = [alone.answer(invoked, {name: 1.0} if name else {}) for name in (None, *CONTENTS, LATE)]
-    assert len({text for text, _ in answers}) == len(answers)
+    assert len({answer.text for answer in answers}) == len(answers)
 
 
 def test_a_broken_adapter_disturbs_nobody(server: AdapterServer, folders: AdapterFolders, alone: Alone) -> None:
@@ -102,7 +102,27 @@ def test_the_default_of_later_requests(server: AdapterServer, alone: Alone) -> N
         assert ask(client, Asked(prompt, {}, {}, stream=False))[1] == alone.answer(prompt, {})
 
 
-def test_it_ends_in_an_orderly_way(folders: AdapterFolders, tmp_path: Path) -> None:
-    with AdapterServer(folders, tmp_path, ("a", "b")) as server:
-        assert server.stop() == 0
-        assert "Adapters: a, b; active unless a request says otherwise: none\n" in server.said
+def test_it_ends_in_an_orderly_way(server: AdapterServer) -> None:
+    assert server.stop() == 0
+    assert "Adapters: a, b, late; active unless a request says otherwise: none\n" in server.said
+
+
+def test_every_answer_of_an_xlora_has_the_bits_of_its_solo_run(tmp_path: Path) -> None:
+    folders, result = write_xloras(tmp_path), XLoraResult()
+    setting = xlora_schedules.SETTINGS[0]
+    assert (setting.non_granular, setting.kv_memory) == (2, xlora_schedules.SCARCE)
+    with solo_xloras(folders, [setting]) as alone, serving(folders, setting, tmp_path / "kv") as server:
+        [solo] = alone.values()
+        run_xlora_schedules(server, solo, range(XLORA_SCHEDULES), result, long_prompts=False)
+    assert result.findings == []
+    assert result.counted.missing == []
+    assert (result.schedules, result.compared + result.refused) == (XLORA_SCHEDULES, 11 * XLORA_SCHEDULES)
+    assert result.refused > 0
+    assert result.with_scalings > XLORA_SCHEDULES
+
+
+@pytest.mark.slow
+def test_faults_are_found(tmp_path: Path) -> None:
+    found = found_faults(tmp_path)
+    assert len(found) > 3
+    assert all(found.values()), found

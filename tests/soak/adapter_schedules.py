@@ -1,15 +1,15 @@
 """A real server on which adapters are loaded, replaced and unloaded while requests with and without them run, and which
-is started again and again with the same KV on disk: every answer must have the bits of its solo run.
+is started again and again with the same KV on disk: every answer must have the bits of its solo run. Three schedules of
+ten are those of ``xlora_schedules``. Servers with faults show that the schedules find such.
 
     python -m tests.soak.adapter_schedules [--count 500] [--report FILE]
 
-The exit code is 1 if anything is found.
+The exit code is 1 if anything is found, if a fault is not, or if nothing was preempted, reused or drafted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,28 +25,26 @@ import httpx
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.api.local_model import LocalModel
-from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.events import Delta
 from tests.adapters.adapter_folders import AdapterFolders, write_adapter_folders
 from tests.adapters.peft_adapters import write_adapter
-from tests.parity.running import random_tokens
-from tests.server.adapter_server import AdapterServer
-from tests.tiny import TOKENIZER_SIZE
+from tests.server.adapter_server import AMPLE, AdapterServer
+from tests.soak.faulty_servers import LORA_FAULTS, XLORA_FAULTS, faulty
+from tests.soak.solo_runs import INVOCATION, Alone, Answer, Asked, Counted, ask, draw_length, prompts
+from tests.soak.xlora_schedules import drill_xloras
 
-MAX_TOKENS = 12
 LATE = "late"
 """An aLoRA."""
-INVOCATION = (9, 3)
 LOADED = ("a", "b", LATE)
 CONTENTS = ("a", "b", "c", "d")
 CHANGING = "moving"
 """The name that means one content after the other."""
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+SCARCE = "128K"
+"""A KV cache of 16 blocks, so that sequences are preempted."""
 RESTART_EVERY = 50
 """Schedules after which the server is started anew."""
-
-Answer = tuple[str, list[float]]
-"""Text and log-probabilities."""
+SELF_TEST = 10
+"""Schedules in which a fault must be found."""
 
 
 def write_schedule_folders(path: Path) -> AdapterFolders:
@@ -58,24 +56,6 @@ def write_schedule_folders(path: Path) -> AdapterFolders:
     late = {**everywhere, "alora_invocation_tokens": list(INVOCATION)}
     write_adapter(found.root / LATE, found.base, seed=9, deviation=0.5, settings=late)
     return found
-
-
-@dataclass
-class Alone:
-    """Answers of requests that run alone, without drafts and without a prefix cache."""
-
-    model: LocalModel
-    known: dict[tuple[object, ...], Answer] = field(default_factory=dict)
-
-    def answer(self, prompt: tuple[int, ...], adapters: Mapping[str, float]) -> Answer:
-        key = (prompt, tuple(sorted(adapters.items())))
-        if key not in self.known:
-            sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=1)
-            whole = Delta.joined(
-                event for event in self.model.complete(prompt, sampling, adapters=adapters) if isinstance(event, Delta)
-            )
-            self.known[key] = whole.text, [logprob.logprob for logprob in whole.logprobs]
-        return self.known[key]
 
 
 @contextmanager
@@ -96,14 +76,6 @@ class Contents:
         return [content for start, content in self.since if start <= generation][-1]
 
 
-@dataclass(frozen=True)
-class Asked:
-    prompt: tuple[int, ...]
-    fields: Mapping[str, Any]
-    adapters: Mapping[str, float]
-    stream: bool
-
-
 @dataclass
 class Result:
     schedules: int = 0
@@ -114,7 +86,8 @@ class Result:
     refused: int = 0
     """Requests for an adapter that was not there, or had no slot."""
     changes: int = 0
-    starts: int = 1
+    starts: int = 0
+    counted: Counted = field(default_factory=Counted)
     findings: list[str] = field(default_factory=list)
 
     def report(self) -> str:
@@ -125,45 +98,13 @@ class Result:
                 f"{self.schedules} schedules, {self.starts} starts of the server, {self.changes} changes of adapters;",
                 f"{self.compared} answers compared, {self.moved} of them with the adapter that changes;",
                 f"{self.refused} requests refused: the adapter was not there, or had no slot.",
+                f"Counted by the servers: {self.counted}.",
                 "",
                 "Findings: " + ("none" if not self.findings else ""),
                 *(f"- {finding}" for finding in self.findings),
                 "",
             ]
         )
-
-
-def prompts(random: Random) -> list[tuple[int, ...]]:
-    """Prompts that share beginnings of whole blocks; some invoke the aLoRA."""
-    stems = [random_tokens(TOKENIZER_SIZE, 48, seed=seed) for seed in (1, 2)]
-    found = []
-    for _ in range(8):
-        own = random_tokens(TOKENIZER_SIZE, random.randint(1, 20), seed=random.randint(3, 6))
-        invoked = INVOCATION if random.random() < 0.5 else ()
-        found.append((*random.choice(stems)[: random.choice((16, 33, 48))], *invoked, *own))
-    return found
-
-
-def ask(client: httpx.Client, asked: Asked) -> tuple[int, Answer, int | None]:
-    """The status, answer and generation of a request."""
-    body = {
-        "prompt": list(asked.prompt), "temperature": 0, "max_tokens": MAX_TOKENS, "ignore_eos": True, "logprobs": 1,
-        "stream": asked.stream, **asked.fields,
-    }  # fmt: skip
-    response = client.post("/v1/completions", json=body)
-    if not asked.stream:
-        parts = [response.json()]
-    else:
-        lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
-        parts = [json.loads(line) for line in lines or [response.text] if line != "[DONE]"]
-    errors = [part["error"]["code"] for part in parts if "error" in part]
-    if errors:
-        statuses = {"adapter_not_found": 404, "model_not_found": 404, "adapter_slots_full": 429}
-        return statuses.get(errors[0], 500), ("", []), None
-    choices = [choice for part in parts for choice in part["choices"]]
-    logprobs = [value for choice in choices if choice["logprobs"] for value in choice["logprobs"]["token_logprobs"]]
-    [generation] = {part["adapter_generation"] for part in parts if "adapter_generation" in part} or {None}
-    return response.status_code, ("".join(choice["text"] for choice in choices), logprobs), generation
 
 
 def choice(random: Random) -> tuple[Mapping[str, Any], Mapping[str, float]]:
@@ -197,10 +138,11 @@ def change(client: httpx.Client, random: Random, contents: Contents) -> None:
     contents.since.append((response.json()["generation"], content))
 
 
-def run_schedules(root: str, alone: Alone, seeds: range, result: Result) -> None:
-    """Runs one schedule for each seed on the server at ``root``, which was just started."""
+def run_schedules(server: AdapterServer, alone: Alone, seeds: range, result: Result) -> None:
+    """Runs one schedule for each seed on a server that was just started."""
     contents = Contents()
-    with httpx.Client(base_url=root, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+    result.starts += 1
+    with httpx.Client(base_url=server.root, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         for seed in seeds:
             random = Random(seed)
             wanted = []
@@ -209,13 +151,16 @@ def run_schedules(root: str, alone: Alone, seeds: range, result: Result) -> None
                     change(client, random, contents)
                     result.changes += 1
                 fields, adapters = choice(random)
-                asked = Asked(prompt, fields, adapters, random.random() < 0.5)
+                asked = Asked(prompt, fields, adapters, random.random() < 0.5, draw_length(random))
                 wanted.append((asked, pool.submit(ask, client, asked)))
             change(client, random, contents)
             result.changes += 1
             for asked, answered in wanted:
                 _compare(f"schedule {seed}", asked, answered.result(), alone, contents, result)
             result.schedules += 1
+    if not server.until_quiet(10):
+        result.findings.append("requests stayed")
+    result.counted.add(server)
 
 
 def _compare(
@@ -244,21 +189,34 @@ def _compare(
         acting[content] = weight
         result.moved += 1
     result.compared += 1
-    if answer != alone.answer(asked.prompt, acting):
+    if answer != alone.answer(asked.prompt, acting, max_tokens=asked.max_tokens):
         result.findings.append(f"{where}: {asked} has another answer than alone")
 
 
-def drill(folder: Path, *, count: int) -> Result:
-    folders, result = write_schedule_folders(folder), Result(starts=0)
+def drill(
+    folder: Path, *, count: int, restart_every: int = RESTART_EVERY, environment: Mapping[str, str] | None = None
+) -> Result:
+    """Runs ``count`` schedules, ``restart_every`` on each start of the server; every other start has little memory."""
+    folders, result = write_schedule_folders(folder), Result()
     with running_alone(folders) as alone:
-        for first in range(0, count, RESTART_EVERY):
-            with AdapterServer(folders, folder / "kv", LOADED) as server:
-                result.starts += 1
-                seeds = range(first, min(first + RESTART_EVERY, count))
-                run_schedules(server.root, alone, seeds, result)
-                if not server.until_quiet(10):
-                    result.findings.append("requests stayed")
+        for number, first in enumerate(range(0, count, restart_every)):
+            memory = AMPLE if number % 2 else SCARCE
+            with AdapterServer(folders, folder / "kv", LOADED, kv_memory=memory, environment=environment) as server:
+                run_schedules(server, alone, range(first, min(first + restart_every, count)), result)
     return result
+
+
+def found_faults(folder: Path) -> dict[str, int]:
+    """Returns for each fault how many answers of servers with it differ from their solo runs."""
+    found = {}
+    for number, (name, fault) in enumerate([*LORA_FAULTS.items(), *XLORA_FAULTS.items()]):
+        runs = drill if name in LORA_FAULTS else drill_xloras
+        environment = faulty(folder / f"fault-{number}", fault)
+        result = runs(
+            folder / f"drill-{number}", count=SELF_TEST, restart_every=SELF_TEST // 2, environment=environment
+        )
+        found[name] = len(result.findings)
+    return found
 
 
 def main() -> int:
@@ -266,12 +224,20 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
+    num_xlora = args.count * 3 // 10
     with tempfile.TemporaryDirectory() as folder:
-        result = drill(Path(folder), count=args.count)
-    print(result.report())
+        result = drill(Path(folder, "lora"), count=args.count - num_xlora)
+        xlora = drill_xloras(Path(folder, "xlora"), count=num_xlora)
+        faults = found_faults(Path(folder, "faults"))
+    lines = [f"- {name}: {number} answers differ" for name, number in faults.items()]
+    report = "\n".join([result.report(), xlora.report(), "## Faults on purpose", "", *lines, ""])
+    print(report)
     if args.report:
-        args.report.write_text(result.report())
-    return 1 if result.findings else 0
+        args.report.write_text(report)
+    missing = [*result.counted.missing, *xlora.counted.missing, *(name for name, found in faults.items() if not found)]
+    if missing:
+        print(f"not seen: {', '.join(missing)}", file=sys.stderr)
+    return 1 if result.findings or xlora.findings or missing else 0
 
 
 if __name__ == "__main__":
