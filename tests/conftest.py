@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from mistralrs_kernels import cpu
@@ -11,6 +14,9 @@ from mistralrs_kernels import cpu
 from mistralrs.api.options.declarations import DECLARED
 from tests import redzones
 from tests.tiny import write_tiny
+
+if TYPE_CHECKING:
+    from tests.architectures import Folders
 
 if redzones.watched():
     redzones.install()
@@ -52,3 +58,26 @@ def default_model() -> Path:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama of two layers, all F32, with tokenizer and chat template."""
     return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny-llama.gguf").path
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """One thread for torch, which is fastest for small tensors beside the kernels' threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """The folder of a tiny model by the name of its variant, written once."""
+    from tests.architectures import VARIANTS, write_folder
+
+    @cache
+    def folder(name: str) -> Path:
+        return write_folder(tmp_path_factory.mktemp(name), VARIANTS[name])
+
+    return folder

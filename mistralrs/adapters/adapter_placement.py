@@ -16,6 +16,7 @@ from mistralrs.models.decoder import Decoder
 from mistralrs.models.parts import WeightKey
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.linear import Delta
+from mistralrs.ops.memory import available_bytes
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.quant.types import TYPES
 
@@ -55,12 +56,18 @@ class AdapterPlacement:
     def prepare(self, adapter: LoraAdapter) -> PlacedDeltas:
         """Returns the adapter's deltas with their matrices placed. The model may compute meanwhile.
 
-        Raises ``LoadError`` as ``check`` does.
+        Raises ``LoadError`` as ``check`` does, and for an adapter for which there is not enough memory.
         """
         self.check(adapter)
         kept = {key: self._kept(key, delta) for key, delta in adapter.deltas.items()}
         matrices = [matrix for delta in kept.values() for matrix in (delta.a, delta.b)]
-        self._backend.reserve(sum(map(self._backend.placed_bytes, matrices)))
+        wanted, free = sum(map(self._backend.placed_bytes, matrices)), available_bytes()
+        if wanted > free:
+            raise LoadError(
+                f"adapter {adapter.name} takes {wanted / 2**20:.1f} MiB, {free / 2**20:.1f} MiB of memory are free",
+                hint="lower --kv-memory or --max-adapters, or close other programs",
+            )
+        self._backend.reserve(wanted)
         return {key: self._placed(key, delta) for key, delta in kept.items()}
 
     def write(self, slot: int, deltas: PlacedDeltas) -> None:

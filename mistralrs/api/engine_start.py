@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
@@ -38,6 +39,7 @@ def load_plan(source: ModelSource, options: LoadOptions, text: TextSource, adapt
         max_model_len=options.max_model_len,
         keeps_kv=_keeps_kv(options),
         adapter_slots=adapters.slots,
+        adapter_bytes=partial(adapters.memory, is_exact=is_exact(options)),
         merge=adapters.read if options.adapters.adapters else None,
         mixture=adapters.read_mixture if adapters.is_mixture else None,
     )

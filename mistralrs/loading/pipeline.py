@@ -90,6 +90,9 @@ class LoadPlan:
     """Tokens of context, at most; None: the context that the model was made for."""
     adapter_slots: int = 0
     """Adapters that can be in memory at once."""
+    adapter_bytes: Callable[[DecoderSpec, Backend], int] | None = None
+    """Gives the bytes that the adapters of a model of this spec take on the backend, at most; they are left to them.
+    It is called after ``merge`` and ``mixture``. None: 0."""
     keeps_kv: bool = False
     """KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
     merge: Callable[[str, DecoderSpec], WeightMerge | None] | None = None
@@ -265,7 +268,8 @@ def _place(
     mixture = None if plan.mixture is None else plan.mixture(architecture, spec)
     with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
         parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, merge=merge, progress=report)
-        limits = _plan_memory(spec, plan, parts.placed_bytes, mixture)
+        adapters = 0 if plan.adapter_bytes is None else plan.adapter_bytes(spec, backend)
+        limits = _plan_memory(spec, plan, parts.placed_bytes, adapters, mixture)
         backend.reserve(parts.placed_bytes)
         decoder = build_decoder(
             spec,
@@ -283,15 +287,18 @@ def _place(
         return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *merged, *mixed))
 
 
-def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int, mixture: AdapterMixture | None = None) -> Limits:
-    """Returns the limits, with a KV cache of at most half of the memory that the weights leave; it is committed as it
-    fills.
+def _plan_memory(
+    spec: DecoderSpec, plan: LoadPlan, weights: int, adapters: int = 0, mixture: AdapterMixture | None = None
+) -> Limits:
+    """Returns the limits, with a KV cache of at most half of the memory that weights and adapters leave; it is
+    committed as it fills. ``weights``, ``adapters``: bytes that these take.
 
-    Raises ``LoadError`` if the weights do not fit.
+    Raises ``LoadError`` if weights and adapters do not fit.
     """
     if spec.max_position < 1:
         raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")
-    left = available_bytes() - weights
+    free = available_bytes()
+    left = free - weights - adapters
     step = plan.max_batch_tokens
     groups = kv_groups(
         spec,
@@ -309,10 +316,7 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int, mixture: Adapt
                 f"{plan.kv_memory / 2**20:.1f} MiB of KV cache hold {context} tokens of context",
                 hint="raise --kv-memory",
             )
-        raise LoadError(
-            f"the weights take {weights / 2**30:.1f} GiB, {(left + weights) / 2**30:.1f} GiB of memory are free",
-            hint="use a smaller model or stronger quantization, or close other programs",
-        )
+        raise _does_not_fit(weights, adapters, free)
     if context < spec.max_position:
         logger.warning("memory for %d tokens of context; the model allows %d", context, spec.max_position)
     return Limits(
@@ -325,3 +329,12 @@ def _plan_memory(spec: DecoderSpec, plan: LoadPlan, weights: int, mixture: Adapt
         adapter_slots=plan.adapter_slots if mixture is None else mixture.num_adapters,
         scaling_layers=0 if mixture is None else mixture.num_layers,
     )
+
+
+def _does_not_fit(weights: int, adapters: int, free: int) -> LoadError:
+    hint = "use a smaller model or stronger quantization, or close other programs"
+    taken = f"the weights take {weights / 2**30:.1f} GiB"
+    if adapters:
+        hint = "lower --max-adapters, --max-adapter-rank or --max-adapter-bytes, load fewer adapters, or " + hint
+        taken += f" and the adapters {adapters / 2**30:.1f} GiB"
+    return LoadError(f"{taken}, {free / 2**30:.1f} GiB of memory are free", hint=hint)

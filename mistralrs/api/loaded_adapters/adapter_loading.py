@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from mistralrs.api.loaded_adapters.adapter_options import SPARE_SLOTS, AdapterOptions, check_adapter_name
+from mistralrs.api.loaded_adapters.adapter_options import (
+    ASSUMED_RANK,
+    SPARE_SLOTS,
+    AdapterOptions,
+    check_adapter_name,
+)
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters, ScalingAxes, known_adapter
 from mistralrs.api.loaded_adapters.model_adapters import ModelAdapters
 from mistralrs.errors import RequestError, UsageError
@@ -121,6 +126,26 @@ class AdapterLoading:
             progress=self._progress,
         )
         return self._xlora
+
+    def memory(self, spec: DecoderSpec, backend: Backend, *, is_exact: bool) -> int:
+        """Returns the bytes that the slots may take, after ``read`` or ``read_mixture``: those of the largest adapters
+        that were read, and where others may come, in each slot as many as the limits allow. ``is_exact``: as for
+        ``executor``."""
+        if not (self.slots or self.is_mixture):
+            return 0
+        from mistralrs.adapters.adapter_memory import adapter_bytes, largest_adapter_bytes
+
+        half, options = not is_exact, self._options
+        adapters = self._adapters if self._xlora is None else self._xlora.adapters
+        sizes = sorted((adapter_bytes(each, backend, in_half_precision=half) for each in adapters), reverse=True)
+        if options.root is None:
+            return sum(sizes if self.is_mixture else sizes[: self.slots])
+        limits = [] if options.max_bytes is None else [options.max_bytes]
+        if options.max_rank is not None or not limits:
+            rank = ASSUMED_RANK if options.max_rank is None else options.max_rank
+            limits.append(largest_adapter_bytes(spec, rank, backend, in_half_precision=half))
+        known = [*sizes, *[0] * self.slots][: self.slots]
+        return sum(max(size, min(limits)) for size in known)
 
     def executor(self, model: Model, backend: Backend, *, is_exact: bool) -> ModelExecutor:
         """Returns what runs the model for the engine. ``is_exact``: adapters stay in float32 where they are."""

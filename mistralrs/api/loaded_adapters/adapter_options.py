@@ -10,6 +10,8 @@ from mistralrs.errors import UsageError
 NO_ADAPTER = "none"
 """The name that asks for no adapter at all."""
 SPARE_SLOTS = 8
+ASSUMED_RANK = 16
+"""The rank for which memory is left to adapters that may come, where neither their rank nor their bytes are limited."""
 MAX_NAME = 128
 """Characters of an adapter's name, at most."""
 _SEPARATORS = frozenset(":,=")

@@ -67,7 +67,7 @@ class Options(AdapterFlags):
         is_size=True,
         least=1,
         modes=RUN,
-        shown_default="half of what the weights leave",
+        shown_default="half of what weights and adapters leave",
         help="Memory of the KV cache at most, such as 512M or 4G.",
     )
     max_model_len: int | None = option(
