@@ -111,7 +111,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """The defaults of `transformers` for keys that a ``text_config`` lacks; the published ones lack most."""
 
-_LAYOUTS = (
+LAYOUTS = (
     ("language_model.model.", "language_model.lm_head."),
     ("model.language_model.", "lm_head."),
     ("model.text_model.", "lm_head."),
@@ -167,14 +167,14 @@ def text_names(names: Iterable[str]) -> dict[str, str]:
     """Returns the checkpoint's tensor names -> those of a text model. Tensors that only images need are left out; an
     unknown tensor keeps its name, and is refused when the parts are checked."""
     names = list(names)
-    layouts = (layout for layout in _LAYOUTS if f"{layout[0]}embed_tokens.weight" in names)
-    return renamed(names, next(layouts, _LAYOUTS[-1]))
+    layouts = (layout for layout in LAYOUTS if f"{layout[0]}embed_tokens.weight" in names)
+    return renamed(names, next(layouts, LAYOUTS[-1]))
 
 
 def layout_of(names: Iterable[str]) -> tuple[str, str]:
     """The beginnings of the names of the language model's tensors and of its head, of which ``names`` are some."""
     names = list(names)
-    return next((layout for layout in _LAYOUTS if any(name.startswith(layout[0]) for name in names)), _LAYOUTS[-1])
+    return next((layout for layout in LAYOUTS if any(name.startswith(layout[0]) for name in names)), LAYOUTS[-1])
 
 
 def renamed(names: Iterable[str], layout: tuple[str, str]) -> dict[str, str]:

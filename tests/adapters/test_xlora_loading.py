@@ -14,6 +14,7 @@ from peft import XLoraConfig as PeftXLoraConfig
 from safetensors.torch import load_file, save_file
 
 from mistralrs.adapters.lora.module_names import module_names
+from mistralrs.adapters.orderings.adapter_layout import derive_ordering, read_layout
 from mistralrs.adapters.orderings.layer_axis import adaptable_modules
 from mistralrs.adapters.orderings.ordering import Ordering, write_ordering
 from mistralrs.adapters.xlora.xlora import XLora, load_xlora
@@ -23,6 +24,7 @@ from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.pipeline import LoadPlan, Model, load
 from mistralrs.models.decoder import Decoder
+from mistralrs.models.multimodal import text_names
 from mistralrs.models.parts import WeightKey
 from mistralrs.ops.backend import resolve
 from mistralrs.ops.linear import AdapterUse
@@ -33,6 +35,7 @@ from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
 from tests.architectures import Folders, reference
 from tests.hub import Repository, serving
+from tests.multimodal import write_multimodal
 
 
 def opened(folder: Path, xlora: Path, order: Path | None = None, *, base: str | None = None) -> XLora:
@@ -63,6 +66,55 @@ def test_places_and_slots(folders: Folders, tmp_path: Path) -> None:
         for layer in range(4)
         for place, part in enumerate(("q_proj", "v_proj"))
     }
+
+
+PATTERNS = (
+    {"target_modules": r".*language_model.*\.(q_proj|down_proj)"},
+    {
+        "target_modules": r".*\.language_model\..*\.(q_proj|down_proj)",
+        "exclude_modules": r"model\.language_model\.layers\.1\..*",
+    },
+    {"target_modules": ["q_proj", "down_proj"], "exclude_modules": r".*language_model\.layers\.1\..*"},
+)
+
+
+@pytest.mark.parametrize("patterns", PATTERNS, ids=str)
+def test_patterns_that_name_the_language_model_of_a_multimodal_one(patterns: dict[str, Any], tmp_path: Path) -> None:
+    """The same adapters with plain names and with those that peft gives in a multimodal model."""
+    folder, plain = write_multimodal(tmp_path / "gemma3", "gemma3"), tmp_path / "plain"
+    architecture, spec = spec_of(folder)
+    text = tmp_path / "text"
+    text.mkdir()
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weights[own] for own, name in text_names(weights).items()}, text / "model.safetensors")
+    axis = axis_of(architecture, targets=["q_proj", "down_proj"], layers=len(spec.layers))
+    if "exclude_modules" in patterns:
+        axis = [path for path in axis if ".layers.1." not in path]
+    settings: dict[str, Any] = {"layerwise_scalings": True, "hidden_size": spec.hidden_size}
+    write_xlora(plain, text, axis, names=["one", "two"], **settings)
+    for name in ("one", "two"):
+        _change_config(plain / name, {"layers_to_transform": sorted({int(path.split(".")[2]) for path in axis})})
+    wrapped = shutil.copytree(plain, tmp_path / "wrapped")
+    for name in ("one", "two"):
+        _change_config(wrapped / name, {**patterns, "layers_to_transform": None})
+        _rename(wrapped / name, "base_model.model.model.", "base_model.model.model.language_model.")
+    expected, found = opened(folder, plain), opened(folder, wrapped)
+    assert (found.digest, found.layers) == (expected.digest, expected.layers)
+    assert len(found.layers) == len(axis)
+    for name in ("one", "two"):
+        (wrapped / name / "adapter_model.safetensors").unlink()
+    derived = derive_ordering(read_layout(str(wrapped)), adaptable_modules(architecture, layers=len(spec.layers)))
+    assert derived.layers == found.layers  # also without the weights
+
+
+def _change_config(adapter: Path, fields: dict[str, Any]) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def _rename(adapter: Path, old: str, new: str) -> None:
+    path = adapter / "adapter_model.safetensors"
+    save_file({name.replace(old, new): tensor.clone() for name, tensor in load_file(path).items()}, path)
 
 
 def test_an_ordering_file_decides_the_axis(folders: Folders, tmp_path: Path) -> None:

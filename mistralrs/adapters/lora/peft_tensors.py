@@ -70,10 +70,7 @@ class PeftTensors:
 
     def name_in_file(self, path: str) -> str:
         """The path of a module as the file has it, where the model is part of a multimodal one."""
-        model, head = self.layout
-        if path == "lm_head":
-            return head.removesuffix(".")
-        return model + path.removeprefix("model.")
+        return name_in(self.layout, path)
 
     def error(self, name: str, reason: str, *, hint: str = _HINT) -> FormatError:
         """The error about a tensor."""
@@ -106,6 +103,15 @@ class PeftTensors:
         return read_vector(raw.name, raw.type, memoryview(values.tobytes()))
 
 
+def name_in(layout: tuple[str, str], path: str) -> str:
+    """Returns the path of a module, such as ``model.layers.0.self_attn.q_proj``, in the names of a layout of
+    ``models.multimodal``."""
+    model, head = layout
+    if path == "lm_head":
+        return head.removesuffix(".")
+    return model + path.removeprefix("model.")
+
+
 def matrix_of(name: str, type: QuantType, bits: NDArray[np.unsignedinteger[Any]]) -> Matrix:
     """The matrix (rows, columns) that consists of these values, as the bits of their type."""
     import numpy as np
@@ -127,6 +133,16 @@ def read_tensors(folder: Path) -> PeftTensors:
         raise LoadError(f"{folder} has no {WEIGHTS_NAME}", hint="give the folder of an adapter, as peft saves it")
     with SafetensorsFile.open(path, reads_config=False) as file:
         return sorted_tensors(path, file.tensors)
+
+
+def layout_in(folder: Path) -> tuple[str, str] | None:
+    """Returns the layout of the names in the weights of ``folder``, of which only the header is read; None: it has no
+    weights. Raises ``FormatError`` for a file that is damaged."""
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        return None
+    with SafetensorsFile.open(path, reads_config=False) as file:
+        return layout_of(_PREFIX.sub("", name, count=1) for name in file.tensors if not _is_of_xlora(name))
 
 
 def sorted_tensors(path: Path, tensors: Mapping[str, RawTensor]) -> PeftTensors:

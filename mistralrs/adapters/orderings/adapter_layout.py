@@ -1,19 +1,21 @@
 """The adapters in a folder or hub repository, as far as their configs say: names in order, and where they act.
 
 Three layouts are known: a folder for each adapter beside `xlora_config.json`; such folders alone, whose order somebody
-has to give; and peft's X-LoRA, with the folders `0`, `1`, ... beside an `adapter_config.json` of type XLORA. Reads no
-weights.
+has to give; and peft's X-LoRA, with the folders `0`, `1`, ... beside an `adapter_config.json` of type XLORA. Of
+weights only the names are read, where they are at hand.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.adapters.json_fields import JsonFields
 from mistralrs.adapters.lora.lora_config import LoraConfig, read_lora_config
-from mistralrs.adapters.lora.target_modules import Rule, targets_module
+from mistralrs.adapters.lora.peft_tensors import layout_in, name_in
+from mistralrs.adapters.lora.target_modules import Pattern, Rule, is_excluded, targets_module
 from mistralrs.adapters.orderings.layer_axis import EMBED_TOKENS, LM_HEAD, layer_axis
 from mistralrs.adapters.orderings.ordering import (
     Ordering,
@@ -26,9 +28,11 @@ from mistralrs.adapters.orderings.ordering import (
 from mistralrs.adapters.xlora.xlora_config import CONFIG_NAMES, XLoraConfig, is_peft_xlora, read_xlora_config
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading.hub_files import companion
+from mistralrs.models.multimodal import LAYOUTS
 from mistralrs.progress import Progress
 
 _CONFIG = "adapter_config.json"
+_LANGUAGE_MODEL = re.compile(r"(?:language|text)_model")
 _HINT = "an adapter's folder has an adapter_config.json, as peft writes it"
 
 
@@ -84,14 +88,38 @@ def read_layout(
         if path is None:
             raise LoadError(f"{place} has no {name}/{_CONFIG}", hint=f"each adapter has a folder of its name; {_HINT}")
         config = read_lora_config(path)
-        rules[name] = _rule(config)
+        rules[name] = _rule(config, layout_in(path.parent))
         bases[str(path)] = config.base_model
     return AdapterLayout(place=place, adapters=tuple(names), rules=rules, bases=bases, xlora=None if as_lora else xlora)
 
 
-def _rule(config: LoraConfig) -> Rule:
-    """Returns the modules that an adapter acts on, of those on the layer axis."""
-    return lambda module: targets_module(config, module, linear=module not in (EMBED_TOKENS, LM_HEAD))
+def _rule(config: LoraConfig, layout: tuple[str, str] | None) -> Rule:
+    """Returns the modules that an adapter acts on, of those on the layer axis.
+
+    ``layout``: that of its weights' names, by which its patterns name the modules too. None: its weights are not at
+    hand; if its patterns name the language model of a multimodal model, they may do so as any such model does.
+    """
+    if layout is not None:
+        layouts: Sequence[tuple[str, str]] = (layout,)
+    elif _names_language_model(config):
+        layouts = LAYOUTS[:-1]
+    else:
+        layouts = LAYOUTS[-1:]
+
+    def acts_on(module: str) -> bool:
+        names = [name_in(each, module) for each in layouts]
+        if any(is_excluded(config, name) for name in names):
+            return False
+        linear = module not in (EMBED_TOKENS, LM_HEAD)
+        return any(targets_module(config, name, linear=linear) for name in names)
+
+    return acts_on
+
+
+def _names_language_model(config: LoraConfig) -> bool:
+    found = (config.target_modules, config.exclude_modules)
+    texts = [text for each in found for text in ([each.text] if isinstance(each, Pattern) else each or ())]
+    return any(_LANGUAGE_MODEL.search(text) for text in texts)
 
 
 def adapters_in(place: str, *, token: str | None = None, progress: Progress | None = None) -> tuple[str, ...] | None:
