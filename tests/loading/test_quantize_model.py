@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from mistralrs.errors import LoadError, UsageError
 from mistralrs.loading import convert
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.quantize_model import quantize_model
-from tests.architectures import VARIANTS, Variant, write_folder
+from tests.architectures import VARIANTS, Folders, Variant, write_folder
 from tests.ggml_writer import write_ggml
 from tests.gguf_of import write_gguf
 from tests.parity.running import Running, random_tokens
@@ -36,15 +36,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 """One variant of each."""
 
-Folders = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def wide(variant: Variant) -> Variant:

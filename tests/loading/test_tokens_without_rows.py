@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,7 @@ EXTRA = "<image_soft_token>"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 HELLO = [{"role": "user", "content": "the cat"}]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def add_token(path: Path, text: str, *, id: int = TOKENIZER_SIZE, special: bool = True) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +20,7 @@ from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import FormatError
 from mistralrs.loading.pipeline import BLOCK_SIZE
 from mistralrs.models.registry import HF_MODEL_TYPES
-from tests.architectures import VARIANTS, WINDOW, Variant, greedy, reference, write_folder
+from tests.architectures import VARIANTS, WINDOW, Folders, Variant, greedy, reference, write_folder
 from tests.ggml_writer import write_ggml_of
 from tests.gguf_of import PLAIN, Layout, write_gguf
 from tests.ops.harness import for_every_isa
@@ -52,26 +50,7 @@ GELU_TABLES = frozenset({"gemma", "gemma2", "gemma3", "gemma3-linear", "phi2"})
 
 MESSAGES = [{"role": "user", "content": "the cat is on the hat"}]
 
-Folders = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The folder of a variant, written once."""
-
-    @cache
-    def folder(name: str) -> Path:
-        return write_folder(tmp_path_factory.mktemp(name), VARIANTS[name])
-
-    return folder
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def texts() -> list[Text]:

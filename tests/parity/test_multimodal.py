@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mistralrs.loading.describe import describe
 from mistralrs.loading.model_metadata import HfMetadata
 from mistralrs.loading.quantize_model import quantize_model
 from mistralrs.models.multimodal import TEXT_TYPES, text_config
-from tests.architectures import VARIANTS, write_folder
+from tests.architectures import VARIANTS, Folders, write_folder
 from tests.gguf_edits import edited
 from tests.gguf_of import write_gguf
 from tests.models.test_specs import Stored
@@ -34,19 +33,13 @@ TOKENS = random_tokens(TOKENIZER_SIZE, 70, seed=21)
 TEXT_ROWS = {"gemma3": "gemma3", "mistral3": "mistral", "qwen2_5_vl": "qwen2", "llava": "llama"}
 """The rows that load a language model by its own name."""
 
-Folders = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """The folder of a tiny checkpoint by its kind, written once."""
+
     @cache
     def folder(kind: str) -> Path:
         return write_multimodal(tmp_path_factory.mktemp(kind), kind)

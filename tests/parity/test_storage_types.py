@@ -5,7 +5,7 @@ A sample of the pairs; `make soak` has all of them (``tests.soak.quantized_whole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -25,19 +25,11 @@ from tests.retyped import FAMILIES, STORABLE, TOKENS, Base, difference, write_ba
 from tests.tiny import TinyConfig, write_tiny
 from tests.tolerances import TWO_TERMS
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("one_torch_thread")]
 
 Bases = Callable[[str], Base]
 PAIRS = 6
 """Pairs of a family."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
