@@ -26,6 +26,7 @@ from tests.adapters.gguf_lora_of import write_gguf_lora_of
 from tests.adapters.peft_adapters import write_adapter
 from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.architectures import VARIANTS, Variant, write_folder
+from tests.cli.forked_commands import ForkedCommands
 from tests.cli.terminal import ROOT, environment
 from tests.gguf_of import write_gguf
 from tests.hub import COMMIT, Hub, Repository
@@ -155,33 +156,35 @@ def here(tiny: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny, tmp_path / "here")
 
 
+Run = Callable[[list[str], Path], str]
+"""Runs a command in a folder and returns its stdout; it has the message `Hello` on its stdin."""
+
+
 @pytest.fixture(scope="module")
-def plain(tiny: Path, hub: Hub) -> Callable[..., str]:
+def run(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with ForkedCommands(environment(tmp_path_factory.mktemp("forks"))) as forks:
+
+        def run(words: list[str], here: Path) -> str:
+            home = here.parent / "home"
+            home.mkdir(exist_ok=True)
+            own = environment(home, **hub.env(home / "hub"))
+            done = forks.run(words, folder=here, environment=own, stdin="Hello\n")
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path, run: Run) -> Callable[..., str]:
     """Answers of commands that other commands are compared with; each runs once."""
-    return cache(lambda *words: run([*GREEDY, *words], tiny, hub))
-
-
-def run(words: list[str], here: Path, hub: Hub) -> str:
-    """Stdout of a command, which has the message `Hello` on its stdin."""
-    home = here.parent / "home"
-    home.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "mistralrs_cli", *words],
-        env=environment(home, **hub.env(home / "hub")),
-        cwd=here,
-        input="Hello\n",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return cache(lambda *words: run([*GREEDY, *words], tiny))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ANSWERING, ids=" ".join)
-def test_a_command_answers(words: list[str], here: Path, hub: Hub, plain: Callable[..., str]) -> None:
-    answer = run([*GREEDY, *words[1:]], here, hub)
+def test_a_command_answers(words: list[str], here: Path, run: Run, plain: Callable[..., str]) -> None:
+    answer = run([*GREEDY, *words[1:]], here)
     assert answer.strip()
     if "orderings/xlora-paper-ordering.json" in words:
         return  # its base is another one
@@ -192,9 +195,9 @@ def test_a_command_answers(words: list[str], here: Path, hub: Hub, plain: Callab
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", TOOLS, ids=" ".join)
-def test_a_tool_writes_what_it_says(words: list[str], here: Path, hub: Hub, plain: Callable[..., str]) -> None:
+def test_a_tool_writes_what_it_says(words: list[str], here: Path, run: Run, plain: Callable[..., str]) -> None:
     before = {path.name for path in here.iterdir()}
-    said = run(words[1:], here, hub)
+    said = run(words[1:], here)
     written = {words[words.index(name) + 1] for name in ("--out", "--svg") if name in words}
     assert {path.name for path in here.iterdir()} - before == written
     if words[2] == "inspect":
@@ -207,10 +210,10 @@ def test_a_tool_writes_what_it_says(words: list[str], here: Path, hub: Hub, plai
         assert json.loads((here / words[-1]).read_text(encoding="utf-8"))["order"] == list(NAMES)
     elif words[2] == "merge":
         made = FILE if words[-1].endswith(".gguf") else FOLDER
-        merged = run([*GREEDY, *ONCE, *made[:-1], words[-1]], here, hub)
+        merged = run([*GREEDY, *ONCE, *made[:-1], words[-1]], here)
         assert merged not in ("", plain(*ONCE, *made))
     else:
-        converted = run([*GREEDY, *ONCE, "--lora", words[-1], *FOLDER], here, hub)
+        converted = run([*GREEDY, *ONCE, "--lora", words[-1], *FOLDER], here)
         assert converted == plain(*ONCE, "--lora", "style", *FOLDER)
 
 
