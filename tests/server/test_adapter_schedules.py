@@ -115,7 +115,8 @@ def test_every_answer_of_an_xlora_has_the_bits_of_its_solo_run(tmp_path: Path) -
         [solo] = alone.values()
         run_xlora_schedules(server, solo, range(XLORA_SCHEDULES), result, long_prompts=False)
     assert result.findings == []
-    assert result.counted.missing == []
+    assert result.counted.preemptions > 0
+    assert result.counted.prefix_hit_tokens > 0
     assert (result.schedules, result.compared + result.refused) == (XLORA_SCHEDULES, 11 * XLORA_SCHEDULES)
     assert result.refused > 0
     assert result.with_scalings > XLORA_SCHEDULES

@@ -39,8 +39,8 @@ CONTENTS = ("a", "b", "c", "d")
 CHANGING = "moving"
 """The name that means one content after the other."""
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-SCARCE = "128K"
-"""A KV cache of 16 blocks, so that sequences are preempted."""
+SCARCE = "96K"
+"""A KV cache of 12 blocks, so that sequences are preempted."""
 RESTART_EVERY = 50
 """Schedules after which the server is started anew."""
 SELF_TEST = 10

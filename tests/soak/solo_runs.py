@@ -112,7 +112,7 @@ class Counted:
 
 def draw_length(random: Random) -> int:
     """Tokens of an answer."""
-    return LONG_ANSWER if random.random() < 0.3 else MAX_TOKENS
+    return LONG_ANSWER if random.random() < 0.5 else MAX_TOKENS
 
 
 def prompts(random: Random) -> list[tuple[int, ...]]:

@@ -46,8 +46,8 @@ class Setting:
         return self.kv_memory == AMPLE
 
 
-SCARCE = "288K"
-"""A KV cache of 18 blocks, so that sequences are preempted."""
+SCARCE = "192K"
+"""A KV cache of 12 blocks, so that sequences are preempted."""
 SETTINGS = (
     Setting("first", 2, SCARCE),
     Setting("second", None, AMPLE),
