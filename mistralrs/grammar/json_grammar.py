@@ -121,7 +121,8 @@ def _whitespace(schema: Schema) -> str | None:
     except RequestError as error:
         raise schema_error(place, reason_in(error)) from None
     if not is_whitespace:
-        raise schema_error(place, "it matches more than whitespace")
+        hint = "JSON has no other whitespace than [ \\n\\r\\t]"
+        raise schema_error(place, "it matches more than whitespace", hint=hint)
     return pattern
 
 

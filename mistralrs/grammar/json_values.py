@@ -25,7 +25,7 @@ _MAX_COUNTS = {"minItems": MAX_ITEMS, "maxItems": MAX_ITEMS, "minLength": MAX_LE
 
 def schema_error(pointer: str, message: str, *, hint: str | None = None) -> RequestError:
     """The error of a place in a schema, named by its JSON pointer."""
-    return grammar_error(f"{pointer or 'the schema'}: {message}", hint=hint)
+    return grammar_error(f"{pointer or 'the schema'}: {message}", hint=hint, pointer=pointer)
 
 
 def as_schema(value: object, pointer: str) -> Schema:

@@ -40,6 +40,11 @@ def translate_lark(text: str) -> Translation:
     return Translation(LLMatcher.grammar_from_lark(f"{NO_FORCING}\n{''.join(_checked(text))}"))
 
 
+def names_control_tokens(text: str) -> bool:
+    """Whether the grammar names control tokens, as in ``<|im_end|>``: only a vocabulary tells whether they exist."""
+    return "<" in text and any(match["other"] == "<" for match in _PIECE.finditer(text))
+
+
 def _checked(text: str) -> Iterator[str]:
     index = num_rules = 0
     while index < len(text):

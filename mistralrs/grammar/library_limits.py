@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from mistralrs.errors import RequestError
 from mistralrs.grammar.translation import grammar_error
 
 TIMEOUT_S = 2.0
@@ -123,7 +124,7 @@ def within(timeout_s: float, work: Callable[[], Result]) -> Result:
             _RUNNING.release()
 
     if not _RUNNING.acquire(timeout=timeout_s):
-        raise grammar_error("other grammars are being compiled", hint="try again later")
+        raise RequestError("other grammars are being compiled", hint="try again later", code="queue_full")
     thread = threading.Thread(target=run, name="grammar", daemon=True)
     thread.start()
     thread.join(timeout_s)

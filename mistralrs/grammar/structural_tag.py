@@ -36,7 +36,9 @@ def translate_structural_tag(text: str) -> Translation:
             schema = inline_schema(structure["schema"])
         except RequestError as error:
             place = f"/structures/{number}/schema"
-            raise grammar_error(f"{place}{reason_in(error).removeprefix('the schema')}", hint=error.hint) from None
+            pointer = f"{place}{(error.param or '').removeprefix('grammar')}"
+            reason = f"{place}{reason_in(error).removeprefix('the schema')}"
+            raise grammar_error(reason, hint=error.hint, pointer=pointer) from None
         parts = [f"head_{number}", _quoted(begin[len(trigger) :]), f"%json {schema}", _quoted(end)]
         lines += [f"head_{number}[lazy]: TEXT {literal(trigger)}", f"tag_{number}: {' '.join(parts)}"]
     return Translation(LLMatcher.grammar_from_lark("\n".join(lines)))
@@ -79,4 +81,8 @@ def _parsed(text: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _refuse_others(value: dict[str, Any], names: tuple[str, ...], place: str) -> None:
     for name in value:
         if name not in names:
-            raise grammar_error(f"{place}/{name}: it is not supported", hint=f"the members are {', '.join(names)}")
+            raise grammar_error(
+                f"{place}/{name}: it is not supported",
+                hint=f"the members are {', '.join(names)}",
+                pointer=f"{place}/{name}",
+            )

@@ -39,10 +39,15 @@ class Place:
 _PREFIX = "the grammar cannot be used: "
 
 
-def grammar_error(message: str, *, hint: str | None = None, place: Place | None = None) -> RequestError:
-    """The error of a grammar that cannot be used; ``place`` is put in front of the message."""
+def grammar_error(
+    message: str, *, hint: str | None = None, place: Place | None = None, pointer: str = ""
+) -> RequestError:
+    """The error of a grammar that cannot be used; ``place`` is put in front of the message.
+
+    ``pointer``: the JSON pointer of the part that is wrong, which ``param`` then names behind ``grammar``.
+    """
     where = f"{place}: " if place is not None else ""
-    return RequestError(f"{_PREFIX}{where}{message}", hint=hint, code="invalid_grammar", param="grammar")
+    return RequestError(f"{_PREFIX}{where}{message}", hint=hint, code="invalid_grammar", param=f"grammar{pointer}")
 
 
 def reason_in(error: RequestError) -> str:
