@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -127,7 +128,8 @@ class Runner(ProcessBound):
         """Answers a conversation: whole, or with ``stream=True`` piece by piece.
 
         Raises ``RequestError`` and ``ContextLengthError`` for what cannot be served, ``EngineError`` for what the
-        engine could not finish, also because the runner was closed.
+        engine could not finish, also because the runner was closed. Warns where a grammar's language differs from its
+        text.
         """
         if not isinstance(request, ChatCompletionRequest):
             raise TypeError(f"request must be a ChatCompletionRequest, not {type(request).__name__}")
@@ -183,6 +185,8 @@ class Runner(ProcessBound):
 
     def _answer(self, prepared: Prepared, whole: type[Whole], chunk: type[Chunk]) -> Whole | AnswerStream[Chunk]:
         refuse_ignored(prepared.ignored)
+        for sentence in prepared.warnings:
+            warnings.warn(sentence, stacklevel=3)
         model_name = prepared.model_name or self._policy.model_name
         builder = ResponseBuilder(prepared, id=answer_id(prepared), created=int(time.time()), model_name=model_name)
         news = EventQueue(self._model.adapters, prepared.requests, prepared.adapters)

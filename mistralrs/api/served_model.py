@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mistralrs.api.checked_grammars import CheckedGrammars
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
 
 if TYPE_CHECKING:
+    from mistralrs.grammar.grammar_text import GrammarText
     from mistralrs.text.chat_template import ChatTemplate
     from mistralrs.text.tokenizer import Tokenizer
 
@@ -48,3 +50,8 @@ class ServedModel:
     """Values in an embedding."""
     adapters: KnownAdapters = NO_ADAPTERS
     """Those at the moment when this snapshot was taken."""
+    grammars: CheckedGrammars = field(default_factory=CheckedGrammars, repr=False, compare=False)
+
+    def check_grammar(self, grammar: GrammarText) -> tuple[str, ...]:
+        """Returns the warnings about a grammar. Raises RequestError for one that cannot be used."""
+        return self.grammars.check(grammar, self.tokenizer)

@@ -59,6 +59,7 @@ SHOWN_HEADERS = (
     answer_headers.IGNORED,
     answer_headers.TRUNCATED,
     answer_headers.MODEL,
+    answer_headers.WARNINGS,
 )
 """Headers that web pages may read beside the body."""
 LOOPBACK_ORIGIN = r"https?://(?:localhost|[a-z0-9-]+\.localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from starlette.requests import Request
 
 from mistralrs.api.schemas.request_bodies import BodyType, parse
 from mistralrs.api.served_model import ServedModel
+from mistralrs.api.serving.grammar_choice import has_new_grammar
 from mistralrs.api.serving.policy import Policy
 from mistralrs.errors import RequestError
 from mistralrs.server.disconnect import unless_gone
@@ -21,6 +23,13 @@ DISCARDED = 4
 gets the reason."""
 
 PreparedType = TypeVar("PreparedType")
+
+
+@dataclass(frozen=True, slots=True)
+class _Postponed(Generic[PreparedType]):
+    """The rest of the work on a body whose grammar has to be checked first."""
+
+    work: Callable[[], PreparedType]
 
 
 class Reader:
@@ -46,11 +55,20 @@ class Reader:
         data = await read_bytes(request, self._service.settings.max_body_bytes)
         self._service.record("request", context.id, path=context.path, body=data)
 
-        def work() -> PreparedType:
+        def work() -> PreparedType | _Postponed[PreparedType]:
             check_shape(data)
-            return prepare(parse(kind, data), model, policy)
+            body = parse(kind, data)
+            if has_new_grammar(body, model):
+                return _Postponed(lambda: prepare(body, model, policy))
+            return prepare(body, model, policy)
 
-        return await unless_gone(request.receive, self._preparation.run(work, size=len(data)))
+        async def run() -> PreparedType:
+            found = await self._preparation.run(work, size=len(data))
+            if isinstance(found, _Postponed):
+                return await self._preparation.run_with_grammar(found.work)
+            return found
+
+        return await unless_gone(request.receive, run())
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:

@@ -12,6 +12,10 @@ from mistralrs.text.worker import Cancellation
 
 PREPARING = 2
 """Requests that are prepared at once: templates and tokenizers take a processor, and streams need one too."""
+COMPILING = 2
+"""Requests with a new grammar that are prepared at once: one may take seconds, and the others do not wait for it."""
+MAX_COMPILING = 128
+"""Requests with a new grammar that are prepared or wait for it, at most: each of them may take two seconds."""
 LARGE_BODY = 256 << 10
 """Bytes from which on a body waits for others as large, so that small ones never wait for it."""
 MAX_CONTAINERS = 25_000
@@ -29,25 +33,44 @@ class Preparation:
     def __init__(self) -> None:
         self._small = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="prepare-large")
+        self._grammars = ThreadPoolExecutor(COMPILING, thread_name_prefix="prepare-grammar")
+        self._num_grammars = 0
 
     async def run(self, work: Callable[[], Result], *, size: int) -> Result:
         """Returns the result of ``work``, which is about a body of ``size`` bytes; other requests are served meanwhile.
 
         Cancelling this call drops work that has not begun, and ends the processes that it uses.
         """
-        cancellation = Cancellation()
+        return await _run_in(self._large if size >= LARGE_BODY else self._small, work)
 
-        def entered() -> Result:
-            with cancellation.entered():
-                cancellation.check()
-                return work()
+    async def run_with_grammar(self, work: Callable[[], Result]) -> Result:
+        """Returns what ``run`` would for work that checks a new grammar; only others of this kind wait for it.
 
-        pool = self._large if size >= LARGE_BODY else self._small
+        Raises RequestError where as many wait as may.
+        """
+        if self._num_grammars >= MAX_COMPILING:
+            message = f"{MAX_COMPILING} requests with new grammars are waiting, which is as many as may"
+            raise RequestError(message, hint="try again later", code="queue_full")
+        self._num_grammars += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, entered)
-        except asyncio.CancelledError:
-            cancellation.cancel()
-            raise
+            return await _run_in(self._grammars, work)
+        finally:
+            self._num_grammars -= 1
+
+
+async def _run_in(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+    cancellation = Cancellation()
+
+    def entered() -> Result:
+        with cancellation.entered():
+            cancellation.check()
+            return work()
+
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, entered)
+    except asyncio.CancelledError:
+        cancellation.cancel()
+        raise
 
 
 def check_shape(data: bytes) -> None:

@@ -116,18 +116,6 @@ def test_one_parameter_under_two_names(name: str, other: str, value: float) -> N
     assert unserved("embeddings", body("embeddings", **{other: value})) == (other,)
 
 
-def test_text_is_a_response_format() -> None:
-    assert unserved("chat", body("chat", response_format={"type": "text"})) == ()
-    for format in (
-        {"type": "json_object"},
-        {"type": "json_schema", "json_schema": {}},
-        "text",
-        {"type": "text", "x": 1},
-    ):
-        with pytest.raises(RequestError, match="response_format is not supported yet"):
-            unserved("chat", body("chat", response_format=format))
-
-
 def test_no_tools_are_no_tools() -> None:
     assert unserved("chat", body("chat", tools=[], tool_choice="none", functions=[], function_call="none")) == ()
     for fields in ({"tools": [{"type": "function"}]}, {"tool_choice": "required"}):
@@ -158,10 +146,8 @@ def test_capabilities_are_the_table() -> None:
     for endpoint in BODIES:
         uses = {entry["name"]: use for use, entries in shown[endpoint].items() for entry in entries}
         assert uses == {name: row.use for name, row in rows(endpoint).items()}
-    [format] = [entry for entry in shown["chat"]["refused"] if entry["name"] == "response_format"]
-    assert format == {
-        "name": "response_format",
-        "why": "is not supported yet",
-        "accepted_values": [None, {"type": "text"}],
-    }
+    [tools] = [entry for entry in shown["chat"]["refused"] if entry["name"] == "tools"]
+    assert tools == {"name": "tools", "why": "is not supported yet", "accepted_values": [None, []]}
+    for endpoint in ("chat", "completions"):
+        assert {"name": "response_format"} in shown[endpoint]["applied"]
     assert {"name": "typical_p", "aliases": ["typ_p"]} in shown["completions"]["applied"]

@@ -135,8 +135,8 @@ def test_messages() -> None:
         ({"temprature": 1}, "temprature", "would be ignored: temprature"),
         ({"user": "me"}, "user", "would be ignored: user"),
         ({"tools": [{}]}, "tools", "tools is not supported yet"),
-        ({"grammar": "a*", "grammar_type": "regex"}, "grammar", "grammar is not supported yet"),
-        ({"grammar": "a*", "grammar_type": "bnf"}, "grammar", "grammar is not supported yet"),
+        ({"grammar": "a*", "grammar_type": "bnf"}, "grammar_type", "there is no grammar_type 'bnf'"),
+        ({"grammar": 3, "grammar_type": "regex"}, "grammar.value", "grammar.value must be a text"),
         ({"grammar": "a*"}, "grammar_type", "grammar needs grammar_type"),
         ({"grammar_type": "yacc"}, "grammar", "grammar_type needs grammar"),
     ],
@@ -151,7 +151,7 @@ def test_refused(fields: dict[str, Any], param: str, said: str) -> None:
 
 def test_a_completion_is_refused_as_a_chat_is() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"grammar": "a", "grammar_type": "yacc"}, "grammar"),
+        ({"grammar": "a", "grammar_type": "bison"}, "grammar_type"),
         ({"echo_prompt": 1}, "echo_prompt"),
     ]
     for fields, param in cases:

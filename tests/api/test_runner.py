@@ -133,7 +133,7 @@ def test_examples_run_as_printed(
     else:
         assert len(names["answers"]) == 8
         assert "F16 quantized to Q8_0" in out
-        assert out.endswith("grammar grammar is not supported yet\n")
+        assert "\ngrammar grammar cannot be used: " in out
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -419,6 +419,13 @@ def test_what_cannot_be_asked(runner: Runner) -> None:
         runner.send_chat_completion_request(ChatCompletionRequest([{"role": "user", "content": "x", "mood": "good"}]))
     with pytest.raises(RequestError, match=r"would be ignored: stream_options\.x"):
         chat(runner, stream_options={"x": 1})
+
+
+def test_warnings_about_a_grammar_are_python_s(runner: Runner) -> None:
+    for ask in (chat, complete):
+        with pytest.warns(UserWarning, match="the grammar has 1 conflicts") as warned:
+            ask(runner, grammar="%%\nE: E '+' E | 'x' ;", grammar_type="yacc", max_tokens=2)
+        assert warned[0].filename == __file__
 
 
 def test_a_model_that_cannot_chat_completes(file: Path, tmp_path: Path) -> None:

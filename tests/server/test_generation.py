@@ -14,6 +14,7 @@ from mistralrs.api.schemas import response_bodies
 from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import EngineError, QueueFullError
+from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.server.settings import ServerSettings
 from tests.server.fake import FakeEngine, broken, hello, silent
 from tests.server.harness import CHAT, COMPLETIONS, QUESTION, Served, events, fault
@@ -98,6 +99,43 @@ async def test_what_is_ignored_is_named(server: Served, stream: bool) -> None:
 async def test_a_strict_server_refuses_what_it_would_ignore(engine: FakeEngine) -> None:
     response = await Served(engine, ServerSettings(strict=True)).chat(store=True)
     assert (response.status_code, fault(response)["param"]) == (400, "store")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_reaches_the_engine_and_its_warnings_the_caller(
+    server: Served, engine: FakeEngine, stream: bool
+) -> None:
+    ambiguous = {"type": "yacc", "value": "%%\nE: E '+' E | 'x' ;"}
+    for path, body in ((CHAT, QUESTION), (COMPLETIONS, {"prompt": "hi"})):
+        response = await server.post(path, {**body, "grammar": ambiguous, "stream": stream})
+        assert response.status_code == 200
+        assert response.headers["x-mistralrs-warnings"].startswith("the grammar has 1 conflicts")
+        assert engine.submitted[-1].grammar == GrammarText("yacc", ambiguous["value"])
+        response = await server.post(path, {**body, "json_schema": {}, "stream": stream})
+        assert "x-mistralrs-warnings" not in response.headers
+        assert engine.submitted[-1].grammar == GrammarText("json_schema", "{}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_that_cannot_be_used_is_400_before_anything_is_queued(
+    server: Served, engine: FakeEngine, stream: bool
+) -> None:
+    schema = {"type": "object", "properties": {"age": {"not": {}}}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    place = "response_format.json_schema.schema"
+    for path, body in ((CHAT, QUESTION), (COMPLETIONS, {"prompt": "hi"})):
+        response = await server.post(path, {**body, "response_format": response_format, "stream": stream})
+        assert response.status_code == 400
+        assert fault(response) == {
+            "message": f"{place} cannot be used: /properties/age/not: not is not supported: generated text would not "
+            "obey it",
+            "type": "invalid_request_error",
+            "param": f"{place}/properties/age/not",
+            "code": "invalid_schema",
+        }
+        response = await server.post(path, {**body, "grammar": "root ::= x", "guided_regex": "a", "stream": stream})
+        assert (response.status_code, fault(response)["param"]) == (400, "guided_regex")
+    assert engine.submitted == []
 
 
 async def test_a_prompt_that_is_too_long_is_refused_in_openais_words(server: Served, model: ServedModel) -> None:

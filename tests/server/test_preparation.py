@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 
 from mistralrs.api.served_model import ServedModel
 from mistralrs.errors import RequestError
+from mistralrs.grammar import compile_grammar
+from mistralrs.server import preparation
 from mistralrs.server.preparation import (
+    COMPILING,
     LARGE_BODY,
     MAX_CONTAINERS,
     MAX_STRINGS,
@@ -114,11 +118,65 @@ async def test_others_are_served_meanwhile(model: ServedModel) -> None:
     await asyncio.gather(*asked, return_exceptions=True)
 
 
+def asking_for(text: str) -> dict[str, Any]:
+    return {"grammar": {"type": "regex", "value": text}}
+
+
+@pytest.fixture
+def slow_grammars(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Grammars whose text begins with ``slow`` are checked for as long as the event is not set."""
+    release = threading.Event()
+    check = compile_grammar.validate_grammar
+
+    def validate(kind: str, text: str, **options: Any) -> tuple[str, ...]:
+        if text.startswith("slow"):
+            release.wait(60)
+        return check(kind, text, **options)
+
+    monkeypatch.setattr(compile_grammar, "validate_grammar", validate)
+    yield release
+    release.set()
+
+
+async def test_a_slow_grammar_holds_up_new_grammars_only(
+    server: Served, engine: FakeEngine, slow_grammars: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = asking_for("known")
+    assert (await server.chat(**known)).status_code == 200
+    asked = [asyncio.create_task(server.chat(**asking_for("slow"))) for _ in range(COMPILING + PREPARING + 1)]
+    await asyncio.sleep(0.1)
+    new = asyncio.create_task(server.chat(**asking_for("new")))
+    for asking, status in (({}, 200), (known, 200), ({"grammar": 3}, 400)):
+        assert (await server.chat(**asking)).status_code == status
+    assert (await server.post(COMPLETIONS, {"prompt": "hi"})).status_code == 200
+    assert not any(each.done() for each in (*asked, new))
+    monkeypatch.setattr(preparation, "MAX_COMPILING", len(asked) + 1)
+    refused = await server.chat(**asking_for("one more"))
+    assert (refused.status_code, fault(refused)["code"], refused.headers["retry-after"]) == (429, "queue_full", "1")
+    slow_grammars.set()
+    assert [(await each).status_code for each in (*asked, new)] == [200] * (len(asked) + 1)
+    grammars = [request.grammar.text for request in engine.submitted if request.grammar]
+    assert sorted(grammars) == sorted(["known", "known", "new", *["slow"] * len(asked)])
+
+
+async def test_who_leaves_does_not_wait_for_a_grammar(
+    server: Served, engine: FakeEngine, slow_grammars: threading.Event
+) -> None:
+    asked = [asyncio.create_task(server.chat(**asking_for("slow too"))) for _ in range(COMPILING + 1)]
+    await asyncio.sleep(0.1)
+    for each in asked:
+        each.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    slow_grammars.set()
+    assert (await server.chat(**asking_for("another"))).status_code == 200
+    assert len(engine.submitted) == 1
+
+
 # threads
 
 
 async def test_who_goes_away_frees_the_thread_and_who_waits_is_never_served() -> None:
-    preparation = Preparation()
+    threads = Preparation()
     ended, begun = threading.Event(), []
 
     def work() -> None:
@@ -131,21 +189,21 @@ async def test_who_goes_away_frees_the_thread_and_who_waits_is_never_served() ->
             ended.set()
             raise
 
-    asked = [asyncio.create_task(preparation.run(work, size=1)) for _ in range(PREPARING + 1)]
+    asked = [asyncio.create_task(threads.run(work, size=1)) for _ in range(PREPARING + 1)]
     await until(lambda: len(begun) == PREPARING)
     for each in reversed(asked):
         each.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
     await until(ended.is_set)
-    assert await preparation.run(lambda: 7, size=1) == 7
+    assert await threads.run(lambda: 7, size=1) == 7
     assert len(begun) == PREPARING
 
 
 async def test_small_bodies_do_not_wait_for_large_ones() -> None:
-    preparation = Preparation()
+    threads = Preparation()
     release = threading.Event()
-    large = [asyncio.create_task(preparation.run(release.wait, size=LARGE_BODY)) for _ in range(3)]
-    assert await preparation.run(lambda: 7, size=LARGE_BODY - 1) == 7
+    large = [asyncio.create_task(threads.run(release.wait, size=LARGE_BODY)) for _ in range(3)]
+    assert await threads.run(lambda: 7, size=LARGE_BODY - 1) == 7
     release.set()
     assert await asyncio.gather(*large) == [True] * 3
 

@@ -122,7 +122,7 @@ def wrong_types(random: Random) -> Attack:
         "top_logprobs", "logit_bias", "stream_options", "tools", "response_format", "chat_template_kwargs", "user",
         "min_tokens", "suffix", "echo", "best_of", "input", "encoding_format", "dimensions", "tokens", "content",
         "dry_sequence_breakers", "stop_token_ids", "repetition_penalty", "xtc_probability", "continue_final_message",
-        "samplers", "min_p",
+        "samplers", "min_p", "grammar", "json_schema", "structured_outputs", "guided_choice", "format",
     )  # fmt: skip
     body = {**good_body(random), "prompt": "a", "input": "a", "content": "a", "tokens": [1]}
     for name in random.sample(fields, random.randrange(1, 4)):

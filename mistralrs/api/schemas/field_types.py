@@ -61,6 +61,11 @@ Stop = Annotated[
     StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
     _error_words(f"a string of 1 to {MAX_STOP_LENGTH} characters, or a list of at most {MAX_STOPS} of these"),
 ]
+JsonSchema = Annotated[dict[str, Any] | Flag | Text, _error_words("a JSON schema, as an object or as JSON text")]
+JsonObject = Annotated[dict[str, Any] | Text, _error_words("an object, or one as JSON text")]
+GrammarValue = Annotated[
+    Text | dict[str, Any] | list[Text], _error_words("a text, or an object or a list of texts for the kinds in JSON")
+]
 Samplers = Annotated[
     Text | Annotated[list[Text], Field(max_length=64)], _error_words("a list of names, or names between ;")
 ]

@@ -16,6 +16,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from mistralrs.api.schemas import parameter_table, request_bodies
 from mistralrs.errors import RequestError
+from mistralrs.grammar.grammar_text import GRAMMAR_KINDS
 
 _PYTHON_NAMES = {"n": "n_choices", "stop": "stop_seqs", "echo": "echo_prompt"}
 """The argument's name by the body's name, where the two differ."""
@@ -66,13 +67,14 @@ class ChatCompletionRequest:
         top_p: float | None = None,
         top_k: int | None = None,
         stream: bool = False,
-        grammar: str | None = None,
+        grammar: str | Mapping[str, Any] | Sequence[str] | None = None,
         grammar_type: str | None = None,
         **fields: Any,
     ) -> None:
         """``messages``: messages, dicts as the server reads them, or the text of one user. ``model``: the runner's, or
-        one of its adapters. ``fields``: others of the body, by its names, such as ``adapters={"style": 0.5}``. Raises
-        RequestError for what cannot be served.
+        one of its adapters. ``grammar``: the answer matches it; its kind, ``grammar_type``, is one of
+        ``GRAMMAR_KINDS``. ``fields``: others of the body, by its names, such as ``adapters={"style": 0.5}`` or
+        ``response_format={"type": "json_object"}``. Raises RequestError for what cannot be served.
         """
         given = {
             "messages": messages,
@@ -116,7 +118,7 @@ class CompletionRequest:
         top_p: float | None = None,
         suffix: str | None = None,
         top_k: int | None = None,
-        grammar: str | None = None,
+        grammar: str | Mapping[str, Any] | Sequence[str] | None = None,
         grammar_type: str | None = None,
         **fields: Any,
     ) -> None:
@@ -182,10 +184,14 @@ def _json(fields: Mapping[str, Any]) -> bytes:
     return b"{" + b",".join(parts) + b"}"
 
 
-def _grammar(text: str | None, kind: str | None) -> dict[str, str] | None:
-    if text is None and kind is None:
+def _grammar(grammar: str | Mapping[str, Any] | Sequence[str] | None, kind: str | None) -> Mapping[str, object] | None:
+    """Returns the body's field. Raises RequestError where one of the two is missing, and for an unknown kind."""
+    if grammar is None and kind is None:
         return None
-    if text is None or kind is None:
-        missing, there = ("grammar", "grammar_type") if text is None else ("grammar_type", "grammar")
+    if grammar is None or kind is None:
+        missing, there = ("grammar", "grammar_type") if grammar is None else ("grammar_type", "grammar")
         raise RequestError(f"{there} needs {missing}", param=missing)
-    return {"type": kind, "value": text}
+    if kind not in GRAMMAR_KINDS:
+        hint = f"the kinds are {', '.join(GRAMMAR_KINDS)}"
+        raise RequestError(f"there is no grammar_type {kind!r}", hint=hint, param="grammar_type")
+    return {"type": kind, "value": grammar}

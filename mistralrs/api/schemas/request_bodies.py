@@ -36,6 +36,7 @@ from mistralrs.api.schemas.field_types import (
     no_zero,
     within,
 )
+from mistralrs.api.schemas.grammar_fields import GrammarFields
 from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_SEED, MAX_INT
 from mistralrs.engine.admission import MAX_BREAKERS
 from mistralrs.errors import RequestError
@@ -98,7 +99,7 @@ class TemplateOptions(Body):
     """Variables for the chat template."""
 
 
-class SamplingBody(AdapterFields):
+class SamplingBody(AdapterFields, GrammarFields):
     """Fields that chat and text completions share. null is the same as not there."""
 
     stream: Flag | None = None
@@ -152,14 +153,6 @@ class SamplingBody(AdapterFields):
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
-    grammar: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
-    json_schema: Any = None
-    response_format: Any = None
     include_stop_str_in_output: Any = None
     skip_special_tokens: Any = None
 

@@ -20,6 +20,7 @@ from mistralrs.text.prompt_tokens import PromptTokens, Room, check_texts, prompt
 if TYPE_CHECKING:
     from mistralrs.api.served_model import ServedModel
     from mistralrs.api.serving.policy import Policy
+    from mistralrs.grammar.grammar_text import GrammarText
 
 
 def plain_conversation(messages: Sequence[Mapping[str, object]], model: ServedModel, policy: Policy) -> Conversation:
@@ -34,23 +35,40 @@ def plain_conversation(messages: Sequence[Mapping[str, object]], model: ServedMo
 
 
 def chat_request(
-    messages: Sequence[Mapping[str, object]], sampling: SamplingParams, model: ServedModel, policy: Policy
+    messages: Sequence[Mapping[str, object]],
+    sampling: SamplingParams,
+    model: ServedModel,
+    policy: Policy,
+    *,
+    grammar: GrammarText | None = None,
 ) -> Request:
     """Returns the request that answers plain messages. Raises RequestError and ContextLengthError."""
     check(sampling, model.vocab_size)
-    return conversation_request(plain_conversation(messages, model, policy), sampling, model, policy)[0]
+    if grammar is not None:
+        model.check_grammar(grammar)
+    asked = plain_conversation(messages, model, policy)
+    return conversation_request(asked, sampling, model, policy, grammar=grammar)[0]
 
 
 def conversation_request(
-    asked: Conversation, sampling: SamplingParams, model: ServedModel, policy: Policy, *, reuse: bool = True
+    asked: Conversation,
+    sampling: SamplingParams,
+    model: ServedModel,
+    policy: Policy,
+    *,
+    reuse: bool = True,
+    grammar: GrammarText | None = None,
 ) -> tuple[Request, int]:
-    """Returns a conversation's request and the number of tokens cut from it; its parameters were checked before.
+    """Returns a conversation's request and the number of tokens cut from it; its parameters and its grammar were
+    checked before.
 
     Raises RequestError and ContextLengthError.
     """
     prompt = conversation_tokens(asked, model, policy)
-    # an answer's first word may begin with a space, which is dropped; a continued message goes on as it is
-    request = engine_request(prompt.ids, sampling, policy, reuse=reuse, trim_space=not asked.continue_final)
+    # an answer's first word may begin with a space, which is dropped; a continued message goes on as it is, and a
+    # grammar says itself how the answer begins
+    trim_space = not asked.continue_final and grammar is None
+    request = engine_request(prompt.ids, sampling, policy, reuse=reuse, trim_space=trim_space, grammar=grammar)
     [request], cut = fit_requests([request], model, "messages")
     return request, prompt.dropped + cut
 
@@ -83,7 +101,13 @@ def prompt_ids(
 
 
 def engine_request(
-    prompt: tuple[int, ...], sampling: SamplingParams, policy: Policy, *, reuse: bool = True, trim_space: bool = False
+    prompt: tuple[int, ...],
+    sampling: SamplingParams,
+    policy: Policy,
+    *,
+    reuse: bool = True,
+    trim_space: bool = False,
+    grammar: GrammarText | None = None,
 ) -> Request:
     """Returns a request with the policy's settings; its prompt need not fit yet."""
     return Request(
@@ -94,6 +118,7 @@ def engine_request(
         reuse=reuse,
         cache_salt=policy.cache_salt,
         deadline_s=policy.deadline_s,
+        grammar=grammar,
     )
 
 

@@ -29,6 +29,7 @@ from mistralrs.api.serving.engine_requests import (
     fit_requests,
     prompt_ids,
 )
+from mistralrs.api.serving.grammar_choice import grammar_choice, unused_grammar_fields
 from mistralrs.api.serving.logprobs import Echo
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
@@ -73,6 +74,8 @@ class Prepared:
     """The answer's model, if it is an adapter that the body names as its model."""
     scalings: ScalingNames | None = None
     """The names beside the scalings that the answer has; None: it has none."""
+    warnings: tuple[str, ...] = ()
+    """Sentences for the caller about the grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +100,16 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
     said = [part.text for each in body.messages if each.role != "assistant" for part in each.content or () if part.text]
     check_length(said, model, policy)
     asked = conversation(body.messages, body, template)
-    ignored = _ignored((*unserved, *_stream_options(body), *asked.unused), policy)
+    ignored = _ignored((*unserved, *_unused_members(body), *asked.unused), policy)
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     sampling = sampling_params(body, policy.sampling, model, max_tokens=max_tokens, logprobs=logprobs)
-    request, truncated = conversation_request(asked, sampling, model, policy, reuse=_may_reuse(body))
+    grammar = grammar_choice(body, model)
+    request, truncated = conversation_request(
+        asked, sampling, model, policy, reuse=_may_reuse(body), grammar=grammar.text
+    )
     choices = body.n or 1
     return Prepared(
         kind="chat",
@@ -121,13 +127,14 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
         adapters=chosen.weights,
         model_name=chosen.model_name,
         scalings=scalings,
+        warnings=grammar.warnings,
     )
 
 
 def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy) -> Prepared:
     """Returns the requests of a text completion. Raises RequestError and ContextLengthError."""
     chosen = adapter_choice(body, model.adapters, policy)
-    ignored = _ignored((*parameter_table.unserved("completions", body), *_stream_options(body)), policy)
+    ignored = _ignored((*parameter_table.unserved("completions", body), *_unused_members(body)), policy)
     scalings = scaling_names(body, model)
     choices, candidates = _counts(body)
     members = _members(body.prompt)
@@ -139,7 +146,10 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
     logprobs = 0 if body.logprobs is None and candidates > choices else body.logprobs
     sampling = sampling_params(body, policy.sampling, model, max_tokens=body.max_tokens, logprobs=logprobs)
     prompts, dropped = _prompts(members, model, policy, "prompt")
-    whole = [engine_request(prompt, sampling, policy, reuse=_may_reuse(body)) for prompt in prompts]
+    grammar = grammar_choice(body, model)
+    whole = [
+        engine_request(prompt, sampling, policy, reuse=_may_reuse(body), grammar=grammar.text) for prompt in prompts
+    ]
     if body.echo:
         whole = [replace(request, prompt_logprobs=body.logprobs) for request in whole]
     requests, truncated = fit_requests(whole, model, "prompt")
@@ -161,6 +171,7 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
         adapters=chosen.weights,
         model_name=chosen.model_name,
         scalings=scalings,
+        warnings=grammar.warnings,
     )
 
 
@@ -244,8 +255,8 @@ def _ignored(names: Sequence[str], policy: Policy) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _stream_options(body: SamplingBody) -> tuple[str, ...]:
-    return parameter_table.unknown_within("stream_options", body.stream_options)
+def _unused_members(body: SamplingBody) -> tuple[str, ...]:
+    return parameter_table.unknown_within("stream_options", body.stream_options) + unused_grammar_fields(body)
 
 
 def _may_reuse(body: SamplingBody) -> bool:
