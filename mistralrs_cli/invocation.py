@@ -21,10 +21,12 @@ from mistralrs.api.selectors.model_choice import check_together, in_situ_type, r
 from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
+from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterJob, AdapterOptions, adapter_job, check_new_file
 from mistralrs_cli.adapter_settings import adapter_settings
 from mistralrs_cli.command_line import ParsedArgs, Selection, UtilityOptions
+from mistralrs_cli.grammar_option import grammar_of
 from mistralrs_cli.ordering_job import CreateOrderingJob, OrderingJob, RenameOrderingJob, ordering_job
 from mistralrs_cli.serve import ServeJob, serve_job
 from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
@@ -47,6 +49,7 @@ class ChatJob:
     system: str | None
     truncate: bool
     stats: bool
+    grammar: GrammarText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class PromptJob:
     system: str | None
     truncate: bool
     stats: bool
+    grammar: GrammarText | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
         return _scalings_invocation(args, args.scalings, options)
     sampling = _sampling(options, args.selection)
     if mode is Mode.CHAT:
-        job = ChatJob(sampling, _system(values), values.truncate_sequence, values.stats)
+        job = ChatJob(sampling, _system(values), values.truncate_sequence, values.stats, grammar_of(values))
     elif mode is Mode.PROMPT:
         job = _prompt_job(values, sampling)
     else:
@@ -263,6 +267,7 @@ def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
         system=_system(options),
         truncate=options.truncate_sequence,
         stats=options.stats,
+        grammar=grammar_of(options),
     )
 
 

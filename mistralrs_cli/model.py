@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
+    from mistralrs.grammar.grammar_text import GrammarText
 
 
 class AnswerStream(Protocol):
@@ -103,9 +104,10 @@ class Model(Protocol):
         truncate: bool = False,
         adapters: Mapping[str, float] | None = None,
         scalings: bool = False,
+        grammar: GrammarText | None = None,
     ) -> AnswerStream:
         """Answers a conversation. ``adapters``: names and weights of those that act; None: the default ones.
-        ``scalings``: the events have those of X-LoRA.
+        ``scalings``: the events have those of X-LoRA. ``grammar``: the answer matches it; None: any text.
 
         Raises ``RequestError`` if the conversation cannot be answered.
         """

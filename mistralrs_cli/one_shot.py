@@ -45,7 +45,12 @@ def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int
     with Interruption() as interruption:
         answers = [
             interruption.watch(
-                model.chat(messages, replace(job.sampling, seed=job.sampling.seed + copy), truncate=job.truncate)
+                model.chat(
+                    messages,
+                    replace(job.sampling, seed=job.sampling.seed + copy),
+                    truncate=job.truncate,
+                    grammar=job.grammar,
+                )
             )
             for copy in range(job.copies)
         ]

@@ -40,8 +40,10 @@ def shell_blocks(path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("mistralrs", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers")),
+        ("mistralrs", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers", "llguidance")),
         ("mistralrs_cli.app", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers", "prompt_toolkit", "rich")),
+        ("mistralrs_cli.invocation", ("torch", "numpy", "jinja2", "tokenizers", "pydantic", "llguidance")),
+        ("mistralrs.api.serving.prepare", ("torch", "numpy", "llguidance")),
         ("mistralrs.api.selectors.model_selector", ("torch", "numpy")),
         ("mistralrs.engine.scheduler", ("torch", "numpy")),
         ("mistralrs.loading.gguf_file", ("torch", "numpy")),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.events import Stream
     from mistralrs.engine.stats import EngineStats
+    from mistralrs.grammar.grammar_text import GrammarText
     from mistralrs.loading.pipeline import Model
     from mistralrs.loading.text_source import TextSource
     from mistralrs.text.chat_template import ChatTemplate
@@ -146,10 +147,11 @@ class LocalModel(ProcessBound):
         truncate: bool = False,
         adapters: Mapping[str, float] | None = None,
         scalings: bool = False,
+        grammar: GrammarText | None = None,
     ) -> Stream:
         """Answers a conversation; ``truncate`` drops the beginning of one that is too long. ``adapters``: names and
         weights of those that act; None: the default ones. ``scalings``: asks for the event ``Scalings``, which has
-        those of X-LoRA for all tokens that were computed.
+        those of X-LoRA for all tokens that were computed. ``grammar``: the answer matches it; None: any text.
 
         Raises ``RequestError`` and ``ContextLengthError`` at once. Ctrl-C ends it.
         """
@@ -157,7 +159,7 @@ class LocalModel(ProcessBound):
         from mistralrs.api.serving.engine_requests import chat_request
 
         policy = Policy(self.info.name, truncate=truncate)
-        request = chat_request(messages, sampling, self.served, policy)
+        request = chat_request(messages, sampling, self.served, policy, grammar=grammar)
         return self._submit(request, adapters, scalings=scalings)
 
     def complete(

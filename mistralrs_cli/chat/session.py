@@ -64,7 +64,14 @@ class Chat:
     def _ask(self, messages: Sequence[Mapping[str, object]]) -> AnswerStream:
         job = self._job
         mixes = self.model.known_adapters().scaling_axes is not None
-        return self.model.chat(messages, job.sampling, truncate=job.truncate, adapters=self.adapters, scalings=mixes)
+        return self.model.chat(
+            messages,
+            job.sampling,
+            truncate=job.truncate,
+            adapters=self.adapters,
+            scalings=mixes,
+            grammar=job.grammar,
+        )
 
     def _keep_scalings(self, scalings: Scalings) -> None:
         self.scalings = scalings

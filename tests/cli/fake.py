@@ -16,6 +16,7 @@ from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Scalings, Usage
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError
+from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.progress import Progress
 
 CONTEXT_LENGTH = 8192
@@ -139,6 +140,7 @@ class FakeModel:
         truncate: bool = False,
         adapters: Mapping[str, float] | None = None,
         scalings: bool = False,
+        grammar: GrammarText | None = None,
     ) -> FakeStream:
         text = str(messages[-1]["content"])
         word = text.partition(" ")[0].partition("\n")[0]
@@ -183,6 +185,8 @@ class FakeModel:
             return FakeStream([json.dumps(asdict(sampling) | {"truncate": truncate})], usage)
         if word == "adapters":
             return FakeStream([json.dumps(None if adapters is None else dict(adapters))], usage)
+        if word == "grammar":
+            return FakeStream([json.dumps(None if grammar is None else asdict(grammar))], usage)
         if word == "loaded":
             return FakeStream([json.dumps(self._loaded, default=str)], usage)
         if word == "defect":

@@ -189,6 +189,21 @@ def test_options_reach_the_model(program: Program, tmp_path: Path) -> None:
     assert loaded["options"]["no_kv_cache"] is True
 
 
+def test_grammars_reach_the_model(program: Program, tmp_path: Path) -> None:
+    grammar = tmp_path / "g.y"
+    grammar.write_text("%%\nE: E '+' E | 'x' ;\n", encoding="utf-8")
+    code, out, err = program("--grammar", str(grammar), "--prompt", "grammar")
+    assert (code, json.loads(out)) == (0, {"kind": "yacc", "text": "%%\nE: E '+' E | 'x' ;\n"})
+    assert f"--grammar {grammar}: the grammar has 1 conflicts" in err
+    code, out, err = program("--choice", "yes, I do", "--choice", "né", "-i", stdin=b"grammar\ngrammar\n")
+    assert [json.loads(line) for line in out.splitlines()] == [{"kind": "choice", "text": '["yes, I do", "né"]'}] * 2
+    assert (code, err) == (0, "")
+    assert program("--prompt", "grammar")[1] == "null\n"
+    code, out, err = program("--regex", "(?=a)", "--prompt", "hi")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --regex: ")
+
+
 def test_piped_chat_takes_lines_as_text(program: Program) -> None:
     code, out, err = program("-i", stdin=b"/exit\n\n// b\nlong\nmessages")
     lines = out.splitlines()

@@ -1,8 +1,11 @@
 """The options of one answer: its prompt, its limits, and the sampling of its tokens."""
 
+# ruff: noqa: RUF009  (``option`` makes a dataclass field, as ``field`` does)
+
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mistralrs.api.options.option import ANSWER, Mode, option
@@ -112,4 +115,37 @@ class AnswerOptions:
     )
     stop: tuple[str, ...] = option(
         (), "--stop", metavar="TEXT", modes=ANSWER, help="End the answer before this text. May be repeated."
+    )
+    grammar: str | None = option(
+        None,
+        "--grammar",
+        metavar="[KIND:]FILE",
+        modes=ANSWER,
+        is_shared=False,
+        help="The answer matches the grammar in this file. KIND is regex, yacc, lark, gbnf, json_schema, choice or "
+        "structural_tag; without it, the ending .y, .lark, .gbnf or .json (a schema) tells.",
+    )
+    regex: str | None = option(
+        None,
+        "--regex",
+        metavar="PATTERN",
+        modes=ANSWER,
+        is_shared=False,
+        help="The whole answer matches this regular expression.",
+    )
+    schema: Path | None = option(
+        None,
+        "--schema",
+        metavar="FILE",
+        modes=ANSWER,
+        is_shared=False,
+        help="The answer is JSON that obeys the JSON schema in this file.",
+    )
+    choice: tuple[str, ...] = option(
+        (),
+        "--choice",
+        metavar="TEXT",
+        modes=ANSWER,
+        is_shared=False,
+        help="The answer is one of these texts. To be repeated, once for each.",
     )
