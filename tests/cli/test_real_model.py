@@ -56,6 +56,15 @@ def test_copies_and_no_kv_cache_give_the_same_greedy_text(run: Run) -> None:
     assert re.search(r"Prompt\[\d+\] Completion\[\] - [\d.]+ms", log)
 
 
+def test_answers_match_their_grammar(run: Run, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    properties = {"big": {"type": "boolean"}}
+    schema.write_text(json.dumps({"type": "object", "properties": properties, "required": ["big"], "maxProperties": 1}))
+    out, _ = run("--schema", str(schema), "--temperature", "0", "--max-tokens", "40", "--prompt", "Is Paris big?")
+    assert list(json.loads(out)) == ["big"]
+    assert set(run("--choice", "oui", "--choice", "nö", "-i", stdin="Hi\nHo\n")[0].splitlines()) <= {"oui", "nö"}
+
+
 def test_second_turn_reuses_the_first(run: Run) -> None:
     out, err = run("-i", "--max-tokens", "4", "--stats", stdin="Hello\nAnd again\n")
     assert len(out.splitlines()) >= 2

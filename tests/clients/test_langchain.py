@@ -15,7 +15,7 @@ import openai
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from tests.clients.conftest import ADAPTED, ANSWER, HEADERS, KEY, QUESTION
 from tests.server.adapter_server import AdapterServer
@@ -81,6 +81,31 @@ def test_two_choices(chat: Callable[..., Any]) -> None:
     assert len(choices) == 2
     assert choices[1].text == alone.content
     assert result.llm_output["token_usage"]["completion_tokens"] <= 24
+
+
+class Place(BaseModel):
+    """Where something is."""
+
+    city: str = Field(max_length=20)
+    is_capital: bool
+
+
+# langchain-openai puts the parsed object into a field that openai declares as null
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("strict", [None, True])
+def test_structured_output(chat: Callable[..., Any], strict: bool | None) -> None:
+    told = chat(max_tokens=80).with_structured_output(Place, method="json_schema", strict=strict)
+    place = told.invoke(QUESTION)
+    assert isinstance(place, Place)
+    assert list(told.stream(QUESTION))[-1] == place
+    as_dict = chat(max_tokens=80).with_structured_output(Place.model_json_schema(), method="json_schema", strict=strict)
+    assert Place.model_validate(as_dict.invoke(QUESTION)) == place
+
+
+def test_json_mode(chat: Callable[..., Any]) -> None:
+    told = chat(max_tokens=300)
+    answer = told.with_structured_output(None, method="json_mode", include_raw=True).invoke(f"As JSON: {QUESTION}")
+    assert isinstance(answer["parsed"], dict) or answer["raw"].response_metadata["finish_reason"] == "length"
 
 
 def test_context_overflow(chat: Callable[..., Any]) -> None:

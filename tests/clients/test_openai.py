@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import itertools
 import math
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 openai = pytest.importorskip("openai", reason="openai is not installed; make clients installs it")
 
@@ -94,14 +96,59 @@ def test_stream_helper(client: Any, model: str) -> None:
     assert "".join(each.token for each in final.choices[0].logprobs.content) == ANSWER
 
 
+class Continent(enum.Enum):
+    AFRICA = "Africa"
+    EUROPE = "Europe"
+
+
 class Capital(BaseModel):
-    name: str
+    """A capital and its country."""
+
+    name: str = Field(description="Without its country", max_length=20)
+    continent: Continent
+    districts: list[Literal["Louvre", "Bourse"]] = Field(max_length=2)
+    founded: int | None = Field(ge=-300, le=2026)
 
 
-def test_parse_is_refused_until_there_are_schemas(client: Any, model: str) -> None:
+class Impossible(BaseModel):
+    pairs: set[int]
+
+
+def test_parse(client: Any, model: str) -> None:
+    asked = {"model": model, "messages": MESSAGES, "response_format": Capital, "temperature": 0, "max_tokens": 200}
+    answer = client.chat.completions.parse(**asked)
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Capital)
+    with client.chat.completions.stream(**asked) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert final.choices[0].message.parsed == answer.choices[0].message.parsed
+    assert final.choices[0].message.content == answer.choices[0].message.content
+
+
+def test_parse_of_a_cut_answer(client: Any, model: str) -> None:
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model=model, messages=MESSAGES, response_format=Capital, max_tokens=3)
+
+
+def test_a_schema_that_cannot_be_obeyed_is_refused(client: Any, model: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.parse(model=model, messages=MESSAGES, response_format=Capital)
-    assert (refused.value.param, refused.value.code) == ("response_format", "unsupported_parameter")
+        client.chat.completions.parse(model=model, messages=MESSAGES, response_format=Impossible)
+    place = "response_format.json_schema.schema/properties/pairs/uniqueItems"
+    assert (refused.value.param, refused.value.code) == (place, "invalid_schema")
+
+
+def test_grammars_of_other_servers(client: Any, model: str) -> None:
+    """The field of mistral.rs, as in its examples, and those of vLLM and llama.cpp, all in ``extra_body``."""
+    for extra in (
+        {"grammar": {"type": "regex", "value": "(- [^\n]{1,9}\n)(- [^\n]{1,9})"}},
+        {"structured_outputs": {"regex": "(- [^\n]{1,9}\n)(- [^\n]{1,9})"}},
+        {"grammar": r'root ::= item "\n" item' + "\n" + r'item ::= "- " [^\n]{1,9}'},
+    ):
+        answer = client.chat.completions.create(model=model, messages=MESSAGES, extra_body=extra, max_tokens=60)
+        assert re.fullmatch(r"- .{1,9}\n- .{1,9}", answer.choices[0].message.content)
+        assert answer.choices[0].finish_reason == "stop"
 
 
 def test_parse_without_a_schema(client: Any, model: str) -> None:
@@ -221,7 +268,7 @@ def test_wrong_key(server: RunningServer, model: str) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json"}}, "response_format"),
     ],
     ids=str,
 )
