@@ -28,6 +28,7 @@ _ESCAPES = {
     "X": r"the sequence \X",
     "K": r"the escape \K",
 }
+_ASCII = {"d": "0-9", "w": "0-9A-Za-z_", "s": r"\t\n\x0B\x0C\r\x20"}
 _TOKEN = re.compile(r"\\.|\(\?(?:<[=!]|P[=>]|.)?|.", re.DOTALL)
 
 
@@ -71,6 +72,23 @@ def refuse_unsupported(pattern: str, *, text: str | None = None, offset: int = 0
         if name is not None:
             place = Place.of(text if text is not None else pattern, offset + index)
             raise grammar_error(f"{name} is not supported in regular expressions", place=place)
+
+
+def with_ascii_classes(pattern: str) -> str:
+    """The pattern with ``\\d``, ``\\w`` and ``\\s`` as ASCII's digits, letters and spaces, their negations as the rest.
+
+    A digit of another script is no answer to somebody who asks for ``\\d{4}``. ``\\p{Nd}`` still names all of them.
+    """
+    translated = []
+    for _, piece, in_class in pieces(pattern):
+        characters = _ASCII.get(piece[1].lower()) if len(piece) == 2 and piece[0] == "\\" else None
+        if characters is None:
+            translated.append(piece)
+        elif piece[1].isupper():
+            translated.append(f"[^{characters}]")
+        else:
+            translated.append(characters if in_class else f"[{characters}]")
+    return "".join(translated)
 
 
 def _is_first(pattern: str, index: int, start: int) -> bool:

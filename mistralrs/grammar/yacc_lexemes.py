@@ -16,7 +16,7 @@ from llguidance import LLMatcher
 from mistralrs.errors import RequestError
 from mistralrs.grammar.choice_grammar import literal
 from mistralrs.grammar.library_limits import byte_tree, is_empty, limits, reason_of
-from mistralrs.grammar.regex_syntax import refuse_unsupported
+from mistralrs.grammar.regex_syntax import refuse_unsupported, with_ascii_classes
 from mistralrs.grammar.translation import Place, grammar_error
 
 MAX_TERMINALS = 500
@@ -39,7 +39,11 @@ class Lexeme:
     @property
     def source(self) -> str:
         """The lexeme as an expression of the Lark dialect, before any subtraction."""
-        return f"/{_with_escaped_slashes(self.text[1:-1])}/" if self.is_expression else literal(self.text)
+        return (
+            f"/{_with_escaped_slashes(with_ascii_classes(self.text[1:-1]))}/"
+            if self.is_expression
+            else literal(self.text)
+        )
 
     @property
     def priority(self) -> tuple[bool, int]:
@@ -170,7 +174,7 @@ def _checked(lexeme: Lexeme) -> str:
         refuse_unsupported(pattern)
     except RequestError as error:
         raise grammar_error(error.message.rpartition(": ")[2], place=lexeme.place) from None
-    return LLMatcher.grammar_from_regex(pattern)
+    return LLMatcher.grammar_from_regex(with_ascii_classes(pattern))
 
 
 def _characters(first: Iterable[int]) -> str:

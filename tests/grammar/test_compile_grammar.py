@@ -79,12 +79,15 @@ def test_an_unknown_kind_is_refused_with_those_that_exist() -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "yes", "no"),
     [
+        ("regex", r"\d{2}[\d]\w\s", ["123a ", "123_\n"], ["12٣a ", "123é ", "123a\u2003"]),
+        ("regex", r"\D[^\d]\W\S", ["٣٣éé", "aa.."], ["1aéé", "aaaé"]),
+        ("yacc", "%%\na: '/[0-9]\\d*/';", ["12"], ["1٣"]),
         ("regex", "a|b$", ["a", "b"], ["", "ab", "a\n"]),
         ("regex", "^a|^b$", ["a", "b"], ["ab"]),
         ("regex", "", [""], ["a"]),
         ("regex", ".", ["é", "😀"], ["\n", b"\xc3", b"\xff"]),
         ("regex", "(?s:.)", ["\n"], [b"\xff"]),
-        ("regex", r"\d", ["٣", "3"], ["x"]),
+        ("regex", r"\d|\p{Nd}x", ["٣x", "3"], ["x", "٣"]),
         ("regex", "[^a]", ["é", "\n"], ["a", b"\xe9"]),
         ("regex", "(?i)straße", ["STRAßE"], []),
         ("regex", "a+?", ["a", "aaa"], [""]),
