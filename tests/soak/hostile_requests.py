@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
+from tests.grammar.hostile_grammars import MAKERS
+
 End = Literal["read", "half-close", "leave", "reset"]
 Body = dict[str, Any]
 
@@ -258,9 +260,19 @@ def costly_words(random: Random) -> Attack:
     return Attack("costly words", (message(CHAT, as_json(body)),))
 
 
+def costly_grammar(random: Random) -> Attack:
+    kind = random.choice(sorted(MAKERS))
+    text = MAKERS[kind](random)
+    fields: list[Body] = [{"grammar": {"type": kind, "value": text}}, {"guided_grammar": text}]
+    if kind == "json_schema":
+        fields += [{"format": text}, {"structured_outputs": {"json": text, "whitespace_pattern": "(( ?)*)*"}}]
+    body = {**good_body(random), **random.choice(fields), "n": random.choice((1, 8))}
+    return Attack("costly grammar", (message(CHAT, as_json(body)),), end=random.choice(("read", "leave")))
+
+
 KINDS: tuple[Callable[[Random], Attack], ...] = (
     random_bytes, random_body, damaged, deep, huge_numbers, wrong_types, bad_text, slow_loris, hung_up, half_closed,
     lying_length, bad_chunks, strange_head, strange_line, large_body, pipelined, other_protocols, costly_words,
-    wrong_types, damaged,
+    wrong_types, damaged, costly_grammar,
 )  # fmt: skip
 """The kinds of attacks. Attack n is of kind n modulo their number; two of them count twice."""
