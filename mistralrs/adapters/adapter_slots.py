@@ -27,6 +27,16 @@ class AdapterLimits:
     max_bytes: int | None = None
     """Bytes that the matrices of one adapter may have in its file; None: any number."""
 
+    def check(self, adapter: LoraAdapter) -> None:
+        """Raises ``LoadError`` for an adapter beyond the limits of a single one."""
+        name, size = adapter.name, _num_bytes(adapter)
+        if self.max_rank is not None and adapter.rank > self.max_rank:
+            message = f"adapter {name} has rank {adapter.rank}; at most {self.max_rank} is allowed"
+            raise LoadError(message, hint="raise --max-adapter-rank")
+        if self.max_bytes is not None and size > self.max_bytes:
+            message = f"adapter {name} has {size} bytes; at most {self.max_bytes} are allowed"
+            raise LoadError(message, hint="raise --max-adapter-bytes")
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterStatus:
@@ -129,7 +139,9 @@ class AdapterSlots:
         Waits for the placing, so the engine's thread must not call it. Raises LoadError for an adapter beyond the
         limits; it and an error of the placing leave the names as they were.
         """
-        self._check(adapter)
+        if self.limits.max_adapters < 1:
+            raise LoadError(f"adapter {adapter.name}: the model has no adapter slots", hint="raise --max-adapters")
+        self.limits.check(adapter)
         known = _Known.of(adapter)
         with self._lock:
             current = self._named.get(adapter.name)
@@ -156,7 +168,7 @@ class AdapterSlots:
         Raises RequestError for an unknown name.
         """
         with self._lock:
-            self._find(name)
+            self._find(name, param="lora_name")
             self._rename(name, None)
 
     def acquire(self, weights: Mapping[str, float]) -> AcquiredAdapters:
@@ -193,17 +205,6 @@ class AdapterSlots:
         with self._lock:
             self._close(self._open.pop(acquired, ()))
 
-    def _check(self, adapter: LoraAdapter) -> None:
-        name, limits, size = adapter.name, self.limits, _num_bytes(adapter)
-        if limits.max_adapters < 1:
-            raise LoadError(f"adapter {name}: the model has no adapter slots", hint="raise --max-adapters")
-        if limits.max_rank is not None and adapter.rank > limits.max_rank:
-            message = f"adapter {name} has rank {adapter.rank}; at most {limits.max_rank} is allowed"
-            raise LoadError(message, hint="raise --max-adapter-rank")
-        if limits.max_bytes is not None and size > limits.max_bytes:
-            message = f"adapter {name} has {size} bytes; at most {limits.max_bytes} are allowed"
-            raise LoadError(message, hint="raise --max-adapter-bytes")
-
     def _place(self, known: _Known, adapter: LoraAdapter | None) -> None:
         """Places an adapter in the slot that it was assigned and ends ``placed``, with an error if that fails.
 
@@ -232,13 +233,11 @@ class AdapterSlots:
 
     # The lock is held in the methods below.
 
-    def _find(self, name: str) -> _Known:
+    def _find(self, name: str, *, param: str = "adapters") -> _Known:
         known = self._named.get(name)
         if known is None:
             hint = f"known are {', '.join(self._named)}" if self._named else "no adapter is loaded"
-            raise RequestError(
-                f"there is no adapter {name[:64]!r}", hint=hint, code="adapter_not_found", param="adapters"
-            )
+            raise RequestError(f"there is no adapter {name[:64]!r}", hint=hint, code="adapter_not_found", param=param)
         return known
 
     def _rename(self, name: str, known: _Known | None) -> None:

@@ -25,6 +25,7 @@ from mistralrs.engine.events import AdaptersChosen, Delta, Finished
 from mistralrs.errors import EngineError, LoadError, RequestError, UsageError
 from tests.adapters.adapter_folders import AdapterFolders, adapter_folders
 from tests.adapters.gguf_lora_of import write_gguf_lora_of
+from tests.adapters.xlora_files import axis_of, write_xlora
 from tests.gguf_of import write_gguf
 from tests.hub import Repository, serving
 from tests.tiny import CHAT_TEMPLATE
@@ -165,8 +166,9 @@ def test_loading_replacing_and_unloading(model: LocalModel, adapter_folders: Ada
     model.adapters.activate({"c": 1.0})
     model.adapters.unload("c")
     assert tokens(model) == tokens(model, {})
-    with pytest.raises(RequestError, match="there is no adapter 'c'"):
+    with pytest.raises(RequestError, match="there is no adapter 'c'") as refusal:
         model.adapters.unload("c")
+    assert refusal.value.param == "lora_name"
 
 
 @pytest.mark.parametrize("name", ["", "none", "default", "a b", "a:1", "x" * 200, "tab\t"])
@@ -231,10 +233,16 @@ def test_options_that_contradict_each_other(
         load(adapter_folders.base, replace(AdapterOptions((source,)), **change))  # type: ignore[arg-type]
 
 
-def test_limits_on_rank_and_bytes(adapter_folders: AdapterFolders) -> None:
+@pytest.mark.parametrize("way", ["beside", "merged", "mixed"])
+def test_limits_on_rank_and_bytes(way: str, adapter_folders: AdapterFolders, tmp_path: Path) -> None:
     source = AdapterSource("a", str(adapter_folders.adapters["a"]))
+    if way == "mixed":
+        xlora = write_xlora(tmp_path / "xlora", adapter_folders.base, axis_of("llama"), layerwise_scalings=True)
+        given = AdapterOptions(xlora=str(xlora))
+    else:
+        given = AdapterOptions((source,), active=(("a", 1.0),) if way == "merged" else ())
     for limit, flag in (("max_rank", "--max-adapter-rank"), ("max_bytes", "--max-adapter-bytes")):
-        options = replace(AdapterOptions((source,)), **{limit: 1})  # type: ignore[arg-type]
+        options = replace(given, **{limit: 1})  # type: ignore[arg-type]
         with pytest.raises(LoadError) as refusal:
             load(adapter_folders.base, options)
         assert flag in (refusal.value.hint or "")

@@ -106,6 +106,7 @@ class AdapterLoading:
         reader = AdapterReader(architecture, spec, token=self._token)
         named = zip(self._options.adapters, self._found, strict=True)
         self._adapters = [reader.read(each.name, found) for each, found in named]
+        self._check_limits(self._adapters)
         if not self.merges:
             return None
         weights = dict(self._options.active)
@@ -125,7 +126,17 @@ class AdapterLoading:
             token=self._token(),
             progress=self._progress,
         )
+        self._check_limits(self._xlora.adapters)
         return self._xlora
+
+    def _check_limits(self, adapters: Sequence[LoraAdapter]) -> None:
+        from mistralrs.adapters.adapter_slots import AdapterLimits
+
+        limits = AdapterLimits(
+            max_adapters=len(adapters), max_rank=self._options.max_rank, max_bytes=self._options.max_bytes
+        )
+        for adapter in adapters:
+            limits.check(adapter)
 
     def memory(self, spec: DecoderSpec, backend: Backend, *, is_exact: bool) -> int:
         """Returns the bytes that the slots may take, after ``read`` or ``read_mixture``: those of the largest adapters
