@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from array import array
+from functools import partial
 
 import torch
 
@@ -42,7 +43,8 @@ def main() -> None:
         values = array("f", (torch.randn(vocab, generator=generator) * 4).tolist())
         logits = buffer(Arena(buffers_bytes((1, vocab))), 1, vocab)
         tokens = list(range(100, 300))
-        samplers = NativeSampler(vocab, NativeBackend(threads=1).row_sampler()), Sampler(vocab)
+        make = partial(Sampler, vocab)
+        samplers = NativeSampler(vocab, NativeBackend(threads=1).row_sampler(), make), make()
         for name, params in SETTINGS.items():
             row = SamplingInput(params, tokens)
             times: tuple[list[float], list[float]] = ([], [])
@@ -52,8 +54,8 @@ def main() -> None:
                     started = time.perf_counter()
                     sampler.sample(logits, [row])
                     own.append(time.perf_counter() - started)
-            native, reference = (statistics.median(own) * 1e6 for own in times)
-            print(f"{vocab:>7} {name:<14} {native:8.0f} us, torch {reference:8.0f} us")
+            native, torchs = (statistics.median(own) * 1e6 for own in times)
+            print(f"{vocab:>7} {name:<14} {native:8.0f} us, torch {torchs:8.0f} us")
 
 
 if __name__ == "__main__":

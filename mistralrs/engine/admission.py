@@ -88,8 +88,10 @@ def check_request(request: Request, vocab_size: int, *, max_adapters: int) -> No
     """
     check(request.sampling, vocab_size)
     _check_adapters(request.adapters, max_adapters)
-    if request.grammar is not None and request.pooling is not None:
-        raise RequestError("a request for an embedding has no answer, hence no grammar", param="grammar")
+    if request.pooling is not None:
+        for name in ("grammar", "hooks"):
+            if getattr(request, name) is not None:
+                raise RequestError(f"a request for an embedding has no answer, hence no {name}", param=name)
     if request.prompt_logprobs is not None:
         highest = min(vocab_size, MAX_PROMPT_LOGPROBS)
         in_range = 0 <= request.prompt_logprobs <= highest

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.ops.kv_groups import KvGroup
+
+if TYPE_CHECKING:
+    from mistralrs.engine.request_hooks import Hooks
 
 SAMPLERS = ("penalties", "dry", "temperature", "top_k", "typical_p", "top_p", "min_p", "xtc")
 """The stages of sampling in their default order."""
@@ -140,3 +143,5 @@ class Request:
     """The answer matches it; None: any text."""
     spelled_tokens: frozenset[int] = frozenset()
     """Control tokens whose names are part of the answer's text, because the caller reads them as markers."""
+    hooks: Hooks | None = None
+    """Functions that take part in sampling; only for an engine in the caller's process."""

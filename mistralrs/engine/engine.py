@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from concurrent.futures import Future
-from functools import partial
+from functools import cache, partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -241,10 +241,13 @@ class Engine(ProcessBound):
         if self._row_sampler is not None:
             from mistralrs.engine.sampling.native_sampler import NativeSampler
 
-            return NativeSampler(self.vocab_size, self._row_sampler)
-        from mistralrs.engine.sampling.sampler import Sampler  # imports torch, while the caller does other work
+            return NativeSampler(self.vocab_size, self._row_sampler, cache(self._torch_sampler))
+        return self._torch_sampler()
 
+    def _torch_sampler(self) -> TokenSampler:
         self._prepare_torch()
+        from mistralrs.engine.sampling.sampler import Sampler
+
         return Sampler(self.vocab_size)
 
     def _prepare_torch(self) -> None:

@@ -69,6 +69,7 @@ class RequestState:
         self._first_text: float | None = None
         self._last_token = submitted
         self._end_ids = tuple(sequence.end_ids)
+        self._hooks = request.hooks
         self._has_logprobs = request.sampling.logprobs is not None  # those of forced tokens need a step of their own
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
@@ -120,7 +121,8 @@ class RequestState:
 
     def _sampling_input(self, tokens: list[int], mask: memoryview | None) -> SamplingInput:
         banned = self._end_ids if self._is_too_early(len(tokens)) else ()
-        return SamplingInput(self.sequence.sampling, tokens, mask, banned=banned, dry=self._dry)
+        hooks = () if self._hooks is None else self._hooks.logits_processors
+        return SamplingInput(self.sequence.sampling, tokens, mask, banned=banned, dry=self._dry, hooks=hooks)
 
     def _is_too_early(self, num_tokens: int) -> bool:
         """Whether no end may follow ``num_tokens`` tokens."""
@@ -132,7 +134,6 @@ class RequestState:
         ``rows``: what was sampled after the known tokens, and after each of the draft tokens. Raises RequestError if
         the request's grammar cannot go on.
         """
-        known = len(self.sequence.tokens)
         tokens: list[int] = []
         deltas: list[Delta] = []
         reason: FinishReason | None = None
@@ -140,7 +141,7 @@ class RequestState:
         for draw, was_sampled in self._tokens_of_step(rows, draft):
             tokens.append(draw.token)
             num_forced += not was_sampled
-            delta, reason = self._on_token(draw, known + len(tokens), now)
+            delta, reason = self._on_token(draw, tokens, now)
             deltas.append(delta)
             if reason is not None:
                 break
@@ -171,8 +172,9 @@ class RequestState:
                 num_rows = 0
             place += 1
 
-    def _on_token(self, draw: SampledToken, num_tokens: int, now: float) -> tuple[Delta, FinishReason | None]:
-        """The addition of a token, the last of ``num_tokens``, and why the stream ends with it, if it does."""
+    def _on_token(self, draw: SampledToken, tokens: list[int], now: float) -> tuple[Delta, FinishReason | None]:
+        """The addition of a token, the last of the step's ``tokens``, and why the stream ends with it, if it does."""
+        num_tokens = len(self.sequence.tokens) + len(tokens)
         if self._first_token is None:
             self._first_token = now
         self._last_token = now
@@ -185,6 +187,8 @@ class RequestState:
             reason = "stop"
         elif self.sequence.constraint is not None and self.sequence.constraint.accept(draw.token):
             self._require_end(num_tokens)
+            reason = "stop"
+        elif self._hooks is not None and self._hooks.stops((*self.sequence.tokens, *tokens)):
             reason = "stop"
         if reason is not None:
             text += self._text.finish()
@@ -203,7 +207,7 @@ class RequestState:
         too_early = self._is_too_early(len(self.sequence.tokens))
         return RequestError(
             "the answer cannot go on: every token that the grammar allows is excluded",
-            hint="lower min_tokens" if too_early else "check logit_bias",
+            hint="lower min_tokens" if too_early else "check logit_bias and logits processors",
             code="grammar_failed",
             param="min_tokens" if too_early else "logit_bias",
         )

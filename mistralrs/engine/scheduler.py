@@ -232,7 +232,7 @@ class Scheduler:
         sequence = chunk.sequence
         # One token is sampled after the draft tokens.
         count = min(rows, self._config.max_draft, sequence.max_len - len(sequence.tokens) - 1)
-        if not chunk.samples or count <= 0:
+        if not chunk.samples or count <= 0 or not sequence.takes_drafts:
             return ()
         constraint = sequence.constraint
         if constraint is None:

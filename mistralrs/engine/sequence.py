@@ -74,6 +74,7 @@ class Sequence:
     """Proposes draft tokens."""
     constraint: SequenceConstraint | None = None
     """The grammar that the tokens after the prompt match."""
+    takes_drafts: bool = True
     executor_state: ExecutorState = field(init=False)
     state: State = State.NEW
     finish_reason: Literal["stop", "length"] | None = None
@@ -103,6 +104,7 @@ class Sequence:
             end_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
             prompt_end="stop" if pools else "length" if scores_prompt and room == 0 else None,
             scores_prompt=scores_prompt,
+            takes_drafts=request.hooks is None,
         )
 
     @property

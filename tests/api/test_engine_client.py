@@ -48,6 +48,7 @@ from mistralrs.engine.events import (
     TokenLogprob,
     Usage,
 )
+from mistralrs.engine.request_hooks import Hooks
 from mistralrs.engine.stats import EngineStats
 from mistralrs.errors import (
     ContextLengthError,
@@ -59,6 +60,7 @@ from mistralrs.errors import (
     RequestError,
     UsageError,
 )
+from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.progress import Progress
 from tests.api import fake_engine_process as fake
 from tests.tiny import TinyConfig, write_tiny
@@ -338,6 +340,28 @@ async def test_impossible_requests_are_refused_at_once(client: EngineClient) -> 
     _, end = await collect(client.submit(Request((5,) * 129, GREEDY, truncate=True)))
     assert end.usage.prompt_tokens == 128 - GREEDY.max_tokens  # type: ignore[operator]
     assert (await client.stats()).completion_tokens == drawn + 8
+
+
+async def test_hooks_stay_in_their_process(client: EngineClient) -> None:
+    hooks = Hooks(stopping_rules=(lambda tokens: len(tokens) == len(PROMPT) + 2,))
+    request = Request(PROMPT, replace(GREEDY, max_tokens=5), hooks=hooks)
+    if isinstance(client, RemoteEngine):
+        with pytest.raises(RequestError, match="only with an engine in their own process"):
+            client.submit(request)
+    else:
+        _, end = await collect(client.submit(request))
+        assert end.usage.completion_tokens == 2
+
+
+async def test_a_grammar_crosses_to_the_engine(client: EngineClient) -> None:
+    for text, expected in (("(yes|no)", "(yes|no)"), ("(", None)):
+        request = Request(PROMPT, replace(GREEDY, max_tokens=9), grammar=GrammarText("regex", text))
+        deltas, end = await collect(client.submit(request))
+        if expected is None:
+            assert isinstance(end, Failed)
+            assert isinstance(end.error, RequestError)
+        else:
+            assert re.fullmatch(expected, Delta.joined(deltas).text)  # type: ignore[arg-type]
 
 
 async def test_cancelling_frees_the_sequence(client: EngineClient) -> None:

@@ -16,7 +16,7 @@ from mistralrs.ops.native_backend import NativeBackend
 
 def native_sampler(vocab_size: int, isa: str | None = None) -> TokenSampler:
     """A sampler with the kernels of an instruction set; None: the processor's best."""
-    return NativeSampler(vocab_size, NativeBackend(threads=2, isa=isa).row_sampler())
+    return NativeSampler(vocab_size, NativeBackend(threads=2, isa=isa).row_sampler(), lambda: Sampler(vocab_size))
 
 
 MAKERS: dict[str, Callable[[int], TokenSampler]] = {"torch": Sampler, "native": native_sampler}

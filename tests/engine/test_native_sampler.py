@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from mistralrs.engine.config import SAMPLERS, SamplingParams
 from mistralrs.engine.sampling.dry_penalty import Dry
@@ -89,6 +92,22 @@ def test_both_sample_the_same(vocab_size: int) -> None:
                 assert [value for _, value in found.top] == pytest.approx([value for _, value in wanted.top], abs=1e-9)
             compared += 1
     assert compared == 960
+
+
+def test_rows_with_hooks_stand_beside_others() -> None:
+    def forbid(tokens: Sequence[int], row: NDArray[np.float32]) -> None:
+        row[::2] = -np.inf
+
+    random = Random(3)
+    for _ in range(20):
+        logits, inputs = random_inputs(random, 6, 1000)
+        inputs = [replace(item, mask=None, hooks=(forbid,) if random.random() < 0.5 else ()) for item in inputs]
+        expected, found = (each.sample(buffer_of(logits), inputs) for each in (Sampler(1000), native_sampler(1000)))
+        for item, wanted, here in zip(inputs, expected, found, strict=True):
+            assert isinstance(wanted, SampledToken)
+            assert isinstance(here, SampledToken)
+            assert here.token == wanted.token
+            assert not item.hooks or here.token % 2
 
 
 @pytest.mark.parametrize("isa", ISAS)

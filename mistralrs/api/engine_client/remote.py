@@ -35,7 +35,7 @@ from mistralrs.api.engine_client.open_stream import OpenStream
 from mistralrs.engine.admission import check_queue, check_request, fit_prompt
 from mistralrs.engine.events import End, Event, Failed, Finished
 from mistralrs.engine.process_bound import ProcessBound
-from mistralrs.errors import EngineError, LoadError
+from mistralrs.errors import EngineError, LoadError, RequestError
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
@@ -122,6 +122,9 @@ class RemoteEngine(ProcessBound):
         if adapters is not None:
             self.model.adapters.check(adapters)
         check_request(request, self.model.vocab_size, max_adapters=self._config.max_adapters)
+        if request.hooks is not None:
+            message = "logits processors and stopping rules work only with an engine in their own process"
+            raise RequestError(message, hint="use a Runner", param="hooks")
         if request.wants_scalings:
             self.model.adapters.require_scalings()
         spell = self.model.tokenizer.token_text

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
+from mistralrs.engine.request_hooks import hook_error
 from mistralrs.engine.sampling.sampling_input import SamplingInput
 
 
@@ -54,21 +55,37 @@ LOGITS_PROCESSORS: Mapping[str, Callable[[torch.Tensor, SamplingInput], None]] =
 
 
 def apply_mask(scores: torch.Tensor, sampling_input: SamplingInput) -> torch.Tensor:
-    """Adds the bias to ``scores`` (vocab_size,) and then excludes masked and banned tokens, in place.
+    """Adds the bias to ``scores`` (vocab_size,), calls hooks, and then excludes masked and banned tokens, in place.
 
-    Returns the scores with bias but without mask, from which log-probabilities are computed.
+    Returns the scores with bias alone, from which log-probabilities are computed. Raises EngineError if a hook fails.
     """
     if sampling_input.params.logit_bias:
         ids, values = zip(*sampling_input.params.logit_bias, strict=True)
         scores.index_add_(0, torch.tensor(ids), torch.tensor(values, dtype=torch.float32))
-    if sampling_input.mask is None and not sampling_input.banned:
+    if sampling_input.mask is None and not sampling_input.banned and not sampling_input.hooks:
         return scores
     before = scores.clone() if sampling_input.params.logprobs is not None else scores
+    if sampling_input.hooks:
+        _call_hooks(scores, sampling_input)
     if sampling_input.mask is not None:
         scores.masked_fill_(~_allowed(sampling_input.mask, scores.shape[0]), -math.inf)
     if sampling_input.banned:
         scores[list(sampling_input.banned)] = -math.inf
     return before
+
+
+def _call_hooks(scores: torch.Tensor, sampling_input: SamplingInput) -> None:
+    """Lets hooks change a copy of ``scores``, since one may keep its row, and takes the result."""
+    row, tokens = scores.numpy().copy(), tuple(sampling_input.tokens)
+    for hook in sampling_input.hooks:
+        try:
+            hook(tokens, row)
+            top = row.max()
+            if not math.isfinite(top):
+                raise ValueError(f"the largest of its logits is {top}")
+        except BaseException as error:  # SystemExit too: it would end the engine's thread
+            raise hook_error("a logits processor", error) from error
+    scores.copy_(torch.from_numpy(row))
 
 
 def _allowed(mask: memoryview, vocab_size: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ exponentials.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,13 @@ from typing import Any
 
 from mistralrs.engine.config import SAMPLERS, SamplingParams
 from mistralrs.engine.sampling.sampler_plan import sampler_plan
-from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, uniform, unusable_logits
+from mistralrs.engine.sampling.sampling_input import (
+    SampledToken,
+    SamplingInput,
+    TokenSampler,
+    uniform,
+    unusable_logits,
+)
 from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.row_sampler import RowSampler
@@ -43,7 +49,9 @@ class _Template:
 class NativeSampler:
     """Samples a token for each row of a batch of logits. Used by one thread."""
 
-    def __init__(self, vocab_size: int, row_sampler: RowSampler) -> None:
+    def __init__(self, vocab_size: int, row_sampler: RowSampler, hooks_sampler: Callable[[], TokenSampler]) -> None:
+        """``hooks_sampler``: returns the sampler of rows that have hooks, which need NumPy anyhow."""
+        self._hooks_sampler = hooks_sampler
         self._vocab_size = vocab_size
         self._row_sampler = row_sampler
         self._template = lru_cache(maxsize=256)(self._new_template)
@@ -52,16 +60,29 @@ class NativeSampler:
         self, logits: Buffer, inputs: Sequence[SamplingInput], *, rows: Sequence[int] | None = None
     ) -> list[SampledToken | EngineError]:
         """One token for each input, as ``TokenSampler.sample`` says."""
+        places = list(range(logits.shape[0])) if rows is None else rows
+        if any(item.hooks for item in inputs):
+            return self._sample_apart(logits, inputs, places)
         templates = [self._template(item.params) for item in inputs]
         cells = self._row_sampler.rows([template.row for template in templates])
         kept = [
             self._complete(cells[index], item, template, logits.address + 4 * logits.shape[1] * place)
-            for index, (place, item, template) in enumerate(
-                zip(range(logits.shape[0]) if rows is None else rows, inputs, templates, strict=True)
-            )
+            for index, (place, item, template) in enumerate(zip(places, inputs, templates, strict=True))
         ]
         self._row_sampler.run(len(inputs))
         return [_sampled(cells[index], template.num_logprobs, kept[index]) for index, template in enumerate(templates)]
+
+    def _sample_apart(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], places: Sequence[int]
+    ) -> list[SampledToken | EngineError]:
+        """The same where some inputs have hooks."""
+        results: dict[int, SampledToken | EngineError] = {}
+        for has_hooks, sampler in ((True, self._hooks_sampler()), (False, self)):
+            indices = [index for index, item in enumerate(inputs) if bool(item.hooks) is has_hooks]
+            own = [inputs[index] for index in indices]
+            sampled = sampler.sample(logits, own, rows=[places[index] for index in indices]) if own else []
+            results.update(zip(indices, sampled, strict=True))
+        return [results[index] for index in range(len(inputs))]
 
     def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
         """``tokens`` with log-probabilities, as ``TokenSampler.score`` says."""

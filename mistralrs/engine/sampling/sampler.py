@@ -56,7 +56,8 @@ class Sampler:
 
         ``logits``: float32 (count, vocab_size or more), which are not changed.
         ``rows``: the row of each input, ascending; None: all rows.
-        A row without a usable logit yields an error instead of a token, and does not affect the others.
+        A row without a usable logit, or with a hook that fails, yields an error instead of a token, and does not affect
+        the others.
         """
         if not inputs:  # a step of prefill chunks that do not reach their ends
             return []
@@ -71,10 +72,8 @@ class Sampler:
         tops = maxima.amax(1).tolist()
         tokens = self._pick_tokens(inputs, plans, (scores, maxima), tops)
         return [
-            _sampled_token(tokens[index], unmasked[index], item.params.logprobs)
-            if index in tokens
-            else unusable_logits(tops[index])
-            for index, item in enumerate(inputs)
+            _result(tokens.get(index), row, item.params.logprobs, top)
+            for index, (item, row, top) in enumerate(zip(inputs, unmasked, tops, strict=True))
         ]
 
     def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
@@ -101,18 +100,21 @@ class Sampler:
 
     def _process_logits(
         self, scores: torch.Tensor, inputs: Sequence[SamplingInput], plans: Sequence[SamplerPlan]
-    ) -> list[torch.Tensor]:
-        """Applies logits processors, bias and masks to ``scores`` (rows, width), in place.
+    ) -> list[torch.Tensor | EngineError]:
+        """Applies logits processors, bias, hooks and masks to ``scores`` (rows, width), in place.
 
-        Returns for each row its scores (vocab_size,) without mask.
+        Returns for each row its scores (vocab_size,) without hooks and mask, or the error of its hooks.
         """
         apply_penalties(scores, ((index, item) for index, item in enumerate(inputs) if plans[index].has_penalties))
-        unmasked = []
+        unmasked: list[torch.Tensor | EngineError] = []
         for index, item in enumerate(inputs):
             row = scores[index, : self._vocab_size]
             for stage in plans[index].logits_processors:
                 LOGITS_PROCESSORS[stage](row, item)
-            unmasked.append(apply_mask(row, item))
+            try:
+                unmasked.append(apply_mask(row, item))
+            except EngineError as error:
+                unmasked.append(error)
         return unmasked
 
     def _pick_tokens(
@@ -285,8 +287,16 @@ def _below(value: float) -> float:
     return float(torch.nextafter(number, torch.zeros(())))
 
 
-def _sampled_token(token: int, scores: torch.Tensor, count: int | None) -> SampledToken:
-    """``token`` with the log-probabilities by ``scores`` (vocab_size,) that the request asks for."""
+def _result(
+    token: int | None, scores: torch.Tensor | EngineError, count: int | None, top: float
+) -> SampledToken | EngineError:
+    """``token`` with the log-probabilities by ``scores`` (vocab_size,) that the request asks for, or the row's error.
+
+    ``top``: the largest score with which the row was sampled."""
+    if isinstance(scores, EngineError):
+        return scores
+    if token is None:
+        return unusable_logits(top)
     return SampledToken(token) if count is None else _with_logprobs(token, scores, count)
 
 

@@ -6,12 +6,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import pack
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
+
+if TYPE_CHECKING:
+    from mistralrs.engine.request_hooks import LogitsProcessor
 
 NO_TOKEN = "no_token"
 """The code of the error for a row in which every token is excluded."""
@@ -30,6 +33,8 @@ class SamplingInput:
     """Tokens that are excluded even if ``mask`` allows them."""
     dry: Dry | None = None
     """Required if ``params`` turn DRY on."""
+    hooks: tuple[LogitsProcessor, ...] = ()
+    """Functions of the caller that change the logits before the mask."""
 
 
 @dataclass(frozen=True, slots=True)
