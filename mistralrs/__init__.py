@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from mistralrs.api.schemas.response_bodies import ChatCompletionChunk as ChatCompletionChunkResponse
     from mistralrs.api.schemas.response_bodies import Completion as CompletionResponse
     from mistralrs.api.schemas.response_bodies import CompletionChunk as CompletionChunkResponse
+    from mistralrs.api.selectors.architecture_names import Architecture
     from mistralrs.api.selectors.which import Which
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Architecture": ("selectors.architecture_names", "Architecture"),
     "ChatCompletionChunkResponse": ("schemas.response_bodies", "ChatCompletionChunk"),
     "ChatCompletionRequest": ("schemas.python_requests", "ChatCompletionRequest"),
     "ChatCompletionResponse": ("schemas.response_bodies", "ChatCompletion"),
@@ -43,6 +45,7 @@ _PLACES = {
 """Where what is imported later lies: the module of ``mistralrs.api``, and its name there."""
 
 __all__ = [
+    "Architecture",
     "ChatCompletionChunkResponse",
     "ChatCompletionRequest",
     "ChatCompletionResponse",

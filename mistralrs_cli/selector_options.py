@@ -5,6 +5,9 @@ from __future__ import annotations
 from mistralrs.api.options.model_options import (
     AddedOptions,
     AddedXLoraOptions,
+    AnyGgmlOptions,
+    AnyPlainOptions,
+    AnyQuantizedOptions,
     AutoOptions,
     GgmlOptions,
     LoraOptions,
@@ -24,6 +27,13 @@ WEIGHT_OPTIONS: dict[str, type[WeightOptions]] = {
     "any": AutoOptions,
 }
 """The options after a subcommand that name its weights, by format."""
+ANY_WEIGHT_OPTIONS: dict[str, type[WeightOptions]] = {
+    "plain": AnyPlainOptions,
+    "gguf": AnyQuantizedOptions,
+    "ggml": AnyGgmlOptions,
+    "any": AutoOptions,
+}
+"""The same for a subcommand of any architecture."""
 ADAPTER_OPTIONS: dict[str, type[AdapterOptions]] = {"x-lora": XLoraOptions, "lora": LoraOptions}
 """The options after a subcommand that name adapters, by kind."""
 
@@ -38,9 +48,10 @@ _ADAPTERS = {None: "", "lora": " with LoRA adapters", "x-lora": " with X-LoRA"}
 
 def option_classes(row: ModelSelector) -> list[type[WeightOptions] | type[AdapterOptions]]:
     """Returns the options after a subcommand."""
+    weights = (ANY_WEIGHT_OPTIONS if row.architecture is None else WEIGHT_OPTIONS)[row.format]
     if row.adapter is not None:
-        return [WEIGHT_OPTIONS[row.format], ADAPTER_OPTIONS[row.adapter]]
-    return [WEIGHT_OPTIONS[row.format], AddedXLoraOptions if row.format in ("plain", "any") else AddedOptions]
+        return [weights, ADAPTER_OPTIONS[row.adapter]]
+    return [weights, AddedXLoraOptions if row.format in ("plain", "any") else AddedOptions]
 
 
 def shown_defaults(row: ModelSelector) -> dict[str, str]:
@@ -57,8 +68,10 @@ def summary(row: ModelSelector) -> str:
 
 def default_model(row: ModelSelector) -> str:
     """Returns the model that a subcommand loads by default."""
+    if row.format in ("gguf", "ggml"):
+        return row.quantized_filename or "none: -f names the file"
     none = "none: -m names the model" if row.adapter is None else "that of the ordering"
-    return row.base_repo or row.quantized_filename or none
+    return row.base_repo or none
 
 
 def overview() -> dict[str, list[tuple[str, str]]]:
@@ -67,7 +80,9 @@ def overview() -> dict[str, list[tuple[str, str]]]:
     plain = [row for row in rows if not row.adapter]
     return {
         "Any model": [(row.name, _FORMATS[row.format]) for row in plain if row.architecture is None],
-        "Safetensors, by architecture": [(row.name, default_model(row)) for row in plain if row.format == "plain"],
+        "Safetensors, by architecture": [
+            (row.name, default_model(row)) for row in plain if row.architecture and row.format == "plain"
+        ],
         "GGUF and GGML files, by architecture": [
             (row.name, default_model(row)) for row in plain if row.architecture and row.format != "plain"
         ],

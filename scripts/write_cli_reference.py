@@ -17,6 +17,7 @@ from mistralrs.api.options.declarations import DECLARED, Options, types
 from mistralrs.api.options.model_options import (
     AddedOptions,
     AddedXLoraOptions,
+    AnyGgmlOptions,
     AutoOptions,
     GgmlOptions,
     LoraOptions,
@@ -123,21 +124,27 @@ def reference() -> str:
         "",
         "## Rows",
         "",
-        "`xlora-` is accepted for `x-lora-`. In rows with adapters the base may also be that of the ordering;",
+        "`xlora` is accepted for `x-lora`. In rows with adapters the base may also be that of the ordering;",
         "[the guide](adapters.md) tells about adapters.",
         "",
         *row_table(),
     ]
     for title, options in _AFTER_ROWS:
         lines += ["", f"## {title}", "", *option_table(options)]
+        if options is GgmlOptions:
+            lines += ["", "## After a row of any architecture, besides those of its weights", ""]
+            lines += option_table(AnyGgmlOptions, besides=GgmlOptions)
     return "\n".join(lines) + "\n"
 
 
-def option_table(options: type) -> Iterator[str]:
-    """Returns an options class as a table."""
+def option_table(options: type, *, besides: type | None = None) -> Iterator[str]:
+    """Returns an options class as a table, without the options of the class ``besides``."""
+    left_out = set() if besides is None else {each.name for each in fields(besides)}
     yield "| Option | Default | Meaning |"
     yield "| --- | --- | --- |"
     for each in fields(options):
+        if each.name in left_out:
+            continue
         declared = each.metadata["declaration"]
         names = [f"`{name}`" for name in sorted(declared.flags, key=len)]
         value = f" `{declared.metavar}`" if declared.metavar else ""

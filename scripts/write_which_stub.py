@@ -25,6 +25,7 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, overload
 
+from mistralrs.api.selectors.architecture_names import Architecture
 from mistralrs.api.selectors.model_choice import ModelChoice
 from mistralrs.api.selectors.model_selector import ModelSelector
 

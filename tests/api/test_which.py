@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mistralrs import LoadError, UsageError, Which
+from mistralrs import Architecture, LoadError, UsageError, Which
 from mistralrs.api.load_options import LoadOptions
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
 from mistralrs.api.selectors.model_choice import (
@@ -23,9 +23,10 @@ from mistralrs.api.selectors.model_choice import (
     repeat_last_n_of,
     template_of,
 )
-from mistralrs.api.selectors.model_selector import ORIGINAL, SELECTORS, ModelSelector, required_of
+from mistralrs.api.selectors.model_selector import GENERAL, ORIGINAL, SELECTORS, ModelSelector, required_of
 from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter, class_name
+from mistralrs.models.registry import ARCHITECTURES
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, resolve
 
@@ -83,6 +84,37 @@ def test_the_25_of_mistral_rs() -> None:
     assert {class_name(row): " ".join(names_of(row)) for row in ORIGINAL} == ORIGINALS
 
 
+# The general variants of later versions and the order of their fields, behind which ours has others.
+ANY_FILE, REST = "tok_model_id quantized_model_id quantized_filename", "tokenizer_json repeat_last_n"
+ANY_X_LORA = "xlora_model_id order tgt_non_granular_index"
+GENERALS = {
+    "Plain": f"model_id arch {REST}",
+    "Lora": f"arch adapters_model_id order model_id {REST}",
+    "XLora": f"arch {ANY_X_LORA} model_id {REST}",
+    "GGUF": f"{ANY_FILE} {REST} arch",
+    "GGML": f"{ANY_FILE} {REST} gqa arch",
+    "LoraGGUF": f"{ANY_FILE} adapters_model_id order {REST} arch",
+    "LoraGGML": f"{ANY_FILE} adapters_model_id order {REST} gqa arch",
+    "XLoraGGUF": f"{ANY_FILE} {ANY_X_LORA} {REST} arch",
+    "XLoraGGML": f"{ANY_FILE} {ANY_X_LORA} {REST} gqa arch",
+}
+
+
+def test_the_general_ones_of_later_versions() -> None:
+    assert {class_name(row): " ".join(names_of(row)) for row in GENERAL} == GENERALS
+
+
+def test_architectures_are_those_that_there_are() -> None:
+    assert {*Architecture} == ARCHITECTURES.keys()
+    assert find_source(Which.Plain("a/b", Architecture.Qwen2).choice(), WORDING).architecture == "qwen2"
+    assert find_source(Which.Plain("a/b", "qwen2").choice(), WORDING).architecture == "qwen2"
+    assert find_source(Which.Plain("a/b").choice(), WORDING).architecture is None
+    with pytest.raises(UsageError, match="arch: 'bert' is no architecture"):
+        find_source(Which.GGUF(quantized_filename=__file__, arch="bert").choice(), WORDING)
+    with pytest.raises(TypeError, match=r"Which.Plain: arch must be Architecture \| str \| None, not int"):
+        Which.Plain("a/b", 3)  # type: ignore[arg-type]
+
+
 def test_every_row_has_a_class_of_its_own() -> None:
     classes = {class_of(row) for row in SELECTORS.values()}
     assert len(classes) == len(SELECTORS)
@@ -105,8 +137,10 @@ def test_by_position_is_by_name(row: ModelSelector) -> None:
 
 @pytest.mark.parametrize("row", [row for row in SELECTORS.values() if row.adapter is None], ids=lambda row: row.name)
 def test_defaults_are_those_of_the_command_line(row: ModelSelector) -> None:
-    given = {"auto": {"source": "a/b"}, "gguf": {"quantized_model_id": "a/b", "quantized_filename": "c.gguf"}}
-    options = {"auto": ["a/b"], "gguf": ["-m", "a/b", "-f", "c.gguf"]}
+    file = {"quantized_model_id": "a/b", "quantized_filename": "c"}
+    given = {"auto": {"source": "a/b"}, "plain": {"model_id": "a/b"}, "gguf": file, "ggml": file}
+    named = ["-m", "a/b", "-f", "c"]
+    options = {"auto": ["a/b"], "plain": ["-m", "a/b"], "gguf": named, "ggml": named}
     choice = class_of(row)(**given.get(row.name, {})).choice()
     told = task(row.name, *options.get(row.name, []))
     assert find_source(choice, WORDING) == told.source
@@ -146,6 +180,8 @@ def test_adapters_are_those_of_the_command_line(row: ModelSelector, tmp_path: Pa
     order = tmp_path / "order.json"
     order.write_text('{"order": ["x", "y"], "base_model_id": "owner/base"}')
     needed = {name: f"ad/{name}" for name in required_of(row)}
+    if "quantized_filename" in needed:
+        needed["quantized_model_id"] = "owner/file"
     words = [word for name, value in needed.items() for word in (f"--{name.replace('_', '-')}", value)]
     choice = class_of(row)(**needed, order=order).choice()
     told = task(row.name, *words, "-o", str(order))

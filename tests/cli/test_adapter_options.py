@@ -248,12 +248,18 @@ def test_changes_that_are_refused(words: list[str], kind: type[Exception], said:
 # Rows with LoRA
 
 
+def file_of(row: ModelSelector) -> list[str]:
+    """The options that name a file, for a row that has none of its own."""
+    return ["-m", "owner/files", "-f", "file"] if row.format != "plain" and row.quantized_filename is None else []
+
+
 @pytest.mark.parametrize("row", [row for row in SELECTORS.values() if row.adapter == "lora"], ids=lambda row: row.name)
 def test_a_row_with_lora_has_all_adapters_of_its_ordering(row: ModelSelector) -> None:
     name = row.name
     given = ["-a", "owner/adapters"] if row.adapter_repo is None else []
+    given += file_of(row)
     found = task("-i", name, *given, "-o", ORDER)
-    assert found.load.adapters == paper("owner/adapters" if given else XLORA)
+    assert found.load.adapters == paper("owner/adapters" if row.adapter_repo is None else XLORA)
     if row.format == "plain":
         assert found.source == ModelSource(row.architecture, None, ZEPHYR, None)
     chosen = adapters("--adapter", "adapter_2:0.5", "-i", name, *given, "-o", ORDER)
@@ -328,6 +334,7 @@ def test_a_row_with_x_lora(row: ModelSelector) -> None:
     name = row.name
     given = ["-x", "owner/xlora"] if row.adapter_repo is None else []
     place = "owner/xlora" if given else XLORA
+    given += file_of(row)
     words = [*given, "-o", ORDER, "--tgt-non-granular-index", "1"]
     assert adapters("--max-seqs", "4", "-i", name, *words) == AdapterOptions(
         xlora=place, ordering=Path(ORDER), non_granular_index=1

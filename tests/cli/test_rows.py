@@ -8,7 +8,14 @@ import pytest
 
 from mistralrs.api.load_options import ModelSource
 from mistralrs.api.options.model_options import LoraOptions, PlainOptions, QuantizedOptions, XLoraOptions
-from mistralrs.api.selectors.model_selector import MORE, ORIGINAL, SELECTORS, selector_named
+from mistralrs.api.selectors.model_selector import (
+    GENERAL,
+    MORE,
+    ORIGINAL,
+    SELECTORS,
+    ModelSelector,
+    selector_named,
+)
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
@@ -87,8 +94,7 @@ def test_every_row_is_of_something_that_there_is() -> None:
         if forms is not None and row.format == "plain":
             assert forms.hugging_face is not None
         if row.format == "ggml":
-            assert forms is not None
-            assert forms.ggml is not None
+            assert row.architecture is None or ARCHITECTURES[row.architecture].ggml is not None
 
 
 @pytest.mark.parametrize("name", list(PLAIN))
@@ -133,7 +139,8 @@ def test_options_of_rows_with_adapters(name: str) -> None:
 
 def test_xlora_is_accepted_for_x_lora() -> None:
     assert selector_named("xlora-llama-ggml") is SELECTORS["x-lora-llama-ggml"]
-    assert selector_named("xlora") is selector_named("xlora-bert") is selector_named("lora-gemma") is None
+    assert selector_named("xlora") is SELECTORS["x-lora"]
+    assert selector_named("xlora-bert") is selector_named("lora-gemma") is selector_named("xloran") is None
     for words in (["-i", "xlora-gemma"], ["bench", "xlora-gemma"]):
         with pytest.raises(UsageError, match="x-lora-gemma needs -m REPO or a path"):
             task(*words)
@@ -203,3 +210,22 @@ def test_dtype_and_in_situ_quantisation() -> None:
 def default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "default.gguf").touch()
     monkeypatch.setenv("MISTRALRS_DEFAULT_MODEL", str(tmp_path / "default.gguf"))
+
+
+# The rows of any architecture
+
+
+@pytest.mark.parametrize("row", GENERAL, ids=lambda row: row.name)
+def test_a_general_row_may_name_the_architecture(row: ModelSelector) -> None:
+    weights = ["-m", "a/b"] + ([] if row.format == "plain" else ["-f", "c"])
+    adapter = {None: [], "lora": ["-a", "ad/apter"], "x-lora": ["-x", "ad/apter"]}[row.adapter]
+    file = None if row.format == "plain" else "c"
+    assert task("-i", row.name, *weights, *adapter).source == ModelSource(None, None, "a/b", file)
+    named = task("-i", row.name, *weights, *adapter, "--arch", "qwen2")
+    assert named.source == ModelSource("qwen2", None, "a/b", file)
+    assert named.load.adapters == task("-i", row.name, *weights, *adapter).load.adapters
+    with pytest.raises(UsageError, match="--arch: 'bert' is no architecture") as refused:
+        task("-i", row.name, *weights, *adapter, "--arch", "bert")
+    assert "granitehybrid" in (refused.value.hint or "")
+    with pytest.raises(UsageError, match="--arch"):
+        task("-i", "llama", "--arch", "llama")

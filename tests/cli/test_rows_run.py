@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.events import Delta, Finished
+from mistralrs.errors import LoadError
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import Invocation, PromptJob, resolve
 from mistralrs_cli.model import load_model
@@ -166,11 +167,31 @@ def test_rows_with_x_lora_answer_as_xlora_does(tiny: Tiny, hub: Hub, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
-def test_the_gguf_row_takes_any_architecture(name: str, tiny: Tiny) -> None:
+def test_the_general_rows_take_any_architecture(name: str, tiny: Tiny) -> None:
     prompt, tokens = answered("gguf", "-f", str(tiny.gguf(name)))
     assert tokens == greedy(tiny.reference(name), prompt, count=COUNT)
+    assert answered("gguf", "-f", str(tiny.gguf(name)), "--arch", name) == (prompt, tokens)
+    assert answered("plain", "-m", str(tiny.folder(name)), "--arch", name) == (prompt, tokens)
+
+
+def test_another_architecture_than_the_named_is_an_error(tiny: Tiny) -> None:
+    for words in (["gguf", "-f", str(tiny.gguf("llama"))], ["plain", "-m", str(tiny.folder("llama"))]):
+        with pytest.raises(LoadError, match="holds the architecture 'llama', not 'qwen2'"):
+            answered(*words, "--arch", "qwen2")
+    with pytest.raises(LoadError, match="holds the architecture 'llama', not 'phi2'"):
+        answered("ggml", "-f", str(tiny.ggml()), "--arch", "phi2")
+
+
+def test_general_rows_with_adapters_answer_as_auto_does(tiny: Tiny, family: AdapterFolders, tmp_path: Path) -> None:
+    base, b = str(family.base), str(family.adapters["b"])
+    assert answered("lora", "--arch", "llama", "-m", base, "-a", b) == answered("auto", base, "--lora", b)
+    folder, file = tiny.folder("llama"), str(tiny.gguf("llama"))
+    axis = axis_of("llama", targets=("q_proj", "v_proj", "down_proj"))
+    place = str(write_xlora(tmp_path / "xlora", folder, axis, layerwise_scalings=True))
+    assert answered("x-lora", "-m", str(folder), "-x", place) == answered("auto", str(folder), "--xlora", place)
+    assert answered("x-lora-gguf", "-f", file, "-x", place) == answered("auto", file, "--xlora", place)
 
 
 def test_no_row_is_left_out() -> None:
-    assert {row.name for row in RUNNING if row.architecture is None} == {"auto", "gguf"}
+    assert {row.name for row in RUNNING if row.architecture is None} == {"auto", "plain", "gguf", "ggml"}
     assert {row.architecture for row in RUNNING} - {None} <= MODELS.keys()

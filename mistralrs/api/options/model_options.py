@@ -100,6 +100,36 @@ class GgmlOptions(QuantizedOptions):
     gqa: int | None = gqa_option()
 
 
+def _arch() -> Any:
+    return option(
+        None,
+        "--arch",
+        metavar="NAME",
+        help="The architecture that the weights must have, such as llama; another one is an error.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnyPlainOptions(PlainOptions):
+    """The same for a selector of any architecture."""
+
+    arch: str | None = _arch()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnyQuantizedOptions(QuantizedOptions):
+    """The same for a selector of any architecture."""
+
+    arch: str | None = _arch()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnyGgmlOptions(GgmlOptions):
+    """The same for a selector of any architecture."""
+
+    arch: str | None = _arch()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoOptions:
     """The options after ``auto``."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from mistralrs.api.load_options import ModelSource
 from mistralrs.api.schemas.sentinels import repeat_last_n_from
+from mistralrs.api.selectors.architecture_names import check_architecture
 from mistralrs.api.selectors.model_selector import ModelSelector
 from mistralrs.api.selectors.named_adapters import ordering_of
 from mistralrs.errors import LoadError, UsageError
@@ -38,6 +39,8 @@ class ModelChoice:
     tok_model_id: str | None = None
     tokenizer_json: Path | None = None
     gqa: int | None = None
+    arch: str | None = None
+    """The architecture of a selector for any: a name of ``architecture_names.Architecture``."""
     repeat_last_n: int | None = None
     lora: tuple[str, ...] = ()
     """LoRA adapters as ``NAME=SOURCE`` or ``SOURCE``."""
@@ -154,7 +157,13 @@ def _plain_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource
             f"{row.name} needs {formatter.given('model_id', 'REPO')} or a path{or_ordering}",
             hint=formatter.call(row.name, model_id="OWNER/NAME"),
         )
-    return source_at(model, None, formatter, architecture=row.architecture)
+    return source_at(model, None, formatter, architecture=_architecture(choice, formatter))
+
+
+def _architecture(choice: ModelChoice, formatter: ErrorFormatter) -> str | None:
+    if choice.arch is None:
+        return choice.selector.architecture
+    return check_architecture(choice.arch, formatter.name("arch"))
 
 
 def _any_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
@@ -170,6 +179,7 @@ def _any_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
 def _file_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
     """Returns the source of one file: local if ``quantized_model_id`` is "" or a path that exists, else on the hub."""
     row, where, filename = choice.selector, choice.quantized_model_id, choice.quantized_filename
+    architecture = _architecture(choice, formatter)
     if where is None and row.quantized_repo is None:
         where = ""
     if where is None and filename is not None and os.path.isfile(filename):
@@ -187,8 +197,8 @@ def _file_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
     gqa = choice.gqa or row.gqa
     if where == "" or (where is not None and os.path.exists(where)):
         path = Path(where) / filename if where and os.path.isdir(where) else Path(filename)
-        return ModelSource(row.architecture, _existing(path, formatter, files_only=row.name), None, None, gqa)
-    return ModelSource(row.architecture, None, where or row.quantized_repo, filename, gqa)
+        return ModelSource(architecture, _existing(path, formatter, files_only=row.name), None, None, gqa)
+    return ModelSource(architecture, None, where or row.quantized_repo, filename, gqa)
 
 
 def _existing(path: Path, formatter: ErrorFormatter, *, files_only: str | None = None) -> Path:

@@ -43,8 +43,8 @@ class ModelSelector:
 
 
 def selector_named(name: str) -> ModelSelector | None:
-    """Returns the selector of that name; ``xlora-`` is accepted for ``x-lora-``. None: there is none."""
-    return SELECTORS.get("x-" + name[1:] if name.startswith("xlora-") else name)
+    """Returns the selector of that name; ``xlora`` is accepted for ``x-lora``. None: there is none."""
+    return SELECTORS.get("x-" + name[1:] if name.partition("-")[0] == "xlora" else name)
 
 
 def defaults_of(row: ModelSelector) -> dict[str, str]:
@@ -187,9 +187,23 @@ _PHI2_GGUF = ModelSelector(
     quantized_filename="phi-2.Q4_K_M.gguf",
 )
 
+_KINDS: tuple[Adapter, ...] = ("lora", "x-lora")
+_PLAIN = ModelSelector("plain", None, "plain")
+_ANY_GGUF = ModelSelector("gguf", None, "gguf")
+_ANY_GGML = ModelSelector("ggml", None, "ggml")
+
+GENERAL = (
+    _PLAIN,
+    _ANY_GGUF,
+    _ANY_GGML,
+    *(replace(_adapted(adapter, _PLAIN), name=adapter) for adapter in _KINDS),
+    *(_adapted(adapter, file) for adapter in _KINDS for file in (_ANY_GGUF, _ANY_GGML)),
+)
+"""The selectors of later versions of mistral.rs, for any architecture."""
+
 MORE = (
     ModelSelector("auto", None, "any"),
-    ModelSelector("gguf", None, "gguf"),
+    *GENERAL,
     _GEMMA_GGUF,
     _PHI2_GGUF,
     _adapted("x-lora", _GEMMA_GGUF),

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, overload
 
+from mistralrs.api.selectors.architecture_names import Architecture
 from mistralrs.api.selectors.model_choice import ModelChoice
 from mistralrs.api.selectors.model_selector import ModelSelector
 
@@ -685,32 +686,317 @@ class Which:
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)
+    class Plain(Which):
+        """The row ``plain``. Needs model_id; defaults: repeat_last_n=64."""
+
+        model_id: str
+        arch: Architecture | str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        def __init__(
+            self,
+            model_id: str,
+            arch: Architecture | str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
     class GGUF(Which):
         """The row ``gguf``. Needs quantized_filename; defaults: repeat_last_n=64."""
 
         tok_model_id: str | None
-        tokenizer_json: str | os.PathLike[str] | None
         quantized_model_id: str | None
         quantized_filename: str
+        tokenizer_json: str | os.PathLike[str] | None
         repeat_last_n: int | None
+        arch: Architecture | str | None
         @overload
         def __init__(
             self,
             tok_model_id: str | None,
-            tokenizer_json: str | os.PathLike[str] | None,
             quantized_model_id: str | None,
             quantized_filename: str,
+            tokenizer_json: str | os.PathLike[str] | None = None,
             repeat_last_n: int | None = None,
+            arch: Architecture | str | None = None,
         ) -> None: ...
         @overload
         def __init__(
             self,
             *,
             tok_model_id: str | None = None,
-            tokenizer_json: str | os.PathLike[str] | None = None,
             quantized_model_id: str | None = None,
             quantized_filename: str,
+            tokenizer_json: str | os.PathLike[str] | None = None,
             repeat_last_n: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class GGML(Which):
+        """The row ``ggml``. Needs quantized_filename; defaults: gqa=1, repeat_last_n=64."""
+
+        tok_model_id: str | None
+        quantized_model_id: str | None
+        quantized_filename: str
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        gqa: int | None
+        arch: Architecture | str | None
+        @overload
+        def __init__(
+            self,
+            tok_model_id: str | None,
+            quantized_model_id: str | None,
+            quantized_filename: str,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            gqa: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            tok_model_id: str | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            gqa: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class Lora(Which):
+        """The row ``lora``. Needs adapters_model_id; defaults: repeat_last_n=64."""
+
+        arch: Architecture | str | None
+        adapters_model_id: str
+        order: str | os.PathLike[str] | None
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        @overload
+        def __init__(
+            self,
+            arch: Architecture | str | None,
+            adapters_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            arch: Architecture | str | None = None,
+            adapters_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class XLora(Which):
+        """The row ``x-lora``. Needs xlora_model_id; defaults: repeat_last_n=64."""
+
+        arch: Architecture | str | None
+        xlora_model_id: str
+        order: str | os.PathLike[str] | None
+        tgt_non_granular_index: int | None
+        model_id: str | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        @overload
+        def __init__(
+            self,
+            arch: Architecture | str | None,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            arch: Architecture | str | None = None,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+            model_id: str | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class LoraGGUF(Which):
+        """The row ``lora-gguf``. Needs quantized_filename, adapters_model_id; defaults: repeat_last_n=64."""
+
+        tok_model_id: str | None
+        quantized_model_id: str | None
+        quantized_filename: str
+        adapters_model_id: str
+        order: str | os.PathLike[str] | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        arch: Architecture | str | None
+        @overload
+        def __init__(
+            self,
+            tok_model_id: str | None,
+            quantized_model_id: str | None,
+            quantized_filename: str,
+            adapters_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            tok_model_id: str | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str,
+            adapters_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class LoraGGML(Which):
+        """The row ``lora-ggml``. Needs quantized_filename, adapters_model_id; defaults: gqa=1, repeat_last_n=64."""
+
+        tok_model_id: str | None
+        quantized_model_id: str | None
+        quantized_filename: str
+        adapters_model_id: str
+        order: str | os.PathLike[str] | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        gqa: int | None
+        arch: Architecture | str | None
+        @overload
+        def __init__(
+            self,
+            tok_model_id: str | None,
+            quantized_model_id: str | None,
+            quantized_filename: str,
+            adapters_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            gqa: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            tok_model_id: str | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str,
+            adapters_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            gqa: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class XLoraGGUF(Which):
+        """The row ``x-lora-gguf``. Needs quantized_filename, xlora_model_id; defaults: repeat_last_n=64."""
+
+        tok_model_id: str | None
+        quantized_model_id: str | None
+        quantized_filename: str
+        xlora_model_id: str
+        order: str | os.PathLike[str] | None
+        tgt_non_granular_index: int | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        arch: Architecture | str | None
+        @overload
+        def __init__(
+            self,
+            tok_model_id: str | None,
+            quantized_model_id: str | None,
+            quantized_filename: str,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            tok_model_id: str | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+
+    @dataclass(frozen=True, init=False)
+    class XLoraGGML(Which):
+        """The row ``x-lora-ggml``. Needs quantized_filename, xlora_model_id; defaults: gqa=1, repeat_last_n=64."""
+
+        tok_model_id: str | None
+        quantized_model_id: str | None
+        quantized_filename: str
+        xlora_model_id: str
+        order: str | os.PathLike[str] | None
+        tgt_non_granular_index: int | None
+        tokenizer_json: str | os.PathLike[str] | None
+        repeat_last_n: int | None
+        gqa: int | None
+        arch: Architecture | str | None
+        @overload
+        def __init__(
+            self,
+            tok_model_id: str | None,
+            quantized_model_id: str | None,
+            quantized_filename: str,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            gqa: int | None = None,
+            arch: Architecture | str | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            *,
+            tok_model_id: str | None = None,
+            quantized_model_id: str | None = None,
+            quantized_filename: str,
+            xlora_model_id: str,
+            order: str | os.PathLike[str] | None = None,
+            tgt_non_granular_index: int | None = None,
+            tokenizer_json: str | os.PathLike[str] | None = None,
+            repeat_last_n: int | None = None,
+            gqa: int | None = None,
+            arch: Architecture | str | None = None,
         ) -> None: ...
 
     @dataclass(frozen=True, init=False)

@@ -12,10 +12,10 @@ from typing import ClassVar, get_type_hints
 
 from mistralrs.api.options.model_options import (
     AddedXLoraOptions,
+    AnyPlainOptions,
     AutoOptions,
     GgmlOptions,
     LoraOptions,
-    PlainOptions,
     XLoraOptions,
 )
 from mistralrs.api.options.option import Option
@@ -40,8 +40,23 @@ _FIELDS: dict[tuple[Format, Adapter | None], tuple[str, ...]] = {
     ("ggml", "lora"): (*_FILE, "repeat_last_n", "adapters_model_id", "order", "gqa"),
 }  # fmt: skip
 """The fields of selectors in the order of mistral.rs, whose callers give them by position."""
-_FIELDS_OF_ITS_OWN = {"lora-mistral-gguf": (*_FILE, "adapters_model_id", "repeat_last_n", "order")}
-"""The fields of the one selector with another order."""
+_ANY_FILE = ("tok_model_id", "quantized_model_id", "quantized_filename")
+_XLORA = ("xlora_model_id", "order", "tgt_non_granular_index")
+_LORA = ("adapters_model_id", "order")
+_REST = ("tokenizer_json", "repeat_last_n")
+_FIELDS_OF_ITS_OWN = {
+    "lora-mistral-gguf": (*_FILE, "adapters_model_id", "repeat_last_n", "order"),
+    "plain": ("model_id", "arch", *_REST),
+    "lora": ("arch", *_LORA, "model_id", *_REST),
+    "x-lora": ("arch", *_XLORA, "model_id", *_REST),
+    "gguf": (*_ANY_FILE, *_REST, "arch"),
+    "ggml": (*_ANY_FILE, *_REST, "gqa", "arch"),
+    "lora-gguf": (*_ANY_FILE, *_LORA, *_REST, "arch"),
+    "lora-ggml": (*_ANY_FILE, *_LORA, *_REST, "gqa", "arch"),
+    "x-lora-gguf": (*_ANY_FILE, *_XLORA, *_REST, "arch"),
+    "x-lora-ggml": (*_ANY_FILE, *_XLORA, *_REST, "gqa", "arch"),
+}
+"""The fields of the selectors with another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,8 @@ class Kind:
 
 
 def _kind(hint: object, declared: Option) -> Kind:
+    if declared.flags == ("--arch",):
+        return Kind("Architecture | str | None", (str,))
     if hint == Path | None:
         return Kind("str | os.PathLike[str] | None", (str, os.PathLike))
     if hint == int | None:
@@ -64,10 +81,14 @@ def _kind(hint: object, declared: Option) -> Kind:
 
 _KINDS = {
     each.name: _kind(hints[each.name], each.metadata["declaration"])
-    for options in (PlainOptions, GgmlOptions, AutoOptions, AddedXLoraOptions, XLoraOptions, LoraOptions)
+    for options in (AnyPlainOptions, GgmlOptions, AutoOptions, AddedXLoraOptions, XLoraOptions, LoraOptions)
     for hints in (get_type_hints(options),)
     for each in fields(options)
 }
+
+
+FIELD_NAMES = tuple(_KINDS)
+"""The fields that any selector has."""
 
 
 def fields_of(row: ModelSelector) -> dict[str, Kind]:
