@@ -11,6 +11,7 @@ from mistralrs.errors import (
     ContextLengthError,
     EngineError,
     FormatError,
+    IncompleteAnswerError,
     LoadError,
     MistralrsError,
     RequestError,
@@ -18,33 +19,47 @@ from mistralrs.errors import (
 )
 
 if TYPE_CHECKING:
+    from mistralrs.api.answer_stream import AnswerStream
     from mistralrs.api.runner import Runner
-    from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, Message, Role
-    from mistralrs.api.schemas.response_bodies import ChatCompletion as ChatCompletionResponse
+    from mistralrs.api.schemas.function_tools import run_tool_call, tool_from
+    from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse
+    from mistralrs.api.schemas.python_requests import (
+        ChatCompletionRequest,
+        CompletionRequest,
+        EmbeddingRequest,
+        Message,
+        Role,
+    )
     from mistralrs.api.schemas.response_bodies import ChatCompletionChunk as ChatCompletionChunkResponse
-    from mistralrs.api.schemas.response_bodies import Completion as CompletionResponse
     from mistralrs.api.schemas.response_bodies import CompletionChunk as CompletionChunkResponse
+    from mistralrs.api.schemas.response_bodies import EmbeddingList as EmbeddingResponse
     from mistralrs.api.selectors.architecture_names import Architecture
     from mistralrs.api.selectors.which import Which
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AnswerStream": ("answer_stream", "AnswerStream"),
     "Architecture": ("selectors.architecture_names", "Architecture"),
     "ChatCompletionChunkResponse": ("schemas.response_bodies", "ChatCompletionChunk"),
     "ChatCompletionRequest": ("schemas.python_requests", "ChatCompletionRequest"),
-    "ChatCompletionResponse": ("schemas.response_bodies", "ChatCompletion"),
+    "ChatCompletionResponse": ("schemas.python_answers", "ChatCompletionResponse"),
     "CompletionChunkResponse": ("schemas.response_bodies", "CompletionChunk"),
     "CompletionRequest": ("schemas.python_requests", "CompletionRequest"),
-    "CompletionResponse": ("schemas.response_bodies", "Completion"),
+    "CompletionResponse": ("schemas.python_answers", "CompletionResponse"),
+    "EmbeddingRequest": ("schemas.python_requests", "EmbeddingRequest"),
+    "EmbeddingResponse": ("schemas.response_bodies", "EmbeddingList"),
     "Message": ("schemas.python_requests", "Message"),
     "Role": ("schemas.python_requests", "Role"),
     "Runner": ("runner", "Runner"),
     "Which": ("selectors.which", "Which"),
+    "run_tool_call": ("schemas.function_tools", "run_tool_call"),
+    "tool_from": ("schemas.function_tools", "tool_from"),
 }
 """Where what is imported later lies: the module of ``mistralrs.api``, and its name there."""
 
 __all__ = [
+    "AnswerStream",
     "Architecture",
     "ChatCompletionChunkResponse",
     "ChatCompletionRequest",
@@ -53,8 +68,11 @@ __all__ = [
     "CompletionRequest",
     "CompletionResponse",
     "ContextLengthError",
+    "EmbeddingRequest",
+    "EmbeddingResponse",
     "EngineError",
     "FormatError",
+    "IncompleteAnswerError",
     "LoadError",
     "Message",
     "MistralrsError",
@@ -64,6 +82,8 @@ __all__ = [
     "UsageError",
     "Which",
     "__version__",
+    "run_tool_call",
+    "tool_from",
 ]
 
 

@@ -84,6 +84,10 @@ class ContextLengthError(RequestError):
         )
 
 
+class IncompleteAnswerError(MistralrsError, ValueError):
+    """An answer is no value of the type that its request asked for, because it was cut or fails a check of it."""
+
+
 class QueueFullError(RequestError):
     """As many requests are waiting as may."""
 

@@ -22,6 +22,8 @@ from mistralrs import (
     CompletionRequest,
     CompletionResponse,
     ContextLengthError,
+    EmbeddingRequest,
+    EmbeddingResponse,
     EngineError,
     LoadError,
     Message,
@@ -239,17 +241,86 @@ def test_the_row_s_repeat_last_n_is_the_default_of_requests(runner: Runner, file
     assert forgetful.choices != complete(runner, **looking).choices
 
 
+def test_the_rates_of_mistral_rs(runner: Runner) -> None:
+    for answer in (chat(runner, n_choices=2), complete(runner)):
+        usage, timings = answer.usage, answer.timings
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+        for name in (
+            *("avg_tok_per_sec", "avg_prompt_tok_per_sec", "avg_compl_tok_per_sec"),
+            *("total_time_sec", "total_prompt_time_sec", "total_completion_time_sec"),
+        ):
+            assert getattr(usage, name) == getattr(timings, name)
+        assert usage.total_time_sec > 0
+
+
+# Tokens and embeddings
+
+
+def test_tokens(runner: Runner) -> None:
+    ids = runner.tokenize("the cat <|im_start|>")
+    answer = complete(runner, "the cat <|im_start|>", echo_prompt=True, logprobs=0, max_tokens=0)
+    assert len(ids) == answer.usage.prompt_tokens
+    assert runner.detokenize(ids) == "the cat <|im_start|>"
+    plain = runner.tokenize("the cat <|im_start|>", parse_special=False)
+    assert len(plain) > len(ids)
+    assert runner.detokenize(plain) == "the cat <|im_start|>"
+    assert len(runner.tokenize("x" * 5000)) > runner.info.context_length
+    assert runner.detokenize([]) == ""
+
+
+def test_tokens_of_messages(runner: Runner) -> None:
+    messages = [Message(Role.System, "Be brief."), {"role": "user", "content": "hello"}]
+    ids = runner.tokenize(messages)
+    answer = runner.send_chat_completion_request(ChatCompletionRequest(messages, **GREEDY))
+    assert isinstance(answer, ChatCompletionResponse)
+    assert len(ids) == answer.usage.prompt_tokens
+    again = runner.send_completion_request(CompletionRequest(ids, **GREEDY))
+    assert isinstance(again, CompletionResponse)
+    assert again.choices[0].text.lstrip() == answer.choices[0].message.content.lstrip()
+    closed = runner.tokenize(messages, add_generation_prompt=False)
+    assert ids[: len(closed)] == closed
+    assert len(closed) < len(ids)
+
+
+def test_tokens_that_there_cannot_be(runner: Runner) -> None:
+    for wrong in (10**6, -1):
+        with pytest.raises(RequestError, match=f"{wrong} is no token"):
+            runner.detokenize([1, wrong])
+    with pytest.raises(RequestError, match="would be ignored: add_generation_prompt"):
+        runner.tokenize("x", add_generation_prompt=True)
+    with pytest.raises(RequestError, match="would be ignored: parse_special"):
+        runner.tokenize([Message(Role.User, "x")], parse_special=True)
+    with pytest.raises(RequestError, match=r"messages\[0\].role must be"):
+        runner.tokenize([Message("me", "x")])
+
+
+def test_embeddings(runner: Runner) -> None:
+    answer = runner.send_embedding_request(EmbeddingRequest(["the cat", "a dog"]))
+    assert isinstance(answer, EmbeddingResponse)
+    assert [entry.index for entry in answer.data] == [0, 1]
+    vectors = [entry.embedding for entry in answer.data]
+    assert all(sum(value * value for value in map(float, vector)) == pytest.approx(1) for vector in vectors)
+    assert vectors[0] != vectors[1]
+    assert answer.usage.prompt_tokens == len(runner.tokenize("the cat")) + len(runner.tokenize("a dog"))
+    last = runner.send_embedding_request(EmbeddingRequest("the cat", pooling="last"))
+    assert last.data[0].embedding != vectors[0]
+    with pytest.raises(RequestError, match="would be ignored: user"):
+        EmbeddingRequest("x", user="me")
+    with pytest.raises(TypeError, match="request must be an EmbeddingRequest, not str"):
+        runner.send_embedding_request("x")  # type: ignore[arg-type]
+
+
 # Threads and ends
 
 
-def test_eight_threads_give_what_one_gives(runner: Runner) -> None:
+def test_32_threads_give_what_one_gives(runner: Runner) -> None:
     def ask(seed: int) -> str:
-        return chat(runner, f"{seed} cats", temperature=1.2, seed=seed, max_tokens=40).choices[0].message.content
+        return chat(runner, f"{seed} cats", temperature=1.2, seed=seed, max_tokens=20).choices[0].message.content
 
-    alone = [ask(seed) for seed in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, range(8))) == alone
-    assert len(set(alone)) > 1
+    alone = [ask(seed) for seed in range(64)]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(ask, range(64))) == alone
+    assert len(set(alone)) > 32
 
 
 def test_requests_of_several_threads_run_in_one_batch(runner: Runner) -> None:
@@ -387,7 +458,12 @@ def test_in_situ_quantisation_is_refused_as_on_the_command_line(file: Path) -> N
         ({"in_situ_quant": 4}, TypeError, "in_situ_quant must be"),
         ({"kv_dir": "kv", "no_kv_cache": True}, UsageError, "kv_dir keeps what no_kv_cache=True throws away"),
         ({"max_draft": 4, "no_kv_cache": True}, UsageError, "max_draft has no effect"),
-        ({"num_device_layers": 4}, TypeError, "num_device_layers"),
+        ({"num_device_layers": 4}, UsageError, "num_device_layers=4 puts layers on an accelerator"),
+        ({"num_device_layers": ["0:4", "1:2"]}, UsageError, "puts layers on an accelerator"),
+        ({"num_device_layers": -1}, UsageError, "num_device_layers is -1"),
+        ({"num_device_layers": ["4"]}, UsageError, r"num_device_layers is \['4'\]"),
+        ({"num_device_layers": "0:4"}, TypeError, "num_device_layers must be a whole number or a list"),
+        ({"num_device_layers": True}, TypeError, "num_device_layers must be a whole number or a list"),
     ],
 )
 def test_options_are_refused_before_anything_is_read(options: dict[str, Any], kind: type[Exception], said: str) -> None:
@@ -397,7 +473,7 @@ def test_options_are_refused_before_anything_is_read(options: dict[str, Any], ki
 
 def test_options_reach_the_model(file: Path, tmp_path: Path) -> None:
     which = Which.GGUF(quantized_filename=str(file))
-    with Runner(which, 2, False, 1, "literal:x", "{{ messages[0].content }}", threads=1, kv_dir=tmp_path) as runner:
+    with Runner(which, 2, False, 1, "literal:x", "{{ messages[0].content }}", 0, threads=1, kv_dir=tmp_path) as runner:
         assert chat(runner, "the cat").choices[0].message.content.lstrip() == complete(runner).choices[0].text.lstrip()
         assert runner._model.engine.config.max_seqs == 2
         assert runner._model.engine.config.prefix_cache_n == 1
@@ -456,9 +532,22 @@ def test_options_of_adapters(options: dict[str, Any], kind: type[Exception], sai
 # The names
 
 
+def test_public_names_are_documented() -> None:
+    guide = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    for name in mistralrs.__all__:
+        if name != "__version__":
+            assert re.search(rf"\b{name}\b", guide), name
+            assert getattr(mistralrs, name).__doc__, name
+    for kind in (Runner,):
+        for name, member in vars(kind).items():
+            if not name.startswith("_"):
+                assert re.search(rf"\b{name}\b", guide), name
+                assert member.__doc__, name
+
+
 def test_public_names_are_imported_when_they_are_asked_for() -> None:
     assert set(mistralrs.__all__) <= set(dir(mistralrs))
-    assert mistralrs.ChatCompletionResponse.__name__ == "ChatCompletion"
+    assert mistralrs.ChatCompletionResponse.__name__ == "ChatCompletionResponse"
     with pytest.raises(AttributeError, match="module 'mistralrs' has no attribute 'Runer'"):
         _ = mistralrs.Runer  # type: ignore[attr-defined]
 

@@ -7,21 +7,24 @@ argument go by the body's own name: ``seed=1``, ``min_p=0.1``, ``stream_options=
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from mistralrs.api.schemas import parameter_table, request_bodies
+from mistralrs.api.schemas.function_tools import tool_from
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GRAMMAR_KINDS
 
 _PYTHON_NAMES = {"n": "n_choices", "stop": "stop_seqs", "echo": "echo_prompt"}
 """The argument's name by the body's name, where the two differ."""
 
-Body = TypeVar("Body", bound=request_bodies.SamplingBody)
+Body = TypeVar("Body", bound=request_bodies.Body)
 
 
 class Role(enum.StrEnum):
@@ -50,6 +53,8 @@ class ChatCompletionRequest:
 
     body: request_bodies.ChatCompletionBody
     """The same request as the server would read it."""
+    response_adapter: TypeAdapter[Any] | None
+    """The reader of the answer's value; None: the answer is any text."""
 
     def __init__(
         self,
@@ -69,12 +74,16 @@ class ChatCompletionRequest:
         stream: bool = False,
         grammar: str | Mapping[str, Any] | Sequence[str] | None = None,
         grammar_type: str | None = None,
+        *,
+        tools: Sequence[Callable[..., object] | Mapping[str, Any]] | None = None,
+        response_model: type[Any] | None = None,
         **fields: Any,
     ) -> None:
         """``messages``: messages, dicts as the server reads them, or the text of one user. ``model``: the runner's, or
         one of its adapters. ``grammar``: the answer matches it; its kind, ``grammar_type``, is one of
-        ``GRAMMAR_KINDS``. ``fields``: others of the body, by its names, such as ``adapters={"style": 0.5}`` or
-        ``response_format={"type": "json_object"}``. Raises RequestError for what cannot be served.
+        ``GRAMMAR_KINDS``. ``tools``: functions, or definitions of them. ``response_model``: a pydantic model class or
+        another type of which the answer is JSON. ``fields``: others of the body, by its names, such as
+        ``adapters={"style": 0.5}``. Raises RequestError for what cannot be served, TypeError for what has no schema.
         """
         given = {
             "messages": messages,
@@ -92,7 +101,10 @@ class ChatCompletionRequest:
             "top_k": top_k,
             "stream": stream,
             "grammar": _grammar(grammar, grammar_type),
+            "tools": None if tools is None else [tool_from(each) if callable(each) else each for each in tools],
         }
+        self.response_adapter = None if response_model is None else _adapter(response_model)
+        fields |= _response_format(self.response_adapter, response_model, fields)
         self.body = _validated(request_bodies.ChatCompletionBody, "chat", given, fields)
 
 
@@ -145,6 +157,33 @@ class CompletionRequest:
         self.body = _validated(request_bodies.CompletionBody, "completions", given, fields)
 
 
+class EmbeddingRequest:
+    """Asks for the embeddings of texts."""
+
+    body: request_bodies.EmbeddingBody
+    """The same request as the server would read it."""
+
+    def __init__(
+        self,
+        input: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        model: str | None = None,
+        *,
+        pooling: Literal["mean", "last"] | None = None,
+        **fields: Any,
+    ) -> None:
+        """``input``: a text, token ids, or several of either. ``pooling``: the mean over the tokens, which is the
+        default, or the last token. ``fields``: others of the body. Raises RequestError for what cannot be served.
+        """
+        given = {"input": input, "model": model, "pooling": pooling}
+        self.body = _validated(request_bodies.EmbeddingBody, "embeddings", given, fields)
+
+
+def tokenize_body(text: str | Sequence[Message | Mapping[str, Any]], **fields: Any) -> request_bodies.TokenizeBody:
+    """Returns the body that asks for the tokens of a raw text, or of the prompt of messages. Raises RequestError."""
+    given = {"prompt" if isinstance(text, str) else "messages": text}
+    return _validated(request_bodies.TokenizeBody, "tokenize", given, fields)
+
+
 def refuse_ignored(names: Sequence[str]) -> None:
     """Raises RequestError if there are any: in Python there is no header that could name ignored parameters."""
     parameter_table.refuse_ignored(names, hint="leave them out")
@@ -182,6 +221,27 @@ def _json(fields: Mapping[str, Any]) -> bytes:
             python_name = _PYTHON_NAMES.get(name, name)
             raise RequestError(f"{python_name} cannot be written as JSON: {error}", param=python_name) from error
     return b"{" + b",".join(parts) + b"}"
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind)
+    except PydanticSchemaGenerationError as error:
+        raise TypeError(f"response_model has no JSON schema: {error.message}") from error
+
+
+def _response_format(
+    adapter: TypeAdapter[Any] | None, kind: object, fields: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Returns the field that asks for JSON of a type's schema, or nothing without a type."""
+    if adapter is None:
+        return {}
+    if "response_format" in fields:
+        raise TypeError("response_model and response_format say the same: give one of them")
+    # OpenAI's interface accepts letters, digits, _ and - in a name, at most 64
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", getattr(kind, "__name__", "") or str(kind))[:64]
+    schema = {"name": name, "schema": adapter.json_schema(), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _grammar(grammar: str | Mapping[str, Any] | Sequence[str] | None, kind: str | None) -> Mapping[str, object] | None:

@@ -121,32 +121,50 @@ async def embeddings(
     prepared: PreparedEmbeddings, streams: Sequence[EventStream], *, model_name: str
 ) -> dict[str, object]:
     """Returns the body of an answer to ``/v1/embeddings``. Raises the engine's error."""
-    values: dict[int, tuple[float, ...]] = {}
-    chosen: AdaptersChosen | None = None
+    answer = EmbeddingsAnswer(prepared, model_name=model_name)
     async with aclosing(_merged(streams)) as news:
         async for place, event in news:
-            if isinstance(event, Embedding):
-                values[place] = event.values
-            elif isinstance(event, AdaptersChosen):
-                chosen = chosen or event
-                if event.contents != chosen.contents:
-                    raise adapters_replaced()
-            elif isinstance(event, Failed):
-                raise event.error
-            elif isinstance(event, Finished) and event.reason == "cancelled":
-                raise cancelled()
-    encode = _base64 if prepared.encoding_format == "base64" else list
-    tokens = sum(len(request.prompt) for request in prepared.requests)
-    acting = {} if chosen is None else {"adapter_generation": chosen.generation}
-    return {
-        "object": "list",
-        **acting,
-        "data": [
-            {"object": "embedding", "index": place, "embedding": encode(values[place])} for place in range(len(streams))
-        ],
-        "model": model_name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
+            answer.on_event(place, event)
+    return answer.body()
+
+
+class EmbeddingsAnswer:
+    """The body of an answer to ``/v1/embeddings``, from the events of its requests."""
+
+    def __init__(self, prepared: PreparedEmbeddings, *, model_name: str) -> None:
+        self._prepared = prepared
+        self._model_name = model_name
+        self._values: dict[int, tuple[float, ...]] = {}
+        self._chosen: AdaptersChosen | None = None
+
+    def on_event(self, place: int, event: Event) -> None:
+        """Records an event. Raises the error that ends its request."""
+        if isinstance(event, Embedding):
+            self._values[place] = event.values
+        elif isinstance(event, AdaptersChosen):
+            self._chosen = self._chosen or event
+            if event.contents != self._chosen.contents:
+                raise adapters_replaced()
+        elif isinstance(event, Failed):
+            raise event.error
+        elif isinstance(event, Finished) and event.reason == "cancelled":
+            raise cancelled()
+
+    def body(self) -> dict[str, object]:
+        """Returns the body, after the last event of every request."""
+        encode = _base64 if self._prepared.encoding_format == "base64" else list
+        tokens = sum(len(request.prompt) for request in self._prepared.requests)
+        acting = {} if self._chosen is None else {"adapter_generation": self._chosen.generation}
+        return {
+            "object": "list",
+            **acting,
+            "data": [
+                {"object": "embedding", "index": place, "embedding": encode(values)}
+                for place, values in sorted(self._values.items())
+            ],
+            "model": self._model_name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
 
 
 def _base64(values: Sequence[float]) -> str:
