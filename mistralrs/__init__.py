@@ -20,6 +20,8 @@ from mistralrs.errors import (
 
 if TYPE_CHECKING:
     from mistralrs.api.answer_stream import AnswerStream
+    from mistralrs.api.async_answer_stream import AsyncAnswerStream
+    from mistralrs.api.async_runner import AsyncRunner
     from mistralrs.api.runner import Runner
     from mistralrs.api.schemas.function_tools import run_tool_call, tool_from
     from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse
@@ -41,6 +43,8 @@ __version__ = "0.1.0"
 _PLACES = {
     "AnswerStream": ("answer_stream", "AnswerStream"),
     "Architecture": ("selectors.architecture_names", "Architecture"),
+    "AsyncAnswerStream": ("async_answer_stream", "AsyncAnswerStream"),
+    "AsyncRunner": ("async_runner", "AsyncRunner"),
     "ChatCompletionChunkResponse": ("schemas.response_bodies", "ChatCompletionChunk"),
     "ChatCompletionRequest": ("schemas.python_requests", "ChatCompletionRequest"),
     "ChatCompletionResponse": ("schemas.python_answers", "ChatCompletionResponse"),
@@ -61,6 +65,8 @@ _PLACES = {
 __all__ = [
     "AnswerStream",
     "Architecture",
+    "AsyncAnswerStream",
+    "AsyncRunner",
     "ChatCompletionChunkResponse",
     "ChatCompletionRequest",
     "ChatCompletionResponse",

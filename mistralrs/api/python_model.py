@@ -1,4 +1,4 @@
-"""A loaded model with the policy of Python callers: prepares the requests of ``Runner``."""
+"""A loaded model with the policy of Python callers: prepares the requests of ``Runner`` and ``AsyncRunner``."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Runner(ProcessBound):
             "max_adapters": max_adapters,
         }
         self.loaded = PythonModel.load(which, options)
-        """The model that prepares requests."""
+        """The model that prepares requests, for ``AsyncRunner``."""
         self._model = self.loaded.model
 
     @property

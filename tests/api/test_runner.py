@@ -17,6 +17,7 @@ import pytest
 
 import mistralrs
 from mistralrs import (
+    AsyncRunner,
     ChatCompletionRequest,
     ChatCompletionResponse,
     CompletionRequest,
@@ -538,7 +539,7 @@ def test_public_names_are_documented() -> None:
         if name != "__version__":
             assert re.search(rf"\b{name}\b", guide), name
             assert getattr(mistralrs, name).__doc__, name
-    for kind in (Runner,):
+    for kind in (Runner, AsyncRunner):
         for name, member in vars(kind).items():
             if not name.startswith("_"):
                 assert re.search(rf"\b{name}\b", guide), name

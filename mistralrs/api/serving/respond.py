@@ -107,6 +107,12 @@ class Answer:
         for chunk in self._builder.last_chunks():
             yield chunk
 
+    async def bodies(self, streams: Sequence[EventStream]) -> AsyncGenerator[dict[str, object]]:
+        """Yields the bodies of the chunks of ``events``. Raises as it does."""
+        async with aclosing(self.events(streams)) as chunks:
+            async for chunk in chunks:
+                yield self._builder.chunk_body(chunk)
+
     async def _checked_events(self, streams: Sequence[EventStream]) -> AsyncGenerator[tuple[int, Event]]:
         """Yields the events of all streams, which the builder has taken. Raises AnswerError at the first error."""
         async with aclosing(_merged(streams)) as events:
