@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+from collections.abc import Callable
 from typing import Any, Literal, Optional
 
 import jsonschema
@@ -152,8 +153,13 @@ def test_what_cannot_be_a_tool() -> None:
         tool_from(many)
     with pytest.raises(TypeError, match="a tool needs a name"):
         tool_from(lambda x: x)
-    with pytest.raises(TypeError, match="strange: an argument has a type that has no JSON schema"):
-        tool_from(strange)
+
+    def caller(call: Callable[[int], int]) -> int:
+        return call(1)
+
+    for function in (strange, caller):
+        with pytest.raises(TypeError, match=f"{function.__name__}: an argument has a type that has no JSON schema"):
+            tool_from(function)
 
 
 def test_a_call_converts_its_arguments() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jsonschema
 import pytest
-from pydantic import BaseModel, TypeAdapter, field_validator
+from pydantic import BaseModel, RootModel, TypeAdapter, field_validator
+from typing_extensions import TypedDict
 
 from mistralrs import ChatCompletionRequest, IncompleteAnswerError, RequestError, UsageError, tool_from
 from mistralrs.api.schemas import parameter_table
+from mistralrs.api.schemas.closed_json_schema import ClosedJsonSchema
 from mistralrs.api.schemas.python_answers import ChatCompletionResponse, whole_answer
 
 
@@ -58,15 +62,42 @@ def test_a_response_model_is_a_response_format() -> None:
     assert (sent["type"], sent["json_schema"]["name"], sent["json_schema"]["strict"]) == ("json_schema", "City", True)
     schema = sent["json_schema"]["schema"]
     jsonschema.validate({"name": "Paris", "inhabitants": 2}, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"name": "Paris"}, schema)
+    for wrong in ({"name": "Paris"}, {"name": "Paris", "inhabitants": 2, "mayor": "x"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
     listed = ChatCompletionRequest("x", response_model=list[City]).body.model_dump(mode="json")["response_format"]
     assert listed["json_schema"]["name"] == "list"
     assert listed["json_schema"]["schema"]["type"] == "array"
     with pytest.raises(TypeError, match="say the same"):
         ChatCompletionRequest("x", response_model=City, response_format={"type": "text"})
-    with pytest.raises(TypeError, match="response_model has no JSON schema"):
-        ChatCompletionRequest("x", response_model=BaseExceptionGroup)
+    for kind in (BaseExceptionGroup, Callable[[], int]):
+        with pytest.raises(TypeError, match="response_model has no JSON schema"):
+            ChatCompletionRequest("x", response_model=kind)  # type: ignore[arg-type]
+
+
+def test_objects_have_the_fields_of_their_classes() -> None:
+    @dataclasses.dataclass
+    class Point:
+        x: int
+
+    class Named(TypedDict):
+        name: str
+
+    class Open(BaseModel, extra="allow"):
+        name: str
+
+    class Tree(BaseModel):
+        children: list[Tree]
+        points: dict[str, Point]
+        named: Named
+        open: Open
+        listed: RootModel[list[int]]
+
+    Tree.model_rebuild()
+    schema = TypeAdapter(Tree).json_schema(schema_generator=ClosedJsonSchema)
+    closed = {name: each.get("additionalProperties") for name, each in schema["$defs"].items() if "properties" in each}
+    assert closed == {"Point": False, "Named": False, "Open": True, "Tree": False}
+    assert schema["$defs"]["Tree"]["properties"]["points"]["additionalProperties"] == {"$ref": "#/$defs/Point"}
 
 
 def answer(text: str | None, *, finish_reason: str = "stop", kind: type[Any] | None = City) -> ChatCompletionResponse:

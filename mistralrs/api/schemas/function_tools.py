@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
+from mistralrs.api.schemas.closed_json_schema import ClosedJsonSchema
 from mistralrs.errors import RequestError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -35,7 +36,10 @@ def tool_from(function: Callable[..., object]) -> dict[str, Any]:
     definition: dict[str, Any] = {"name": tool_name(function)}
     if summary:
         definition["description"] = summary
-    schema = arguments.model_json_schema()
+    try:
+        schema = arguments.model_json_schema(schema_generator=ClosedJsonSchema)
+    except PydanticUserError as error:
+        raise _no_schema(tool_name(function), error) from error
     schema.pop("title", None)
     for each in schema.get("properties", {}).values():
         each.pop("title", None)
@@ -122,8 +126,12 @@ def _arguments(function: Callable[..., object]) -> type[BaseModel]:
         )
     try:
         return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-    except PydanticSchemaGenerationError as error:
-        raise TypeError(f"{name}: an argument has a type that has no JSON schema: {error.message}") from error
+    except PydanticUserError as error:
+        raise _no_schema(name, error) from error
+
+
+def _no_schema(name: str, error: PydanticUserError) -> TypeError:
+    return TypeError(f"{name}: an argument has a type that has no JSON schema: {error.message}")
 
 
 def _described(function: Callable[..., object]) -> tuple[str, dict[str, str]]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
 from mistralrs.api.schemas import parameter_table, request_bodies
+from mistralrs.api.schemas.closed_json_schema import ClosedJsonSchema
 from mistralrs.api.schemas.function_tools import tool_from
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GRAMMAR_KINDS
@@ -226,7 +227,7 @@ def _json(fields: Mapping[str, Any]) -> bytes:
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(kind)
-    except PydanticSchemaGenerationError as error:
+    except PydanticUserError as error:
         raise TypeError(f"response_model has no JSON schema: {error.message}") from error
 
 
@@ -240,8 +241,11 @@ def _response_format(
         raise TypeError("response_model and response_format say the same: give one of them")
     # OpenAI's interface accepts letters, digits, _ and - in a name, at most 64
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", getattr(kind, "__name__", "") or str(kind))[:64]
-    schema = {"name": name, "schema": adapter.json_schema(), "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    try:
+        schema = adapter.json_schema(schema_generator=ClosedJsonSchema)
+    except PydanticUserError as error:
+        raise TypeError(f"response_model has no JSON schema: {error.message}") from error
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}}
 
 
 def _grammar(grammar: str | Mapping[str, Any] | Sequence[str] | None, kind: str | None) -> Mapping[str, object] | None:
