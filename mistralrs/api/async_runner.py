@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -21,9 +21,9 @@ from mistralrs.api.async_answer_stream import AsyncAnswerStream, LoopEngine, Sub
 from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.python_model import PythonModel
 from mistralrs.api.runner import Runner
-from mistralrs.api.runner_options import RunnerOptions, check_types
+from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions, check_types
 from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse, whole_answer
-from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Message
+from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Messages
 from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk, EmbeddingList
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
 from mistralrs.api.serving.respond import Answer, AnswerError, embeddings, submit
@@ -97,7 +97,7 @@ class AsyncRunner(ProcessBound):
         model_name = begun.prepared.model_name or loaded.policy.model_name
         return EmbeddingList.model_validate(await embeddings(begun.prepared, begun.streams, model_name=model_name))
 
-    async def tokenize(self, text: str | Sequence[Message | Mapping[str, Any]], **options: Any) -> list[int]:
+    async def tokenize(self, text: str | Messages, **options: Unpack[TokenizeOptions]) -> list[int]:
         """Returns the ids that a request would be computed from; ``options`` and errors are those of ``Runner``."""
         return await asyncio.to_thread(functools.partial(self._ready().tokenize, text, **options))
 

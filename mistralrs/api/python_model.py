@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Sequence
+from typing import TypedDict, TypeVar
 
 from mistralrs.api.local_model import LocalModel
-from mistralrs.api.runner_options import FORMATTER, RunnerOptions, check_types, load_options
+from mistralrs.api.runner_options import FORMATTER, RunnerOptions, TokenizeOptions, check_types, load_options
 from mistralrs.api.schemas.python_requests import (
     ChatCompletionRequest,
     CompletionRequest,
     EmbeddingRequest,
-    Message,
+    Messages,
     refuse_ignored,
     tokenize_body,
 )
@@ -83,9 +83,9 @@ class PythonModel:
         refuse_ignored(prepared.ignored)
         return prepared
 
-    def tokenize(self, text: str | Sequence[Message | Mapping[str, Any]], **fields: Any) -> list[int]:
-        """Returns ids as ``Runner.tokenize`` does; ``fields``: its options that are not None."""
-        body = tokenize_body(text, **{name: value for name, value in fields.items() if value is not None})
+    def tokenize(self, text: str | Messages, options: TokenizeOptions) -> list[int]:
+        """Returns ids as ``Runner.tokenize`` does."""
+        body = tokenize_body(text, **{name: value for name, value in options.items() if value is not None})
         with python_errors():
             tokens, unused = body_tokens(body, self.model.served, self.policy)
         refuse_ignored(unused)

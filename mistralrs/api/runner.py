@@ -18,9 +18,9 @@ from mistralrs.api.answer_stream import AnswerStream, EventQueue, checked_events
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter
 from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.api.python_model import PythonModel
-from mistralrs.api.runner_options import RunnerOptions
+from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions
 from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse, whole_answer
-from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Message
+from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Messages
 from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk, EmbeddingList
 from mistralrs.api.selectors.python_errors import python_errors
 from mistralrs.api.selectors.which import Which
@@ -132,7 +132,7 @@ class Runner(ProcessBound):
 
     def tokenize(
         self,
-        text: str | Sequence[Message | Mapping[str, Any]],
+        text: str | Messages,
         *,
         add_special_tokens: bool | None = None,
         parse_special: bool | None = None,
@@ -148,14 +148,14 @@ class Runner(ProcessBound):
         option that does not apply.
         """
         self.require_process()
-        return self.loaded.tokenize(
-            text,
-            add_special_tokens=add_special_tokens,
-            parse_special=parse_special,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            chat_template_kwargs=chat_template_kwargs,
-        )
+        options: TokenizeOptions = {
+            "add_special_tokens": add_special_tokens,
+            "parse_special": parse_special,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        return self.loaded.tokenize(text, options)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Returns the text of ids; control tokens are spelled out, and bytes that are no text become U+FFFD.

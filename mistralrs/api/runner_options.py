@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from mistralrs.api.load_options import LoadOptions
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
@@ -47,6 +47,16 @@ class RunnerOptions(TypedDict, total=False):
     max_model_len: int | None
     merge: bool | None
     max_adapters: int | None
+
+
+class TokenizeOptions(TypedDict, total=False):
+    """The options of ``Runner.tokenize``."""
+
+    add_special_tokens: bool | None
+    parse_special: bool | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 def check_types(which: object, in_situ_quant: object) -> None:

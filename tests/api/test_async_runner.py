@@ -28,7 +28,7 @@ from mistralrs import (
     UsageError,
     Which,
 )
-from mistralrs.api.runner_options import RunnerOptions
+from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions
 from tests.adapters.peft_adapters import write_adapter
 from tests.architectures import VARIANTS, write_folder
 from tests.tiny import TinyConfig, write_tiny
@@ -88,6 +88,10 @@ def test_its_options_are_those_of_a_runner() -> None:
     init = get_type_hints(Runner.__init__)
     assert get_type_hints(RunnerOptions) == {
         name: hint for name, hint in init.items() if name not in ("which", "return")
+    }
+    tokenizing = get_type_hints(Runner.tokenize)
+    assert get_type_hints(TokenizeOptions) == {
+        name: hint for name, hint in tokenizing.items() if name not in ("text", "return")
     }
     with pytest.raises(TypeError, match="max_seq"):
         AsyncRunner(Which.Auto("a/b"), max_seq=1)  # type: ignore[call-arg]

@@ -169,6 +169,15 @@ def test_a_chat(runner: Runner) -> None:
     assert again.choices == answer.choices
 
 
+def test_the_message_of_an_answer_goes_back_as_it_is(runner: Runner) -> None:
+    first = chat(runner).choices[0].message
+    asked: list[Any] = [Message(Role.User, "hello"), first, {"role": "user", "content": "and now?"}]
+    spelled = [asked[0], Message(Role.Assistant, first.content), asked[2]]
+    assert runner.tokenize(asked) == runner.tokenize(spelled)
+    answers = [runner.send_chat_completion_request(ChatCompletionRequest(each, **GREEDY)) for each in (asked, spelled)]
+    assert answers[0].choices == answers[1].choices  # type: ignore[union-attr]
+
+
 def test_a_completion(runner: Runner) -> None:
     plain = complete(runner)
     dressed = complete(runner, n_choices=2, echo_prompt=True, suffix="!", logprobs=1)

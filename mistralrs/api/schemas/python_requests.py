@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -49,6 +49,10 @@ class Message:
     tool_call_id: str | None = field(default=None, kw_only=True)
 
 
+Messages = Sequence[Message | Mapping[str, Any] | BaseModel]
+"""A conversation: messages, dicts as the server reads them, and messages of answers."""
+
+
 class ChatCompletionRequest:
     """Asks for the answer to a conversation."""
 
@@ -59,7 +63,7 @@ class ChatCompletionRequest:
 
     def __init__(
         self,
-        messages: str | Sequence[Message | Mapping[str, Any]],
+        messages: str | Messages,
         model: str | None = None,
         logprobs: bool = False,
         n_choices: int = 1,
@@ -80,7 +84,7 @@ class ChatCompletionRequest:
         response_model: type[Any] | None = None,
         **fields: Any,
     ) -> None:
-        """``messages``: messages, dicts as the server reads them, or the text of one user. ``model``: the runner's, or
+        """``messages``: a conversation, or the text of one user. ``model``: the runner's, or
         one of its adapters. ``grammar``: the answer matches it; its kind, ``grammar_type``, is one of
         ``GRAMMAR_KINDS``. ``tools``: functions, or definitions of them. ``response_model``: a pydantic model class or
         another type of which the answer is JSON. ``fields``: others of the body, by its names, such as
@@ -179,7 +183,7 @@ class EmbeddingRequest:
         self.body = _validated(request_bodies.EmbeddingBody, "embeddings", given, fields)
 
 
-def tokenize_body(text: str | Sequence[Message | Mapping[str, Any]], **fields: Any) -> request_bodies.TokenizeBody:
+def tokenize_body(text: str | Messages, **fields: Any) -> request_bodies.TokenizeBody:
     """Returns the body that asks for the tokens of a raw text, or of the prompt of messages. Raises RequestError."""
     given = {"prompt" if isinstance(text, str) else "messages": text}
     return _validated(request_bodies.TokenizeBody, "tokenize", given, fields)
