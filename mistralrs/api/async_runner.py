@@ -10,6 +10,7 @@ import copy
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -200,6 +201,8 @@ async def _answer(
     chunk: type[Chunk],
     adapter: TypeAdapter[Any] | None = None,
 ) -> Whole | AsyncAnswerStream[Chunk]:
+    for sentence in begun.prepared.warnings:
+        warnings.warn(sentence, stacklevel=3)
     answer = Answer(begun.prepared, **loaded.answer_facts(begun.prepared))
     if begun.prepared.stream:
         return AsyncAnswerStream(loaded.model, begun.streams, answer, chunk)

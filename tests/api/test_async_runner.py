@@ -275,6 +275,15 @@ async def test_a_cancelled_load_frees_the_model(file: Path, monkeypatch: pytest.
 
 
 @on_a_loop
+async def test_warnings_about_a_grammar_are_python_s(file: Path) -> None:
+    async with loaded(file) as runner:
+        request = CompletionRequest("x", grammar="%%\nE: E '+' E | 'x' ;", grammar_type="yacc", max_tokens=2)
+        with pytest.warns(UserWarning, match="the grammar has 1 conflicts") as warned:
+            await runner.send_completion_request(request)
+        assert warned[0].filename == __file__
+
+
+@on_a_loop
 async def test_errors_are_those_of_a_runner(file: Path) -> None:
     with pytest.raises(LoadError, match=r"absent.gguf does not exist"):
         async with AsyncRunner(Which.GGUF(quantized_filename="absent.gguf")):

@@ -55,7 +55,6 @@ def test_tools_are_functions_or_definitions() -> None:
         ChatCompletionRequest("x", tools=[lambda x: x])
 
 
-@pytest.mark.usefixtures("everything_is_served")
 def test_a_response_model_is_a_response_format() -> None:
     request = ChatCompletionRequest("x", response_model=City)
     sent: Any = request.body.model_dump(mode="json", by_alias=True)["response_format"]
@@ -65,7 +64,9 @@ def test_a_response_model_is_a_response_format() -> None:
     for wrong in ({"name": "Paris"}, {"name": "Paris", "inhabitants": 2, "mayor": "x"}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
-    listed = ChatCompletionRequest("x", response_model=list[City]).body.model_dump(mode="json")["response_format"]
+    listed = ChatCompletionRequest("x", response_model=list[City]).body.model_dump(mode="json", by_alias=True)[
+        "response_format"
+    ]
     assert listed["json_schema"]["name"] == "list"
     assert listed["json_schema"]["schema"]["type"] == "array"
     with pytest.raises(TypeError, match="say the same"):

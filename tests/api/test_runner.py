@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel
 
 import mistralrs
 from mistralrs import (
@@ -26,6 +27,7 @@ from mistralrs import (
     EmbeddingRequest,
     EmbeddingResponse,
     EngineError,
+    IncompleteAnswerError,
     LoadError,
     Message,
     RequestError,
@@ -126,7 +128,7 @@ def test_examples_run_as_printed(
     names: dict[str, Any] = {}
     with serving(repositories, monkeypatch, tmp_path / "hub"):
         for block in blocks(name):
-            exec(block, names)
+            exec(compile(block, name, "exec", dont_inherit=True), names)
     names["runner"].close()
     out = capsys.readouterr().out
     assert out.strip()
@@ -261,6 +263,24 @@ def test_the_rates_of_mistral_rs(runner: Runner) -> None:
         ):
             assert getattr(usage, name) == getattr(timings, name)
         assert usage.total_time_sec > 0
+
+
+def test_a_response_model_has_a_value(runner: Runner) -> None:
+    class Place(BaseModel):
+        is_city: bool
+        size: Literal["small", "large"]
+        near: list[bool] | None = None
+
+    answer = chat(runner, response_model=Place, max_tokens=200, ignore_eos=False, temperature=2, n_choices=4, seed=1)
+    for choice in answer.choices:
+        assert choice.finish_reason in ("stop", "length")
+        if choice.finish_reason == "stop":
+            assert answer.parsed_choice(choice.index) == Place.model_validate_json(choice.message.content)
+    assert isinstance(chat(runner, response_model=bool, ignore_eos=False).parsed, bool)
+    with pytest.raises(IncompleteAnswerError, match="was cut"):
+        _ = chat(runner, response_model=Place, max_tokens=3, ignore_eos=False).parsed
+    with pytest.raises(UsageError, match="has no response_model"):
+        _ = chat(runner).parsed
 
 
 # Tokens and embeddings
