@@ -121,6 +121,8 @@ class Finished:
 
     reason: FinishReason
     usage: Usage
+    stop_string: str | None = None
+    """The stop string that ended the text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,8 @@ class RequestState:
         """Ends the stream."""
         if self.scalings is not None:
             self.stream.put(self.scalings.collected(self.sequence.tokens))
-        self.stream.put(Finished(reason, self._usage(now)))
+        stop_string = self._text.stop_string if reason == "stop" else None
+        self.stream.put(Finished(reason, self._usage(now), stop_string))
 
     def fail(self, error: MistralrsError, now: float) -> None:
         """Ends the stream with an error."""

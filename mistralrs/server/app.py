@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from mistralrs.api.schemas.adapter_bodies import LoadAdapterBody, LoraScales, UnloadAdapterBody
+from mistralrs.api.schemas.messages_bodies import CountTokensBody, MessagesBody
 from mistralrs.api.schemas.request_bodies import (
     ApplyTemplateBody,
     ChatCompletionBody,
@@ -22,6 +23,7 @@ from mistralrs.api.schemas.request_bodies import (
     EmbeddingBody,
     TokenizeBody,
 )
+from mistralrs.api.schemas.responses_bodies import ResponsesBody
 from mistralrs.api.serving.respond import AnswerError
 from mistralrs.errors import MistralrsError
 from mistralrs.server import answer_headers
@@ -38,6 +40,7 @@ from mistralrs.server.service import Service
 from mistralrs.server.settings import ServerSettings
 from mistralrs.server.status import model_routes, request_routes, status_routes
 from mistralrs.server.texts import text_routes
+from mistralrs.server.translated_routes import translated_routes
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,9 @@ BODIES = (
     LoadAdapterBody,
     UnloadAdapterBody,
     LoraScales,
+    ResponsesBody,
+    MessagesBody,
+    CountTokensBody,
 )
 SHOWN_HEADERS = (
     "x-request-id",
@@ -95,6 +101,7 @@ def _routes(service: Service) -> FastAPI:
     app = FastAPIOffline(title=TITLE, openapi_url="/openapi.json", redirect_slashes=False)
     reader = Reader(service)
     app.include_router(generation_routes(service, reader))
+    app.include_router(translated_routes(service, reader))
     app.include_router(text_routes(service, reader))
     app.include_router(adapter_routes(service, reader))
     for routes in (status_routes, model_routes, request_routes):
@@ -117,12 +124,12 @@ def _routes(service: Service) -> FastAPI:
 def _error_response(service: Service, request: Request, error: Exception) -> Response:
     if isinstance(error, ClientGoneError | ClientDisconnect):
         return Response(status_code=CLIENT_GONE)
-    if isinstance(error, AnswerError):
-        answer = answer_to(error.error, partial=error.partial)
-    else:
-        answer = answer_to(error)
-    body = to_json(answer.body)
     context = context_of(request.scope)
+    if isinstance(error, AnswerError):
+        answer = answer_to(error.error, path=context.path, partial=error.partial)
+    else:
+        answer = answer_to(error, path=context.path)
+    body = to_json(answer.body)
     if context.path not in OPEN_PATHS:  # who asks for health does so for ever
         service.record("error", context.id, status=answer.status, code=answer.code, body=body)
     return JsonResponse(body, answer.status, headers=answer.headers)

@@ -1,9 +1,12 @@
-"""Gives errors their HTTP status, and their body in the shape that OpenAI's clients read; no other module does."""
+"""Gives errors their HTTP status, and their body in the shape that an address's clients read; no other module does.
+
+That is OpenAI's shape, and under ``/v1/messages`` Anthropic's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.exceptions import HTTPException
 
@@ -22,6 +25,7 @@ STATUSES: Mapping[str, tuple[int, str]] = {
     "adapter_not_found": (404, INVALID_REQUEST),
     "model_not_found": (404, INVALID_REQUEST),
     "request_not_found": (404, INVALID_REQUEST),
+    "response_not_found": (404, INVALID_REQUEST),
     "unknown_url": (404, INVALID_REQUEST),
     "method_not_allowed": (405, INVALID_REQUEST),
     "request_timeout": (408, INVALID_REQUEST),
@@ -51,6 +55,19 @@ RETRY_AFTER_S = {
 }
 """Seconds after which it is worth asking again."""
 
+MESSAGES_PATH = "/v1/messages"
+"""Beginning of the addresses whose clients read errors in Anthropic's shape."""
+_MESSAGES_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Anthropic's type by status; other statuses below 500 are ``invalid_request_error``, the rest ``api_error``."""
+
 _FRAMEWORK_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
 """Codes of errors that the framework raises by itself."""
 
@@ -60,25 +77,36 @@ class ErrorAnswer:
     """An error as it goes over the wire."""
 
     status: int
+    code: str
     body: dict[str, object]
-    """``{"error": {"message", "type", "param", "code"}}``"""
+    """``{"error": {"message", "type", "param", "code"}}``, or Anthropic's ``{"type": "error", "error": {"type",
+    "message"}}``"""
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
-    def code(self) -> str:
+    def facts(self) -> dict[str, object]:
+        """Returns the error itself."""
         error = self.body["error"]
         assert isinstance(error, dict)
-        return str(error["code"])
+        return error
 
 
-def answer_to(error: BaseException, *, partial: Mapping[str, object] | None = None) -> ErrorAnswer:
-    """Returns the answer to a request that ended with ``error``; ``partial`` is the part of its answer that existed
-    until then.
+def answer_to(error: BaseException, *, path: str = "", partial: Mapping[str, object] | None = None) -> ErrorAnswer:
+    """Returns the answer to a request for ``path`` that ended with ``error``; ``partial`` is the part of its answer
+    that existed until then.
 
     An exception that is no MistralrsError is a defect: the answer says that, and does not show the exception's words.
     """
-    if isinstance(error, HTTPException):
-        return _from_framework(error)
+    answer = _from_framework(error) if isinstance(error, HTTPException) else _from_error(error, partial)
+    if path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/"):
+        other = "invalid_request_error" if answer.status < 500 else "api_error"
+        kind = _MESSAGES_TYPES.get(answer.status, other)
+        body: dict[str, object] = {"type": "error", "error": {"type": kind, "message": answer.facts["message"]}}
+        return replace(answer, body=body)
+    return answer
+
+
+def _from_error(error: BaseException, partial: Mapping[str, object] | None) -> ErrorAnswer:
     code, message, param = _facts(error)
     status, kind = STATUSES.get(code, (400, INVALID_REQUEST) if isinstance(error, RequestError) else (500, SERVER))
     body = _body(message, kind, code, param)
@@ -91,7 +119,7 @@ def answer_to(error: BaseException, *, partial: Mapping[str, object] | None = No
         headers["www-authenticate"] = "Bearer"
     if status == 413:  # the rest of the body will not be read
         headers["connection"] = "close"
-    return ErrorAnswer(status, body, headers)
+    return ErrorAnswer(status, code, body, headers)
 
 
 def _facts(error: BaseException) -> tuple[str, str, str | None]:
@@ -114,7 +142,7 @@ def _from_framework(error: HTTPException) -> ErrorAnswer:
     }
     kind = INVALID_REQUEST if error.status_code < 500 else SERVER
     return ErrorAnswer(
-        error.status_code, _body(words.get(code, error.detail), kind, code, None), dict(error.headers or {})
+        error.status_code, code, _body(words.get(code, error.detail), kind, code, None), dict(error.headers or {})
     )
 
 

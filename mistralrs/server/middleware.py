@@ -28,7 +28,9 @@ AUTHORITY = "mistralrs.authority"
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version"})
 """Paths that need no key: they show that there is a server, and its version."""
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_BARE = re.compile(r"/(?:chat/completions|completions|embeddings|models|models/.+)")
+_BARE = re.compile(
+    r"/(?:chat/completions|completions|embeddings|models|models/.+|responses|responses/.+|messages|messages/.+)"
+)
 _HOST = re.compile(r"(\[[^\[\]]*\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::([0-9]{0,5}))?")
 MAX_PORT = 65535
 
@@ -116,7 +118,7 @@ class RequestContext:
         except Exception as error:
             self._failed(context)
             if not context.status:
-                await send_error(send_with_headers, answer_to(error))
+                await send_error(send_with_headers, answer_to(error, path=context.path))
             elif not is_complete:  # a begun answer cannot be withdrawn: the end of the connection is the client's sign
                 raise
         finally:
@@ -140,7 +142,7 @@ class KnownHost:
             try:
                 self._check(scope)
             except RequestError as error:
-                await send_error(send, answer_to(error))
+                await send_error(send, answer_to(error, path=scope["path"]))
                 return
         await self._app(scope, receive, send)
 
@@ -209,23 +211,25 @@ class ApiKeys:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        identity = self._key_id(Headers(scope=scope).get("authorization", ""))
+        headers = Headers(scope=scope)
+        identity = self._key_id(headers.get("authorization", ""), headers.get("x-api-key", ""))
         if identity is None:
             error = RequestError(
                 # the first four words are OpenAI's, by which litellm recognises this error
-                "Incorrect API key provided: this server needs one of its own, as the header Authorization: Bearer KEY",
+                "Incorrect API key provided: this server needs one of its own, as the header Authorization: Bearer KEY"
+                " or x-api-key: KEY",
                 code="invalid_api_key",
             )
-            await send_error(send, answer_to(error))
+            await send_error(send, answer_to(error, path=scope["path"]))
             return
         context_of(scope).key_id = identity
         await self._app(scope, receive, send)
 
-    def _key_id(self, authorization: str) -> str | None:
+    def _key_id(self, authorization: str, api_key: str) -> str | None:
+        """Returns the id of the key that is in one of the two headers, the second of which Anthropic's clients send."""
         scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            return None
         # headers come as latin-1; a key in UTF-8 is the same bytes
-        offered = given.strip().encode("latin-1")
-        matches = [hmac.compare_digest(key, offered) for key in self._keys]
+        offered = [each.strip().encode("latin-1") for each in (given if scheme.lower() == "bearer" else "", api_key)]
+        compared = [[hmac.compare_digest(key, each) for each in offered] for key in self._keys]
+        matches = [any(each) for each in compared]
         return self._identities[matches.index(True)] if any(matches) else None

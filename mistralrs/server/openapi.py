@@ -37,25 +37,30 @@ def operation(
     *,
     body: type[BaseModel] | None = None,
     chunk: type[BaseModel] | None = None,
+    event: type[BaseModel] | None = None,
+    error: type[BaseModel] = Error,
     text: str | None = None,
     errors: Iterable[int] = (),
 ) -> dict[str, Any]:
     """Returns the keywords that describe a route to FastAPI.
 
-    ``answer`` is its JSON, ``chunk`` the JSON of an event of its stream, ``text`` the media type of an answer that is
-    neither; ``errors`` are those it has beside the ones that every route has.
+    ``answer`` is its JSON, ``chunk`` the JSON of an event of its stream, ``event`` the same where events have names,
+    ``text`` the media type of an answer that is none of these; ``errors`` are those it has beside the ones that every
+    route has, ``error`` their JSON.
     """
     content: dict[str, Any] = {}
     if answer is not None:
         content["application/json"] = {"schema": _reference(answer)}
     if chunk is not None:
         content["text/event-stream"] = {"itemSchema": _event(chunk)}
+    if event is not None:
+        content["text/event-stream"] = {"itemSchema": _named_event(event)}
     if text is not None:
         content[text] = {"schema": {"type": "string"}}
     responses: dict[int | str, dict[str, Any]] = {200: {"description": "OK", "content": content}}
     for status in sorted({*_COMMON_ERRORS, *errors, *(BODY_ERRORS if body else ())}):
         phrase = _PHRASES.get(status) or HTTPStatus(status).phrase
-        responses[status] = {"description": phrase, "content": {"application/json": {"schema": _reference(Error)}}}
+        responses[status] = {"description": phrase, "content": {"application/json": {"schema": _reference(error)}}}
     extra = {}
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _reference(body)}}}
@@ -97,8 +102,11 @@ def _schema(app: FastAPI, bodies: Iterable[type[BaseModel]], *, needs_key: bool)
     components = document.setdefault("components", {})
     components["schemas"] = definitions["$defs"]
     if needs_key:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "x_api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        document["security"] = [{"key": []}, {"x_api_key": []}]
     return document
 
 
@@ -107,6 +115,13 @@ def _event(chunk: type[BaseModel]) -> dict[str, object]:
     what = f"A {chunk.__name__} as JSON; or an {Error.__name__}, which is the last; or [DONE], which is the last."
     data = {"type": "string", "description": what}
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}
+
+
+def _named_event(event: type[BaseModel]) -> dict[str, object]:
+    """Returns the schema of an event with a name; errors are events of their own."""
+    name = {"type": "string", "description": "The type of the event."}
+    data = {"type": "string", "description": f"A {event.__name__} as JSON."}
+    return {"type": "object", "properties": {"event": name, "data": data}, "required": ["event", "data"]}
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

@@ -49,7 +49,7 @@ class JsonResponse(Response):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, with a comment whenever nothing was sent for ``keep_alive_s`` seconds.
+    """Server-sent events, with ``ping`` whenever nothing was sent for ``keep_alive_s`` seconds.
 
     ``close`` is called at the end, also if the client went away before the first event.
     """
@@ -63,10 +63,12 @@ class EventStream(StreamingResponse):
         headers: Mapping[str, str],
         keep_alive_s: float,
         close: Callable[[], None],
+        ping: bytes = PING,
     ) -> None:
         super().__init__(events, headers={**headers, **STREAM_HEADERS})
         self._events = events
         self._close = close
+        self._ping_event = ping
         self._keep_alive_s = keep_alive_s
         self._sent_at = time.monotonic()
         self._sending = False
@@ -105,7 +107,7 @@ class EventStream(StreamingResponse):
             elif self._sending:  # the client does not read
                 await asyncio.sleep(self._keep_alive_s)
             else:
-                await self._send(send, PING)
+                await self._send(send, self._ping_event)
 
 
 async def send_error(send: Send, answer: ErrorAnswer) -> None:

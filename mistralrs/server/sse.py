@@ -15,6 +15,8 @@ from mistralrs.api.serving.response_builder import CHUNK_OBJECTS, SYSTEM_FINGERP
 
 DONE = b"data: [DONE]\n\n"
 """The last event of an answer that is complete."""
+MESSAGES_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+"""The event by which Anthropic's API keeps a stream alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,16 @@ class ChunkEncoder:
 def encode_error(body: Mapping[str, object]) -> bytes:
     """The JSON of an error that ends a stream, in one line of ASCII."""
     return _json(body).encode("ascii")
+
+
+def encode_event(event: Mapping[str, object]) -> bytes:
+    """The JSON of an event that is no chunk, in one line of ASCII."""
+    return _json(event).encode("ascii")
+
+
+def frame_named(name: str, data: bytes) -> bytes:
+    """JSON of one line as an event with a name."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode("ascii"), data)
 
 
 def frame_event(data: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, RootModel
 
-from mistralrs.api.schemas import response_bodies
+from mistralrs.api.schemas import messages_bodies, response_bodies, responses_bodies
 from mistralrs.api.schemas.response_bodies import Part
 
 
@@ -173,5 +173,11 @@ ALL: tuple[type[BaseModel], ...] = (
     UnloadedAdapter,
     LoraAdapters,
     Success,
+    responses_bodies.ResponsesAnswer,
+    responses_bodies.ResponseEvent,
+    messages_bodies.MessagesAnswer,
+    messages_bodies.MessagesEvent,
+    messages_bodies.MessagesError,
+    messages_bodies.TokenCount,
 )
 """Every answer that is JSON, and the chunks of streams."""

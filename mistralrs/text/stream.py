@@ -57,8 +57,13 @@ class TextStream:
         self._spelled = spelled
         self._shown: list[range] = []  # those of ``_names`` that are text
         self._trim = trim_space and tokenizer.space_prefix
-        self.stopped = False
-        """Whether a stop string is complete; it and all later text is never shown."""
+        self.stop_string: str | None = None
+        """The stop string that is complete; it and all later text is never shown."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self.stop_string is not None
 
     def push(self, token: int) -> str:
         """Adds a token; returns the text that may be shown now, which is empty once stopped."""
@@ -107,8 +112,9 @@ class TextStream:
         """Searches the pending text for stop strings; returns the text that need not be held back any longer."""
         found = [(start + len(stop), start) for stop in self._stop if (start := self._find(stop)) >= 0]
         if found:
-            self.stopped = True
-            shown = self._release(min(found)[1])
+            end, start = min(found)
+            self.stop_string = self._pending[start:end]
+            shown = self._release(start)
             self._pending, self._names, self._shown = "", [], []
             return shown
         unfinished = partial_suffix(self._pending, self._stop)

@@ -10,6 +10,7 @@ import pytest
 
 from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.adapter_bodies import LoadAdapterBody, UnloadAdapterBody
+from mistralrs.api.schemas.messages_bodies import CountTokensBody, MessagesBody
 from mistralrs.api.schemas.parameter_table import PARAMETERS, Endpoint, capabilities, ignored_header, rows, unserved
 from mistralrs.api.schemas.request_bodies import (
     ApplyTemplateBody,
@@ -21,6 +22,7 @@ from mistralrs.api.schemas.request_bodies import (
     TokenizeBody,
     parse,
 )
+from mistralrs.api.schemas.responses_bodies import ResponsesBody
 from mistralrs.errors import RequestError
 
 BODIES: Mapping[Endpoint, type[Body]] = {
@@ -32,6 +34,9 @@ BODIES: Mapping[Endpoint, type[Body]] = {
     "apply_template": ApplyTemplateBody,
     "load_lora_adapter": LoadAdapterBody,
     "unload_lora_adapter": UnloadAdapterBody,
+    "responses": ResponsesBody,
+    "messages": MessagesBody,
+    "count_tokens": CountTokensBody,
 }
 LEAST: Mapping[Endpoint, dict[str, Any]] = {
     "chat": {"messages": "hi"},
@@ -42,6 +47,9 @@ LEAST: Mapping[Endpoint, dict[str, Any]] = {
     "apply_template": {"messages": "hi"},
     "load_lora_adapter": {"lora_name": "style", "lora_path": "style"},
     "unload_lora_adapter": {"lora_name": "style"},
+    "responses": {"input": "hi"},
+    "messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
+    "count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
 }
 
 

@@ -38,6 +38,8 @@ def test_every_python_client_is_in_it() -> None:
         "langchain_openai",
         "llama_index.llms.openai_like",
         "litellm",
+        "openai",
+        "anthropic",
     ]
 
 
@@ -46,8 +48,8 @@ def test_the_programs_run(program: str, server: RunningServer, tmp_path: Path) -
     python = python_with(module_of(program))
     if python is None:
         pytest.skip(f"{module_of(program)} is not installed; make clients installs it")
-    told = program.replace("http://127.0.0.1:1234/v1", server.base_url).replace('"none"', repr(KEY))
-    assert told.count(server.base_url) == told.count(KEY) == 1
+    told = program.replace("http://127.0.0.1:1234", server.root).replace('"none"', repr(KEY))
+    assert told.count(server.root) == told.count(KEY) == 1
     done = subprocess.run(
         [python, "-c", told],
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},

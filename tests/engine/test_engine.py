@@ -200,6 +200,7 @@ def test_stop_strings_across_tokens_are_never_shown() -> None:
             assert isinstance(end, Finished)
             # Letters are tokens here: the answer ends with the token that completes the stop string.
             assert (end.reason, end.usage.completion_tokens) == ("stop", whole.index(stop) + 3)
+            assert end.stop_string == stop
             assert engine.stats().free_blocks == engine.stats().num_blocks
         almost = replace(request.sampling, stop=(whole[-2:] + "!",))
         assert collect(engine.submit(replace(request, sampling=almost)))[:2] == (whole, tokens)

@@ -67,6 +67,27 @@ def test_who_hangs_up_frees_the_engine_at_once(server: ServerProcess, word: str,
     assert server.metric("mistralrs_requests_cancelled_total") == before + 1
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "endless"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "endless"}], "max_tokens": 100}),
+    ],
+)
+def test_who_hangs_up_ends_a_request_of_another_api(
+    server: ServerProcess, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    before = server.metric("mistralrs_requests_cancelled_total")
+    data = json.dumps({**body, "stream": stream}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    with server.connect() as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode() + data)
+        wait_for(lambda: server.metric("mistralrs_requests_running") == 1)
+    wait_for(lambda: server.metric("mistralrs_requests_running") == 0)
+    assert server.metric("mistralrs_requests_cancelled_total") == before + 1
+
+
 def test_who_stops_reading_a_stream_frees_the_engine(server: ServerProcess) -> None:
     with server.client() as client, client.stream("POST", CHAT, json=question("endless", stream=True)) as response:
         lines = response.iter_lines()

@@ -65,6 +65,24 @@ async def test_whole_and_streamed_the_answer_is_the_models(real: Served, spoken:
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == spoken
 
 
+async def test_other_apis_get_the_same_answer(real: Served, spoken: str) -> None:
+    asked = {"temperature": 0, "max_output_tokens": 12, "input": MESSAGES}
+    answered = (await real.post("/v1/responses", asked)).json()
+    [item] = answered["output"]
+    written = (await real.post("/v1/messages", {"messages": MESSAGES, "temperature": 0, "max_tokens": 12})).json()
+    [block] = written["content"]
+    said = (await real.post(CHAT, {**GREEDY, "ignore_eos": False})).json()
+    assert item["content"][0]["text"] == block["text"] == said["choices"][0]["message"]["content"]
+    assert spoken.startswith(block["text"])
+    counted = written["usage"]["input_tokens"] + written["usage"]["cache_read_input_tokens"]
+    assert said["usage"]["prompt_tokens"] == counted == answered["usage"]["input_tokens"]
+    stop = block["text"][1:3]
+    body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 12, "stop_sequences": ["never", stop]}
+    stopped = (await real.post("/v1/messages", body)).json()
+    assert (stopped["stop_reason"], stopped["stop_sequence"]) == ("stop_sequence", stop)
+    assert stopped["content"][0]["text"] == block["text"].partition(stop)[0]
+
+
 async def test_requests_at_the_same_time_get_the_answers_they_get_alone(real: Served, spoken: str) -> None:
     answers = await asyncio.gather(*(real.post(CHAT, {**GREEDY, "stream": bool(i % 2)}) for i in range(8)))
     for answer in answers:

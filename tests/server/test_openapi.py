@@ -37,7 +37,7 @@ async def test_every_route_is_in_it_with_every_kind_of_answer(server: Served) ->
         "/", "/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/models/{id}", "/v1/capabilities",
         "/v1/requests", "/v1/requests/{id}", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize",
         "/detokenize", "/apply-template", "/v1/lora_adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
-        "/lora-adapters",
+        "/lora-adapters", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
     }  # fmt: skip
     for methods in paths.values():
         for method, described in methods.items():
@@ -47,7 +47,7 @@ async def test_every_route_is_in_it_with_every_kind_of_answer(server: Served) ->
             assert ("requestBody" in described) == (method == "post")
             if method == "post":
                 assert {"400", "404", "413", "415"} <= statuses
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"):
         responses = paths[path]["post"]["responses"]
         assert {"429", "499", "504"} <= set(responses)
         assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
@@ -75,8 +75,9 @@ async def test_a_key_is_part_of_it_where_one_is_needed(engine: FakeEngine, serve
     assert "security" not in await document(server)
     closed = Served(engine, ServerSettings(api_keys=("a key",)))
     found = (await closed.get("/openapi.json", headers={"authorization": "Bearer a key"})).json()
-    assert found["security"] == [{"key": []}]
-    assert found["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert found["security"] == [{"key": []}, {"x_api_key": []}]
+    schemes = found["components"]["securitySchemes"]
+    assert (schemes["key"]["scheme"], schemes["x_api_key"]["name"]) == ("bearer", "x-api-key")
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])

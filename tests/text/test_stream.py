@@ -125,6 +125,7 @@ def test_control_tokens_are_matched_by_their_names_and_never_shown(stop: tuple[s
     parts, stream = pushed(CHAT, *stop)
     assert "".join(parts) + stream.finish() == shown
     assert stream.stopped == (shown != "one\nuser\ntwo")
+    assert (stream.stop_string in stop) == stream.stopped
     assert stream.finish() == ""
 
 

@@ -40,6 +40,8 @@ class OutputChunk:
     """Additions to the choice's tool calls."""
     finish_reason: ChoiceEnd | None = None
     """Set only in the last chunk of a choice."""
+    stop_string: str | None = None
+    """The stop string that ended the choice, in its last chunk."""
     logprobs: Mapping[str, object] | None = None
     """The log-probabilities of the tokens of ``text``, in the shape of the answer's kind."""
     timings: Mapping[str, object] | None = None

@@ -22,12 +22,20 @@ Endpoint = Literal[
     "apply_template",
     "load_lora_adapter",
     "unload_lora_adapter",
+    "responses",
+    "messages",
+    "count_tokens",
 ]
 Use = Literal["applied", "refused", "ignored"]
 
 BOTH: tuple[Endpoint, ...] = ("chat", "completions")
 CHAT: tuple[Endpoint, ...] = ("chat",)
 COMPLETIONS: tuple[Endpoint, ...] = ("completions",)
+RESPONSES: tuple[Endpoint, ...] = ("responses",)
+MESSAGES: tuple[Endpoint, ...] = ("messages",)
+MESSAGES_PROMPTS: tuple[Endpoint, ...] = ("messages", "count_tokens")
+TRANSLATED: tuple[Endpoint, ...] = ("responses", "messages", "count_tokens")
+TRANSLATED_SAMPLING: tuple[Endpoint, ...] = ("responses", "messages")
 TEMPLATED: tuple[Endpoint, ...] = ("chat", "tokenize", "apply_template")
 
 MAX_NAMES = 32
@@ -51,6 +59,7 @@ class Parameter:
 _NOT_YET = "is not supported yet"
 _LOCAL = "has no meaning on a local server"
 _NO_TOOLS = "has no effect without tools"
+_KEEPS_NOTHING = "is not supported: this server keeps nothing between requests"
 _TEXT_ONLY = "is not supported: the answer is text"
 
 
@@ -106,6 +115,24 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_refused(CHAT, _TEXT_ONLY, "audio"),
     *_refused(CHAT, "is not supported: this server does not search the web", "web_search_options"),
     *_refused(CHAT, "is not supported: only who starts the server chooses the template", "chat_template"),
+    *_applied(TRANSLATED, "model", "adapter", "adapters", "lora", "adapter_id", "chat_template_kwargs"),
+    *_applied(TRANSLATED, "tools", "tool_choice"),
+    *_applied(TRANSLATED_SAMPLING, "stream", "seed", "temperature", "top_k", "top_p", "min_p"),
+    *_applied(TRANSLATED_SAMPLING, "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *_applied(RESPONSES, "input", "instructions", "max_output_tokens", "text", "parallel_tool_calls", "reasoning"),
+    *_applied(RESPONSES, "top_logprobs", "include", "truncation", "stop", "store"),
+    *_ignored(RESPONSES, _LOCAL, "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *_ignored(RESPONSES, _LOCAL, "prompt_cache_options", "metadata", "service_tier", "stream_options"),
+    *_ignored(RESPONSES, "counts tools that a server runs", "max_tool_calls"),
+    *_refused(RESPONSES, _KEEPS_NOTHING, "previous_response_id", "conversation", "prompt"),
+    *_refused(RESPONSES, _KEEPS_NOTHING, "context_management", harmless=([],)),
+    *_refused(RESPONSES, _KEEPS_NOTHING, "background", harmless=(False,)),
+    *_applied(MESSAGES_PROMPTS, "messages", "system", "thinking", "output_config"),
+    *_ignored(MESSAGES_PROMPTS, "is not needed: every prompt is cached", "cache_control"),
+    *_applied(MESSAGES, "max_tokens", "stop_sequences"),
+    *_ignored(MESSAGES, _LOCAL, "metadata", "service_tier", "inference_geo"),
+    *_refused(MESSAGES, _KEEPS_NOTHING, "container", "context_management"),
+    *_refused(MESSAGES, "is not supported: this server runs no tools", "mcp_servers", harmless=([],)),
 )
 
 

@@ -80,7 +80,13 @@ class ResponseBuilder:
             is_last = all(other.reason is not None for other in self._choices)
             total = timings(self._choices, seed=prepared.seed) if is_last else None
             generation = self._chosen.generation if self._chosen is not None and is_last else None
-            yield OutputChunk(place, finish_reason=state.reason, timings=total, adapter_generation=generation)
+            yield OutputChunk(
+                place,
+                finish_reason=state.reason,
+                stop_string=event.stop_string,
+                timings=total,
+                adapter_generation=generation,
+            )
 
     def last_chunks(self) -> Iterator[OutputChunk]:
         """Yields the chunks after the last event of all streams."""
