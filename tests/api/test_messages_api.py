@@ -314,3 +314,10 @@ def test_a_call_that_was_cut_has_the_whole_part_of_its_input(end: int) -> None:
     assert set(block["input"]) <= {"a", "d"}
     if text.endswith("}}"):
         assert block["input"] == json.loads(text)
+
+
+@pytest.mark.parametrize("arguments", ["", "[1]", "no JSON", '{"a": 1e999}', '{"a": NaN}', "[" * 5000])
+def test_arguments_that_are_no_object_are_none(arguments: str) -> None:
+    call = ToolCallDelta(0, arguments, id="c1", name="f")
+    _, body = events_of(ASKED, [OutputChunk(0, tool_calls=(call,)), OutputChunk(0, finish_reason="tool_calls")])
+    assert body["content"][0]["input"] == {}

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from mistralrs.api.schemas.messages_bodies import CountTokensBody, MessagesBody
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody
+from mistralrs.api.schemas.responses_bodies import ResponsesBody
 from mistralrs.api.served_model import ServedModel
 from tests.server.harness import CHAT
 from tests.server.process import ServerProcess, question, receive_all, wait_for
@@ -26,6 +29,14 @@ VALUES: tuple[Any, ...] = (
     {"role": "user"}, [{"role": "user", "content": None}], [{"role": "root", "content": "x"}],
     [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
 )  # fmt: skip
+
+TURNS = [{"role": "user", "content": "hi"}]
+OTHERS: tuple[tuple[str, type[BaseModel], dict[str, Any]], ...] = (
+    ("/v1/responses", ResponsesBody, {"input": "hi"}),
+    ("/v1/messages", MessagesBody, {"messages": TURNS, "max_tokens": 1}),
+    ("/v1/messages/count_tokens", CountTokensBody, {"messages": TURNS}),
+)
+"""Addresses of other APIs, with their bodies and the least of each."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +69,12 @@ def wrong_types(draw: random.Random) -> bytes:
     return post(json.dumps({**question("hi", max_tokens=1), **fields}).encode())
 
 
+def other_apis(draw: random.Random) -> bytes:
+    path, kind, least = draw.choice(OTHERS)
+    fields = {draw.choice(sorted(kind.model_fields)): draw.choice(VALUES) for _ in range(draw.randrange(1, 4))}
+    return post(json.dumps({**least, **fields}).encode(), path)
+
+
 def broken_text(draw: random.Random) -> bytes:
     body = bytearray(json.dumps(question("hello \u00e4\u00f6\u00fc", max_tokens=1)).encode())
     for _ in range(draw.randrange(1, 4)):
@@ -84,7 +101,7 @@ def wrong_path(draw: random.Random) -> bytes:
 
 
 KINDS: tuple[Callable[[random.Random], bytes], ...] = (
-    noise, noisy_body, deep, wrong_types, wrong_types, broken_text, huge_ids, wrong_head, wrong_path,
+    noise, noisy_body, deep, wrong_types, wrong_types, other_apis, broken_text, huge_ids, wrong_head, wrong_path,
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class Attack:
 PATIENT = 0.1
 """Clients that never finish their request and stay until the server ends it."""
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 _ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, 1e308, -1e-308, 5e-324, "", "1", "\x00", "\ud800",
     "x" * 100_000, [], [[]], [None], {}, {"": {}}, [0] * 10_000, "\u202e", "../../etc/passwd", "{{ 7*7 }}", "🙂" * 1000,
@@ -39,7 +40,7 @@ _PATHS = (
     CHAT, COMPLETIONS, EMBEDDINGS, "/tokenize", "/detokenize", "/apply-template", "/v1/models", "/v1/models/%2e%2e%2f",
     "/v1/requests/%00", "/metrics", "/", "//", "/v1/../../etc/passwd", "/v1//chat/completions", "/%ff",
     "/" + "a" * 9000, "/docs", "/openapi.json?x=%", "*", "http://example.org/", "/v1/models/" + "b" * 5000,
-    "/health?" + "q=1&" * 2000,
+    "/health?" + "q=1&" * 2000, RESPONSES, MESSAGES, COUNT, RESPONSES + "/%00", MESSAGES + "/../chat/completions",
 )  # fmt: skip
 _METHODS = (
     "GET",
@@ -132,6 +133,40 @@ def wrong_types(random: Random) -> Attack:
     if random.random() < 0.3:
         body["messages"] = [{"role": random.choice(("user", "tool", "?")), "content": random.choice(_ODD_VALUES)}]
     return Attack("wrong types", (message(random.choice(_PATHS[:6]), as_json(body)),))
+
+
+def other_apis(random: Random) -> Attack:
+    """Items, blocks and fields of the Responses and the Messages API, with values that they must not have."""
+    value = random.choice(_ODD_VALUES)
+    kind = random.choice(
+        ("message", "reasoning", "function_call", "function_call_output", "item_reference", "text", "tool_use",
+         "tool_result", "thinking", "redacted_thinking", "image", "input_text", "input_image", value)
+    )  # fmt: skip
+    fields = (
+        "role", "content", "text", "name", "arguments", "output", "call_id", "id", "input", "tool_use_id", "thinking",
+        "is_error", "summary", "status", "cache_control",
+    )  # fmt: skip
+    piece = {"type": kind, **{name: random.choice(_ODD_VALUES) for name in random.sample(fields, random.randrange(5))}}
+    path = random.choice((RESPONSES, MESSAGES, COUNT))
+    turn = {"role": "user", "content": "Hi"}
+    if path == RESPONSES:
+        body: Body = {"input": [turn, random.choice((piece, {**turn, "content": [piece]}))], "max_output_tokens": 4}
+        odd = ("input", "instructions", "text", "tools", "tool_choice", "reasoning", "include", "truncation", "store")
+    else:
+        role = random.choice(("user", "assistant", "system"))
+        body = {"messages": [turn, {"role": role, "content": [piece, {"type": "text", "text": "Hi"}]}], "max_tokens": 4}
+        odd = ("messages", "system", "tools", "tool_choice", "thinking", "output_config", "stop_sequences", "metadata")
+    for name in random.sample((*odd, "stream", "temperature", "model", "adapters"), random.randrange(3)):
+        body[name] = random.choice((value, {"type": value}, [{"type": value, "name": value}]))
+    return Attack("other APIs", (message(path, as_json(body)),))
+
+
+def nested_results(random: Random) -> Attack:
+    """Results of tools in results of tools."""
+    depth = random.choice((10, 100, 5000, 30_000))
+    inner = b'[{"type":"tool_result","tool_use_id":"x","content":' * depth + b'"x"' + b"}]" * depth
+    body = b'{"max_tokens":4,"messages":[{"role":"user","content":' + inner + b"}]}"
+    return Attack("nested results", (message(random.choice((MESSAGES, COUNT)), body),))
 
 
 def bad_text(random: Random) -> Attack:
@@ -273,6 +308,6 @@ def costly_grammar(random: Random) -> Attack:
 KINDS: tuple[Callable[[Random], Attack], ...] = (
     random_bytes, random_body, damaged, deep, huge_numbers, wrong_types, bad_text, slow_loris, hung_up, half_closed,
     lying_length, bad_chunks, strange_head, strange_line, large_body, pipelined, other_protocols, costly_words,
-    wrong_types, damaged, costly_grammar,
+    wrong_types, damaged, costly_grammar, other_apis, nested_results,
 )  # fmt: skip
 """The kinds of attacks. Attack n is of kind n modulo their number; two of them count twice."""

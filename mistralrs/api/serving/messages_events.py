@@ -3,6 +3,7 @@ body."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -170,9 +171,11 @@ class MessageEvents:
 
 
 def _input(arguments: str) -> Event:
-    """Returns the arguments of a call; those of one that was cut, as far as they are whole."""
+    """Returns the arguments of a call; those of one that was cut, as far as they are whole. A model wrote them, so that
+    they may be no JSON, or have numbers that JSON cannot represent again: then there are none."""
     try:
         value = from_json(arguments, allow_partial=True) if arguments else {}
+        json.dumps(value, allow_nan=False)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -177,9 +177,8 @@ def _tool_fields(body: ResponsesBody) -> dict[str, object]:
     if isinstance(choice, dict):
         kind = choice.get("type")
         if kind == "allowed_tools":
-            allowed = [each.get("name") for each in choice.get("tools") or () if isinstance(each, dict)]
-            tools = [tool for tool in tools if tool["function"]["name"] in allowed]
-            choice = choice.get("mode", "auto")
+            tools = _allowed(tools, choice.get("tools"))
+            choice = choice.get("mode") or "auto"
         elif kind == "function":
             choice = {"type": "function", "function": {"name": choice.get("name")}}
         else:
@@ -191,6 +190,14 @@ def _tool_fields(body: ResponsesBody) -> dict[str, object]:
     if not tools and choice in ("auto", "none"):
         choice = None
     return {"tools": tools or None, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls}
+
+
+def _allowed(tools: Sequence[dict[str, Any]], allowed: object) -> list[dict[str, Any]]:
+    """Returns the tools that ``allowed_tools`` lists."""
+    if not isinstance(allowed, list) or not all(isinstance(each, dict) for each in allowed):
+        raise RequestError("tool_choice.tools must be a list of tools", param="tool_choice.tools")
+    names = [each.get("name") for each in allowed]
+    return [tool for tool in tools if tool["function"]["name"] in names]
 
 
 def _tool(tool: FunctionTool, path: str) -> dict[str, Any]:
