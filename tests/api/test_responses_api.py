@@ -13,7 +13,7 @@ from openai._models import construct_type_unchecked
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 
-from mistralrs.api.schemas.output_chunk import OutputChunk
+from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, parse
 from mistralrs.api.schemas.responses_bodies import ResponsesAnswer, ResponsesBody
 from mistralrs.api.serving import translated_chat
@@ -169,11 +169,12 @@ def test_tools_and_formats_have_the_chats_shape(monkeypatch: pytest.MonkeyPatch)
     assert (chat["verbosity"], chat["reasoning_effort"]) == ("low", "low")
 
 
-def test_allowed_tools_are_those_that_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_tools_have_the_chats_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
     chat = translated(monkeypatch, tools=[TOOL, {**TOOL, "name": "g"}], tool_choice=choice)
-    assert [tool["function"]["name"] for tool in chat["tools"]] == ["g"]
-    assert chat["tool_choice"] == "required"
+    named = {"type": "function", "function": {"name": "g"}}
+    assert len(chat["tools"]) == 2
+    assert chat["tool_choice"] == {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}}
 
 
 def test_a_choice_without_tools_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,10 +282,26 @@ def test_the_events_of_a_text() -> None:
     assert body["status"] == "completed"
 
 
-def test_log_probabilities_come_with_the_text() -> None:
-    def token(text: str) -> dict[str, Any]:
-        return {"token": text, "logprob": -1.0, "bytes": [], "top_logprobs": []}
+def token(text: str) -> dict[str, Any]:
+    return {"token": text, "logprob": -1.0, "bytes": [], "top_logprobs": []}
 
+
+def test_log_probabilities_are_those_of_texts() -> None:
+    chunks = [
+        OutputChunk(0, reasoning="hm", logprobs={"content": [token("hm")]}),
+        OutputChunk(0, "", logprobs={"content": [token("</think>")]}),
+        OutputChunk(0, "a", logprobs={"content": [token("a")]}),
+        OutputChunk(0, "", logprobs={"content": [token("<tool_call>")]}),
+        OutputChunk(0, tool_calls=(ToolCallDelta(0, "{}", id="c", name="f"),), logprobs={"content": [token("{}")]}),
+        OutputChunk(0, "b", logprobs={"content": [token("b")]}),
+        OutputChunk(0, finish_reason="tool_calls"),
+    ]
+    _, body = events_of(ASKED, chunks)
+    shown = [item["content"][0]["logprobs"] for item in body["output"] if item["type"] == "message"]
+    assert [[each["token"] for each in logprobs] for logprobs in shown] == [["a"], ["b"]]
+
+
+def test_log_probabilities_come_with_the_text() -> None:
     chunks = [
         OutputChunk(0, "", logprobs={"content": [token("a")]}),
         OutputChunk(0, "ab", logprobs={"content": [token("b")]}),

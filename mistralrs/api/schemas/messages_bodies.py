@@ -40,14 +40,14 @@ Blocks = Annotated[list[Block], BeforeValidator(_as_blocks, json_schema_input_ty
 Block.model_rebuild()
 
 
-class TurnBody(Body):
+class MessagesTurn(Body):
     """One turn. A last one of the assistant is continued."""
 
     role: Literal["user", "assistant", "system"]
     content: Blocks
 
 
-class ToolBody(Body):
+class MessagesTool(Body):
     """A tool of the client; those that Anthropic runs are refused."""
 
     type: Text | None = None
@@ -58,7 +58,7 @@ class ToolBody(Body):
     cache_control: Any = None
 
 
-class ToolChoiceBody(Body):
+class MessagesToolChoice(Body):
     """Whether tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -85,10 +85,10 @@ class OutputConfig(Body):
 class MessagesPrompt(TranslatedBody):
     """The fields that make a prompt."""
 
-    messages: Annotated[list[TurnBody], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[MessagesTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
     system: Blocks | None = None
-    tools: list[ToolBody] | None = None
-    tool_choice: ToolChoiceBody | None = None
+    tools: list[MessagesTool] | None = None
+    tool_choice: MessagesToolChoice | None = None
     thinking: ThinkingBody | None = None
     output_config: OutputConfig | None = None
     # Ignored, see ``parameter_table``.

@@ -13,10 +13,10 @@ from mistralrs.api.schemas.messages_bodies import (
     CountTokensBody,
     MessagesBody,
     MessagesPrompt,
+    MessagesTool,
+    MessagesToolChoice,
+    MessagesTurn,
     OutputConfig,
-    ToolBody,
-    ToolChoiceBody,
-    TurnBody,
 )
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields
@@ -106,7 +106,7 @@ def _unread_blocks(blocks: Iterable[Block], path: str) -> Iterator[str]:
             yield from _unread_blocks(block.content, path)
 
 
-def _cached(path: str, part: Block | ToolBody) -> Iterator[str]:
+def _cached(path: str, part: Block | MessagesTool) -> Iterator[str]:
     if part.cache_control is not None:
         yield f"{path}.cache_control"
 
@@ -161,7 +161,7 @@ def _check_types(blocks: Sequence[Block], served: Sequence[str], path: str) -> N
             )
 
 
-def _assistant(message: TurnBody, path: str) -> dict[str, Any]:
+def _assistant(message: MessagesTurn, path: str) -> dict[str, Any]:
     """Returns a turn of the assistant: its text, its thoughts and its calls."""
     parts, thoughts, calls = [], [], []
     for place, block in enumerate(message.content):
@@ -182,7 +182,7 @@ def _assistant(message: TurnBody, path: str) -> dict[str, Any]:
     return turn
 
 
-def _others(message: TurnBody, path: str) -> Iterator[dict[str, Any]]:
+def _others(message: MessagesTurn, path: str) -> Iterator[dict[str, Any]]:
     """Yields a turn of the user or the system; each result of a tool is a message of its own."""
     parts: list[dict[str, str]] = []
     for place, block in enumerate(message.content):
@@ -226,7 +226,7 @@ def _response_format(config: OutputConfig | None) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": given.get("schema"), "strict": True}}
 
 
-def _choice_fields(choice: ToolChoiceBody | None, *, has_tools: bool) -> dict[str, object]:
+def _choice_fields(choice: MessagesToolChoice | None, *, has_tools: bool) -> dict[str, object]:
     if choice is None:
         return {}
     parallel = False if choice.disable_parallel_tool_use else None
@@ -240,7 +240,7 @@ def _choice_fields(choice: ToolChoiceBody | None, *, has_tools: bool) -> dict[st
     return {"tool_choice": _CHOICES[choice.type], "parallel_tool_calls": parallel}
 
 
-def _tool(tool: ToolBody, path: str) -> dict[str, Any]:
+def _tool(tool: MessagesTool, path: str) -> dict[str, Any]:
     if tool.type not in (None, "custom"):
         raise RequestError(
             f"{path} is of type {tool.type[:64]!r}; this server takes custom tools only, which the client runs",

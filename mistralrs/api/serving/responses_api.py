@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -177,8 +177,7 @@ def _tool_fields(body: ResponsesBody) -> dict[str, object]:
     if isinstance(choice, dict):
         kind = choice.get("type")
         if kind == "allowed_tools":
-            tools = _allowed(tools, choice.get("tools"))
-            choice = choice.get("mode") or "auto"
+            choice = {"type": kind, "allowed_tools": _allowed(choice)}
         elif kind == "function":
             choice = {"type": "function", "function": {"name": choice.get("name")}}
         else:
@@ -192,12 +191,13 @@ def _tool_fields(body: ResponsesBody) -> dict[str, object]:
     return {"tools": tools or None, "tool_choice": choice, "parallel_tool_calls": body.parallel_tool_calls}
 
 
-def _allowed(tools: Sequence[dict[str, Any]], allowed: object) -> list[dict[str, Any]]:
-    """Returns the tools that ``allowed_tools`` lists."""
+def _allowed(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of a chat's ``allowed_tools`` that has the names of the tools."""
+    allowed = choice.get("tools")
     if not isinstance(allowed, list) or not all(isinstance(each, dict) for each in allowed):
         raise RequestError("tool_choice.tools must be a list of tools", param="tool_choice.tools")
-    names = [each.get("name") for each in allowed]
-    return [tool for tool in tools if tool["function"]["name"] in names]
+    tools = [{"type": each.get("type"), "function": {"name": each.get("name")}} for each in allowed]
+    return {"mode": choice.get("mode") or "auto", "tools": tools}
 
 
 def _tool(tool: FunctionTool, path: str) -> dict[str, Any]:

@@ -121,10 +121,6 @@ class ResponseEvents:
 
     def on_chunk(self, chunk: OutputChunk) -> Iterator[Event]:
         """Yields the events of a chunk."""
-        if chunk.logprobs is not None:
-            tokens = chunk.logprobs["content"]
-            assert isinstance(tokens, list)
-            self._logprobs += tokens
         for event in self._additions(chunk):
             yield self._numbered(event)
         if chunk.finish_reason is not None:
@@ -163,18 +159,22 @@ class ResponseEvents:
         }
 
     def _additions(self, chunk: OutputChunk) -> Iterator[Event]:
+        tokens = [] if chunk.logprobs is None else chunk.logprobs["content"]
+        assert isinstance(tokens, list)
         if chunk.reasoning:
-            yield from self._text("reasoning", chunk.reasoning)
+            yield from self._text("reasoning", chunk.reasoning, [])
         if chunk.text:
-            yield from self._text("message", chunk.text)
+            yield from self._text("message", chunk.text, tokens)
         for call in chunk.tool_calls:
             yield from self._call(call)
+        if not (chunk.reasoning or chunk.text or chunk.tool_calls):
+            self._logprobs += tokens
 
-    def _text(self, kind: Literal["message", "reasoning"], text: str) -> Iterator[Event]:
+    def _text(self, kind: Literal["message", "reasoning"], text: str, logprobs: list[object]) -> Iterator[Event]:
         if not isinstance(self._open, TextItem) or self._open.kind != kind:
             yield from self._opened(TextItem(kind, len(self._items)))
         assert isinstance(self._open, TextItem)
-        yield self._open.delta(text, self._taken_logprobs() if kind == "message" else [])
+        yield self._open.delta(text, [*self._taken_logprobs(), *logprobs] if kind == "message" else [])
 
     def _call(self, call: ToolCallDelta) -> Iterator[Event]:
         if call.name is not None:
@@ -185,6 +185,8 @@ class ResponseEvents:
             yield self._open.delta(call.arguments)
 
     def _opened(self, item: TextItem | CallItem) -> Iterator[Event]:
+        if self._items:  # tokens without text between two items are marks, which belong to neither
+            self._logprobs = []
         yield from self._close("completed")
         self._items.append(item)
         self._open = item
