@@ -51,8 +51,7 @@ def translated(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> dict[str, Any]
 
     monkeypatch.setattr(translated_chat, "prepare_chat", plain)
     prepare(**fields)
-    given = {name: getattr(chats[0], name) for name in chats[0].model_fields_set if hasattr(chats[0], name)}
-    return {name: value for name, value in given.items() if value is not None}
+    return chats[0].model_dump(exclude_unset=True, exclude_none=True)
 
 
 def refused(messages: Any = (USER,), **fields: Any) -> RequestError:
@@ -184,15 +183,19 @@ def test_it_refuses_by_the_names_of_its_own_fields(fields: dict[str, Any], param
 
 
 def test_it_names_as_ignored_what_changes_nothing() -> None:
-    blocks = [{"type": "text", "text": "hi", "cache_control": {}}, {**RESULT, "is_error": True}]
+    blocks = [{"type": "text", "text": "hi", "cache_control": {}}]
+    thoughts = [{"type": "thinking", "thinking": "hm", "signature": ""}, {"type": "redacted_thinking", "data": "x"}]
     asked = prepare(
-        [{"role": "user", "content": blocks}], metadata={"user_id": "u"}, made_up=1, thinking={"type": "enabled"},
-        cache_control={"type": "ephemeral"},
+        [{"role": "user", "content": blocks}, {"role": "assistant", "content": thoughts}, USER], made_up=1,
+        metadata={"user_id": "u"}, thinking={"type": "enabled"}, cache_control={"type": "ephemeral"},
+        context_management={"edits": []},
     )  # fmt: skip
     assert set(asked.prepared.ignored) == {
-        "metadata", "made_up", "cache_control", "messages.cache_control", "messages.is_error", "messages.tool_use_id",
-        "thinking",
+        "context_management", "metadata", "made_up", "cache_control", "messages.cache_control", "messages.thinking",
+        "messages.redacted_thinking", "thinking",
     }  # fmt: skip
+    failed = prepare([{"role": "user", "content": [{**RESULT, "is_error": True}]}])
+    assert "messages.is_error" in failed.prepared.ignored
     assert "metadata" in refused(policy=Policy("org/tiny", strict=True), metadata={}).message
 
 

@@ -56,7 +56,7 @@ def translated(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> dict[str, Any]
 
     monkeypatch.setattr(translated_chat, "prepare_chat", plain)
     prepare(USER["content"], **fields)
-    return {name: value for name in chats[0].model_fields_set if (value := getattr(chats[0], name)) is not None}
+    return chats[0].model_dump(exclude_unset=True, exclude_none=True)
 
 
 def refused(given: Any = "hi", **fields: Any) -> RequestError:
@@ -204,12 +204,12 @@ def test_it_refuses_by_the_names_of_its_own_fields(fields: dict[str, Any], param
 
 def test_it_names_as_ignored_what_changes_nothing() -> None:
     asked = prepare(
-        [USER, ANSWER, CALL, OUTPUT], store=True, user="u", metadata={"a": "b"}, made_up=1,
+        [USER, THOUGHT, ANSWER, USER], store=True, user="u", metadata={"a": "b"}, made_up=1,
         include=["reasoning.encrypted_content"], reasoning={"summary": "auto"}, text={"format": {"type": "text"}},
     )  # fmt: skip
     assert set(asked.prepared.ignored) == {
         "user", "metadata", "made_up", "store", "reasoning.summary", "include.reasoning.encrypted_content",
-        "input.call_id", "input.arguments",
+        "input.reasoning",
     }  # fmt: skip
     assert prepare("hi", store=False, background=False, stream=True).prepared.ignored == ()
     strict = Policy("org/tiny", strict=True)

@@ -108,3 +108,8 @@ def test_errors(client: Any, model: str) -> None:
     assert refused.value.body["error"]["message"].startswith("messages[0].content[0] is of type 'image'")
     with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
         client.messages.create(**greedy(model, messages=[{"role": "user", "content": "word " * 10_000}]))
+
+
+def test_models(client: Any, model: str) -> None:
+    assert [each.id for each in client.models.list()] == [model]
+    assert client.models.retrieve(model).id == model

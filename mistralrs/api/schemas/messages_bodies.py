@@ -32,6 +32,7 @@ class Block(Body):
     content: Blocks | None = None
     is_error: Flag | None = None
     signature: Any = None
+    data: Any = None
     citations: Any = None
     cache_control: Any = None
 

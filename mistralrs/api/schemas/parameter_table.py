@@ -131,7 +131,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_ignored(MESSAGES_PROMPTS, "is not needed: every prompt is cached", "cache_control"),
     *_applied(MESSAGES, "max_tokens", "stop_sequences"),
     *_ignored(MESSAGES, _LOCAL, "metadata", "service_tier", "inference_geo"),
-    *_refused(MESSAGES, _KEEPS_NOTHING, "container", "context_management"),
+    *_ignored(MESSAGES, "is not needed: a prompt stays whole", "context_management"),
+    *_refused(MESSAGES, _KEEPS_NOTHING, "container"),
     *_refused(MESSAGES, "is not supported: this server runs no tools", "mcp_servers", harmless=([],)),
 )
 
