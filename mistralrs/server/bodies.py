@@ -32,6 +32,10 @@ class _Postponed(Generic[PreparedType]):
     work: Callable[[], PreparedType]
 
 
+def _itself(body: object) -> object:
+    return body
+
+
 class Reader:
     """Reads bodies for one server."""
 
@@ -44,8 +48,11 @@ class Reader:
         request: Request,
         kind: type[BodyType],
         prepare: Callable[[BodyType, ServedModel, Policy], PreparedType],
+        *,
+        grammar_in: Callable[[BodyType], object] = _itself,
     ) -> PreparedType:
-        """Returns the body, checked and prepared; other requests are served meanwhile.
+        """Returns the body, checked and prepared; other requests are served meanwhile. ``grammar_in`` returns the body
+        that may have a grammar.
 
         Raises RequestError for a wrong body, EngineError if there is no engine, ClientGoneError if the client left.
         """
@@ -58,7 +65,7 @@ class Reader:
         def work() -> PreparedType | _Postponed[PreparedType]:
             check_shape(data)
             body = parse(kind, data)
-            if has_new_grammar(body, model):
+            if has_new_grammar(grammar_in(body), model):
                 return _Postponed(lambda: prepare(body, model, policy))
             return prepare(body, model, policy)
 

@@ -22,11 +22,11 @@ from mistralrs.api.schemas.messages_bodies import (
 )
 from mistralrs.api.schemas.output_chunk import OutputChunk
 from mistralrs.api.schemas.responses_bodies import ResponseEvent, ResponsesAnswer, ResponsesBody
-from mistralrs.api.serving.messages_api import count_tokens, prepare_message
+from mistralrs.api.serving.messages_api import count_tokens, message_with_grammar, prepare_message
 from mistralrs.api.serving.messages_events import MessageEvents
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.api.serving.respond import Answer, AnswerError
-from mistralrs.api.serving.responses_api import prepare_response
+from mistralrs.api.serving.responses_api import prepare_response, response_with_grammar
 from mistralrs.api.serving.responses_events import ResponseEvents
 from mistralrs.errors import RequestError
 from mistralrs.server.answer_headers import AnswerHeaders
@@ -76,7 +76,7 @@ def _add_responses(router: APIRouter, service: Service, reader: Reader) -> None:
 
     @router.post("/v1/responses", **responding)
     async def respond(request: Request) -> Response:
-        asked = await reader.prepared(request, ResponsesBody, prepare_response)
+        asked = await reader.prepared(request, ResponsesBody, prepare_response, grammar_in=response_with_grammar)
         id, created, model_name = _facts("resp", service, asked.prepared)
         events = ResponseEvents(asked, id=id, created=created, model_name=model_name)
         return await _answer(service, request, asked.prepared, events, id=id, created=created)
@@ -103,14 +103,14 @@ def _add_messages(router: APIRouter, service: Service, reader: Reader) -> None:
 
     @router.post("/v1/messages", **writing)
     async def write(request: Request) -> Response:
-        asked = await reader.prepared(request, MessagesBody, prepare_message)
+        asked = await reader.prepared(request, MessagesBody, prepare_message, grammar_in=message_with_grammar)
         id, created, model_name = _facts("msg", service, asked.prepared)
         events = MessageEvents(asked, id=id, created=created, model_name=model_name)
         return await _answer(service, request, asked.prepared, events, id=id, created=created, ping=MESSAGES_PING)
 
     @router.post("/v1/messages/count_tokens", **counting)
     async def count(request: Request) -> Response:
-        counted = await reader.prepared(request, CountTokensBody, count_tokens)
+        counted = await reader.prepared(request, CountTokensBody, count_tokens, grammar_in=message_with_grammar)
         body = to_json({"input_tokens": counted.num_tokens})
         service.record("response", context_of(request.scope).id, status=200, body=body)
         return JsonResponse(body, headers=AnswerHeaders.of(counted.prepared).headers(service.model_name))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
 anthropic = pytest.importorskip("anthropic", reason="anthropic is not installed; make clients installs it")
 
@@ -55,6 +56,16 @@ def test_stream_helper(client: Any, model: str) -> None:
         final = stream.get_final_message()
     assert final.content[0].text == whole.content[0].text == ANSWER
     assert (final.stop_reason, final.usage.output_tokens) == ("end_turn", whole.usage.output_tokens)
+
+
+class Capital(BaseModel):
+    name: str = Field(description="Without its country")
+    continent: Literal["Africa", "Europe"]
+
+
+def test_parse(client: Any, model: str) -> None:
+    answer = client.messages.parse(**greedy(model, output_format=Capital, max_tokens=200))
+    assert isinstance(answer.parsed_output, Capital)
 
 
 def test_the_reasons_of_the_end(client: Any, model: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
 openai = pytest.importorskip("openai", reason="openai is not installed; make clients installs it")
 
@@ -69,6 +70,29 @@ def test_stream_helper(client: Any, model: str) -> None:
 def test_parse_without_a_schema(client: Any, model: str) -> None:
     answer = client.responses.parse(model=model, input=QUESTION, temperature=0)
     assert (answer.output_text, answer.output_parsed) == (ANSWER, None)
+
+
+class Capital(BaseModel):
+    name: str = Field(max_length=20)
+    continent: Literal["Africa", "Europe"]
+
+
+def test_parse(client: Any, model: str) -> None:
+    asked = {"model": model, "input": QUESTION, "text_format": Capital, "temperature": 0, "max_output_tokens": 200}
+    answer = client.responses.parse(**asked)
+    assert isinstance(answer.output_parsed, Capital)
+    with client.responses.stream(**asked) as stream:
+        final = stream.get_final_response()
+    assert final.output_parsed == answer.output_parsed
+
+
+def test_a_schema_that_cannot_be_obeyed_is_refused(client: Any, model: str) -> None:
+    class Impossible(BaseModel):
+        pairs: set[int]
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.parse(model=model, input=QUESTION, text_format=Impossible)
+    assert refused.value.param == "text.format.schema/properties/pairs/uniqueItems"
 
 
 def test_an_answer_that_was_cut(client: Any, model: str) -> None:

@@ -18,8 +18,9 @@ from mistralrs.api.schemas.messages_bodies import (
     MessagesTurn,
     OutputConfig,
 )
+from mistralrs.api.schemas.request_bodies import ChatCompletionBody
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields
+from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields, translated
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,16 +28,19 @@ if TYPE_CHECKING:
     from mistralrs.api.serving.policy import Policy
 
 NAMES = {
-    "messages": "messages",
-    "messages.tool_calls": "messages.tool_use",
-    "messages.tool_call_id": "messages.tool_use_id",
-    "messages.reasoning_content": "messages.thinking",
-    "chat_template_kwargs.enable_thinking": "thinking",
-    "thinking_token_budget": "thinking.budget_tokens",
-    "stop": "stop_sequences",
-    "response_format": "output_config.format",
-    "reasoning_effort": "output_config.effort",
-    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    r"messages\.tool_calls": "messages.tool_use",
+    r"messages\.tool_call_id": "messages.tool_use_id",
+    r"messages\.reasoning_content": "messages.thinking",
+    r"messages.*": "messages",
+    r"chat_template_kwargs\.enable_thinking": "thinking",
+    r"thinking_token_budget": "thinking.budget_tokens",
+    r"stop": "stop_sequences",
+    r"response_format(\.json_schema)?": "output_config.format",
+    r"reasoning_effort": "output_config.effort",
+    r"parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
+    r"tools\[(\d+)\]\.function": r"tools[\1]",
+    r"tool_choice\.function": "tool_choice",
 }
 _BLOCKS = {
     "user": ("text", "tool_result"),
@@ -63,17 +67,29 @@ class CountedTokens:
     num_tokens: int
 
 
+def message_chat(body: MessagesPrompt) -> ChatCompletionBody:
+    """Returns the chat that a body is. Raises RequestError."""
+    limits: dict[str, object] = {}
+    if isinstance(body, MessagesBody):
+        limits = {"max_tokens": body.max_tokens, "stop": body.stop_sequences}
+    return translated({**_prompt_fields(body), **limits}, NAMES)
+
+
+def message_with_grammar(body: MessagesPrompt) -> ChatCompletionBody | None:
+    """Returns the chat that a body is, if it may have a grammar. Raises RequestError."""
+    return message_chat(body) if body.output_config is not None or body.tools else None
+
+
 def prepare_message(body: MessagesBody, model: ServedModel, policy: Policy) -> PreparedMessage:
     """Returns the requests of a message. Raises RequestError and ContextLengthError."""
     ignored = (*parameter_table.unserved("messages", body), *_unread(body))
-    fields = {**_prompt_fields(body), "max_tokens": body.max_tokens, "stop": body.stop_sequences}
-    return PreparedMessage(prepare_translated(fields, ignored, model, policy, names=NAMES), body)
+    return PreparedMessage(prepare_translated(message_chat(body), ignored, model, policy, names=NAMES), body)
 
 
 def count_tokens(body: CountTokensBody, model: ServedModel, policy: Policy) -> CountedTokens:
     """Returns the tokens of a prompt. Raises RequestError, and ContextLengthError for one that does not fit."""
     ignored = (*parameter_table.unserved("count_tokens", body), *_unread(body))
-    prepared = prepare_translated(_prompt_fields(body), ignored, model, policy, names=NAMES)
+    prepared = prepare_translated(message_chat(body), ignored, model, policy, names=NAMES)
     return CountedTokens(prepared, len(prepared.requests[0].prompt) + prepared.truncated_tokens)
 
 

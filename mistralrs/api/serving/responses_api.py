@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mistralrs.api.schemas import parameter_table
+from mistralrs.api.schemas.request_bodies import ChatCompletionBody
 from mistralrs.api.schemas.responses_bodies import FunctionTool, InputItem, InputPart, ResponsesBody, TextOptions
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields
+from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields, translated
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 LOGPROBS = "message.output_text.logprobs"
 """The member of ``include`` that asks for log-probabilities."""
 NAMES = {
-    "messages": "input",
-    "messages.tool_calls": "input.arguments",
-    "messages.tool_call_id": "input.call_id",
-    "messages.reasoning_content": "input.reasoning",
-    "max_completion_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort",
-    "response_format": "text.format",
-    "verbosity": "text.verbosity",
+    r"messages\.tool_calls": "input.arguments",
+    r"messages\.tool_call_id": "input.call_id",
+    r"messages\.reasoning_content": "input.reasoning",
+    r"messages.*": "input",
+    r"max_completion_tokens": "max_output_tokens",
+    r"reasoning_effort": "reasoning.effort",
+    r"response_format(\.json_schema)?": "text.format",
+    r"tools\[(\d+)\]\.function": r"tools[\1]",
+    r"tool_choice\.(function|allowed_tools)": "tool_choice",
+    r"verbosity": "text.verbosity",
 }
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "reasoning_text": "text", "refusal": "refusal"}
 """The field with the text of a part, by the part's type."""
@@ -40,11 +43,8 @@ class PreparedResponse:
     body: ResponsesBody
 
 
-def prepare_response(body: ResponsesBody, model: ServedModel, policy: Policy) -> PreparedResponse:
-    """Returns the requests of a response. Raises RequestError and ContextLengthError."""
-    ignored = (*parameter_table.unserved("responses", body), *_unread(body))
-    if body.truncation is not None:
-        policy = replace(policy, truncate=body.truncation == "auto")
+def response_chat(body: ResponsesBody) -> ChatCompletionBody:
+    """Returns the chat that a body is. Raises RequestError."""
     fields = {
         **shared_fields(body),
         "messages": _messages(body),
@@ -57,7 +57,20 @@ def prepare_response(body: ResponsesBody, model: ServedModel, policy: Policy) ->
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
         **_tool_fields(body),
     }
-    return PreparedResponse(prepare_translated(fields, ignored, model, policy, names=NAMES), body)
+    return translated(fields, NAMES)
+
+
+def response_with_grammar(body: ResponsesBody) -> ChatCompletionBody | None:
+    """Returns the chat that a body is, if it may have a grammar. Raises RequestError."""
+    return response_chat(body) if body.text is not None or body.tools else None
+
+
+def prepare_response(body: ResponsesBody, model: ServedModel, policy: Policy) -> PreparedResponse:
+    """Returns the requests of a response. Raises RequestError and ContextLengthError."""
+    ignored = (*parameter_table.unserved("responses", body), *_unread(body))
+    if body.truncation is not None:
+        policy = replace(policy, truncate=body.truncation == "auto")
+    return PreparedResponse(prepare_translated(response_chat(body), ignored, model, policy, names=NAMES), body)
 
 
 def _unread(body: ResponsesBody) -> Iterator[str]:

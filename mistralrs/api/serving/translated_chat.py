@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mistralrs.api.serving.policy import Policy
 
 Names = Mapping[str, str]
-"""The body's names by the chat's: of fields, or of paths such as ``messages.name``."""
+"""The body's names by those of the chat, both as beginnings of paths; names of a chat are patterns of ``re``."""
 
 
 def shared_fields(body: TranslatedBody) -> dict[str, object]:
@@ -31,26 +31,28 @@ def shared_fields(body: TranslatedBody) -> dict[str, object]:
     return {name: getattr(body, name) for name in (*AdapterFields.model_fields, *kind.model_fields)}
 
 
+def translated(fields: Mapping[str, object], names: Names) -> ChatCompletionBody:
+    """Returns the chat with ``fields``, of which None is the same as not there. Raises RequestError for wrong ones."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    with renamed(names):
+        try:
+            return ChatCompletionBody.model_validate(given)
+        except ValidationError as error:
+            raise validation_error(error.errors(include_url=False, include_input=False)) from None
+
+
 def prepare_translated(
-    fields: Mapping[str, object], ignored: Iterable[str], model: ServedModel, policy: Policy, *, names: Names
+    chat: ChatCompletionBody, ignored: Iterable[str], model: ServedModel, policy: Policy, *, names: Names
 ) -> Prepared:
-    """Returns the requests of the chat with ``fields``, of which None is the same as not there; ``ignored`` are fields
-    of the body that change nothing. The chunks of a stream have the usage. Raises RequestError and ContextLengthError.
+    """Returns the requests of a chat; ``ignored`` are fields of the body that change nothing. The chunks of a stream
+    have the usage. Raises RequestError and ContextLengthError.
     """
     with renamed(names):
-        prepared = prepare_chat(_chat(fields), model, replace(policy, strict=False))
+        prepared = prepare_chat(chat, model, replace(policy, strict=False))
     unserved = tuple(dict.fromkeys((*ignored, *(client_name(name, names) for name in prepared.ignored))))
     if policy.strict:
         parameter_table.refuse_ignored(unserved)
     return replace(prepared, ignored=unserved, include_usage=True)
-
-
-def _chat(fields: Mapping[str, object]) -> ChatCompletionBody:
-    given = {name: value for name, value in fields.items() if value is not None}
-    try:
-        return ChatCompletionBody.model_validate(given)
-    except ValidationError as error:
-        raise validation_error(error.errors(include_url=False, include_input=False)) from None
 
 
 @contextlib.contextmanager
@@ -59,14 +61,18 @@ def renamed(names: Names) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        name = None if error.param is None else client_name(error.param, names)
-        if error.param is not None and name is not None and name != error.param:
-            error.message = error.message.replace(error.param, name, 1)
+        if error.param is not None:
+            field = error.param.partition("/")[0]  # a JSON pointer stands elsewhere in the message
+            error.message = error.message.replace(field, client_name(field, names), 1)
             error.args = (error.message,)
-            error.param = name
+            error.param = client_name(error.param, names)
         raise
 
 
 def client_name(path: str, names: Names) -> str:
     """Returns the body's name of a chat's field or of a path in it."""
-    return names.get(path) or names.get(re.split(r"[.\[]", path, maxsplit=1)[0], path)
+    for pattern, name in names.items():
+        found = re.match(rf"{pattern}(?=$|[.\[/])", path)
+        if found is not None:
+            return found.expand(name) + path[found.end() :]
+    return path
