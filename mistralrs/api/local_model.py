@@ -61,6 +61,7 @@ class LocalModel(ProcessBound):
             max_len=engine.max_len,
             vocab_size=engine.vocab_size,
             hidden_size=model.spec.hidden_size,
+            responses=model.responses,
         )
 
     @property

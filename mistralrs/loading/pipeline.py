@@ -39,6 +39,7 @@ from mistralrs.ops.memory import available_bytes
 from mistralrs.progress import Progress
 from mistralrs.quant.quantize import isq_type
 from mistralrs.text.chat_template import ChatTemplate
+from mistralrs.text.response.response_template import ResponseTemplate
 from mistralrs.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Model:
     max_model_len: int
     fingerprint: str | None
     """A hash of all that a KV block's content depends on beside its tokens; None if not ``LoadPlan.keeps_kv``."""
+    responses: ResponseTemplate | None
+    """The template of its answers; None if they have no parts that are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +187,8 @@ def _model(
     architecture: str,
     name: str,
     plan: LoadPlan,
+    *,
+    place: str | None = None,
 ) -> Model:
     return Model(
         decoder=placed.decoder,
@@ -198,6 +203,7 @@ def _model(
         parameters=count_parameters(checkpoint),
         max_model_len=min(placed.limits.max_blocks * BLOCK_SIZE, spec.max_position),
         fingerprint=placed.fingerprint,
+        responses=plan.text.responses(template, place=place),
     )
 
 
@@ -218,7 +224,8 @@ def load_folder(
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
         check_vocabulary(path, tokenizer, spec)
         placed = _place(file, found, form, spec, backend, plan, progress)
-        return _model(file, placed, tokenizer, template, spec, found, folder.resolve().name, plan)
+        name = folder.resolve().name
+        return _model(file, placed, tokenizer, template, spec, found, name, plan, place=str(folder))
 
 
 def _spec_for(path: Path, form: WeightsMapping, facts: ModelMetadata, plan: LoadPlan) -> DecoderSpec:

@@ -14,6 +14,8 @@ from mistralrs.files import TEMPLATE_BYTES, read_json, read_text
 from mistralrs.progress import Progress
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
 from mistralrs.text.chat_template import ChatTemplate
+from mistralrs.text.response.response_template import ResponseTemplate
+from mistralrs.text.response.shipped_templates import response_template_of
 from mistralrs.text.tokenizer import Tokenizer
 from mistralrs.text.tokenizer_config import TokenizerConfig, read_tokenizer_config
 
@@ -94,6 +96,20 @@ class TextSource:
         tokenizer = self._tokenizer(named if self.tok_model_id else own, config_json=True)
         return tokenizer, self.template(own.template(), tokenizer, builtin=builtin)
 
+    def responses(self, template: ChatTemplate | None, *, place: str | None = None) -> ResponseTemplate | None:
+        """The template of the model's answers: that of its repository or folder (``place``, if it has one), or else a
+        shipped one that fits the chat template; None if there is none.
+
+        One that is broken or not supported is named in a warning and passed over, since the model can answer without.
+        """
+        declared = self._place(self.tok_model_id or place).response_template()
+        source = template.source if template is not None else ""
+        try:
+            return response_template_of(source, declared)
+        except LoadError as error:
+            _logger.warning("%s: %s; it is passed over (%s)", self.tok_model_id or place, error.message, error.hint)
+            return response_template_of(source, None)
+
     def _tokenizer(self, place: _TextFiles, *, config_json: bool) -> Tokenizer:
         path = self.tokenizer_json or place.file("tokenizer.json")
         if path is not None and not path.exists():
@@ -170,6 +186,10 @@ class _TextFiles:
         if found is not None and not isinstance(found, str):
             raise LoadError(f"{place} of {self.name}: chat_template is not a text", hint=_REPAIR)
         return found
+
+    def response_template(self) -> Any:
+        """The declaration of the model's answers in `tokenizer_config.json`; None if there is none."""
+        return self.json("tokenizer_config.json").get("response_template")
 
     def _default_of(self, entries: list[object]) -> object:
         named = {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}

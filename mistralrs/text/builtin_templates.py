@@ -1,5 +1,5 @@
-"""The chat templates that ship with the project, by name: `chat_templates/` of a checkout, and the wheel's copy of
-it."""
+"""The chat and response templates that ship with the project, by name: `chat_templates/` of a checkout, and the wheel's
+copy of it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ def builtin_template(name: str) -> str:
 def builtin_names() -> list[str]:
     """The names that ``builtin_template`` accepts, in alphabetical order."""
     return sorted(path.stem for path in _folder().glob("*.json"))
+
+
+def response_template_file(name: str) -> Path:
+    """The file of a shipped response template, such as ``hermes``. Raises LoadError if no template has this name."""
+    path = _folder() / "responses" / f"{name}.json"
+    if not path.is_file():
+        names = ", ".join(sorted(each.stem for each in path.parent.glob("*.json")))
+        raise LoadError(f"there is no response template named {name!r}", hint=f"there are {names}")
+    return path
 
 
 def template_hint() -> str:

@@ -1,4 +1,5 @@
 """Answers of a model into their parts: content, reasoning, tool calls.
 
-``pieces`` has the parts as they stream; a response template of the model describes how its text spells them.
+``response_template`` reads how a model spells these parts, ``response_parser`` splits one answer while it grows into
+``pieces``, and ``shipped_templates`` chooses for models that do not say it. Nothing here knows requests, or ids.
 """
