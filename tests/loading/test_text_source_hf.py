@@ -288,3 +288,36 @@ def test_a_repository_is_asked_once_and_only_for_what_is_needed(
         count = len(hub.asked)
         assert rendered(TextSource(), Path("owner/chat@v1")) == "own hello"
         assert len(hub.asked) == count
+
+
+# response templates
+
+
+def test_the_own_response_template_counts_most(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    declared = {"start_anchor": "X", "fields": {"thinking": {"open": "<mm>", "close": "</mm>"}}}
+    hermes = "{{ messages[0].content }}<tool_call>"
+    own = with_json(tmp_path / "own", tokenizer_config__json={"chat_template": hermes, "response_template": declared})
+    broken = with_json(tmp_path / "broken", tokenizer_config__json={"chat_template": hermes, "response_template": {}})
+    plain = with_json(tmp_path / "plain", tokenizer_config__json={"chat_template": OWN})
+
+    def markers(place: Path, source: TextSource | None = None) -> frozenset[str] | None:
+        source = source or TextSource()
+        _, template = source.for_model(str(place))
+        found = source.responses(template, place=str(place))
+        return None if found is None else found.markers
+
+    assert markers(own) == {"<mm>", "</mm>"}
+    assert markers(plain) is None
+    assert markers(plain, TextSource(tok_model_id=str(own))) == {"<mm>", "</mm>"}
+    assert markers(plain, TextSource(chat_template=hermes)) == markers(broken)
+    assert "<tool_call>" in (markers(broken) or ())
+    assert "response_template: fields is no object" in caplog.text
+
+
+def test_a_file_with_its_own_tokenizer_has_a_response_template_by_its_chat_template() -> None:
+    tokenizer = Tokenizer.from_gguf(byte_level())
+    template = TextSource().template("<tool_call>", tokenizer)
+    found = TextSource().responses(template)
+    assert found is not None
+    assert found.has_tool_calls
+    assert TextSource().responses(None) is None

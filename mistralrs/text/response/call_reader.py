@@ -149,9 +149,9 @@ class GrowingCalls:
         self._root: tuple[str | None, ...] | None = None
         """Path to the object of a call, once the text has begun."""
         self._raw: list[str] = []
-        """Text since the last call, which is content if it holds a malformed one."""
-        self._is_lost = False
-        """Whether it does."""
+        """Text since the last call, which is content if no other comes of it."""
+        self._lost = ""
+        """Text up to the last malformed call."""
         self._failed = False
         self._call = _Call(self._known_name)
 
@@ -167,8 +167,8 @@ class GrowingCalls:
             if event is None:
                 return pieces
             self._failed = not self._on(event, pieces)
-        lost = "".join(self._raw) + text[place:]
-        self._raw = []
+        lost = self._lost + "".join(self._raw) + text[place:]
+        self._lost, self._raw = "", []
         return [*pieces, Content(lost)] if lost else pieces
 
     def close(self, captures: Mapping[str, str]) -> list[Piece]:
@@ -178,8 +178,8 @@ class GrowingCalls:
             self._send(self._call.writer.finish(), pieces)
         raw = "".join(self._raw)
         whole = self._reader.finish()
-        if self._is_lost or (not whole and raw.strip(" \t\r\n,[")):
-            pieces.append(Content(raw))
+        if self._lost or (not whole and raw.strip(" \t\r\n,[")):
+            pieces.append(Content(self._lost + raw))
         return pieces
 
     def _take(self, text: str, pieces: list[Piece]) -> None:
@@ -257,9 +257,9 @@ class GrowingCalls:
             self._send(call.text, pieces)
 
     def _start(self, name: str, pieces: list[Piece]) -> ArgumentWriter:
-        if self._is_lost:
-            pieces.append(Content("".join(self._raw)))
-        self._raw, self._is_lost = [], False
+        if self._lost:
+            pieces.append(Content(self._lost))
+        self._lost, self._raw = "", []
         start = self._numbers.start(name)
         pieces.append(start)
         self._call.index = start.index
@@ -273,7 +273,8 @@ class GrowingCalls:
                 self._start(call.name, pieces)
                 self._send("{}", pieces)
             else:
-                self._is_lost = True
+                self._lost += "".join(self._raw)
+                self._raw = []
         self._call = _Call(self._known_name)
 
 

@@ -30,7 +30,8 @@ class ResponseParser:
 
     The results equal those of transformers' `ResponseParser` but here: a field that comes again does not replace the
     text, or calls, that were sent before; a region of calls that cannot be read is content; a prompt without the start
-    anchor is not read; text outside of all regions is content if the template has no field for it.
+    anchor is not read; text outside of all regions is content if the template has no field for it; declared types count
+    also where a template gives a call's name and arguments without ``function`` around them.
     """
 
     def __init__(
@@ -105,11 +106,9 @@ class ResponseParser:
                 self._open(found.region, found.place.captures)
             elif self._is_open or found.place.end > found.place.start:
                 self._close(found.place.captures, pieces)
-            elif self._place < len(self._text):
+            else:
                 # The pattern closes nothing, and would again: the text goes on after the next character.
                 self._pass_on(self._place + 1, pieces)
-            else:
-                return merged(pieces)
 
     def _next(self, *, final: bool) -> tuple[_Delimiting | None, int]:
         """The delimiter to act on, if it is decided, and where the text ends that is decided."""
@@ -126,7 +125,7 @@ class ResponseParser:
                 found = _Delimiting(place, region, opens)
                 if best is None or found.order < best.order:
                     best = found
-        return (best if best is not None and (final or best.place.start < hold) else None), hold
+        return (best if best is not None and best.place.start < hold else None), hold
 
     def _watched(self) -> Iterator[tuple[Region, bool]]:
         """The regions whose delimiters count now, each with whether it is the opening one."""
@@ -153,6 +152,8 @@ class ResponseParser:
         self._is_open = True
         if region.part is Part.TOOL_CALLS:
             self._calls = self._call_reader(region)
+        else:
+            self._writer(region).open()
 
     def _call_reader(self, region: Region) -> CallReader:
         return call_reader(region, self._captures, types=self._types, numbers=self._numbers, clock=self._clock)

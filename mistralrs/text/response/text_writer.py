@@ -22,8 +22,12 @@ class TextWriter:
         self._space = ""
         """Space that is passed on if text follows."""
 
+    def open(self) -> None:
+        """Begins a region, which may have no text."""
+        self._is_open = True
+
     def write(self, text: str) -> str:
-        """Further text of the open region, which it opens; returns the text to pass on."""
+        """Further text of the open region, which it opens if none is; returns the text to pass on."""
         self._is_open = True
         if not self._strips:
             return self._begin() + text if text else ""
