@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mistralrs.errors import EngineError
+from mistralrs.errors import EngineError, LoadError
 from mistralrs.text.response.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 from mistralrs.text.response.response_parser import ResponseParser
 from mistralrs.text.response.response_template import ResponseTemplate
@@ -71,7 +71,7 @@ def test_an_answer_that_is_cut_off_gives_its_beginning(name: str) -> None:
     for _ in range(3):
         text = form.spell(random)
         full = parsed(template, [text], prompt=form.prompt)
-        for end in range(0, len(text), 7):
+        for end in random.sample(range(len(text)), min(15, len(text))):
             cut = whole(template, text[:end], prompt=form.prompt)
             assert len(cut.calls) <= len(full.calls)
             assert cut.calls[:-1] == full.calls[: len(cut.calls) - 1] or not cut.calls
@@ -305,6 +305,18 @@ def test_leftover_text_is_content_unless_there_is_a_field_for_it() -> None:
     assert whole(template, "x<c>b</c>y") == Message("b", "", ())
 
 
+def test_without_tools_calls_are_content() -> None:
+    template = shipped_template("llama-3").without_tool_calls()
+    assert (template.has_tool_calls, template.has_reasoning) == (False, False)
+    text = '{"name": "f", "parameters": {}}'
+    assert whole(template, text) == Message(text, "", ())
+    template = shipped_template("hermes").without_tool_calls()
+    assert "<tool_call>" not in template.markers
+    assert whole(template, "<think>a</think>b") == Message("b", "a", ())
+    only_calls = texts(tool_calls={"open": "<c>", "close": "</c>", "content": "json"})
+    assert whole(only_calls.without_tool_calls(), "a <c>b") == Message("a <c>b", "", ())
+
+
 def test_long_answers_keep_little_text() -> None:
     parser = ResponseParser(shipped_template("hermes"))
     pieces = [piece for _ in range(3000) for piece in parser.push("word and word ")]
@@ -321,6 +333,13 @@ def test_a_pattern_that_takes_too_long_fails_the_answer_by_name() -> None:
     assert caught.value.code == "response_template_too_slow"
 
 
+def test_patterns_that_are_slow_at_every_character_fail_the_answer_too() -> None:
+    parser = ResponseParser(texts(thinking={"open_pattern": "(?:a|aa){16}[^ab]|c", "close": "!"}, content={}))
+    parser._clock.left_s = 0.05
+    with pytest.raises(EngineError, match="takes too long"):
+        parser.push("a" * 4000 + "bc")
+
+
 def test_a_slow_pattern_in_a_content_type_fails_the_answer_too() -> None:
     arguments = {"tag_pattern": "(?P<key>(?:a|aa)+)[^ab]"}
     field = {"open": "<c>", "close": "</c>", "content": "xml-inline", "content_args": arguments}
@@ -334,6 +353,39 @@ def test_empty_regions_without_end_fail_the_answer_by_name() -> None:
     template = texts(thinking={"open_pattern": "(?=a)", "close_pattern": "(?=a)"}, content={})
     with pytest.raises(EngineError, match="without end"):
         parsed(template, ["ba", "b"])
+
+
+def mutated(random: Random, value: Any) -> Any:
+    """The value with something in it replaced, left out or added."""
+    if isinstance(value, dict) and value and random.random() < 0.97:
+        key = random.choice(list(value))
+        changed = {**value, random.choice([key] * 9 + ["join"]): mutated(random, value[key])}
+        return {name: each for name, each in changed.items() if name != key or random.random() < 0.95}
+    if isinstance(value, str) and random.random() < 0.9:
+        place = random.randrange(len(value) + 1)
+        return value[:place] + random.choice("()[]{}*+?|\\^$a<>{content}") + value[place + random.randrange(3) :]
+    return random.choice([None, True, 1, "", "a", "{content}", "(?=a)", "$", [], ["<"], {}, {"name": "{name}"}, [[]]])
+
+
+def test_damaged_templates_are_refused_or_split_without_losing_their_way() -> None:
+    random, loaded = Random(8), 0
+    for _ in range(300):
+        name = random.choice(list(FORMATS))
+        declared = mutated(random, declaration(name))
+        text = FORMATS[name].spell(random)
+        try:
+            template = ResponseTemplate.parse(declared)
+        except LoadError:
+            continue
+        loaded += 1
+        try:
+            message = parsed(template, [text])
+        except EngineError as error:
+            assert error.code in ("response_template_too_slow", "response_template_endless")  # noqa: PT017
+        else:
+            assert len(message.content) + len(message.reasoning) <= 2 * len(text)
+            assert parsed(template, random_cuts(random, text)).calls == message.calls
+    assert loaded > 50
 
 
 def test_a_pickled_template_splits_alike() -> None:

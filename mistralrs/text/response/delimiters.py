@@ -57,7 +57,8 @@ class Delimiter:
         """The first occurrence from ``start``, or None.
 
         An index instead says that what begins there may become an occurrence, another one, or a longer one when the
-        text goes on; not if it is ``final``.
+        text goes on; not if it is ``final``. A match of a pattern that ends before the text does is decided, also where an
+        optional end of the pattern could still come.
         """
         if self.pattern is None:
             return self._find_literal(text, start, final=final)
@@ -87,8 +88,8 @@ class Delimiter:
 
     def _find_pattern(self, text: str, start: int, clock: MatchClock, *, final: bool) -> Found | int | None:
         pattern = compiled(self.pattern)
-        with clock.limited(self) as limits:
-            match = pattern.search(text, start, partial=not final, timeout=limits)
+        with clock.timing(self):
+            match = pattern.search(text, start, partial=not final, timeout=clock.limit())
             if match is None:
                 return None
             if final:
@@ -97,12 +98,12 @@ class Delimiter:
                 return None if match.start() == len(text) else match.start()
             # A complete match hides one that begins before it and is not complete yet.
             for place in range(start, match.start()):
-                if pattern.match(text, place, partial=True, timeout=limits) is not None:
+                if pattern.match(text, place, partial=True, timeout=clock.limit()) is not None:
                     return place
             if match.end() == len(text):
                 return match.start()
             # The end of the text may count for the pattern, in `$` or in a look-ahead.
-            again = pattern.match(text + _NOT_TEXT, match.start(), timeout=limits)
+            again = pattern.match(text + _NOT_TEXT, match.start(), timeout=clock.limit())
             if again is None or again.span() != match.span() or again.groupdict() != match.groupdict():
                 return match.start()
             return _found(match)
@@ -137,21 +138,27 @@ class MatchClock:
     _started: float = field(default=0.0, init=False)
     _delimiter: Delimiter | None = field(default=None, init=False)
 
-    def limited(self, delimiter: Delimiter) -> MatchClock:
-        """A context whose value is the longest time that one match may take, in seconds.
+    def timing(self, delimiter: Delimiter) -> MatchClock:
+        """A context for matches of a pattern, each of which takes ``limit()`` as its timeout.
 
-        Leaving it raises EngineError if a match took longer, or all of them together did.
+        Leaving it raises EngineError if a match took longer, or all of the answer's did.
         """
         self._delimiter = delimiter
         return self
 
-    def __enter__(self) -> float:
+    def limit(self) -> float:
+        """The time that the next match may take, in seconds. Raises TimeoutError if none is left."""
+        left = self.left_s - (time.thread_time() - self._started)
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def __enter__(self) -> None:
         self._started = time.thread_time()
-        return max(self.left_s, 0.001)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         self.left_s -= time.thread_time() - self._started
-        if isinstance(error, TimeoutError) or (error is None and self.left_s <= 0):
+        if isinstance(error, TimeoutError):
             pattern = self._delimiter.pattern if self._delimiter is not None else None
             raise EngineError(
                 f"the pattern {shown(pattern or '')} of the model's response template takes too long for this answer",

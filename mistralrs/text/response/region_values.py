@@ -93,8 +93,8 @@ def _tags(text: str, arguments: Mapping[str, Any], clock: MatchClock) -> dict[st
 
 
 def _matches(pattern: str, text: str, clock: MatchClock) -> list[dict[str, Any]]:
-    with clock.limited(Delimiter(pattern=pattern)) as limit:
-        return [match.groupdict() for match in compiled(pattern).finditer(text, timeout=limit)]
+    with clock.timing(Delimiter(pattern=pattern)):
+        return [match.groupdict() for match in compiled(pattern).finditer(text, timeout=clock.limit())]
 
 
 def _lines(text: str, arguments: Mapping[str, Any], clock: MatchClock) -> dict[str, Any]:

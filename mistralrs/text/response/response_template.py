@@ -94,6 +94,14 @@ class ResponseTemplate:
         """The region that is open where no other is; None: such text is left out."""
         return next((region for region in self.regions if region.open is None), None)
 
+    def without_tool_calls(self) -> ResponseTemplate:
+        """The template for a request without tools: text that would be a call is content as it stands."""
+        return _template(
+            self.anchor,
+            [region for region in self.regions if region.part is not Part.TOOL_CALLS],
+            self.begins_with_join,
+        )
+
     @classmethod
     def parse(cls, declared: Mapping[str, object]) -> ResponseTemplate:
         """The template of a declaration. Raises LoadError for one that is broken, too large or not supported."""
@@ -123,12 +131,16 @@ def _parsed(declared: Mapping[str, object]) -> ResponseTemplate:
     parts = [region.part for region in regions]
     if parts.count(Part.REASONING) > 1:
         raise LoadError(f"more than one of the fields {', '.join(_REASONING)} is declared")
-    if not implicit and Part.CONTENT not in parts:
-        # Without a field for it, transformers leaves an answer's plain text out.
-        regions.append(Region("content", Part.CONTENT, None, None))
-    markers = frozenset(name for text in _literals(regions) for name in token_names(text))
     empty = _empty_defaults(declared.get("defaults", {}), {region.name: region for region in regions})
-    return ResponseTemplate(anchor, tuple(regions), markers, empty)
+    return _template(anchor, regions, empty)
+
+
+def _template(anchor: Delimiter, regions: list[Region], begins_with_join: frozenset[str]) -> ResponseTemplate:
+    if all(region.open is not None and region.part is not Part.CONTENT for region in regions):
+        # Without a field for it, transformers leaves an answer's plain text out.
+        regions = [*regions, Region("content", Part.CONTENT, None, None)]
+    markers = frozenset(name for text in _literals(regions) for name in token_names(text))
+    return ResponseTemplate(anchor, tuple(regions), markers, begins_with_join)
 
 
 def _named(place: str, read: Callable[[], Region]) -> Region:
