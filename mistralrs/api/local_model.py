@@ -22,6 +22,7 @@ from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import LoadError
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.progress import Progress
+from mistralrs.text.response.call_format import call_format_of
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class LocalModel(ProcessBound):
             vocab_size=engine.vocab_size,
             hidden_size=model.spec.hidden_size,
             responses=model.responses,
+            call_format=None if model.template is None else call_format_of(model.template.source, model.responses),
         )
 
     @property

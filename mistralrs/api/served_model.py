@@ -11,6 +11,7 @@ from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
 if TYPE_CHECKING:
     from mistralrs.grammar.grammar_text import GrammarText
     from mistralrs.text.chat_template import ChatTemplate
+    from mistralrs.text.response.call_format import CallFormat
     from mistralrs.text.response.response_template import ResponseTemplate
     from mistralrs.text.tokenizer import Tokenizer
 
@@ -51,10 +52,11 @@ class ServedModel:
     """Values in an embedding."""
     adapters: KnownAdapters = NO_ADAPTERS
     """Those at the moment when this snapshot was taken."""
-    grammars: CheckedGrammars = field(default_factory=CheckedGrammars, repr=False, compare=False)
-
     responses: ResponseTemplate | None = None
     """Splits answers into content, reasoning and tool calls; None: they are content."""
+    call_format: CallFormat | None = None
+    """The form of its tool calls, for grammars; None: no grammar can hold an answer to it."""
+    grammars: CheckedGrammars = field(default_factory=CheckedGrammars, repr=False, compare=False)
 
     def check_grammar(self, grammar: GrammarText) -> tuple[str, ...]:
         """Returns the warnings about a grammar. Raises RequestError for one that cannot be used."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mistralrs.api.schemas.output_chunk import OutputChunk
+from mistralrs.api.serving.message_shapes import end_name, message_delta
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.api.serving.response_builder import CHUNK_OBJECTS, SYSTEM_FINGERPRINT
 
@@ -51,6 +52,7 @@ class ChunkEncoder:
         facts = {"id": id, "object": CHUNK_OBJECTS[kind], "created": created, "model": model_name}
         head = _json({**facts, "system_fingerprint": SYSTEM_FINGERPRINT}).removesuffix("}")
         self._shape = SHAPES[kind]
+        self._legacy = prepared.legacy_calls
         self._head = f'{head},"choices":['
         self._tail = ',"usage":null}' if prepared.include_usage else "}"
 
@@ -65,13 +67,16 @@ class ChunkEncoder:
 
     def _choice(self, chunk: OutputChunk) -> str:
         shape = self._shape
-        if chunk.text is None:
+        if chunk.reasoning is not None or chunk.tool_calls:
+            payload = f'"delta":{_json(message_delta(chunk, legacy=self._legacy))}'
+        elif chunk.text is None:
             payload = shape.without_text
         else:
             before = shape.before if chunk.role is None else shape.opening
             payload = f"{before}{json.dumps(chunk.text)}{shape.after}"
         logprobs = "null" if chunk.logprobs is None else _json(chunk.logprobs)
-        reason = "null" if chunk.finish_reason is None else f'"{chunk.finish_reason}"'
+        end = end_name(chunk.finish_reason, legacy=self._legacy)
+        reason = "null" if end is None else f'"{end}"'
         return f'{{"index":{chunk.index},{payload},"logprobs":{logprobs},"finish_reason":{reason}}}'
 
 

@@ -17,6 +17,8 @@ SHORT = QUICK_BYTES
 """Characters up to which a prompt is tokenized without computing a bound first."""
 SEAM = 64
 """Tokens beyond the context that are kept of a truncated text, because truncation may change the next tokens."""
+END_CHARACTERS = 16 << 10
+"""Characters of a prompt's end that ``PromptTokens`` keeps: those that an answer continues are among them."""
 _REFUSAL_FACTOR = 4
 _UNLIMITED = 1 << 62
 
@@ -41,6 +43,8 @@ class PromptTokens:
     ids: tuple[int, ...]
     dropped: int
     """A lower bound of the tokens in the beginning that was dropped before tokenizing."""
+    end: str
+    """The last ``END_CHARACTERS`` of the prompt's text."""
 
 
 def check_texts(tokenizer: Tokenizer, texts: Iterable[str], room: Room) -> None:
@@ -77,7 +81,16 @@ def prompt_tokens(
     ids: list[int] = []
     for place, (text, special) in enumerate(pieces):
         ids += tokenizer.encode(text, special=special, bos=bos and place == 0)
-    return PromptTokens(tuple(ids), dropped)
+    return PromptTokens(tuple(ids), dropped, _end(pieces))
+
+
+def _end(pieces: Sequence[Piece]) -> str:
+    end = ""
+    for text, _ in reversed(pieces):
+        if len(end) >= END_CHARACTERS:
+            break
+        end = text + end
+    return end[-END_CHARACTERS:]
 
 
 def _least(tokenizer: Tokenizer, pieces: Sequence[Piece], *, enough: int) -> int:

@@ -126,9 +126,6 @@ def test_one_parameter_under_two_names(name: str, other: str, value: float) -> N
 
 def test_no_tools_are_no_tools() -> None:
     assert unserved("chat", body("chat", tools=[], tool_choice="none", functions=[], function_call="none")) == ()
-    for fields in ({"tools": [{"type": "function"}]}, {"tool_choice": "required"}):
-        with pytest.raises(RequestError, match="not supported yet"):
-            unserved("chat", body("chat", **fields))
 
 
 def test_a_strict_server_names_what_it_would_ignore() -> None:
@@ -154,8 +151,13 @@ def test_capabilities_are_the_table() -> None:
     for endpoint in BODIES:
         uses = {entry["name"]: use for use, entries in shown[endpoint].items() for entry in entries}
         assert uses == {name: row.use for name, row in rows(endpoint).items()}
-    [tools] = [entry for entry in shown["chat"]["refused"] if entry["name"] == "tools"]
-    assert tools == {"name": "tools", "why": "is not supported yet", "accepted_values": [None, []]}
+    [modalities] = [entry for entry in shown["chat"]["refused"] if entry["name"] == "modalities"]
+    assert modalities == {
+        "name": "modalities",
+        "why": "is not supported: the answer is text",
+        "accepted_values": [None, ["text"]],
+    }
+    assert {"name": "tools"} in shown["chat"]["applied"]
     for endpoint in ("chat", "completions"):
         assert {"name": "response_format"} in shown[endpoint]["applied"]
     assert {"name": "typical_p", "aliases": ["typ_p"]} in shown["completions"]["applied"]

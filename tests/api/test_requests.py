@@ -135,7 +135,7 @@ def test_messages() -> None:
         ({"metadata": object()}, "metadata", "metadata cannot be written as JSON"),
         ({"temprature": 1}, "temprature", "would be ignored: temprature"),
         ({"user": "me"}, "user", "would be ignored: user"),
-        ({"tools": [{}]}, "tools", "tools is not supported yet"),
+        ({"tools": [{}]}, "tools[0].type", "tools[0].type is required"),
         ({"grammar": "a*", "grammar_type": "bnf"}, "grammar_type", "there is no grammar_type 'bnf'"),
         ({"grammar": 3, "grammar_type": "regex"}, "grammar.value", "grammar.value must be a text"),
         ({"grammar": "a*"}, "grammar_type", "grammar needs grammar_type"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistralrs.api.schemas.output_chunk import OutputChunk
+from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, parse
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
 from mistralrs.api.serving.response_builder import ResponseBuilder
@@ -102,16 +103,36 @@ CHUNKS = st.builds(
     logprobs=FACTS,
     timings=FACTS,
 ) | st.builds(OutputChunk, st.integers(0, 9), st.text(), role=st.just("assistant"))
+CALLS = st.builds(ToolCallDelta, st.integers(0, 9), st.text(), id=st.none() | st.just("a"), name=st.none() | st.text())
+PARTS = st.builds(
+    OutputChunk,
+    st.integers(0, 9),
+    st.none(),
+    reasoning=st.none() | st.text(),
+    tool_calls=st.lists(CALLS, max_size=2).map(tuple),
+    finish_reason=st.sampled_from([None, "tool_calls"]),
+    logprobs=FACTS,
+)
 
 
+@settings(deadline=None)  # the first example starts the templates' process
 @given(kind=st.sampled_from(["chat", "completion"]), include_usage=st.booleans(), chunk=CHUNKS, usage=FACTS)
 def test_an_event_says_what_the_chunks_body_says(
     kind: str, include_usage: bool, chunk: OutputChunk, usage: dict[str, object] | None
 ) -> None:
     """The server renders by hand what Python callers get as a body; it is one line of ASCII."""
-    asked = prepared(kind, include_usage=include_usage)
+    check(prepared(kind, include_usage=include_usage), chunk, usage)
+
+
+@settings(deadline=None)
+@given(legacy=st.booleans(), chunk=PARTS)
+def test_an_event_says_the_same_of_calls_and_thinking(legacy: bool, chunk: OutputChunk) -> None:
+    check(replace(prepared("chat"), legacy_calls=legacy), chunk, None)
+
+
+def check(asked: Prepared, chunk: OutputChunk, usage: dict[str, object] | None) -> None:
     builder = ResponseBuilder(asked, id="chatcmpl-1", created=1780000000, model_name="org/tiny")
-    for one in (chunk, *([OutputChunk(None, usage=usage)] if include_usage else [])):
+    for one in (chunk, *([OutputChunk(None, usage=usage)] if asked.include_usage else [])):
         data = encoder(asked).encode(one)
         assert data.isascii()
         assert b"\n" not in data

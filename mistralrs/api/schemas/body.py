@@ -1,4 +1,4 @@
-"""What all bodies of requests have in common."""
+"""What all bodies of requests, and all parts of answers, have in common."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ class Body(BaseModel):
     """A JSON object whose unknown fields are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Part(BaseModel):
+    """A part of an answer; undeclared fields are not sent."""
+
+    model_config = ConfigDict(extra="forbid")

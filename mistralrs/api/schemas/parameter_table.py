@@ -56,9 +56,7 @@ class Parameter:
     """Values of a refused parameter that have no effect and are therefore accepted. null always is."""
 
 
-_NOT_YET = "is not supported yet"
 _LOCAL = "has no meaning on a local server"
-_NO_TOOLS = "has no effect without tools"
 _KEEPS_NOTHING = "is not supported: this server keeps nothing between requests"
 _TEXT_ONLY = "is not supported: the answer is text"
 
@@ -93,7 +91,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_applied(BOTH, "response_format", "grammar", "json_schema", "format", "structured_outputs"),
     *_applied(BOTH, "guided_json", "guided_json_object", "guided_regex", "guided_choice", "guided_grammar"),
     *_applied(BOTH, "guided_whitespace_pattern"),
-    *_applied(CHAT, "max_completion_tokens", "top_logprobs"),
+    *_applied(CHAT, "max_completion_tokens", "top_logprobs", "reasoning_effort"),
+    *_applied(CHAT, "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
     *_applied(COMPLETIONS, "best_of", "echo", "suffix"),
     *_applied(("embeddings",), "input", "encoding_format", "dimensions", "pooling"),
     *_applied(("tokenize",), "content", "add_special", "add_special_tokens", "parse_special", "with_pieces"),
@@ -104,13 +103,10 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_ignored((*BOTH, "embeddings"), _LOCAL, "user"),
     *_ignored(BOTH, _LOCAL, "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "metadata", "store"),
     *_ignored(BOTH, _LOCAL, "service_tier"),
-    *_ignored(CHAT, "is not known to this model", "reasoning_effort", "verbosity"),
-    *_ignored(CHAT, _NO_TOOLS, "parallel_tool_calls"),
+    *_ignored(CHAT, "is not known to this model", "verbosity"),
     *_ignored(CHAT, "only hints at the answer", "prediction"),
     *_refused(BOTH, "is not supported: an answer ends before it", "include_stop_str_in_output", harmless=(False,)),
     *_refused(BOTH, "is not supported: control tokens have no text", "skip_special_tokens", harmless=(True,)),
-    *_refused(CHAT, _NOT_YET, "tools", "functions", harmless=([],)),
-    *_refused(CHAT, _NOT_YET, "tool_choice", "function_call", harmless=("none",)),
     *_refused(CHAT, _TEXT_ONLY, "modalities", harmless=(["text"],)),
     *_refused(CHAT, _TEXT_ONLY, "audio"),
     *_refused(CHAT, "is not supported: this server does not search the web", "web_search_options"),

@@ -38,6 +38,7 @@ from mistralrs.api.schemas.field_types import (
 )
 from mistralrs.api.schemas.grammar_fields import GrammarFields
 from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_SEED, MAX_INT
+from mistralrs.api.schemas.tool_bodies import ToolFields
 from mistralrs.engine.admission import MAX_BREAKERS
 from mistralrs.errors import RequestError
 
@@ -157,7 +158,7 @@ class SamplingBody(AdapterFields, GrammarFields):
     skip_special_tokens: Any = None
 
 
-class ChatCompletionBody(SamplingBody, TemplateOptions):
+class ChatCompletionBody(ToolFields, SamplingBody, TemplateOptions):
     """``POST /v1/chat/completions``"""
 
     messages: Messages
@@ -170,14 +171,8 @@ class ChatCompletionBody(SamplingBody, TemplateOptions):
     logprobs: Flag | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     # From here on: ignored or refused fields, see ``parameter_table``.
-    reasoning_effort: Any = None
     verbosity: Any = None
-    parallel_tool_calls: Any = None
     prediction: Any = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from mistralrs.api.schemas.body import Part as Part
+from mistralrs.api.schemas.message_bodies import AnswerMessage, ChunkDelta
 
 FinishReason = Literal["stop", "length"]
-
-
-class Part(BaseModel):
-    """A part of an answer; undeclared fields are not sent."""
-
-    model_config = ConfigDict(extra="forbid")
+ChatFinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class CachedTokens(Part):
@@ -25,6 +21,7 @@ class CachedTokens(Part):
 
 class ReasoningTokens(Part):
     reasoning_tokens: int
+    """Tokens of the model's thinking, the mark of its end among them."""
 
 
 class Usage(Part):
@@ -90,12 +87,6 @@ class CompletionLogprobs(Part):
     """Characters from the beginning of the choice's text."""
 
 
-class AnswerMessage(Part):
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
 class TokenScalings(Part):
     position: int
     """From the beginning of the prompt."""
@@ -119,7 +110,7 @@ class ChoiceScalings(Part):
 class ChatChoice(Part):
     index: int
     message: AnswerMessage
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     logprobs: ChatLogprobs | None
     scalings: ChoiceScalings | None = None
     """Absent unless asked for."""
@@ -146,17 +137,10 @@ class ChatCompletion(_Answer):
     timings: Timings
 
 
-class ChunkDelta(Part):
-    role: Literal["assistant"] | None = None
-    """Present only in a choice's first chunk."""
-    content: str | None = None
-    """Absent in a choice's last chunk."""
-
-
 class ChatChunkChoice(Part):
     index: int
     delta: ChunkDelta
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     logprobs: ChatLogprobs | None
 
 

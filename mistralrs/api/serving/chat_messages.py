@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic_core import from_json
-
 from mistralrs.api.schemas.request_bodies import ContentPart, MessageBody, TemplateOptions
 from mistralrs.api.serving.chat_prompt import Conversation
+from mistralrs.api.serving.message_fields import MessageFields
+from mistralrs.api.serving.tool_choice import ToolUse
 from mistralrs.errors import RequestError
 from mistralrs.text.chat_template import FIELDS, ChatTemplate
 
@@ -17,14 +17,29 @@ PART_SEPARATOR = "\n"
 """The separator of a content's text parts: clients send paragraphs, files and quotes as parts of their own."""
 MAX_EXTRAS = 16
 """The most kinds of fields beside role and content, and the most variables: each may cost a rendering."""
-RESERVED = frozenset({"messages", "add_generation_prompt", "continue_final", "continue_final_message", "chat_template"})
+RESERVED = frozenset(
+    {"messages", "tools", "add_generation_prompt", "continue_final", "continue_final_message", "chat_template"}
+)
 """Names that a template's variables must not have."""
+_KWARGS = "chat_template_kwargs"
+_EFFORT = "reasoning_effort"
+_THINKING = "enable_thinking"
 
 
-def conversation(messages: Sequence[MessageBody], options: TemplateOptions, template: ChatTemplate) -> Conversation:
-    """Returns the conversation to render. Raises RequestError if it cannot be rendered."""
-    variables = options.chat_template_kwargs or {}
-    _check_variables(variables)
+def conversation(
+    messages: Sequence[MessageBody],
+    options: TemplateOptions,
+    template: ChatTemplate,
+    *,
+    tools: ToolUse | None = None,
+    effort: str | None = None,
+) -> Conversation:
+    """Returns the conversation to render, with tools and a degree of thinking for the template's variables.
+
+    Raises RequestError if it cannot be rendered, or the template does not show the tools.
+    """
+    given = options.chat_template_kwargs or {}
+    _check_variables(given)
     continue_final = bool(options.continue_final_message)
     add_generation_prompt = (
         not continue_final if options.add_generation_prompt is None else options.add_generation_prompt
@@ -33,16 +48,39 @@ def conversation(messages: Sequence[MessageBody], options: TemplateOptions, temp
         raise RequestError(
             "add_generation_prompt and continue_final_message exclude each other", param="continue_final_message"
         )
-    plain = [_plain(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    fields = MessageFields(template)
+    plain = [fields.of(message, _text(message, f"messages[{place}]")) for place, message in enumerate(messages)]
+    efforts = {name: value for name, value in _efforts(effort).items() if name not in given}
+    variables = {**given, **efforts, **({} if tools is None else {"tools": tools.shown})}
     asked = Conversation(plain, add_generation_prompt, continue_final, variables, ())
-    extras = sorted({key for message in plain for key in message} - {"role", "content"})
+    extras = sorted({key for message in plain for key in message} - {"role", "content", *fields.unasked})
     if len(extras) > MAX_EXTRAS:
         raise RequestError(f"the messages have more than {MAX_EXTRAS} kinds of fields", param="messages")
-    paths = [*((FIELDS, key) for key in extras), *(("chat_template_kwargs", key) for key in variables)]
+    paths = [*((FIELDS, key) for key in extras), *((_KWARGS, key) for key in given)]
+    paths += [(_EFFORT, name) for name in efforts]
+    paths += [] if tools is None else [("", "tools")]
     if not paths:
         return asked
-    unused = tuple(".".join(paths[place]) for place in asked.prompt(template, paths=paths).unused)
-    return replace(asked, unused=unused)
+    unused = [paths[place] for place in asked.prompt(template, paths=paths).unused]
+    if tools is not None and ("", "tools") in unused:
+        raise RequestError(
+            f"this model's chat template does not show {tools.shown_field}, so the model would not know them",
+            hint=f'leave {tools.shown_field} out, send "{tools.choice_field}": "none", or choose a model or a '
+            "template (--chat-template) that shows them",
+            code="unsupported_parameter",
+            param=tools.shown_field,
+        )
+    names = [f"{where}.{name}" for where, name in unused if where != _EFFORT]
+    if efforts and all((_EFFORT, name) in unused for name in efforts):
+        names.append(_EFFORT)
+    return replace(asked, unused=tuple(names))
+
+
+def _efforts(effort: str | None) -> dict[str, object]:
+    """Returns the variables that templates have for a degree of thinking."""
+    if effort is None:
+        return {}
+    return {_EFFORT: effort, **({_THINKING: False} if effort == "none" else {})}
 
 
 def _check_variables(variables: Mapping[str, Any]) -> None:
@@ -53,21 +91,6 @@ def _check_variables(variables: Mapping[str, Any]) -> None:
         )
     if len(variables) > MAX_EXTRAS:
         raise RequestError(f"chat_template_kwargs has more than {MAX_EXTRAS} variables", param="chat_template_kwargs")
-
-
-def _plain(message: MessageBody, path: str) -> dict[str, object]:
-    """Returns a message as templates expect it: a text, and the message's other fields."""
-    plain: dict[str, object] = {"role": message.role, "content": _text(message, path)}
-    for key, value in {
-        "name": message.name,
-        "tool_calls": [_call(call) for call in message.tool_calls or ()],
-        "tool_call_id": message.tool_call_id,
-        **(message.model_extra or {}),
-    }.items():
-        # a message that a client copied from an answer holds nulls and empty lists without a meaning
-        if value is not None and value != []:
-            plain[key] = value
-    return plain
 
 
 def _text(message: MessageBody, path: str) -> str:
@@ -94,17 +117,3 @@ def _part_text(part: ContentPart, path: str) -> str:
     if part.text is None:
         raise RequestError(f"{path}.text is required", param=f"{path}.text")
     return part.text
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a tool call with its arguments as an object, which templates expect; the API has them as JSON text."""
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return dict(call)
-    try:
-        arguments = from_json(function["arguments"])  # this bounds the nesting, as for all JSON that is read
-    except ValueError:
-        return dict(call)  # a model wrote these arguments and they need not be JSON: the template gets the text
-    if not isinstance(arguments, dict):
-        return dict(call)
-    return {**call, "function": {**function, "arguments": arguments}}

@@ -20,6 +20,8 @@ from mistralrs.engine.events import (
 from mistralrs.errors import EngineError, MistralrsError
 
 if TYPE_CHECKING:
+    from mistralrs.api.schemas.output_chunk import ChoiceEnd
+    from mistralrs.api.serving.choice_parts import ChoiceParts
     from mistralrs.engine.config import Request
 
 CANCELLED = "request_cancelled"
@@ -29,8 +31,9 @@ CANCELLED = "request_cancelled"
 class ChoiceState:
     """One choice as far as its stream's events have come."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, parts: ChoiceParts) -> None:
         self.request = request
+        self.parts = parts
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
         self.logprobs: list[TokenLogprob] = []
         self.scalings: Scalings | None = None
@@ -38,13 +41,13 @@ class ChoiceState:
         self.reason: FinishReason | None = None
         """The finish reason; None: the choice is not complete."""
         self.usage: Usage | None = None
-        self._texts: list[str] = []
         self._started = time.perf_counter()
         self._first_token: float | None = None
 
     @property
-    def text(self) -> str:
-        return "".join(self._texts)
+    def end(self) -> ChoiceEnd | None:
+        """Returns the finish reason for clients: calls of tools are one, unless the answer was cut."""
+        return "tool_calls" if self.reason == "stop" and self.parts.calls else self.reason
 
     @property
     def cumulative_logprob(self) -> float:
@@ -64,6 +67,7 @@ class ChoiceState:
             if event.reason == "cancelled":
                 return cancelled()
             self.reason = event.reason
+            self.parts.finish()
             self.num_tokens = event.usage.completion_tokens  # the token that ends a text is in no delta
         elif isinstance(event, Failed):
             self.usage = event.usage
@@ -83,7 +87,7 @@ class ChoiceState:
     def _on_delta(self, delta: Delta) -> None:
         if self._first_token is None:
             self._first_token = time.perf_counter()
-        self._texts.append(delta.text)
+        self.parts.push(delta.text, len(delta.tokens))
         self.logprobs += delta.logprobs
         self.num_tokens += len(delta.tokens)
 
@@ -108,12 +112,13 @@ def usage(candidates: Sequence[ChoiceState], *, per_prompt: int) -> dict[str, ob
     prompt = sum(len(candidate.request.prompt) for candidate in firsts)
     cached = sum(candidate.usage.cached_tokens for candidate in firsts if candidate.usage)
     completion = sum(candidate.num_tokens for candidate in candidates)
+    reasoning = sum(candidate.parts.reasoning_tokens for candidate in candidates)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
 
 

@@ -58,9 +58,9 @@ def conversation_request(
     *,
     reuse: bool = True,
     grammar: GrammarText | None = None,
-) -> tuple[Request, int]:
-    """Returns a conversation's request and the number of tokens cut from it; its parameters and its grammar were
-    checked before.
+) -> tuple[Request, int, str]:
+    """Returns a conversation's request, the number of tokens cut from it, and the end of its text; its parameters and
+    its grammar were checked before.
 
     Raises RequestError and ContextLengthError.
     """
@@ -70,7 +70,7 @@ def conversation_request(
     trim_space = not asked.continue_final and grammar is None
     request = engine_request(prompt.ids, sampling, policy, reuse=reuse, trim_space=trim_space, grammar=grammar)
     [request], cut = fit_requests([request], model, "messages")
-    return request, prompt.dropped + cut
+    return request, prompt.dropped + cut, prompt.end
 
 
 def conversation_tokens(asked: Conversation, model: ServedModel, policy: Policy) -> PromptTokens:

@@ -20,6 +20,7 @@ from mistralrs.api.schemas.request_bodies import (
     SamplingBody,
 )
 from mistralrs.api.serving.adapter_choice import adapter_choice
+from mistralrs.api.serving.answer_parts import AnswerParts, with_parts
 from mistralrs.api.serving.chat_messages import conversation
 from mistralrs.api.serving.chat_prompt import require_template
 from mistralrs.api.serving.engine_requests import (
@@ -33,6 +34,7 @@ from mistralrs.api.serving.grammar_choice import grammar_choice, unused_grammar_
 from mistralrs.api.serving.logprobs import Echo
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
+from mistralrs.api.serving.tool_choice import tool_use, unknown_tool_fields
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
 
@@ -76,6 +78,10 @@ class Prepared:
     """The names beside the scalings that the answer has; None: it has none."""
     warnings: tuple[str, ...] = ()
     """Sentences for the caller about the grammar."""
+    parts: AnswerParts | None = None
+    """The reading of the answers' text; None: all of it is content."""
+    legacy_calls: bool = False
+    """Calls have the older form ``function_call``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +103,21 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
     scalings = scaling_names(body, model)
     unserved = parameter_table.unserved("chat", body)
     template = require_template(model, policy)
+    use = tool_use(body)
     said = [part.text for each in body.messages if each.role != "assistant" for part in each.content or () if part.text]
-    check_length(said, model, policy)
-    asked = conversation(body.messages, body, template)
-    ignored = _ignored((*unserved, *_unused_members(body), *asked.unused), policy)
+    check_length(said if use is None else [*said, *use.texts()], model, policy)
+    asked = conversation(body.messages, body, template, tools=use, effort=body.reasoning_effort)
+    ignored = _ignored((*unserved, *_unused_members(body), *unknown_tool_fields(body), *asked.unused), policy)
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     sampling = sampling_params(body, policy.sampling, model, max_tokens=max_tokens, logprobs=logprobs)
     grammar = grammar_choice(body, model)
-    request, truncated = conversation_request(
+    request, truncated, end = conversation_request(
         asked, sampling, model, policy, reuse=_may_reuse(body), grammar=grammar.text
     )
+    request, parts = with_parts(request, use, model, prompt_end=end)
     choices = body.n or 1
     return Prepared(
         kind="chat",
@@ -128,6 +136,8 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
         model_name=chosen.model_name,
         scalings=scalings,
         warnings=grammar.warnings,
+        parts=parts,
+        legacy_calls=use is not None and use.legacy,
     )
 
 

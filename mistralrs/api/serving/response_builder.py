@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mistralrs.api.loaded_adapters.scalings import choice_scalings
 from mistralrs.api.schemas.output_chunk import OutputChunk
+from mistralrs.api.serving.choice_parts import ChoiceParts
 from mistralrs.api.serving.choice_state import ChoiceState, adapters_replaced, timings, usage
 from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
+from mistralrs.api.serving.message_shapes import end_name, message_delta, whole_message
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.engine.events import AdaptersChosen, Delta, Event, Finished, PromptLogprobs
 from mistralrs.errors import MistralrsError
@@ -26,7 +29,11 @@ class ResponseBuilder:
         self._id = id
         self._created = created
         self._model_name = model_name
-        self._choices = [ChoiceState(request) for request in prepared.requests]
+        reading = prepared.parts
+        self._choices = [
+            ChoiceState(request, ChoiceParts(place, None if reading is None else reading.parser()))
+            for place, request in enumerate(prepared.requests)
+        ]
         self._offsets = [CompletionLogprobs(self._echo(place)) for place in range(len(self._choices))]
         self._opened = False
         self._chosen: AdaptersChosen | None = None
@@ -70,11 +77,14 @@ class ResponseBuilder:
             yield OutputChunk(place, self._echoed(place), logprobs=self._offsets[place].add(event.logprobs))
         elif isinstance(event, Delta):
             logprobs = self._logprobs(place, event)
-            if event.text or logprobs is not None:
-                clock = state.timings() if prepared.timings_per_token else None
-                yield OutputChunk(place, event.text, logprobs=logprobs, timings=clock)
+            news = state.parts.news
+            if logprobs is not None:  # those of markers and of text held back come with no text of their own
+                first, *others = news or [OutputChunk(place, "")]
+                news = [replace(first, logprobs=logprobs), *others]
+            yield from (replace(each, timings=state.timings()) for each in news) if prepared.timings_per_token else news
         elif isinstance(event, Finished):
             assert state.reason is not None  # otherwise on_event has returned an error
+            yield from state.parts.news
             if prepared.suffix:
                 yield OutputChunk(place, prepared.suffix)
             is_last = all(other.reason is not None for other in self._choices)
@@ -82,7 +92,7 @@ class ResponseBuilder:
             generation = self._chosen.generation if self._chosen is not None and is_last else None
             yield OutputChunk(
                 place,
-                finish_reason=state.reason,
+                finish_reason=state.end,
                 stop_string=event.stop_string,
                 timings=total,
                 adapter_generation=generation,
@@ -117,13 +127,12 @@ class ResponseBuilder:
         if self._prepared.kind == "completion":
             payload["text"] = chunk.text or ""
         else:
-            fields = {"role": chunk.role, "content": chunk.text}
-            payload["delta"] = {name: value for name, value in fields.items() if value is not None}
+            payload["delta"] = message_delta(chunk, legacy=self._prepared.legacy_calls)
         return {
             "index": chunk.index,
             **payload,
             "logprobs": chunk.logprobs,
-            "finish_reason": chunk.finish_reason,
+            "finish_reason": end_name(chunk.finish_reason, legacy=self._prepared.legacy_calls),
         }
 
     def _best(self, places: Sequence[int]) -> Sequence[int]:
@@ -134,13 +143,16 @@ class ResponseBuilder:
         return by_logprob[: self._prepared.choices]
 
     def _choice(self, index: int, place: int) -> dict[str, object]:
-        state, logprobs = self._choices[place], None
-        facts = {"index": index, "finish_reason": state.reason or "error", **self._scalings(state)}
+        state, logprobs, legacy = self._choices[place], None, self._prepared.legacy_calls
+        facts = {
+            "index": index,
+            "finish_reason": end_name(state.end, legacy=legacy) or "error",
+            **self._scalings(state),
+        }
         if self._prepared.kind == "chat":
             if self._prepared.logprobs is not None:
                 logprobs = chat_logprobs(state.logprobs)
-            message = {"role": "assistant", "content": state.text, "refusal": None}
-            return {**facts, "message": message, "logprobs": logprobs}
+            return {**facts, "message": whole_message(state.parts, legacy=legacy), "logprobs": logprobs}
         echo = self._echo(place)
         if self._prepared.logprobs is not None:
             tokens = [*state.prompt_logprobs, *state.logprobs]
@@ -155,7 +167,7 @@ class ResponseBuilder:
 
     def _text(self, place: int) -> str:
         echo = self._echo(place)
-        return ("" if echo is None else echo.text) + self._choices[place].text + self._prepared.suffix
+        return ("" if echo is None else echo.text) + self._choices[place].parts.content + self._prepared.suffix
 
     def _openings(self) -> Iterator[OutputChunk]:
         """Yields the first chunk of every choice in the order of their indices, which clients expect."""

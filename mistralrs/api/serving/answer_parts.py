@@ -1,0 +1,91 @@
+"""The way in which an answer's text is read: as content, reasoning and tool calls, by the model's response template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mistralrs.errors import RequestError
+from mistralrs.text.response.response_parser import ResponseParser
+from mistralrs.text.response.without_calls import without_tool_calls
+
+if TYPE_CHECKING:
+    from mistralrs.api.served_model import ServedModel
+    from mistralrs.api.serving.tool_choice import ToolUse
+    from mistralrs.engine.config import Request
+    from mistralrs.grammar.grammar_text import GrammarText
+    from mistralrs.text.response.response_template import ResponseTemplate
+    from mistralrs.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerParts:
+    """The reading of the answers to one prompt."""
+
+    template: ResponseTemplate
+    prompt_end: str
+    """The end of the prompt's text, which may have begun the thinking."""
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    def parser(self) -> ResponseParser:
+        """Returns a parser at the beginning of one answer."""
+        return ResponseParser(self.template, prompt_end=self.prompt_end, tools=self.tools)
+
+
+def with_parts(
+    request: Request, use: ToolUse | None, model: ServedModel, *, prompt_end: str
+) -> tuple[Request, AnswerParts | None]:
+    """Returns the request whose answer spells the marks of its parts, and the reading of the answer.
+
+    Without tools, text that has the form of a call is content. Raises RequestError where the model's form of calls is
+    not known, or the answer cannot be held to the choice.
+    """
+    template = model.responses
+    if use is None:
+        # the whole answer matches a grammar of the request: nothing of it is thinking
+        template = None if template is None or request.grammar is not None else without_tool_calls(template)
+    elif template is None or not template.has_tool_calls:
+        raise RequestError(
+            f"{use.shown_field} cannot be used: the form in which this model writes its calls is not known",
+            hint="choose another model, or one whose tokenizer_config.json has a response_template",
+            code="unsupported_parameter",
+            param=use.shown_field,
+        )
+    if template is None:
+        return request, None
+    if use is not None and (use.is_held or request.grammar is not None):
+        held = _grammar(use, model, prompt_end, otherwise=request.grammar)
+        request = replace(request, grammar=held, trim_space=False)
+    parts = AnswerParts(template, prompt_end, () if use is None else use.shown)
+    return replace(request, spelled_tokens=control_tokens(template.markers, model.tokenizer)), parts
+
+
+def _grammar(use: ToolUse, model: ServedModel, prompt_end: str, *, otherwise: GrammarText | None) -> GrammarText:
+    """Returns the grammar of an answer, which is ``otherwise`` where it is no call. It is checked."""
+    from mistralrs.api.serving.tool_grammar import content_schema, tool_grammar, unheld_error  # few need its library
+    from mistralrs.grammar.translation import reason_in
+
+    content = None if otherwise is None else content_schema(otherwise, use)
+    if model.call_format is None:
+        raise unheld_error(use)
+    grammar = tool_grammar(use, model.call_format, model.tokenizer, prompt_end=prompt_end, content=content)
+    try:
+        model.check_grammar(grammar)
+    except RequestError as error:
+        raise RequestError(
+            f"{use.shown_field} cannot be held to: {reason_in(error)}",
+            hint=error.hint,
+            code="invalid_schema",
+            param=use.shown_field,
+        ) from None
+    return grammar
+
+
+def control_tokens(markers: frozenset[str], tokenizer: Tokenizer) -> frozenset[int]:
+    """Returns the control tokens that are, or are in, one of the markers; the others are written as text."""
+    found: set[int] = set()
+    for marker in markers:
+        for start, end in tokenizer.controls.spans(marker):
+            found.update(tokenizer.encode(marker[start:end].strip(), special=True))
+    return frozenset(found - tokenizer.eos_ids)

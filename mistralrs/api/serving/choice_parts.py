@@ -1,0 +1,97 @@
+"""One choice's content, reasoning and tool calls, as they come; streams and whole answers have the same."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
+from mistralrs.api.serving.message_fields import CALL_ID_LENGTH
+from mistralrs.text.response.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+
+if TYPE_CHECKING:
+    from mistralrs.text.response.response_parser import ResponseParser
+
+_ALPHABET = string.ascii_letters + string.digits
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A tool call as far as it has come."""
+
+    id: str
+    name: str
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """Returns the arguments as JSON; text that is not complete, if the answer was cut."""
+        return "".join(self.texts)
+
+
+class ChoiceParts:
+    """The parts of one choice. Without a parser all of its text is content."""
+
+    def __init__(self, place: int, parser: ResponseParser | None) -> None:
+        self.calls: list[ToolCall] = []
+        self.reasoning_tokens = 0
+        """Tokens drawn while the model was thinking, the mark of its end among them."""
+        self.news: list[OutputChunk] = []
+        """Additions of the last text, without log-probabilities and timings."""
+        self._place = place
+        self._parser = parser
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._is_thinking = False
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    def push(self, text: str, num_tokens: int) -> None:
+        """Adds the text of new tokens."""
+        if self._parser is None:
+            self._add([Content(text)] if text else [])
+            return
+        pieces = self._parser.push(text) if text else []
+        if isinstance(pieces[0], Reasoning) if pieces else self._is_thinking:
+            self.reasoning_tokens += num_tokens
+        self._add(pieces)
+
+    def finish(self) -> None:
+        """Adds the text that was held back, at the end."""
+        self._add([] if self._parser is None else self._parser.finish())
+
+    def _add(self, pieces: Iterable[Piece]) -> None:
+        self.news = []
+        for piece in pieces:
+            self._is_thinking = isinstance(piece, Reasoning)
+            match piece:
+                case Content(text):
+                    self._content.append(text)
+                    self.news.append(OutputChunk(self._place, text))
+                case Reasoning(text):
+                    self._reasoning.append(text)
+                    self.news.append(OutputChunk(self._place, reasoning=text))
+                case ToolCallStart(index, name):
+                    assert index == len(self.calls)
+                    self.calls.append(ToolCall(new_call_id(), name))
+                    self._add_call(ToolCallDelta(index, id=self.calls[index].id, name=name))
+                case ToolCallArguments(index, text):
+                    self.calls[index].texts.append(text)
+                    self._add_call(ToolCallDelta(index, text))
+
+    def _add_call(self, delta: ToolCallDelta) -> None:
+        self.news.append(OutputChunk(self._place, tool_calls=(delta,)))
+
+
+def new_call_id() -> str:
+    """Returns a random id of a call, which every chat template accepts in a later turn."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(CALL_ID_LENGTH))

@@ -1,0 +1,93 @@
+"""How models write their tool calls, as texts around names and arguments, for grammars that hold an answer to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mistralrs.text.response.pieces import ToolCallArguments, ToolCallStart
+from mistralrs.text.response.response_parser import ResponseParser
+from mistralrs.text.response.response_template import ResponseTemplate
+from mistralrs.text.response.shipped_templates import SHIPPED
+
+NAME, ARGUMENTS = "$name", "$arguments"
+
+
+@dataclass(frozen=True, slots=True)
+class CallFormat:
+    """The form of the calls in one answer: ``prefix``, calls with ``separator`` between them, ``suffix``.
+
+    Names of control tokens in it stand for these tokens.
+    """
+
+    call: str
+    """One call, with ``$name`` and behind it ``$arguments``, which are JSON."""
+    prefix: str = ""
+    separator: str = ""
+    suffix: str = ""
+    trigger: str = ""
+    """The beginning of ``prefix`` and ``call`` that no other text has; empty: calls are the whole answer."""
+    think_open: str = ""
+    """Begins the thinking in front of calls; empty: there is none."""
+    think_close: str = ""
+
+    def written(self, calls: list[tuple[str, str]]) -> str:
+        """The text of calls, each a name and its arguments as JSON."""
+        texts = [self.call.replace(NAME, name).replace(ARGUMENTS, arguments) for name, arguments in calls]
+        return self.prefix + self.separator.join(texts) + self.suffix
+
+
+_ONE = '{"name": "$name", "arguments": $arguments}'
+FORMATS: Mapping[str, CallFormat] = {
+    "hermes": CallFormat(
+        call=f"<tool_call>\n{_ONE}\n</tool_call>",
+        separator="\n",
+        trigger="<tool_call>",
+        think_open="<think>",
+        think_close="</think>",
+    ),
+    "mistral-v11": CallFormat(
+        call="[TOOL_CALLS]$name[ARGS]$arguments",
+        trigger="[TOOL_CALLS]",
+        think_open="[THINK]",
+        think_close="[/THINK]",
+    ),
+    "mistral-v3": CallFormat(call=_ONE, prefix="[TOOL_CALLS][", separator=", ", suffix="]", trigger="[TOOL_CALLS]"),
+    "granite-3": CallFormat(call=_ONE, prefix="<|tool_call|>[", separator=", ", suffix="]", trigger="<|tool_call|>"),
+    "phi-4": CallFormat(
+        call=_ONE, prefix="<|tool_call|>[", separator=", ", suffix="]<|/tool_call|>", trigger="<|tool_call|>"
+    ),
+    "llama-3": CallFormat(call='{"name": "$name", "parameters": $arguments}', separator="; "),
+}
+"""By the name of the shipped response template. Models whose arguments are no JSON have none."""
+_PROBE = [("first", '{"a": "x"}'), ("second", '{"b": [1, {}]}')]
+
+
+def call_format_of(chat_template_source: str, template: ResponseTemplate | None) -> CallFormat | None:
+    """The form in which a model writes calls, by its chat template's markers; None if that is not known, or is none
+    that ``template`` reads."""
+    names = (
+        each.name
+        for each in SHIPPED
+        if all(text in chat_template_source for text in each.has)
+        and not any(text in chat_template_source for text in each.lacks)
+    )
+    found = FORMATS.get(next(names, ""))
+    return found if found is not None and template is not None and is_read(found, template) else None
+
+
+def is_read(form: CallFormat, template: ResponseTemplate) -> bool:
+    """Whether a response template reads calls in this form as they were meant."""
+    parser = ResponseParser(template)
+    names: list[str] = []
+    arguments: dict[int, str] = {}
+    for piece in [*parser.push(form.written(_PROBE)), *parser.finish()]:
+        if isinstance(piece, ToolCallStart):
+            names.append(piece.name)
+        elif isinstance(piece, ToolCallArguments):
+            arguments[piece.index] = arguments.get(piece.index, "") + piece.text
+        else:
+            return False
+    read = [(name, json.loads(arguments.get(place, "{}"))) for place, name in enumerate(names)]
+    return read == [(name, json.loads(text)) for name, text in _PROBE]
