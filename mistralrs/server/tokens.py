@@ -13,10 +13,9 @@ from mistralrs.api.schemas.parameter_table import Endpoint
 from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBody, TokenizeBody
 from mistralrs.api.served_model import ServedModel
 from mistralrs.api.serving.adapter_choice import named_model
-from mistralrs.api.serving.chat_messages import conversation
 from mistralrs.api.serving.chat_prompt import require_template
 from mistralrs.api.serving.policy import Policy
-from mistralrs.api.serving.text_tokens import body_tokens, text_of_tokens
+from mistralrs.api.serving.text_tokens import body_conversation, body_tokens, text_of_tokens
 from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.text.tokenizer import Tokenizer
 
@@ -49,7 +48,7 @@ def apply_template(body: ApplyTemplateBody, model: ServedModel, policy: Policy) 
     Raises RequestError if the template refuses the messages or fails on them.
     """
     template = require_template(model, policy)
-    asked = conversation(body.messages, body, template)
+    asked = body_conversation(body, template)
     return {"prompt": asked.text(template)}, _notes("apply_template", body, model, policy, asked.unused)
 
 

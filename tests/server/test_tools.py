@@ -136,3 +136,17 @@ async def test_stops_and_logprobs_go_with_tools() -> None:
     found = await said_by(Served(engine), tools=TOOLS, stop=["</done>"], logprobs=True, top_logprobs=2)
     assert found["end"] == "tool_calls"
     assert engine.submitted[0].sampling.stop == ("</done>",)
+
+
+async def test_the_prompt_with_tools_can_be_seen_and_counted() -> None:
+    engine = FakeEngine(calling())
+    server = Served(engine)
+    body = {"messages": "hi", "tools": TOOLS, "reasoning_effort": "high"}
+    prompt = (await server.post("/apply-template", body)).json()["prompt"]
+    assert f"<tools>{json.dumps(TOOLS[0])}" in prompt
+    await server.chat(**body)
+    tokens = (await server.post("/tokenize", body)).json()["tokens"]
+    assert tuple(tokens) == engine.submitted[0].prompt
+    assert fault(await server.post("/apply-template", {**body, "tools": [{"type": "x"}]}))["param"] == "tools[0].type"
+    response = await server.post("/tokenize", {"prompt": "x", "tools": TOOLS})
+    assert response.headers["x-mistralrs-ignored"] == "tools"

@@ -38,7 +38,7 @@ from mistralrs.api.schemas.field_types import (
 )
 from mistralrs.api.schemas.grammar_fields import GrammarFields
 from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_SEED, MAX_INT
-from mistralrs.api.schemas.tool_bodies import ToolFields
+from mistralrs.api.schemas.tool_bodies import ShownTools, ToolFields
 from mistralrs.engine.admission import MAX_BREAKERS
 from mistralrs.errors import RequestError
 
@@ -204,7 +204,7 @@ class EmbeddingBody(AdapterFields):
     user: Any = None
 
 
-class TokenizeBody(TemplateOptions):
+class TokenizeBody(TemplateOptions, ShownTools):
     """``POST /tokenize``, as llama.cpp (``content``) and vLLM (``prompt``, ``messages``) have it."""
 
     model: Text | None = None
@@ -227,7 +227,7 @@ class DetokenizeBody(Body):
     tokens: list[Token]
 
 
-class ApplyTemplateBody(TemplateOptions):
+class ApplyTemplateBody(TemplateOptions, ShownTools):
     """``POST /apply-template``"""
 
     model: Text | None = None

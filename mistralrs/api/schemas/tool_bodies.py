@@ -16,7 +16,6 @@ MAX_TOOL_NAME = 128
 """Characters of a function's name, at most, as Anthropic allows; OpenAI allows 64."""
 _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_TOOL_NAME}}}")
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """Degrees of thinking, as OpenAI and Anthropic name them."""
 
@@ -87,10 +86,17 @@ ToolChoice = Annotated[
 FunctionCall = Annotated[Literal["none", "auto"] | NamedFunction, _error_words('none, auto, or {"name": ...}')]
 
 
-class ToolFields(Body):
-    """The fields of a chat that concern tools and thinking."""
+class ShownTools(Body):
+    """The fields of tools and thinking that a chat template gets."""
 
     tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
+    reasoning_effort: Effort | None = None
+    """Given to the chat template; none also turns its thinking off."""
+
+
+class ToolFields(ShownTools):
+    """The fields of a chat that concern tools and thinking."""
+
     tool_choice: ToolChoice | None = None
     """null: auto."""
     parallel_tool_calls: Flag | None = None
@@ -99,5 +105,3 @@ class ToolFields(Body):
     """The older form of ``tools``, of which an answer calls at most one."""
     function_call: FunctionCall | None = None
     """The older form of ``tool_choice``."""
-    reasoning_effort: Effort | None = None
-    """Given to the chat template; none also turns its thinking off."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from mistralrs.api.schemas.request_bodies import TemplateOptions, TokenizeBody
+from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, TemplateOptions, TokenizeBody
+from mistralrs.api.schemas.tool_bodies import ShownTools
 from mistralrs.api.served_model import ServedModel
 from mistralrs.api.serving.chat_messages import conversation
-from mistralrs.api.serving.chat_prompt import require_template
+from mistralrs.api.serving.chat_prompt import Conversation, require_template
 from mistralrs.api.serving.policy import Policy
+from mistralrs.api.serving.tool_choice import shown_tools, unknown_tool_fields
 from mistralrs.errors import RequestError
+from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.prompt_tokens import prompt_tokens
 from mistralrs.text.tokenizer import Tokenizer
 
 _OF_TEXTS = ("add_special_tokens", "parse_special")
-_OF_MESSAGES = tuple(TemplateOptions.model_fields)
+_OF_MESSAGES = (*TemplateOptions.model_fields, *ShownTools.model_fields)
 
 
 def body_tokens(
@@ -33,10 +37,17 @@ def body_tokens(
         unused = tuple(name for name in _OF_MESSAGES if getattr(body, name) is not None)
         return _text_tokens(body, model, max_bytes), unused
     template = require_template(model, policy)
-    asked = conversation(body.messages, body, template)
+    asked = body_conversation(body, template)
     unused = tuple(name for name in _OF_TEXTS if getattr(body, name) is not None)
     pieces = asked.prompt(template, model.tokenizer).pieces
     return _tokens(pieces, model.tokenizer, max_bytes), (*unused, *asked.unused)
+
+
+def body_conversation(body: TokenizeBody | ApplyTemplateBody, template: ChatTemplate) -> Conversation:
+    """Returns the conversation of a body's messages and tools. Raises RequestError if it cannot be rendered."""
+    assert body.messages is not None
+    asked = conversation(body.messages, body, template, tools=shown_tools(body), effort=body.reasoning_effort)
+    return replace(asked, unused=(*unknown_tool_fields(body), *asked.unused))
 
 
 def text_of_tokens(tokens: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -13,6 +13,7 @@ from mistralrs.api.schemas.tool_bodies import (
     FunctionBody,
     NamedFunction,
     NamedTool,
+    ShownTools,
     ToolFields,
 )
 from mistralrs.errors import RequestError
@@ -101,7 +102,12 @@ def tool_use(body: ToolFields) -> ToolUse | None:
     return use
 
 
-def unknown_tool_fields(body: ToolFields) -> tuple[str, ...]:
+def shown_tools(body: ShownTools) -> ToolUse | None:
+    """Returns the tools of a body that only shows them. Raises RequestError as ``tool_use`` does."""
+    return tool_use(ToolFields(tools=body.tools))
+
+
+def unknown_tool_fields(body: ShownTools) -> tuple[str, ...]:
     """Returns the paths of members of tools that are not read; those of functions reach the chat template."""
     return tuple(
         name for place, tool in enumerate(body.tools or ()) for name in unknown_within(f"tools[{place}]", tool)
