@@ -8,20 +8,32 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
+from mistralrs.api.read_stream import Thought
 from mistralrs.engine.events import Delta, Failed, Finished, Scalings
 from mistralrs.errors import EngineError
 from mistralrs_cli.model import AnswerStream
 from mistralrs_cli.output import AnswerWriter
+from mistralrs_cli.thoughts import Thoughts
 
 
 def relay(
-    stream: AnswerStream, writer: AnswerWriter, *, on_scalings: Callable[[Scalings], None] | None = None
+    stream: AnswerStream,
+    writer: AnswerWriter,
+    thoughts: Thoughts,
+    *,
+    on_scalings: Callable[[Scalings], None] | None = None,
 ) -> Finished:
-    """Writes an answer as it comes; returns its last event. ``on_scalings`` gets its scalings, if it has some.
+    """Writes an answer as it comes, and its thinking to ``thoughts``; returns its last event. ``on_scalings`` gets its
+    scalings, if it has some.
 
     Raises the error of an answer that failed.
     """
     for event in stream:
+        if isinstance(event, Thought):
+            thoughts.write(event.text)
+            continue
+        if not isinstance(event, Delta) or event.text:
+            thoughts.end()
         if isinstance(event, Delta):
             writer.write(event.text)
         elif isinstance(event, Scalings) and on_scalings is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TextIO
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.events import Event, Failed, Finished, Usage
+from mistralrs.engine.events import Failed, Finished, Usage
 from mistralrs.errors import EngineError
 from mistralrs_cli.invocation import BenchJob
 from mistralrs_cli.model import Model
@@ -99,7 +99,7 @@ def _run_side_by_side(model: Model, test: Test, sampling: SamplingParams, concur
             stream.cancel()
 
 
-def _usage(end: Event, test: Test) -> Usage:
+def _usage(end: object, test: Test) -> Usage:
     """Returns the usage of a stream that ended with ``end``; an end before the last token is no measurement."""
     if isinstance(end, Failed):
         raise end.error

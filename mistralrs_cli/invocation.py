@@ -31,6 +31,7 @@ from mistralrs_cli.ordering_job import CreateOrderingJob, OrderingJob, RenameOrd
 from mistralrs_cli.serve import ServeJob, serve_job
 from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
 from mistralrs_cli.stdin_text import without_mark
+from mistralrs_cli.thoughts import Think
 from mistralrs_cli.utility_options import (
     InspectOptions,
     ModelsOptions,
@@ -50,6 +51,7 @@ class ChatJob:
     truncate: bool
     stats: bool
     grammar: GrammarText | None = None
+    think: Think | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class PromptJob:
     truncate: bool
     stats: bool
     grammar: GrammarText | None = None
+    think: Think | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,9 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
         return _scalings_invocation(args, args.scalings, options)
     sampling = _sampling(options, args.selection)
     if mode is Mode.CHAT:
-        job = ChatJob(sampling, _system(values), values.truncate_sequence, values.stats, grammar_of(values))
+        job = ChatJob(
+            sampling, _system(values), values.truncate_sequence, values.stats, grammar_of(values), values.think
+        )
     elif mode is Mode.PROMPT:
         job = _prompt_job(values, sampling)
     else:
@@ -268,6 +273,7 @@ def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
         truncate=options.truncate_sequence,
         stats=options.stats,
         grammar=grammar_of(options),
+        think=options.think,
     )
 
 

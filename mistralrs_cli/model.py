@@ -13,6 +13,7 @@ from mistralrs.progress import Progress
 if TYPE_CHECKING:
     from mistralrs.api.load_options import LoadOptions, ModelSource
     from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
+    from mistralrs.api.read_stream import Thought
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
     from mistralrs.grammar.grammar_text import GrammarText
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class AnswerStream(Protocol):
     """One answer as it comes."""
 
-    def __iter__(self) -> Iterator[Event]: ...
+    def __iter__(self) -> Iterator[Event | Thought]: ...
 
     def cancel(self) -> None:
         """Ends the answer within a step; safe from any thread, and more than once."""
@@ -105,9 +106,11 @@ class Model(Protocol):
         adapters: Mapping[str, float] | None = None,
         scalings: bool = False,
         grammar: GrammarText | None = None,
+        thinking: bool | None = None,
     ) -> AnswerStream:
         """Answers a conversation. ``adapters``: names and weights of those that act; None: the default ones.
         ``scalings``: the events have those of X-LoRA. ``grammar``: the answer matches it; None: any text.
+        ``thinking``: whether it thinks first, which comes as ``Thought``; None: as its template does.
 
         Raises ``RequestError`` if the conversation cannot be answered.
         """

@@ -14,6 +14,7 @@ from mistralrs_cli.invocation import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.output import SEPARATOR, AnswerWriter, Streams, is_terminal, per_second, print_error
 from mistralrs_cli.stdin_text import holds_text, read_all, warn_of_waiting, without_mark
+from mistralrs_cli.thoughts import Thoughts, thinking_of
 
 
 def prompt_text(job: PromptJob, stdin: TextIO) -> str:
@@ -50,11 +51,12 @@ def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int
                     replace(job.sampling, seed=job.sampling.seed + copy),
                     truncate=job.truncate,
                     grammar=job.grammar,
+                    thinking=thinking_of(job.think),
                 )
             )
             for copy in range(job.copies)
         ]
-        finished, error = _write_answers(answers, streams)
+        finished, error = _write_answers(answers, streams, shows_thinking=job.think == "on")
     if job.stats or is_terminal(streams.stderr):
         _write_stats(finished, job, streams.stderr)
     if interruption.happened:
@@ -62,7 +64,9 @@ def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int
     return 0 if error is None else error.exit_code
 
 
-def _write_answers(answers: Sequence[AnswerStream], streams: Streams) -> tuple[list[Finished], MistralrsError | None]:
+def _write_answers(
+    answers: Sequence[AnswerStream], streams: Streams, *, shows_thinking: bool
+) -> tuple[list[Finished], MistralrsError | None]:
     """Writes the answers; returns their last events, and the first error."""
     finished = []
     first_error = None
@@ -71,7 +75,7 @@ def _write_answers(answers: Sequence[AnswerStream], streams: Streams) -> tuple[l
             streams.stdout.write(f"{SEPARATOR}\n")
         writer = AnswerWriter(streams.stdout)
         try:
-            finished.append(relay(answer, writer))
+            finished.append(relay(answer, writer, Thoughts(streams.stderr, shown=shows_thinking)))
         except MistralrsError as error:
             first_error = first_error or error
             if writer.text:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mistralrs.api.engine_start import adapter_placement, is_exact, load_plan, start_engine
 from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.read_stream import ReadStream
 from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.api.serving.policy import Policy
 from mistralrs.engine.config import SamplingParams
@@ -151,10 +152,12 @@ class LocalModel(ProcessBound):
         adapters: Mapping[str, float] | None = None,
         scalings: bool = False,
         grammar: GrammarText | None = None,
-    ) -> Stream:
+        thinking: bool | None = None,
+    ) -> Stream | ReadStream:
         """Answers a conversation; ``truncate`` drops the beginning of one that is too long. ``adapters``: names and
         weights of those that act; None: the default ones. ``scalings``: asks for the event ``Scalings``, which has
         those of X-LoRA for all tokens that were computed. ``grammar``: the answer matches it; None: any text.
+        ``thinking``: whether the model thinks first; None: as its template does. Its thinking comes as ``Thought``.
 
         Raises ``RequestError`` and ``ContextLengthError`` at once. Ctrl-C ends it.
         """
@@ -162,8 +165,10 @@ class LocalModel(ProcessBound):
         from mistralrs.api.serving.engine_requests import chat_request
 
         policy = Policy(self.info.name, truncate=truncate)
-        request = chat_request(messages, sampling, self.served, policy, grammar=grammar)
-        return self._submit(request, adapters, scalings=scalings)
+        served = self.served
+        request, parts = chat_request(messages, sampling, served, policy, grammar=grammar, thinking=thinking)
+        stream = self._submit(request, adapters, scalings=scalings)
+        return stream if parts is None else ReadStream(stream, parts.parser())
 
     def complete(
         self,

@@ -12,6 +12,7 @@ from mistralrs_cli.invocation import ChatJob
 from mistralrs_cli.mean_scalings import heat_map, mean_scalings
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.output import AnswerWriter, Streams, grouped, stats_line
+from mistralrs_cli.thoughts import Thoughts, thinking_of
 
 
 class Chat:
@@ -48,7 +49,8 @@ class Chat:
                 return Finished("cancelled", Usage(0, 0, 0, 0.0, 0.0, 0.0, self._job.sampling.seed))
             try:
                 self.scalings = None
-                finished = relay(answer, writer, on_scalings=self._keep_scalings)
+                thoughts = Thoughts(self._streams.stderr, shown=self._job.think in (None, "on"))
+                finished = relay(answer, writer, thoughts, on_scalings=self._keep_scalings)
             except BaseException:
                 if writer.text:
                     writer.end()
@@ -71,6 +73,7 @@ class Chat:
             adapters=self.adapters,
             scalings=mixes,
             grammar=job.grammar,
+            thinking=thinking_of(job.think),
         )
 
     def _keep_scalings(self, scalings: Scalings) -> None:

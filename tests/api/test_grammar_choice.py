@@ -342,7 +342,7 @@ def test_the_terminal_asks_the_engine_for_the_same() -> None:
     wanted = GrammarText("gbnf", GBNF)
     messages, params = [{"role": "user", "content": "hi"}], SamplingParams(seed=0)
     [request] = chat(grammar=GBNF, seed=0).requests
-    assert chat_request(messages, params, MODEL, POLICY, grammar=wanted) == request
+    assert chat_request(messages, params, MODEL, POLICY, grammar=wanted) == (request, None)
     with pytest.raises(RequestError, match="cannot be used"):
         chat_request(messages, params, MODEL, POLICY, grammar=GrammarText("gbnf", 'root ::= "'))
 

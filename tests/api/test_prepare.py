@@ -77,12 +77,12 @@ def test_the_terminal_asks_the_engine_for_what_the_server_asks_it_for(length: in
     params = SamplingParams(seed=0, max_tokens=5)
 
     def request() -> object:
-        return chat_request(messages, params, MODEL, policy)
+        return chat_request(messages, params, MODEL, policy)[0]
 
     if truncate or length < 100:
         [served_request] = chat(policy, messages=messages, seed=0, max_tokens=5).requests
         assert request() == served_request
-        ids = chat_request(messages, params, MODEL, policy).prompt
+        ids = chat_request(messages, params, MODEL, policy)[0].prompt
         assert ids_request(ids, params, MODEL, policy) == replace(served_request, trim_space=False)
         return
     with pytest.raises(ContextLengthError) as told:

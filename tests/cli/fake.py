@@ -13,6 +13,7 @@ from typing import Literal
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
+from mistralrs.api.read_stream import Thought
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Scalings, Usage
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError
@@ -91,13 +92,16 @@ class FakeStream:
         reason: Reason = "stop",
         error: EngineError | None = None,
         scalings: Scalings | None = None,
+        thoughts: Sequence[str] = (),
     ) -> None:
+        self._thoughts = thoughts
         self._scalings = scalings
         self._pieces, self._usage, self._pause, self._reason, self._error = pieces, usage, pause, reason, error
         self._cancelled = threading.Event()
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[Event | Thought]:
         done = 0
+        yield from map(Thought, self._thoughts)
         for done, piece in enumerate(self._pieces, 1):
             if self._cancelled.wait(self._pause):
                 yield Finished("cancelled", self._usage(done - 1))
@@ -141,6 +145,7 @@ class FakeModel:
         adapters: Mapping[str, float] | None = None,
         scalings: bool = False,
         grammar: GrammarText | None = None,
+        thinking: bool | None = None,
     ) -> FakeStream:
         text = str(messages[-1]["content"])
         word = text.partition(" ")[0].partition("\n")[0]
@@ -175,6 +180,9 @@ class FakeModel:
             return FakeStream(["cut here"], usage, reason="length")
         if word == "escape":
             return FakeStream(["a\x1b", "]0;title\x07b\x1b[", "31mc\x9b2J", "d\te\r\n\x1b"], usage)
+        if word == "think":
+            thoughts = () if thinking is False else ("I \x1b[31mthink", " hard.\n")
+            return FakeStream([f"answer {thinking}"], usage, thoughts=thoughts)
         if word == "newlines":
             return FakeStream(["one\n", "\n", "two", "\n\n"], usage)
         if word == "nothing":

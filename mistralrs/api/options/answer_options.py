@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mistralrs.api.options.option import ANSWER, Mode, option
 from mistralrs.api.schemas.sentinels import LARGEST_SEED, LEAST_MAX_TOKENS, LEAST_SEED, MAX_INT
@@ -115,6 +115,15 @@ class AnswerOptions:
     )
     stop: tuple[str, ...] = option(
         (), "--stop", metavar="TEXT", modes=ANSWER, help="End the answer before this text. May be repeated."
+    )
+    think: Literal["on", "off", "hide"] | None = option(
+        None,
+        "--think",
+        metavar="on|off|hide",
+        modes=ANSWER,
+        shown_default="as the model's template does",
+        help="on: the model thinks first, and a terminal's stderr shows it, dim; off: it does not think; hide: its "
+        "thinking is not shown, which is the default with --prompt.",
     )
     grammar: str | None = option(
         None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from mistralrs.api.schemas.request_bodies import ContentPart, MessageBody, TemplateOptions
 from mistralrs.api.serving.chat_prompt import Conversation
+from mistralrs.api.serving.engine_requests import THINKING
 from mistralrs.api.serving.message_fields import MessageFields
 from mistralrs.api.serving.tool_choice import ToolUse
 from mistralrs.errors import RequestError
@@ -23,7 +24,6 @@ RESERVED = frozenset(
 """Names that a template's variables must not have."""
 _KWARGS = "chat_template_kwargs"
 _EFFORT = "reasoning_effort"
-_THINKING = "enable_thinking"
 
 
 def conversation(
@@ -80,7 +80,7 @@ def _efforts(effort: str | None) -> dict[str, object]:
     """Returns the variables that templates have for a degree of thinking."""
     if effort is None:
         return {}
-    return {_EFFORT: effort, **({_THINKING: False} if effort == "none" else {})}
+    return {_EFFORT: effort, **({THINKING: False} if effort == "none" else {})}
 
 
 def _check_variables(variables: Mapping[str, Any]) -> None:

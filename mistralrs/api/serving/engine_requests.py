@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mistralrs.api.serving.answer_parts import AnswerParts, with_parts
 from mistralrs.api.serving.chat_prompt import Conversation, require_template
 from mistralrs.engine.admission import check, fit_prompt
 from mistralrs.engine.config import Request, SamplingParams
@@ -21,17 +22,40 @@ if TYPE_CHECKING:
     from mistralrs.api.served_model import ServedModel
     from mistralrs.api.serving.policy import Policy
     from mistralrs.grammar.grammar_text import GrammarText
+    from mistralrs.text.chat_template import ChatTemplate
+
+THINKING = "enable_thinking"
+"""The variable by which chat templates turn thinking on and off."""
 
 
-def plain_conversation(messages: Sequence[Mapping[str, object]], model: ServedModel, policy: Policy) -> Conversation:
+def plain_conversation(
+    messages: Sequence[Mapping[str, object]], model: ServedModel, policy: Policy, *, thinking: bool | None = None
+) -> Conversation:
     """Returns the conversation to answer, made of messages that have a role and a text.
 
-    Raises RequestError where the model has no template, and ContextLengthError for messages that are far too long.
+    ``thinking``: whether the model is to think first; None: as its template does. Raises RequestError where the model
+    has no template, or one that cannot do so, and ContextLengthError for messages that are far too long.
     """
-    require_template(model, policy)
+    template = require_template(model, policy)
     said = [str(message.get("content") or "") for message in messages if message.get("role") != "assistant"]
     check_length(said, model, policy)
-    return Conversation(messages, add_generation_prompt=True, continue_final=False, variables={}, unused=())
+    asked = Conversation(messages, add_generation_prompt=True, continue_final=False, variables={}, unused=())
+    return asked if thinking is None else _with_thinking(asked, template, model, thinking)
+
+
+def _with_thinking(asked: Conversation, template: ChatTemplate, model: ServedModel, thinking: bool) -> Conversation:
+    told = replace(asked, variables={THINKING: thinking})
+    default = asked.text(template)
+    if told.text(template) != default or replace(asked, variables={THINKING: not thinking}).text(template) != default:
+        return told
+    always = model.responses is not None and model.responses.has_reasoning
+    if thinking != always:
+        raise RequestError(
+            "this model's chat template cannot turn thinking off" if always else "this model does not think",
+            hint="leave --think out",
+            param=THINKING,
+        )
+    return asked
 
 
 def chat_request(
@@ -41,13 +65,18 @@ def chat_request(
     policy: Policy,
     *,
     grammar: GrammarText | None = None,
-) -> Request:
-    """Returns the request that answers plain messages. Raises RequestError and ContextLengthError."""
+    thinking: bool | None = None,
+) -> tuple[Request, AnswerParts | None]:
+    """Returns the request that answers plain messages, and the reading of its answer; None: all of it is content.
+
+    Raises RequestError and ContextLengthError.
+    """
     check(sampling, model.vocab_size)
     if grammar is not None:
         model.check_grammar(grammar)
-    asked = plain_conversation(messages, model, policy)
-    return conversation_request(asked, sampling, model, policy, grammar=grammar)[0]
+    asked = plain_conversation(messages, model, policy, thinking=thinking)
+    request, _, end = conversation_request(asked, sampling, model, policy, grammar=grammar)
+    return with_parts(request, None, model, prompt_end=end)
 
 
 def conversation_request(

@@ -1,0 +1,55 @@
+"""A model's thinking: on a terminal's stderr and nowhere else, and never in the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.terminal import CTRL_D, ENTER, Terminal, environment
+from tests.cli.test_streams import Program
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [([], None), (["--think", "on"], True), (["--think", "off"], False), (["--think", "hide"], None)],
+)
+def test_pipes_get_the_answer_alone(program: Program, arguments: list[str], asked: bool | None) -> None:
+    assert program("--prompt", "think", *arguments) == (0, f"answer {asked}\n", "")
+    assert program("-i", *arguments, stdin=b"think\n") == (0, f"answer {asked}\n", "")
+
+
+def test_another_word_is_refused(program: Program) -> None:
+    code, out, err = program("--prompt", "think", "--think", "much")
+    assert (code, out) == (2, "")
+    assert "--think" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_shown"), [([], True), (["--think", "on"], True), (["--think", "hide"], False)]
+)
+def test_a_chat_shows_it_dim(tmp_path: Path, arguments: list[str], is_shown: bool) -> None:
+    with Terminal(["-i", *arguments], environment(tmp_path)) as terminal:
+        terminal.wait_for_prompt()
+        terminal.send("think", ENTER)
+        terminal.wait_for("answer ")
+        lines = [line.strip() for line in terminal.wait_for_prompt()]
+        assert ("I think hard." in lines) is is_shown
+        assert not any("[31m" in line for line in lines)
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_shown"), [([], False), (["--think", "on"], True), (["--think", "hide"], False)]
+)
+def test_a_prompt_shows_it_if_asked(tmp_path: Path, arguments: list[str], is_shown: bool) -> None:
+    with Terminal(["--prompt", "think", *arguments], environment(tmp_path)) as terminal:
+        terminal.wait_for("answer ")
+        assert terminal.exit_code() == 0
+        assert any("I think hard." in line for line in terminal.lines()) is is_shown
