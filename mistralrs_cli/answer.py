@@ -6,20 +6,26 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from mistralrs.api.read_stream import Thought
 from mistralrs.engine.events import Delta, Failed, Finished, Scalings
 from mistralrs.errors import EngineError
 from mistralrs_cli.model import AnswerStream
-from mistralrs_cli.output import AnswerWriter
 from mistralrs_cli.thoughts import Thoughts
+
+
+class TextSink(Protocol):
+    """Takes the text of an answer."""
+
+    def write(self, text: str) -> None:
+        """Takes a piece."""
 
 
 def relay(
     stream: AnswerStream,
-    writer: AnswerWriter,
-    thoughts: Thoughts,
+    sink: TextSink,
+    thoughts: Thoughts | None = None,
     *,
     on_scalings: Callable[[Scalings], None] | None = None,
 ) -> Finished:
@@ -30,12 +36,13 @@ def relay(
     """
     for event in stream:
         if isinstance(event, Thought):
-            thoughts.write(event.text)
+            if thoughts is not None:
+                thoughts.write(event.text)
             continue
-        if not isinstance(event, Delta) or event.text:
+        if thoughts is not None and (not isinstance(event, Delta) or event.text):
             thoughts.end()
         if isinstance(event, Delta):
-            writer.write(event.text)
+            sink.write(event.text)
         elif isinstance(event, Scalings) and on_scalings is not None:
             on_scalings(event)
         elif isinstance(event, Failed):
@@ -71,6 +78,10 @@ class Interruption:
         if self.happened:
             stream.cancel()
         return stream
+
+    def unwatch(self, stream: AnswerStream) -> None:
+        """Forgets an answer that has ended."""
+        self._streams.remove(stream)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.happened:

@@ -26,8 +26,9 @@ from mistralrs_cli.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
     from mistralrs.api.options.resolve import ResolvedOptions
-    from mistralrs_cli.invocation import Invocation, UtilityCommand
+    from mistralrs_cli.invocation import Invocation, RemoteInvocation
     from mistralrs_cli.output import Streams
+    from mistralrs_cli.utility_jobs import UtilityCommand
 
 GONE = "the working directory does not exist any more: cd to one that does"
 
@@ -59,7 +60,15 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if words is None:
             return 0 if answers_are_read else CLOSED_OUTPUT
         # The code below opens files and loads models; its imports would only slow down --help.
-        from mistralrs_cli.invocation import ChatJob, Invocation, PromptJob, options_of, resolve, writes_answers
+        from mistralrs_cli.invocation import (
+            ChatJob,
+            Invocation,
+            PromptJob,
+            RemoteInvocation,
+            options_of,
+            resolve,
+            writes_answers,
+        )
         from mistralrs_cli.keyboard import kept_typing
         from mistralrs_cli.one_shot import prompt_text
         from mistralrs_cli.output import Streams
@@ -71,9 +80,9 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
             return CLOSED_OUTPUT
         streams = Streams(sys.stdin, sys.stdout, sys.stderr)
         text = ""
-        if isinstance(task, Invocation) and isinstance(task.job, PromptJob):
+        if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, PromptJob):
             text = prompt_text(task.job, streams.stdin)
-    if not isinstance(task, Invocation):
+    if not isinstance(task, Invocation | RemoteInvocation):
         return _do_without_engine(task, streams)
     with contextlib.ExitStack() as stack:
         before_leaving = []
@@ -85,9 +94,9 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
 
 
 def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
-    from mistralrs_cli.invocation import InspectJob, ModelsJob, QuantizeJob
     from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
     from mistralrs_cli.serve import ServeJob, run_serve
+    from mistralrs_cli.utility_jobs import InspectJob, ModelsJob, QuantizeJob
 
     if isinstance(job, ServeJob):
         return run_serve(job, streams)
@@ -112,9 +121,16 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
     return run_adapter(job, streams)
 
 
-def _load(task: Invocation, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]) -> Model:
-    from mistralrs_cli.invocation import ScalingsJob
+def _load(
+    task: Invocation | RemoteInvocation, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]
+) -> Model:
+    from mistralrs_cli.invocation import RemoteInvocation, ScalingsJob
     from mistralrs_cli.output import ProgressLine, clean_line
+    from mistralrs_cli.server_client.remote_model import connect
+
+    if isinstance(task, RemoteInvocation):
+        with leaving_at_once(*before_leaving):
+            return connect(task.server)
 
     progress = ProgressLine(streams.stderr)
     with leaving_at_once(progress.clear, *before_leaving):
@@ -130,8 +146,9 @@ def _load(task: Invocation, load: Loader, streams: Streams, before_leaving: Sequ
     return model
 
 
-def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
-    from mistralrs_cli.invocation import BenchJob, PromptJob, ScalingsJob
+def _do(task: Invocation | RemoteInvocation, model: Model, text: str, streams: Streams) -> int:
+    from mistralrs_cli.invocation import BenchJob, Invocation, PromptJob, ScalingsJob
+    from mistralrs_cli.shell_jobs import BatchJob, ChatJsonlJob
 
     job = task.job
     if isinstance(job, PromptJob):
@@ -146,6 +163,14 @@ def _do(task: Invocation, model: Model, text: str, streams: Streams) -> int:
         from mistralrs_cli.scalings_command import run_scalings
 
         return run_scalings(model, job, streams)
+    if isinstance(job, BatchJob):
+        from mistralrs_cli.prompt_batch.batch_command import run_batch
+
+        return run_batch(model, job, streams, load=task.load if isinstance(task, Invocation) else None)
+    if isinstance(job, ChatJsonlJob):
+        from mistralrs_cli.chat.jsonl_loop import run_chat_jsonl
+
+        return run_chat_jsonl(model, job, streams)
     from mistralrs_cli.chat.loop import run_chat
 
     return run_chat(model, job, streams)

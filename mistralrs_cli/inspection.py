@@ -9,8 +9,8 @@ from dataclasses import asdict
 from mistralrs.api.local_model import locate
 from mistralrs.loading.describe import Description, TextInfo, TokenInfo, describe
 from mistralrs_cli.exits import leaving_at_once
-from mistralrs_cli.invocation import InspectJob
 from mistralrs_cli.output import ProgressLine, Sanitizer, Streams, byte_size, clean_block, escape_reordering, grouped
+from mistralrs_cli.utility_jobs import InspectJob
 
 
 def run_inspect(job: InspectJob, streams: Streams) -> int:

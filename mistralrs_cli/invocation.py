@@ -22,16 +22,20 @@ from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.grammar.grammar_text import GrammarText
-from mistralrs.quant.quantize import isq_type
-from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterJob, AdapterOptions, adapter_job, check_new_file
+from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterOptions, check_new_file
 from mistralrs_cli.adapter_settings import adapter_settings
-from mistralrs_cli.command_line import ParsedArgs, Selection, UtilityOptions
+from mistralrs_cli.answer_output import AnswerForm
+from mistralrs_cli.command_line import ParsedArgs, Selection
 from mistralrs_cli.grammar_option import grammar_of
-from mistralrs_cli.ordering_job import CreateOrderingJob, OrderingJob, RenameOrderingJob, ordering_job
-from mistralrs_cli.serve import ServeJob, serve_job
-from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
+from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
+from mistralrs_cli.serve import serve_job
+from mistralrs_cli.server_choice import server_choice
+from mistralrs_cli.server_client.remote_model import ServerChoice
+from mistralrs_cli.shell_jobs import BatchJob, ChatJsonlJob, batch_job
+from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source
 from mistralrs_cli.stdin_text import without_mark
 from mistralrs_cli.thoughts import Think
+from mistralrs_cli.utility_jobs import InspectJob, ModelsJob, UtilityCommand, utility_command
 from mistralrs_cli.utility_options import (
     InspectOptions,
     ModelsOptions,
@@ -67,6 +71,7 @@ class PromptJob:
     system: str | None
     truncate: bool
     stats: bool
+    form: AnswerForm
     grammar: GrammarText | None = None
     think: Think | None = None
 
@@ -93,26 +98,15 @@ class ScalingsJob:
     json: bool
 
 
-Job = ChatJob | PromptJob | BenchJob | ScalingsJob
+Job = ChatJob | PromptJob | BatchJob | ChatJsonlJob | BenchJob | ScalingsJob
 
 
 @dataclass(frozen=True, slots=True)
-class InspectJob:
-    """Describes a model."""
+class RemoteInvocation:
+    """A job and the server to do it with."""
 
-    source: ModelSource
-    token_source: str
-    json: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ModelsJob:
-    """Lists the models on this machine, or deletes one."""
-
-    delete: str | None
-    """The repository to delete; None: list all."""
-    yes: bool
-    json: bool
+    job: Job
+    server: ServerChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +118,7 @@ class Invocation:
     load: LoadOptions
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizeJob:
-    """Writes ``source`` to ``out`` with weights of ``type``, a key of ``quant.quantize.ISQ_TYPES``."""
-
-    source: ModelSource
-    token_source: str
-    out: Path
-    type: str
-
-
-UtilityCommand = InspectJob | ModelsJob | QuantizeJob | OrderingJob | AdapterJob | ServeJob
-"""The jobs that need no model in this process."""
-
-
-def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocation | UtilityCommand:
+def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocation | RemoteInvocation | UtilityCommand:
     """Returns the job that a command line describes. ``options``: None merges them as ``options_of`` does.
 
     Raises ``UsageError``, and ``LoadError`` when a local file is missing.
@@ -146,7 +126,7 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     options = options or options_of(args)
     values = options.values
     if args.tool is not None:
-        return _utility_command(args.tool, values.token_source or DEFAULTS.token_source)
+        return utility_command(args.tool, values.token_source or DEFAULTS.token_source)
     mode = mode_of(args)
     if mode is Mode.SERVE:
         defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
@@ -161,8 +141,15 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
         )
     elif mode is Mode.PROMPT:
         job = _prompt_job(values, sampling)
+    elif mode is Mode.BATCH:
+        job = batch_job(values, sampling, max_seqs=values.max_seqs)
+    elif mode is Mode.CHAT_JSONL:
+        job = ChatJsonlJob(sampling, _system(values), values.truncate_sequence, grammar_of(values), values.think)
     else:
         job = _bench_job(args, sampling)
+    server = server_choice(options, args, mode)
+    if server is not None:
+        return RemoteInvocation(job, server)
     return Invocation(job, find_source(args.selection), _load_options(args, options, job))
 
 
@@ -175,13 +162,13 @@ def options_of(args: ParsedArgs) -> ResolvedOptions:
     return resolve_options(args.flags, mode=mode, environment=os.environ, config=read_config(os.environ))
 
 
-def writes_answers(task: Invocation | UtilityCommand) -> bool:
+def writes_answers(task: Invocation | RemoteInvocation | UtilityCommand) -> bool:
     """Returns whether the job writes its result to stdout; serving, writing files and deleting do not."""
     if isinstance(task, ModelsJob):
         return task.delete is None
     if isinstance(task, CreateOrderingJob | RenameOrderingJob):
         return task.output.path is None
-    return isinstance(task, Invocation | InspectJob | AdapterInspectJob)
+    return isinstance(task, Invocation | RemoteInvocation | InspectJob | AdapterInspectJob)
 
 
 def mode_of(args: ParsedArgs) -> Mode:
@@ -189,6 +176,8 @@ def mode_of(args: ParsedArgs) -> Mode:
     asked = {
         Mode.CHAT: "interactive_mode" in args.flags,
         Mode.PROMPT: "prompt" in args.flags,
+        Mode.BATCH: "prompt_file" in args.flags,
+        Mode.CHAT_JSONL: "chat_jsonl" in args.flags,
         Mode.SERVE: "port" in args.flags,
         Mode.BENCH: args.bench is not None,
         Mode.INSPECT: isinstance(args.tool, InspectOptions),
@@ -225,45 +214,14 @@ def _commands(subcommand: tuple[str, ...]) -> str:
     return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
 
 
-def _utility_command(options: UtilityOptions, token_source: str) -> UtilityCommand:
-    if isinstance(options, InspectOptions):
-        source = source_at(options.source, options.filename, gqa=options.gqa or 1)
-        return InspectJob(source, token_source, options.json)
-    if isinstance(options, OrderingCreateOptions | OrderingRenameOptions):
-        return ordering_job(options, token_source)
-    if isinstance(options, AdapterOptions):
-        return adapter_job(options, token_source)
-    return _models_job(options) if isinstance(options, ModelsOptions) else _quantize_job(options, token_source)
-
-
-def _quantize_job(words: QuantizeOptions, token_source: str) -> QuantizeJob:
-    wanted = isq_type(words.type).name.lower()
-    if words.out.suffix != ".gguf":
-        raise UsageError(f"{words.out} is to be a GGUF file", hint="give it a name that ends in .gguf")
-    if words.out.exists():
-        raise UsageError(f"{words.out} is there already", hint="remove it, or give another name")
-    if not words.out.parent.is_dir():
-        raise UsageError(f"{words.out.parent} is no folder", hint="make it first")
-    return QuantizeJob(source_at(words.source, None), token_source, words.out, wanted)
-
-
-def _models_job(words: ModelsOptions) -> ModelsJob:
-    if words.action == "list":
-        if words.name or words.yes:
-            extra = words.name or "--yes"
-            raise UsageError(f"models list takes no {extra}", hint="mistralrs models delete OWNER/NAME deletes a model")
-        return ModelsJob(None, yes=False, json=words.json)
-    if not words.name:
-        raise UsageError("models delete needs the name of a model", hint="mistralrs models lists them")
-    if words.json:
-        raise UsageError("--json is for the list", hint="leave it out")
-    return ModelsJob(words.name, yes=words.yes, json=False)
-
-
 def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
     assert options.prompt is not None
     if options.prompt == "-" and options.no_stdin:
         raise UsageError("--prompt - reads stdin, --no-stdin forbids it", hint="leave one of them out")
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl exclude each other", hint="choose one of them")
+    if options.json and options.prompt_concurrency > 1:
+        raise UsageError("--json is for one answer", hint="--jsonl writes an object a line for each")
     return PromptJob(
         prompt=options.prompt,
         append_stdin=not options.no_stdin,
@@ -272,6 +230,7 @@ def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
         system=_system(options),
         truncate=options.truncate_sequence,
         stats=options.stats,
+        form=AnswerForm(json=options.json or options.jsonl, extract_code=options.extract_code),
         grammar=grammar_of(options),
         think=options.think,
     )
@@ -356,7 +315,8 @@ def _max_tokens(options: ResolvedOptions) -> int | None:
     for value in (values.max_tokens, values.prompt_max_tokens):
         if value is not None:
             return max_tokens_of(value)
-    return CHAT_MAX_TOKENS if values.prompt is None else PROMPT_MAX_TOKENS
+    is_one_shot = values.prompt is not None or values.prompt_file is not None
+    return PROMPT_MAX_TOKENS if is_one_shot else CHAT_MAX_TOKENS
 
 
 def _repeat_last_n(selection: Selection | None) -> int:

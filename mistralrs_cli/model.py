@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from mistralrs.errors import EngineError
 from mistralrs.progress import Progress
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from mistralrs.engine.config import SamplingParams
     from mistralrs.engine.events import Event
     from mistralrs.grammar.grammar_text import GrammarText
+
+
+class LostModelError(EngineError):
+    """The model answers nothing any more, neither this request nor a later one."""
 
 
 class AnswerStream(Protocol):

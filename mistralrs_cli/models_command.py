@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from mistralrs.api.cached_models import CachedModel, DefaultModel, cached_models, default_model, delete_cached_model
 from mistralrs.errors import UsageError
-from mistralrs_cli.invocation import ModelsJob
 from mistralrs_cli.output import Streams, byte_size, clean_line, is_terminal
+from mistralrs_cli.utility_jobs import ModelsJob
 
 
 def run_models(job: ModelsJob, streams: Streams) -> int:

@@ -9,10 +9,11 @@ from typing import TextIO
 from mistralrs.engine.events import Finished, Usage
 from mistralrs.errors import MistralrsError, RequestError
 from mistralrs_cli.answer import Interruption, relay
+from mistralrs_cli.answer_output import open_output
 from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.invocation import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
-from mistralrs_cli.output import SEPARATOR, AnswerWriter, Streams, is_terminal, per_second, print_error
+from mistralrs_cli.output import Streams, is_terminal, per_second, print_error
 from mistralrs_cli.stdin_text import holds_text, read_all, warn_of_waiting, without_mark
 from mistralrs_cli.thoughts import Thoughts, thinking_of
 
@@ -56,7 +57,7 @@ def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int
             )
             for copy in range(job.copies)
         ]
-        finished, error = _write_answers(answers, streams, shows_thinking=job.think == "on")
+        finished, error = _write_answers(answers, job, model, streams)
     if job.stats or is_terminal(streams.stderr):
         _write_stats(finished, job, streams.stderr)
     if interruption.happened:
@@ -65,25 +66,21 @@ def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int
 
 
 def _write_answers(
-    answers: Sequence[AnswerStream], streams: Streams, *, shows_thinking: bool
+    answers: Sequence[AnswerStream], job: PromptJob, model: Model, streams: Streams
 ) -> tuple[list[Finished], MistralrsError | None]:
     """Writes the answers; returns their last events, and the first error."""
     finished = []
     first_error = None
-    for index, answer in enumerate(answers):
-        if index:
-            streams.stdout.write(f"{SEPARATOR}\n")
-        writer = AnswerWriter(streams.stdout)
+    name = model.info.name
+    for number, answer in enumerate(answers):
+        output = open_output(job.form, streams.stdout, model=name, number=number, cancel=answer.cancel)
         try:
-            finished.append(relay(answer, writer, Thoughts(streams.stderr, shown=shows_thinking)))
+            finished.append(relay(answer, output, Thoughts(streams.stderr, shown=job.think == "on")))
+            output.end(finished[-1])
         except MistralrsError as error:
             first_error = first_error or error
-            if writer.text:
-                writer.end()
+            output.fail(error)
             print_error(streams.stderr, error)
-        else:
-            if writer.text or finished[-1].reason != "cancelled":
-                writer.end()
     return finished, first_error
 
 

@@ -238,7 +238,7 @@ def generation_rate(usage: Usage) -> float:
 def stats_line(usage: Usage, context_length: int) -> str:
     """Returns the cost of one answer, on one line."""
     used = usage.prompt_tokens + usage.completion_tokens
-    share = 100 * used // context_length if context_length else 0
+    limit = f"/{grouped(context_length)} ({100 * used // context_length} %)" if context_length else ""
     drafts = f"drafts {grouped(usage.accepted_tokens)}/{grouped(usage.drafted_tokens)}"
     return " · ".join(
         (
@@ -247,7 +247,7 @@ def stats_line(usage: Usage, context_length: int) -> str:
             f"first {usage.first_token_s:.1f} s",
             f"cached {grouped(usage.cached_tokens)}/{grouped(usage.prompt_tokens)}",
             *([drafts] if usage.drafted_tokens else []),
-            f"context {grouped(used)}/{grouped(context_length)} ({share} %)",
+            f"context {grouped(used)}{limit}",
             f"seed {usage.seed}",
         )
     )

@@ -6,8 +6,8 @@ from mistralrs.api.local_model import locate
 from mistralrs.loading.quantize_model import quantize_model
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs_cli.exits import leaving_at_once
-from mistralrs_cli.invocation import QuantizeJob
 from mistralrs_cli.output import ProgressLine, Streams, byte_size, clean_line
+from mistralrs_cli.utility_jobs import QuantizeJob
 
 
 def run_quantize(job: QuantizeJob, streams: Streams) -> int:

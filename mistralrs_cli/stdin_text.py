@@ -47,14 +47,14 @@ def holds_text(stdin: TextIO) -> bool:
     return False
 
 
-def text_pieces(stdin: TextIO) -> Iterator[str]:
-    """Yields the text of stdin in pieces, each as soon as it arrives; every end of a line is a line feed.
+def text_pieces(stdin: TextIO, *, name: str = "stdin") -> Iterator[str]:
+    """Yields the text of stdin, or of the file ``name``, in pieces, each as soon as it arrives.
 
-    Without a byte-order mark the encoding is the locale's. Undecodable bytes become U+FFFD. Raises
-    ``MistralrsError`` if stdin cannot be read.
+    Every end of a line is a line feed. Without a byte-order mark the encoding is the locale's. Undecodable bytes become
+    U+FFFD. Raises ``MistralrsError`` if it cannot be read.
     """
     decoder = io.IncrementalNewlineDecoder(_MarkDecoder(stdin.encoding), translate=True)
-    for data in _pieces(stdin.fileno()):
+    for data in _pieces(stdin.fileno(), name):
         if text := decoder.decode(data):
             yield text
     if text := decoder.decode(b"", final=True):
@@ -113,7 +113,7 @@ def _checked(length: int) -> int:
     return length
 
 
-def _pieces(descriptor: int) -> Iterator[bytes]:
+def _pieces(descriptor: int, name: str) -> Iterator[bytes]:
     while True:
         try:
             data = os.read(descriptor, _PIECE)
@@ -121,9 +121,8 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
             select.select([descriptor], [], [])
             continue
         except OSError as error:
-            raise MistralrsError(
-                f"stdin cannot be read: {error.strerror}", hint="--no-stdin leaves it alone"
-            ) from error
+            hint = "--no-stdin leaves it alone" if name == "stdin" else "name another file"
+            raise MistralrsError(f"{name} cannot be read: {error.strerror}", hint=hint) from error
         if not data:
             return
         yield data

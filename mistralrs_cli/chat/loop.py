@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mistralrs.api.serving.chat_prompt import missing_template
 from mistralrs.errors import MistralrsError
 from mistralrs_cli.chat import slash_commands
 from mistralrs_cli.chat.render import banner
@@ -17,6 +16,8 @@ from mistralrs_cli.stdin_text import lines
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
     """Chats until the user leaves or the input ends; returns the exit code."""
     if not model.has_template:
+        from mistralrs.api.serving.chat_prompt import missing_template  # costs what only a loaded model needs
+
         raise missing_template(model.info.name)
     chat = Chat(model, job, streams)
     if streams.interactive:

@@ -38,10 +38,15 @@ class Notes:
 
 def banner(info: Info, adapters: Adapters) -> list[str]:
     """Returns the lines that open a chat: the loaded model, its adapters if it has some, and the way to help."""
-    threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}"
-    context = f"context {grouped(info.context_length)}"
-    parts = (info.name, info.architecture, info.quantization, f"{info.backend}, {threads}", context)
-    lines = [clean_line(" · ".join(parts)), "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"]
+    backend = info.backend
+    if info.threads:  # 0 is a server's
+        backend += f", {info.threads} thread{'' if info.threads == 1 else 's'}"
+    context = f"context {grouped(info.context_length)}" if info.context_length else ""
+    parts = (info.name, info.architecture, info.quantization, backend, context)
+    lines = [
+        clean_line(" · ".join(filter(None, parts))),
+        "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves",
+    ]
     if described := adapters.describe():
         lines.insert(1, clean_line(f"adapters: {described}"))
     return lines

@@ -81,7 +81,10 @@ Reason = Literal["stop", "length"]
 
 
 class FakeStream:
-    """Pieces of an answer, ``pause`` seconds apart; ``cancel`` ends it at once."""
+    """Pieces of an answer, ``pause`` seconds apart; ``pauses``: others, by the number of pieces before them.
+
+    ``cancel`` ends it at once.
+    """
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class FakeStream:
         usage: Callable[[int], Usage],
         *,
         pause: float = 0.0,
+        pauses: Mapping[int, float] | None = None,
         reason: Reason = "stop",
         error: EngineError | None = None,
         scalings: Scalings | None = None,
@@ -97,13 +101,14 @@ class FakeStream:
         self._thoughts = thoughts
         self._scalings = scalings
         self._pieces, self._usage, self._pause, self._reason, self._error = pieces, usage, pause, reason, error
+        self._pauses = pauses or {}
         self._cancelled = threading.Event()
 
     def __iter__(self) -> Iterator[Event | Thought]:
         done = 0
         yield from map(Thought, self._thoughts)
         for done, piece in enumerate(self._pieces, 1):
-            if self._cancelled.wait(self._pause):
+            if self._cancelled.wait(self._pauses.get(done - 1, self._pause)):
                 yield Finished("cancelled", self._usage(done - 1))
                 return
             yield Delta(piece, (done,), ())
@@ -172,6 +177,8 @@ class FakeModel:
             return FakeStream(["half an "], usage, error=EngineError("the engine broke", hint="try again"))
         if word == "slow":
             return FakeStream([f"word{index} " for index in range(1000)], usage, pause=0.05)
+        if word == "code":  # and then nothing for a minute
+            return FakeStream(["Here:\n```py\nprint(", "1)\n", "``", "`\n", "late"], usage, pauses={4: 60.0})
         if word == "prefill":
             return FakeStream(["late"], usage, pause=60)
         if word == "flood":

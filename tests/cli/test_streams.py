@@ -8,46 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from mistralrs import __version__
 from mistralrs_cli.stdin_text import MAX_CHARACTERS
+from tests.cli.program import Program
 from tests.cli.terminal import ROOT, environment
-
-
-class Program:
-    """Runs the command with the scripted model; stdin is empty unless given."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    def start(
-        self, *arguments: str, module: str = "tests.cli.fake_main", stdin: int = subprocess.DEVNULL, **extra: str
-    ) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env=environment(self.home, **extra),
-            cwd=ROOT,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def __call__(
-        self,
-        *arguments: str,
-        stdin: bytes | None = None,
-        module: str = "tests.cli.fake_main",
-        variables: Mapping[str, str] | None = None,
-    ) -> tuple[int, str, str]:
-        """Returns exit code, stdout, stderr."""
-        pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
-        with self.start(*arguments, module=module, stdin=pipe, **(variables or {})) as process:
-            out, err = process.communicate(stdin, timeout=60)
-        return process.returncode, out.decode(errors="surrogateescape"), err.decode()
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mistralrs.api.options.answer_options import AnswerOptions
 from mistralrs.api.options.option import RUN, SERVE, option
+from mistralrs.api.options.shell_options import ShellOptions
 
 MAX_ADAPTERS = 1024
 """Slots for adapters, at most."""
@@ -28,7 +28,7 @@ def lora_option(**settings: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFlags(AnswerOptions):
+class AdapterFlags(ShellOptions):
     """The part of ``Options`` that is about adapters."""
 
     lora: tuple[str, ...] = lora_option(modes=RUN, separator=",")

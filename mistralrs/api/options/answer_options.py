@@ -110,7 +110,7 @@ class AnswerOptions:
     max_tokens: int | None = _max_tokens(
         "--max-tokens",
         modes=ANSWER,
-        shown_default=f"{CHAT_MAX_TOKENS}, {PROMPT_MAX_TOKENS} with --prompt",
+        shown_default=f"{CHAT_MAX_TOKENS}, {PROMPT_MAX_TOKENS} with --prompt and --prompt-file",
         help="Tokens to generate at most for one answer; -1: to the end of the context.",
     )
     stop: tuple[str, ...] = option(

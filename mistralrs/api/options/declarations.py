@@ -147,9 +147,9 @@ class Options(AdapterFlags):
         None,
         "--model-name",
         metavar="NAME",
-        modes=SERVE,
+        modes=TALK,
         shown_default="the repository, or the file's stem",
-        help="The model's id in answers.",
+        help="The model's id in answers; with --connect the server's model to ask, else its first.",
     )
     strict: bool = option(False, "--strict", modes=SERVE, help="Refuse parameters that would be ignored.")
     strict_model: bool = option(
@@ -159,12 +159,12 @@ class Options(AdapterFlags):
         (),
         "--api-key",
         metavar="KEY",
-        modes=SERVE,
+        modes=TALK,
         separator=",",
         empty_counts=True,
         together="keys",
         help="Serve only clients that send this key. May be repeated. Where neither this nor a file of keys is given, "
-        "MISTRALRS_API_KEY counts, with a comma between two keys.",
+        "MISTRALRS_API_KEY counts, with a comma between two keys. With --connect: the key to send.",
     )
     api_key_file: Path | None = option(
         None,

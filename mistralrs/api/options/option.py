@@ -21,10 +21,12 @@ class Mode(enum.Enum):
     ORDERING_RENAME = "ordering rename"
     ADAPTER = "adapter"
     SCALINGS = "adapter scalings"
+    BATCH = "--prompt-file"
+    CHAT_JSONL = "--chat-jsonl"
 
 
 SERVE = frozenset({Mode.SERVE})
-ANSWER = frozenset({Mode.CHAT, Mode.PROMPT})
+ANSWER = frozenset({Mode.CHAT, Mode.PROMPT, Mode.BATCH, Mode.CHAT_JSONL})
 TALK = ANSWER | SERVE
 RUN = TALK | {Mode.BENCH, Mode.SCALINGS}
 FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE, Mode.ORDERING_CREATE, Mode.ADAPTER}
@@ -65,6 +67,8 @@ class Option:
     """Options with the same word mean the same: the strongest origin counts for all of them."""
     is_shared: bool = True
     """The option may also stand in the environment and in the config file."""
+    shared_word: str | None = None
+    """The option's word there; None: that of its flag."""
 
     @property
     def variable(self) -> str | None:
@@ -78,7 +82,7 @@ class Option:
 
     @property
     def _word(self) -> str:
-        return self.flags[0].removeprefix("--")
+        return self.shared_word or self.flags[0].removeprefix("--")
 
 
 def option(default: object, *flags: str, help: str, **settings: Any) -> Any:

@@ -95,6 +95,8 @@ def _advice(variable: str) -> str:
     flag = f"--{variable.removeprefix('MISTRALRS_').replace('_', '-').lower()}"
     if any(flag in option.flags and not option.is_shared for option in DECLARED.values()):
         return f"{flag} is for the command line alone"
+    if renamed := [option.variable for option in DECLARED.values() if flag in option.flags]:
+        return f"did you mean {renamed[0]}?"
     words = [name.removeprefix("MISTRALRS_") for name in (*_BY_VARIABLE, *VARIABLES) if name is not None]
     nearest = difflib.get_close_matches(variable.removeprefix("MISTRALRS_").upper(), words, n=1)
     return f"did you mean MISTRALRS_{nearest[0]}?" if nearest else "no option has this name"

@@ -57,8 +57,8 @@ class Delimiter:
         """The first occurrence from ``start``, or None.
 
         An index instead says that what begins there may become an occurrence, another one, or a longer one when the
-        text goes on; not if it is ``final``. A match of a pattern that ends before the text does is decided, also where an
-        optional end of the pattern could still come.
+        text goes on; not if it is ``final``. A match of a pattern that ends before the text does is decided, also where
+        an optional end of the pattern could still come.
         """
         if self.pattern is None:
             return self._find_literal(text, start, final=final)
