@@ -181,6 +181,16 @@ def test_peft_merges_what_nothing_here_reads(kind: str, folders: Folder, tmp_pat
         assert_near(computed(folder), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_peft_s_merge_has_the_type_of_the_base(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Whatever the base's config calls it, as that of a model that others have converted may be wrong."""
+    folder = write_folder(tmp_path / "base", VARIANTS["llama"], dtype=dtype)
+    assert read_config(folder).get("dtype") not in ("float16", "bfloat16")
+    adapter = write_adapter(tmp_path / "adapter", folder, settings={"init_lora_weights": "pissa"})
+    merge_adapters(folder, [(adapter, 1.0)], tmp_path / "merged")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "merged" / "model.safetensors").values()} == {dtype}
+
+
 def test_what_peft_is_not_asked_for(
     folders: Folder, adapters: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

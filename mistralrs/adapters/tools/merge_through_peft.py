@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ from mistralrs.adapters.lora.peft_tensors import WEIGHTS_NAME
 from mistralrs.errors import LoadError
 from mistralrs.loading.merged_model import copy_others
 from mistralrs.loading.new_file import explaining
+from mistralrs.loading.safetensors_file import SafetensorsFile
 
 
 def merge_through_peft(base: Path, adapter: Path, out: Path) -> None:
     """Writes the folder ``out``, which must not exist, from the safetensors in the folder ``base`` and one adapter.
 
-    The merge is computed in float32, and the weights are stored in the type that the base's `config.json` names.
+    The merge is computed in float32, and the weights are stored in the type that most of the base's have.
     Raises ``LoadError`` where the two packages are missing, or cannot merge the adapter; nothing is left behind then.
     """
     try:
@@ -55,7 +58,15 @@ def _merged(peft: Any, transformers: Any, base: Path, adapter: Path) -> Any:
     import torch
 
     settings = {"local_files_only": True, "use_safetensors": True}
-    config = transformers.AutoConfig.from_pretrained(base, local_files_only=True)
-    stored = config.dtype or torch.float32
+    stored = {"F16": torch.float16, "BF16": torch.bfloat16}.get(_stored_type(base), torch.float32)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **settings)
     return peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True).to(stored)
+
+
+def _stored_type(base: Path) -> str:
+    """Returns the type in which most of the base's weights are stored."""
+    sizes: Counter[str] = Counter()
+    with SafetensorsFile.open(base, reads_config=False) as file:
+        for tensor in file.tensors.values():
+            sizes[tensor.type.name] += prod(tensor.shape)
+    return sizes.most_common(1)[0][0]
