@@ -102,6 +102,8 @@ def adapter_page(adapter: AdapterDescription) -> Iterator[str]:
     yield _line("rank", _listed(adapter.ranks))
     yield _line("alpha", "none: the scale is 1" if adapter.alpha is None else f"{adapter.alpha:g}")
     yield _line("parameters", f"{grouped(adapter.parameters)}  {types}")
+    if adapter.slot_bytes:
+        yield _line("memory", f"{byte_size(adapter.slot_bytes)} beside its model")
     if adapter.invocation_tokens:
         more = len(adapter.invocation_tokens) - _MOST_TOKENS
         tokens = _listed(adapter.invocation_tokens[:_MOST_TOKENS]) + (f" and {more} more" if more > 0 else "")

@@ -325,7 +325,8 @@ def _plan_memory(
             )
         raise _does_not_fit(weights, adapters, free)
     if context < spec.max_position:
-        logger.warning("memory for %d tokens of context; the model allows %d", context, spec.max_position)
+        beside = f" beside {adapters / 2**20:.0f} MiB of adapters" if adapters else ""
+        logger.warning("memory for %d tokens of context%s; the model allows %d", context, beside, spec.max_position)
     return Limits(
         max_tokens=plan.max_batch_tokens,
         max_seqs=plan.max_seqs,

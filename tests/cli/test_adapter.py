@@ -63,6 +63,7 @@ def test_inspect_a_gguf_file(gguf_file: Path, capsys: pytest.CaptureFixture[str]
         ["rank", "2, 4"],
         ["alpha", "8"],
         ["parameters", "3 072  F32 x 16"],
+        ["memory", "6.1 kB beside its model"],
         ["invoked", "by      the tokens 7, 3"],
         ["matrices", "8"],
         ["attn_output", "4  rank 2"],
@@ -88,6 +89,7 @@ def test_inspect_a_folder_of_peft(folder: Path, peft: Path, capsys: pytest.Captu
         "extras": [],
         "parameters": 3072,
         "file_bytes": (peft / "adapter_model.safetensors").stat().st_size,
+        "slot_bytes": 2 * 3072,
     }
     assert sorted((each["name"], each["matrices"], each["ranks"]) for each in places) == [
         ("o_proj", 4, [2]),
@@ -103,6 +105,7 @@ def test_inspect_says_what_an_adapter_has_besides(
     assert main(["adapter", "inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "LoRA with DoRA" in out
+    assert "beside its model" not in out  # modules_to_save acts only where it is merged
     assert "use_rslora, modules_to_save" in out
 
 

@@ -15,6 +15,8 @@ from mistralrs.adapters.lora.peft_tensors import WEIGHTS_NAME, Slots, read_tenso
 from mistralrs.loading.checkpoint import RawTensor
 from mistralrs.loading.gguf_file import GgufFile
 
+_HALF_BYTES, _VECTOR_BYTES = 2, 4
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlace:
@@ -53,6 +55,9 @@ class AdapterDescription:
     """What it has besides low-rank matrices."""
     parameters: int
     file_bytes: int
+    slot_bytes: int
+    """Memory that it takes beside a model, without the padding of the kernels: its low-rank matrices in half precision.
+    0 for one that acts only where it is merged."""
 
 
 def describe_adapter(path: Path) -> AdapterDescription:
@@ -78,6 +83,7 @@ def _of_gguf(path: Path) -> AdapterDescription:
             invocation_tokens=header.invocation_tokens,
             extras=(),
             file_bytes=file.file_bytes,
+            slot_bytes=_slot_bytes(tensors),
             ranks=_ranks(rank for _, rank in found),
             matrices=len(found),
             places=_places(found),
@@ -108,7 +114,12 @@ def _of_peft(path: Path) -> AdapterDescription:
         extras=tuple(_extras(config)),
         parameters=sum(prod(raw.shape) for raw in stored),
         file_bytes=(path / WEIGHTS_NAME).stat().st_size,
+        slot_bytes=0 if others or tensors.rows else _slot_bytes(low_rank),
     )
+
+
+def _slot_bytes(low_rank: Iterable[RawTensor]) -> int:
+    return sum(prod(raw.shape) * (_HALF_BYTES if len(raw.shape) > 1 else _VECTOR_BYTES) for raw in low_rank)
 
 
 def _extras(config: LoraConfig) -> Iterator[str]:
