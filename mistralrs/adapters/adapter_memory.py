@@ -24,13 +24,17 @@ def adapter_bytes(adapter: LoraAdapter, backend: Backend, *, in_half_precision: 
     return sum(map(backend.placed_bytes, matrices)) + _FLOAT32_BYTES * sum(map(len, vectors))
 
 
-def largest_adapter_bytes(spec: DecoderSpec, rank: int, backend: Backend, *, in_half_precision: bool) -> int:
-    """Returns the bytes that an adapter of this rank takes in a slot if it acts on every matrix of the model."""
+def largest_adapter_bytes(
+    spec: DecoderSpec, rank: int, backend: Backend, *, in_half_precision: bool, experts: bool = True
+) -> int:
+    """Returns the bytes that an adapter of this rank takes in a slot if it acts on every matrix of the model, or on
+    every one but those of ``experts``."""
     type_ = TYPES["F16" if in_half_precision else "F32"]
     return sum(
         backend.placed_bytes(Matrix(key.part, type_, *shape, memoryview(b"")))
         for key, rows, columns in matrices_of(spec)
         for shape in ((rank, columns), (rows, rank))
+        if experts or key.expert is None
     )
 
 

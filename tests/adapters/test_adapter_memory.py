@@ -20,6 +20,8 @@ from mistralrs.loading.describe import describe
 from mistralrs.loading.pipeline import LoadPlan, load
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend, resolve
+from mistralrs.ops.weight import Matrix
+from mistralrs.quant.types import TYPES
 from tests.adapters.merging import spec_of
 from tests.adapters.peft_adapters import write_adapter
 from tests.adapters.xlora_files import axis_of, write_xlora
@@ -63,6 +65,23 @@ def test_the_bytes_are_those_that_are_placed(
     assert reserved == [size]
     most = largest_adapter_bytes(model.spec, 64, backend, in_half_precision=half)
     assert size < most < 1.3 * size  # which acts on the embedding and the head as well
+
+
+def test_experts_may_be_left_out(folders: Folders, backend: Backend) -> None:
+    spec = spec_of(folders("mixtral"))[1]
+    assert spec.moe is not None
+    whole, shared = (
+        largest_adapter_bytes(spec, 4, backend, in_half_precision=True, experts=experts) for experts in (True, False)
+    )
+    pair = sum(
+        backend.placed_bytes(Matrix("", TYPES["F16"], rows, columns, memoryview(b"")))
+        for rows, columns in ((4, spec.hidden_size), (spec.ffn_size, 4))
+    )
+    other = sum(
+        backend.placed_bytes(Matrix("", TYPES["F16"], rows, columns, memoryview(b"")))
+        for rows, columns in ((4, spec.ffn_size), (spec.hidden_size, 4))
+    )
+    assert whole - shared == len(spec.layers) * spec.moe.experts * (2 * pair + other)
 
 
 def loaded(base: Path, options: AdapterOptions, free: int, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -152,9 +152,11 @@ class AdapterLoading:
         if options.root is None:
             return sum(sizes if self.is_mixture else sizes[: self.slots])
         limits = [] if options.max_bytes is None else [options.max_bytes]
-        if options.max_rank is not None or not limits:
-            rank = ASSUMED_RANK if options.max_rank is None else options.max_rank
-            limits.append(largest_adapter_bytes(spec, rank, backend, in_half_precision=half))
+        if options.max_rank is not None:
+            limits.append(largest_adapter_bytes(spec, options.max_rank, backend, in_half_precision=half))
+        if not limits:  # few adapters act on experts, and room for such ones could be more than there is
+            assumed = largest_adapter_bytes(spec, ASSUMED_RANK, backend, in_half_precision=half, experts=False)
+            limits.append(assumed)
         known = [*sizes, *[0] * self.slots][: self.slots]
         return sum(max(size, min(limits)) for size in known)
 
