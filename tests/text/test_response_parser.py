@@ -324,6 +324,13 @@ def test_long_answers_keep_little_text() -> None:
     assert message_of([*pieces, *parser.finish()]).content == ("word and word " * 3000).rstrip()
 
 
+def test_long_answers_are_split_within_the_time_for_patterns() -> None:
+    call = '<tool_call>{"name": "f", "arguments": {"a": "a long text, a long text, a long text"}}</tool_call>\n'
+    message = parsed(shipped_template("hermes"), [call * 3000])
+    assert len(message.calls) == 3000
+    assert message.content == ""
+
+
 def test_a_pattern_that_takes_too_long_fails_the_answer_by_name() -> None:
     template = texts(thinking={"open_pattern": "(?:a|aa)+[^ab]", "close": "!"}, content={})
     parser = ResponseParser(template)

@@ -77,7 +77,8 @@ class Delimiter:
 
     def _find_literal(self, text: str, start: int, *, final: bool) -> Found | int | None:
         places = [(place, -len(each)) for each in self.literals if (place := text.find(each, start)) >= 0]
-        if not final and (unfinished := partial_suffix(text[start:], self.literals)):
+        tail = text[max(start, len(text) - max(map(len, self.literals))) :]
+        if not final and (unfinished := partial_suffix(tail, self.literals)):
             pending = len(text) - unfinished
             if not places or pending <= min(places)[0]:
                 return pending
@@ -85,6 +86,23 @@ class Delimiter:
             return None
         place, length = min(places)
         return Found(place, place - length, {})
+
+    def _hidden(self, text: str, start: int, match: regex.Match[str], clock: MatchClock) -> int | None:
+        """The place before a complete match where another one begins that is not complete yet: a search finds complete
+        ones only, if there are some."""
+        if match.start() == start:
+            return None
+        pattern = compiled(self.pattern)
+        # It goes on to the text's end, and thereby over the first character of the complete one.
+        end = min(match.start() + 1, match.end())
+        first = pattern.search(text, start, end, partial=True, timeout=clock.limit())
+        if first is None:
+            return None
+        # A complete one is there only for a pattern of one character, or one that counts the text's end.
+        for place in range(first.start() if first.partial else start, match.start()):
+            if pattern.match(text, place, partial=True, timeout=clock.limit()) is not None:
+                return place
+        return None
 
     def _find_pattern(self, text: str, start: int, clock: MatchClock, *, final: bool) -> Found | int | None:
         pattern = compiled(self.pattern)
@@ -96,10 +114,9 @@ class Delimiter:
                 return _found(match)
             if match.partial:
                 return None if match.start() == len(text) else match.start()
-            # A complete match hides one that begins before it and is not complete yet.
-            for place in range(start, match.start()):
-                if pattern.match(text, place, partial=True, timeout=clock.limit()) is not None:
-                    return place
+            hidden = self._hidden(text, start, match, clock)
+            if hidden is not None:
+                return hidden
             if match.end() == len(text):
                 return match.start()
             # The end of the text may count for the pattern, in `$` or in a look-ahead.

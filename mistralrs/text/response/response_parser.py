@@ -17,6 +17,8 @@ PROMPT_CHARACTERS = 64 << 10
 """The end of a prompt in which the answer's beginning is searched."""
 _KEPT = 1024
 """Characters before the place of reading that a look-behind sees."""
+_SLICE = 1024
+"""Characters that are searched at once: after each delimiter, the rest is searched again."""
 _MAX_STILL = 64
 """Regions that may open and close at one place; a pattern that matches the empty text could do so for ever."""
 
@@ -62,12 +64,13 @@ class ResponseParser:
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that further text decides. Raises EngineError if the template's patterns take too long."""
-        if not text:
-            return []
-        self._clock.left_s += PUSH_S
-        self._forget()
-        self._text += text
-        return self._advance(final=False)
+        pieces: list[Piece] = []
+        for start in range(0, len(text), _SLICE):
+            self._clock.left_s += PUSH_S
+            self._forget()
+            self._text += text[start : start + _SLICE]
+            pieces += self._advance(final=False)
+        return merged(pieces)
 
     def finish(self) -> list[Piece]:
         """Ends the answer; returns the pieces that were held back. Regions that are open end here."""
