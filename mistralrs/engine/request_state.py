@@ -62,7 +62,10 @@ class RequestState:
         self.deadline = math.inf if request.deadline_s is None else submitted + request.deadline_s
         self._tokenizer = tokenizer
         self._text = TextStream(
-            tokenizer, stop=request.sampling.stop, trim_space=request.trim_space, spelled=request.spelled_tokens
+            tokenizer,
+            stop=request.sampling.stop,
+            trim_space=request.trim_space and request.grammar is None,  # a grammar says itself where spaces are
+            spelled=request.spelled_tokens,
         )
         self._submitted = submitted
         self._first_token: float | None = None

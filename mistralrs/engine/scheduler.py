@@ -123,6 +123,8 @@ class Scheduler:
         prompts = [s for s in behind if s.num_computed < s.num_prompt]
         reserved = int(prompts[:1] == self.running[:1] and budget > 0)  # the oldest sequence is in every step
         budget = self._add_chunks(chunks, answers, budget - reserved) + reserved
+        if answers:
+            budget = min(budget, prefill_limit)
         budget = self._add_chunks(chunks, prompts, budget)
         while budget > 0 and self.waiting and not preempted and self._admit(self.waiting[0]):
             chunks.append(self._chunk(self.running[-1], budget))

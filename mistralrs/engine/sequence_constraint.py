@@ -48,8 +48,8 @@ class SequenceConstraint:
         Raises RequestError if the grammar does not allow the token, or cannot go on.
         """
         if self.state.accept([token]) != 1:
-            message = f"token {token} was chosen, which the grammar does not allow"
-            raise RequestError(message, code="grammar_failed", param="grammar")
+            message = f"no answer that the grammar allows, spelled in the model's tokens, goes on with token {token}"
+            raise RequestError(message, hint="simplify the grammar", code="grammar_failed", param="grammar")
         if self.forced:
             self.forced.popleft()
         if not self.forced:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -264,19 +264,30 @@ def test_a_cancelled_step_moves_no_grammar() -> None:
 def test_a_model_with_fewer_logits_than_tokens() -> None:
     """Tokens without logits are neither allowed nor forced."""
     for width in (20, 31, 32, 33):
-        with serving() as (_, runner):
-            pass
         runner = FakeRunner(block_size=CONFIG.block_size)
         runner.vocab_size = width
-        engine = Engine(runner, FakeTokenizer(), CONFIG)  # type: ignore[arg-type]
-        try:
+        with closing(Engine(runner, FakeTokenizer(), CONFIG)) as engine:  # type: ignore[arg-type]
             grammar = regex("ab" if width > 27 else "d")
             text, tokens, end = collect(engine.submit(Request((18, 19), SAMPLED, grammar=grammar)))
             assert isinstance(end, Finished), end
             assert text == grammar.text
             assert max(tokens) < width
-        finally:
-            engine.close()
+
+
+class SpacedTokenizer(FakeTokenizer):
+    """Writes a space in front of a text, and has words with one."""
+
+    space_prefix = True
+
+    def token_bytes(self, token: int) -> bytes:
+        return b" ab" if token == 40 else super().token_bytes(token)
+
+
+def test_a_grammar_keeps_the_space_that_an_answer_begins_with() -> None:
+    engine = Engine(FakeRunner(block_size=CONFIG.block_size), SpacedTokenizer(), CONFIG)  # type: ignore[arg-type]
+    with closing(engine):
+        texts = [collect(engine.submit(replace(request(text), trim_space=True)))[0] for text in (" abc", "abc")]
+    assert texts == [" abc", "abc"]
 
 
 def test_an_embedding_has_no_grammar() -> None:

@@ -83,8 +83,17 @@ class FakeKvConnector:
 class Drill:
     """Runs a scheduler against a memory of tokens, checking every step."""
 
-    def __init__(self, config: EngineConfig, *, connector: FakeKvConnector | None = None, habit: bool = False) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        connector: FakeKvConnector | None = None,
+        habit: bool = False,
+        forces: bool = False,
+    ) -> None:
+        """``forces``: some tokens are followed by others that no step samples, as a grammar may force."""
         self.config = config
+        self.forces = forces
         self.habit = habit
         self.scheduler = Scheduler(config, connector)
         self.memory: list[dict[int, tuple[int, int]]] = (
@@ -139,13 +148,17 @@ class Drill:
         return {chunk.sequence.id: self.draw(chunk) for chunk in plan.chunks if chunk.samples}
 
     def draw(self, chunk: Chunk) -> list[int]:
-        """The tokens of a step: one after the known tokens, and one after each draft token that is right."""
+        """The tokens of a step: one after the known tokens, one after each draft token that is right, and forced
+        ones."""
         known = list(chunk.sequence.tokens)
         drawn = [next_token(known, habit=self.habit)]
         for guess in chunk.draft_tokens:
             if drawn[-1] != guess:
                 break
             drawn.append(next_token([*known, *drawn], habit=self.habit))
+        if self.forces:
+            for _ in range(drawn[-1] % 7):
+                drawn.append(next_token([*known, *drawn], habit=self.habit))
         return drawn
 
     def look_back(self, chunk: Chunk, table: list[int], window: int, memory: dict[int, tuple[int, int]]) -> None:
@@ -513,6 +526,43 @@ def test_tokens_behind_an_end_are_dropped_by_commit() -> None:
     assert drill.scheduler.blocks.num_free == drill.num_blocks
 
 
+def test_forced_tokens_are_computed_together_and_before_prompts() -> None:
+    drill = Drill(config())
+    first = drill.add(range(1, 5), max_tokens=40, endless=True)
+    drill.step()
+    drill.add(range(1, 100), max_tokens=20)
+    plan = drill.plan(prefill_limit=10)
+    assert counts(plan) == [(0, 1), (1, 10)]
+    drill.compute(plan)
+    known = len(first.tokens)
+    drill.scheduler.commit(plan, {0: continuation(first.tokens, known + 7, endless=True)[known:]})
+    assert counts(drill.step(prefill_limit=10)) == [(0, 7), (1, 10)]
+    assert len(first.tokens) == known + 8
+    assert counts(drill.step(prefill_limit=10)) == [(0, 1), (1, 10)]
+    drill.run()
+    assert first.tokens == continuation(range(1, 5), 44, endless=True)
+
+
+def test_a_forced_token_that_equals_a_draft_token_is_computed_with_it() -> None:
+    drill = Drill(config(max_draft=3), habit=True)
+    sequence = drill.add([*range(1, 9), *range(1, 9)], max_tokens=60, endless=True)
+    while not (plan := drill.plan()).chunks[0].draft_tokens:
+        drill.scheduler.commit(plan, drill.compute(plan))
+    drill.compute(plan)
+    [chunk] = plan.chunks
+    draft = chunk.draft_tokens
+    assert [chunk.num_accepted(tokens) for tokens in ([*draft, 9], draft, draft[:1], [99, *draft])] == [
+        len(draft),
+        len(draft) - 1,
+        0,
+        0,
+    ]
+    before = sequence.num_computed
+    drill.scheduler.commit(plan, {0: [*draft, 9, 9, 9]})
+    assert sequence.num_computed == before + 1 + len(draft)
+    assert sequence.num_remaining == 3
+
+
 def test_old_sequences_are_forgotten() -> None:
     drill = Drill(config(prefix_cache_n=1))
     drill.add(range(1, 10), max_tokens=1)
@@ -555,19 +605,21 @@ ARRIVALS = st.lists(
     prefill_limit=st.integers(1, 20),
     drop_every=st.integers(2, 9),
     shared_answer_tokens=st.sampled_from([None, None, 0, 1, 6]),
+    forces=st.booleans(),
 )
 def test_whatever_the_schedule_the_tokens_are_the_same(
     arrivals: list[tuple[int, int, int, int, int | None]],
     prefill_limit: int,
     drop_every: int,
     connector: int | None,
+    forces: bool,
     **changes: Any,
 ) -> None:
     """``connector``: one in how many blocks is lost from it, 0 for none; None: there is no connector."""
     limits = config(max_model_len=48, **changes)
     memory: list[dict[int, tuple[int, int]]] = [{} for _ in limits.kv_groups]
     kept = None if connector is None else FakeKvConnector(memory, block_size=limits.block_size, lose_every=connector)
-    drill = Drill(limits, connector=kept, habit=True)
+    drill = Drill(limits, connector=kept, habit=True, forces=forces)
     texts = [[(17 * text + i * i) % 50 + 1 for i in range(40)] for text in range(3)]
     served: list[tuple[Sequence, list[int], int]] = []
     cancels: dict[int, list[Sequence]] = {}
