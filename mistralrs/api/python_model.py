@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypedDict, TypeVar
 
 from mistralrs.api.local_model import LocalModel
@@ -30,6 +31,7 @@ from mistralrs.api.serving.prepare import (
 from mistralrs.api.serving.respond import answer_id
 from mistralrs.api.serving.text_tokens import body_tokens, text_of_tokens
 from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.request_hooks import Hooks
 
 _TEMPLATE_HINT = "send a CompletionRequest, or give the runner a chat_template"
 
@@ -67,14 +69,14 @@ class PythonModel:
         with python_errors():
             prepared = prepare_chat(_of(ChatCompletionRequest, request).body, self.model.served, self.policy)
         refuse_ignored(prepared.ignored)
-        return prepared
+        return _with_hooks(prepared, request.hooks)
 
     def prepare_completion(self, request: CompletionRequest) -> Prepared:
         """Returns the engine's requests. Raises as ``prepare_chat`` does."""
         with python_errors():
             prepared = prepare_completion(_of(CompletionRequest, request).body, self.model.served, self.policy)
         refuse_ignored(prepared.ignored)
-        return prepared
+        return _with_hooks(prepared, request.hooks)
 
     def prepare_embeddings(self, request: EmbeddingRequest) -> PreparedEmbeddings:
         """Returns the engine's requests. Raises as ``prepare_chat`` does."""
@@ -99,6 +101,12 @@ class PythonModel:
         """Returns the facts of a new answer."""
         model_name = prepared.model_name or self.policy.model_name
         return {"id": answer_id(prepared), "created": int(time.time()), "model_name": model_name}
+
+
+def _with_hooks(prepared: Prepared, hooks: Hooks | None) -> Prepared:
+    if hooks is None:
+        return prepared
+    return replace(prepared, requests=tuple(replace(each, hooks=hooks) for each in prepared.requests))
 
 
 def _of(kind: type[Request], request: Request) -> Request:

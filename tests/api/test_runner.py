@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -338,6 +338,47 @@ def test_embeddings(runner: Runner) -> None:
         EmbeddingRequest("x", user="me")
     with pytest.raises(TypeError, match="request must be an EmbeddingRequest, not str"):
         runner.send_embedding_request("x")  # type: ignore[arg-type]
+
+
+# Functions that take part in sampling
+
+
+def test_functions_of_a_request(runner: Runner) -> None:
+    seen: list[tuple[int, ...]] = []
+    drawn = complete(runner, n_choices=2, max_tokens=4)
+    prompt = runner.tokenize("the cat")
+
+    def only(tokens: Sequence[int], logits: Any) -> None:
+        seen.append(tuple(tokens))
+        logits[:] = -100.0
+        logits[prompt[-1]] = 0.0
+
+    forced = complete(runner, max_tokens=4, logits_processors=[only])
+    assert seen == [(*prompt, *[prompt[-1]] * count) for count in range(4)]
+    assert forced.choices[0].text == runner.detokenize([prompt[-1]] * 4)
+    stopped = complete(runner, stopping_rules=[lambda tokens: len(tokens) == len(prompt) + 2])
+    assert (stopped.choices[0].finish_reason, stopped.usage.completion_tokens) == ("stop", 2)
+    assert drawn.choices[0].text.startswith(stopped.choices[0].text)
+    chats = ChatCompletionRequest("hello", stopping_rules=[lambda tokens: True], stream=True, n_choices=2, **GREEDY)
+    chunks = list(runner.send_chat_completion_request(chats))
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason] == [
+        "stop"
+    ] * 2  # type: ignore[union-attr]
+
+
+def test_a_function_that_raises_fails_its_request_alone(runner: Runner) -> None:
+    def fail(tokens: Sequence[int], logits: Any) -> None:
+        raise ValueError("no luck")
+
+    with ThreadPoolExecutor(2) as pool:
+        beside = pool.submit(complete, runner, max_tokens=40)
+        with pytest.raises(EngineError, match="a logits processor failed: ValueError: no luck") as refused:
+            complete(runner, logits_processors=[fail])
+        assert beside.result().choices == complete(runner, max_tokens=40).choices
+    assert refused.value.code == "hook_failed"
+    for wrong in ({"logits_processors": fail}, {"stopping_rules": [3]}):
+        with pytest.raises(TypeError, match="must be a list of functions"):
+            CompletionRequest("x", **wrong)  # type: ignore[arg-type]
 
 
 # Threads and ends

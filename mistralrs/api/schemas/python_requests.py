@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from mistralrs.api.schemas import parameter_table, request_bodies
 from mistralrs.api.schemas.closed_json_schema import ClosedJsonSchema
 from mistralrs.api.schemas.function_tools import tool_from
+from mistralrs.engine.request_hooks import Hooks, LogitsProcessor, StoppingRule
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GRAMMAR_KINDS
 
@@ -60,6 +61,8 @@ class ChatCompletionRequest:
     """The same request as the server would read it."""
     response_adapter: TypeAdapter[Any] | None
     """The reader of the answer's value; None: the answer is any text."""
+    hooks: Hooks | None
+    """The functions that take part in sampling."""
 
     def __init__(
         self,
@@ -82,13 +85,13 @@ class ChatCompletionRequest:
         *,
         tools: Sequence[Callable[..., object] | Mapping[str, Any]] | None = None,
         response_model: type[Any] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        stopping_rules: Sequence[StoppingRule] = (),
         **fields: Any,
     ) -> None:
-        """``messages``: a conversation, or the text of one user. ``model``: the runner's, or
-        one of its adapters. ``grammar``: the answer matches it; its kind, ``grammar_type``, is one of
-        ``GRAMMAR_KINDS``. ``tools``: functions, or definitions of them. ``response_model``: a pydantic model class or
-        another type of which the answer is JSON. ``fields``: others of the body, by its names, such as
-        ``adapters={"style": 0.5}``. Raises RequestError for what cannot be served, TypeError for what has no schema.
+        """``messages``: a conversation, or the text of one user. ``model``: the runner's, or one of its adapters.
+        ``grammar_type``: one of ``GRAMMAR_KINDS``. ``tools``: functions or definitions. ``response_model``: a type of
+        which the answer is JSON. ``fields``: others of the body, by its names. Raises RequestError, and TypeError.
         """
         given = {
             "messages": messages,
@@ -108,9 +111,9 @@ class ChatCompletionRequest:
             "grammar": _grammar(grammar, grammar_type),
             "tools": None if tools is None else [tool_from(each) if callable(each) else each for each in tools],
         }
-        self.response_adapter = None if response_model is None else _adapter(response_model)
-        fields |= _response_format(self.response_adapter, response_model, fields)
-        self.body = _validated(request_bodies.ChatCompletionBody, "chat", given, fields)
+        self.hooks = _hooks(logits_processors, stopping_rules)
+        self.response_adapter, more = _response_format(response_model, fields)
+        self.body = _validated(request_bodies.ChatCompletionBody, "chat", given, fields | more)
 
 
 class CompletionRequest:
@@ -118,6 +121,8 @@ class CompletionRequest:
 
     body: request_bodies.CompletionBody
     """The same request as the server would read it."""
+    hooks: Hooks | None
+    """The functions that take part in sampling."""
 
     def __init__(
         self,
@@ -137,6 +142,9 @@ class CompletionRequest:
         top_k: int | None = None,
         grammar: str | Mapping[str, Any] | Sequence[str] | None = None,
         grammar_type: str | None = None,
+        *,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        stopping_rules: Sequence[StoppingRule] = (),
         **fields: Any,
     ) -> None:
         """``prompt``: a text, token ids, or several of either. ``best_of``: None is ``n_choices``. The others are as in
@@ -159,6 +167,7 @@ class CompletionRequest:
             "top_k": top_k,
             "grammar": _grammar(grammar, grammar_type),
         }
+        self.hooks = _hooks(logits_processors, stopping_rules)
         self.body = _validated(request_bodies.CompletionBody, "completions", given, fields)
 
 
@@ -228,28 +237,30 @@ def _json(fields: Mapping[str, Any]) -> bytes:
     return b"{" + b",".join(parts) + b"}"
 
 
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(kind)
-    except PydanticUserError as error:
-        raise TypeError(f"response_model has no JSON schema: {error.message}") from error
-
-
 def _response_format(
-    adapter: TypeAdapter[Any] | None, kind: object, fields: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Returns the field that asks for JSON of a type's schema, or nothing without a type."""
-    if adapter is None:
-        return {}
+    kind: type[Any] | None, fields: Mapping[str, Any]
+) -> tuple[TypeAdapter[Any] | None, dict[str, Any]]:
+    """Returns the reader of a type's values and the field that asks for JSON of its schema; neither without a type."""
+    if kind is None:
+        return None, {}
     if "response_format" in fields:
         raise TypeError("response_model and response_format say the same: give one of them")
     # OpenAI's interface accepts letters, digits, _ and - in a name, at most 64
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", getattr(kind, "__name__", "") or str(kind))[:64]
     try:
+        adapter = TypeAdapter(kind)
         schema = adapter.json_schema(schema_generator=ClosedJsonSchema)
     except PydanticUserError as error:
         raise TypeError(f"response_model has no JSON schema: {error.message}") from error
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}}
+    asked = {"name": name, "schema": schema, "strict": True}
+    return adapter, {"response_format": {"type": "json_schema", "json_schema": asked}}
+
+
+def _hooks(processors: Sequence[LogitsProcessor], rules: Sequence[StoppingRule]) -> Hooks | None:
+    for name, functions in (("logits_processors", processors), ("stopping_rules", rules)):
+        if callable(functions) or not all(callable(each) for each in functions):
+            raise TypeError(f"{name} must be a list of functions")
+    return Hooks(tuple(processors), tuple(rules)) if processors or rules else None
 
 
 def _grammar(grammar: str | Mapping[str, Any] | Sequence[str] | None, kind: str | None) -> Mapping[str, object] | None:
