@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
 from tests.adapters.peft_adapters import write_adapter
+from tests.api.tooling import HERMES
 from tests.architectures import VARIANTS, write_folder
 from tests.gguf_edits import drop, edited
 from tests.gguf_of import write_gguf
@@ -118,6 +120,8 @@ def test_examples_run_as_printed(
     mistral = write_folder(tmp_path / "mistral", VARIANTS["mistral"])
     weights = write_gguf(tmp_path / "mistral.gguf", mistral).read_bytes()
     qwen = write_folder(tmp_path / "qwen2", VARIANTS["qwen2"])
+    settings = json.loads((qwen / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (qwen / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": HERMES}), encoding="utf-8")
     repositories = {
         "mistralai/Mistral-7B-Instruct-v0.1": Repository(contents(mistral)),
         "TheBloke/Mistral-7B-Instruct-v0.1-GGUF": Repository({"mistral-7b-instruct-v0.1.Q4_K_M.gguf": weights}),
