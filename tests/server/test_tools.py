@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from mistralrs.api.schemas import response_bodies
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import Delta, Event, Failed, Finished
 from mistralrs.errors import EngineError
+from mistralrs.text.response.call_format import FORMATS
+from mistralrs.text.response.shipped_templates import shipped_template
 from tests.api.tooling import TOOLS, call, calling
 from tests.server.fake import FakeEngine, Script, usage
 from tests.server.harness import Served, events, fault, until
@@ -87,6 +90,35 @@ async def test_whole_and_streamed_answers_say_the_same(choice: Any, answer: str,
     else:
         assert whole["content"] == ANSWERS[answer].removeprefix("<think>Hm</think>")
         assert whole["end"] == "stop"
+
+
+PAIRS = (("weather", "Zürich"), ("time", "Bern"))
+XML = "<tool_call>\n<function={}>\n<parameter=city>\n{}\n</parameter>\n</function>\n</tool_call>\n"
+HARMONY = '<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{{"city": "{}"}}<|call|>'
+WRITTEN = {
+    **{name: form.written([(name, f'{{"city": "{city}"}}') for name, city in PAIRS]) for name, form in FORMATS.items()},
+    "qwen3-coder": "".join(XML.format(*pair) for pair in PAIRS),
+    "harmony": "<|start|>assistant".join(HARMONY.format(*pair) for pair in PAIRS),
+    "olmo-3": '<function_calls>\nweather(city="Zürich")\ntime(city="Bern")\n</function_calls>',
+}
+"""The same two calls in the form of each shipped response template."""
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+async def test_every_form_of_calls_is_read_the_same(name: str) -> None:
+    model = replace(calling(), responses=shipped_template(name), call_format=FORMATS.get(name))
+    server = Served(FakeEngine(model, saying(WRITTEN[name])))
+    for choice in CHOICES[1:3] if name in FORMATS else CHOICES[1:2]:
+        whole = await said_by(server, tools=TOOLS, tool_choice=choice)
+        assert whole == await streamed(server, tools=TOOLS, tool_choice=choice)
+        assert [(each["name"], json.loads(each["arguments"])) for each in whole["calls"]] == [
+            ("weather", {"city": "Zürich"}),
+            ("time", {"city": "Bern"}),
+        ]
+        assert (whole["content"], whole["end"]) == ("", "tool_calls")
+    if name not in FORMATS:
+        response = await server.chat(tools=TOOLS, tool_choice="required")
+        assert fault(response)["param"] == "tool_choice"
 
 
 async def test_the_engine_is_asked_for_marks_and_grammars() -> None:
