@@ -201,7 +201,8 @@ def test_the_forms_of_shipped_templates(name: str) -> None:
     assert not is_read(form, shipped_template("think"))
     calls = [("weather", '{"city": "Zürich"}'), ("sum", '{"n": 23, "on": true}')]
     required = asked(form=form, tool_choice="required")
-    assert accepts(required, form.written(calls))
+    assert accepts(required, form.written(calls)) is form.repeats
+    assert accepts(required, form.written(calls[:1]))
     assert not accepts(required, "text")
     one = asked(form=form, parallel_tool_calls=False)
     assert accepts(one, form.written(calls[:1]))

@@ -44,8 +44,9 @@ def test_the_template_gets_tools_as_transformers_has_them() -> None:
     assert f"<tools>{json.dumps(TOOLS[0])}{json.dumps(TOOLS[1])}</tools>" in shown
 
 
-def test_a_tool_without_description_and_parameters_has_empty_ones() -> None:
-    shown = prompt(ask(tools=[{"type": "function", "function": {"name": "f"}}]))
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}])
+def test_a_tool_without_description_and_parameters_has_empty_ones(parameters: Any) -> None:
+    shown = prompt(ask(tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}]))
     assert '{"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}' in shown
 
 

@@ -144,12 +144,17 @@ def _tools(functions: Sequence[FunctionBody], field: str) -> list[Tool]:
 
 
 def _shown(function: FunctionBody) -> dict[str, Any]:
-    """Returns a function as templates expect it: with a description and parameters, whether given or not."""
+    """Returns a function as templates expect it: with a description, and parameters that have properties, whether
+    given or not."""
+    parameters = dict(function.parameters or {})
+    if "$ref" not in parameters:
+        parameters.setdefault("type", "object")
+        parameters.setdefault("properties", {})
     return {
         **(function.model_extra or {}),
         "name": function.name,
         "description": function.description or "",
-        "parameters": function.parameters or {"type": "object", "properties": {}},
+        "parameters": parameters,
     }
 
 

@@ -76,6 +76,7 @@ class _ToolGrammar:
     def __init__(self, use: ToolUse, form: CallFormat, tokenizer: Tokenizer) -> None:
         self._use = use
         self._form = form
+        self._parallel = use.parallel and form.repeats
         self._tokenizer = tokenizer
 
     def text(self, prompt_end: str, content: str | None) -> str:
@@ -101,7 +102,7 @@ class _ToolGrammar:
     def _calls(self) -> tuple[str, list[str]]:
         """Returns calls that are the whole answer."""
         form = self._form
-        more = f" ({self._written(form.separator)} call)*" if self._use.parallel else ""
+        more = f" ({self._written(form.separator)} call)*" if self._parallel else ""
         return f"{self._written(form.prefix)} call{more} {self._written(form.suffix)}", []
 
     def _free(self) -> tuple[str, list[str]]:
@@ -113,10 +114,10 @@ class _ToolGrammar:
             return f"PLAIN? | {calls}", [f"PLAIN: /[^{_in_class(json.loads(first))} \\n](?s:.*)/"]
         in_prefix = bool(form.prefix)
         rest = self._written(form.prefix[len(form.trigger) :]) + " call" if in_prefix else "rest"
-        more = f" ({self._written(form.separator)} call)*" if in_prefix and self._use.parallel else ""
+        more = f" ({self._written(form.separator)} call)*" if in_prefix and self._parallel else ""
         rules = [self._until("head", form.trigger), f"calls: head {rest}{more} {self._written(form.suffix)}"]
         # calls of their own each have the trigger, so that text and further calls may follow one another
-        return ("calls* TEXT?" if self._use.parallel else "TEXT? | calls"), rules
+        return ("calls* TEXT?" if self._parallel else "TEXT? | calls"), rules
 
     def _call_rules(self) -> Iterator[str]:
         form = self._form

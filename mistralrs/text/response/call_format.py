@@ -31,6 +31,8 @@ class CallFormat:
     think_open: str = ""
     """Begins the thinking in front of calls; empty: there is none."""
     think_close: str = ""
+    repeats: bool = True
+    """Whether an answer may have several calls; otherwise the chat template would refuse them in a later turn."""
 
     def written(self, calls: list[tuple[str, str]]) -> str:
         """The text of calls, each a name and its arguments as JSON."""
@@ -58,7 +60,7 @@ FORMATS: Mapping[str, CallFormat] = {
     "phi-4": CallFormat(
         call=_ONE, prefix="<|tool_call|>[", separator=", ", suffix="]<|/tool_call|>", trigger="<|tool_call|>"
     ),
-    "llama-3": CallFormat(call='{"name": "$name", "parameters": $arguments}', separator="; "),
+    "llama-3": CallFormat(call='{"name": "$name", "parameters": $arguments}', separator="; ", repeats=False),
 }
 """By the name of the shipped response template. Models whose arguments are no JSON have none."""
 _PROBE = [("first", '{"a": "x"}'), ("second", '{"b": [1, {}]}')]
