@@ -168,6 +168,8 @@ def writes_answers(task: Invocation | RemoteInvocation | UtilityCommand) -> bool
         return task.delete is None
     if isinstance(task, CreateOrderingJob | RenameOrderingJob):
         return task.output.path is None
+    if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, BatchJob):
+        return task.job.out is None
     return isinstance(task, Invocation | RemoteInvocation | InspectJob | AdapterInspectJob)
 
 

@@ -150,6 +150,8 @@ class _Batch:
             self._count.tokens += finished.usage.completion_tokens
         except MistralrsError as error:
             if _ends_batch(error, was_asked=not isinstance(answer, MistralrsError)):
+                if self._is_text:
+                    output.fail(error)  # a line feed after what is shown
                 raise
             self._fail(prompt, error, output)
         finally:
@@ -242,6 +244,7 @@ def _options_digest(model: Model, job: BatchJob, load: LoadOptions | None) -> st
         "grammar": asdict(job.grammar) if job.grammar else None,
         "template": str(job.template),
         "truncate": job.truncate,
+        "thinking": thinking_of(job.think),
         "extract_code": job.form.extract_code,
     }
     return digest(json.dumps(facts, sort_keys=True, default=str))[:16]

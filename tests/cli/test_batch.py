@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -247,6 +248,7 @@ def test_another_input_or_other_options_are_refused(program: Program, out: Path)
         (["--seed", "3"], b"a\nb\n", "other options"),
         (["--template", "x {line}"], b"a\nb\n", "other options"),
         (["-c", "x"], b"a\nb\n", "other options"),
+        (["--think", "on"], b"a\nb\n", "other options"),
         ([], b"\na\nb\n", "answers another line 1 than that of stdin"),
         ([], b"a\n", "has an answer to line 2, which stdin does not have"),
     ):
@@ -303,6 +305,14 @@ def test_a_file_of_something_else_is_left_alone(out: Path, content: bytes) -> No
     with ResultFile(out, overwrite=False) as file, pytest.raises(UsageError, match="is no answer of a batch"):
         list(file.records())
     assert out.read_bytes() == content
+
+
+def test_a_file_of_answers_needs_no_stdout(tmp_path: Path, program: Program, out: Path) -> None:
+    command = shlex.join(program.command("--prompt-file", "-", "--out", str(out)))
+    closed = ["/bin/sh", "-c", f"printf 'a\nb\n' | {command} >&-"]
+    done = subprocess.run(closed, env=environment(tmp_path), cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [each["text"] for each in records(out.read_bytes())] == ["you said: a", "you said: b"]
 
 
 def test_one_run_at_a_time_writes_a_file(out: Path) -> None:
