@@ -2,9 +2,9 @@
 
     python -m tests.soak.killed_batches [--kills 50] [--report FILE]
 
-The command is ``cat lines.txt | mistralrs --prompt-file - --out answers.jsonl``, killed with SIGKILL. After some kills
-the end of the file is cut off too, as a machine that loses its power may leave it. The exit code is 1 if anything is
-found.
+The command is ``cat lines.txt | mistralrs --prompt-file - --schema schema.json --out answers.jsonl``, killed with
+SIGKILL. After some kills the end of the file is cut off too, as a machine that loses its power may leave it. The exit
+code is 1 if anything is found.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import jsonschema
+
 from tests.conftest import DEFAULT_MODEL
 from tests.soak.http_load import WORDS
 
@@ -32,6 +34,12 @@ LATEST_EARLY_KILL_S = 2.0
 """Seconds after the start, for kills that need not wait for an answer."""
 LOST_BYTES = 400
 """Bytes that are cut off, at most."""
+SCHEMA = {
+    "type": "object",
+    "properties": {"sure": {"type": "boolean"}, "color": {"enum": ["red", "green", "blue"]}},
+    "required": ["sure", "color"],
+    "additionalProperties": False,
+}
 NOTICE = "an answer that was cut short is removed"
 
 
@@ -75,7 +83,10 @@ class Batch:
 
     @contextmanager
     def running(self, out: Path) -> Iterator[subprocess.Popen[bytes]]:
-        options = ["--prompt-file", "-", "--out", str(out), "--seed", "11", "--temperature", "1", "--max-tokens", "6"]
+        schema = self.lines.with_name("schema.json")
+        schema.write_text(json.dumps(SCHEMA))
+        options = ["--prompt-file", "-", "--schema", str(schema), "--out", str(out), "--seed", "11"]
+        options += ["--max-tokens", "60"]
         command = [sys.executable, "-m", "mistralrs_cli", *options, "auto", str(self.model)]
         with (
             subprocess.Popen(["cat", str(self.lines)], stdout=subprocess.PIPE) as cat,
@@ -125,6 +136,8 @@ def drill(model: Path, folder: Path, *, kills: int, lines: int, seed: int = 5) -
     if (code, len(expected)) != (1, lines) or sum(each["error"] is not None for each in expected) != 1:
         result.findings.append(f"the batch that never stopped ended with {code} after {len(expected)} lines: {said}")
         return result
+    texts = [each["text"] for each in expected if each["finish_reason"] == "stop"]
+    result.findings += [f"{text!r} does not obey the schema" for text in texts if not _obeys(text)]
     while result.kills < kills:
         complete = _kill(batch, out, random, result)
         _compare_beginning(out, expected, result)
@@ -137,6 +150,14 @@ def drill(model: Path, folder: Path, *, kills: int, lines: int, seed: int = 5) -
     if code != 1 or answers(out) != expected:
         result.findings.append(f"the last run ended with {code} and {len(answers(out))} of {lines} answers: {said}")
     return result
+
+
+def _obeys(text: str) -> bool:
+    try:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    except (ValueError, jsonschema.ValidationError):
+        return False
+    return True
 
 
 def _kill(batch: Batch, out: Path, random: Random, result: Result) -> bool:
