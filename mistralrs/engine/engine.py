@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from concurrent.futures import Future
-from functools import cache, partial
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,6 +27,7 @@ from mistralrs.engine.model_executor import ModelExecutor as ModelExecutor
 from mistralrs.engine.prefill_budget import PrefillBudget
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.engine.request_state import RequestState, StepOutput
+from mistralrs.engine.sampling.sampler_choice import SamplerChoice
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.sequence_constraint import SequenceConstraint
@@ -36,7 +37,7 @@ from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
-    from mistralrs.engine.sampling.sampling_input import SampledToken, TokenSampler
+    from mistralrs.engine.sampling.sampling_input import SampledToken
     from mistralrs.ops.row_sampler import RowSampler
     from mistralrs.text.tokenizer import Tokenizer
 
@@ -81,9 +82,7 @@ class Engine(ProcessBound):
         super().__init__()
         check_config(config)
         self._executor = executor
-        self._row_sampler = row_sampler
-        self._torch_threads = torch_threads
-        self._has_torch = False
+        self._sampler_choice = SamplerChoice(row_sampler, torch_threads)
         self._tokenizer = tokenizer
         self.config = config
         # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither may
@@ -211,7 +210,9 @@ class Engine(ProcessBound):
     def _run(self) -> None:
         fault: EngineError | None = None
         try:
-            self._sampler = self._new_sampler()
+            if self._executor.scalings is not None:  # it mixes adapters with torch
+                self._sampler_choice.prepare_torch()
+            self._sampler = self._sampler_choice.sampler(self.vocab_size)
             while self._receive():
                 if self._scheduler.has_work:
                     self._step()
@@ -234,29 +235,6 @@ class Engine(ProcessBound):
                 request_state.fail(fault, now)
         self._requests.clear()
         self.after_step()
-
-    def _new_sampler(self) -> TokenSampler:
-        if self._executor.scalings is not None:  # it mixes adapters with torch
-            self._prepare_torch()
-        if self._row_sampler is not None:
-            from mistralrs.engine.sampling.native_sampler import NativeSampler
-
-            return NativeSampler(self.vocab_size, self._row_sampler, cache(self._torch_sampler))
-        return self._torch_sampler()
-
-    def _torch_sampler(self) -> TokenSampler:
-        self._prepare_torch()
-        from mistralrs.engine.sampling.sampler import Sampler
-
-        return Sampler(self.vocab_size)
-
-    def _prepare_torch(self) -> None:
-        """Imports torch and limits its threads, before its first use in this thread."""
-        if not self._has_torch:
-            from mistralrs.ops.torch_threads import limit_torch_here
-
-            limit_torch_here(self._torch_threads)
-            self._has_torch = True
 
     def _receive(self) -> bool:
         """Makes the calls in the inbox and those between two steps, waiting for one if there is no other work. Returns
@@ -396,7 +374,7 @@ class Engine(ProcessBound):
     def _pass_prompt_logits(self, request_state: RequestState, chunk: Chunk, logits: Buffer, first: int) -> None:
         """Passes logits and hidden states to a request. ``first``: index of the chunk's first token in the batch."""
         if request_state.pools:
-            self._prepare_torch()
+            self._sampler_choice.prepare_torch()
         try:
             request_state.on_prompt_logits(
                 chunk.start,

@@ -13,7 +13,7 @@ import pytest
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
-from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta
 from tests.tiny import StorageTypes, TinyConfig, write_tiny
 
@@ -90,7 +90,7 @@ import sys, threading
 from pathlib import Path
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
-from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.config import Request, SamplingParams
 
 if sys.argv[2] == "before":
     import torch
@@ -100,7 +100,7 @@ inside, elsewhere = set(), []
 with LocalModel.load(ModelSource(None, Path(sys.argv[1]), None, None), LoadOptions(threads=2, isa=isa)) as model:
     import torch
     model.engine.after_step = lambda: inside.add(torch.get_num_threads())
-    list(model.chat([{"role": "user", "content": "hello"}], SamplingParams(max_tokens=4, ignore_eos=True)))
+    list(model.engine.submit(Request((1, 2, 3), SamplingParams(), pooling="mean")))  # pools with torch
     thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
     thread.start()
     thread.join()
