@@ -13,7 +13,7 @@ import pytest
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
-from mistralrs.engine.config import Request, SamplingParams
+from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
 from tests.tiny import StorageTypes, TinyConfig, write_tiny
 
