@@ -43,7 +43,7 @@ GRAMMARS: list[GrammarText | None] = [
     GrammarText("json_object", ""),
     GrammarText("gbnf", 'root ::= "- " word ("\\n- " word){2,4}\nword ::= [a-zé]+'),
 ]
-PREFIX = "Tell me in two sentences why the sky is blue and the grass is green. " * 3
+PREFIX = "Tell me in two sentences why the sky is blue and the grass is green."
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_answers_match_their_grammars(expected: list[Answer], requests: list[Req
     "options",
     [
         {"max_draft": 3, "max_batch_tokens": 17, "prefix_cache_n": 16},
-        {"max_model_len": 256, "kv_memory": 12 << 20, "max_draft": 7},
+        {"max_model_len": 112, "kv_memory": 5 << 20, "max_draft": 7},
     ],
     ids=["chunks", "preempted"],
 )
@@ -115,10 +115,12 @@ def test_an_answer_depends_on_its_request_alone(
     default_model: Path, requests: list[Request], expected: list[Answer], options: dict[str, Any]
 ) -> None:
     """In a batch of 16 with eight grammars, with draft tokens, in chunks, after cache hits, and preempted."""
+    long = [number for number, answer in enumerate(expected) if answer.reason == "length"]
+    order = [*long, *long, *long, *range(len(requests))]  # several long answers at once outgrow a small cache
     with load(default_model, **options) as model:
         for _ in range(2):  # the second time all grammars are compiled, so that all requests run at once
-            results = ask_at_once(model, requests)
-            assert [answer for answer, _ in results] == expected
+            results = ask_at_once(model, [requests[number] for number in order])
+            assert [answer for answer, _ in results] == [expected[number] for number in order]
         stats = model.stats()
     assert (stats.preemptions > 0) == ("kv_memory" in options)
     assert (sum(usage.cached_tokens for _, usage in results) > 0) == ("prefix_cache_n" in options)
