@@ -18,6 +18,7 @@ from mistralrs.grammar.compile_grammar import CompiledGrammar, compile_grammar
 from mistralrs.grammar.constraint import GrammarConstraint
 from mistralrs.grammar.token_table import TokenTable
 from mistralrs.text.response.call_format import FORMATS, CallFormat, call_format_of, is_read
+from mistralrs.text.response.response_parser import ResponseParser
 from mistralrs.text.response.shipped_templates import shipped_template
 from mistralrs.text.tokenizer import Tokenizer
 from tests.api.served import byte_tokenizer
@@ -214,7 +215,7 @@ def test_a_form_is_known_by_the_chat_templates_markers() -> None:
     assert call_format_of("... <tool_call> ...", shipped_template("hermes")) is FORMATS["hermes"]
     assert call_format_of("... <tool_call> ...", shipped_template("phi-4")) is None
     assert call_format_of("... <tool_call> ...", None) is None
-    assert call_format_of("<function=a><parameter=b>", shipped_template("qwen3-coder")) is None
+    assert call_format_of("<function=a><parameter=b>", shipped_template("olmo-3")) is None
     assert call_format_of("nothing", shipped_template("hermes")) is None
 
 
@@ -250,3 +251,60 @@ def test_an_answer_that_matches_a_grammar_is_content_alone() -> None:
     prepared = ask(response_format=FORMAT, chat_template_kwargs={"enable_thinking": True})
     assert prepared.parts is None
     assert prepared.requests[0].spelled_tokens == frozenset()
+
+
+CODER = FORMATS["qwen3-coder"]
+SEARCH = {
+    "type": "object",
+    "properties": {
+        "query": {"type": "string", "description": "words"},
+        "unit": {"enum": ["C", "F"]},
+        "count": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "boolean"}},
+    },
+    "required": ["query", "unit"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_accepted"),
+    [
+        ({"query": 'a <b> "c"\nd', "unit": "C"}, True),
+        ({"query": "x", "unit": "F", "count": 12, "tags": [True, False]}, True),
+        ({"query": "a", "unit": "K"}, False),
+        ({"query": "a"}, False),
+        ({"query": "a", "unit": "C", "count": "many"}, False),
+        ({"query": "a", "unit": "C", "tags": ["x"]}, False),
+        ({"query": "a", "unit": "C", "other": 1}, False),
+    ],
+)
+def test_arguments_that_are_written_one_by_one(arguments: dict[str, Any], is_accepted: bool) -> None:
+    tools = [tool("search", parameters=SEARCH)]
+    text = CODER.written([("search", json.dumps(arguments))])
+    assert accepts(asked(form=CODER, tools=tools, tool_choice="required"), text) is is_accepted
+    assert accepts(asked(form=CODER, tools=tools, parallel_tool_calls=False), "I look. " + text)
+    if is_accepted:
+        parts = ChoiceParts(0, ResponseParser(shipped_template("qwen3-coder"), tools=tools))
+        parts.push(text, 1)
+        parts.finish()
+        assert [json.loads(each.arguments) for each in parts.calls] == [arguments]
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"minProperties": 1}, "/minProperties"),
+        ({"required": ["other"]}, "/required"),
+        ({"properties": {"query": {"type": "string", "maxLength": 3}}, "required": []}, "/properties/query"),
+        ({"properties": {"query": {}}, "required": []}, "/properties/query"),
+        ({"properties": {"n": {"type": "array", "uniqueItems": True}}, "required": []}, "/properties/n"),
+        ({"properties": {"a>b": {"type": "string"}}, "required": []}, "/properties/a>b"),
+        ({"properties": {"a": {"enum": ["x\n</parameter>\n"]}}, "required": []}, "/properties/a/enum"),
+    ],
+)
+def test_schemas_that_this_form_cannot_hold_are_refused(changes: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        asked(form=CODER, tools=[tool("search", parameters={**SEARCH, **changes}, strict=True)])
+    assert (raised.value.code, raised.value.param) == ("invalid_schema", "tools[0].function.parameters")
+    assert raised.value.message.startswith(f"tools[0].function.parameters{pointer}: ")

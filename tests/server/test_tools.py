@@ -93,11 +93,9 @@ async def test_whole_and_streamed_answers_say_the_same(choice: Any, answer: str,
 
 
 PAIRS = (("weather", "Zürich"), ("time", "Bern"))
-XML = "<tool_call>\n<function={}>\n<parameter=city>\n{}\n</parameter>\n</function>\n</tool_call>\n"
 HARMONY = '<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{{"city": "{}"}}<|call|>'
 WRITTEN = {
     **{name: form.written([(name, f'{{"city": "{city}"}}') for name, city in PAIRS]) for name, form in FORMATS.items()},
-    "qwen3-coder": "".join(XML.format(*pair) for pair in PAIRS),
     "harmony": "<|start|>assistant".join(HARMONY.format(*pair) for pair in PAIRS),
     "olmo-3": '<function_calls>\nweather(city="Zürich")\ntime(city="Bern")\n</function_calls>',
 }

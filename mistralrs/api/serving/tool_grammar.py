@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from mistralrs.api.serving import parameter_grammar
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.text.response.call_format import ARGUMENTS, NAME
@@ -132,7 +133,13 @@ class _ToolGrammar:
             yield f"call_{place}: {self._written(before)} {end}"
             if has_rest:
                 yield f"rest_{place}: {self._written(before[len(form.trigger) :])} {end}"
-            yield f"arguments_{place}: %json {self._schema(tool)}"
+            if form.parameter:
+                held = tool.strict or self._use.must_call
+                yield from parameter_grammar.argument_rules(tool, place, form.parameter, held=held)
+            else:
+                yield f"arguments_{place}: %json {self._schema(tool)}"
+        if form.parameter:
+            yield from parameter_grammar.shared_rules(form.parameter)
 
     def _schema(self, tool: Tool) -> str:
         from mistralrs.grammar.json_grammar import inline_schema

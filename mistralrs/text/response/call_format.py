@@ -12,6 +12,7 @@ from mistralrs.text.response.response_template import ResponseTemplate
 from mistralrs.text.response.shipped_templates import SHIPPED
 
 NAME, ARGUMENTS = "$name", "$arguments"
+KEY, VALUE = "$key", "$value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class CallFormat:
     """
 
     call: str
-    """One call, with ``$name`` and behind it ``$arguments``, which are JSON."""
+    """One call, with ``$name`` and behind it ``$arguments``, which are JSON unless ``parameter`` is given."""
     prefix: str = ""
     separator: str = ""
     suffix: str = ""
@@ -31,13 +32,23 @@ class CallFormat:
     think_open: str = ""
     """Begins the thinking in front of calls; empty: there is none."""
     think_close: str = ""
+    parameter: str = ""
+    """One argument, with ``$key`` and behind it ``$value``, which is a text as it is, or JSON."""
     repeats: bool = True
     """Whether an answer may have several calls; otherwise the chat template would refuse them in a later turn."""
 
     def written(self, calls: list[tuple[str, str]]) -> str:
         """The text of calls, each a name and its arguments as JSON."""
-        texts = [self.call.replace(NAME, name).replace(ARGUMENTS, arguments) for name, arguments in calls]
+        texts = [self.call.replace(NAME, name).replace(ARGUMENTS, self._spelt(text)) for name, text in calls]
         return self.prefix + self.separator.join(texts) + self.suffix
+
+    def _spelt(self, arguments: str) -> str:
+        if not self.parameter:
+            return arguments
+        values = {
+            key: value if isinstance(value, str) else json.dumps(value) for key, value in json.loads(arguments).items()
+        }
+        return "".join(self.parameter.replace(KEY, key).replace(VALUE, value) for key, value in values.items())
 
 
 _ONE = '{"name": "$name", "arguments": $arguments}'
@@ -61,9 +72,24 @@ FORMATS: Mapping[str, CallFormat] = {
         call=_ONE, prefix="<|tool_call|>[", separator=", ", suffix="]<|/tool_call|>", trigger="<|tool_call|>"
     ),
     "llama-3": CallFormat(call='{"name": "$name", "parameters": $arguments}', separator="; ", repeats=False),
+    "qwen3-coder": CallFormat(
+        call="<tool_call>\n<function=$name>\n$arguments</function>\n</tool_call>",
+        separator="\n",
+        trigger="<tool_call>",
+        think_open="<think>",
+        think_close="</think>",
+        parameter="<parameter=$key>\n$value\n</parameter>\n",
+    ),
 }
-"""By the name of the shipped response template. Models whose arguments are no JSON have none."""
+"""By the name of the shipped response template."""
 _PROBE = [("first", '{"a": "x"}'), ("second", '{"b": [1, {}]}')]
+_PROBE_TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": name, "parameters": {"type": "object", "properties": {key: {"type": kind}}}},
+    }
+    for name, key, kind in (("first", "a", "string"), ("second", "b", "array"))
+]
 
 
 def call_format_of(chat_template_source: str, template: ResponseTemplate | None) -> CallFormat | None:
@@ -81,7 +107,7 @@ def call_format_of(chat_template_source: str, template: ResponseTemplate | None)
 
 def is_read(form: CallFormat, template: ResponseTemplate) -> bool:
     """Whether a response template reads calls in this form as they were meant."""
-    parser = ResponseParser(template)
+    parser = ResponseParser(template, tools=_PROBE_TOOLS)
     names: list[str] = []
     arguments: dict[int, str] = {}
     for piece in [*parser.push(form.written(_PROBE)), *parser.finish()]:
