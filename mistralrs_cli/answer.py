@@ -12,7 +12,6 @@ from mistralrs.api.read_stream import Thought
 from mistralrs.engine.events import Delta, Failed, Finished, Scalings
 from mistralrs.errors import EngineError
 from mistralrs_cli.model import AnswerStream
-from mistralrs_cli.thoughts import Thoughts
 
 
 class TextSink(Protocol):
@@ -22,10 +21,36 @@ class TextSink(Protocol):
         """Takes a piece."""
 
 
+class ThoughtSink(TextSink, Protocol):
+    """Takes the thinking of an answer."""
+
+    def end(self) -> None:
+        """Marks the place where the answer goes on, which may happen more than once."""
+
+
+class TextPieces:
+    """Keeps a text."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """Returns the text until now."""
+        return "".join(self._pieces)
+
+    def write(self, text: str) -> None:
+        """Keeps a piece."""
+        self._pieces.append(text)
+
+    def end(self) -> None:
+        """Adds nothing."""
+
+
 def relay(
     stream: AnswerStream,
     sink: TextSink,
-    thoughts: Thoughts | None = None,
+    thoughts: ThoughtSink | None = None,
     *,
     on_scalings: Callable[[Scalings], None] | None = None,
 ) -> Finished:

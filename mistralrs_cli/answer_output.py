@@ -8,6 +8,7 @@ from typing import Protocol, TextIO
 
 from mistralrs.engine.events import Finished
 from mistralrs.errors import MistralrsError
+from mistralrs_cli.answer import TextPieces
 from mistralrs_cli.answer_record import Record, answer_fields, error_fields, write_record
 from mistralrs_cli.code_block import FirstCodeBlock
 from mistralrs_cli.output import SEPARATOR, AnswerWriter
@@ -113,17 +114,19 @@ class JsonOutput:
         self._write_record = write_record
         self._model = model
         self._fields = fields or {}
-        self._pieces: list[str] = []
+        self.thoughts = TextPieces()
+        """The answer's thinking, which is ``reasoning`` in the object."""
+        self._text = TextPieces()
         self._written = False
 
     def write(self, text: str) -> None:
         """Keeps a piece."""
-        self._pieces.append(text)
+        self._text.write(text)
 
     def end(self, finished: Finished) -> None:
         """Writes the object. Raises ``MistralrsError`` for an answer without the code that was asked for."""
-        text = "".join(self._pieces)
-        record = self._fields | answer_fields(text, finished, self._model)
+        text = self._text.text
+        record = self._fields | answer_fields(text, finished, self._model, reasoning=self.thoughts.text)
         error = None
         if self._form.extract_code:
             record["code"] = code_of(text)
@@ -135,7 +138,7 @@ class JsonOutput:
     def fail(self, error: MistralrsError) -> None:
         """Writes an object with the error, and with the text until then, unless there is an object already."""
         if not self._written:
-            text: Record = {"text": "".join(self._pieces)} if self._pieces else {}
+            text: Record = {"text": self._text.text} if self._text.text else {}
             self._put(self._fields | text | error_fields(error))
 
     def _put(self, record: Record) -> None:

@@ -12,10 +12,12 @@ from mistralrs_cli.output import is_terminal
 Record = dict[str, object]
 
 
-def answer_fields(text: str, finished: Finished, model: str) -> Record:
-    """Returns an answer: its text, its end, what it took, and what it needs to be made again."""
+def answer_fields(text: str, finished: Finished, model: str, *, reasoning: str = "") -> Record:
+    """Returns an answer: its text, its thinking if there was some, its end, what it took, and what it needs to be made
+    again."""
     return {
         "text": text,
+        **({"reasoning": reasoning} if reasoning else {}),
         "finish_reason": finished.reason,
         "usage": usage_fields(finished.usage),
         "timings": _timing_fields(finished.usage),

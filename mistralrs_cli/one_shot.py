@@ -8,8 +8,8 @@ from typing import TextIO
 
 from mistralrs.engine.events import Finished, Usage
 from mistralrs.errors import MistralrsError, RequestError
-from mistralrs_cli.answer import Interruption, relay
-from mistralrs_cli.answer_output import open_output
+from mistralrs_cli.answer import Interruption, ThoughtSink, relay
+from mistralrs_cli.answer_output import AnswerOutput, JsonOutput, open_output
 from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.invocation import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
@@ -75,13 +75,19 @@ def _write_answers(
     for number, answer in enumerate(answers):
         output = open_output(job.form, streams.stdout, model=name, number=number, cancel=answer.cancel)
         try:
-            finished.append(relay(answer, output, Thoughts(streams.stderr, shown=job.think == "on")))
+            finished.append(relay(answer, output, _thoughts(output, job, streams)))
             output.end(finished[-1])
         except MistralrsError as error:
             first_error = first_error or error
             output.fail(error)
             print_error(streams.stderr, error)
     return finished, first_error
+
+
+def _thoughts(output: AnswerOutput, job: PromptJob, streams: Streams) -> ThoughtSink:
+    if isinstance(output, JsonOutput):
+        return output.thoughts
+    return Thoughts(streams.stderr, shown=job.think == "on")
 
 
 def _write_stats(finished: Sequence[Finished], job: PromptJob, stderr: TextIO) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from mistralrs.engine.events import Finished
 from mistralrs.errors import MistralrsError, RequestError
 from mistralrs.files import parse_json
-from mistralrs_cli.answer import Interruption, relay
+from mistralrs_cli.answer import Interruption, TextPieces, relay
 from mistralrs_cli.answer_record import Record, answer_fields, error_fields, write_record
 from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.model import Model
@@ -19,14 +18,6 @@ from mistralrs_cli.thoughts import thinking_of
 
 Message = Mapping[str, object]
 _HINT = '{"role": "user", "content": "..."}, or {"messages": [...]} for a whole conversation'
-
-
-@dataclass(slots=True)
-class _TextPieces:
-    pieces: list[str] = field(default_factory=list)
-
-    def write(self, text: str) -> None:
-        self.pieces.append(text)
 
 
 def run_chat_jsonl(model: Model, job: ChatJsonlJob, streams: Streams) -> int:
@@ -43,14 +34,14 @@ def run_chat_jsonl(model: Model, job: ChatJsonlJob, streams: Streams) -> int:
         try:
             extended, is_asked = _after(conversation, line)
             if is_asked:
-                text, finished = _answer(model, job, extended)
+                text, reasoning, finished = _answer(model, job, extended)
         except MistralrsError as error:  # the conversation stays as it was
             write_record(streams.stdout, record | error_fields(error))
             continue
         conversation = extended
         if not is_asked:
             continue
-        answer = answer_fields(text, finished, model.info.name)
+        answer = answer_fields(text, finished, model.info.name, reasoning=reasoning)
         del answer["text"]
         write_record(streams.stdout, record | {"role": "assistant", "content": text} | answer)
         if finished.reason == "cancelled":
@@ -59,16 +50,17 @@ def run_chat_jsonl(model: Model, job: ChatJsonlJob, streams: Streams) -> int:
     return 0
 
 
-def _answer(model: Model, job: ChatJsonlJob, conversation: Sequence[Message]) -> tuple[str, Finished]:
-    sink = _TextPieces()
+def _answer(model: Model, job: ChatJsonlJob, conversation: Sequence[Message]) -> tuple[str, str, Finished]:
+    """Returns the text of an answer, its thinking and its end."""
+    sink, thoughts = TextPieces(), TextPieces()
     with Interruption() as interruption:
         answer = interruption.watch(
             model.chat(
                 conversation, job.sampling, truncate=job.truncate, grammar=job.grammar, thinking=thinking_of(job.think)
             )
         )
-        finished = relay(answer, sink)
-    return "".join(sink.pieces), finished
+        finished = relay(answer, sink, thoughts)
+    return sink.text, thoughts.text, finished
 
 
 def _after(conversation: list[Message], line: str) -> tuple[list[Message], bool]:

@@ -141,7 +141,7 @@ class _Batch:
         try:
             if isinstance(answer, MistralrsError):
                 raise answer
-            finished = relay(answer, output)
+            finished = relay(answer, output, output.thoughts if isinstance(output, JsonOutput) else None)
             if interruption.happened and finished.reason == "cancelled":
                 if self._is_text:
                     output.end(finished)  # a line feed after what is shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,21 @@ def test_a_prompt_shows_it_if_asked(tmp_path: Path, arguments: list[str], is_sho
         terminal.wait_for("answer ")
         assert terminal.exit_code() == 0
         assert any("I think hard." in line for line in terminal.lines()) is is_shown
+
+
+def test_objects_have_it_beside_the_answer(program: Program) -> None:
+    def records(*words: str, stdin: bytes | None = None) -> list[dict[str, object]]:
+        code, out, err = program(*words, stdin=stdin)
+        assert (code, err) == (0, "")
+        return [json.loads(line) for line in out.splitlines()]
+
+    thought = "I \x1b[31mthink hard.\n"
+    for words, stdin in (
+        (["--prompt", "think", "--json"], None),
+        (["--prompt-file", "-", "--jsonl"], b"think\n"),
+        (["--chat-jsonl"], b'{"role": "user", "content": "think"}\n'),
+    ):
+        (record,) = records(*words, stdin=stdin)
+        assert (record.get("text", record.get("content")), record["reasoning"]) == ("answer None", thought)
+        (record,) = records(*words, "--think", "off", stdin=stdin)
+        assert "reasoning" not in record

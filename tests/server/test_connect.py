@@ -344,6 +344,15 @@ def test_nothing_heavy_is_imported(tmp_path: Path, other: OpenAIDouble) -> None:
     assert (done.stdout, done.stderr) == ("Hello\n", "0 []\n")
 
 
+def test_thinking_of_a_server(program: Program, other: OpenAIDouble) -> None:
+    for name in ("reasoning", "reasoning_content"):
+        thought = {"choices": [{"index": 0, "delta": {name: "Hm."}, "finish_reason": None}]}
+        other.answer = lambda handler, thought=thought: handler.stream(thought, *HELLO)  # type: ignore[misc]
+        answer = json.loads(program("--connect", other.url, "--prompt", "x", "--json")[1])
+        assert (answer["text"], answer["reasoning"]) == ("Hello", "Hm.")
+    assert program("--connect", other.url, "--prompt", "x") == (0, "Hello\n", "")
+
+
 def test_usage_that_a_server_leaves_out(program: Program, other: OpenAIDouble) -> None:
     other.answer = lambda handler: handler.stream(*(each for each in HELLO if each is not USAGE))
     code, out, _ = program("--connect", other.url, "--prompt", "x", "--json")
