@@ -126,9 +126,10 @@ def _load(
 ) -> Model:
     from mistralrs_cli.invocation import RemoteInvocation, ScalingsJob
     from mistralrs_cli.output import ProgressLine, clean_line
-    from mistralrs_cli.server_client.remote_model import connect
 
     if isinstance(task, RemoteInvocation):
+        from mistralrs_cli.server_client.remote_model import connect
+
         with leaving_at_once(*before_leaving):
             return connect(task.server)
 

@@ -9,6 +9,7 @@ import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.options.answer_options import CHAT_MAX_TOKENS, PROMPT_MAX_TOKENS
@@ -30,7 +31,6 @@ from mistralrs_cli.grammar_option import grammar_of
 from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
 from mistralrs_cli.serve import serve_job
 from mistralrs_cli.server_choice import server_choice
-from mistralrs_cli.server_client.remote_model import ServerChoice
 from mistralrs_cli.shell_jobs import BatchJob, ChatJsonlJob, batch_job
 from mistralrs_cli.source_options import CommandLineErrorFormatter, choice_of, find_source
 from mistralrs_cli.stdin_text import without_mark
@@ -44,6 +44,9 @@ from mistralrs_cli.utility_options import (
     QuantizeOptions,
     ScalingsOptions,
 )
+
+if TYPE_CHECKING:
+    from mistralrs_cli.server_client.remote_model import ServerChoice
 
 
 @dataclass(frozen=True, slots=True)

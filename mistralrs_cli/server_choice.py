@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from mistralrs.api.options.declarations import DECLARED
 from mistralrs.api.options.option import ANSWER, Mode
@@ -10,9 +11,9 @@ from mistralrs.api.options.resolve import Origin, ResolvedOptions
 from mistralrs.api.options.shell_options import ShellOptions
 from mistralrs.errors import UsageError
 from mistralrs_cli.command_line import ParsedArgs
-from mistralrs_cli.server_client.remote_model import ServerChoice
-from mistralrs_cli.server_client.server_address import ServerAddress
-from mistralrs_cli.server_client.server_connection import Server
+
+if TYPE_CHECKING:
+    from mistralrs_cli.server_client.remote_model import ServerChoice
 
 _OF_SERVERS = ("model_name", "api_key")
 """Options that need a server: one to start, or one to connect to."""
@@ -28,6 +29,11 @@ def server_choice(options: ResolvedOptions, args: ParsedArgs, mode: Mode) -> Ser
                 flag = DECLARED[name].flags[0]
                 raise UsageError(f"{flag} needs --port or --connect", hint=f"add one of them, or leave {flag} out")
         return None
+    # here: most commands have no server, and need not import what speaks to one
+    from mistralrs_cli.server_client.remote_model import ServerChoice
+    from mistralrs_cli.server_client.server_address import ServerAddress
+    from mistralrs_cli.server_client.server_connection import Server
+
     written = options.written("connect")
     _refuse_loading(options, args, mode, written)
     given = frozenset(name for name in options.origins if DECLARED[name].modes == ANSWER)

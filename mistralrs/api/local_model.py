@@ -23,7 +23,6 @@ from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import LoadError
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.progress import Progress
-from mistralrs.text.response.call_format import call_format_of
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from mistralrs.loading.pipeline import Model
     from mistralrs.loading.text_source import TextSource
     from mistralrs.text.chat_template import ChatTemplate
+    from mistralrs.text.response.call_format import CallFormat
     from mistralrs.text.tokenizer import Tokenizer
 
 
@@ -64,7 +64,7 @@ class LocalModel(ProcessBound):
             vocab_size=engine.vocab_size,
             hidden_size=model.spec.hidden_size,
             responses=model.responses,
-            call_format=None if model.template is None else call_format_of(model.template.source, model.responses),
+            call_format=_call_format(model),
         )
 
     @property
@@ -208,6 +208,15 @@ class LocalModel(ProcessBound):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _call_format(model: Model) -> CallFormat | None:
+    """Returns how the model writes tool calls, if that is known."""
+    if model.template is None or model.responses is None:
+        return None
+    from mistralrs.text.response.call_format import call_format_of
+
+    return call_format_of(model.template.source, model.responses)
 
 
 def _prepare_process() -> None:
