@@ -94,6 +94,11 @@ def _add_llama_cpps(router: APIRouter, service: Service, reader: Reader) -> None
 
 
 def _check_allowed(service: Service) -> None:
+    if service.engine.model.adapters.scaling_axes is not None:
+        raise RequestError(
+            "the model is an X-LoRA, which mixes its own adapters: they cannot be changed",
+            code="adapter_changes_forbidden",
+        )
     if not service.settings.allow_adapter_changes:
         raise RequestError(
             "this server does not let clients change its adapters",

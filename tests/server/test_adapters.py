@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mistralrs.api.loaded_adapters.adapter_changes import ActivateAdapters, LoadAdapter, UnloadAdapter
-from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter, KnownAdapters
+from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter, KnownAdapters, ScalingAxes
 from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import AdaptersChosen, Delta, Embedding, Event, Failed, Finished
@@ -227,6 +227,15 @@ async def test_changes_need_the_operators_word(engine: FakeEngine, path: str, bo
     response = await Served(engine).post(path, body)
     assert (response.status_code, fault(response)["code"]) == (403, "adapter_changes_forbidden")
     assert "--allow-adapter-changes" in fault(response)["message"]
+    assert engine.changes == []
+
+
+async def test_an_xlora_keeps_its_adapters(model: ServedModel) -> None:
+    engine = with_adapters(model, KnownAdapters(mixture="two", scaling_axes=ScalingAxes(("a", "b"), ("layer",))))
+    for settings in (ServerSettings(), ServerSettings(allow_adapter_changes=True)):
+        response = await Served(engine, settings).post(LOAD, {"lora_name": "new", "lora_path": "new"})
+        assert fault(response)["code"] == "adapter_changes_forbidden"
+        assert "X-LoRA" in fault(response)["message"]
     assert engine.changes == []
 
 
