@@ -89,9 +89,12 @@ def check_request(request: Request, vocab_size: int, *, max_adapters: int) -> No
     check(request.sampling, vocab_size)
     _check_adapters(request.adapters, max_adapters)
     if request.pooling is not None:
-        for name in ("grammar", "hooks"):
+        for name in ("grammar", "hooks", "thinking"):
             if getattr(request, name) is not None:
                 raise RequestError(f"a request for an embedding has no answer, hence no {name}", param=name)
+    if request.thinking is not None:
+        _require("thinking", request.thinking.tokens, request.thinking.tokens >= 0, "at least 0 tokens")
+        _require_known("thinking", request.thinking.closing, vocab_size)
     if request.prompt_logprobs is not None:
         highest = min(vocab_size, MAX_PROMPT_LOGPROBS)
         in_range = 0 <= request.prompt_logprobs <= highest

@@ -116,6 +116,22 @@ class RequestAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingBudget:
+    """The tokens that an answer may think."""
+
+    tokens: int
+    """Tokens of all its thoughts together, without their markers; the rest of a character may follow."""
+    open: str
+    """The text that begins a thought. Names of control tokens are text here."""
+    close: str
+    """The text that ends one."""
+    closing: tuple[int, ...]
+    """Tokens, those of ``close`` among them, that follow a thought that has used up its tokens."""
+    is_open: bool = False
+    """Whether the prompt has begun a thought."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One prompt to be continued."""
 
@@ -143,5 +159,7 @@ class Request:
     """The answer matches it; None: any text."""
     spelled_tokens: frozenset[int] = frozenset()
     """Control tokens whose names are part of the answer's text, because the caller reads them as markers."""
+    thinking: ThinkingBudget | None = None
+    """None: it thinks as long as it likes."""
     hooks: Hooks | None = None
     """Functions that take part in sampling; only for an engine in the caller's process."""

@@ -24,6 +24,8 @@ from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector, Sca
 from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.engine.sampling.sampling_input import NO_TOKEN, SampledToken, SamplingInput, TokenSampler
 from mistralrs.engine.sequence import Sequence
+from mistralrs.engine.step_masks import mask_of
+from mistralrs.engine.thinking_limit import ThinkingLimit
 from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 from mistralrs.text.stream import TextStream
@@ -42,7 +44,7 @@ class StepOutput:
     reason: FinishReason | None
     """Why the stream ends here; None: it goes on."""
     num_forced: int
-    """Tokens that were not sampled, because the grammar forced them."""
+    """Tokens that were not sampled, because the grammar or the end of a thought forced them."""
 
 
 class RequestState:
@@ -73,6 +75,7 @@ class RequestState:
         self._last_token = submitted
         self._end_ids = tuple(sequence.end_ids)
         self._hooks = request.hooks
+        self._thinking = None if request.thinking is None else ThinkingLimit(request.thinking, self._spell)
         self._has_logprobs = request.sampling.logprobs is not None  # those of forced tokens need a step of their own
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
@@ -118,9 +121,11 @@ class RequestState:
         """
         known = self.sequence.tokens
         texts = [known, *([*known, *draft[: place + 1]] for place in range(len(draft)))]
-        if not masks:
-            return [self._sampling_input(tokens, None) for tokens in texts]
-        return [self._sampling_input(tokens, mask) for tokens, mask in zip(texts, masks, strict=True)]
+        every: list[memoryview | None] = [*masks] or [None] * len(texts)
+        forced = self._next_forced
+        if forced is not None:  # log-probabilities need a row for it
+            every[0] = mask_of(forced, self._tokenizer.vocab_size)
+        return [self._sampling_input(tokens, mask) for tokens, mask in zip(texts, every, strict=True)]
 
     def _sampling_input(self, tokens: list[int], mask: memoryview | None) -> SamplingInput:
         banned = self._end_ids if self._is_too_early(len(tokens)) else ()
@@ -159,11 +164,10 @@ class RequestState:
 
         The next step samples again where logits were unusable, after known tokens, and reports the error then.
         """
-        constraint = self.sequence.constraint
         num_rows = len(rows)  # rows that follow the tokens so far, or may
         place = 0
         while True:
-            forced = None if constraint is None else constraint.next_forced
+            forced = self._next_forced
             row = rows[place] if place < num_rows else None
             jumps = forced is not None and not self._has_logprobs
             if forced is not None and jumps:
@@ -174,6 +178,13 @@ class RequestState:
             if place >= len(draft) or row.token != draft[place]:
                 num_rows = 0
             place += 1
+
+    @property
+    def _next_forced(self) -> int | None:
+        """The token that comes next whatever the logits are, because of the grammar or the thought's end."""
+        constraint = self.sequence.constraint
+        forced = None if constraint is None else constraint.next_forced
+        return self._thinking.next_forced if forced is None and self._thinking is not None else forced
 
     def _on_token(self, draw: SampledToken, tokens: list[int], now: float) -> tuple[Delta, FinishReason | None]:
         """The addition of a token, the last of the step's ``tokens``, and why the stream ends with it, if it does."""
@@ -186,6 +197,8 @@ class RequestState:
             self._require_end(num_tokens - 1)
             return self._delta(self._text.finish(draw.token), now), reason
         text = self._text.push(draw.token)
+        if self._thinking is not None:
+            self._thinking.accept(draw.token)
         if self._text.stopped:
             reason = "stop"
         elif self.sequence.constraint is not None and self.sequence.constraint.accept(draw.token):

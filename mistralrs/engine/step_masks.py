@@ -124,6 +124,13 @@ class StepMasks:
         return rows
 
 
+def mask_of(token: int, vocab_size: int) -> memoryview:
+    """A mask that allows one token alone."""
+    mask = memoryview(bytearray(4 * -(-vocab_size // WORD_BITS))).cast("I")
+    mask[token // WORD_BITS] = 1 << token % WORD_BITS
+    return mask
+
+
 def _is_sound(job: _Job) -> bool:
     """Whether the masks after the draft tokens are right."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.prepare import prepare_chat
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GrammarText
+from mistralrs.text.response.shipped_templates import shipped_template
 from tests.api.served import CHATML, POLICY, served
 from tests.api.translated import Said, answers, spelled
 
@@ -32,11 +34,12 @@ WHOLE = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
 
 
 def prepare(
-    messages: Any = (USER,), *, template: str = CHATML, policy: Policy = POLICY, **fields: Any
+    messages: Any = (USER,), *, template: str = CHATML, policy: Policy = POLICY, thinks: bool = False, **fields: Any
 ) -> PreparedMessage:
     given = {"messages": list(messages), "max_tokens": 8, "seed": 5, **fields}
     body = parse(MessagesBody, json.dumps(given).encode())
-    return prepare_message(body, served(template, max_len=3000), policy)
+    responses = shipped_template("think") if thinks else None
+    return prepare_message(body, replace(served(template, max_len=3000), responses=responses), policy)
 
 
 def prompt(messages: Any = (USER,), *, template: str = CHATML, **fields: Any) -> str:
@@ -154,6 +157,7 @@ def test_thinking_and_formats_have_the_chats_shape(monkeypatch: pytest.MonkeyPat
     form = {"type": "json_schema", "schema": {"type": "object"}}
     chat = translated(
         monkeypatch,
+        thinks=True,
         thinking={"type": "enabled", "budget_tokens": 2000},
         output_config={"effort": "high", "format": form},
         chat_template_kwargs={"a": 1},
@@ -165,6 +169,19 @@ def test_thinking_and_formats_have_the_chats_shape(monkeypatch: pytest.MonkeyPat
     off = translated(monkeypatch, thinking={"type": "disabled"})
     assert off["chat_template_kwargs"] == {"enable_thinking": False}
     assert "chat_template_kwargs" not in translated(monkeypatch, thinking={"type": "adaptive"})
+
+
+def test_a_budget_of_thinking_holds_where_the_model_thinks() -> None:
+    """Clients send one to every model: another one names it as ignored."""
+    given = {"type": "enabled", "budget_tokens": 2000}
+    thinking = prepare(thinks=True, thinking=given).prepared
+    assert thinking.requests[0].thinking is not None
+    assert thinking.requests[0].thinking.tokens == 2000
+    assert "thinking.budget_tokens" not in thinking.ignored
+    plain = prepare(thinking=given).prepared
+    assert plain.requests[0].thinking is None
+    assert "thinking.budget_tokens" in plain.ignored
+    assert refused(policy=replace(POLICY, strict=True), thinking=given).code == "unsupported_parameter"
 
 
 def test_a_format_is_a_grammar_that_is_checked_apart() -> None:

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from mistralrs.api.schemas.body import Body
-from mistralrs.api.schemas.field_types import Flag, Text, _error_words
+from mistralrs.api.schemas.field_types import Flag, Int, Text, _error_words
+from mistralrs.api.schemas.sentinels import MAX_INT
 
 MAX_TOOLS = 128
 MAX_TOOL_NAME = 128
@@ -101,6 +102,8 @@ class ToolFields(ShownTools):
     """null: auto."""
     parallel_tool_calls: Flag | None = None
     """false: at most one call in an answer."""
+    thinking_token_budget: Annotated[Int, Field(ge=0, le=MAX_INT)] | None = None
+    """Tokens that an answer may think, at most: the thought is then closed, and the answer goes on."""
     functions: Annotated[list[FunctionBody], Field(max_length=MAX_TOOLS)] | None = None
     """The older form of ``tools``, of which an answer calls at most one."""
     function_call: FunctionCall | None = None

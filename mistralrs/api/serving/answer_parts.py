@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mistralrs.api.serving.thinking_budget import thinking_marks
 from mistralrs.errors import RequestError
 from mistralrs.text.response.response_parser import ResponseParser
 from mistralrs.text.response.without_calls import without_tool_calls
@@ -28,6 +30,13 @@ class AnswerParts:
     """The end of the prompt's text, which may have begun the thinking."""
     tools: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def begins_with_thought(self) -> bool:
+        """Returns whether the prompt has begun a thought."""
+        parser = self.parser()
+        parser.push("x")  # space at the prompt's end may go on, and its mark is read when it does not
+        return parser.is_thinking
+
     def parser(self) -> ResponseParser:
         """Returns a parser at the beginning of one answer."""
         return ResponseParser(self.template, prompt_end=self.prompt_end, tools=self.tools)
@@ -43,8 +52,12 @@ def with_parts(
     """
     template = model.responses
     if use is None:
-        # the whole answer matches a grammar of the request: nothing of it is thinking
-        template = None if template is None or request.grammar is not None else without_tool_calls(template)
+        template = None if template is None else without_tool_calls(template)
+        if request.grammar is not None:
+            marks = thinking_marks(template)
+            if marks is None or request.grammar.kind not in ("json_schema", "json_object"):
+                return request, None  # the whole answer matches the grammar: nothing of it is thinking
+            request = replace(request, grammar=_after_thinking(request.grammar, marks, model, prompt_end))
     elif template is None or not template.has_tool_calls:
         raise RequestError(
             f"{use.shown_field} cannot be used: the form in which this model writes its calls is not known",
@@ -80,6 +93,17 @@ def _grammar(use: ToolUse, model: ServedModel, prompt_end: str, *, otherwise: Gr
             param=use.shown_field,
         ) from None
     return grammar
+
+
+def _after_thinking(grammar: GrammarText, marks: tuple[str, str], model: ServedModel, prompt_end: str) -> GrammarText:
+    """Returns the grammar that holds for what follows the thinking. It is checked: another error than the schema's own
+    is one of both together."""
+    from mistralrs.api.serving.thought_grammar import grammar_after_thinking  # few need its library
+
+    schema = grammar.text if grammar.kind == "json_schema" else json.dumps({"type": "object"})
+    combined = grammar_after_thinking(schema, marks, model.tokenizer, prompt_end=prompt_end)
+    model.check_grammar(combined)
+    return combined
 
 
 def control_tokens(markers: frozenset[str], tokenizer: Tokenizer) -> frozenset[int]:

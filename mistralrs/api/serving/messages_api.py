@@ -20,6 +20,7 @@ from mistralrs.api.schemas.messages_bodies import (
 )
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody
 from mistralrs.api.serving.prepare import Prepared
+from mistralrs.api.serving.thinking_budget import thinking_marks
 from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields, translated
 from mistralrs.errors import RequestError
 
@@ -83,14 +84,24 @@ def message_with_grammar(body: MessagesPrompt) -> ChatCompletionBody | None:
 def prepare_message(body: MessagesBody, model: ServedModel, policy: Policy) -> PreparedMessage:
     """Returns the requests of a message. Raises RequestError and ContextLengthError."""
     ignored = (*parameter_table.unserved("messages", body), *_unread(body))
-    return PreparedMessage(prepare_translated(message_chat(body), ignored, model, policy, names=NAMES), body)
+    return PreparedMessage(_prepared(body, ignored, model, policy), body)
 
 
 def count_tokens(body: CountTokensBody, model: ServedModel, policy: Policy) -> CountedTokens:
     """Returns the tokens of a prompt. Raises RequestError, and ContextLengthError for one that does not fit."""
     ignored = (*parameter_table.unserved("count_tokens", body), *_unread(body))
-    prepared = prepare_translated(message_chat(body), ignored, model, policy, names=NAMES)
+    prepared = _prepared(body, ignored, model, policy)
     return CountedTokens(prepared, len(prepared.requests[0].prompt) + prepared.truncated_tokens)
+
+
+def _prepared(body: MessagesPrompt, ignored: tuple[str, ...], model: ServedModel, policy: Policy) -> Prepared:
+    """Returns the requests of a body. Clients send a budget of thinking to every model: one that cannot think ignores
+    it by name."""
+    chat = message_chat(body)
+    if chat.thinking_token_budget is not None and thinking_marks(model.responses) is None:
+        chat = chat.model_copy(update={"thinking_token_budget": None})
+        ignored = (*ignored, "thinking.budget_tokens")
+    return prepare_translated(chat, ignored, model, policy, names=NAMES)
 
 
 def _unread(body: MessagesPrompt) -> Iterator[str]:

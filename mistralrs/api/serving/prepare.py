@@ -34,6 +34,7 @@ from mistralrs.api.serving.grammar_choice import grammar_choice, unused_grammar_
 from mistralrs.api.serving.logprobs import Echo
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
+from mistralrs.api.serving.thinking_budget import thinking_budget
 from mistralrs.api.serving.tool_choice import tool_use, unknown_tool_fields
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
@@ -118,6 +119,7 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
         asked, sampling, model, policy, reuse=_may_reuse(body), grammar=grammar.text
     )
     request, parts = with_parts(request, use, model, prompt_end=end)
+    request = replace(request, thinking=thinking_budget(body.thinking_token_budget, model, parts))
     choices = body.n or 1
     return Prepared(
         kind="chat",

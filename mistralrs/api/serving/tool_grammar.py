@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mistralrs.api.serving import parameter_grammar
+from mistralrs.api.serving.thought_grammar import TERMINALS, MarkedGrammar
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.text.response.call_format import ARGUMENTS, NAME
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from mistralrs.text.tokenizer import Tokenizer
 
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-_TERMINALS = r"""TEXT: /(?s:.+)/
-SPACE: /[ \n]+/"""
 
 
 def tool_grammar(
@@ -73,38 +72,27 @@ def _unheld(field: str) -> RequestError:
     )
 
 
-class _ToolGrammar:
+class _ToolGrammar(MarkedGrammar):
     def __init__(self, use: ToolUse, form: CallFormat, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
         self._use = use
         self._form = form
         self._parallel = use.parallel and form.repeats
-        self._tokenizer = tokenizer
 
     def text(self, prompt_end: str, content: str | None) -> str:
         """Returns the grammar in llguidance's dialect of Lark."""
-        lead, lead_rules = self._lead(prompt_end)
+        lead, lead_rules = self.lead(self._form.think_open, self._form.think_close, prompt_end)
         main, main_rules = self._calls() if self._use.must_call or content is not None else self._free()
         if content is not None:
             main, main_rules = f"{main} | content", [f"content: %json {content}"]
-        rules = [f"start: {lead} ({main})", *lead_rules, *main_rules, *self._call_rules(), _TERMINALS]
+        rules = [f"start: {lead} ({main})", *lead_rules, *main_rules, *self._call_rules(), TERMINALS]
         return "\n".join(rules)
-
-    def _lead(self, prompt_end: str) -> tuple[str, list[str]]:
-        """Returns the thinking in front of the rest, which must be ended if the prompt has begun it."""
-        form = self._form
-        if not form.think_open:
-            return "", []
-        is_open = prompt_end.rstrip().endswith(form.think_open.strip())
-        rules = [self._until("thought", form.think_close)]
-        if is_open:
-            return "thought SPACE?", rules
-        return "opened?", [f"opened: {self._written(form.think_open)} thought SPACE?", *rules]
 
     def _calls(self) -> tuple[str, list[str]]:
         """Returns calls that are the whole answer."""
         form = self._form
-        more = f" ({self._written(form.separator)} call)*" if self._parallel else ""
-        return f"{self._written(form.prefix)} call{more} {self._written(form.suffix)}", []
+        more = f" ({self.written(form.separator)} call)*" if self._parallel else ""
+        return f"{self.written(form.prefix)} call{more} {self.written(form.suffix)}", []
 
     def _free(self) -> tuple[str, list[str]]:
         """Returns free text, in which the trigger begins calls."""
@@ -114,9 +102,9 @@ class _ToolGrammar:
             first = json.dumps((form.prefix + form.call)[0])
             return f"PLAIN? | {calls}", [f"PLAIN: /[^{_in_class(json.loads(first))} \\n](?s:.*)/"]
         in_prefix = bool(form.prefix)
-        rest = self._written(form.prefix[len(form.trigger) :]) + " call" if in_prefix else "rest"
-        more = f" ({self._written(form.separator)} call)*" if in_prefix and self._parallel else ""
-        rules = [self._until("head", form.trigger), f"calls: head {rest}{more} {self._written(form.suffix)}"]
+        rest = self.written(form.prefix[len(form.trigger) :]) + " call" if in_prefix else "rest"
+        more = f" ({self.written(form.separator)} call)*" if in_prefix and self._parallel else ""
+        rules = [self.until("head", form.trigger), f"calls: head {rest}{more} {self.written(form.suffix)}"]
         # calls of their own each have the trigger, so that text and further calls may follow one another
         return ("calls* TEXT?" if self._parallel else "TEXT? | calls"), rules
 
@@ -129,10 +117,10 @@ class _ToolGrammar:
         if has_rest := not form.prefix and bool(form.trigger):
             yield f"rest: {' | '.join(f'rest_{place}' for place in names)}"
         for place, tool in enumerate(self._use.callable):
-            end = f"{json.dumps(tool.name)} {self._written(between)} arguments_{place} {self._written(after)}"
-            yield f"call_{place}: {self._written(before)} {end}"
+            end = f"{json.dumps(tool.name)} {self.written(between)} arguments_{place} {self.written(after)}"
+            yield f"call_{place}: {self.written(before)} {end}"
             if has_rest:
-                yield f"rest_{place}: {self._written(before[len(form.trigger) :])} {end}"
+                yield f"rest_{place}: {self.written(before[len(form.trigger) :])} {end}"
             if form.parameter:
                 held = tool.strict or self._use.must_call
                 yield from parameter_grammar.argument_rules(tool, place, form.parameter, held=held)
@@ -153,34 +141,6 @@ class _ToolGrammar:
                 f"{tool.path}: {reason_in(error)}", hint=error.hint, code="invalid_schema", param=tool.path
             ) from None
         return json.dumps(schema)
-
-    def _until(self, rule: str, end: str) -> str:
-        """Returns the rule of a text up to the first ``end``."""
-        if self._controls(end):
-            return f"{rule}: TEXT? {self._written(end)}"
-        return f"{rule}[lazy]: /(?s:.*)/ {self._written(end)}"
-
-    def _written(self, text: str) -> str:
-        """Returns a text as symbols of the grammar: literals, and control tokens by number."""
-        from mistralrs.grammar.choice_grammar import literal
-
-        symbols, position = [], 0
-        for start, end in self._controls(text):
-            symbols.append(text[position:start])
-            symbols.append(text[start:end])
-            position = end
-        symbols.append(text[position:])
-        written = []
-        for place, symbol in enumerate(symbols):
-            if place % 2:
-                [token] = self._tokenizer.encode(symbol, special=True)
-                written.append(f"<[{token}]>")
-            elif symbol:
-                written.append(literal(symbol))
-        return " ".join(written)
-
-    def _controls(self, text: str) -> list[tuple[int, int]]:
-        return list(self._tokenizer.controls.spans(text))
 
 
 def _in_class(character: str) -> str:

@@ -62,6 +62,11 @@ class ResponseParser:
         if prompt_end:
             self._read_prompt(prompt_end[-PROMPT_CHARACTERS:])
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether a region of reasoning is open."""
+        return self._region is not None and self._region.part is Part.REASONING
+
     def push(self, text: str) -> list[Piece]:
         """The pieces that further text decides. Raises EngineError if the template's patterns take too long."""
         pieces: list[Piece] = []
