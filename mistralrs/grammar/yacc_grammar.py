@@ -7,6 +7,8 @@ is honoured. Conflicts that no precedence settles are left to the whole context-
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mistralrs.grammar.library_limits import NO_FORCING
 from mistralrs.grammar.lr_automaton import Conflict, LrAutomaton
 from mistralrs.grammar.translation import Translation, grammar_error
@@ -31,7 +33,10 @@ def translate_yacc(text: str) -> Translation:
         )
     for rule in sorted(forbidding):
         warnings += rewrite_nonassoc(grammar, rule, _edges(grammar))
-    grammar.productions = separated(grammar, lexer, _automaton(grammar) if forbidding else automaton)
+    inlined = _inlined(grammar)
+    is_same = not forbidding and inlined == grammar.productions
+    grammar.productions = inlined
+    grammar.productions = separated(grammar, lexer, automaton if is_same else _automaton(grammar))
     return Translation(_lark(grammar, lexer), tuple(warnings))
 
 
@@ -55,6 +60,26 @@ def _useful(grammar: YaccGrammar) -> list[Production]:
         waiting += names - reached
         reached |= names
     return [each for each in useful if each.rule in reached]
+
+
+def _inlined(grammar: YaccGrammar) -> list[Production]:
+    """The productions with terminals in place of the rules that are one terminal, such as ``NAME: "/[a-z]+/" ;``.
+
+    What follows such a rule somewhere would else decide how its terminal is kept apart everywhere.
+    """
+    found: dict[str, list[Production]] = {}
+    for each in grammar.productions:
+        found.setdefault(each.rule, []).append(each)
+    terminals = {
+        rule: all_[0].symbols[0]
+        for rule, all_ in found.items()
+        if rule != grammar.start and len(all_) == 1 and len(all_[0].symbols) == 1 and all_[0].symbols[0].is_terminal
+    }
+    return [
+        replace(each, symbols=tuple(s if s.is_terminal else terminals.get(s.name, s) for s in each.symbols))
+        for each in grammar.productions
+        if each.rule not in terminals
+    ]
 
 
 def _is_known(symbol: Symbol, rules: set[str]) -> bool:
@@ -116,12 +141,26 @@ def _lark(grammar: YaccGrammar, lexer: Lexer) -> str:
         f"{name}: {lexer.definition(text)}" for name, text in zip(skips, dict.fromkeys(grammar.skips), strict=True)
     ]
     lines += [f"%ignore {name}" for name in skips]
+    close = _close_skips(grammar, lexer)
     for symbol in used:
         definition = lexer.definition(symbol.name)
         if symbol.is_separated:
             definition = f"({definition}) ({' | '.join(skips)})"
+        elif close and replace(symbol, is_separated=True) in used:
+            definition = f"({definition}) ({' | '.join(close)})?"
         lines.append(f"{_lexeme_name(symbol, lexer)}: {definition}")
     return "\n".join(lines)
+
+
+def _close_skips(grammar: YaccGrammar, lexer: Lexer) -> list[str]:
+    """Names of the skipped texts that begin as no terminal does.
+
+    The library's lexer takes the longest lexeme: where a terminal may be with and without a skipped text behind it,
+    both forms must reach equally far. Otherwise ``struct {`` is refused where ``struct point`` is expected too.
+    """
+    first = frozenset[int]().union(*(lexer.first_bytes(text) for text in set(grammar.terminals) - set(grammar.skips)))
+    skips = dict.fromkeys(grammar.skips)
+    return [f"S{number}" for number, text in enumerate(skips) if not lexer.first_bytes(text) & first]
 
 
 def _lexeme_name(symbol: Symbol, lexer: Lexer) -> str:

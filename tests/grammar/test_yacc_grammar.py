@@ -19,6 +19,7 @@ PROGRAMS = (
     "struct p { int a; }; struct p q, *r;",
     "int f() { return x - -1 + a+b - sizeof(const int); }",
     "int f() { if (a) if (b) c; else d; }",
+    "int f() { a = -b + *c - !d; return -x; }",
 )
 BROKEN = (
     "intx main() {}",
@@ -50,6 +51,21 @@ def test_generated_programs_parse() -> None:
     answers = [answer for _ in range(150) if (answer := generate(grammar, rng, max_tokens=400)) is not None]
     assert len(answers) > 8
     assert [answer for answer in answers if not checker.accepts(answer)] == []
+
+
+def test_a_terminal_may_or_must_be_kept_apart() -> None:
+    """Before a name a blank is needed, and before a brace none: both are accepted wherever both may follow."""
+    text = """%%
+record: kind NAME | kind '{' '}' | kind NAME '{' '}' ;
+kind: 'struct' | 'union' ;
+NAME: "/[a-z]+/" ;
+SKIP: "/ +/" ;
+"""
+    grammar = compiled("yacc", text)
+    for record in ("struct a", "struct  a", "struct{}", "struct {}", "union { }", "struct a{}", "struct a { }"):
+        assert accepts(grammar, record), record
+    for broken in ("structa", "structa{}", "struct", "struct union"):
+        assert not accepts(grammar, broken), broken
 
 
 @pytest.mark.parametrize(
