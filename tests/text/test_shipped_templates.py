@@ -49,7 +49,9 @@ WITHOUT_SYSTEM = {
     "alpaca": f"<s>{ALPACA}\n\n### Instruction:\nHi\n\n### Response:\nHello!</s>\n\n"
     "### Instruction:\nBye\n\n### Response:\n",
 }
+WITHOUT_SYSTEM["hermes"] = WITHOUT_SYSTEM["chatml"]
 WITH_SYSTEM = {
+    "hermes": "<|im_start|>system\nBe brief.<|im_end|>\n" + WITHOUT_SYSTEM["hermes"],
     "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n" + WITHOUT_SYSTEM["chatml"],
     "llama-2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] Bye [/INST]",
     "default": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] Bye [/INST]",
@@ -128,3 +130,25 @@ def test_default_has_a_system_text_of_its_own() -> None:
     text = shipped("default").render(TALK[:1])
     assert text.startswith("<s>[INST] <<SYS>>\nYou are a helpful, honest and careful assistant. ")
     assert text.endswith("\n<</SYS>>\n\nHi [/INST]")
+
+
+def test_hermes_shows_tools_calls_and_results() -> None:
+    tool = {"type": "function", "function": {"name": "time", "parameters": {"type": "object"}}}
+    called = {"type": "function", "function": {"name": "time", "arguments": {"city": "Zürich"}}}
+    talk = [
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": "", "tool_calls": [called, called]},
+        {"role": "tool", "content": "Noon"},
+        {"role": "tool", "content": "One"},
+    ]
+    prompt = shipped("hermes").render([SYSTEM, *talk], tools=[tool])
+    assert prompt.startswith("<|im_start|>system\nBe brief.\n\n")
+    assert prompt.count("<|im_start|>system") == 1
+    assert prompt.count(json.dumps(tool)) == 1
+    assert shipped("hermes").render(talk, tools=[tool]) == prompt.replace("Be brief.\n\n", "")
+    line = '<tool_call>\n{"name": "time", "arguments": {"city": "Zürich"}}\n</tool_call>'
+    assert prompt.endswith(
+        f"<|im_start|>user\nWhen?<|im_end|>\n<|im_start|>assistant\n{line}\n{line}<|im_end|>\n<|im_start|>user\n"
+        "<tool_response>\nNoon\n</tool_response>\n<tool_response>\nOne\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
