@@ -109,6 +109,11 @@ class Terminal:
         """Returns the screen once ``line`` is on it ``times`` times, alone on its line."""
         return self._wait(lambda lines: lines.count(line) >= times, f"the line {line!r} {times} times")
 
+    def resize(self, lines: int, columns: int) -> None:
+        """Gives the screen another size, and the program's terminal with it."""
+        self._screen.resize(lines, columns)
+        self.child.setwinsize(lines, columns)
+
     def wait_for_prompt(self) -> list[str]:
         """Returns the screen once its last line is an empty prompt."""
         return self._wait(lambda lines: lines[-1] == ">", "an empty prompt")

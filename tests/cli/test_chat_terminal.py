@@ -374,7 +374,8 @@ def test_lines_are_read_where_no_editor_can_be_shown(home: Path) -> None:
 
 def test_resize(home: Path) -> None:
     with start(home) as terminal:
-        terminal.child.setwinsize(20, 50)
+        terminal.resize(20, 50)
+        terminal.wait_for_prompt()
         terminal.send("hello", ENTER)
         terminal.wait_for_line("you said: hello")
 
