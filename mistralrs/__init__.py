@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mistralrs.api.async_runner import AsyncRunner
     from mistralrs.api.runner import Runner
     from mistralrs.api.schemas.function_tools import run_tool_call, tool_from
-    from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse
+    from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse, EmbeddingResponse
     from mistralrs.api.schemas.python_requests import (
         ChatCompletionRequest,
         CompletionRequest,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     )
     from mistralrs.api.schemas.response_bodies import ChatCompletionChunk as ChatCompletionChunkResponse
     from mistralrs.api.schemas.response_bodies import CompletionChunk as CompletionChunkResponse
-    from mistralrs.api.schemas.response_bodies import EmbeddingList as EmbeddingResponse
     from mistralrs.api.selectors.architecture_names import Architecture
     from mistralrs.api.selectors.which import Which
 
@@ -52,7 +51,7 @@ _PLACES = {
     "CompletionRequest": ("schemas.python_requests", "CompletionRequest"),
     "CompletionResponse": ("schemas.python_answers", "CompletionResponse"),
     "EmbeddingRequest": ("schemas.python_requests", "EmbeddingRequest"),
-    "EmbeddingResponse": ("schemas.response_bodies", "EmbeddingList"),
+    "EmbeddingResponse": ("schemas.python_answers", "EmbeddingResponse"),
     "Message": ("schemas.python_requests", "Message"),
     "Role": ("schemas.python_requests", "Role"),
     "Runner": ("runner", "Runner"),

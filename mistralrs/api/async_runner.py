@@ -23,9 +23,15 @@ from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.python_model import PythonModel
 from mistralrs.api.runner import Runner
 from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions, check_types
-from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse, whole_answer
+from mistralrs.api.schemas.python_answers import (
+    ChatCompletionResponse,
+    CompletionResponse,
+    EmbeddingResponse,
+    embedding_response,
+    whole_answer,
+)
 from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Messages
-from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk, EmbeddingList
+from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
 from mistralrs.api.serving.respond import Answer, AnswerError, embeddings, submit
 from mistralrs.engine.process_bound import ProcessBound
@@ -91,12 +97,13 @@ class AsyncRunner(ProcessBound):
         begun = await _begin(loaded, functools.partial(loaded.prepare_completion, request))
         return await _answer(loaded, begun, CompletionResponse, CompletionChunk)
 
-    async def send_embedding_request(self, request: EmbeddingRequest) -> EmbeddingList:
+    async def send_embedding_request(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Returns an embedding of L2 norm 1 for each text. Raises what a chat raises."""
         loaded = self._ready().loaded
         begun = await _begin(loaded, functools.partial(loaded.prepare_embeddings, request))
         model_name = begun.prepared.model_name or loaded.policy.model_name
-        return EmbeddingList.model_validate(await embeddings(begun.prepared, begun.streams, model_name=model_name))
+        answer = await embeddings(begun.prepared, begun.streams, model_name=model_name)
+        return embedding_response(answer.body(), answer.hidden_states)
 
     async def tokenize(self, text: str | Messages, **options: Unpack[TokenizeOptions]) -> list[int]:
         """Returns the ids that a request would be computed from; ``options`` and errors are those of ``Runner``."""

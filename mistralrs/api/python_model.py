@@ -32,7 +32,10 @@ from mistralrs.api.serving.respond import answer_id
 from mistralrs.api.serving.text_tokens import body_tokens, text_of_tokens
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.request_hooks import Hooks
+from mistralrs.errors import RequestError
 
+MAX_HIDDEN_BYTES = 1 << 30
+"""Bytes of hidden states in one answer, at most."""
 _TEMPLATE_HINT = "send a CompletionRequest, or give the runner a chat_template"
 
 Request = TypeVar("Request", ChatCompletionRequest, CompletionRequest, EmbeddingRequest)
@@ -83,7 +86,18 @@ class PythonModel:
         with python_errors():
             prepared = prepare_embeddings(_of(EmbeddingRequest, request).body, self.model.served, self.policy)
         refuse_ignored(prepared.ignored)
-        return prepared
+        return self._with_hidden_states(prepared) if request.hidden_states else prepared
+
+    def _with_hidden_states(self, prepared: PreparedEmbeddings) -> PreparedEmbeddings:
+        tokens = sum(len(request.prompt) for request in prepared.requests)
+        size = 4 * tokens * self.model.served.hidden_size
+        if size > MAX_HIDDEN_BYTES:
+            raise RequestError(
+                f"the hidden states of {tokens} tokens have {size} bytes; one request has at most {MAX_HIDDEN_BYTES}",
+                hint="send fewer texts at once",
+                param="hidden_states",
+            )
+        return replace(prepared, requests=tuple(replace(each, hidden_states=True) for each in prepared.requests))
 
     def tokenize(self, text: str | Messages, options: TokenizeOptions) -> list[int]:
         """Returns ids as ``Runner.tokenize`` does."""

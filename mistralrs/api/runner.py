@@ -19,9 +19,15 @@ from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter
 from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.api.python_model import PythonModel
 from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions
-from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse, whole_answer
+from mistralrs.api.schemas.python_answers import (
+    ChatCompletionResponse,
+    CompletionResponse,
+    EmbeddingResponse,
+    embedding_response,
+    whole_answer,
+)
 from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Messages
-from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk, EmbeddingList
+from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk
 from mistralrs.api.selectors.python_errors import python_errors
 from mistralrs.api.selectors.which import Which
 from mistralrs.api.served_model import ModelInfo
@@ -116,7 +122,7 @@ class Runner(ProcessBound):
         self.require_process()
         return self._answer(self.loaded.prepare_completion(request), CompletionResponse, CompletionChunk)
 
-    def send_embedding_request(self, request: EmbeddingRequest) -> EmbeddingList:
+    def send_embedding_request(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Returns an embedding of L2 norm 1 for each text. Raises what a chat raises."""
         self.require_process()
         prepared = self.loaded.prepare_embeddings(request)
@@ -128,7 +134,7 @@ class Runner(ProcessBound):
         except BaseException:
             news.cancel()
             raise
-        return EmbeddingList.model_validate(answer.body())
+        return embedding_response(answer.body(), answer.hidden_states)
 
     def tokenize(
         self,

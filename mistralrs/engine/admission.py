@@ -92,6 +92,8 @@ def check_request(request: Request, vocab_size: int, *, max_adapters: int) -> No
         for name in ("grammar", "hooks", "thinking"):
             if getattr(request, name) is not None:
                 raise RequestError(f"a request for an embedding has no answer, hence no {name}", param=name)
+    elif request.hidden_states:
+        raise RequestError("hidden_states needs pooling: it is for embeddings", param="hidden_states")
     if request.thinking is not None:
         _require("thinking", request.thinking.tokens, request.thinking.tokens >= 0, "at least 0 tokens")
         _require_known("thinking", request.thinking.closing, vocab_size)

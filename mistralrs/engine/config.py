@@ -145,6 +145,8 @@ class Request:
     """k asks, at each prompt token, for its log-probability and the k best; the prefix cache is then not used."""
     pooling: Literal["mean", "last"] | None = None
     """Not None: no token is sampled; the request yields the pooled hidden states of the prompt."""
+    hidden_states: bool = False
+    """Asks for the hidden state of each prompt token beside the pooled ones; the prefix cache is then not used."""
     reuse: bool = True
     """Takes KV from the prefix cache."""
     cache_salt: str = ""

@@ -73,6 +73,9 @@ class Embedding:
 
     values: tuple[float, ...]
     """(hidden,) with an L2 norm of 1."""
+    hidden_states: bytes = b""
+    """float32 (prompt tokens, hidden), normed, in the machine's byte order; empty if the request does not ask for
+    it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from mistralrs.engine.events import Scalings
+from mistralrs.engine.config import Request
+from mistralrs.engine.events import Embedding, Scalings
 from mistralrs.engine.sampling.buffer_tensor import float_rows
 from mistralrs.engine.sampling.sampling_input import SampledToken, TokenSampler
 from mistralrs.errors import EngineError
@@ -50,12 +51,21 @@ class PromptLogprobsCollector:
 
 
 class Pooler:
-    """Pools the hidden states of a prompt: takes the last token's, or the mean of all."""
+    """Pools the hidden states of a prompt: takes the last token's, or the mean of all. May keep them as well."""
 
-    def __init__(self, kind: Literal["mean", "last"], num_prompt: int) -> None:
+    def __init__(self, kind: Literal["mean", "last"], num_prompt: int, *, keeps: bool = False) -> None:
+        """``keeps``: the embedding has the hidden states of all tokens."""
         self._kind = kind
         self._num_prompt = num_prompt
+        self._keeps = keeps
+        self._kept: list[bytes] = []
         self._total: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, request: Request, num_prompt: int) -> Pooler:
+        """The pooler of a request whose prompt has ``num_prompt`` tokens."""
+        assert request.pooling is not None
+        return cls(request.pooling, num_prompt, keeps=request.hidden_states)
 
     def add(self, start: int, count: int, hidden: Callable[[int, int], Buffer]) -> None:
         """Adds the prompt's tokens ``start`` to ``start + count``.
@@ -63,6 +73,9 @@ class Pooler:
         ``hidden(i, j)``: float32 hidden states (j - i, size) of tokens i to j of this chunk. Chunks come in order; a
         chunk that starts at 0 starts the pooling anew.
         """
+        if self._keeps:
+            self._kept = self._kept if start else []
+            self._kept.append(float_rows(hidden(0, count)).numpy().tobytes())
         if self._kind == "last":
             if start + count == self._num_prompt:
                 self._total = float_rows(hidden(count - 1, count))[0].double()
@@ -74,14 +87,14 @@ class Pooler:
         for row in rows:
             self._total += row
 
-    def embedding(self) -> tuple[float, ...]:
+    def embedding(self) -> Embedding:
         """The pooled vector (size,) with an L2 norm of 1. Raises EngineError if it has no direction."""
         assert self._total is not None, "no chunk of the prompt was added"
         length = self._total.norm().item()  # a sum serves as well as a mean: the direction is the same
         if not 0 < length < math.inf:
             raise EngineError("the hidden states are not finite numbers", hint="is the model file damaged?")
         values: list[float] = (self._total / length).tolist()
-        return tuple(values)
+        return Embedding(tuple(values), b"".join(self._kept))
 
 
 class ScalingsCollector:

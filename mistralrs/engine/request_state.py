@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import (
     Delta,
-    Embedding,
     Failed,
     Finished,
     FinishReason,
@@ -80,7 +79,7 @@ class RequestState:
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
         self._prompt_logprobs = None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs)
-        self._pooler = None if request.pooling is None else Pooler(request.pooling, len(prompt))
+        self._pooler = None if request.pooling is None else Pooler.of(request, len(prompt))
         self.scalings = ScalingsCollector() if request.wants_scalings else None
         """Collects the scalings of computed tokens; None: the request does not ask for them."""
 
@@ -107,7 +106,7 @@ class RequestState:
         if self._pooler is not None:
             self._pooler.add(start, count, hidden)
             if start + count == self.sequence.num_prompt:
-                self.stream.put(Embedding(self._pooler.embedding()))
+                self.stream.put(self._pooler.embedding())
 
     @property
     def pools(self) -> bool:

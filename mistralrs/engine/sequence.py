@@ -100,7 +100,7 @@ class Sequence:
             cache_salt=request.cache_salt,
             adapters=active_adapters(request.adapters, prompt),
             # Tokens from the prefix cache have neither logits nor hidden states.
-            reuse=request.reuse and not scores_prompt and request.pooling != "mean",
+            reuse=request.reuse and not scores_prompt and request.pooling != "mean" and not request.hidden_states,
             end_ids=frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_ids),
             prompt_end="stop" if pools else "length" if scores_prompt and room == 0 else None,
             scores_prompt=scores_prompt,

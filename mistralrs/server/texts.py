@@ -55,10 +55,10 @@ def text_routes(service: Service, reader: Reader) -> APIRouter:
         )
         try:
             work = embeddings(prepared, live.streams, model_name=prepared.model_name or service.model_name)
-            body = await unless_gone(request.receive, work)
+            answer = await unless_gone(request.receive, work)
         finally:
             service.end(live)
-        return await _json(service, request, body, AnswerHeaders.of(prepared))
+        return await _json(service, request, answer.body(), AnswerHeaders.of(prepared))
 
     return router
 

@@ -120,7 +120,9 @@ async def test_its_answers_are_those_of_a_runner(file: Path) -> None:
         assert [whole(answer).choices for answer in await asyncio.gather(*requests)] == alone
         again = await other.send_completion_request(CompletionRequest("the cat", **GREEDY))
         assert again.choices == continued.choices  # type: ignore[union-attr]
-        assert (await other.send_embedding_request(EmbeddingRequest(["a", "b"]))).data == vector.data
+        both = await other.send_embedding_request(EmbeddingRequest(["a", "b"], hidden_states=True))
+        assert both.data == vector.data
+        assert len(both.hidden_states) == 2
         assert await other.tokenize("the cat") == ids
         assert await other.detokenize(ids) == read
         assert other.info.name == "tiny"

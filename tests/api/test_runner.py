@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
 import pytest
 from pydantic import BaseModel
 
@@ -340,8 +341,29 @@ def test_embeddings(runner: Runner) -> None:
     assert last.data[0].embedding != vectors[0]
     with pytest.raises(RequestError, match="would be ignored: user"):
         EmbeddingRequest("x", user="me")
+    with pytest.raises(UsageError, match="did not ask"):
+        _ = last.hidden_states
     with pytest.raises(TypeError, match="request must be an EmbeddingRequest, not str"):
         runner.send_embedding_request("x")  # type: ignore[arg-type]
+
+
+def test_hidden_states(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those that the embedding pools, of all tokens of each text, also where a prefix was cached."""
+    texts = ["the cat", "a dog"]
+    for pooling in ("mean", "last"):
+        answer = runner.send_embedding_request(EmbeddingRequest(texts, pooling=pooling, hidden_states=True))
+        for text, states, entry in zip(texts, answer.hidden_states, answer.data, strict=True):
+            assert states.shape == (len(runner.tokenize(text)), len(entry.embedding))
+            assert states.dtype == numpy.float32
+            assert states.flags.writeable
+            pooled = states.mean(axis=0, dtype=numpy.float64) if pooling == "mean" else states[-1].astype(numpy.float64)
+            assert entry.embedding == pytest.approx(list(pooled / numpy.linalg.norm(pooled)), abs=1e-12)
+    with pytest.raises(RequestError, match="numbers"):
+        EmbeddingRequest("x", hidden_states=True, encoding_format="base64")
+    monkeypatch.setattr("mistralrs.api.python_model.MAX_HIDDEN_BYTES", 100)
+    with pytest.raises(RequestError, match="hidden states of") as raised:
+        runner.send_embedding_request(EmbeddingRequest("the cat", hidden_states=True))
+    assert raised.value.param == "hidden_states"
 
 
 # Functions that take part in sampling

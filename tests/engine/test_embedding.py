@@ -14,9 +14,11 @@ import torch
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
+from mistralrs.engine.admission import check_request
 from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Embedding, Failed, Finished, PromptLogprobs, Stream
+from mistralrs.errors import RequestError
 from mistralrs.ops.kv_groups import KvGroup
 from tests.architectures import VARIANTS, reference, write_folder
 from tests.engine.fakes import SIZE, FakeRunner, FakeTokenizer, history_logits
@@ -158,3 +160,23 @@ def test_chunked_is_whole_bit_for_bit(pooling: Literal["mean", "last"], tmp_path
             streams = [model.engine.submit(Request(prompt, SAMPLED, pooling=pooling)) for prompt in prompts]
             found.append([embedding(stream) for stream in streams])
     assert all(values == found[0] for values in found)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_hidden_states_do_not_depend_on_chunks(pooling: Literal["mean", "last"]) -> None:
+    """One for each prompt token, also where another request has left its prefix in the cache."""
+    found = set()
+    for max_batch_tokens in (100, 32, 7, 1):
+        with serving(replace(CONFIG, max_batch_tokens=max_batch_tokens)) as (engine, _):
+            for _ in range(2):
+                event, _ = engine.submit(Request(PROMPT, SAMPLED, pooling=pooling, hidden_states=True))
+                assert isinstance(event, Embedding)
+                assert len(event.hidden_states) == 4 * SIZE * len(PROMPT)
+                found.add(event)
+            list(engine.submit(Request(PROMPT, SAMPLED)))
+    assert len(found) == 1
+
+
+def test_hidden_states_are_refused_without_an_embedding() -> None:
+    with pytest.raises(RequestError, match="hidden_states"):
+        check_request(Request(PROMPT, SAMPLED, hidden_states=True), 96, max_adapters=0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, PrivateAttr, TypeAdapter, ValidationError
 
-from mistralrs.api.schemas.response_bodies import ChatCompletion, Completion, Usage
+from mistralrs.api.schemas.response_bodies import ChatCompletion, Completion, EmbeddingList, Usage
 from mistralrs.errors import IncompleteAnswerError, UsageError
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
 
 _RATES = (
     *("avg_tok_per_sec", "avg_prompt_tok_per_sec", "avg_compl_tok_per_sec"),
@@ -74,7 +78,35 @@ class CompletionResponse(Completion):
     usage: UsageWithRates
 
 
+class EmbeddingResponse(EmbeddingList):
+    """The answer to an ``EmbeddingRequest``."""
+
+    _hidden_states: Any = PrivateAttr(None)
+
+    @property
+    def hidden_states(self) -> list[NDArray[numpy.float32]]:
+        """Returns the hidden states of each input's tokens, (tokens, hidden), behind the model's last norm; they can be
+        changed. Raises ``UsageError`` for a request without ``hidden_states=True``."""
+        if self._hidden_states is None:
+            raise UsageError("the request did not ask for hidden states", hint="give it hidden_states=True")
+        states: list[NDArray[numpy.float32]] = self._hidden_states
+        return states
+
+
 Whole = TypeVar("Whole", bound=BaseModel)
+
+
+def embedding_response(body: Mapping[str, Any], hidden_states: Sequence[bytes]) -> EmbeddingResponse:
+    """Returns an answer from the body that a server would send, and float32 (tokens, hidden) of each input, if any."""
+    answer = EmbeddingResponse.model_validate(body)
+    if hidden_states:
+        import numpy  # here, because few ask for arrays
+
+        width = len(answer.data[0].embedding)
+        answer._hidden_states = [
+            numpy.frombuffer(bytearray(states), numpy.float32).reshape(-1, width) for states in hidden_states
+        ]
+    return answer
 
 
 def whole_answer(kind: type[Whole], body: Mapping[str, Any], adapter: TypeAdapter[Any] | None = None) -> Whole:

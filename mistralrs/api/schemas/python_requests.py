@@ -183,11 +183,16 @@ class EmbeddingRequest:
         model: str | None = None,
         *,
         pooling: Literal["mean", "last"] | None = None,
+        hidden_states: bool = False,
         **fields: Any,
     ) -> None:
         """``input``: a text, token ids, or several of either. ``pooling``: the mean over the tokens, which is the
-        default, or the last token. ``fields``: others of the body. Raises RequestError for what cannot be served.
+        default, or the last token. ``hidden_states``: the answer has the hidden states of each token as well.
+        ``fields``: others of the body. Raises RequestError for what cannot be served.
         """
+        if hidden_states and fields.get("encoding_format") == "base64":
+            raise RequestError("hidden_states needs embeddings as numbers", param="encoding_format")
+        self.hidden_states = hidden_states
         given = {"input": input, "model": model, "pooling": pooling}
         self.body = _validated(request_bodies.EmbeddingBody, "embeddings", given, fields)
 

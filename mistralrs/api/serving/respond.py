@@ -125,13 +125,13 @@ class Answer:
 
 async def embeddings(
     prepared: PreparedEmbeddings, streams: Sequence[EventStream], *, model_name: str
-) -> dict[str, object]:
-    """Returns the body of an answer to ``/v1/embeddings``. Raises the engine's error."""
+) -> EmbeddingsAnswer:
+    """Returns the whole answer to ``/v1/embeddings``. Raises the engine's error."""
     answer = EmbeddingsAnswer(prepared, model_name=model_name)
     async with aclosing(_merged(streams)) as news:
         async for place, event in news:
             answer.on_event(place, event)
-    return answer.body()
+    return answer
 
 
 class EmbeddingsAnswer:
@@ -141,12 +141,15 @@ class EmbeddingsAnswer:
         self._prepared = prepared
         self._model_name = model_name
         self._values: dict[int, tuple[float, ...]] = {}
+        self._hidden_states: dict[int, bytes] = {}
         self._chosen: AdaptersChosen | None = None
 
     def on_event(self, place: int, event: Event) -> None:
         """Records an event. Raises the error that ends its request."""
         if isinstance(event, Embedding):
             self._values[place] = event.values
+            if event.hidden_states:
+                self._hidden_states[place] = event.hidden_states
         elif isinstance(event, AdaptersChosen):
             self._chosen = self._chosen or event
             if event.contents != self._chosen.contents:
@@ -155,6 +158,11 @@ class EmbeddingsAnswer:
             raise event.error
         elif isinstance(event, Finished) and event.reason == "cancelled":
             raise cancelled()
+
+    @property
+    def hidden_states(self) -> list[bytes]:
+        """Returns float32 (tokens, hidden) of each input; an empty list if they were not asked for."""
+        return [states for _, states in sorted(self._hidden_states.items())]
 
     def body(self) -> dict[str, object]:
         """Returns the body, after the last event of every request."""
