@@ -65,6 +65,7 @@ def _text(text: TextInfo) -> Iterator[str]:
     starts = " (in front of a text)" if text.adds_bos else ""
     yield _line("begin", f"{_token(text.bos)}{starts}" if text.bos else "none")
     yield _line("end", ", ".join(_token(token) for token in text.eos) or "none")
+    yield _line("answers", ", ".join(part.replace("_", " ") for part in text.answer_parts))
     if text.sample is not None:
         yield "template, with a sample conversation:"
         shown = escape_reordering(Sanitizer().feed(text.sample))

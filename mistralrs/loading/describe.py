@@ -83,6 +83,8 @@ class TextInfo:
     """None if there is no template or it refuses the sample."""
     refusal: str | None
     """The reason why there is no sample, if there is a template."""
+    answer_parts: tuple[str, ...]
+    """The parts into which answers are split: ``content``, ``reasoning``, ``tool_calls``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +267,16 @@ def _text_info(model: _Open) -> TextInfo:
         adds_bos=tokenizer.add_bos,
         sample=sample,
         refusal=refusal,
+        answer_parts=_answer_parts(model),
     )
+
+
+def _answer_parts(model: _Open) -> tuple[str, ...]:
+    path = model.checkpoint.path
+    place = str(path if path.is_dir() else path.parent) if model.container == "safetensors" else None
+    responses = TextSource().responses(model.template, place=place)
+    regions = () if responses is None else responses.regions
+    return tuple(dict.fromkeys(("content", *(region.part.value for region in regions))))
 
 
 def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:

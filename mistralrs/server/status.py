@@ -13,6 +13,8 @@ from starlette.responses import PlainTextResponse, Response
 from mistralrs import __version__
 from mistralrs.api.schemas.parameter_table import capabilities
 from mistralrs.api.schemas.response_bodies import ModelCard, ModelList
+from mistralrs.api.served_model import ServedModel
+from mistralrs.api.serving.thinking_budget import thinking_marks
 from mistralrs.errors import EngineError, RequestError
 from mistralrs.server import status_bodies
 from mistralrs.server.middleware import context_of
@@ -133,6 +135,7 @@ def _models(service: Service) -> list[dict[str, object]]:
             "n_ctx": model.max_len,
             "n_ctx_train": model.info.context_length,
         },
+        "capabilities": _capabilities(model),
     }
     adapters = [
         {**base, "id": each.name, "root": each.source, "parent": base["id"]}
@@ -140,3 +143,21 @@ def _models(service: Service) -> list[dict[str, object]]:
         if each.name != base["id"]
     ]
     return [base, *adapters]
+
+
+def _capabilities(model: ServedModel) -> list[str]:
+    """Returns the abilities of a model, in Ollama's words where it has them."""
+    responses = model.responses
+    shows_tools = model.template is not None and "tools" in model.template.source
+    has_tools = shows_tools and responses is not None and responses.has_tool_calls
+    abilities = {
+        "completion": True,
+        "embedding": True,
+        "structured_outputs": True,
+        "chat": model.template is not None,
+        "tools": has_tools,
+        "forced_tools": has_tools and model.call_format is not None,
+        "thinking": responses is not None and responses.has_reasoning,
+        "thinking_budget": thinking_marks(responses) is not None,
+    }
+    return [name for name, is_there in abilities.items() if is_there]

@@ -67,6 +67,7 @@ def test_inspect_as_text(run: Run) -> None:
     assert "1 '<|im_start|>'" in out
     assert "    <|im_start|>user\n    Tell me a joke.<|im_end|>\n    <|im_start|>assistant\n" in out
     assert "of memory for 1 000 tokens" in out
+    assert "\nanswers       content\n" in out
 
 
 def test_inspect_as_json(run: Run) -> None:
@@ -76,6 +77,7 @@ def test_inspect_as_json(run: Run) -> None:
     model = json.loads(out)
     assert (model["architecture"], model["context_length"], model["path"]) == ("llama", 96, str(path))
     assert [each["use"] for each in model["tensors"]] == ["embedding", "attention", "feed-forward", "norms"]
+    assert model["text"]["answer_parts"] == ["content"]
     assert model["text"]["sample"].endswith("<|im_start|>assistant\n")
 
 

@@ -108,3 +108,17 @@ def test_a_gguf_file_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "llama []\n"
+
+
+def test_the_parts_of_answers(tmp_path: Path) -> None:
+    """By the folder's own response template, or the chat template's marks."""
+    folder = write_folder(tmp_path / "llama", VARIANTS["llama"])
+    assert describe(folder).text.answer_parts == ("content",)
+    config = folder / "tokenizer_config.json"
+    settings = json.loads(config.read_text()) if config.exists() else {}
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}<think></think><tool_call>"
+    config.write_text(json.dumps({**settings, "chat_template": template}))
+    assert set(describe(folder).text.answer_parts) == {"content", "reasoning", "tool_calls"}
+    own = {"start_anchor": "<|im_start|>", "fields": {"thinking": {"open": "<a>", "close": "</a>"}}}
+    config.write_text(json.dumps({**settings, "chat_template": template, "response_template": own}))
+    assert describe(folder / "model.safetensors").text.answer_parts == ("content", "reasoning")

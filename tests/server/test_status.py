@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from mistralrs.api.schemas import response_bodies
+from mistralrs.api.served_model import ServedModel
 from mistralrs.errors import EngineError
 from mistralrs.server import status_bodies as own
 from mistralrs.server.settings import ServerSettings
+from mistralrs.text.response.shipped_templates import shipped_template
+from tests.api.served import served
+from tests.api.tooling import TOOLS, calling
 from tests.server.fake import FakeEngine, endless, silent
 from tests.server.harness import CHAT, QUESTION, Served, events, fault, until
 
@@ -67,6 +72,41 @@ async def test_models_tell_their_context_under_every_name(server: Served) -> Non
         assert (await server.get(path)).json() == listed["data"][0]
     unknown = await server.get("/v1/models/gpt-4o")
     assert (unknown.status_code, fault(unknown)["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("model", "has", "lacks"),
+    [
+        (calling(), {"chat", "tools", "forced_tools", "thinking", "thinking_budget"}, set()),
+        (calling(form=None), {"tools", "thinking"}, {"forced_tools"}),
+        (served(None), {"completion", "embedding"}, {"chat", "tools", "forced_tools", "thinking", "thinking_budget"}),
+        (
+            replace(calling(form=None), responses=shipped_template("harmony")),
+            {"tools", "thinking"},
+            {"forced_tools", "thinking_budget"},
+        ),
+        (replace(served(max_len=4000), responses=shipped_template("hermes")), {"thinking"}, {"tools"}),
+        (
+            replace(served(max_len=4000), responses=shipped_template("think")),
+            {"thinking", "thinking_budget"},
+            {"tools"},
+        ),
+    ],
+)
+async def test_models_tell_their_capabilities(model: ServedModel, has: set[str], lacks: set[str]) -> None:
+    """A request for anything else is refused."""
+    server = Served(FakeEngine(model))
+    [card] = (await server.get("/v1/models")).json()["data"]
+    abilities = set(card["capabilities"])
+    assert has | {"completion", "embedding", "structured_outputs"} <= abilities
+    assert not lacks & abilities
+    for ability, fields in (
+        ("tools", {"tools": TOOLS}),
+        ("forced_tools", {"tools": TOOLS, "tool_choice": "required"}),
+        ("thinking_budget", {"thinking_token_budget": 3}),
+        ("chat", {}),
+    ):
+        assert (await server.chat(**fields)).status_code == (200 if ability in abilities else 400), ability
 
 
 async def test_a_model_id_may_hold_a_slash(engine: FakeEngine) -> None:

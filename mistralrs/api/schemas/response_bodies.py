@@ -228,6 +228,9 @@ class ModelCard(Part):
     max_model_len: int
     context_length: int
     meta: ModelMeta
+    capabilities: list[str]
+    """``completion``, ``embedding``, ``structured_outputs``; and where the model can do so: ``chat``, ``tools``,
+    ``forced_tools`` (``tool_choice`` other than auto, ``strict``), ``thinking``, ``thinking_budget``."""
     root: str | None = None
     """Of an adapter: where it came from."""
     parent: str | None = None
