@@ -79,6 +79,7 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	$(BIN)/python -m tests.soak.schema_cases --count 2000 --report $(REPORTS)/schema-cases.md
 	$(BIN)/python -m tests.soak.grammar_outputs --count 500 --hostile 1000 --report $(REPORTS)/grammar-outputs.md
 	$(BIN)/python -m tests.soak.response_chunkings --count 10000 --report $(REPORTS)/response-chunkings.md
+	$(BIN)/python -m tests.soak.tool_answers --count 1000 --report $(REPORTS)/tool-answers.md
 	$(BIN)/python -m tests.soak.hostile --count 2000 --model $(MODEL) --report $(REPORTS)/hostile-requests.md
 	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md
 	$(BIN)/python -m tests.soak.killed_batches --kills 50 --report $(REPORTS)/killed-batches.md

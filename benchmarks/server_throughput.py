@@ -1,4 +1,4 @@
-"""Measures tokens a second and time to first token over HTTP, beside the engine in process and other servers.
+"""Measures tokens a second and time to first token over HTTP, beside the engine in process, `Runner` and other servers.
 
     python -m benchmarks.server_throughput MODEL.gguf [--llamacpp PY] [--openvino PY] [--requests 256]
 
@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from mistralrs import CompletionRequest, CompletionResponse, Runner, Which
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
@@ -57,6 +58,8 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     if "in process" in args.only:
         results["in process"] = _in_process(args.model, requests, args.streams)
+    if "runner" in args.only:
+        results["runner"] = _with_runner(args.model, requests, args.streams)
     if "http" in args.only:
         command = [sys.executable, "-m", "mistralrs_cli", "--port", "{port}", "--max-seqs", str(args.streams), "auto"]
         results["http"] = _over_http([*command, str(args.model)], requests, args.streams)
@@ -80,7 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--only", nargs="+", default=["in process", "http"])
+    parser.add_argument("--only", nargs="+", default=["in process", "runner", "http"])
     return parser.parse_args()
 
 
@@ -100,6 +103,27 @@ def _in_process(path: Path, requests: list[Ask], streams: int) -> dict[str, floa
                 elif isinstance(event, Failed):
                     heard.error = event.error.message
             heard.seconds = time.perf_counter() - started
+            return heard
+
+        serve(requests[0])
+        started = time.perf_counter()
+        with ThreadPoolExecutor(streams) as pool:
+            heard = list(pool.map(serve, requests))
+        return _figures(heard, time.perf_counter() - started)
+
+
+def _with_runner(path: Path, requests: list[Ask], streams: int) -> dict[str, float]:
+    """Runs the same requests from as many threads on one ``Runner``, whose answers come whole."""
+    with Runner(Which.GGUF(quantized_filename=str(path)), max_seqs=streams) as runner:
+
+        def serve(request: Ask) -> Heard:
+            started, heard = time.perf_counter(), Heard()
+            asked = CompletionRequest(request.prompt, max_tokens=request.max_tokens, temperature=0)
+            answer = runner.send_completion_request(asked)
+            assert isinstance(answer, CompletionResponse)
+            heard.seconds = time.perf_counter() - started
+            heard.pieces.append(heard.seconds)
+            heard.tokens = answer.usage.completion_tokens
             return heard
 
         serve(requests[0])

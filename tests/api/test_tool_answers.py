@@ -258,3 +258,11 @@ def test_an_error_in_the_middle_shows_what_there_was() -> None:
     assert choices[0]["finish_reason"] == "error"
     assert choices[0]["message"]["reasoning"] == "a"
     assert choices[0]["message"]["tool_calls"][0]["function"]["name"] == "time"
+
+
+def test_the_beginning_of_a_call_is_no_thinking() -> None:
+    """It gives no text for a while; the mark that ends the thought is counted with it."""
+    prepared = ask(tools=TOOLS)
+    events = said("<think>", "Hm", "</think>", *call("time", city="Bern"))
+    found = whole(prepared, events)["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert found == 2

@@ -45,7 +45,6 @@ class ChoiceParts:
         self._parser = parser
         self._content: list[str] = []
         self._reasoning: list[str] = []
-        self._is_thinking = False
 
     @property
     def content(self) -> str:
@@ -60,8 +59,9 @@ class ChoiceParts:
         if self._parser is None:
             self._add([Content(text)] if text else [])
             return
+        was_thinking = self._parser.is_thinking
         pieces = self._parser.push(text) if text else []
-        if isinstance(pieces[0], Reasoning) if pieces else self._is_thinking:
+        if isinstance(pieces[0], Reasoning) if pieces else was_thinking:
             self.reasoning_tokens += num_tokens
         self._add(pieces)
 
@@ -72,7 +72,6 @@ class ChoiceParts:
     def _add(self, pieces: Iterable[Piece]) -> None:
         self.news = []
         for piece in pieces:
-            self._is_thinking = isinstance(piece, Reasoning)
             match piece:
                 case Content(text):
                     self._content.append(text)

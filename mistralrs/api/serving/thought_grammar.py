@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from mistralrs.text.tokenizer import Tokenizer
 
 TERMINALS = r"""TEXT: /(?s:.+)/
-SPACE: /[ \n]+/"""
-"""Terminals that the rules of ``MarkedGrammar`` use."""
+SPACE: /[ \n]{1,8}/"""
+"""Terminals that the rules of ``MarkedGrammar`` use. Without a bound, a model that is lost may write space for ever."""
 
 
 def grammar_after_thinking(
