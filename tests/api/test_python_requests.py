@@ -146,3 +146,10 @@ def test_what_is_no_value() -> None:
         _ = answer("{}", kind=None).parsed
     assert issubclass(IncompleteAnswerError, ValueError)
     assert not issubclass(IncompleteAnswerError, RequestError)
+
+
+def test_fields_of_thinking_go_by_the_bodys_names() -> None:
+    body = ChatCompletionRequest("x", thinking_token_budget=3, reasoning_effort="low").body
+    assert (body.thinking_token_budget, body.reasoning_effort) == (3, "low")
+    with pytest.raises(RequestError, match="thinking_token_budget"):
+        ChatCompletionRequest("x", thinking_token_budget=-1)

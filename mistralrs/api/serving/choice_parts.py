@@ -38,7 +38,7 @@ class ChoiceParts:
     def __init__(self, place: int, parser: ResponseParser | None) -> None:
         self.calls: list[ToolCall] = []
         self.reasoning_tokens = 0
-        """Tokens drawn while the model was thinking, the mark of its end among them."""
+        """Tokens drawn while the model was thinking, the mark of its end among them; those of one text count alike."""
         self.news: list[OutputChunk] = []
         """Additions of the last text, without log-probabilities and timings."""
         self._place = place
