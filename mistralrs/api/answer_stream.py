@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import BaseModel
 
 from mistralrs.api.local_model import LocalModel
+from mistralrs.api.schemas.python_answers import chunk_answer
 from mistralrs.api.serving.respond import submit
 from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.config import Request
@@ -52,7 +53,7 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
             if self._closed:  # another thread closed it while this one waited
                 raise StopIteration from None
             raise
-        return self._kind.model_validate(body)
+        return chunk_answer(self._kind, body)
 
     def close(self) -> None:
         """Cancels the rest, which frees its place within a step; does nothing at the end. Safe from any thread."""

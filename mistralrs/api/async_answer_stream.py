@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import BaseModel
 
 from mistralrs.api.engine_client.async_stream import AsyncStream
+from mistralrs.api.schemas.python_answers import chunk_answer
 from mistralrs.api.serving.respond import Answer, AnswerError
 from mistralrs.engine.process_bound import ProcessBound
 
@@ -91,7 +92,7 @@ class AsyncAnswerStream(ProcessBound, Generic[Chunk]):
             if self._closed:  # another task closed it while this one waited
                 raise StopAsyncIteration from None
             raise copy.copy(failed.error) from None
-        return self._kind.model_validate(body)
+        return chunk_answer(self._kind, body)
 
     async def close(self) -> None:
         """Cancels the rest, which frees its place within a step; does nothing at the end."""

@@ -62,9 +62,20 @@ class AsyncRunner(ProcessBound):
         super().__init__()
         inspect.signature(Runner).bind(which, **options)
         check_types(which, options.get("in_situ_quant"))
-        self._make = functools.partial(Runner, which, **options)
+        self._make: Callable[[], Runner] = functools.partial(Runner, which, **options)
         self._loading: Future[Runner] | None = None
         self._closed = False
+
+    @classmethod
+    def of(cls, runner: Runner) -> AsyncRunner:
+        """Returns a runner for event loops that shares the model of ``runner``; closing one of them closes both."""
+        shared = cls.__new__(cls)
+        ProcessBound.__init__(shared)
+        shared._make = lambda: runner
+        shared._loading = Future()
+        shared._loading.set_result(runner)
+        shared._closed = False
+        return shared
 
     async def load(self) -> AsyncRunner:
         """Loads the model in a thread, once, and returns this runner. Raises as ``Runner`` does.

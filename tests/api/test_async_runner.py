@@ -101,7 +101,23 @@ def test_its_options_are_those_of_a_runner() -> None:
 
 def test_it_has_the_verbs_of_a_runner() -> None:
     public = {name for name in vars(Runner) if not name.startswith("_")}
-    assert {name for name in vars(AsyncRunner) if not name.startswith("_")} == public | {"load"}
+    assert {name for name in vars(AsyncRunner) if not name.startswith("_")} == public | {"load", "of"}
+
+
+@on_a_loop
+async def test_one_model_for_threads_and_tasks(file: Path) -> None:
+    request = ChatCompletionRequest("one cat", **GREEDY)
+    with Runner(which(file), threads=1) as runner:
+        shared = AsyncRunner.of(runner)
+        answer = whole(await shared.send_chat_completion_request(request))
+        assert answer.choices == whole(runner.send_chat_completion_request(request)).choices
+        assert await shared.load() is shared
+        assert shared.info == runner.info
+        await shared.close()
+        with pytest.raises(EngineError):
+            runner.send_chat_completion_request(request)
+    with pytest.raises(EngineError):
+        await AsyncRunner.of(runner).send_chat_completion_request(request)
 
 
 @on_a_loop

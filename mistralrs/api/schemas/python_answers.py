@@ -94,6 +94,15 @@ class EmbeddingResponse(EmbeddingList):
 
 
 Whole = TypeVar("Whole", bound=BaseModel)
+Chunk = TypeVar("Chunk", bound=BaseModel)
+
+
+def chunk_answer(kind: type[Chunk], body: Mapping[str, Any]) -> Chunk:
+    """Returns a chunk from the body that a server would send. The content of one that adds none is an empty text, as in
+    mistral.rs: programs add it to what they have."""
+    for choice in body["choices"]:
+        choice.get("delta", {}).setdefault("content", "")
+    return kind.model_validate(body)
 
 
 def embedding_response(body: Mapping[str, Any], hidden_states: Sequence[bytes]) -> EmbeddingResponse:
