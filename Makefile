@@ -19,8 +19,11 @@ INSTALLED := $(VENV)/installed
 FIXTURES := .fixtures/complete
 WITHOUT_KERNELS := $(if $(filter off,$(NATIVE)),--config-settings wheel.cmake=false)
 REPORTS := docs/reports
-# Clients that cannot live in the virtual environment: one for litellm, which wants other versions, and an npm package.
+# Clients that cannot live in the virtual environment: Python packages that want other versions, and npm packages.
 CLIENTS := .clients
+APART := litellm==1.106.2 instructor>=1.17 pydantic-ai-slim[openai]>=2
+# Written for the binding of mistral.rs, which it would install over this project's package. Its environment sees ours.
+PUBLISHED := $(CLIENTS)/llama-index-mistral-rs
 # Scripts that write the golden files in tests/ from programs that nobody here wrote, and the Python that has these.
 ORACLES := $(sort $(wildcard scripts/make_*.py))
 ORACLE_PYTHON ?= $(BIN)/python
@@ -88,10 +91,16 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 
 clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests that speak to the server with them
 	$(BIN)/pip install --editable ".[dev,clients]" --no-build-isolation $(WITHOUT_KERNELS)
-	test -d $(CLIENTS)/litellm || $(PYTHON) -m venv $(CLIENTS)/litellm
-	$(CLIENTS)/litellm/bin/pip install "litellm==1.106.2"
-	if command -v npm >/dev/null; then npm install --prefix $(CLIENTS)/npm openai@6; fi
-	$(BIN)/python -m pytest -m clients tests/clients
+	@set -e; for package in $(foreach package,$(APART),"$(package)"); do \
+	  home="$(CLIENTS)/$$(echo "$$package" | sed 's/[^a-z-].*//; s/-slim$$//')"; \
+	  test -d "$$home" || $(PYTHON) -m venv "$$home"; "$$home/bin/pip" install "$$package"; done
+	test -d $(PUBLISHED) || $(PYTHON) -m venv $(PUBLISHED)
+	$(PUBLISHED)/bin/pip install "llama-index-core<0.15"
+	$(PUBLISHED)/bin/pip install --no-deps "llama-index-llms-mistral-rs==0.6.0"
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  >"$$($(PUBLISHED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	if command -v npm >/dev/null; then npm install --prefix $(CLIENTS)/npm openai@6 zod; fi
+	$(BIN)/python -m pytest -m clients tests/clients tests/examples
 
 oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again; ORACLE_PYTHON has llama-cpp-python
 	@set -e; for script in $(ORACLES); do echo "$$script"; $(ORACLE_PYTHON) "$$script"; done
