@@ -26,7 +26,7 @@ from mistralrs_cli.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
     from mistralrs.api.options.resolve import ResolvedOptions
-    from mistralrs_cli.invocation import Invocation, RemoteInvocation
+    from mistralrs_cli.invocation import ChatJob, Invocation, RemoteInvocation
     from mistralrs_cli.output import Streams
     from mistralrs_cli.utility_jobs import UtilityCommand
 
@@ -82,6 +82,8 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         text = ""
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, PromptJob):
             text = prompt_text(task.job, streams.stdin)
+        if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, ChatJob):
+            task = _prepare_chat(task, task.job, streams)
     if not isinstance(task, Invocation | RemoteInvocation):
         return _do_without_engine(task, streams)
     with contextlib.ExitStack() as stack:
@@ -93,7 +95,33 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         return _do(task, model, text, streams)
 
 
+def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: Streams) -> Invocation | RemoteInvocation:
+    """Returns the chat with the folder of its KV. Raises the error of a saved chat that cannot be resumed before its
+    model is loaded.
+
+    Lines from a pipe are no person's chat: they are saved only as a part of the chat that they go on with.
+    """
+    from dataclasses import replace
+
+    from mistralrs_cli.chat.kept_kv import with_kept_kv
+    from mistralrs_cli.invocation import RemoteInvocation
+
+    if job.resume is not None:
+        from mistralrs_cli.chat.chat_store import ChatStore
+
+        store = ChatStore.open()
+        try:
+            store.find(job.resume)
+        finally:
+            store.close()
+    job = replace(job, save=job.save and (streams.interactive or job.resume is not None))
+    if isinstance(task, RemoteInvocation):
+        return replace(task, job=job)
+    return replace(task, job=job, load=with_kept_kv(task.load) if job.save else task.load)
+
+
 def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
+    from mistralrs_cli.chats_job import ChatsJob
     from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
     from mistralrs_cli.serve import ServeJob, run_serve
     from mistralrs_cli.utility_jobs import InspectJob, ModelsJob, QuantizeJob
@@ -116,6 +144,10 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
         from mistralrs_cli.models_command import run_models
 
         return run_models(job, streams)
+    if isinstance(job, ChatsJob):
+        from mistralrs_cli.chats_command import run_chats
+
+        return run_chats(job, streams)
     from mistralrs_cli.adapter_command import run_adapter
 
     return run_adapter(job, streams)

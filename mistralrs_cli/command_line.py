@@ -33,6 +33,13 @@ from mistralrs_cli.utility_options import (
     AdapterInspectOptions,
     AdapterMergeOptions,
     BenchOptions,
+    ChatsDeleteOptions,
+    ChatsExportOptions,
+    ChatsImportOptions,
+    ChatsListOptions,
+    ChatsOptions,
+    ChatsSearchOptions,
+    ChatsShowOptions,
     InspectOptions,
     ModelsOptions,
     OrderingCreateOptions,
@@ -44,6 +51,7 @@ from mistralrs_cli.utility_options import (
 UtilityOptions = (
     InspectOptions
     | ModelsOptions
+    | ChatsOptions
     | QuantizeOptions
     | OrderingCreateOptions
     | OrderingRenameOptions
@@ -119,13 +127,30 @@ def parse(arguments: Sequence[str]) -> ParsedArgs | None:
     command = _application()
     seen: list[dict[str, Any]] = []
     try:
-        with command.make_context("mistralrs", list(arguments), obj=seen) as context:
+        with command.make_context("mistralrs", _with_last_chat(arguments), obj=seen) as context:
             result = command.invoke(context)
     except typer.Exit:
         return None
     except typer.TyperException as error:
         raise _usage_error(error) from None
     return result if isinstance(result, ParsedArgs) else ParsedArgs(seen[0], None, None, ())
+
+
+def _with_last_chat(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with an empty name after a ``--resume`` that has none: Typer's options take one value or
+    never one. A subcommand's name after it is the subcommand; ``--resume=NAME`` takes any name."""
+    words = list(arguments)
+    for index, word in enumerate(words):
+        following = words[index + 1 : index + 2]
+        if word == "--":
+            break
+        if word == "--resume" and (not following or following[0].startswith("-") or _is_subcommand(following[0])):
+            words[index] = "--resume="
+    return words
+
+
+def _is_subcommand(name: str) -> bool:
+    return name in _OTHER or selector_named(name) is not None
 
 
 def show_version(wanted: bool) -> bool:
@@ -274,6 +299,7 @@ _HELP = {
     "model.",
     "inspect": "Show what a model is: architecture, types, tokenizer, chat template, and the memory that it needs.",
     "models": "List the models in the hub's cache, or delete one.",
+    "chats": "List, show, search, export, import and delete saved chats, without a model.",
     "quantize": "Write a safetensors model as a GGUF file with quantised weights.",
     "ordering": "Make and change ordering files, which name adapters in the order of training and their layers.",
     "adapter": "Show a LoRA adapter, convert it, or merge it into its model; show how X-LoRA mixes its adapters.",
@@ -285,7 +311,21 @@ _ADAPTER = (
     ("convert", AdapterConvertOptions),
     ("merge", AdapterMergeOptions),
 )
+_CHATS = (
+    ("list", ChatsListOptions),
+    ("show", ChatsShowOptions),
+    ("search", ChatsSearchOptions),
+    ("export", ChatsExportOptions),
+    ("import", ChatsImportOptions),
+    ("delete", ChatsDeleteOptions),
+)
 _GROUP_HELP = {
+    "chats list": "List the chats, the last used first.",
+    "chats show": "Show a chat.",
+    "chats search": "Find messages in all chats, the youngest first.",
+    "chats export": "Write a chat as Markdown, JSON or HTML.",
+    "chats import": "Save the chats of a file, each as a new one.",
+    "chats delete": "Delete a chat with all that it holds.",
     "ordering create": "Write an ordering from the configs of a model and its adapters.",
     "ordering rename": "Write an ordering with other names for its adapters.",
     "adapter inspect": "Show what an adapter is and where it acts, without its model.",
@@ -297,6 +337,7 @@ _OTHER: dict[str, Callable[[], Any]] = {
     "bench": _bench_command,
     "inspect": lambda: _tool_command("inspect", InspectOptions),
     "models": lambda: _tool_command("models", ModelsOptions),
+    "chats": lambda: _tool_group("chats", _CHATS),
     "quantize": lambda: _tool_command("quantize", QuantizeOptions),
     "ordering": lambda: _tool_group("ordering", _ORDERING),
     "adapter": _adapter_group,

@@ -26,6 +26,7 @@ from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterOptions, check_new_file
 from mistralrs_cli.adapter_settings import adapter_settings
 from mistralrs_cli.answer_output import AnswerForm
+from mistralrs_cli.chats_job import ChatsJob
 from mistralrs_cli.command_line import ParsedArgs, Selection
 from mistralrs_cli.grammar_option import grammar_of
 from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
@@ -37,6 +38,7 @@ from mistralrs_cli.stdin_text import without_mark
 from mistralrs_cli.thoughts import Think
 from mistralrs_cli.utility_jobs import InspectJob, ModelsJob, UtilityCommand, utility_command
 from mistralrs_cli.utility_options import (
+    ChatsOptions,
     InspectOptions,
     ModelsOptions,
     OrderingCreateOptions,
@@ -59,6 +61,10 @@ class ChatJob:
     stats: bool
     grammar: GrammarText | None = None
     think: Think | None = None
+    save: bool = True
+    """Keep the chat and its KV."""
+    resume: str | None = None
+    """The name or number of a saved chat to go on with; empty: the last one, None: a new chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +145,7 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
         return _scalings_invocation(args, args.scalings, options)
     sampling = _sampling(options, args.selection)
     if mode is Mode.CHAT:
-        job = ChatJob(
-            sampling, _system(values), values.truncate_sequence, values.stats, grammar_of(values), values.think
-        )
+        job = _chat_job(values, sampling)
     elif mode is Mode.PROMPT:
         job = _prompt_job(values, sampling)
     elif mode is Mode.BATCH:
@@ -169,6 +173,8 @@ def writes_answers(task: Invocation | RemoteInvocation | UtilityCommand) -> bool
     """Returns whether the job writes its result to stdout; serving, writing files and deleting do not."""
     if isinstance(task, ModelsJob):
         return task.delete is None
+    if isinstance(task, ChatsJob):
+        return task.writes_answer
     if isinstance(task, CreateOrderingJob | RenameOrderingJob):
         return task.output.path is None
     if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, BatchJob):
@@ -187,6 +193,7 @@ def mode_of(args: ParsedArgs) -> Mode:
         Mode.BENCH: args.bench is not None,
         Mode.INSPECT: isinstance(args.tool, InspectOptions),
         Mode.MODELS: isinstance(args.tool, ModelsOptions),
+        Mode.CHATS: isinstance(args.tool, ChatsOptions),
         Mode.QUANTIZE: isinstance(args.tool, QuantizeOptions),
         Mode.ORDERING_CREATE: isinstance(args.tool, OrderingCreateOptions),
         Mode.ORDERING_RENAME: isinstance(args.tool, OrderingRenameOptions),
@@ -217,6 +224,19 @@ def _commands(subcommand: tuple[str, ...]) -> str:
     )
     width = max(len(command) for command, _ in commands)
     return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
+
+
+def _chat_job(options: Options, sampling: SamplingParams) -> ChatJob:
+    return ChatJob(
+        sampling,
+        _system(options),
+        options.truncate_sequence,
+        options.stats,
+        grammar_of(options),
+        options.think,
+        save=not options.no_save,
+        resume=options.resume,
+    )
 
 
 def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
@@ -364,7 +384,8 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
 
 def _check_together(options: ResolvedOptions, formatter: CommandLineErrorFormatter) -> None:
     values = options.values
-    if options.origin("kv_dir_size") is Origin.FLAG and values.kv_dir is None:
+    is_chat = values.interactive_mode  # has a folder of its own
+    if options.origin("kv_dir_size") is Origin.FLAG and values.kv_dir is None and not is_chat:
         raise UsageError("--kv-dir-size needs --kv-dir", hint="name the folder, or leave the size out")
     check_together(
         kv_dir=values.kv_dir is not None,

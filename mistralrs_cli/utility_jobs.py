@@ -9,11 +9,13 @@ from mistralrs.api.load_options import ModelSource
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
+from mistralrs_cli.chats_job import ChatsJob, chats_job
 from mistralrs_cli.command_line import UtilityOptions
 from mistralrs_cli.ordering_job import OrderingJob, ordering_job
 from mistralrs_cli.serve import ServeJob
 from mistralrs_cli.source_options import source_at
 from mistralrs_cli.utility_options import (
+    ChatsOptions,
     InspectOptions,
     ModelsOptions,
     OrderingCreateOptions,
@@ -51,7 +53,7 @@ class QuantizeJob:
     type: str
 
 
-UtilityCommand = InspectJob | ModelsJob | QuantizeJob | OrderingJob | AdapterJob | ServeJob
+UtilityCommand = InspectJob | ModelsJob | ChatsJob | QuantizeJob | OrderingJob | AdapterJob | ServeJob
 """The jobs that need no model in this process."""
 
 
@@ -64,6 +66,8 @@ def utility_command(options: UtilityOptions, token_source: str) -> UtilityComman
         return ordering_job(options, token_source)
     if isinstance(options, AdapterOptions):
         return adapter_job(options, token_source)
+    if isinstance(options, ChatsOptions):
+        return chats_job(options)
     return _models_job(options) if isinstance(options, ModelsOptions) else _quantize_job(options, token_source)
 
 

@@ -50,6 +50,74 @@ class ModelsOptions:
     json: bool = option(False, "--json", help="One JSON object instead of a table.")
 
 
+def _json() -> Any:
+    return option(False, "--json", help="JSON instead of text.")
+
+
+def _saved_chat() -> Any:
+    return argument(..., metavar="CHAT", help="The chat's number, its name, or the beginning of its title.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatsListOptions:
+    """What stands after ``chats list``."""
+
+    json: bool = _json()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatsShowOptions:
+    """What stands after ``chats show``."""
+
+    chat: str = _saved_chat()
+    json: bool = _json()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatsSearchOptions:
+    """What stands after ``chats search``."""
+
+    words: list[str] = argument(..., metavar="TEXT...", help="Words that a message has all of.")
+    json: bool = _json()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatsExportOptions:
+    """What stands after ``chats export``."""
+
+    chat: str = _saved_chat()
+    format: Literal["md", "json", "html"] = option(
+        "md", "--format", metavar="md|json|html", help="json: messages as OpenAI's API has them."
+    )
+    out: Path | None = option(None, "--out", metavar="FILE", help="The file to write.", shown_default="stdout")
+    force: bool = option(False, "--force", help="Replace a file that is there.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatsImportOptions:
+    """What stands after ``chats import``."""
+
+    file: Path = argument(..., metavar="FILE", help="Chats as JSON: messages as of OpenAI's API, or ShareGPT's.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatsDeleteOptions:
+    """What stands after ``chats delete``."""
+
+    chat: str = _saved_chat()
+    yes: bool = option(False, "--yes", "-y", help="Delete without asking.")
+
+
+ChatsOptions = (
+    ChatsListOptions
+    | ChatsShowOptions
+    | ChatsSearchOptions
+    | ChatsExportOptions
+    | ChatsImportOptions
+    | ChatsDeleteOptions
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeOptions:
     """The options after ``quantize``."""

@@ -42,7 +42,7 @@ def shell_blocks(path: Path) -> list[str]:
     [
         ("mistralrs", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers", "llguidance")),
         ("mistralrs_cli.app", ("torch", "numpy", "jinja2", "huggingface_hub", "tokenizers", "prompt_toolkit", "rich")),
-        ("mistralrs_cli.invocation", ("torch", "numpy", "jinja2", "tokenizers", "pydantic", "llguidance")),
+        ("mistralrs_cli.invocation", ("torch", "numpy", "jinja2", "tokenizers", "pydantic", "llguidance", "sqlite3")),
         ("mistralrs.api.serving.prepare", ("torch", "numpy", "llguidance")),
         ("mistralrs.api.selectors.model_selector", ("torch", "numpy")),
         ("mistralrs.engine.scheduler", ("torch", "numpy")),

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["user", "assistant"]
+
+
+@dataclass(slots=True)
+class Message:
+    """A message of a chat, as it was typed or answered."""
+
+    role: Role
+    content: str
+    is_cut: bool = False
+    """The answer was interrupted; ``content`` is its beginning."""
+    id: int | None = None
+    """Its number in the store; None: it is not saved yet."""
+    saved: tuple[str, bool] | None = None
+    """``content`` and ``is_cut`` as they are in the store."""
 
 
 @dataclass(slots=True)
 class Conversation:
-    """The system message and the completed turns."""
+    """The system message, and the path of messages that the model sees."""
 
     system: str | None = None
-    turns: list[tuple[str, str]] = field(default_factory=list)
-    """(the user's text, the model's answer)"""
+    path: list[Message] = field(default_factory=list)
+    id: int | None = None
+    """The chat's number in the store; None: nothing of it is saved."""
+    name: str | None = None
+    """The name that the user gave it."""
+    unanswered: Message | None = None
+    """A saved question beyond the path, which a process that ended did not answer."""
 
-    def asking(self, text: str) -> list[Mapping[str, object]]:
-        """Returns the messages to send for a turn that is not yet part of the conversation."""
+    def for_model(self) -> list[Mapping[str, object]]:
+        """Returns the messages to send."""
         messages: list[Mapping[str, object]] = []
         if self.system is not None:
             messages.append({"role": "system", "content": self.system})
-        for question, answer in self.turns:
-            messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": answer})
-        messages.append({"role": "user", "content": text})
+        messages.extend({"role": each.role, "content": each.content} for each in self.path)
         return messages
-
-    def add(self, question: str, answer: str) -> None:
-        """Adds a complete turn."""
-        self.turns.append((question, answer))
-
-    def clear(self) -> None:
-        """Removes the turns; the system message stays."""
-        self.turns.clear()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from mistralrs.errors import MistralrsError
 from mistralrs_cli.chat import slash_commands
-from mistralrs_cli.chat.render import banner
+from mistralrs_cli.chat.chat_record import open_record
+from mistralrs_cli.chat.render import Notes, banner
+from mistralrs_cli.chat.saved_chats import find_to_resume, resume
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.exits import INTERRUPTED
 from mistralrs_cli.invocation import ChatJob
@@ -19,45 +23,48 @@ def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
         from mistralrs.api.serving.chat_prompt import missing_template  # costs what only a loaded model needs
 
         raise missing_template(model.info.name)
-    chat = Chat(model, job, streams)
+    notes = Notes(streams.stderr)
     if streams.interactive:
-        return _from_terminal(chat, streams)
-    return _from_lines(chat, streams)
+        notes.say(*banner(model.info, model.known_adapters()))
+    record = open_record(model.info.name, wanted=job.save, say=notes.say)
+    with contextlib.closing(record):
+        chat = Chat(model, job, streams, record=record)
+        if job.resume is not None:
+            resume(chat, find_to_resume(job.resume), shows_last=streams.interactive)
+            if job.system is not None:
+                chat.conversation.system = job.system
+        if streams.interactive:
+            return _from_terminal(chat, streams)
+        return _from_lines(chat, streams)
 
 
 def _from_terminal(chat: Chat, streams: Streams) -> int:
     from mistralrs_cli.chat.editor import Editor, LeftByInterrupt
 
-    chat.notes.say(*banner(chat.model.info, chat.model.known_adapters()))
-    draft = ""
     with Editor(streams, say=chat.notes.say) as editor:
         while not chat.leaving:
+            draft, chat.draft = chat.draft, ""
             try:
                 text = editor.read(draft)
             except EOFError:
                 return 0
             except LeftByInterrupt:
                 return INTERRUPTED
-            draft = ""
             try:
-                draft = _act(chat, text)
+                _act(chat, text)
             except MistralrsError as error:
                 chat.notes.error(error)
     return 0
 
 
-def _act(chat: Chat, text: str) -> str:
-    """Runs a command or takes a turn.
-
-    Returns the text to put back into the line: that of a turn that Ctrl-C stopped before any answer came.
-    """
+def _act(chat: Chat, text: str) -> None:
+    """Runs a command or takes a turn. The text of a turn that Ctrl-C stopped before any answer is the next draft."""
     if slash_commands.is_command(text):
         slash_commands.run(chat, text)
     elif text.strip():
         finished = chat.take_turn(slash_commands.message(text), mark_cut=True)
         if finished.reason == "cancelled" and finished.usage.completion_tokens == 0:
-            return text
-    return ""
+            chat.draft = text
 
 
 def _from_lines(chat: Chat, streams: Streams) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Finished, Scalings, Usage
+from mistralrs.errors import MistralrsError
 from mistralrs_cli.answer import Interruption, relay
-from mistralrs_cli.chat.chat_history import Conversation
+from mistralrs_cli.chat.chat_history import Conversation, Message
+from mistralrs_cli.chat.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.chat.render import Notes
 from mistralrs_cli.invocation import ChatJob
 from mistralrs_cli.mean_scalings import heat_map, mean_scalings
@@ -18,8 +21,10 @@ from mistralrs_cli.thoughts import Thoughts, thinking_of
 class Chat:
     """The state that the commands and the loops of a chat share."""
 
-    def __init__(self, model: Model, job: ChatJob, streams: Streams) -> None:
+    def __init__(self, model: Model, job: ChatJob, streams: Streams, *, record: ChatRecord) -> None:
+        """``record`` saves the turns."""
         self.model = model
+        self.record = record
         self.conversation = Conversation(job.system)
         self.stats = job.stats
         """Each answer is followed by its statistics."""
@@ -30,51 +35,88 @@ class Chat:
         self.adapters: Mapping[str, float] | None = None
         """Names and weights of the adapters that act from the next turn on; None: the model's default ones."""
         self.leaving = False
+        self.draft = ""
+        """The text that the next line begins with."""
         self.notes = Notes(streams.stderr)
         self._job = job
         self._streams = streams
 
     def take_turn(self, text: str, *, mark_cut: bool) -> Finished:
-        """Sends ``text``, writes the answer to stdout, and keeps both; returns the answer's last event.
+        """Sends ``text``, writes the answer to stdout, and keeps and saves both; returns the answer's last event.
 
         The text of a cancelled answer is kept; an answer that is empty or failed leaves the conversation unchanged.
         ``mark_cut``: three dots follow an answer that reached its limit. Raises the error of an answer that failed.
         """
+        conversation = self.conversation
+        before = list(conversation.path)
+        question, conversation.unanswered = conversation.unanswered, None
+        if question is None or question.content != text:
+            question = Message("user", text)
+        conversation.path.append(question)
+        return self._answer(before, self._job.sampling, mark_cut=mark_cut)
+
+    def _answer(self, before: Sequence[Message], sampling: SamplingParams, *, mark_cut: bool) -> Finished:
+        """Answers the last message of the path. ``before``: the path to return to if there is no answer."""
+        self.record.save(self.conversation)
         writer = AnswerWriter(self._streams.stdout)
-        messages = self.conversation.asking(text)
         with Interruption() as interruption:
             try:
-                answer = interruption.watch(self._ask(messages))
+                stream = interruption.watch(self._ask(sampling))
             except KeyboardInterrupt:  # before there was an answer
-                return Finished("cancelled", Usage(0, 0, 0, 0.0, 0.0, 0.0, self._job.sampling.seed))
+                self._return_to(before)
+                return Finished("cancelled", Usage(0, 0, 0, 0.0, 0.0, 0.0, sampling.seed))
+            except MistralrsError:
+                self._return_to(before)
+                raise
+            answer = SavedAnswer(stream, self.conversation, self.record)
             try:
                 self.scalings = None
                 thoughts = Thoughts(self._streams.stderr, shown=self._job.think in (None, "on"))
                 finished = relay(answer, writer, thoughts, on_scalings=self._keep_scalings)
-            except BaseException:
+            except BaseException as error:
                 if writer.text:
                     writer.end()
+                answer.finish(is_cut=True)
+                if isinstance(error, MistralrsError):
+                    self._return_to(before)
                 raise
-        if writer.text or finished.reason != "cancelled":
+        is_cut = finished.reason == "cancelled"
+        answer.finish(is_cut=is_cut)
+        if writer.text or not is_cut:
             writer.end("..." if mark_cut and finished.reason == "length" else "")
-            self.conversation.add(text, writer.text)
+        else:
+            self._return_to(before)
         self.last = finished.usage
         if self.stats:
             self.show_stats()
         return finished
 
-    def _ask(self, messages: Sequence[Mapping[str, object]]) -> AnswerStream:
+    def _return_to(self, before: Sequence[Message]) -> None:
+        """Makes ``before`` the path again; a question that was not answered at all is removed from the store."""
+        last = self.conversation.path[-1]
+        self.conversation.path = list(before)
+        if last.role == "user" and all(last is not each for each in before):
+            self.record.remove(last)
+        self.record.save(self.conversation)
+
+    def _ask(self, sampling: SamplingParams) -> AnswerStream:
         job = self._job
         mixes = self.model.known_adapters().scaling_axes is not None
         return self.model.chat(
-            messages,
-            job.sampling,
+            self.conversation.for_model(),
+            sampling,
             truncate=job.truncate,
             adapters=self.adapters,
             scalings=mixes,
             grammar=job.grammar,
             thinking=thinking_of(job.think),
         )
+
+    def show_path(self, path: list[Message]) -> None:
+        """Makes ``path`` the messages that the model sees, and the ones that the saved chat shows."""
+        self.conversation.path = path
+        self.conversation.unanswered = None
+        self.record.save(self.conversation)
 
     def _keep_scalings(self, scalings: Scalings) -> None:
         self.scalings = scalings

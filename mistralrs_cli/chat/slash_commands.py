@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mistralrs.api.loaded_adapters.known_adapters import described
 from mistralrs.api.selectors.adapter_words import parse_weights
 from mistralrs.errors import UsageError
+from mistralrs_cli.chat import saved_chats
 from mistralrs_cli.chat.render import columns
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.output import clean_line
@@ -46,14 +47,10 @@ def _exit(chat: Chat, argument: str) -> None:
     chat.leaving = True
 
 
-def _clear(chat: Chat, argument: str) -> None:
-    chat.conversation.clear()
-    chat.notes.say("the conversation is empty")
-
-
 def _system(chat: Chat, argument: str) -> None:
     if argument:
         chat.conversation.system = None if argument == '""' else argument
+        chat.record.save(chat.conversation)
     system = chat.conversation.system
     chat.notes.say("no system message" if system is None else f"system message: {clean_line(system)}")
 
@@ -98,7 +95,17 @@ COMMANDS = (
         "/adapter", "show the adapters, or choose those that act", _adapter, argument="[list|NAME[:W]...|none]"
     ),
     SlashCommand("/scalings", "show how X-LoRA mixed its adapters for the tokens of the last answer", _scalings),
-    SlashCommand("/clear", "forget the conversation", _clear),
+    SlashCommand("/new", "begin another chat; this one stays saved", saved_chats.new, aliases=("/clear",)),
+    SlashCommand("/sessions", "list the saved chats, the last used first", saved_chats.sessions),
+    SlashCommand(
+        "/resume", "go on with a saved chat", saved_chats.resume_named, argument="[NAME|ID]", aliases=("/load",)
+    ),
+    SlashCommand("/search", "find messages in all saved chats", saved_chats.search, argument="TEXT"),
+    SlashCommand("/rename", "name this chat", saved_chats.rename, argument="NAME"),
+    SlashCommand("/export", "write this chat to a file", saved_chats.export, argument="md|json|html [FILE]"),
+    SlashCommand(
+        "/import", "save the chats of a file and go on with the first", saved_chats.import_file, argument="FILE"
+    ),
     SlashCommand("/exit", "leave", _exit, aliases=("/bye", "/quit", "\\exit")),
 )
 
@@ -130,5 +137,5 @@ def run(chat: Chat, text: str) -> None:
     command = find(name)
     argument = argument.strip()
     if argument and not command.argument:
-        raise UsageError(f"{command.name} takes nothing after it", hint=f"type {command.name} alone")
+        raise UsageError(f"{name} takes nothing after it", hint=f"type {name} alone")
     command.run(chat, argument)

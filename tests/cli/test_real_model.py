@@ -73,6 +73,37 @@ def test_second_turn_reuses_the_first(run: Run) -> None:
     assert cached[1] >= 16
 
 
+def cached_tokens(statistics: str) -> list[tuple[int, int]]:
+    """The cached tokens and all tokens of each prompt."""
+    found = re.findall(r"cached ([\d ]+)/([\d ]+) ·", statistics)
+    return [(int(cached.replace(" ", "")), int(total.replace(" ", ""))) for cached, total in found]
+
+
+def test_a_resumed_chat_computes_only_what_is_new(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    story = " ".join(f"The {number}th day was as long as the others." for number in range(60))
+    chat = [{"role": "user", "content": f"Hear my story. {story}"}, {"role": "assistant", "content": "A fine one."}]
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    run("chats", "import", str(tmp_path / "chat.json"))
+    words = ("--stats", "--temperature", "0", "--max-tokens", "24", "-i", "--resume")
+    first, statistics = run(*words, stdin="How long was it?\nAnd how many days?\n")
+    (fresh, before), (_, last) = cached_tokens(statistics)
+    assert (fresh, before > 500) == (0, True)
+    resumed, statistics = run(*words, stdin="And the nights?\n")
+    ((cached, total),) = cached_tokens(statistics)
+    assert total > last
+    assert last - 16 <= cached < total  # whole blocks of 16 tokens; the new question is computed
+    run("chats", "export", "1", "--format", "json", "--out", str(tmp_path / "all.json"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    (tmp_path / "again.json").write_text(json.dumps(json.loads((tmp_path / "all.json").read_text())["messages"][:-2]))
+    run("chats", "import", str(tmp_path / "again.json"))
+    anew, statistics = run(*words, stdin="And the nights?\n")
+    assert cached_tokens(statistics)[0][0] == 0
+    assert anew == resumed
+    assert first
+
+
 def test_bench(run: Run) -> None:
     out, _ = run("bench", "-p", "32", "-n", "4", "-c", "1,2", "-r", "1", "--json")
     records = [json.loads(line) for line in out.splitlines()]

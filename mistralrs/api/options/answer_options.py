@@ -42,6 +42,20 @@ class AnswerOptions:
     interactive_mode: bool = option(
         False, "--interactive-mode", "-i", modes=frozenset({Mode.CHAT}), is_shared=False, help="Chat in the terminal."
     )
+    resume: str | None = option(
+        None,
+        "--resume",
+        metavar="[NAME|ID]",
+        modes=frozenset({Mode.CHAT}),
+        is_shared=False,
+        help="Go on with a saved chat; without a name or number, with the last one.",
+    )
+    no_save: bool = option(
+        False,
+        "--no-save",
+        modes=frozenset({Mode.CHAT}),
+        help="Keep neither the chat nor its KV on disk.",
+    )
     prompt: str | None = option(
         None,
         "--prompt",

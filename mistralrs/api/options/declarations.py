@@ -84,6 +84,7 @@ class Options(AdapterFlags):
         "--kv-dir",
         metavar="FOLDER",
         modes=TALK,
+        shown_default="none; a chat's is in the user's cache",
         help="Keep the KV of prompts in this folder, for the next start.",
     )
     kv_dir_size: int = option(
@@ -93,7 +94,7 @@ class Options(AdapterFlags):
         is_size=True,
         least=1,
         modes=TALK,
-        shown_default="8G",
+        shown_default="8G; a chat's own folder: 2G",
         help="Size of --kv-dir, at most.",
     )
     token_source: str = option(

@@ -16,6 +16,7 @@ class Mode(enum.Enum):
     BENCH = "bench"
     INSPECT = "inspect"
     MODELS = "models"
+    CHATS = "chats"
     QUANTIZE = "quantize"
     ORDERING_CREATE = "ordering create"
     ORDERING_RENAME = "ordering rename"

@@ -1,0 +1,110 @@
+"""Saves the turns of a chat as they happen. A failure is said once, and the chat goes on."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+
+from mistralrs.api.read_stream import Thought
+from mistralrs.engine.events import Delta, Event
+from mistralrs.errors import MistralrsError
+from mistralrs_cli.chat.chat_history import Conversation, Message
+from mistralrs_cli.chat.chat_store import ChatStore
+from mistralrs_cli.model import AnswerStream
+
+SAVE_EVERY_S = 1.0
+"""Seconds between two savings of an answer that is still growing."""
+
+
+class ChatRecord:
+    """The place where a chat is saved; None: nowhere, as asked for or after a failure that was said."""
+
+    def __init__(self, store: ChatStore | None, model: str, *, say: Callable[[str], None]) -> None:
+        self.store = store
+        self._model = model
+        self._say = say
+        self._failed = False
+        """The last attempt failed, which was said."""
+
+    def save(self, conversation: Conversation) -> None:
+        """Saves what is new of the conversation; an earlier failure is made good."""
+        self._attempt(lambda store: store.save(conversation, self._model))
+
+    def remove(self, message: Message) -> None:
+        """Removes a message that was never answered."""
+        if message.id is not None:
+            self._attempt(lambda store: store.remove(message))
+
+    def close(self) -> None:
+        """Closes the store."""
+        if self.store is not None:
+            self.store.close()
+
+    def _attempt(self, action: Callable[[ChatStore], None]) -> None:
+        if self.store is None:
+            return
+        try:
+            action(self.store)
+        except (sqlite3.Error, OSError) as error:
+            if not self._failed:
+                self._say(f"this chat is not saved: {error}")
+            self._failed = True
+        else:
+            if self._failed:
+                self._say("this chat is saved again")
+            self._failed = False
+
+
+def open_record(model: str, *, wanted: bool, say: Callable[[str], None]) -> ChatRecord:
+    """Returns the record of a chat; one that cannot be opened is said. ``wanted``: False saves nothing."""
+    store = None
+    if wanted:
+        try:
+            store = ChatStore.open()
+        except MistralrsError as error:
+            say(f"this chat is not saved: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+    return ChatRecord(store, model, say=say)
+
+
+class SavedAnswer:
+    """A stream of an answer, whose text is saved while it comes, so that a killed process leaves most of it."""
+
+    def __init__(self, stream: AnswerStream, conversation: Conversation, record: ChatRecord) -> None:
+        """The answer becomes the last message of ``conversation`` with its first text."""
+        self._stream = stream
+        self._conversation = conversation
+        self._record = record
+        self._due = time.monotonic() + SAVE_EVERY_S
+        self._pieces: list[str] = []
+        self._message = Message("assistant", "", is_cut=True)
+
+    def __iter__(self) -> Iterator[Event | Thought]:
+        for event in self._stream:
+            if isinstance(event, Delta) and event.text:
+                self._extend(event.text)
+            yield event
+
+    def cancel(self) -> None:
+        """Ends the answer within a step; safe from any thread, and more than once."""
+        self._stream.cancel()
+
+    def finish(self, *, is_cut: bool) -> None:
+        """Saves the answer as it is now. One that was cut before its first text is none."""
+        if not self._pieces and not is_cut:
+            self._conversation.path.append(self._message)
+        if self._pieces or not is_cut:
+            self._message.is_cut = is_cut
+            self._save()
+
+    def _extend(self, text: str) -> None:
+        if not self._pieces:
+            self._conversation.path.append(self._message)
+        self._pieces.append(text)
+        if time.monotonic() >= self._due:
+            self._save()
+            self._due = time.monotonic() + SAVE_EVERY_S
+
+    def _save(self) -> None:
+        self._message.content = "".join(self._pieces)
+        self._record.save(self._conversation)
