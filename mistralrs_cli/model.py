@@ -112,10 +112,12 @@ class Model(Protocol):
         scalings: bool = False,
         grammar: GrammarText | None = None,
         thinking: bool | None = None,
+        continues: bool = False,
     ) -> AnswerStream:
         """Answers a conversation. ``adapters``: names and weights of those that act; None: the default ones.
         ``scalings``: the events have those of X-LoRA. ``grammar``: the answer matches it; None: any text.
         ``thinking``: whether it thinks first, which comes as ``Thought``; None: as its template does.
+        ``continues``: the answer goes on where the last message ends.
 
         Raises ``RequestError`` if the conversation cannot be answered.
         """

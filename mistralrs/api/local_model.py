@@ -153,11 +153,13 @@ class LocalModel(ProcessBound):
         scalings: bool = False,
         grammar: GrammarText | None = None,
         thinking: bool | None = None,
+        continues: bool = False,
     ) -> Stream | ReadStream:
         """Answers a conversation; ``truncate`` drops the beginning of one that is too long. ``adapters``: names and
         weights of those that act; None: the default ones. ``scalings``: asks for the event ``Scalings``, which has
         those of X-LoRA for all tokens that were computed. ``grammar``: the answer matches it; None: any text.
         ``thinking``: whether the model thinks first; None: as its template does. Its thinking comes as ``Thought``.
+        ``continues``: the answer goes on where the last message ends.
 
         Raises ``RequestError`` and ``ContextLengthError`` at once. Ctrl-C ends it.
         """
@@ -166,7 +168,9 @@ class LocalModel(ProcessBound):
 
         policy = Policy(self.info.name, truncate=truncate)
         served = self.served
-        request, parts = chat_request(messages, sampling, served, policy, grammar=grammar, thinking=thinking)
+        request, parts = chat_request(
+            messages, sampling, served, policy, grammar=grammar, thinking=thinking, continues=continues
+        )
         stream = self._submit(request, adapters, scalings=scalings)
         return stream if parts is None else ReadStream(stream, parts.parser())
 

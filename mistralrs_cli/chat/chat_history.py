@@ -36,6 +36,11 @@ class Conversation:
     unanswered: Message | None = None
     """A saved question beyond the path, which a process that ended did not answer."""
 
+    def detach(self) -> None:
+        """Forgets the numbers in the store, so that the next saving makes a new chat."""
+        self.id = self.name = None
+        self.path = [Message(each.role, each.content, each.is_cut) for each in self.path]
+
     def for_model(self) -> list[Mapping[str, object]]:
         """Returns the messages to send."""
         messages: list[Mapping[str, object]] = []

@@ -18,10 +18,12 @@ SAVE_EVERY_S = 1.0
 
 
 class ChatRecord:
-    """The place where a chat is saved; None: nowhere, as asked for or after a failure that was said."""
+    """The place where a chat is saved: the user's database, or else this process's memory."""
 
-    def __init__(self, store: ChatStore | None, model: str, *, say: Callable[[str], None]) -> None:
+    def __init__(self, store: ChatStore, model: str, *, say: Callable[[str], None], is_kept: bool = True) -> None:
         self.store = store
+        self.is_kept = is_kept
+        """The store is the user's, and outlives the process."""
         self._model = model
         self._say = say
         self._failed = False
@@ -38,12 +40,9 @@ class ChatRecord:
 
     def close(self) -> None:
         """Closes the store."""
-        if self.store is not None:
-            self.store.close()
+        self.store.close()
 
     def _attempt(self, action: Callable[[ChatStore], None]) -> None:
-        if self.store is None:
-            return
         try:
             action(self.store)
         except (sqlite3.Error, OSError) as error:
@@ -57,27 +56,29 @@ class ChatRecord:
 
 
 def open_record(model: str, *, wanted: bool, say: Callable[[str], None]) -> ChatRecord:
-    """Returns the record of a chat; one that cannot be opened is said. ``wanted``: False saves nothing."""
-    store = None
+    """Returns the record of a chat. ``wanted``: False keeps it in memory alone, as a database that cannot be opened
+    does, which is said."""
     if wanted:
         try:
-            store = ChatStore.open()
+            return ChatRecord(ChatStore.open(), model, say=say)
         except MistralrsError as error:
             say(f"this chat is not saved: {error.message}" + (f"; {error.hint}" if error.hint else ""))
-    return ChatRecord(store, model, say=say)
+    return ChatRecord(ChatStore.in_memory(), model, say=say, is_kept=False)
 
 
 class SavedAnswer:
     """A stream of an answer, whose text is saved while it comes, so that a killed process leaves most of it."""
 
     def __init__(self, stream: AnswerStream, conversation: Conversation, record: ChatRecord) -> None:
-        """The answer becomes the last message of ``conversation`` with its first text."""
+        """The answer becomes the last message of ``conversation`` with its first text, or it continues the last one."""
         self._stream = stream
         self._conversation = conversation
         self._record = record
         self._due = time.monotonic() + SAVE_EVERY_S
-        self._pieces: list[str] = []
-        self._message = Message("assistant", "", is_cut=True)
+        last = conversation.path[-1]
+        continues = last.role == "assistant"
+        self._message = last if continues else Message("assistant", "", is_cut=True)
+        self._pieces: list[str] = [last.content] if continues else []
 
     def __iter__(self) -> Iterator[Event | Thought]:
         for event in self._stream:

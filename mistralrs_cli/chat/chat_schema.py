@@ -88,6 +88,13 @@ def open_database(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def memory_database() -> sqlite3.Connection:
+    """Returns a connection to a new database that ends with it."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    _prepare(connection, Path(":memory:"))
+    return connection
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     try:
         version = _version(connection, path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs_cli.chat.chat_history import Conversation, Message
-from mistralrs_cli.chat.chat_schema import database_file, open_database, transaction
+from mistralrs_cli.chat.chat_schema import database_file, memory_database, open_database, transaction
 
 TITLE_LENGTH = 60
 """Characters of a chat's first message that stand for its name."""
@@ -59,6 +59,15 @@ class ChatSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeMessage:
+    """A message of a chat's tree."""
+
+    message: Message
+    parent: int | None
+    """The number of the message before it; None: it is a first one."""
+
+
+@dataclass(frozen=True, slots=True)
 class SearchHit:
     """A message that matches a search."""
 
@@ -84,6 +93,11 @@ class ChatStore:
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise LoadError(f"{path} cannot be opened: {reason}", hint="XDG_DATA_HOME names another folder") from error
+
+    @classmethod
+    def in_memory(cls) -> ChatStore:
+        """Returns an empty store that ends with the process."""
+        return cls(memory_database())
 
     def close(self) -> None:
         """Closes the database."""
@@ -124,11 +138,11 @@ class ChatStore:
             message.id, message.saved = number, (message.content, message.is_cut)
 
     def remove(self, message: Message) -> None:
-        """Removes a saved message and those after it; a chat without messages goes with the last one."""
+        """Removes a saved message, unless others follow it; a chat without messages goes with the last one."""
         with transaction(self._connection):
             run = self._connection.execute
             found = run("SELECT chat, parent FROM messages WHERE id = ?", (message.id,)).fetchone()
-            if found is None:
+            if found is None or run("SELECT 1 FROM messages WHERE parent = ?", (message.id,)).fetchone():
                 return
             chat, parent = found
             run("DELETE FROM messages WHERE id = ?", (message.id,))
@@ -194,6 +208,16 @@ class ChatStore:
         """Returns the messages of a chat from its first one to ``tip``; None: none."""
         rows = self._connection.execute(_PATH, (tip, chat)).fetchall()
         return [Message(role, text, bool(cut), number, (text, bool(cut))) for number, role, text, cut in rows]
+
+    def messages(self, chat: int) -> list[TreeMessage]:
+        """Returns all messages of a chat, the oldest first: a message comes after its parent."""
+        rows = self._connection.execute(
+            "SELECT id, parent, role, content, is_cut FROM messages WHERE chat = ? ORDER BY id", (chat,)
+        ).fetchall()
+        return [
+            TreeMessage(Message(role, text, bool(cut), number, (text, bool(cut))), parent)
+            for number, parent, role, text, cut in rows
+        ]
 
     def search(self, text: str, *, limit: int = 20) -> list[SearchHit]:
         """Returns the messages that contain all words of ``text``, also within other words; the youngest first.

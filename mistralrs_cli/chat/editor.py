@@ -40,6 +40,8 @@ class Editor:
         self._interrupted_at = -math.inf
         self._pending = False
         """Ctrl-C came when no line was being edited."""
+        self.cleared = False
+        """Ctrl-C emptied the line that was read last before it was sent."""
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
@@ -47,6 +49,7 @@ class Editor:
             key_bindings=self._bindings(),
             history=PrivateHistory(history_file(), complain=say),
             enable_suspend=True,
+            tempfile_suffix=".md",
             output=create_output(streams.stdout if is_terminal(streams.stdout) else streams.stderr),
         )
 
@@ -64,6 +67,7 @@ class Editor:
 
         Raises ``EOFError`` for Ctrl-D on an empty line and ``LeftByInterrupt`` for two Ctrl-C in a row.
         """
+        self.cleared = False
         while True:
             try:
                 text = self._session.prompt(default=draft, pre_run=self._deliver_pending, handle_sigint=False)
@@ -95,6 +99,7 @@ class Editor:
         if self._is_second():
             event.app.exit(exception=LeftByInterrupt(), style="class:aborting")
         elif event.current_buffer.text:
+            self.cleared = True
             event.current_buffer.reset()
         else:
             event.app.exit(exception=KeyboardInterrupt(), style="class:aborting")
@@ -124,6 +129,10 @@ class Editor:
         @bindings.add("c-j")
         def _new_line(event: KeyPressEvent) -> None:
             event.current_buffer.newline(copy_margin=False)
+
+        @bindings.add("c-g")
+        def _open_editor(event: KeyPressEvent) -> None:
+            event.current_buffer.open_in_editor()
 
         return bindings
 

@@ -50,6 +50,8 @@ def _from_terminal(chat: Chat, streams: Streams) -> int:
                 return 0
             except LeftByInterrupt:
                 return INTERRUPTED
+            if editor.cleared:
+                chat.edit = None
             try:
                 _act(chat, text)
             except MistralrsError as error:
@@ -59,12 +61,14 @@ def _from_terminal(chat: Chat, streams: Streams) -> int:
 
 def _act(chat: Chat, text: str) -> None:
     """Runs a command or takes a turn. The text of a turn that Ctrl-C stopped before any answer is the next draft."""
+    edit, chat.edit = chat.edit, None
     if slash_commands.is_command(text):
         slash_commands.run(chat, text)
     elif text.strip():
-        finished = chat.take_turn(slash_commands.message(text), mark_cut=True)
-        if finished.reason == "cancelled" and finished.usage.completion_tokens == 0:
-            chat.draft = text
+        message = slash_commands.message(text)
+        finished = chat.take_turn(message, mark_cut=True) if edit is None else edit(message)
+        if finished is not None and finished.reason == "cancelled" and finished.usage.completion_tokens == 0:
+            chat.draft, chat.edit = text, edit
 
 
 def _from_lines(chat: Chat, streams: Streams) -> int:

@@ -26,7 +26,7 @@ def new(chat: Chat, argument: str) -> None:
     """Begins another chat with the same system message."""
     left = chat.conversation
     chat.conversation = Conversation(left.system)
-    kept = "" if left.id is None or chat.record.store is None else f"; chat {left.id} stays saved"
+    kept = "" if left.id is None or not chat.record.is_kept else f"; chat {left.id} stays saved"
     chat.notes.say(f"the conversation is empty{kept}")
 
 
@@ -51,7 +51,7 @@ def rename(chat: Chat, argument: str) -> None:
     if not argument:
         raise UsageError("/rename needs a name", hint="/rename NAME")
     with _store_of(chat) as store:
-        number = chat.conversation.id
+        number = chat.conversation.id if chat.record.is_kept else None
         if number is None:
             raise UsageError("nothing of this chat is saved yet", hint="name it after its first message")
         store.rename(number, argument)
@@ -114,6 +114,8 @@ def resume(chat: Chat, found: ChatSummary, *, shows_last: bool) -> None:
     that was not answered the draft of the next line."""
     with _store_of(chat) as store:
         conversation = store.load(found)
+    if not chat.record.is_kept:
+        conversation.detach()
     chat.conversation = conversation
     if not shows_last:
         return
@@ -152,7 +154,7 @@ def named_errors() -> Iterator[None]:
 def _store_of(chat: Chat) -> Iterator[ChatStore]:
     """The store of the chat, or for one that is not saved a store for the moment."""
     with named_errors():
-        if chat.record.store is not None:
+        if chat.record.is_kept:
             yield chat.record.store
             return
         with contextlib.closing(ChatStore.open()) as store:

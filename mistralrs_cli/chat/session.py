@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Finished, Scalings, Usage
@@ -37,6 +38,10 @@ class Chat:
         self.leaving = False
         self.draft = ""
         """The text that the next line begins with."""
+        self.edit: Callable[[str], Finished | None] | None = None
+        """Takes the next line instead of a turn; returns the end of the answer if it asks for one."""
+        self.attempts = 0
+        """Other answers that were asked for, to any question."""
         self.notes = Notes(streams.stderr)
         self._job = job
         self._streams = streams
@@ -47,13 +52,19 @@ class Chat:
         The text of a cancelled answer is kept; an answer that is empty or failed leaves the conversation unchanged.
         ``mark_cut``: three dots follow an answer that reached its limit. Raises the error of an answer that failed.
         """
-        conversation = self.conversation
-        before = list(conversation.path)
-        question, conversation.unanswered = conversation.unanswered, None
+        question, self.conversation.unanswered = self.conversation.unanswered, None
         if question is None or question.content != text:
             question = Message("user", text)
-        conversation.path.append(question)
-        return self._answer(before, self._job.sampling, mark_cut=mark_cut)
+        return self.answer([*self.conversation.path, question], mark_cut=mark_cut)
+
+    def answer(self, path: list[Message], *, mark_cut: bool = True, attempt: int = 0) -> Finished:
+        """Makes ``path`` the conversation, and answers or continues its last message; returns as ``take_turn`` does.
+
+        ``attempt``: is added to the seed, so that another answer to the same question differs.
+        """
+        before, self.conversation.path = self.conversation.path, path
+        seed = (self._job.sampling.seed + attempt) % 2**64
+        return self._answer(before, replace(self._job.sampling, seed=seed), mark_cut=mark_cut)
 
     def _answer(self, before: Sequence[Message], sampling: SamplingParams, *, mark_cut: bool) -> Finished:
         """Answers the last message of the path. ``before``: the path to return to if there is no answer."""
@@ -71,8 +82,7 @@ class Chat:
             answer = SavedAnswer(stream, self.conversation, self.record)
             try:
                 self.scalings = None
-                thoughts = Thoughts(self._streams.stderr, shown=self._job.think in (None, "on"))
-                finished = relay(answer, writer, thoughts, on_scalings=self._keep_scalings)
+                finished = relay(answer, writer, self._thoughts(), on_scalings=self._keep_scalings)
             except BaseException as error:
                 if writer.text:
                     writer.end()
@@ -90,6 +100,9 @@ class Chat:
         if self.stats:
             self.show_stats()
         return finished
+
+    def _thoughts(self) -> Thoughts:
+        return Thoughts(self._streams.stderr, shown=self._job.think in (None, "on"))
 
     def _return_to(self, before: Sequence[Message]) -> None:
         """Makes ``before`` the path again; a question that was not answered at all is removed from the store."""
@@ -110,7 +123,43 @@ class Chat:
             scalings=mixes,
             grammar=job.grammar,
             thinking=thinking_of(job.think),
+            continues=self.conversation.path[-1].role == "assistant",
         )
+
+    def other_answers(self, path: list[Message], count: int) -> list[Message]:
+        """Returns other answers to the last message of ``path``, computed together and shown one after another. They
+        are saved beside the one that the conversation has, which stays."""
+        before, answers = self.conversation.path, list[Message]()
+        streams = list[AnswerStream]()
+        self.conversation.path = path
+        try:
+            with Interruption() as interruption:
+                for number in range(1, count + 1):
+                    seed = (self._job.sampling.seed + self.attempts + number) % 2**64
+                    streams.append(interruption.watch(self._ask(replace(self._job.sampling, seed=seed))))
+                self.attempts += count
+                for number, stream in enumerate(streams, 1):
+                    self.conversation.path = list(path)
+                    self.notes.say(f"another answer, {number} of {count}:")
+                    answers += self._show_other(stream)
+        finally:
+            for stream in streams:
+                stream.cancel()  # for those that an error left
+            self.show_path(before)
+        return answers
+
+    def _show_other(self, stream: AnswerStream) -> list[Message]:
+        """Shows one answer and saves it; returns it, or nothing if it was cancelled before its first text."""
+        writer, answer = AnswerWriter(self._streams.stdout), SavedAnswer(stream, self.conversation, self.record)
+        is_cut = True
+        try:
+            is_cut = relay(answer, writer, self._thoughts()).reason == "cancelled"
+        finally:
+            answer.finish(is_cut=is_cut)
+            if writer.text:
+                writer.end()
+        last = self.conversation.path[-1]
+        return [last] if last.role == "assistant" else []
 
     def show_path(self, path: list[Message]) -> None:
         """Makes ``path`` the messages that the model sees, and the ones that the saved chat shows."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mistralrs.api.loaded_adapters.known_adapters import described
 from mistralrs.api.selectors.adapter_words import parse_weights
 from mistralrs.errors import UsageError
-from mistralrs_cli.chat import saved_chats
+from mistralrs_cli.chat import branches, saved_chats
 from mistralrs_cli.chat.render import columns
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.output import clean_line
@@ -95,6 +95,17 @@ COMMANDS = (
         "/adapter", "show the adapters, or choose those that act", _adapter, argument="[list|NAME[:W]...|none]"
     ),
     SlashCommand("/scalings", "show how X-LoRA mixed its adapters for the tokens of the last answer", _scalings),
+    SlashCommand("/retry", "answer the last question anew, or that of a message", branches.retry, argument="[N]"),
+    SlashCommand("/continue", "go on with the last answer where it ends", branches.go_on),
+    SlashCommand("/edit", "edit the last question, or any message, an answer too", branches.edit, argument="[N]"),
+    SlashCommand("/undo", "take back the last question and its answer", branches.undo),
+    SlashCommand(
+        "/alt", "show other answers to the last question, made together", branches.alternatives, argument="[COUNT]"
+    ),
+    SlashCommand(
+        "/tree", "show all branches and the messages' numbers, or go on with one", branches.tree, argument="[N]"
+    ),
+    SlashCommand("/fork", "go on in another chat that begins as this one", branches.fork),
     SlashCommand("/new", "begin another chat; this one stays saved", saved_chats.new, aliases=("/clear",)),
     SlashCommand("/sessions", "list the saved chats, the last used first", saved_chats.sessions),
     SlashCommand(

@@ -118,6 +118,7 @@ class RemoteModel:
         scalings: bool = False,
         grammar: GrammarText | None = None,
         thinking: bool | None = None,
+        continues: bool = False,
     ) -> RemoteStream:
         """Asks for an answer to a conversation. Raises ``RequestError`` for what cannot be asked of a server."""
         if truncate:
@@ -125,6 +126,8 @@ class RemoteModel:
         self.known_adapters().check(adapters or {})
         if scalings:
             self.known_adapters().require_scalings()
+        if continues and not self._is_ours:
+            raise RequestError("only a mistralrs server is known to continue an answer", hint="ask it to go on")
         body = {
             "model": self.info.name,
             "messages": list(messages),
@@ -134,6 +137,7 @@ class RemoteModel:
             **self._sampling_fields(sampling),
             **self._grammar_fields(grammar),
             **({} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}}),
+            **({"continue_final_message": True} if continues else {}),
         }
         stream = RemoteStream(
             self._choice.server,

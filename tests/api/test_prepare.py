@@ -92,6 +92,14 @@ def test_the_terminal_asks_the_engine_for_what_the_server_asks_it_for(length: in
     assert (raised.value.param, raised.value.hint) == (told.value.param, told.value.hint)
 
 
+def test_the_terminal_continues_a_message_as_the_server_does() -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello and"}]
+    params = SamplingParams(seed=0, max_tokens=5)
+    [served_request] = chat(messages=messages, seed=0, max_tokens=5, continue_final_message=True).requests
+    assert chat_request(messages, params, MODEL, POLICY, continues=True)[0] == served_request
+    assert text(served_request.prompt).endswith("hello and")
+
+
 def test_a_missing_template_is_said_in_the_same_words() -> None:
     errors = []
     for policy in (POLICY, replace(POLICY, template_hint="serve another")):

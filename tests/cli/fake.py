@@ -151,7 +151,9 @@ class FakeModel:
         scalings: bool = False,
         grammar: GrammarText | None = None,
         thinking: bool | None = None,
+        continues: bool = False,
     ) -> FakeStream:
+        assert continues == (messages[-1]["role"] == "assistant")
         text = str(messages[-1]["content"])
         word = text.partition(" ")[0].partition("\n")[0]
 
@@ -204,6 +206,10 @@ class FakeModel:
             return FakeStream([json.dumps(None if grammar is None else asdict(grammar))], usage)
         if word == "loaded":
             return FakeStream([json.dumps(self._loaded, default=str)], usage)
+        if continues:
+            return FakeStream([" and more"], usage)
+        if word == "seed":
+            return FakeStream([f"seed {sampling.seed}"], usage)
         if word == "defect":
             raise ZeroDivisionError("a defect")
         return FakeStream([f"you said: {text}"], usage, scalings=SCALINGS if scalings else None)

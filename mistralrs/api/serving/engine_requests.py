@@ -29,9 +29,15 @@ THINKING = "enable_thinking"
 
 
 def plain_conversation(
-    messages: Sequence[Mapping[str, object]], model: ServedModel, policy: Policy, *, thinking: bool | None = None
+    messages: Sequence[Mapping[str, object]],
+    model: ServedModel,
+    policy: Policy,
+    *,
+    thinking: bool | None = None,
+    continues: bool = False,
 ) -> Conversation:
-    """Returns the conversation to answer, made of messages that have a role and a text.
+    """Returns the conversation to answer, made of messages that have a role and a text. ``continues``: the answer goes
+    on with the last message instead.
 
     ``thinking``: whether the model is to think first; None: as its template does. Raises RequestError where the model
     has no template, or one that cannot do so, and ContextLengthError for messages that are far too long.
@@ -39,7 +45,9 @@ def plain_conversation(
     template = require_template(model, policy)
     said = [str(message.get("content") or "") for message in messages if message.get("role") != "assistant"]
     check_length(said, model, policy)
-    asked = Conversation(messages, add_generation_prompt=True, continue_final=False, variables={}, unused=())
+    asked = Conversation(
+        messages, add_generation_prompt=not continues, continue_final=continues, variables={}, unused=()
+    )
     return asked if thinking is None else _with_thinking(asked, template, model, thinking)
 
 
@@ -66,15 +74,17 @@ def chat_request(
     *,
     grammar: GrammarText | None = None,
     thinking: bool | None = None,
+    continues: bool = False,
 ) -> tuple[Request, AnswerParts | None]:
     """Returns the request that answers plain messages, and the reading of its answer; None: all of it is content.
+    ``continues``: the answer goes on with the last message.
 
     Raises RequestError and ContextLengthError.
     """
     check(sampling, model.vocab_size)
     if grammar is not None:
         model.check_grammar(grammar)
-    asked = plain_conversation(messages, model, policy, thinking=thinking)
+    asked = plain_conversation(messages, model, policy, thinking=thinking, continues=continues)
     request, _, end = conversation_request(asked, sampling, model, policy, grammar=grammar)
     return with_parts(request, None, model, prompt_end=end)
 
