@@ -26,7 +26,7 @@ class ChatRecord:
         """The store is the user's, and outlives the process."""
         self._model = model
         self._say = say
-        self._failed = False
+        self.has_failed = False
         """The last attempt failed, which was said."""
 
     def save(self, conversation: Conversation) -> None:
@@ -46,13 +46,13 @@ class ChatRecord:
         try:
             action(self.store)
         except (sqlite3.Error, OSError) as error:
-            if not self._failed:
+            if not self.has_failed:
                 self._say(f"this chat is not saved: {error}")
-            self._failed = True
+            self.has_failed = True
         else:
-            if self._failed:
+            if self.has_failed:
                 self._say("this chat is saved again")
-            self._failed = False
+            self.has_failed = False
 
 
 def open_record(model: str, *, wanted: bool, say: Callable[[str], None]) -> ChatRecord:
@@ -102,7 +102,8 @@ class SavedAnswer:
         if not self._pieces:
             self._conversation.path.append(self._message)
         self._pieces.append(text)
-        if time.monotonic() >= self._due:
+        # A store that fails may make each attempt wait for a lock, which the answer should not do every second.
+        if time.monotonic() >= self._due and not self._record.has_failed:
             self._save()
             self._due = time.monotonic() + SAVE_EVERY_S
 

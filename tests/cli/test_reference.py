@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mistralrs.api.selectors.model_selector import SELECTORS
+from mistralrs_cli.chat.slash_commands import COMMANDS
 from mistralrs_cli.command_line import parse
 from tests.cli.terminal import ROOT
 
@@ -62,3 +63,8 @@ def test_help_of_a_row(row: str, said: list[str], capsys: pytest.CaptureFixture[
     assert parse(["help", row]) is None
     out = " ".join(capsys.readouterr().out.split())
     assert [text for text in said if text not in out] == []
+
+
+def test_the_guide_has_every_command_of_the_chat() -> None:
+    guide = (ROOT / "docs" / "chat-guide.md").read_text()
+    assert [each.name for each in COMMANDS if f"| `{each.name}" not in guide] == []
