@@ -85,6 +85,7 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	$(BIN)/python -m tests.soak.tool_answers --count 1000 --report $(REPORTS)/tool-answers.md
 	$(BIN)/python -m tests.soak.hostile --count 2000 --model $(MODEL) --report $(REPORTS)/hostile-requests.md
 	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md
+	$(BIN)/python -m tests.soak.killed_chats --kills 100 --report $(REPORTS)/killed-chats.md
 	$(BIN)/python -m tests.soak.killed_batches --kills 50 --report $(REPORTS)/killed-batches.md
 	$(BIN)/python -m tests.soak.server_load --seconds 180 --streams 64 --report $(REPORTS)/server-load.md
 	$(BIN)/python -m benchmarks.latency $(MODEL) --report $(REPORTS)/latency.md
