@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mistralrs.api.served_model import ServedModel
 from mistralrs.errors import UsageError
+from mistralrs_cli.chat.chat_store import ChatStore
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import RemoteInvocation, resolve
 from mistralrs_cli.server_client.server_address import ServerAddress
@@ -152,6 +153,10 @@ def test_a_chat_in_the_terminal(tmp_path: Path, ours: ServerProcess) -> None:
         terminal.send("Hi", ENTER)
         terminal.wait_for_line("Hello world")
         terminal.wait_for("2 tok · 4.0 tok/s")
+        terminal.wait_for_prompt()
+        terminal.send("/continue", ENTER)
+        terminal.wait_for_line("Hello world", times=2)
+        terminal.wait_for_prompt()
         terminal.send("silent", ENTER)
         terminal.wait_for("> silent")
         wait_for(lambda: running(ours) == 1)
@@ -162,6 +167,21 @@ def test_a_chat_in_the_terminal(tmp_path: Path, ours: ServerProcess) -> None:
         terminal.wait_for_prompt()
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
+    store = ChatStore.open(tmp_path / ".local" / "share" / "mistralrs" / "chats.db")
+    saved = [each.content for each in store.load(store.find("")).path]
+    store.close()
+    assert saved == ["Hi", "Hello worldHello world"]
+
+
+def test_an_answer_of_another_server_is_not_continued(tmp_path: Path, other: OpenAIDouble) -> None:
+    with Terminal(["--connect", other.url, "-i"], environment(tmp_path)) as terminal:
+        terminal.wait_for_prompt()
+        terminal.send("Hi", ENTER)
+        terminal.wait_for("Hello")
+        terminal.wait_for_prompt()
+        terminal.send("/continue", ENTER)
+        terminal.wait_for("only a mistralrs server is known to continue an answer")
+        terminal.wait_for_prompt()
 
 
 def test_another_server_gets_what_was_asked_for(program: Program, other: OpenAIDouble) -> None:
