@@ -14,14 +14,12 @@ struct UnpackRow {
   float *out;
 
   template <class F, int J> void group(const uint8_t *quants, int n, const Scales &s, float *to) {
-    Vi w[8];
-    F::template unpack_quants<J>(quants, n, w);
     constexpr int offset = F::OFFSET_LOG2 ? 1 << F::OFFSET_LOG2 : 0;
     for (int l = 0; l < 8; ++l) {
       alignas(64) uint8_t bytes[64];
       alignas(64) float d[16], m[16];
       int sub = (n * F::INNER + J) * (32 / F::SUB) + (F::SUB == 16 && l >= 4);
-      store_i(bytes, w[l]);
+      store_i(bytes, F::template line<J>(quants, n, l));
       store_f(d, s.d[sub]);
       store_f(m, F::MINS ? s.m[sub] : zero_f());
       for (int i = 0; i < 4; ++i) to[4 * l + i] = d[lane] * float(bytes[4 * lane + i] - offset) + m[lane];
@@ -31,8 +29,9 @@ struct UnpackRow {
   template <class F> void run() {
     const panel_view view = view_of(F::type, cols);
     const int block = layout_of(F::type).block;
-    for (int64_t b = 0; b < cols / block; ++b) {
-      const uint8_t *scales = panel + b * view.scales_step, *quants = panel + view.quants_start + b * view.quants_step;
+    for (int64_t b = 0; b < view.blocks; ++b) {
+      const panel_block at = view.block(b);
+      const uint8_t *scales = panel + at.scales, *quants = panel + at.quants;
       Scales s;
       F::unpack_scales(scales, quants, s);
       float *to = out + b * block;

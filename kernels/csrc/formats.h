@@ -3,8 +3,8 @@
 //   weight = scale * (byte - OFFSET) + addend
 // A block is walked as OUTER x INNER groups; INNER is unrolled so that shifts are constants.
 //
-// unpack_scales(scales, quants, s) unpacks a block's scales; line<J>(quants, n, q) vector q of the group n * INNER + J, and
-// unpack_quants<J>(quants, n, w) all eight. The groups of one n share cache lines.
+// unpack_scales(scales, quants, s) unpacks a block's scales, and line<J>(quants, n, q) vector q of the group n * INNER + J.
+// The groups of one n share cache lines.
 #pragma once
 #include "layout.h"
 #include "simd.h"
@@ -30,12 +30,6 @@ struct Scales {
 
 template <int TYPE> struct Format;
 
-template <int TYPE> struct Lines {
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
-    for (int q = 0; q < 8; ++q) w[q] = Format<TYPE>::template line<J>(quants, n, q);
-  }
-};
-
 template <int TYPE, int BITS_, int OFFSET_LOG2_, bool MINS_> struct Block32 {
   static constexpr int type = TYPE, BITS = BITS_, OFFSET_LOG2 = OFFSET_LOG2_, SUB = 32, OUTER = 1, INNER = 1;
   static constexpr bool MINS = MINS_;
@@ -46,31 +40,24 @@ template <int TYPE, int BITS_, int OFFSET_LOG2_, bool MINS_> struct Block32 {
 };
 
 template <> struct Format<MRS_Q4_0> : Block32<MRS_Q4_0, 4, 3, false> {
-  template <int> INLINE void unpack_quants(const uint8_t *quants, int, Vi *w) {
-    for (int q = 0; q < 4; ++q) {
-      Vi x = load_i(quants + 64 * q);
-      w[q] = nibble_low(x);
-      w[q + 4] = nibble_high(x);
-    }
+  template <int> INLINE Vi line(const uint8_t *quants, int, int q) {
+    const Vi x = load_i(quants + 64 * (q & 3));
+    return q < 4 ? nibble_low(x) : nibble_high(x);
   }
 };
 template <> struct Format<MRS_Q4_1> : Block32<MRS_Q4_1, 4, 0, true> {
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) { Format<MRS_Q4_0>::unpack_quants<J>(quants, n, w); }
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) { return Format<MRS_Q4_0>::line<J>(quants, n, q); }
 };
 template <> struct Format<MRS_Q5_0> : Block32<MRS_Q5_0, 5, 4, false> {
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) {
-    Format<MRS_Q4_0>::unpack_quants<J>(quants + 64, n, w);
-    Vi fifth = load_i(quants);
-    for (int q = 0; q < 8; ++q) w[q] = or_(w[q], bit<4>(fifth, q));
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
+    return or_(Format<MRS_Q4_0>::line<J>(quants + 64, n, q), bit<4>(load_i(quants), q));
   }
 };
 template <> struct Format<MRS_Q5_1> : Block32<MRS_Q5_1, 5, 0, true> {
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) { Format<MRS_Q5_0>::unpack_quants<J>(quants, n, w); }
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) { return Format<MRS_Q5_0>::line<J>(quants, n, q); }
 };
 template <> struct Format<MRS_Q8_0> : Block32<MRS_Q8_0, 8, 7, false> {
-  template <int> INLINE void unpack_quants(const uint8_t *quants, int, Vi *w) {
-    for (int q = 0; q < 8; ++q) w[q] = load_i(quants + 64 * q);
-  }
+  template <int> INLINE Vi line(const uint8_t *quants, int, int q) { return load_i(quants + 64 * q); }
 };
 
 template <> struct Format<MRS_I8> {
@@ -80,10 +67,10 @@ template <> struct Format<MRS_I8> {
     s.d[0] = load_f((const float *)scales);
     s.d[1] = load_f((const float *)scales + 16);
   }
-  template <int J> INLINE void unpack_quants(const uint8_t *quants, int n, Vi *w) { Format<MRS_Q8_0>::unpack_quants<J>(quants, n, w); }
+  template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) { return Format<MRS_Q8_0>::line<J>(quants, n, q); }
 };
 
-template <> struct Format<MRS_Q2_K> : Lines<MRS_Q2_K> {
+template <> struct Format<MRS_Q2_K> {
   static constexpr int type = MRS_Q2_K, BITS = 2, OFFSET_LOG2 = 0, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
@@ -99,7 +86,7 @@ template <> struct Format<MRS_Q2_K> : Lines<MRS_Q2_K> {
   }
 };
 
-template <> struct Format<MRS_Q3_K> : Lines<MRS_Q3_K> {
+template <> struct Format<MRS_Q3_K> {
   static constexpr int type = MRS_Q3_K, BITS = 3, OFFSET_LOG2 = 2, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = false;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
@@ -116,7 +103,7 @@ template <> struct Format<MRS_Q3_K> : Lines<MRS_Q3_K> {
   }
 };
 
-template <> struct Format<MRS_Q4_K> : Lines<MRS_Q4_K> {
+template <> struct Format<MRS_Q4_K> {
   static constexpr int type = MRS_Q4_K, BITS = 4, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
@@ -136,7 +123,7 @@ template <> struct Format<MRS_Q4_K> : Lines<MRS_Q4_K> {
   }
 };
 
-template <> struct Format<MRS_Q5_K> : Lines<MRS_Q5_K> {
+template <> struct Format<MRS_Q5_K> {
   static constexpr int type = MRS_Q5_K, BITS = 5, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) { Format<MRS_Q4_K>::unpack_scales(scales, quants, s); }
@@ -145,7 +132,7 @@ template <> struct Format<MRS_Q5_K> : Lines<MRS_Q5_K> {
   }
 };
 
-template <> struct Format<MRS_Q6_K> : Lines<MRS_Q6_K> {
+template <> struct Format<MRS_Q6_K> {
   static constexpr int type = MRS_Q6_K, BITS = 6, OFFSET_LOG2 = 5, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = false;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) {

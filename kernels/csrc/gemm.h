@@ -10,6 +10,8 @@
 #include "norm.h"
 #include "pool.h"
 
+#include <new>
+
 namespace MRS_ISA {
 
 // A weight, and a second one of the same shape whose products the epilogue gets as well, or null.
@@ -32,32 +34,93 @@ struct Segment {
   int64_t begin, end;
 };
 
-// Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
-INLINE void multiply_panel(const mrs_weight &w, int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, Vf *values) {
-  alignas(64) float out[8 * 16];
-  micro_kernel(w.data + panel * view_of(w.type, w.cols).bytes, w.cols, acts_at(tile.base, w.cols, tile.tokens), out);
-  alignas(64) float bias[16] = {0};
-  for (int64_t r = panel * 16; w.bias && r < w.rows && r < panel * 16 + 16; ++r) bias[r - panel * 16] = w.bias[r];
-  for (int t = 0; t < tile.count; ++t) {
-    values[t] = load_f(out + 16 * t);
-    if (w.bias) values[t] = add(values[t], load_f(bias));
-  }
-}
+// Memory of one thread, which stays from step to step.
+class ThreadMemory {
+  static constexpr std::align_val_t kLine{64};
+  uint8_t *data = nullptr;
+  int64_t size = 0;
 
-// Multiplies a segment's panels with each of the operand's tiles in turn.
+ public:
+  ~ThreadMemory() { ::operator delete(data, kLine); }
+
+  // At least so many bytes, whose content is undefined.
+  uint8_t *get(int64_t bytes) {
+    if (bytes > size) {
+      ::operator delete(data, kLine);
+      data = nullptr, size = 0;
+      data = (uint8_t *)::operator new(bytes, kLine);
+      size = bytes;
+    }
+    return data;
+  }
+};
+
+// A weight's micro-kernels for the tiles of one operand: all are of 8 tokens, but for the last.
+struct Products {
+  const mrs_weight &weight;
+  int64_t panel_bytes, kept;  // bytes of a panel, and of its unpacked weights
+  micro_kernel_fn first, middle, last;
+
+  Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps)
+      : weight(w),
+        panel_bytes(view_of(w.type, w.cols).bytes),
+        kept(keeps ? kept_bytes(w.type, w.cols) : 0),
+        first(micro_kernel_of(w.type, first_tokens, true)),
+        middle(micro_kernel_of(w.type, 8, false)),
+        last(micro_kernel_of(w.type, last_tokens, false)) {}
+
+  // Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
+  ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, uint8_t *unpacked,
+                              Vf *values) const {
+    alignas(64) float out[8 * 16];
+    micro_kernel({weight.data + panel * panel_bytes, unpacked}, weight.cols, acts_at(tile.base, weight.cols, tile.tokens), out);
+    alignas(64) float bias[16] = {0};
+    for (int64_t r = panel * 16; weight.bias && r < weight.rows && r < panel * 16 + 16; ++r)
+      bias[r - panel * 16] = weight.bias[r];
+    for (int t = 0; t < tile.count; ++t) {
+      values[t] = load_f(out + 16 * t);
+      if (weight.bias) values[t] = add(values[t], load_f(bias));
+    }
+  }
+};
+
+// Unpacked weights that stay in the second-level cache beside a tile and the panels to come.
+constexpr int64_t kKeptBytes = 416 << 10;
+// Tiles with which one panel at a time is multiplied: more of them would come from beyond the cache for each panel.
+constexpr int64_t kNearTiles = 4;
+
+// Multiplies a segment's panels with all of the operand's tiles, a few panels at a time: the first tile leaves their
+// unpacked weights to the others.
 template <class Operands, class Epilogue>
 INLINE void multiply_segment(const Operands &operands, const Segment &segment, const Epilogue &epilogue) {
+  static thread_local ThreadMemory memory;
   const Operand operand = operands.at(segment.operand);
   const Range tiles = operands.tiles_of(segment.operand);
-  for (int64_t i = tiles.begin; i < tiles.end; ++i) {
-    const Tile tile = operands.tile(i);
-    const micro_kernel_fn micro_kernel = micro_kernel_of(operand.weight->type, tile.tokens);
-    const micro_kernel_fn second_kernel = operand.second ? micro_kernel_of(operand.second->type, tile.tokens) : nullptr;
-    for (int64_t panel = segment.begin; panel < segment.end; ++panel) {
-      Vf values[8], second[8];
-      multiply_panel(*operand.weight, panel, tile, micro_kernel, values);
-      if (operand.second) multiply_panel(*operand.second, panel, tile, second_kernel, second);
-      epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, second);
+  if (tiles.begin == tiles.end) return;
+  const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
+  const bool keeps = first_tokens == 8;
+  const Products products(*operand.weight, first_tokens, last_tokens, keeps);
+  const Products second_products(operand.second ? *operand.second : *operand.weight, first_tokens, last_tokens, keeps);
+  const int64_t kept = products.kept + (operand.second ? second_products.kept : 0);
+
+  const int64_t count = segment.end - segment.begin, fit = kept && kept < kKeptBytes ? kKeptBytes / kept : 1;
+  const int64_t most = tiles.end - tiles.begin <= kNearTiles ? 1 : kept ? fit : count, groups = (count + most - 1) / most;
+  const int64_t step = (count + groups - 1) / groups;  // equal groups
+  uint8_t *unpacked = kept ? memory.get(step * kept) : nullptr;
+  for (int64_t from = segment.begin; from < segment.end; from += step) {
+    const int64_t to = from + step < segment.end ? from + step : segment.end;
+    for (int64_t i = tiles.begin; i < tiles.end; ++i) {
+      const Tile tile = operands.tile(i);
+      const auto pick = [&](const Products &p) {
+        return i == tiles.begin ? p.first : i + 1 == tiles.end ? p.last : p.middle;
+      };
+      for (int64_t panel = from; panel < to; ++panel) {
+        uint8_t *at = unpacked + (panel - from) * kept;
+        Vf values[8], second[8];
+        products.multiply(panel, tile, pick(products), at, values);
+        if (operand.second) second_products.multiply(panel, tile, pick(second_products), at + products.kept, second);
+        epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, second);
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
 // Packed panels: 16 rows x all columns, the bytes of the file transposed so that one cache line of 64 bytes holds one
-// dword of each row. Packing is lossless and keeps the size. A block of a panel has scales and quants; scales that are no
-// multiple of 64 bytes are stored together before all quants, so that every cache line of quants is aligned.
+// dword of each row. Packing is lossless and keeps the size. A block of a panel has scales and quants. Where the scales are
+// no multiple of 64 bytes, those of two blocks stand before the quants of both, so that every cache line of quants is
+// aligned and a panel is read as one stream; scales of an odd last block are padded.
 //
 // Quants of 32-weight blocks: cache line q holds in its low nibbles k = 4q.., in its high nibbles k = 16 + 4q..
 // (Q8_0, I8: cache line q holds k = 4q..). Q5_0 and Q5_1 add a cache line of fifth bits before them: bit g of byte i is
@@ -44,18 +45,34 @@ constexpr mrs_layout layout_of(int type) {
   }
 }
 
+// Where a block of a panel has its parts, in bytes from the panel's beginning.
+struct panel_block {
+  int64_t scales, quants;
+};
+
 // The location of a panel's blocks.
 struct panel_view {
-  int64_t scales_step, quants_start, quants_step, bytes;
+  int32_t scales, quants;  // bytes of a block
+  int64_t blocks, bytes;
+
+  constexpr panel_block block(int64_t b) const {
+    const int64_t both = scales + quants, first = (b & ~int64_t(1)) * both, odd = b & 1;
+    if (scales % 64 == 0) return {b * both, b * both + scales};
+    const int64_t heads = b + 1 == blocks && !odd ? (scales + 63) / 64 * 64 : 2 * scales;
+    return {first + odd * scales, first + heads + odd * quants};
+  }
 };
 
 constexpr panel_view view_of(int type, int64_t cols) {
-  mrs_layout l = layout_of(type);
-  int64_t blocks = cols / l.block;
-  if (l.scales % 64 == 0)
-    return {l.scales + l.quants, l.scales, l.scales + l.quants, (blocks * (l.scales + l.quants) + 63) / 64 * 64};
-  int64_t scales = (blocks * l.scales + 63) / 64 * 64;
-  return {l.scales, scales, l.quants, scales + blocks * l.quants};
+  const mrs_layout l = layout_of(type);
+  const int64_t blocks = cols / l.block;
+  return {l.scales, l.quants, blocks, (blocks * (l.scales + l.quants) + 63) / 64 * 64};
+}
+
+// Cache lines of 32 columns of a panel, rounded up.
+constexpr int lines_of_group(int type) {
+  const mrs_layout l = layout_of(type);
+  return ((l.scales + l.quants) * 32 / l.block + 63) / 64;
 }
 
 constexpr int64_t kSamplingTile = 64;  // scores of a tile

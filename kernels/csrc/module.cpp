@@ -219,16 +219,16 @@ EXPORT int mrs_pack(int type, const uint8_t *src, int64_t row_bytes, int64_t row
   if (mrs_packed_bytes(type, rows, cols) < 0) return -1;
   mrs_layout layout = layout_of(type);
   panel_view view = view_of(type, cols);
-  int64_t panels = (rows + 15) / 16, blocks = cols / layout.block;
+  int64_t panels = (rows + 15) / 16;
   parallel_for(pool, panels, [&](int64_t panel) {
     uint8_t *out = dst + panel * view.bytes;
     int64_t live = std::min<int64_t>(16, rows - panel * 16);
     if (live < 16) std::memset(out, 0, view.bytes);
-    for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t b = 0; b < view.blocks; ++b) {
+      const panel_block at = view.block(b);
       for (int row = 0; row < live; ++row) {
         int64_t from = order ? order[panel * 16 + row] : panel * 16 + row;
-        pack_row_block(type, src + from * row_bytes + b * layout.file_bytes, row, out + b * view.scales_step,
-                       out + view.quants_start + b * view.quants_step);
+        pack_row_block(type, src + from * row_bytes + b * layout.file_bytes, row, out + at.scales, out + at.quants);
       }
     }
   });

@@ -62,7 +62,7 @@ INLINE void route_token(const mrs_moe &op, int64_t t, const Deltas &deltas, cons
   normalize(op.norm, op.x + t * cols, cols, normed);
   Acts a = {};
   a.x = normed;  // one column: the plain values are the tile
-  const micro_kernel_fn micro_kernel = micro_kernel_of(router.type, 1);
+  const micro_kernel_fn micro_kernel = micro_kernel_of(router.type, 1, true);
   const Tile tile = {t, 1, 1, nullptr};
   const auto row = [&](int) { return t; };
   if (deltas.act) deltas.shrink(op.router, 0, tile, PlainRows{normed, cols, 1}, row);
@@ -70,7 +70,7 @@ INLINE void route_token(const mrs_moe &op, int64_t t, const Deltas &deltas, cons
   for (int64_t panel = 0; panel < (op.experts + 15) / 16; ++panel) {
     const int live = int(op.experts - panel * 16 < 16 ? op.experts - panel * 16 : 16);
     float *out = logits + 16 * panel;
-    micro_kernel(router.data + panel * view_of(router.type, cols).bytes, cols, a, out);
+    micro_kernel({router.data + panel * view_of(router.type, cols).bytes, nullptr}, cols, a, out);
     for (int e = 0; router.bias && e < live; ++e) out[e] += router.bias[panel * 16 + e];
     if (!deltas.act) continue;
     Vf value = load_f(out);

@@ -250,6 +250,21 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
 
 
 @for_every_isa
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
+def test_more_panels_than_stay_unpacked_at_once(isa: str, name: str) -> None:
+    """Many tokens pass over a few unpacked panels at a time; four tokens read the panels as they are packed."""
+    columns, tokens = 8192, 41
+    case = Projection(
+        matrices=(random_matrix(name, rows=200, columns=columns, seed=1),),
+        x=random_values(tokens, columns, seed=2),
+        outlier_threshold=1.0,
+    )
+    backend = native(isa, threads=1)
+    pieces = [case.only(*range(start, min(start + 4, tokens))).run(backend)[0] for start in range(0, tokens, 4)]
+    assert torch.equal(case.run(backend)[0], torch.cat(pieces))
+
+
+@for_every_isa
 @pytest.mark.parametrize("names", TWO_MEMBERS)
 def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
     """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces."""
