@@ -95,6 +95,7 @@ clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests 
 	@set -e; for package in $(foreach package,$(APART),"$(package)"); do \
 	  home="$(CLIENTS)/$$(echo "$$package" | sed 's/[^a-z-].*//; s/-slim$$//')"; \
 	  test -d "$$home" || $(PYTHON) -m venv "$$home"; "$$home/bin/pip" install "$$package"; done
+	$(CLIENTS)/litellm/bin/pip install mcp  # which its calls with tools import
 	test -d $(PUBLISHED) || $(PYTHON) -m venv $(PUBLISHED)
 	$(PUBLISHED)/bin/pip install "llama-index-core<0.15"
 	$(PUBLISHED)/bin/pip install --no-deps "llama-index-llms-mistral-rs==0.6.0"

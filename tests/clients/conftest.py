@@ -47,6 +47,16 @@ def server(default_model: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
+def tool_server(default_model: Path) -> Iterator[RunningServer]:
+    """Serves the default model with a chat template that shows it tools, to clients with any key."""
+    environment = {"MISTRALRS_DEFAULT_MODEL": str(default_model)}
+    with RunningServer("--chat-template", "hermes", environment=environment) as process:
+        yield process
+        assert process.until_quiet(20)
+        assert process.stop() == 0
+
+
+@pytest.fixture(scope="session")
 def model(server: RunningServer) -> str:
     """The served model's id."""
     status, found = server.ask("GET", "/v1/models", headers=HEADERS)

@@ -124,3 +124,34 @@ def test_errors(client: Any, model: str) -> None:
 def test_models(client: Any, model: str) -> None:
     assert [each.id for each in client.models.list()] == [model]
     assert client.models.retrieve(model).id == model
+
+
+TOOL = {
+    "name": "weather",
+    "description": "Tells the weather of a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}], ids=str)
+def test_tools(tool_server: RunningServer, choice: dict[str, str]) -> None:
+    asked = greedy("default", tools=[TOOL], tool_choice={**choice, "disable_parallel_tool_use": True}, max_tokens=300)
+    with Anthropic(base_url=tool_server.root, api_key="any", max_retries=0, timeout=60) as client:
+        answer = client.messages.create(**asked)
+        [use] = [block for block in answer.content if block.type == "tool_use"]
+        assert (use.name, answer.stop_reason) == ("weather", "tool_use")
+        assert use.input.keys() == {"city", "days"}
+        with client.messages.stream(**asked) as stream:
+            final = stream.get_final_message()
+        assert [block.input for block in final.content if block.type == "tool_use"] == [use.input]
+        result = {"type": "tool_result", "tool_use_id": use.id, "content": "Snow."}
+        told = [*MESSAGES, {"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
+        told_answer = client.messages.create(
+            **greedy("default", messages=told, tools=[TOOL], tool_choice={"type": "none"})
+        )
+        assert told_answer.content[0].type == "text"

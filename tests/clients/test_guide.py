@@ -19,14 +19,14 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 
 
 def module_of(program: str) -> str:
-    found = re.search(r"^(?:from|import) ([\w.]+)", program, re.MULTILINE)
+    found = re.search(r"^(?:from|import) (?!pydantic )([\w.]+)", program, re.MULTILINE)
     assert found is not None
     return found[1]
 
 
 def python_with(module: str) -> str | None:
     """An interpreter that has it."""
-    apart = CLIENTS / module / "bin" / "python"
+    apart = CLIENTS / module.partition(".")[0].replace("_", "-") / "bin" / "python"
     if apart.exists():
         return str(apart)
     return sys.executable if find_spec(module.partition(".")[0]) else None
@@ -38,6 +38,8 @@ def test_every_python_client_is_in_it() -> None:
         "langchain_openai",
         "llama_index.llms.openai_like",
         "litellm",
+        "instructor",
+        "pydantic_ai",
         "openai",
         "anthropic",
     ]

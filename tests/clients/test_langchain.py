@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -14,6 +16,7 @@ pytest.importorskip("langchain_openai", reason="langchain-openai is not installe
 import openai
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field, SecretStr
 
@@ -100,6 +103,39 @@ def test_structured_output(chat: Callable[..., Any], strict: bool | None) -> Non
     assert list(told.stream(QUESTION))[-1] == place
     as_dict = chat(max_tokens=80).with_structured_output(Place.model_json_schema(), method="json_schema", strict=strict)
     assert Place.model_validate(as_dict.invoke(QUESTION)) == place
+
+
+def weather(city: Literal["Paris", "Oslo"], days: Annotated[int, Field(ge=1, le=9)]) -> str:
+    """Tells the weather of a city."""
+    return f"{days} days of snow in {city}"
+
+
+@pytest.fixture
+def tool_chat(tool_server: RunningServer, http: Any) -> Any:
+    settings: dict[str, Any] = {"temperature": 0, "max_tokens": 400, "max_retries": 0, "timeout": 60, "api_key": "any"}
+    return ChatOpenAI(model="default", base_url=tool_server.base_url, http_client=http, **settings)
+
+
+@pytest.mark.parametrize("choice", ["any", "weather"])
+def test_bind_tools(tool_chat: Any, choice: str) -> None:
+    function = tool(weather)
+    told = tool_chat.bind_tools([function], tool_choice=choice, parallel_tool_calls=False)
+    answer = told.invoke(QUESTION)
+    [call] = answer.tool_calls
+    assert (call["name"], call["args"].keys()) == ("weather", {"city", "days"})
+    result = function.invoke(call)
+    assert " days of snow in " in result.content
+    streamed = functools.reduce(operator.add, told.stream(QUESTION))
+    assert [each["args"] for each in streamed.tool_calls] == [call["args"]]
+    assert tool_chat.invoke([HumanMessage(QUESTION), answer, result], max_tokens=30).content
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_structured_output_by_a_tool(tool_chat: Any) -> None:
+    told = tool_chat.with_structured_output(Place, method="function_calling")
+    place = told.invoke(QUESTION)
+    assert isinstance(place, Place)
+    assert list(told.stream(QUESTION))[-1] == place
 
 
 def test_json_mode(chat: Callable[..., Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -13,8 +13,12 @@ pytest.importorskip(
 )
 
 import openai
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.clients.conftest import ANSWER, HEADERS, KEY, QUESTION
 from tests.serving import RunningServer
@@ -80,6 +84,57 @@ def test_logprobs(like: Any) -> None:
     drawn = [candidates[0].token for candidates in answer.logprobs]
     assert "".join(drawn) == ANSWER
     assert all(len(candidates) == 2 for candidates in answer.logprobs)
+
+
+class City(BaseModel):
+    """The arguments of a tool; others may not be added to them."""
+
+    model_config = ConfigDict(extra="forbid")
+    city: Literal["Paris", "Oslo"]
+
+
+class Weather(City):
+    """Tells the weather of a city."""
+
+    days: int = Field(ge=1, le=9)
+
+
+@pytest.fixture
+def calling(like: Any, tool_server: RunningServer) -> Any:
+    """Returns a client of the server that shows the model tools."""
+    client = like(is_function_calling_model=True, max_tokens=400)
+    client.api_base = tool_server.base_url
+    return client
+
+
+def test_structured_predictions(calling: Any) -> None:
+    prompt = PromptTemplate("What is the weather in {city}?")
+    found = calling.structured_predict(Weather, prompt, llm_kwargs={"tool_required": True}, city="Oslo")
+    assert isinstance(found, Weather)
+    assert isinstance(calling.as_structured_llm(Weather).chat(MESSAGES).raw, Weather)
+
+
+# workflows ask pydantic for its deprecated names
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_agent(calling: Any, streaming: bool) -> None:
+    seen: list[str] = []
+
+    def weather(city: str) -> str:
+        """Tells the weather of a city."""
+        seen.append(city)
+        return "snow"
+
+    async def run() -> str:
+        async with openai.DefaultAsyncHttpxClient() as http:
+            calling._async_http_client = http
+            tool = FunctionTool.from_defaults(fn=weather, fn_schema=City, return_direct=True)
+            agent = FunctionAgent(tools=[tool], llm=calling, initial_tool_choice="required", streaming=streaming)
+            return str(await agent.run("What is the weather in Oslo?"))
+
+    assert asyncio.run(run()) == "snow"
+    assert seen
+    assert set(seen) <= {"Paris", "Oslo"}
 
 
 def test_errors(like: Any) -> None:
