@@ -13,9 +13,10 @@ from mistralrs_cli.chat.chat_history import Conversation, Message
 from mistralrs_cli.chat.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.chat.render import Notes
 from mistralrs_cli.invocation import ChatJob
+from mistralrs_cli.markdown_screen.answer_display import open_writer
 from mistralrs_cli.mean_scalings import heat_map, mean_scalings
 from mistralrs_cli.model import AnswerStream, Model
-from mistralrs_cli.output import AnswerWriter, Streams, grouped, stats_line
+from mistralrs_cli.output import Streams, grouped, stats_line
 from mistralrs_cli.thoughts import Thoughts, thinking_of
 
 
@@ -69,7 +70,7 @@ class Chat:
     def _answer(self, before: Sequence[Message], sampling: SamplingParams, *, mark_cut: bool) -> Finished:
         """Answers the last message of the path. ``before``: the path to return to if there is no answer."""
         self.record.save(self.conversation)
-        writer = AnswerWriter(self._streams.stdout)
+        writer = open_writer(self._streams.stdout, self._job.look)
         with Interruption() as interruption:
             try:
                 stream = interruption.watch(self._ask(sampling))

@@ -1,0 +1,153 @@
+"""The blocks of Markdown as lines for a terminal of some width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from markdown_it.token import Token
+from rich.style import Style
+
+from mistralrs_cli.markdown_screen.code_colors import CodeColors
+from mistralrs_cli.markdown_screen.inline_text import InlineText, drawn, safe
+from mistralrs_cli.markdown_screen.markdown_parser import top_level
+from mistralrs_cli.markdown_screen.table_layout import Cell, table_lines
+from mistralrs_cli.markdown_screen.theme import Theme
+from mistralrs_cli.markdown_screen.word_wrap import PLAIN, Piece, wrap
+
+BULLETS = "•◦▪"
+LEAST_WIDTH = 10
+"""Cells that the innermost block keeps in a narrow terminal."""
+_RULE = "─"
+_LONGEST_RULE = 40
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """Lays blocks out in ``width`` cells; ``lines`` are those of the text that the tokens' maps count."""
+
+    theme: Theme
+    has_links: bool
+    width: int
+    depth: int = 0
+    """The number of lists around."""
+
+    def blocks(self, runs: Sequence[Sequence[Token]], lines: Sequence[str], style: Style = PLAIN) -> list[str]:
+        """Returns the lines of blocks one below the other, with a blank line where the text has one."""
+        drawn_lines: list[str] = []
+        end = None
+        for run in runs:
+            begin = begin_of(run)
+            if end is not None and has_blank(lines[end:begin]):
+                drawn_lines.append("")
+            drawn_lines += self.block(run, lines, style)
+            end = end_of(run, lines)
+        return drawn_lines
+
+    def block(self, run: Sequence[Token], lines: Sequence[str], style: Style = PLAIN) -> list[str]:
+        """Returns the lines of one block."""
+        kind = run[0].type
+        if kind == "paragraph_open":
+            return self._text(run[1].children or [], style)
+        if kind == "heading_open":
+            level = int(run[0].tag[1:])
+            return self._text(run[1].children or [], style + self.theme.heading + Style(underline=level == 1))
+        if kind in ("fence", "code_block"):
+            return self.code(run[0])
+        if kind == "hr":
+            return [drawn([Piece(_RULE * min(self.width, _LONGEST_RULE), self.theme.faint)])]
+        if kind == "blockquote_open":
+            inner = self._narrowed(2).blocks(top_level(run[1:-1]), lines, style + self.theme.faint)
+            mark = drawn([Piece("│ ", self.theme.faint)])
+            return [f"{mark}{line}" for line in inner] or [mark]
+        if kind in ("bullet_list_open", "ordered_list_open"):
+            return self.items(run, top_level(run[1:-1]), lines, first=first_number(run[0]), style=style)
+        if kind == "table_open":
+            return self._table(run)
+        return self._raw(run[0].content, style)  # html_block
+
+    def items(
+        self,
+        run: Sequence[Token],
+        items: Sequence[Sequence[Token]],
+        lines: Sequence[str],
+        *,
+        first: int,
+        style: Style = PLAIN,
+    ) -> list[str]:
+        """Returns the lines of some items of the list ``run``; the first of them has the number ``first``."""
+        drawn_lines: list[str] = []
+        end = None
+        for number, item in enumerate(items, first):
+            if end is not None and has_blank(lines[end : begin_of(item)]):
+                drawn_lines.append("")
+            if run[0].type == "ordered_list_open":
+                mark = f"{number}{run[0].markup}".rjust(3) + " "
+            else:
+                mark = f"{BULLETS[self.depth % len(BULLETS)]} "
+            layout = replace(self._narrowed(len(mark)), depth=self.depth + 1)
+            inner = layout.blocks(top_level(item[1:-1]), lines, style) or [""]
+            indent = " " * len(mark)
+            drawn_lines.append(f"{mark}{inner[0]}")
+            drawn_lines += [f"{indent}{line}" if line else "" for line in inner[1:]]
+            end = end_of(item, lines)
+        return drawn_lines
+
+    def code(self, token: Token) -> list[str]:
+        """Returns the lines of a block of code, which may be wider than the terminal."""
+        if not token.content:
+            return []
+        colors = CodeColors(language_of(token.info), self.theme.syntax)
+        return [colors.complete(line) for line in safe(token.content).removesuffix("\n").split("\n")]
+
+    def _text(self, tokens: Sequence[Token], style: Style) -> list[str]:
+        pieces = InlineText(self.theme, self.has_links).pieces(tokens, style)
+        return [drawn(line) for line in wrap(pieces, self.width)]
+
+    def _raw(self, text: str, style: Style) -> list[str]:
+        return [drawn(line) for line in wrap([Piece(safe(text).rstrip("\n"), style)], self.width)]
+
+    def _table(self, run: Sequence[Token]) -> list[str]:
+        inline = InlineText(self.theme, self.has_links)
+        rows: list[list[Cell]] = []
+        for place, token in enumerate(run):
+            if token.type == "tr_open":
+                rows.append([])
+            elif token.type in ("th_open", "td_open"):
+                style = self.theme.heading if token.type == "th_open" else PLAIN
+                align = str(token.attrs.get("style", "")).removeprefix("text-align:")
+                rows[-1].append(Cell(inline.pieces(run[place + 1].children or [], style), align))
+        return [drawn(line) for line in table_lines(rows, self.width, rule=self.theme.faint)]
+
+    def _narrowed(self, cells: int) -> BlockLayout:
+        return replace(self, width=max(self.width - cells, LEAST_WIDTH))
+
+
+def language_of(info: str) -> str:
+    """Returns the language that a fence names; empty: none."""
+    return safe(info).split(maxsplit=1)[0].strip("{}.").lower() if info.strip() else ""
+
+
+def begin_of(run: Sequence[Token]) -> int:
+    """Returns the number of a block's first line."""
+    assert run[0].map is not None
+    return run[0].map[0]
+
+
+def end_of(run: Sequence[Token], lines: Sequence[str]) -> int:
+    """Returns the number of the line after a block's last one that is not blank."""
+    assert run[0].map is not None
+    begin, end = run[0].map
+    while end > begin + 1 and not lines[min(end, len(lines)) - 1].strip(" \t>"):
+        end -= 1
+    return end
+
+
+def has_blank(lines: Sequence[str]) -> bool:
+    """Returns whether a line is blank, but for the marks of quotations around it."""
+    return any(not line.strip(" \t>") for line in lines)
+
+
+def first_number(token: Token) -> int:
+    """Returns the number of a list's first item."""
+    return int(token.attrs.get("start", 1))

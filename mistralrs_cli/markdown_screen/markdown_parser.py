@@ -1,0 +1,92 @@
+"""Reads Markdown into markdown-it's tokens: CommonMark with tables, strikethrough and formulas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore, inline, text_join
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+
+MAX_NESTING = 100
+"""Containers within each other; markdown-it drops the text of deeper ones."""
+_FORMULA = re.compile(
+    r"""\$\$(?P<double>[^$]+?)\$\$
+    | \$(?P<single>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?![A-Za-z0-9])
+    | \\\((?P<round>.+?)\\\)
+    | \\\[(?P<square>.+?)\\\]""",
+    re.DOTALL | re.VERBOSE,
+)
+
+Run = list[Token]
+"""The tokens of one block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """The address of links with this label."""
+
+    label: str
+    line: int
+    """Its first line."""
+    value: dict[str, Any]
+
+
+class MarkdownParser:
+    """Parses parts of one text. A link may refer to definitions before its block."""
+
+    def __init__(self) -> None:
+        self._parser = MarkdownIt("commonmark", {"maxNesting": MAX_NESTING}).enable(["table", "strikethrough"])
+        self._parser.inline.ruler.before("escape", "formula", _formula)
+        self._outlines = MarkdownIt("commonmark", {"maxNesting": MAX_NESTING}).enable("table")
+        self._outlines.core.ruler.enableOnly(["normalize", "block"])
+        self.known: dict[str, Any] = {}
+        """The definitions so far, by their labels."""
+
+    def outline(self, text: str) -> tuple[list[Run], list[Definition]]:
+        """Returns the top-level blocks of a text, without the contents of their lines, and the definitions in it."""
+        found: dict[str, Any] = {}
+        runs = top_level(self._outlines.parse(text, {"references": found}))
+        return runs, [Definition(label, value["map"][0], value) for label, value in found.items()]
+
+    def learn(self, definition: Definition) -> None:
+        """Lets later blocks refer to a definition, unless there is an earlier one of that label."""
+        self.known.setdefault(definition.label, definition.value)
+
+    def fill(self, run: Run) -> Run:
+        """Returns a block with the contents of its lines."""
+        state = StateCore("", self._parser, {"references": self.known}, run)
+        inline(state)
+        text_join(state)
+        return run
+
+
+def top_level(tokens: Sequence[Token]) -> list[Run]:
+    """Returns tokens in runs, each of one block that is in none of the others."""
+    runs: list[Run] = []
+    depth = 0
+    for token in tokens:
+        if depth == 0:
+            runs.append([])
+        runs[-1].append(token)
+        depth += token.nesting
+    return runs
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """Reads a formula between dollars, or after a backslash and a bracket; markdown-it calls it at every position."""
+    if state.src[state.pos] not in "$\\":
+        return False
+    match = _FORMULA.match(state.src, state.pos, state.posMax)
+    if match is None:
+        return False
+    if not silent:
+        token = state.push("formula", "", 0)
+        token.content = match[0]
+        token.meta = {"formula": match[match.lastgroup or 0]}
+    state.pos = match.end()
+    return True

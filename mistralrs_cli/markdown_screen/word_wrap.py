@@ -1,0 +1,185 @@
+"""Styled text and its lines: width in cells, and breaks between words and between wide characters."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import regex
+from rich.cells import get_character_cell_size
+from rich.style import Style
+
+PLAIN = Style.null()
+TAB = "    "
+_PARTS = re.compile(r"\n|[ \t]+|[^ \t\n]+")
+_CLUSTERS = regex.compile(r"\X")
+_NEVER_FIRST = frozenset("、。，．・：；？！）］｝」』】〉》〕”’…‥ー々〜")
+"""East Asian signs that stay with the character before them."""
+
+
+class Piece(NamedTuple):
+    """Text of one style."""
+
+    text: str
+    style: Style = PLAIN
+    link: str = ""
+    """An address that the text leads to; empty: none."""
+
+
+class _Atom(NamedTuple):
+    """Text that no line break divides."""
+
+    piece: Piece
+    width: int
+    breaks_before: bool
+    """A line may begin here."""
+
+
+def cell_width(text: str) -> int:
+    """Returns the cells that a terminal needs at most: those that join emoji, and those that do not, agree on it."""
+    return len(text) if text.isascii() else sum(map(cluster_width, _CLUSTERS.findall(text)))
+
+
+@functools.lru_cache(4096)
+def cluster_width(cluster: str) -> int:
+    """Returns the cells of one user-perceived character at most."""
+    width = sum(map(get_character_cell_size, cluster))
+    return max(width, 2) if "\ufe0f" in cluster else width
+
+
+def wrap(pieces: Iterable[Piece], width: int) -> list[list[Piece]]:
+    """Returns the lines of the text, each at most ``width`` cells, without spaces at their ends.
+
+    A line ends at a line feed, else between two words or wide characters, and within a word only if that alone is
+    wider.
+    """
+    lines: list[list[Piece]] = [[]]
+    used = 0
+    word: list[_Atom] = []
+    for atom in [*_atoms(pieces), _Atom(Piece(""), 0, True)]:
+        if atom.breaks_before and word:
+            used = _put(word, lines, used, width=max(width, 2))
+            word = []
+        if atom.piece.text == "\n":
+            lines.append([])
+            used = 0
+        else:
+            word.append(atom)
+    return [_joined(line) for line in lines]
+
+
+def _put(word: Sequence[_Atom], lines: list[list[Piece]], used: int, *, width: int) -> int:
+    """Adds a word to the last line or to a new one; returns the cells used there."""
+    wide = sum(atom.width for atom in word)
+    if word[0].piece.text.isspace():
+        if used + wide <= width:
+            lines[-1] += [atom.piece for atom in word]
+        return min(used + wide, width)
+    if used and used + wide > width:
+        lines.append([])
+        used = 0
+    if wide <= width:
+        lines[-1] += [atom.piece for atom in word]
+        return used + wide
+    for atom in word:
+        for cluster in _CLUSTERS.findall(atom.piece.text):
+            size = cluster_width(cluster)
+            if used + size > width:
+                lines.append([])
+                used = 0
+            lines[-1].append(atom.piece._replace(text=cluster))
+            used += size
+    return used
+
+
+def _atoms(pieces: Iterable[Piece]) -> Iterable[_Atom]:
+    after_space = True
+    for piece in pieces:
+        for part in _PARTS.findall(piece.text):
+            if part == "\n" or part[0] in " \t":
+                part = part.replace("\t", TAB)
+                yield _Atom(piece._replace(text=part), len(part), True)
+                after_space = True
+            elif part.isascii():
+                yield _Atom(piece._replace(text=part), len(part), after_space)
+                after_space = False
+            else:
+                yield from _clusters(piece, part, after_space=after_space)
+                after_space = False
+
+
+def _clusters(piece: Piece, text: str, *, after_space: bool) -> Iterable[_Atom]:
+    was_wide = after_space
+    for cluster in _CLUSTERS.findall(text):
+        size = cluster_width(cluster)
+        yield _Atom(
+            piece._replace(text=cluster), size, after_space or ((was_wide or size > 1) and cluster not in _NEVER_FIRST)
+        )
+        was_wide, after_space = size > 1, False
+
+
+def _joined(line: list[Piece]) -> list[Piece]:
+    """Returns a line with neighbours of one style joined, and without spaces at its end."""
+    joined: list[Piece] = []
+    for piece in line:
+        if joined and joined[-1][1:] == piece[1:]:
+            joined[-1] = piece._replace(text=joined[-1].text + piece.text)
+        else:
+            joined.append(piece)
+    while joined and not (kept := joined[-1].text.rstrip(" ")):
+        joined.pop()
+    if joined:
+        joined[-1] = joined[-1]._replace(text=kept)
+    return joined
+
+
+class WrappedText:
+    """Wraps plain text that comes in pieces; a word whose end is not known yet waits for it."""
+
+    def __init__(self) -> None:
+        self._column = 0
+        self._held = ""
+
+    def feed(self, text: str, *, width: int) -> str:
+        """Returns the further text to show, with line feeds in place of lines that are too wide."""
+        whole = self._held + text
+        ready = max(whole.rfind(mark) for mark in " \n\t") + 1
+        self._held = whole[ready:]
+        shown = self._shown(whole[:ready], width)
+        if self._held and not self._held.isascii():
+            *words, self._held = _breakable(self._held)
+            shown += self._shown("".join(words), width)
+        return shown
+
+    def end(self, *, width: int) -> str:
+        """Returns the text that waited."""
+        held, self._held = self._held, ""
+        return self._shown(held, width)
+
+    def _shown(self, text: str, width: int) -> str:
+        shown = []
+        word: list[_Atom] = []
+        for atom in [*_atoms([Piece(text)]), _Atom(Piece(""), 0, True)]:
+            if atom.breaks_before and word:
+                lines: list[list[Piece]] = [[]]
+                self._column = _put(word, lines, self._column, width=max(width, 2))
+                shown.append("\n".join("".join(piece.text for piece in line) for line in lines))
+                word = []
+            if atom.piece.text == "\n":
+                shown.append("\n")
+                self._column = 0
+            else:
+                word.append(atom)
+        return "".join(shown)
+
+
+def _breakable(word: str) -> list[str]:
+    """Returns a word in parts between which a line may break."""
+    parts = [""]
+    for atom in _atoms([Piece(word)]):
+        if atom.breaks_before and parts[-1]:
+            parts.append("")
+        parts[-1] += atom.piece.text
+    return parts

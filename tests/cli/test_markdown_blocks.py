@@ -1,0 +1,73 @@
+"""Markdown that streams: its lines do not depend on the pieces, and no control of a model is in them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from random import Random
+
+import pytest
+
+from mistralrs_cli.markdown_screen.block_stream import BlockStream
+from mistralrs_cli.markdown_screen.latex_text import latex_text
+from mistralrs_cli.markdown_screen.theme import THEMES
+from mistralrs_cli.markdown_screen.word_wrap import cell_width
+
+STYLES = re.compile(r"\x1b\[[0-9;]*m")
+TEXT = """# Title
+
+A **bold** word, 日本語の文章 and [a link](https://example.org) in a line that is wider than the terminal.
+
+1. one
+2. two
+
+   ```python
+   x = "a"
+   ```
+
+| a | b |
+|---|--:|
+| wide cell | 1 |
+
+```c
+int x; /* a
+comment */ int y;
+```
+"""
+
+
+def rendered(pieces: list[str], *, width: int = 40) -> list[str]:
+    stream, lines = BlockStream(THEMES["dark"], has_links=False), []
+    for piece in pieces:
+        stream.feed(piece)
+        lines += stream.take_final(width)
+        stream.open_lines(width)
+    return lines + stream.take_final(width, ends=True)
+
+
+def test_pieces_do_not_matter() -> None:
+    whole = rendered([TEXT])
+    for seed in range(30):
+        random = Random(seed)
+        cuts = [0, *sorted(random.sample(range(len(TEXT)), 20)), len(TEXT)]
+        assert rendered([TEXT[a:b] for a, b in itertools.pairwise(cuts)]) == whole, seed
+    assert rendered(list(TEXT)) == whole
+
+
+def test_lines_fit_and_read_well() -> None:
+    lines = [STYLES.sub("", line) for line in rendered([TEXT])]
+    assert all(cell_width(line) <= 40 for line in lines)
+    assert lines[0] == "Title"
+    assert " 1. one" in lines
+    assert "wide cell  1" in lines
+
+
+@pytest.mark.parametrize("text", ["a&#27;[31mb", "`a`&#x9b;2J", "[x](http://a.b/&#27;]0;t)", "&#x202e;abc"])
+def test_entities_bring_no_controls(text: str) -> None:
+    shown = STYLES.sub("", "".join(rendered([text])))
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202e]", shown)
+
+
+def test_formulas() -> None:
+    assert latex_text(r"\frac{a+b}{2} \leq x^{2}") == "(a+b)/2 ≤ x²"
+    assert latex_text(r"\unknown{x}") is None
