@@ -29,6 +29,7 @@ from mistralrs_cli.answer_output import AnswerForm
 from mistralrs_cli.chats_job import ChatsJob
 from mistralrs_cli.command_line import ParsedArgs, Selection
 from mistralrs_cli.grammar_option import grammar_of
+from mistralrs_cli.markdown_screen.answer_display import AUTOMATIC, Look
 from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
 from mistralrs_cli.serve import serve_job
 from mistralrs_cli.server_choice import server_choice
@@ -65,6 +66,7 @@ class ChatJob:
     """Keep the chat and its KV."""
     resume: str | None = None
     """The name or number of a saved chat to go on with; empty: the last one, None: a new chat."""
+    look: Look = AUTOMATIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,7 @@ def _chat_job(options: Options, sampling: SamplingParams) -> ChatJob:
         options.think,
         save=not options.no_save,
         resume=options.resume,
+        look=Look(plain=options.plain, theme=options.theme),
     )
 
 

@@ -151,7 +151,8 @@ class Chat:
 
     def _show_other(self, stream: AnswerStream) -> list[Message]:
         """Shows one answer and saves it; returns it, or nothing if it was cancelled before its first text."""
-        writer, answer = AnswerWriter(self._streams.stdout), SavedAnswer(stream, self.conversation, self.record)
+        writer = open_writer(self._streams.stdout, self._job.look)
+        answer = SavedAnswer(stream, self.conversation, self.record)
         is_cut = True
         try:
             is_cut = relay(answer, writer, self._thoughts()).reason == "cancelled"

@@ -30,6 +30,9 @@ class Look:
     theme: ThemeName = "auto"
 
 
+AUTOMATIC = Look()
+
+
 class Writer(Protocol):
     """Writes one answer as it comes and ends it with one line feed. ``text`` is the whole raw answer."""
 

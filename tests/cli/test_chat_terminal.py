@@ -380,6 +380,28 @@ def test_resize(home: Path) -> None:
         terminal.wait_for_line("you said: hello")
 
 
+MARKDOWN = "**bold** and `code`"
+
+
+def test_answers_are_drawn_as_markdown(home: Path) -> None:
+    with start(home) as terminal:
+        terminal.send(MARKDOWN, ENTER)
+        terminal.wait_for_line("you said: bold and code")
+        assert terminal.child.isalive()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(["--plain"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})],
+    ids=["--plain", "NO_COLOR", "TERM=dumb"],
+)
+def test_plain_answers_stay_as_they_are(home: Path, arguments: list[str], extra: dict[str, str]) -> None:
+    with Terminal(["-i", *arguments], environment(home, **extra)) as terminal:
+        terminal.wait_for("/help lists the commands")
+        terminal.send(MARKDOWN, ENTER)
+        terminal.wait_for(f"you said: {MARKDOWN}")
+
+
 def test_dumb_terminal(home: Path) -> None:
     with Terminal(["-i"], environment(home, TERM="dumb")) as terminal:
         terminal.wait_for("/help lists the commands")

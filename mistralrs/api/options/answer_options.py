@@ -56,6 +56,19 @@ class AnswerOptions:
         modes=frozenset({Mode.CHAT}),
         help="Keep neither the chat nor its KV on disk.",
     )
+    plain: bool = option(
+        False,
+        "--plain",
+        modes=frozenset({Mode.CHAT}),
+        help="Show answers as the model writes them. Without it a terminal with colours shows their Markdown.",
+    )
+    theme: Literal["auto", "light", "dark"] = option(
+        "auto",
+        "--theme",
+        metavar="auto|light|dark",
+        modes=frozenset({Mode.CHAT}),
+        help="The background that colours are chosen for; auto: what COLORFGBG says, else dark.",
+    )
     prompt: str | None = option(
         None,
         "--prompt",
