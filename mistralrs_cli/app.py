@@ -107,13 +107,9 @@ def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: St
     from mistralrs_cli.invocation import RemoteInvocation
 
     if job.resume is not None:
-        from mistralrs_cli.chat.chat_store import ChatStore
+        from mistralrs_cli.chat.saved_chats import find_to_resume
 
-        store = ChatStore.open()
-        try:
-            store.find(job.resume)
-        finally:
-            store.close()
+        find_to_resume(job.resume)
     job = replace(job, save=job.save and (streams.interactive or job.resume is not None))
     if isinstance(task, RemoteInvocation):
         return replace(task, job=job)

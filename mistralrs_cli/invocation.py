@@ -26,6 +26,7 @@ from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs_cli.adapter_jobs import AdapterInspectJob, AdapterOptions, check_new_file
 from mistralrs_cli.adapter_settings import adapter_settings
 from mistralrs_cli.answer_output import AnswerForm
+from mistralrs_cli.chat.kept_kv import LIMIT_BYTES
 from mistralrs_cli.chats_job import ChatsJob
 from mistralrs_cli.command_line import ParsedArgs, Selection
 from mistralrs_cli.grammar_option import grammar_of
@@ -372,7 +373,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         kv_memory=values.kv_memory,
         max_model_len=values.max_model_len,
         kv_dir=values.kv_dir,
-        kv_dir_bytes=values.kv_dir_size,
+        kv_dir_bytes=_kv_dir_bytes(options, job),
         chat_template=values.chat_template or (template_of(choice) if choice else None),
         tokenizer_json=choice.tokenizer_json if choice else None,
         tok_model_id=choice.tok_model_id if choice else None,
@@ -383,6 +384,12 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         isq=in_situ_type(values.isq, choice.selector if choice else None, formatter),
         adapters=find_adapters(choice, formatter, options=adapter_settings(options, choice)),
     )
+
+
+def _kv_dir_bytes(options: ResolvedOptions, job: Job | None) -> int:
+    """Returns the size of the folder of KV; a chat without ``--kv-dir`` has a folder of its own."""
+    is_own = isinstance(job, ChatJob) and options.values.kv_dir is None
+    return LIMIT_BYTES if is_own and options.origin("kv_dir_size") is Origin.DEFAULT else options.values.kv_dir_size
 
 
 def _check_together(options: ResolvedOptions, formatter: CommandLineErrorFormatter) -> None:

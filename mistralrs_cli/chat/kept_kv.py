@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mistralrs.api.load_options import LoadOptions
-from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.user_dirs import user_folder
 
 LIMIT_BYTES = 2 << 30
@@ -38,8 +37,7 @@ def with_kept_kv(load: LoadOptions) -> LoadOptions:
     except OSError as error:
         logger.warning("KV is not kept in %s: %s", folder, error.strerror)
         return load
-    wanted = LIMIT_BYTES if load.kv_dir_bytes == DEFAULTS.kv_dir_size else load.kv_dir_bytes
-    return replace(load, kv_dir=folder, kv_dir_bytes=max(1, min(wanted, free // FREE_SHARE)))
+    return replace(load, kv_dir=folder, kv_dir_bytes=max(1, min(load.kv_dir_bytes, free // FREE_SHARE)))
 
 
 def _free_bytes(folder: Path) -> int:

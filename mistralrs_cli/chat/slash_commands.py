@@ -106,7 +106,7 @@ COMMANDS = (
         "/tree", "show all branches and the messages' numbers, or go on with one", branches.tree, argument="[N]"
     ),
     SlashCommand("/fork", "go on in another chat that begins as this one", branches.fork),
-    SlashCommand("/new", "begin another chat; this one stays saved", saved_chats.new, aliases=("/clear",)),
+    SlashCommand("/new", "begin another chat", saved_chats.new, aliases=("/clear",)),
     SlashCommand("/sessions", "list the saved chats, the last used first", saved_chats.sessions),
     SlashCommand(
         "/resume", "go on with a saved chat", saved_chats.resume_named, argument="[NAME|ID]", aliases=("/load",)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -360,3 +362,36 @@ def test_deleting_asks_or_is_told(home: Path) -> None:
         assert terminal.exit_code() == 0
     assert run(home, "chats", "delete", "1", "--yes")[2] == "chat 1 is deleted: first\n"
     assert run(home, "chats", "show", "1")[0] == 2
+
+
+def loaded_with(home: Path, *words: str) -> tuple[str | None, int, str]:
+    """The folder and the limit of the KV with which a resumed chat loaded its model, and what was said."""
+    code, out, err = run(home, "-i", *words, stdin="loaded\n")
+    assert code == 0
+    options = json.loads(out)["options"]
+    return options["kv_dir"], options["kv_dir_bytes"], err
+
+
+def test_kv_is_kept_where_the_chat_is_saved(home: Path) -> None:
+    with start(home) as terminal:
+        say(terminal, "first")
+        leave(terminal)
+    folder = str(home / ".cache" / "mistralrs" / "kv")
+    kept, limit, _ = loaded_with(home, "--resume")
+    assert (kept, 0 < limit <= 2 << 30) == (folder, True)
+    assert loaded_with(home, "--kv-dir-size", "1M", "--resume")[:2] == (folder, 1 << 20)
+    assert loaded_with(home, "--kv-dir", str(home / "mine"), "--resume")[:2] == (str(home / "mine"), 8 << 30)
+    for words in ((), ("--resume", "--no-save"), ("--resume", "--no-kv-cache"), ("--resume", "--prefix-cache-n", "0")):
+        assert loaded_with(home, *words)[0] is None
+    assert stat.S_IMODE((home / ".cache" / "mistralrs" / "kv").stat().st_mode) == 0o700
+
+
+def test_a_cache_that_cannot_be_written_is_said(home: Path) -> None:
+    with start(home) as terminal:
+        say(terminal, "first")
+        leave(terminal)
+    shutil.rmtree(home / ".cache")
+    (home / ".cache").write_text("a file where a folder should be")
+    kept, _, err = loaded_with(home, "--resume")
+    assert kept is None
+    assert f"KV is not kept in {home}/.cache/mistralrs/kv: " in err
