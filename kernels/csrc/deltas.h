@@ -31,7 +31,9 @@ INLINE void add_panel(const uint8_t *panel, int64_t count, const float *const *x
 }
 
 template <int TYPE>
-INLINE void add_panels(const uint8_t *panel, int64_t count, const float *const *x, int64_t stride, Vf *acc, int rows) {
+INLINE void add_panels(const mrs_weight &w, int64_t index, const float *const *x, int64_t stride, Vf *acc, int rows) {
+  const int64_t count = w.cols;
+  const uint8_t *panel = w.data + index * ((count * layout_of(TYPE).quants + 63) / 64 * 64);  // view_of() without a division
   int i = 0;
   for (; rows - i >= 4; i += 4) add_panel<TYPE, 4>(panel, count, x + i, stride, acc + i);
   for (; rows - i >= 2; i += 2) add_panel<TYPE, 2>(panel, count, x + i, stride, acc + i);
@@ -40,11 +42,10 @@ INLINE void add_panels(const uint8_t *panel, int64_t count, const float *const *
 
 // acc[i] += panel `panel` of a matrix that is stored as floats * x[i].
 static void add_product(const mrs_weight &w, int64_t panel, const float *const *x, int64_t stride, Vf *acc, int rows) {
-  const uint8_t *data = w.data + panel * view_of(w.type, w.cols).bytes;
   switch (w.type) {
-    case MRS_F16: return add_panels<MRS_F16>(data, w.cols, x, stride, acc, rows);
-    case MRS_BF16: return add_panels<MRS_BF16>(data, w.cols, x, stride, acc, rows);
-    default: return add_panels<MRS_F32>(data, w.cols, x, stride, acc, rows);
+    case MRS_F16: return add_panels<MRS_F16>(w, panel, x, stride, acc, rows);
+    case MRS_BF16: return add_panels<MRS_BF16>(w, panel, x, stride, acc, rows);
+    default: return add_panels<MRS_F32>(w, panel, x, stride, acc, rows);
   }
 }
 
@@ -165,6 +166,7 @@ struct Deltas {
       if (!delta.a) return;
       if (!delta.bias && !delta.row_factor) return expand_only(delta, member, panel, tile, values, row);
     }
+    if (used == 1 && expand_each(linear, member, panel, tile, values, row)) return;
     Uses uses[8];
     uses_of_tile(tile, row, uses);
     for_groups(uses, tile.count, [&](int64_t j, const Group &group) {
@@ -180,6 +182,28 @@ struct Deltas {
     for (int t = 0; t < tile.count; ++t) from[t] = of_member + row(t) * step.max_rank, acc[t] = zero_f();
     add_product(*delta.b, panel, from, 1, acc, tile.count);
     for (int t = 0; t < tile.count; ++t) values[t] = add(values[t], acc[t]);
+  }
+
+  // As expand for rows of tokens with one use at most and deltas of products alone; returns whether they are such. The
+  // panels of a step are many, so that looking for rows with the same slot takes longer than their products.
+  template <class RowOf>
+  bool expand_each(const mrs_linear &linear, int member, int64_t panel, const Tile &tile, Vf *values, RowOf &&row) const {
+    const float *of_member = step.delta_scratch + member * total * step.max_rank, *from[8];
+    const mrs_delta *deltas[8];
+    for (int t = 0; t < tile.count; ++t) {
+      const int64_t token = row(t), first = step.use_start[token], count = step.use_start[token + 1] - first;
+      if (count > 1) return false;
+      from[t] = of_member + first * step.max_rank;
+      deltas[t] = count ? linear.deltas + step.use_slots[first] : nullptr;
+      if (deltas[t] && (deltas[t]->bias || deltas[t]->row_factor)) return false;
+    }
+    for (int t = 0; t < tile.count; ++t) {
+      if (!deltas[t] || !deltas[t]->a) continue;
+      Vf sum = zero_f();
+      add_product(*deltas[t]->b, panel, from + t, 1, &sum, 1);
+      values[t] = add(values[t], sum);
+    }
+    return true;
   }
 
   void expand_group(const mrs_linear &linear, int member, int64_t panel, int live, const Uses *uses, int64_t j,

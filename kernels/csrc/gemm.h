@@ -257,7 +257,8 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
     deltas.shrink(op.members[m], m, tile, plain_rows(tile, cols, members.needs),
                   [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); });
   };
-  if (shrinks * cols < 16384) {
+  // a smaller one takes less time than waking a thread
+  if (shrinks * cols < 3072) {
     for (int64_t i = 0; i < shrinks; ++i) shrink(i);
   } else {
     parallel_for(pool, shrinks, [&](int64_t i) { shrink(i); });
