@@ -19,19 +19,19 @@ from mistralrs.errors import (
 )
 
 if TYPE_CHECKING:
-    from mistralrs.api.answer_stream import AnswerStream
-    from mistralrs.api.async_answer_stream import AsyncAnswerStream
-    from mistralrs.api.async_runner import AsyncRunner
-    from mistralrs.api.runner import Runner
-    from mistralrs.api.schemas.function_tools import run_tool_call, tool_from
-    from mistralrs.api.schemas.python_answers import ChatCompletionResponse, CompletionResponse, EmbeddingResponse
-    from mistralrs.api.schemas.python_requests import (
+    from mistralrs.api.python_api.answer_stream import AnswerStream
+    from mistralrs.api.python_api.async_answer_stream import AsyncAnswerStream
+    from mistralrs.api.python_api.async_runner import AsyncRunner
+    from mistralrs.api.python_api.function_tools import run_tool_call, tool_from
+    from mistralrs.api.python_api.python_answers import ChatCompletionResponse, CompletionResponse, EmbeddingResponse
+    from mistralrs.api.python_api.python_requests import (
         ChatCompletionRequest,
         CompletionRequest,
         EmbeddingRequest,
         Message,
         Role,
     )
+    from mistralrs.api.python_api.runner import Runner
     from mistralrs.api.schemas.response_bodies import ChatCompletionChunk as ChatCompletionChunkResponse
     from mistralrs.api.schemas.response_bodies import CompletionChunk as CompletionChunkResponse
     from mistralrs.api.selectors.architecture_names import Architecture
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "AnswerStream": ("answer_stream", "AnswerStream"),
+    "AnswerStream": ("python_api.answer_stream", "AnswerStream"),
     "Architecture": ("selectors.architecture_names", "Architecture"),
-    "AsyncAnswerStream": ("async_answer_stream", "AsyncAnswerStream"),
-    "AsyncRunner": ("async_runner", "AsyncRunner"),
+    "AsyncAnswerStream": ("python_api.async_answer_stream", "AsyncAnswerStream"),
+    "AsyncRunner": ("python_api.async_runner", "AsyncRunner"),
     "ChatCompletionChunkResponse": ("schemas.response_bodies", "ChatCompletionChunk"),
-    "ChatCompletionRequest": ("schemas.python_requests", "ChatCompletionRequest"),
-    "ChatCompletionResponse": ("schemas.python_answers", "ChatCompletionResponse"),
+    "ChatCompletionRequest": ("python_api.python_requests", "ChatCompletionRequest"),
+    "ChatCompletionResponse": ("python_api.python_answers", "ChatCompletionResponse"),
     "CompletionChunkResponse": ("schemas.response_bodies", "CompletionChunk"),
-    "CompletionRequest": ("schemas.python_requests", "CompletionRequest"),
-    "CompletionResponse": ("schemas.python_answers", "CompletionResponse"),
-    "EmbeddingRequest": ("schemas.python_requests", "EmbeddingRequest"),
-    "EmbeddingResponse": ("schemas.python_answers", "EmbeddingResponse"),
-    "Message": ("schemas.python_requests", "Message"),
-    "Role": ("schemas.python_requests", "Role"),
-    "Runner": ("runner", "Runner"),
+    "CompletionRequest": ("python_api.python_requests", "CompletionRequest"),
+    "CompletionResponse": ("python_api.python_answers", "CompletionResponse"),
+    "EmbeddingRequest": ("python_api.python_requests", "EmbeddingRequest"),
+    "EmbeddingResponse": ("python_api.python_answers", "EmbeddingResponse"),
+    "Message": ("python_api.python_requests", "Message"),
+    "Role": ("python_api.python_requests", "Role"),
+    "Runner": ("python_api.runner", "Runner"),
     "Which": ("selectors.which", "Which"),
-    "run_tool_call": ("schemas.function_tools", "run_tool_call"),
-    "tool_from": ("schemas.function_tools", "tool_from"),
+    "run_tool_call": ("python_api.function_tools", "run_tool_call"),
+    "tool_from": ("python_api.function_tools", "tool_from"),
 }
 """Where what is imported later lies: the module of ``mistralrs.api``, and its name there."""
 

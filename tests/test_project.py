@@ -102,6 +102,12 @@ def test_module_names_are_unique_and_nobody_elses() -> None:
     assert set(places) & foreign <= {"__main__", "selectors", "types"}
 
 
+def test_the_api_has_no_crowded_room() -> None:
+    folders = {path.parent for path in (ROOT / "mistralrs" / "api").rglob("*.py")}
+    crowded = {str(folder.relative_to(ROOT)) for folder in folders if len(list(folder.glob("*.py"))) > 12}
+    assert crowded == set()
+
+
 def test_every_function_fits_on_a_screen() -> None:
     long = [
         f"{path.relative_to(ROOT)}: {node.name}"

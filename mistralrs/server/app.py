@@ -14,7 +14,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from mistralrs.api.schemas.adapter_bodies import LoadAdapterBody, LoraScales, UnloadAdapterBody
-from mistralrs.api.schemas.messages_bodies import CountTokensBody, MessagesBody
 from mistralrs.api.schemas.request_bodies import (
     ApplyTemplateBody,
     ChatCompletionBody,
@@ -23,8 +22,9 @@ from mistralrs.api.schemas.request_bodies import (
     EmbeddingBody,
     TokenizeBody,
 )
-from mistralrs.api.schemas.responses_bodies import ResponsesBody
-from mistralrs.api.serving.respond import AnswerError
+from mistralrs.api.schemas.translated.messages_bodies import CountTokensBody, MessagesBody
+from mistralrs.api.schemas.translated.responses_bodies import ResponsesBody
+from mistralrs.api.serving.answers.respond import AnswerError
 from mistralrs.errors import MistralrsError
 from mistralrs.server import answer_headers
 from mistralrs.server.adapter_routes import adapter_routes

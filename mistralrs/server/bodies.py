@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from mistralrs.api.schemas.request_bodies import BodyType, parse
 from mistralrs.api.served_model import ServedModel
-from mistralrs.api.serving.grammar_choice import has_new_grammar
+from mistralrs.api.serving.grammars.grammar_choice import has_new_grammar
 from mistralrs.api.serving.policy import Policy
 from mistralrs.errors import RequestError
 from mistralrs.server.disconnect import unless_gone

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody
 from mistralrs.api.schemas.response_bodies import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from mistralrs.api.serving.answers.respond import Answer, AnswerError, answer_id
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
-from mistralrs.api.serving.respond import Answer, AnswerError, answer_id
 from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.server.bodies import Reader
 from mistralrs.server.disconnect import unless_gone

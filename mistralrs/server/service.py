@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from mistralrs.api.engine_client.engine_client import EngineClient
+from mistralrs.api.serving.answers.respond import submit
 from mistralrs.api.serving.policy import Policy
-from mistralrs.api.serving.respond import submit
 from mistralrs.engine.config import Request
 from mistralrs.errors import EngineError
 from mistralrs.server.inflight import InflightRequest, InflightRequests

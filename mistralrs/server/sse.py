@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mistralrs.api.schemas.output_chunk import OutputChunk
-from mistralrs.api.serving.message_shapes import end_name, message_delta
+from mistralrs.api.serving.answers.response_builder import CHUNK_OBJECTS, SYSTEM_FINGERPRINT
+from mistralrs.api.serving.other_apis.message_shapes import end_name, message_delta
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.response_builder import CHUNK_OBJECTS, SYSTEM_FINGERPRINT
 
 DONE = b"data: [DONE]\n\n"
 """The last event of an answer that is complete."""

@@ -14,7 +14,7 @@ from mistralrs import __version__
 from mistralrs.api.schemas.parameter_table import capabilities
 from mistralrs.api.schemas.response_bodies import ModelCard, ModelList
 from mistralrs.api.served_model import ServedModel
-from mistralrs.api.serving.thinking_budget import thinking_marks
+from mistralrs.api.serving.grammars.thinking_budget import thinking_marks
 from mistralrs.errors import EngineError, RequestError
 from mistralrs.server import status_bodies
 from mistralrs.server.middleware import context_of

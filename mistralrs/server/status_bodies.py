@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, RootModel
 
-from mistralrs.api.schemas import messages_bodies, response_bodies, responses_bodies
+from mistralrs.api.schemas import response_bodies
 from mistralrs.api.schemas.response_bodies import Part
+from mistralrs.api.schemas.translated import messages_bodies, responses_bodies
 
 
 class Version(Part):

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from mistralrs.api.schemas.request_bodies import ApplyTemplateBody, DetokenizeBody, EmbeddingBody, TokenizeBody
 from mistralrs.api.schemas.response_bodies import AppliedTemplate, Detokenized, EmbeddingList, Tokens
+from mistralrs.api.serving.answers.respond import embeddings
 from mistralrs.api.serving.prepare import prepare_embeddings
-from mistralrs.api.serving.respond import embeddings
 from mistralrs.server import tokens
 from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.server.bodies import Reader

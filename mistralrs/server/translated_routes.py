@@ -12,7 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mistralrs.api.schemas.messages_bodies import (
+from mistralrs.api.schemas.output_chunk import OutputChunk
+from mistralrs.api.schemas.translated.messages_bodies import (
     CountTokensBody,
     MessagesAnswer,
     MessagesBody,
@@ -20,14 +21,13 @@ from mistralrs.api.schemas.messages_bodies import (
     MessagesEvent,
     TokenCount,
 )
-from mistralrs.api.schemas.output_chunk import OutputChunk
-from mistralrs.api.schemas.responses_bodies import ResponseEvent, ResponsesAnswer, ResponsesBody
-from mistralrs.api.serving.messages_api import count_tokens, message_with_grammar, prepare_message
-from mistralrs.api.serving.messages_events import MessageEvents
+from mistralrs.api.schemas.translated.responses_bodies import ResponseEvent, ResponsesAnswer, ResponsesBody
+from mistralrs.api.serving.answers.respond import Answer, AnswerError
+from mistralrs.api.serving.other_apis.messages_api import count_tokens, message_with_grammar, prepare_message
+from mistralrs.api.serving.other_apis.messages_events import MessageEvents
+from mistralrs.api.serving.other_apis.responses_api import prepare_response, response_with_grammar
+from mistralrs.api.serving.other_apis.responses_events import ResponseEvents
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.respond import Answer, AnswerError
-from mistralrs.api.serving.responses_api import prepare_response, response_with_grammar
-from mistralrs.api.serving.responses_events import ResponseEvents
 from mistralrs.errors import RequestError
 from mistralrs.server.answer_headers import AnswerHeaders
 from mistralrs.server.bodies import Reader

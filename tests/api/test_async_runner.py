@@ -28,7 +28,7 @@ from mistralrs import (
     UsageError,
     Which,
 )
-from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions
+from mistralrs.api.python_api.runner_options import RunnerOptions, TokenizeOptions
 from tests.adapters.peft_adapters import write_adapter
 from tests.architectures import VARIANTS, write_folder
 from tests.tiny import TinyConfig, write_tiny

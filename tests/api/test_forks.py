@@ -23,12 +23,12 @@ from typing import Any
 import pytest
 
 from mistralrs import ChatCompletionRequest, CompletionRequest, EngineError, Runner, Which
-from mistralrs.api.answer_stream import AnswerStream
 from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.engine_client.in_process import InProcessEngine
 from mistralrs.api.engine_client.remote import RemoteEngine
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
+from mistralrs.api.python_api.answer_stream import AnswerStream
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Finished
 from tests.tiny import TinyConfig, write_tiny

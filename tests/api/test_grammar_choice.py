@@ -15,7 +15,7 @@ from mistralrs.api.checked_grammars import CheckedGrammars
 from mistralrs.api.schemas.grammar_fields import GrammarFields
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, parse
 from mistralrs.api.serving.engine_requests import chat_request
-from mistralrs.api.serving.grammar_choice import has_new_grammar
+from mistralrs.api.serving.grammars.grammar_choice import has_new_grammar
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import RequestError

@@ -11,13 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistralrs.api.schemas.messages_bodies import CountTokensBody, MessagesAnswer, MessagesBody
 from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, parse
-from mistralrs.api.serving import translated_chat
-from mistralrs.api.serving.grammar_choice import has_new_grammar
-from mistralrs.api.serving.messages_api import PreparedMessage, count_tokens, message_with_grammar, prepare_message
-from mistralrs.api.serving.messages_events import MessageEvents
+from mistralrs.api.schemas.translated.messages_bodies import CountTokensBody, MessagesAnswer, MessagesBody
+from mistralrs.api.serving.grammars.grammar_choice import has_new_grammar
+from mistralrs.api.serving.other_apis import translated_chat
+from mistralrs.api.serving.other_apis.messages_api import (
+    PreparedMessage,
+    count_tokens,
+    message_with_grammar,
+    prepare_message,
+)
+from mistralrs.api.serving.other_apis.messages_events import MessageEvents
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.prepare import prepare_chat
 from mistralrs.errors import RequestError

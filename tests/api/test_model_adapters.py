@@ -16,8 +16,8 @@ import pytest
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.api.local_model import LocalModel
-from mistralrs.api.runner import Runner
-from mistralrs.api.schemas.python_requests import CompletionRequest
+from mistralrs.api.python_api.python_requests import CompletionRequest
+from mistralrs.api.python_api.runner import Runner
 from mistralrs.api.schemas.response_bodies import Completion
 from mistralrs.api.selectors.which import Which
 from mistralrs.engine.config import Request, SamplingParams

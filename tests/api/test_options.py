@@ -18,7 +18,7 @@ from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
 from mistralrs.api.options.option import ALL, Mode
 from mistralrs.api.options.resolve import VARIABLES, Origin, ResolvedOptions, resolve_options, unknown_variables
 from mistralrs.api.options.values import without_none
-from mistralrs.api.runner import Runner
+from mistralrs.api.python_api.runner import Runner
 from mistralrs.errors import UsageError
 from mistralrs_cli.command_line import parse
 

@@ -10,7 +10,6 @@ import pytest
 
 from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.adapter_bodies import LoadAdapterBody, UnloadAdapterBody
-from mistralrs.api.schemas.messages_bodies import CountTokensBody, MessagesBody
 from mistralrs.api.schemas.parameter_table import PARAMETERS, Endpoint, capabilities, ignored_header, rows, unserved
 from mistralrs.api.schemas.request_bodies import (
     ApplyTemplateBody,
@@ -22,7 +21,8 @@ from mistralrs.api.schemas.request_bodies import (
     TokenizeBody,
     parse,
 )
-from mistralrs.api.schemas.responses_bodies import ResponsesBody
+from mistralrs.api.schemas.translated.messages_bodies import CountTokensBody, MessagesBody
+from mistralrs.api.schemas.translated.responses_bodies import ResponsesBody
 from mistralrs.errors import RequestError
 
 BODIES: Mapping[Endpoint, type[Body]] = {

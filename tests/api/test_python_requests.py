@@ -12,9 +12,9 @@ from pydantic import BaseModel, RootModel, TypeAdapter, field_validator
 from typing_extensions import TypedDict
 
 from mistralrs import ChatCompletionRequest, IncompleteAnswerError, RequestError, UsageError, tool_from
+from mistralrs.api.python_api.closed_json_schema import ClosedJsonSchema
+from mistralrs.api.python_api.python_answers import ChatCompletionResponse, whole_answer
 from mistralrs.api.schemas import parameter_table
-from mistralrs.api.schemas.closed_json_schema import ClosedJsonSchema
-from mistralrs.api.schemas.python_answers import ChatCompletionResponse, whole_answer
 
 
 class City(BaseModel):

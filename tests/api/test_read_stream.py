@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mistralrs.api.read_stream import ReadStream, Thought
-from mistralrs.api.serving.answer_parts import AnswerParts
+from mistralrs.api.serving.answers.answer_parts import AnswerParts
 from mistralrs.api.serving.engine_requests import chat_request
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta, Event, Finished, Stream

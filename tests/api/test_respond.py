@@ -25,9 +25,9 @@ from mistralrs.api.engine_client.async_stream import AsyncStream
 from mistralrs.api.schemas import response_bodies
 from mistralrs.api.schemas.output_chunk import OutputChunk
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, EmbeddingBody, parse
+from mistralrs.api.serving.answers.respond import Answer, AnswerError, answer_id, embeddings, submit
+from mistralrs.api.serving.answers.response_builder import ResponseBuilder
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion, prepare_embeddings
-from mistralrs.api.serving.respond import Answer, AnswerError, answer_id, embeddings, submit
-from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import (
     Delta,
@@ -632,7 +632,7 @@ def test_no_tensors_here() -> None:
         "schemas.parameter_table",
         "serving.chat_messages",
         "serving.prepare",
-        "serving.respond",
+        "serving.answers.respond",
     )
     imports = ", ".join(f"mistralrs.api.{name}" for name in names)
     code = f"import sys, {imports}; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'jinja2')))"

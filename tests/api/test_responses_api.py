@@ -15,13 +15,13 @@ from openai.types.responses import Response, ResponseStreamEvent
 
 from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, parse
-from mistralrs.api.schemas.responses_bodies import ResponsesAnswer, ResponsesBody
-from mistralrs.api.serving import translated_chat
-from mistralrs.api.serving.grammar_choice import has_new_grammar
+from mistralrs.api.schemas.translated.responses_bodies import ResponsesAnswer, ResponsesBody
+from mistralrs.api.serving.grammars.grammar_choice import has_new_grammar
+from mistralrs.api.serving.other_apis import translated_chat
+from mistralrs.api.serving.other_apis.responses_api import PreparedResponse, prepare_response, response_with_grammar
+from mistralrs.api.serving.other_apis.responses_events import ResponseEvents
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.prepare import prepare_chat
-from mistralrs.api.serving.responses_api import PreparedResponse, prepare_response, response_with_grammar
-from mistralrs.api.serving.responses_events import ResponseEvents
 from mistralrs.errors import ContextLengthError, RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from tests.api.served import CHATML, MAX_LEN, POLICY, served

@@ -38,9 +38,9 @@ from mistralrs import (
     UsageError,
     Which,
 )
-from mistralrs.api.answer_stream import AnswerStream
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
+from mistralrs.api.python_api.answer_stream import AnswerStream
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta
 from tests.adapters.peft_adapters import write_adapter
@@ -360,7 +360,7 @@ def test_hidden_states(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
             assert entry.embedding == pytest.approx(list(pooled / numpy.linalg.norm(pooled)), abs=1e-12)
     with pytest.raises(RequestError, match="numbers"):
         EmbeddingRequest("x", hidden_states=True, encoding_format="base64")
-    monkeypatch.setattr("mistralrs.api.python_model.MAX_HIDDEN_BYTES", 100)
+    monkeypatch.setattr("mistralrs.api.python_api.python_model.MAX_HIDDEN_BYTES", 100)
     with pytest.raises(RequestError, match="hidden states of") as raised:
         runner.send_embedding_request(EmbeddingRequest("the cat", hidden_states=True))
     assert raised.value.param == "hidden_states"

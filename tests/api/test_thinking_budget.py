@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mistralrs.api.served_model import ServedModel
-from mistralrs.api.serving.answer_parts import AnswerParts
+from mistralrs.api.serving.answers.answer_parts import AnswerParts
+from mistralrs.api.serving.grammars.thinking_budget import thinking_marks
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.thinking_budget import thinking_marks
 from mistralrs.engine.config import ThinkingBudget
 from mistralrs.errors import RequestError
 from mistralrs.grammar.compile_grammar import compile_grammar

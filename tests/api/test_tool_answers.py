@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
 from mistralrs.api.schemas import response_bodies
+from mistralrs.api.serving.answers.respond import Answer, AnswerError
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.respond import Answer, AnswerError
 from mistralrs.engine.events import Delta, Event, Failed, Usage
 from mistralrs.errors import EngineError
 from tests.api.test_respond import Script, streamed_bodies, whole

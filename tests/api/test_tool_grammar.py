@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mistralrs.api.serving.choice_parts import ChoiceParts
+from mistralrs.api.serving.answers.choice_parts import ChoiceParts
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.errors import RequestError
 from mistralrs.grammar.compile_grammar import CompiledGrammar, compile_grammar

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistralrs.api.schemas.messages_bodies import MessagesAnswer, MessagesBody
 from mistralrs.api.schemas.output_chunk import OutputChunk
 from mistralrs.api.schemas.request_bodies import parse
-from mistralrs.api.schemas.responses_bodies import ResponsesAnswer, ResponsesBody
-from mistralrs.api.serving.messages_api import PreparedMessage, prepare_message
-from mistralrs.api.serving.messages_events import MessageEvents
+from mistralrs.api.schemas.translated.messages_bodies import MessagesAnswer, MessagesBody
+from mistralrs.api.schemas.translated.responses_bodies import ResponsesAnswer, ResponsesBody
+from mistralrs.api.serving.answers.respond import Answer
+from mistralrs.api.serving.other_apis.messages_api import PreparedMessage, prepare_message
+from mistralrs.api.serving.other_apis.messages_events import MessageEvents
+from mistralrs.api.serving.other_apis.responses_api import PreparedResponse, prepare_response
+from mistralrs.api.serving.other_apis.responses_events import ResponseEvents
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.respond import Answer
-from mistralrs.api.serving.responses_api import PreparedResponse, prepare_response
-from mistralrs.api.serving.responses_events import ResponseEvents
 from mistralrs.engine.events import Event
 from mistralrs.errors import RequestError
 from tests.api.served import POLICY

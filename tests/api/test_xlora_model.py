@@ -19,9 +19,9 @@ from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, Adapte
 from mistralrs.api.local_model import LocalModel
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, parse
 from mistralrs.api.schemas.response_bodies import ChatCompletion, Completion
+from mistralrs.api.serving.answers.respond import Answer as ApiAnswer
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.prepare import prepare_chat, prepare_completion
-from mistralrs.api.serving.respond import Answer as ApiAnswer
 from mistralrs.engine import prompt_outputs
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta, Event, Scalings

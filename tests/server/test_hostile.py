@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from mistralrs.api.schemas.messages_bodies import CountTokensBody, MessagesBody
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody
-from mistralrs.api.schemas.responses_bodies import ResponsesBody
+from mistralrs.api.schemas.translated.messages_bodies import CountTokensBody, MessagesBody
+from mistralrs.api.schemas.translated.responses_bodies import ResponsesBody
 from mistralrs.api.served_model import ServedModel
 from tests.server.harness import CHAT
 from tests.server.process import ServerProcess, question, receive_all, wait_for

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, CompletionBody, parse
+from mistralrs.api.serving.answers.response_builder import ResponseBuilder
 from mistralrs.api.serving.prepare import Prepared, prepare_chat, prepare_completion
-from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.server.sse import DONE, ChunkEncoder, encode_error, frame_event
 from tests.api.served import POLICY, served
 

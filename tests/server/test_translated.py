@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mistralrs.api.schemas.messages_bodies import MessagesAnswer, MessagesError, MessagesEvent, TokenCount
-from mistralrs.api.schemas.responses_bodies import ResponseEvent, ResponsesAnswer
+from mistralrs.api.schemas.translated.messages_bodies import MessagesAnswer, MessagesError, MessagesEvent, TokenCount
+from mistralrs.api.schemas.translated.responses_bodies import ResponseEvent, ResponsesAnswer
 from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import Delta, Event, Finished

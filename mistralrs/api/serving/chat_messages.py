@@ -9,8 +9,8 @@ from typing import Any
 from mistralrs.api.schemas.request_bodies import ContentPart, MessageBody, TemplateOptions
 from mistralrs.api.serving.chat_prompt import Conversation
 from mistralrs.api.serving.engine_requests import THINKING
-from mistralrs.api.serving.message_fields import MessageFields
-from mistralrs.api.serving.tool_choice import ToolUse
+from mistralrs.api.serving.grammars.tool_choice import ToolUse
+from mistralrs.api.serving.other_apis.message_fields import MessageFields
 from mistralrs.errors import RequestError
 from mistralrs.text.chat_template import FIELDS, ChatTemplate
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mistralrs.api.serving.answer_parts import AnswerParts, with_parts
+from mistralrs.api.serving.answers.answer_parts import AnswerParts, with_parts
 from mistralrs.api.serving.chat_prompt import Conversation, require_template
 from mistralrs.engine.admission import check, fit_prompt
 from mistralrs.engine.config import Request, SamplingParams

@@ -20,7 +20,8 @@ from mistralrs.api.schemas.request_bodies import (
     SamplingBody,
 )
 from mistralrs.api.serving.adapter_choice import adapter_choice
-from mistralrs.api.serving.answer_parts import AnswerParts, with_parts
+from mistralrs.api.serving.answers.answer_parts import AnswerParts, with_parts
+from mistralrs.api.serving.answers.logprobs import Echo
 from mistralrs.api.serving.chat_messages import conversation
 from mistralrs.api.serving.chat_prompt import require_template
 from mistralrs.api.serving.engine_requests import (
@@ -30,12 +31,11 @@ from mistralrs.api.serving.engine_requests import (
     fit_requests,
     prompt_ids,
 )
-from mistralrs.api.serving.grammar_choice import grammar_choice, unused_grammar_fields
-from mistralrs.api.serving.logprobs import Echo
+from mistralrs.api.serving.grammars.grammar_choice import grammar_choice, unused_grammar_fields
+from mistralrs.api.serving.grammars.thinking_budget import thinking_budget
+from mistralrs.api.serving.grammars.tool_choice import tool_use, unknown_tool_fields
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
-from mistralrs.api.serving.thinking_budget import thinking_budget
-from mistralrs.api.serving.tool_choice import tool_use, unknown_tool_fields
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.errors import RequestError
 

@@ -10,8 +10,8 @@ from mistralrs.api.schemas.tool_bodies import ShownTools
 from mistralrs.api.served_model import ServedModel
 from mistralrs.api.serving.chat_messages import conversation
 from mistralrs.api.serving.chat_prompt import Conversation, require_template
+from mistralrs.api.serving.grammars.tool_choice import shown_tools, unknown_tool_fields
 from mistralrs.api.serving.policy import Policy
-from mistralrs.api.serving.tool_choice import shown_tools, unknown_tool_fields
 from mistralrs.errors import RequestError
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.prompt_tokens import prompt_tokens

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic_core import from_json
 
 from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
-from mistralrs.api.serving.messages_api import PreparedMessage
+from mistralrs.api.serving.other_apis.messages_api import PreparedMessage
 
 Event = dict[str, object]
 """An event of a stream; its ``type`` is also its name."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.adapter_bodies import AdapterFields
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody, validation_error
-from mistralrs.api.schemas.translated_bodies import TranslatedBody, TranslatedSampling
+from mistralrs.api.schemas.translated.translated_bodies import TranslatedBody, TranslatedSampling
 from mistralrs.api.serving.prepare import Prepared, prepare_chat
 from mistralrs.errors import RequestError
 

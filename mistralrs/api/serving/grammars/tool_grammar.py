@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mistralrs.api.serving import parameter_grammar
-from mistralrs.api.serving.thought_grammar import TERMINALS, MarkedGrammar
+from mistralrs.api.serving.grammars import parameter_grammar
+from mistralrs.api.serving.grammars.thought_grammar import TERMINALS, MarkedGrammar
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.text.response.call_format import ARGUMENTS, NAME
 
 if TYPE_CHECKING:
-    from mistralrs.api.serving.tool_choice import Tool, ToolUse
+    from mistralrs.api.serving.grammars.tool_choice import Tool, ToolUse
     from mistralrs.text.response.call_format import CallFormat
     from mistralrs.text.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ from mistralrs.text.response.response_template import Part
 
 if TYPE_CHECKING:
     from mistralrs.api.served_model import ServedModel
-    from mistralrs.api.serving.answer_parts import AnswerParts
+    from mistralrs.api.serving.answers.answer_parts import AnswerParts
     from mistralrs.text.response.delimiters import Delimiter
     from mistralrs.text.response.response_template import ResponseTemplate
 

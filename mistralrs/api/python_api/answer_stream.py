@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import BaseModel
 
 from mistralrs.api.local_model import LocalModel
-from mistralrs.api.schemas.python_answers import chunk_answer
-from mistralrs.api.serving.respond import submit
-from mistralrs.api.serving.response_builder import ResponseBuilder
+from mistralrs.api.python_api.python_answers import chunk_answer
+from mistralrs.api.serving.answers.respond import submit
+from mistralrs.api.serving.answers.response_builder import ResponseBuilder
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import End, Event, Handle
 from mistralrs.engine.process_bound import ProcessBound

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from mistralrs.api.schemas import parameter_table
 from mistralrs.api.schemas.request_bodies import ChatCompletionBody
-from mistralrs.api.schemas.responses_bodies import FunctionTool, InputItem, InputPart, ResponsesBody, TextOptions
+from mistralrs.api.schemas.translated.responses_bodies import (
+    FunctionTool,
+    InputItem,
+    InputPart,
+    ResponsesBody,
+    TextOptions,
+)
+from mistralrs.api.serving.other_apis.translated_chat import prepare_translated, shared_fields, translated
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields, translated
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:

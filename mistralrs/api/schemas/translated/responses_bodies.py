@@ -10,7 +10,7 @@ from mistralrs.api.schemas.body import Body
 from mistralrs.api.schemas.field_types import Flag, Int, Limit, Stop, Text, no_zero
 from mistralrs.api.schemas.request_bodies import MAX_MESSAGES, MAX_TOP_LOGPROBS
 from mistralrs.api.schemas.response_bodies import CachedTokens, DrawnToken, Part, ReasoningTokens
-from mistralrs.api.schemas.translated_bodies import TranslatedSampling
+from mistralrs.api.schemas.translated.translated_bodies import TranslatedSampling
 
 
 def _as_parts(content: object) -> object:

@@ -13,7 +13,7 @@ from mistralrs.grammar.translation import reason_in
 from mistralrs.text.response.call_format import KEY, VALUE
 
 if TYPE_CHECKING:
-    from mistralrs.api.serving.tool_choice import Tool
+    from mistralrs.api.serving.grammars.tool_choice import Tool
 
 _NOTES = {"title", "description", "default", "examples", "$schema", "$comment"}
 _OBJECT = {"type", "properties", "required", "additionalProperties", *_NOTES}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
-from mistralrs.api.schemas.closed_json_schema import ClosedJsonSchema
+from mistralrs.api.python_api.closed_json_schema import ClosedJsonSchema
 from mistralrs.errors import RequestError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mistralrs.api.schemas import parameter_table
-from mistralrs.api.schemas.messages_bodies import (
+from mistralrs.api.schemas.request_bodies import ChatCompletionBody
+from mistralrs.api.schemas.translated.messages_bodies import (
     Block,
     CountTokensBody,
     MessagesBody,
@@ -18,10 +19,9 @@ from mistralrs.api.schemas.messages_bodies import (
     MessagesTurn,
     OutputConfig,
 )
-from mistralrs.api.schemas.request_bodies import ChatCompletionBody
+from mistralrs.api.serving.grammars.thinking_budget import thinking_marks
+from mistralrs.api.serving.other_apis.translated_chat import prepare_translated, shared_fields, translated
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.thinking_budget import thinking_marks
-from mistralrs.api.serving.translated_chat import prepare_translated, shared_fields, translated
 from mistralrs.errors import RequestError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from mistralrs.api.loaded_adapters.scalings import choice_scalings
 from mistralrs.api.schemas.output_chunk import OutputChunk
-from mistralrs.api.serving.choice_parts import ChoiceParts
-from mistralrs.api.serving.choice_state import ChoiceState, adapters_replaced, timings, usage
-from mistralrs.api.serving.logprobs import CompletionLogprobs, Echo, chat_logprobs
-from mistralrs.api.serving.message_shapes import end_name, message_delta, whole_message
+from mistralrs.api.serving.answers.choice_parts import ChoiceParts
+from mistralrs.api.serving.answers.choice_state import ChoiceState, adapters_replaced, timings, usage
+from mistralrs.api.serving.answers.logprobs import CompletionLogprobs, Echo, chat_logprobs
+from mistralrs.api.serving.other_apis.message_shapes import end_name, message_delta, whole_message
 from mistralrs.api.serving.prepare import Prepared
 from mistralrs.engine.events import AdaptersChosen, Delta, Event, Finished, PromptLogprobs
 from mistralrs.errors import MistralrsError

@@ -18,22 +18,27 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from pydantic import BaseModel, TypeAdapter
 
-from mistralrs.api.async_answer_stream import AsyncAnswerStream, LoopEngine, SubmittedRequests
 from mistralrs.api.engine_client.async_stream import AsyncStream
-from mistralrs.api.python_model import PythonModel
-from mistralrs.api.runner import Runner
-from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions, check_types
-from mistralrs.api.schemas.python_answers import (
+from mistralrs.api.python_api.async_answer_stream import AsyncAnswerStream, LoopEngine, SubmittedRequests
+from mistralrs.api.python_api.python_answers import (
     ChatCompletionResponse,
     CompletionResponse,
     EmbeddingResponse,
     embedding_response,
     whole_answer,
 )
-from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Messages
+from mistralrs.api.python_api.python_model import PythonModel
+from mistralrs.api.python_api.python_requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Messages,
+)
+from mistralrs.api.python_api.runner import Runner
+from mistralrs.api.python_api.runner_options import RunnerOptions, TokenizeOptions, check_types
 from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk
+from mistralrs.api.serving.answers.respond import Answer, AnswerError, embeddings, submit
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
-from mistralrs.api.serving.respond import Answer, AnswerError, embeddings, submit
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import EngineError, UsageError
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
 
+from mistralrs.api.python_api.closed_json_schema import ClosedJsonSchema
+from mistralrs.api.python_api.function_tools import tool_from
 from mistralrs.api.schemas import parameter_table, request_bodies
-from mistralrs.api.schemas.closed_json_schema import ClosedJsonSchema
-from mistralrs.api.schemas.function_tools import tool_from
 from mistralrs.engine.request_hooks import Hooks, LogitsProcessor, StoppingRule
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GRAMMAR_KINDS

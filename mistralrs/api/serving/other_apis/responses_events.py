@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
-from mistralrs.api.serving.responses_api import PreparedResponse
+from mistralrs.api.serving.other_apis.responses_api import PreparedResponse
 
 Event = dict[str, object]
 """An event of a stream; its ``type`` is also its name."""

@@ -11,7 +11,7 @@ from mistralrs.api.schemas.field_types import MAX_STOPS, Flag, Int, StopString, 
 from mistralrs.api.schemas.request_bodies import MAX_MESSAGES
 from mistralrs.api.schemas.response_bodies import Part
 from mistralrs.api.schemas.sentinels import MAX_INT
-from mistralrs.api.schemas.translated_bodies import TranslatedBody, TranslatedSampling
+from mistralrs.api.schemas.translated.translated_bodies import TranslatedBody, TranslatedSampling
 
 
 def _as_blocks(content: object) -> object:

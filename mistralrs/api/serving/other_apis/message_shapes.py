@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
-    from mistralrs.api.serving.choice_parts import ChoiceParts, ToolCall
+    from mistralrs.api.serving.answers.choice_parts import ChoiceParts, ToolCall
 
 
 def whole_message(parts: ChoiceParts, *, legacy: bool) -> dict[str, object]:

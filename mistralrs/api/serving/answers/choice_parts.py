@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
-from mistralrs.api.serving.message_fields import CALL_ID_LENGTH
+from mistralrs.api.serving.other_apis.message_fields import CALL_ID_LENGTH
 from mistralrs.text.response.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pydantic import BaseModel
 
 from mistralrs.api.engine_client.async_stream import AsyncStream
-from mistralrs.api.schemas.python_answers import chunk_answer
-from mistralrs.api.serving.respond import Answer, AnswerError
+from mistralrs.api.python_api.python_answers import chunk_answer
+from mistralrs.api.serving.answers.respond import Answer, AnswerError
 from mistralrs.engine.process_bound import ProcessBound
 
 if TYPE_CHECKING:

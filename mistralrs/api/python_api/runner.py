@@ -14,26 +14,31 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from mistralrs.api.answer_stream import AnswerStream, EventQueue, checked_events
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter
 from mistralrs.api.options.declarations import DEFAULTS
-from mistralrs.api.python_model import PythonModel
-from mistralrs.api.runner_options import RunnerOptions, TokenizeOptions
-from mistralrs.api.schemas.python_answers import (
+from mistralrs.api.python_api.answer_stream import AnswerStream, EventQueue, checked_events
+from mistralrs.api.python_api.python_answers import (
     ChatCompletionResponse,
     CompletionResponse,
     EmbeddingResponse,
     embedding_response,
     whole_answer,
 )
-from mistralrs.api.schemas.python_requests import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, Messages
+from mistralrs.api.python_api.python_model import PythonModel
+from mistralrs.api.python_api.python_requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Messages,
+)
+from mistralrs.api.python_api.runner_options import RunnerOptions, TokenizeOptions
 from mistralrs.api.schemas.response_bodies import ChatCompletionChunk, CompletionChunk
 from mistralrs.api.selectors.python_errors import python_errors
 from mistralrs.api.selectors.which import Which
 from mistralrs.api.served_model import ModelInfo
+from mistralrs.api.serving.answers.respond import EmbeddingsAnswer
+from mistralrs.api.serving.answers.response_builder import ResponseBuilder
 from mistralrs.api.serving.prepare import Prepared
-from mistralrs.api.serving.respond import EmbeddingsAnswer
-from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.process_bound import ProcessBound
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from mistralrs.errors import EngineError, MistralrsError
 
 if TYPE_CHECKING:
     from mistralrs.api.schemas.output_chunk import ChoiceEnd
-    from mistralrs.api.serving.choice_parts import ChoiceParts
+    from mistralrs.api.serving.answers.choice_parts import ChoiceParts
     from mistralrs.engine.config import Request
 
 CANCELLED = "request_cancelled"

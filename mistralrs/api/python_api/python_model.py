@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import TypedDict, TypeVar
 
 from mistralrs.api.local_model import LocalModel
-from mistralrs.api.runner_options import FORMATTER, RunnerOptions, TokenizeOptions, check_types, load_options
-from mistralrs.api.schemas.python_requests import (
+from mistralrs.api.python_api.python_requests import (
     ChatCompletionRequest,
     CompletionRequest,
     EmbeddingRequest,
@@ -17,9 +16,11 @@ from mistralrs.api.schemas.python_requests import (
     refuse_ignored,
     tokenize_body,
 )
+from mistralrs.api.python_api.runner_options import FORMATTER, RunnerOptions, TokenizeOptions, check_types, load_options
 from mistralrs.api.selectors.model_choice import find_source, repeat_last_n_of
 from mistralrs.api.selectors.python_errors import python_errors
 from mistralrs.api.selectors.which import Which
+from mistralrs.api.serving.answers.respond import answer_id
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.prepare import (
     Prepared,
@@ -28,7 +29,6 @@ from mistralrs.api.serving.prepare import (
     prepare_completion,
     prepare_embeddings,
 )
-from mistralrs.api.serving.respond import answer_id
 from mistralrs.api.serving.text_tokens import body_tokens, text_of_tokens
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.request_hooks import Hooks

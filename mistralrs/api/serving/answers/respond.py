@@ -14,9 +14,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mistralrs.api.schemas.output_chunk import OutputChunk
-from mistralrs.api.serving.choice_state import adapters_replaced, cancelled
+from mistralrs.api.serving.answers.choice_state import adapters_replaced, cancelled
+from mistralrs.api.serving.answers.response_builder import ResponseBuilder
 from mistralrs.api.serving.prepare import Prepared, PreparedEmbeddings
-from mistralrs.api.serving.response_builder import ResponseBuilder
 from mistralrs.engine.events import AdaptersChosen, Embedding, Event, Failed, Finished
 from mistralrs.errors import MistralrsError
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mistralrs.api.serving.thinking_budget import thinking_marks
+from mistralrs.api.serving.grammars.thinking_budget import thinking_marks
 from mistralrs.errors import RequestError
 from mistralrs.text.response.response_parser import ResponseParser
 from mistralrs.text.response.without_calls import without_tool_calls
 
 if TYPE_CHECKING:
     from mistralrs.api.served_model import ServedModel
-    from mistralrs.api.serving.tool_choice import ToolUse
+    from mistralrs.api.serving.grammars.tool_choice import ToolUse
     from mistralrs.engine.config import Request
     from mistralrs.grammar.grammar_text import GrammarText
     from mistralrs.text.response.response_template import ResponseTemplate
@@ -76,7 +76,11 @@ def with_parts(
 
 def _grammar(use: ToolUse, model: ServedModel, prompt_end: str, *, otherwise: GrammarText | None) -> GrammarText:
     """Returns the grammar of an answer, which is ``otherwise`` where it is no call. It is checked."""
-    from mistralrs.api.serving.tool_grammar import content_schema, tool_grammar, unheld_error  # few need its library
+    from mistralrs.api.serving.grammars.tool_grammar import (  # few need its library
+        content_schema,
+        tool_grammar,
+        unheld_error,
+    )
     from mistralrs.grammar.translation import reason_in
 
     content = None if otherwise is None else content_schema(otherwise, use)
@@ -98,7 +102,7 @@ def _grammar(use: ToolUse, model: ServedModel, prompt_end: str, *, otherwise: Gr
 def _after_thinking(grammar: GrammarText, marks: tuple[str, str], model: ServedModel, prompt_end: str) -> GrammarText:
     """Returns the grammar that holds for what follows the thinking. It is checked: another error than the schema's own
     is one of both together."""
-    from mistralrs.api.serving.thought_grammar import grammar_after_thinking  # few need its library
+    from mistralrs.api.serving.grammars.thought_grammar import grammar_after_thinking  # few need its library
 
     schema = grammar.text if grammar.kind == "json_schema" else json.dumps({"type": "object"})
     combined = grammar_after_thinking(schema, marks, model.tokenizer, prompt_end=prompt_end)

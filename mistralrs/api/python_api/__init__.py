@@ -1,0 +1,1 @@
+"""The Python API: ``Runner`` and ``AsyncRunner``, their requests, answers and streams."""

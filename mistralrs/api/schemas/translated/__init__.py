@@ -1,0 +1,1 @@
+"""The bodies of the Responses and the Messages API."""

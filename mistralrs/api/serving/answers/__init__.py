@@ -1,0 +1,1 @@
+"""The engine's events into answers: whole ones, and chunks of streams."""

@@ -1,0 +1,1 @@
+"""The Responses and the Messages API: their bodies become chats, and chats' answers their answers and events."""
