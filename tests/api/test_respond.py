@@ -605,7 +605,8 @@ def test_embeddings(encoding_format: str) -> None:
     values = [(0.6, 0.8, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0)]
     choices: list[list[Event]] = [[Embedding(value), Finished("stop", usage(0))] for value in values]
     script = Script(*choices)
-    body: Any = asyncio.run(embeddings(prepared, script.streams, model_name="org/tiny"))
+    answer = asyncio.run(embeddings(prepared, script.streams, model_name="org/tiny"))
+    body: Any = answer.body()
     response_bodies.EmbeddingList.model_validate(body)
     got = [entry["embedding"] for entry in body["data"]]
     if encoding_format == "base64":
