@@ -20,6 +20,7 @@ from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs_cli.app import main
 from mistralrs_cli.chat import slash_commands
+from mistralrs_cli.chat.chat_record import open_record
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import ChatJob, resolve
@@ -131,7 +132,8 @@ def test_the_chat_draws_the_last_answer(row: list[str]) -> None:
     streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())
     sampling = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     with LocalModel.load(ModelSource(None, Path(row[1]), None, None), load) as model:
-        chat = Chat(model, ChatJob(sampling, None, truncate=False, stats=False), streams)
+        record = open_record("model", wanted=False, say=pytest.fail)
+        chat = Chat(model, ChatJob(sampling, None, truncate=False, stats=False), streams, record=record)
         for text in ("the cat and the dog", "again"):
             chat.take_turn(text, mark_cut=False)
             assert chat.scalings is not None

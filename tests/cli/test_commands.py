@@ -11,6 +11,7 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError
+from mistralrs_cli.chat.kept_kv import LIMIT_BYTES
 from mistralrs_cli.command_line import parse
 from mistralrs_cli.invocation import BenchJob, ChatJob, Invocation, PromptJob, resolve
 
@@ -86,7 +87,7 @@ def test_defaults_of_the_modes() -> None:
     chat = task("-i")
     assert isinstance(chat.job, ChatJob)
     assert replace(chat.job.sampling, seed=0) == expected
-    assert chat.load == LoadOptions()
+    assert chat.load == LoadOptions(kv_dir_bytes=LIMIT_BYTES)
     prompt = task("--prompt", "x")
     assert isinstance(prompt.job, PromptJob)
     assert replace(prompt.job.sampling, seed=0) == replace(expected, max_tokens=128)
@@ -124,6 +125,7 @@ def test_every_answer_option_arrives() -> None:
         token_source="none",
         precision="high",
         threads=1,
+        kv_dir_bytes=LIMIT_BYTES,
     )
 
 
