@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from llguidance import LLExecutor, LLMatcher
 
@@ -15,31 +15,6 @@ from mistralrs.grammar.token_table import TokenTable
 
 WritableBuffer: TypeAlias = "bytearray | memoryview | array[int]"
 _WORD_BYTES = 4
-
-
-class Constraint(Protocol):
-    """The interface of a constraint on one sequence, which a sampler and a scheduler need."""
-
-    @property
-    def is_accepting(self) -> bool:
-        """Whether the answer may end here."""
-        ...
-
-    def mask(self, out: WritableBuffer) -> None:
-        """Writes the tokens that may come next into ``out``, one bit for each token."""
-        ...
-
-    def accept(self, tokens: Sequence[int]) -> int:
-        """Appends tokens up to the first that is not allowed; returns the number of those appended."""
-        ...
-
-    def rollback(self, count: int) -> None:
-        """Takes back the last ``count`` tokens."""
-        ...
-
-    def forced_tokens(self) -> list[int]:
-        """The tokens that must come next, whatever the model prefers."""
-        ...
 
 
 class GrammarConstraint:

@@ -142,8 +142,8 @@ def test_a_prompt_that_is_far_too_long_is_cut_or_refused(run: Run, default_model
         run("--prompt", "-", stdin=words)
 
 
+@pytest.mark.native
 def test_an_answer_needs_neither_torch_nor_numpy(default_model: Path) -> None:
-    pytest.importorskip("mistralrs_kernels.cpu").library_path() or pytest.skip("built without kernels")
     command = ["--prompt", "Hi", "--max-tokens", "2", "--temperature", "0.7", "gguf", "-f", str(default_model)]
     code = f"import sys; from mistralrs_cli.app import main; main({command!r}); "
     code += "print([name for name in ('torch', 'numpy', 'transformers') if name in sys.modules])"

@@ -135,6 +135,18 @@ def test_scores_of_given_tokens_are_the_same() -> None:
     assert [isinstance(each, SampledToken) for each in found] == [True, True, False, True, True, True]
 
 
+def test_no_token_is_made_up_where_all_are_asked_for() -> None:
+    params = SamplingParams(logprobs=20)
+    logits = torch.randn(1, 5, generator=torch.Generator().manual_seed(1))
+    sampler = native_sampler(5)
+    for found in (
+        *sampler.sample(buffer_of(logits), [SamplingInput(params, [1])]),
+        *sampler.score(buffer_of(logits), [2], 20),
+    ):
+        assert isinstance(found, SampledToken)
+        assert [token for token, _ in found.top] == logits[0].argsort(descending=True).tolist()
+
+
 def test_a_short_mask_is_an_error() -> None:
     params = replace(SamplingParams(), temperature=0.0)
     with pytest.raises(ValueError, match="mask"):

@@ -92,9 +92,9 @@ class NativeSampler:
         for index, token in enumerate(tokens):
             cells[index].token = token
             cells[index].logits = logits.address + 4 * logits.shape[1] * index
-            kept.append(_Outputs(cells[index], count))
+            kept.append(_Outputs(cells[index], template.num_logprobs))
         self._row_sampler.run(len(tokens))
-        return [_sampled(cells[index], count, outputs) for index, outputs in enumerate(kept)]
+        return [_sampled(cells[index], template.num_logprobs, outputs) for index, outputs in enumerate(kept)]
 
     def _new_template(self, params: SamplingParams) -> _Template:
         plan = sampler_plan(params)
@@ -105,14 +105,15 @@ class NativeSampler:
         for name in _COPIED:
             setattr(row, name, getattr(params, name))
         row.top_k = min(params.top_k, self._vocab_size)
-        row.num_top = -1 if params.logprobs is None else min(params.logprobs, self._vocab_size)
+        num_logprobs = None if params.logprobs is None else min(params.logprobs, self._vocab_size)
+        row.num_top = -1 if num_logprobs is None else num_logprobs
         row.num_stages, row.num_processors = len(plan.stages), plan.num_processors
         for place, stage in enumerate(plan.stages):
             row.stages[place] = SAMPLERS.index(stage)
         tokens, values = array("i", [token for token, _ in params.logit_bias]), array("f")
         values.extend(value for _, value in params.logit_bias)
         row.num_bias, row.bias_tokens, row.bias_values = len(tokens), _address(tokens), _address(values)
-        return _Template(row, frozenset(plan.stages), params.repeat_last_n, params.logprobs, (tokens, values))
+        return _Template(row, frozenset(plan.stages), params.repeat_last_n, num_logprobs, (tokens, values))
 
     def _complete(self, row: Any, item: SamplingInput, template: _Template, logits: int) -> _Outputs:
         """Fills what is new in this step into ``row``. Returns what must outlive the run."""
