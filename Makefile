@@ -75,6 +75,8 @@ sanitize-quick: $(INSTALLED) ## the same with one instruction set and few tests
 
 soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports
 	@mkdir -p $(REPORTS)
+	$(BIN)/python -m benchmarks.latency $(MODEL) --report $(REPORTS)/latency.md
+	$(BIN)/python -m tests.soak.server_load --seconds 180 --streams 64 --report $(REPORTS)/server-load.md
 	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --load tests.soak.loads:load_and_answer --report $(REPORTS)/gguf-mutations.md
 	$(BIN)/python -m tests.soak.quantized_whole --count 300 --report $(REPORTS)/quantized-whole.md
 	$(BIN)/python -m tests.soak.adapter_cells --report $(REPORTS)/adapters.md
@@ -87,8 +89,6 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md
 	$(BIN)/python -m tests.soak.killed_chats --kills 100 --report $(REPORTS)/killed-chats.md
 	$(BIN)/python -m tests.soak.killed_batches --kills 50 --report $(REPORTS)/killed-batches.md
-	$(BIN)/python -m tests.soak.server_load --seconds 180 --streams 64 --report $(REPORTS)/server-load.md
-	$(BIN)/python -m benchmarks.latency $(MODEL) --report $(REPORTS)/latency.md
 
 clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests that speak to the server with them
 	$(BIN)/pip install --editable ".[dev,clients]" --no-build-isolation $(WITHOUT_KERNELS)
