@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from mistralrs.errors import MistralrsError
 from mistralrs.process import has_working_folder
-from mistralrs_cli.exits import (
+from mistralrs_cli.model import Loader, Model, load_model
+from mistralrs_cli.terminal.exits import (
     CLOSED_OUTPUT,
     INTERRUPTED,
     TERMINATED,
@@ -21,14 +22,13 @@ from mistralrs_cli.exits import (
     leaving_at_once,
     raise_terminated,
 )
-from mistralrs_cli.model import Loader, Model, load_model
-from mistralrs_cli.standard_streams import prepare_streams
+from mistralrs_cli.terminal.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
     from mistralrs.api.options.resolve import ResolvedOptions
-    from mistralrs_cli.invocation import ChatJob, Invocation, RemoteInvocation
-    from mistralrs_cli.output import Streams
-    from mistralrs_cli.utility_jobs import UtilityCommand
+    from mistralrs_cli.arguments.invocation import ChatJob, Invocation, RemoteInvocation
+    from mistralrs_cli.commands.utility_jobs import UtilityCommand
+    from mistralrs_cli.terminal.output import Streams
 
 GONE = "the working directory does not exist any more: cd to one that does"
 
@@ -54,13 +54,13 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
     only.
     """
     with leaving_at_once():
-        from mistralrs_cli.command_line import parse
+        from mistralrs_cli.arguments.command_line import parse
 
         words = parse(arguments)
         if words is None:
             return 0 if answers_are_read else CLOSED_OUTPUT
         # The code below opens files and loads models; its imports would only slow down --help.
-        from mistralrs_cli.invocation import (
+        from mistralrs_cli.arguments.invocation import (
             ChatJob,
             Invocation,
             PromptJob,
@@ -69,9 +69,9 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
             resolve,
             writes_answers,
         )
-        from mistralrs_cli.keyboard import kept_typing
         from mistralrs_cli.one_shot import prompt_text
-        from mistralrs_cli.output import Streams
+        from mistralrs_cli.terminal.keyboard import kept_typing
+        from mistralrs_cli.terminal.output import Streams
 
         options = options_of(words)
         _start_logging(options)
@@ -103,11 +103,11 @@ def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: St
     """
     from dataclasses import replace
 
-    from mistralrs_cli.chat.kept_kv import with_kept_kv
-    from mistralrs_cli.invocation import RemoteInvocation
+    from mistralrs_cli.arguments.invocation import RemoteInvocation
+    from mistralrs_cli.chat_storage.kept_kv import with_kept_kv
 
     if job.resume is not None:
-        from mistralrs_cli.chat.saved_chats import find_to_resume
+        from mistralrs_cli.chat_storage.saved_chats import find_to_resume
 
         find_to_resume(job.resume)
     job = replace(job, save=job.save and (streams.interactive or job.resume is not None))
@@ -117,34 +117,34 @@ def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: St
 
 
 def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
-    from mistralrs_cli.chats_job import ChatsJob
-    from mistralrs_cli.ordering_job import CreateOrderingJob, RenameOrderingJob
-    from mistralrs_cli.serve import ServeJob, run_serve
-    from mistralrs_cli.utility_jobs import InspectJob, ModelsJob, QuantizeJob
+    from mistralrs_cli.adapter_commands.ordering_job import CreateOrderingJob, RenameOrderingJob
+    from mistralrs_cli.commands.chats_job import ChatsJob
+    from mistralrs_cli.commands.serve import ServeJob, run_serve
+    from mistralrs_cli.commands.utility_jobs import InspectJob, ModelsJob, QuantizeJob
 
     if isinstance(job, ServeJob):
         return run_serve(job, streams)
     if isinstance(job, InspectJob):
-        from mistralrs_cli.inspection import run_inspect
+        from mistralrs_cli.commands.inspection import run_inspect
 
         return run_inspect(job, streams)
     if isinstance(job, QuantizeJob):
-        from mistralrs_cli.quantize_command import run_quantize
+        from mistralrs_cli.commands.quantize_command import run_quantize
 
         return run_quantize(job, streams)
     if isinstance(job, CreateOrderingJob | RenameOrderingJob):
-        from mistralrs_cli.ordering_command import run_ordering
+        from mistralrs_cli.adapter_commands.ordering_command import run_ordering
 
         return run_ordering(job, streams)
     if isinstance(job, ModelsJob):
-        from mistralrs_cli.models_command import run_models
+        from mistralrs_cli.commands.models_command import run_models
 
         return run_models(job, streams)
     if isinstance(job, ChatsJob):
-        from mistralrs_cli.chats_command import run_chats
+        from mistralrs_cli.commands.chats_command import run_chats
 
         return run_chats(job, streams)
-    from mistralrs_cli.adapter_command import run_adapter
+    from mistralrs_cli.adapter_commands.adapter_command import run_adapter
 
     return run_adapter(job, streams)
 
@@ -152,8 +152,8 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
 def _load(
     task: Invocation | RemoteInvocation, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]
 ) -> Model:
-    from mistralrs_cli.invocation import RemoteInvocation, ScalingsJob
-    from mistralrs_cli.output import ProgressLine, clean_line
+    from mistralrs_cli.arguments.invocation import RemoteInvocation, ScalingsJob
+    from mistralrs_cli.terminal.output import ProgressLine, clean_line
 
     if isinstance(task, RemoteInvocation):
         from mistralrs_cli.server_client.remote_model import connect
@@ -176,8 +176,8 @@ def _load(
 
 
 def _do(task: Invocation | RemoteInvocation, model: Model, text: str, streams: Streams) -> int:
-    from mistralrs_cli.invocation import BenchJob, Invocation, PromptJob, ScalingsJob
-    from mistralrs_cli.shell_jobs import BatchJob, ChatJsonlJob
+    from mistralrs_cli.arguments.invocation import BenchJob, Invocation, PromptJob, ScalingsJob
+    from mistralrs_cli.commands.shell_jobs import BatchJob, ChatJsonlJob
 
     job = task.job
     if isinstance(job, PromptJob):
@@ -185,11 +185,11 @@ def _do(task: Invocation | RemoteInvocation, model: Model, text: str, streams: S
 
         return run_prompt(model, job, text, streams)
     if isinstance(job, BenchJob):
-        from mistralrs_cli.bench import run_bench
+        from mistralrs_cli.commands.bench import run_bench
 
         return run_bench(model, job, streams)
     if isinstance(job, ScalingsJob):
-        from mistralrs_cli.scalings_command import run_scalings
+        from mistralrs_cli.adapter_commands.scalings_command import run_scalings
 
         return run_scalings(model, job, streams)
     if isinstance(job, BatchJob):
@@ -208,7 +208,7 @@ def _do(task: Invocation | RemoteInvocation, model: Model, text: str, streams: S
 def _start_logging(options: ResolvedOptions) -> None:
     """Sends the log to stderr, with records of this project alone: other libraries' debugging does not help a user."""
     from mistralrs.api.options.resolve import Origin, unknown_variables
-    from mistralrs_cli.log_format import LogFormatter
+    from mistralrs_cli.terminal.log_format import LogFormatter
 
     level = options.values.log_level
     if level is None:
@@ -235,7 +235,7 @@ def _ending(error: BaseException, *, debug: bool) -> int:
         return TERMINATED
     if not isinstance(error, Exception):
         raise error
-    from mistralrs_cli.output import clean_block, print_error
+    from mistralrs_cli.terminal.output import clean_block, print_error
 
     if _shows_tracebacks(debug):
         sys.stderr.write(clean_block("".join(traceback.format_exception(error))))

@@ -8,14 +8,14 @@ from typing import TextIO
 
 from mistralrs.engine.events import Finished, Usage
 from mistralrs.errors import MistralrsError, RequestError
-from mistralrs_cli.answer import Interruption, ThoughtSink, relay
-from mistralrs_cli.answer_output import AnswerOutput, JsonOutput, open_output
-from mistralrs_cli.exits import INTERRUPTED
-from mistralrs_cli.invocation import PromptJob
+from mistralrs_cli.arguments.invocation import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
-from mistralrs_cli.output import Streams, is_terminal, per_second, print_error
-from mistralrs_cli.stdin_text import holds_text, read_all, warn_of_waiting, without_mark
-from mistralrs_cli.thoughts import Thoughts, thinking_of
+from mistralrs_cli.printing.answer import Interruption, ThoughtSink, relay
+from mistralrs_cli.printing.answer_output import AnswerOutput, JsonOutput, open_output
+from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
+from mistralrs_cli.terminal.exits import INTERRUPTED
+from mistralrs_cli.terminal.output import Streams, is_terminal, per_second, print_error
+from mistralrs_cli.terminal.stdin_text import holds_text, read_all, warn_of_waiting, without_mark
 
 
 def prompt_text(job: PromptJob, stdin: TextIO) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mistralrs_cli.exits import leaving_at_once
+from mistralrs_cli.terminal.exits import leaving_at_once
 
 
 def start() -> int:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from mistralrs.engine.events import Finished
 from mistralrs.errors import UsageError
 from mistralrs_cli.chat.chat_history import Conversation, Message
-from mistralrs_cli.chat.chat_store import TreeMessage
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.output import clean_line
+from mistralrs_cli.chat_storage.chat_store import TreeMessage
+from mistralrs_cli.terminal.output import clean_line
 
 DEFAULT_OTHERS = 3
 MAX_OTHERS = 16

@@ -14,7 +14,7 @@ from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.output import create_output
 
 from mistralrs_cli.chat.input_history import PrivateHistory, history_file
-from mistralrs_cli.output import Streams, is_terminal
+from mistralrs_cli.terminal.output import Streams, is_terminal
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent

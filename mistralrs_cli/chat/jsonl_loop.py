@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from mistralrs.engine.events import Finished
 from mistralrs.errors import MistralrsError, RequestError
 from mistralrs.files import parse_json
-from mistralrs_cli.answer import Interruption, TextPieces, relay
-from mistralrs_cli.answer_record import Record, answer_fields, error_fields, write_record
-from mistralrs_cli.exits import INTERRUPTED
+from mistralrs_cli.commands.shell_jobs import ChatJsonlJob
 from mistralrs_cli.model import Model
-from mistralrs_cli.output import Streams
-from mistralrs_cli.shell_jobs import ChatJsonlJob
-from mistralrs_cli.stdin_text import lines
-from mistralrs_cli.thoughts import thinking_of
+from mistralrs_cli.printing.answer import Interruption, TextPieces, relay
+from mistralrs_cli.printing.answer_record import Record, answer_fields, error_fields, write_record
+from mistralrs_cli.printing.thoughts import thinking_of
+from mistralrs_cli.terminal.exits import INTERRUPTED
+from mistralrs_cli.terminal.output import Streams
+from mistralrs_cli.terminal.stdin_text import lines
 
 Message = Mapping[str, object]
 _HINT = '{"role": "user", "content": "..."}, or {"messages": [...]} for a whole conversation'

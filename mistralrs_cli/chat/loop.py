@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 
 from mistralrs.errors import MistralrsError
+from mistralrs_cli.arguments.invocation import ChatJob
 from mistralrs_cli.chat import slash_commands
-from mistralrs_cli.chat.chat_record import open_record
 from mistralrs_cli.chat.render import Notes, banner
-from mistralrs_cli.chat.saved_chats import find_to_resume, resume
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.exits import INTERRUPTED
-from mistralrs_cli.invocation import ChatJob
+from mistralrs_cli.chat_storage.chat_record import open_record
+from mistralrs_cli.chat_storage.saved_chats import find_to_resume, resume
 from mistralrs_cli.model import Model
-from mistralrs_cli.output import Streams
-from mistralrs_cli.stdin_text import lines
+from mistralrs_cli.terminal.exits import INTERRUPTED
+from mistralrs_cli.terminal.output import Streams
+from mistralrs_cli.terminal.stdin_text import lines
 
 
 def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from mistralrs.errors import MistralrsError
 from mistralrs_cli.model import Adapters, Info
-from mistralrs_cli.output import clean_block, clean_line, grouped, is_terminal, print_error
+from mistralrs_cli.terminal.output import clean_block, clean_line, grouped, is_terminal, print_error
 
 
 class Notes:

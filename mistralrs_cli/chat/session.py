@@ -8,16 +8,16 @@ from dataclasses import replace
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Finished, Scalings, Usage
 from mistralrs.errors import MistralrsError
-from mistralrs_cli.answer import Interruption, relay
+from mistralrs_cli.adapter_commands.mean_scalings import heat_map, mean_scalings
+from mistralrs_cli.arguments.invocation import ChatJob
 from mistralrs_cli.chat.chat_history import Conversation, Message
-from mistralrs_cli.chat.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.chat.render import Notes
-from mistralrs_cli.invocation import ChatJob
+from mistralrs_cli.chat_storage.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.markdown_screen.answer_display import open_writer
-from mistralrs_cli.mean_scalings import heat_map, mean_scalings
 from mistralrs_cli.model import AnswerStream, Model
-from mistralrs_cli.output import Streams, grouped, stats_line
-from mistralrs_cli.thoughts import Thoughts, thinking_of
+from mistralrs_cli.printing.answer import Interruption, relay
+from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
+from mistralrs_cli.terminal.output import Streams, grouped, stats_line
 
 
 class Chat:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from mistralrs.api.loaded_adapters.known_adapters import described
 from mistralrs.api.selectors.adapter_words import parse_weights
 from mistralrs.errors import UsageError
-from mistralrs_cli.chat import branches, saved_chats
+from mistralrs_cli.chat import branches
 from mistralrs_cli.chat.render import columns
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.output import clean_line
+from mistralrs_cli.chat_storage import saved_chats
+from mistralrs_cli.terminal.output import clean_line
 
 
 @dataclass(frozen=True, slots=True)

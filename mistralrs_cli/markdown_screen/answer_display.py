@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
-from mistralrs_cli.output import AnswerWriter, Sanitizer, escape_reordering, is_terminal
+from mistralrs_cli.terminal.output import AnswerWriter, Sanitizer, escape_reordering, is_terminal
 
 if TYPE_CHECKING:
     from mistralrs_cli.markdown_screen.block_stream import BlockStream

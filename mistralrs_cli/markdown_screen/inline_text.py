@@ -12,7 +12,7 @@ from rich.style import Style
 from mistralrs_cli.markdown_screen.latex_text import latex_text
 from mistralrs_cli.markdown_screen.theme import Theme
 from mistralrs_cli.markdown_screen.word_wrap import PLAIN, Piece
-from mistralrs_cli.output import Sanitizer, escape_reordering
+from mistralrs_cli.terminal.output import Sanitizer, escape_reordering
 
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _WEB = ("http://", "https://", "mailto:")

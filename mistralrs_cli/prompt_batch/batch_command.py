@@ -11,17 +11,17 @@ from typing import TextIO
 
 from mistralrs.api.load_options import LoadOptions
 from mistralrs.errors import EngineError, LoadError, MistralrsError, UsageError
-from mistralrs_cli.answer import Interruption, relay
-from mistralrs_cli.answer_output import AnswerOutput, CodeOutput, JsonOutput, TextOutput
-from mistralrs_cli.answer_record import Record, write_record
-from mistralrs_cli.exits import INTERRUPTED
+from mistralrs_cli.commands.shell_jobs import BatchJob
 from mistralrs_cli.model import AnswerStream, LostModelError, Model
-from mistralrs_cli.output import SEPARATOR, ProgressLine, Streams, is_terminal, print_error
+from mistralrs_cli.printing.answer import Interruption, relay
+from mistralrs_cli.printing.answer_output import AnswerOutput, CodeOutput, JsonOutput, TextOutput
+from mistralrs_cli.printing.answer_record import Record, write_record
+from mistralrs_cli.printing.thoughts import thinking_of
 from mistralrs_cli.prompt_batch.answer_window import AnswerWindow
 from mistralrs_cli.prompt_batch.prompt_lines import PromptLine, digest, prompt_lines
 from mistralrs_cli.prompt_batch.result_file import KeptRecord, ResultFile, ResultFileError
-from mistralrs_cli.shell_jobs import BatchJob
-from mistralrs_cli.thoughts import thinking_of
+from mistralrs_cli.terminal.exits import INTERRUPTED
+from mistralrs_cli.terminal.output import SEPARATOR, ProgressLine, Streams, is_terminal, print_error
 
 FAILED_LINES = 1
 """The exit code of a batch in which some lines have an error instead of an answer."""

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from mistralrs.errors import RequestError
 from mistralrs_cli.prompt_batch.prompt_template import PromptTemplate
-from mistralrs_cli.stdin_text import MAX_CHARACTERS, text_pieces
+from mistralrs_cli.terminal.stdin_text import MAX_CHARACTERS, text_pieces
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from mistralrs.errors import MistralrsError, UsageError
-from mistralrs_cli.answer_record import Record, json_line
+from mistralrs_cli.printing.answer_record import Record, json_line
 
 SYNC_INTERVAL_S = 1.0
 """Seconds of answers that a failure of the machine can cost, at most; the end of the process alone costs none."""

@@ -20,7 +20,7 @@ from mistralrs.api.options.resolve import VARIABLES, Origin, ResolvedOptions, re
 from mistralrs.api.options.values import without_none
 from mistralrs.api.python_api.runner import Runner
 from mistralrs.errors import UsageError
-from mistralrs_cli.command_line import parse
+from mistralrs_cli.arguments.command_line import parse
 
 SHARED = [name for name, option in DECLARED.items() if option.is_shared]
 WORDS = {Mode.PROMPT: ["--prompt", "x"], Mode.SERVE: ["--port", "0"], Mode.CHAT: ["-i"]}

@@ -27,8 +27,8 @@ from mistralrs.api.selectors.model_selector import GENERAL, ORIGINAL, SELECTORS,
 from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter, class_name
 from mistralrs.models.registry import ARCHITECTURES
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import Invocation, resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import Invocation, resolve
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "write_which_stub.py"

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs_cli.app import main
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import resolve
 from tests.adapters.gguf_lora_of import peft_pairs, write_gguf_lora_of
 from tests.adapters.peft_adapters import write_adapter
 from tests.architectures import VARIANTS, write_folder

@@ -12,9 +12,9 @@ from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, Adapte
 from mistralrs.api.loaded_adapters.adapter_sources import base_name, resolve_adapters
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.errors import LoadError, UsageError
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import Invocation, resolve
-from mistralrs_cli.serve import ServeJob
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import Invocation, resolve
+from mistralrs_cli.commands.serve import ServeJob
 from tests.adapters.adapter_files import write_adapters, write_json, xlora_content
 from tests.hub import Repository, serving
 

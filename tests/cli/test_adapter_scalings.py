@@ -18,15 +18,15 @@ from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
 from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
+from mistralrs_cli.adapter_commands.mean_scalings import MeanScalings, heat_map, mean_scalings
+from mistralrs_cli.adapter_commands.scalings_picture import MOST_COLUMNS, picture
 from mistralrs_cli.app import main
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import ChatJob, resolve
 from mistralrs_cli.chat import slash_commands
-from mistralrs_cli.chat.chat_record import open_record
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import ChatJob, resolve
-from mistralrs_cli.mean_scalings import MeanScalings, heat_map, mean_scalings
-from mistralrs_cli.output import Streams
-from mistralrs_cli.scalings_picture import MOST_COLUMNS, picture
+from mistralrs_cli.chat_storage.chat_record import open_record
+from mistralrs_cli.terminal.output import Streams
 from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
 from tests.architectures import VARIANTS, write_folder

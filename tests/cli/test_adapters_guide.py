@@ -18,9 +18,9 @@ import pytest
 
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
 from mistralrs.api.selectors.model_selector import SELECTORS
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import Invocation, resolve
-from mistralrs_cli.serve import ServeJob
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import Invocation, resolve
+from mistralrs_cli.commands.serve import ServeJob
 from tests.adapters.adapter_files import write_adapters, write_json
 from tests.adapters.gguf_lora_of import write_gguf_lora_of
 from tests.adapters.peft_adapters import write_adapter

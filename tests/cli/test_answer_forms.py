@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistralrs_cli.answer_record import json_line
-from mistralrs_cli.code_block import FirstCodeBlock
+from mistralrs_cli.printing.answer_record import json_line
+from mistralrs_cli.printing.code_block import FirstCodeBlock
 from tests.cli.program import Program
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from mistralrs.errors import RequestError, UsageError
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import resolve
 from mistralrs_cli.prompt_batch.prompt_lines import prompt_lines
 from mistralrs_cli.prompt_batch.prompt_template import PromptTemplate
 from mistralrs_cli.prompt_batch.result_file import ResultFile
-from mistralrs_cli.stdin_text import MAX_CHARACTERS
+from mistralrs_cli.terminal.stdin_text import MAX_CHARACTERS
 from tests.cli.program import Program
 from tests.cli.terminal import CTRL_C, ROOT, Terminal, environment
 from tests.cli.test_streams import wait_for

@@ -16,12 +16,12 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished, Usage
+from mistralrs_cli.arguments.invocation import ChatJob
 from mistralrs_cli.chat import branches
-from mistralrs_cli.chat.chat_record import open_record
-from mistralrs_cli.chat.chat_store import ChatStore
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.invocation import ChatJob
-from mistralrs_cli.output import Streams
+from mistralrs_cli.chat_storage.chat_record import open_record
+from mistralrs_cli.chat_storage.chat_store import ChatStore
+from mistralrs_cli.terminal.output import Streams
 from tests.cli.terminal import CTRL_C, ENTER, Terminal
 from tests.cli.test_saved_chats import contents, database, leave, say, start
 

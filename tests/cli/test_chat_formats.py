@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mistralrs.errors import MistralrsError
-from mistralrs_cli.chat.chat_formats import as_html, as_json, as_markdown, read_chats
 from mistralrs_cli.chat.chat_history import Conversation, Message
+from mistralrs_cli.chat_storage.chat_formats import as_html, as_json, as_markdown, read_chats
 
 PAIR = [("user", "Hi"), ("assistant", "Hello")]
 

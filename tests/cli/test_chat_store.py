@@ -14,16 +14,16 @@ import pytest
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs_cli.chat.chat_history import Conversation, Message
-from mistralrs_cli.chat.chat_record import ChatRecord
-from mistralrs_cli.chat.chat_schema import MIGRATIONS, open_database
-from mistralrs_cli.chat.chat_store import ChatStore
+from mistralrs_cli.chat_storage.chat_record import ChatRecord
+from mistralrs_cli.chat_storage.chat_schema import MIGRATIONS, open_database
+from mistralrs_cli.chat_storage.chat_store import ChatStore
 from tests.cli.terminal import ROOT
 
 WRITER = """
 import sys
 from pathlib import Path
 from mistralrs_cli.chat.chat_history import Conversation, Message
-from mistralrs_cli.chat.chat_store import ChatStore
+from mistralrs_cli.chat_storage.chat_store import ChatStore
 
 store = ChatStore.open(Path(sys.argv[1]))
 conversation = Conversation("be brief")
@@ -231,7 +231,9 @@ def test_a_database_of_the_first_version_is_brought_up(path: Path) -> None:
 
 def test_a_migration_that_fails_leaves_the_old_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ChatStore.open(path).close()
-    monkeypatch.setattr("mistralrs_cli.chat.chat_schema.MIGRATIONS", (*MIGRATIONS, "CREATE TABLE a (b);\nNONSENSE;"))
+    monkeypatch.setattr(
+        "mistralrs_cli.chat_storage.chat_schema.MIGRATIONS", (*MIGRATIONS, "CREATE TABLE a (b);\nNONSENSE;")
+    )
     with pytest.raises(LoadError, match="NONSENSE"):
         ChatStore.open(path)
     monkeypatch.undo()

@@ -11,9 +11,9 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError
-from mistralrs_cli.chat.kept_kv import LIMIT_BYTES
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import BenchJob, ChatJob, Invocation, PromptJob, resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import BenchJob, ChatJob, Invocation, PromptJob, resolve
+from mistralrs_cli.chat_storage.kept_kv import LIMIT_BYTES
 
 
 @pytest.fixture(autouse=True)

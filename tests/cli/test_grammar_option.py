@@ -11,9 +11,9 @@ import pytest
 from mistralrs.api.options.declarations import DECLARED
 from mistralrs.errors import UsageError
 from mistralrs.grammar.grammar_text import GrammarText
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.grammar_option import FILE_KINDS
-from mistralrs_cli.invocation import ChatJob, Invocation, PromptJob, resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.grammar_option import FILE_KINDS
+from mistralrs_cli.arguments.invocation import ChatJob, Invocation, PromptJob, resolve
 
 SCHEMA = '{"type": "integer"}'
 TEXTS = {

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mistralrs_cli.log_format import LogFormatter
+from mistralrs_cli.terminal.log_format import LogFormatter
 
 
 def failed() -> logging.LogRecord:

@@ -9,8 +9,8 @@ import pytest
 
 from mistralrs.errors import UsageError
 from mistralrs_cli.app import main
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import resolve
 from tests.adapters.adapter_files import ATTENTION, write_adapters, write_json, xlora_content
 from tests.cli.terminal import ROOT
 from tests.hub import Repository, serving

@@ -18,9 +18,9 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.api.local_model import locate
 from mistralrs_cli.app import main
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import Invocation, resolve
-from mistralrs_cli.serve import ServeJob
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import Invocation, resolve
+from mistralrs_cli.commands.serve import ServeJob
 from tests.cli.terminal import ROOT
 from tests.hub import Repository, serving
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mistralrs.engine.events import Usage
 from mistralrs.errors import MistralrsError
-from mistralrs_cli.output import (
+from mistralrs_cli.terminal.output import (
     AnswerWriter,
     ProgressLine,
     Sanitizer,

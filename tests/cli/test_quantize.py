@@ -9,10 +9,10 @@ import pytest
 
 from mistralrs.errors import UsageError
 from mistralrs_cli.app import main
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.exits import INTERRUPTED
-from mistralrs_cli.invocation import resolve
-from mistralrs_cli.output import ProgressLine
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import resolve
+from mistralrs_cli.terminal.exits import INTERRUPTED
+from mistralrs_cli.terminal.output import ProgressLine
 from tests.architectures import VARIANTS, write_folder
 from tests.tiny import write_tiny
 
@@ -33,7 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
         calls.append((source, type))
         out.write_bytes(b"0123456789")
 
-    monkeypatch.setattr("mistralrs_cli.quantize_command.quantize_model", quantize_model)
+    monkeypatch.setattr("mistralrs_cli.commands.quantize_command.quantize_model", quantize_model)
     return calls
 
 
@@ -87,7 +87,7 @@ def test_it_writes_the_file(folder: Path, tmp_path: Path, capsys: pytest.Capture
 def test_a_model_of_the_hub_is_called_by_its_repository(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mistralrs_cli.quantize_command.locate", lambda source, **_: folder)
+    monkeypatch.setattr("mistralrs_cli.commands.quantize_command.locate", lambda source, **_: folder)
     assert main(["quantize", "owner/The-Name@main", str(tmp_path / "out.gguf"), "--type", "q8_0"]) == 0
     assert gguf.GGUFReader(tmp_path / "out.gguf").fields["general.name"].contents() == "The-Name"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mistralrs.api.selectors.model_selector import SELECTORS
+from mistralrs_cli.arguments.command_line import parse
 from mistralrs_cli.chat.slash_commands import COMMANDS
-from mistralrs_cli.command_line import parse
 from tests.cli.terminal import ROOT
 
 SCRIPT = ROOT / "scripts" / "write_cli_reference.py"

@@ -19,8 +19,8 @@ from mistralrs.api.selectors.model_selector import (
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.text.builtin_templates import builtin_names, builtin_template
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import Invocation, resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import Invocation, resolve
 
 ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
 ZEPHYR_GGUF = ("TheBloke/zephyr-7B-beta-GGUF", "zephyr-7b-beta.Q8_0.gguf")

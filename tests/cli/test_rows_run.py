@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import LoadError
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import Invocation, PromptJob, resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import Invocation, PromptJob, resolve
 from mistralrs_cli.model import load_model
 from tests.adapters.adapter_folders import AdapterFolders, write_adapter_folders
 from tests.adapters.xlora_files import axis_of, write_xlora

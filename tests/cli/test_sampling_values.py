@@ -18,8 +18,8 @@ from mistralrs.api.serving.prepare import prepare_chat, prepare_completion
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Delta, Finished
 from mistralrs.errors import MistralrsError, RequestError
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import SAMPLING, Invocation, PromptJob, resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import SAMPLING, Invocation, PromptJob, resolve
 from tests.api.served import POLICY, served
 from tests.tiny import TinyConfig, write_tiny
 

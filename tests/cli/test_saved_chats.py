@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs_cli.chat.chat_store import ChatStore
-from mistralrs_cli.command_line import parse
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.chat_storage.chat_store import ChatStore
 from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, ROOT, Terminal, environment
 from tests.cli.test_chat_terminal import messages_on
 

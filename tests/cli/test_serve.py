@@ -10,9 +10,9 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.server.settings import ServerSettings
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import resolve
-from mistralrs_cli.serve import MAX_QUEUE, ServeJob
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import resolve
+from mistralrs_cli.commands.serve import MAX_QUEUE, ServeJob
 
 
 @pytest.fixture(autouse=True)

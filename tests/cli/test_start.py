@@ -63,7 +63,7 @@ def test_public_names_are_there() -> None:
     assert all(hasattr(mistralrs, name) for name in mistralrs.__all__)
 
 
-@pytest.mark.parametrize("module", ["mistralrs_cli.app", "mistralrs_cli.command_line"])
+@pytest.mark.parametrize("module", ["mistralrs_cli.app", "mistralrs_cli.arguments.command_line"])
 def test_ctrl_c_while_it_is_imported_ends_it_quietly(tmp_path: Path, module: str) -> None:
     code = f"""
 import os, signal, sys, time

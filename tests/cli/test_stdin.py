@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mistralrs.errors import MistralrsError
-from mistralrs_cli import stdin_text as module
-from mistralrs_cli.stdin_text import holds_text, lines, text_pieces, warn_of_waiting, without_mark
+from mistralrs_cli.terminal import stdin_text as module
+from mistralrs_cli.terminal.stdin_text import holds_text, lines, text_pieces, warn_of_waiting, without_mark
 
 TEXT = "Grüße, 世界\nand 👋\n"
 

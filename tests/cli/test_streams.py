@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mistralrs import __version__
-from mistralrs_cli.stdin_text import MAX_CHARACTERS
+from mistralrs_cli.terminal.stdin_text import MAX_CHARACTERS
 from tests.cli.program import Program
 from tests.cli.terminal import ROOT, environment
 

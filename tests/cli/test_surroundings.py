@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mistralrs.server.run import say
-from mistralrs_cli.standard_streams import MESSAGE_PATIENCE_S
+from mistralrs_cli.terminal.standard_streams import MESSAGE_PATIENCE_S
 from tests.architectures import VARIANTS, write_folder
 from tests.cli.terminal import ROOT, environment
 
@@ -251,7 +251,7 @@ def test_a_working_folder_that_may_not_be_searched(tmp_path: Path) -> None:
         "import os\n"
         "from mistralrs.api.default_model import find_default_model\n"
         "from mistralrs.errors import LoadError\n"
-        "from mistralrs_cli.source_options import source_at\n"
+        "from mistralrs_cli.arguments.source_options import source_at\n"
         "os.chmod('.', 0)\n"
         "if os.getuid() == 0: os.setuid(12345)\n"
         "print(source_at('owner/name', None).repo)\n"

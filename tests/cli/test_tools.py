@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mistralrs_cli.output import byte_size
+from mistralrs_cli.terminal.output import byte_size
 from tests.cli.terminal import ENTER, ROOT, Terminal, environment
 from tests.hub import COMMIT
 from tests.tiny import DEFAULT, write_tiny

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from mistralrs.api.served_model import ServedModel
 from mistralrs.errors import UsageError
-from mistralrs_cli.chat.chat_store import ChatStore
-from mistralrs_cli.command_line import parse
-from mistralrs_cli.invocation import RemoteInvocation, resolve
+from mistralrs_cli.arguments.command_line import parse
+from mistralrs_cli.arguments.invocation import RemoteInvocation, resolve
+from mistralrs_cli.chat_storage.chat_store import ChatStore
 from mistralrs_cli.server_client.server_address import ServerAddress
 from mistralrs_cli.server_client.sse_events import SseDecoder
 from tests.cli.program import Program

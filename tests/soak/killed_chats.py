@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 
 from mistralrs_cli.chat.chat_history import Message
-from mistralrs_cli.chat.chat_store import ChatStore
+from mistralrs_cli.chat_storage.chat_store import ChatStore
 from tests.conftest import DEFAULT_MODEL
 from tests.soak.http_load import WORDS
 
@@ -36,7 +36,7 @@ OTHER = """
 import sys, time
 from pathlib import Path
 from mistralrs_cli.chat.chat_history import Conversation, Message
-from mistralrs_cli.chat.chat_store import ChatStore
+from mistralrs_cli.chat_storage.chat_store import ChatStore
 
 store, conversation = ChatStore.open(Path(sys.argv[1])), Conversation()
 while True:

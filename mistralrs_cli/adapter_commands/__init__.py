@@ -1,0 +1,1 @@
+"""The subcommands for adapters: what they are, their scalings, their orderings."""

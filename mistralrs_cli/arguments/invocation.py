@@ -1,0 +1,406 @@
+"""Resolves a parsed command line to a job: refuses contradictions and fills in the defaults of a mode.
+
+It checks whether a local file exists, so that the error comes before anything slow begins. It loads and runs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.options.answer_options import CHAT_MAX_TOKENS, PROMPT_MAX_TOKENS
+from mistralrs.api.options.config_file import read_config
+from mistralrs.api.options.declarations import DECLARED, DEFAULTS, Options
+from mistralrs.api.options.option import ALL, Mode
+from mistralrs.api.options.resolve import Origin, ResolvedOptions, resolve_options
+from mistralrs.api.schemas.sentinels import max_tokens_of, seed_of, top_k_of
+from mistralrs.api.selectors.model_choice import check_together, in_situ_type, repeat_last_n_of, template_of
+from mistralrs.api.selectors.named_adapters import find_adapters
+from mistralrs.engine.config import SamplingParams
+from mistralrs.errors import UsageError
+from mistralrs.grammar.grammar_text import GrammarText
+from mistralrs_cli.adapter_commands.adapter_jobs import AdapterInspectJob, AdapterOptions, check_new_file
+from mistralrs_cli.adapter_commands.adapter_settings import adapter_settings
+from mistralrs_cli.adapter_commands.ordering_job import CreateOrderingJob, RenameOrderingJob
+from mistralrs_cli.arguments.command_line import ParsedArgs, Selection
+from mistralrs_cli.arguments.grammar_option import grammar_of
+from mistralrs_cli.arguments.server_choice import server_choice
+from mistralrs_cli.arguments.source_options import CommandLineErrorFormatter, choice_of, find_source
+from mistralrs_cli.chat_storage.kept_kv import LIMIT_BYTES
+from mistralrs_cli.commands.chats_job import ChatsJob
+from mistralrs_cli.commands.serve import serve_job
+from mistralrs_cli.commands.shell_jobs import BatchJob, ChatJsonlJob, batch_job
+from mistralrs_cli.commands.utility_jobs import InspectJob, ModelsJob, UtilityCommand, utility_command
+from mistralrs_cli.commands.utility_options import (
+    ChatsOptions,
+    InspectOptions,
+    ModelsOptions,
+    OrderingCreateOptions,
+    OrderingRenameOptions,
+    QuantizeOptions,
+    ScalingsOptions,
+)
+from mistralrs_cli.markdown_screen.answer_display import AUTOMATIC, Look
+from mistralrs_cli.printing.answer_output import AnswerForm
+from mistralrs_cli.printing.thoughts import Think
+from mistralrs_cli.terminal.stdin_text import without_mark
+
+if TYPE_CHECKING:
+    from mistralrs_cli.server_client.remote_model import ServerChoice
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """A conversation in the terminal, or one turn for each line when stdin is a pipe."""
+
+    sampling: SamplingParams
+    system: str | None
+    truncate: bool
+    stats: bool
+    grammar: GrammarText | None = None
+    think: Think | None = None
+    save: bool = True
+    """Keep the chat and its KV."""
+    resume: str | None = None
+    """The name or number of a saved chat to go on with; empty: the last one, None: a new chat."""
+    look: Look = AUTOMATIC
+
+
+@dataclass(frozen=True, slots=True)
+class PromptJob:
+    """One prompt, answered ``copies`` times; copy i samples with seed + i."""
+
+    prompt: str
+    """``-`` is stdin."""
+    append_stdin: bool
+    """The text of a piped stdin is added to the prompt."""
+    copies: int
+    sampling: SamplingParams
+    system: str | None
+    truncate: bool
+    stats: bool
+    form: AnswerForm
+    grammar: GrammarText | None = None
+    think: Think | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchJob:
+    """Measures prompts of ``n_prompt`` tokens and the generation of ``n_gen`` tokens; 0 leaves a test out."""
+
+    n_prompt: int
+    n_gen: int
+    concurrency: tuple[int, ...]
+    repetitions: int
+    json: bool
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingsJob:
+    """Shows the scalings of a prompt's tokens."""
+
+    prompt: str
+    svg: Path | None
+    """The picture to write."""
+    json: bool
+
+
+Job = ChatJob | PromptJob | BatchJob | ChatJsonlJob | BenchJob | ScalingsJob
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteInvocation:
+    """A job and the server to do it with."""
+
+    job: Job
+    server: ServerChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """A job and the model to do it with."""
+
+    job: Job
+    source: ModelSource
+    load: LoadOptions
+
+
+def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocation | RemoteInvocation | UtilityCommand:
+    """Returns the job that a command line describes. ``options``: None merges them as ``options_of`` does.
+
+    Raises ``UsageError``, and ``LoadError`` when a local file is missing.
+    """
+    options = options or options_of(args)
+    values = options.values
+    if args.tool is not None:
+        return utility_command(args.tool, values.token_source or DEFAULTS.token_source)
+    mode = mode_of(args)
+    if mode is Mode.SERVE:
+        defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
+        return serve_job(options, find_source(args.selection), _load_options(args, options, None), defaults)
+    job: Job
+    if args.scalings is not None:
+        return _scalings_invocation(args, args.scalings, options)
+    sampling = _sampling(options, args.selection)
+    if mode is Mode.CHAT:
+        job = _chat_job(values, sampling)
+    elif mode is Mode.PROMPT:
+        job = _prompt_job(values, sampling)
+    elif mode is Mode.BATCH:
+        job = batch_job(values, sampling, max_seqs=values.max_seqs)
+    elif mode is Mode.CHAT_JSONL:
+        job = ChatJsonlJob(sampling, _system(values), values.truncate_sequence, grammar_of(values), values.think)
+    else:
+        job = _bench_job(args, sampling)
+    server = server_choice(options, args, mode)
+    if server is not None:
+        return RemoteInvocation(job, server)
+    return Invocation(job, find_source(args.selection), _load_options(args, options, job))
+
+
+def options_of(args: ParsedArgs) -> ResolvedOptions:
+    """Returns the merged options of a command line, of the process's environment and of the config file.
+
+    Raises ``UsageError``, also for a command line with no mode or with several.
+    """
+    mode = mode_of(args)
+    return resolve_options(args.flags, mode=mode, environment=os.environ, config=read_config(os.environ))
+
+
+def writes_answers(task: Invocation | RemoteInvocation | UtilityCommand) -> bool:
+    """Returns whether the job writes its result to stdout; serving, writing files and deleting do not."""
+    if isinstance(task, ModelsJob):
+        return task.delete is None
+    if isinstance(task, ChatsJob):
+        return task.writes_answer
+    if isinstance(task, CreateOrderingJob | RenameOrderingJob):
+        return task.output.path is None
+    if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, BatchJob):
+        return task.job.out is None
+    return isinstance(task, Invocation | RemoteInvocation | InspectJob | AdapterInspectJob)
+
+
+def mode_of(args: ParsedArgs) -> Mode:
+    """Returns the mode of the command line. Raises ``UsageError`` for a typed option that has no effect in it."""
+    asked = {
+        Mode.CHAT: "interactive_mode" in args.flags,
+        Mode.PROMPT: "prompt" in args.flags,
+        Mode.BATCH: "prompt_file" in args.flags,
+        Mode.CHAT_JSONL: "chat_jsonl" in args.flags,
+        Mode.SERVE: "port" in args.flags,
+        Mode.BENCH: args.bench is not None,
+        Mode.INSPECT: isinstance(args.tool, InspectOptions),
+        Mode.MODELS: isinstance(args.tool, ModelsOptions),
+        Mode.CHATS: isinstance(args.tool, ChatsOptions),
+        Mode.QUANTIZE: isinstance(args.tool, QuantizeOptions),
+        Mode.ORDERING_CREATE: isinstance(args.tool, OrderingCreateOptions),
+        Mode.ORDERING_RENAME: isinstance(args.tool, OrderingRenameOptions),
+        Mode.ADAPTER: isinstance(args.tool, AdapterOptions),
+        Mode.SCALINGS: args.scalings is not None,
+    }
+    modes = [mode for mode, is_asked in asked.items() if is_asked]
+    if len(modes) > 1:
+        raise UsageError(f"{' and '.join(mode.value for mode in modes)} exclude each other", hint="choose one of them")
+    mode = modes[0] if modes else None
+    for name in args.flags:
+        flag, meant_in = DECLARED[name].flags[0], DECLARED[name].modes
+        if meant_in != ALL and mode not in meant_in:
+            needs = " or ".join(each.value for each in Mode if each in meant_in)
+            raise UsageError(f"{flag} needs {needs}", hint=f"add it, or leave {flag} out")
+    if mode is None:
+        raise UsageError("say what to do", hint=_commands(args.subcommand))
+    return mode
+
+
+def _commands(subcommand: tuple[str, ...]) -> str:
+    row = "".join(f" {shlex.quote(word)}" for word in subcommand)
+    commands = (
+        (f"mistralrs -i{row}", "chat in the terminal"),
+        (f'mistralrs --prompt "..."{row}', "one answer on stdout"),
+        (f"mistralrs --port 1234{row}", "serve OpenAI's API"),
+        (f"mistralrs bench{row}", "measure the speed"),
+    )
+    width = max(len(command) for command, _ in commands)
+    return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
+
+
+def _chat_job(options: Options, sampling: SamplingParams) -> ChatJob:
+    return ChatJob(
+        sampling,
+        _system(options),
+        options.truncate_sequence,
+        options.stats,
+        grammar_of(options),
+        options.think,
+        save=not options.no_save,
+        resume=options.resume,
+        look=Look(plain=options.plain, theme=options.theme),
+    )
+
+
+def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
+    assert options.prompt is not None
+    if options.prompt == "-" and options.no_stdin:
+        raise UsageError("--prompt - reads stdin, --no-stdin forbids it", hint="leave one of them out")
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl exclude each other", hint="choose one of them")
+    if options.json and options.prompt_concurrency > 1:
+        raise UsageError("--json is for one answer", hint="--jsonl writes an object a line for each")
+    return PromptJob(
+        prompt=options.prompt,
+        append_stdin=not options.no_stdin,
+        copies=options.prompt_concurrency,
+        sampling=sampling,
+        system=_system(options),
+        truncate=options.truncate_sequence,
+        stats=options.stats,
+        form=AnswerForm(json=options.json or options.jsonl, extract_code=options.extract_code),
+        grammar=grammar_of(options),
+        think=options.think,
+    )
+
+
+def _system(options: Options) -> str | None:
+    return None if options.system is None else without_mark(options.system)
+
+
+def _bench_job(args: ParsedArgs, sampling: SamplingParams) -> BenchJob:
+    bench = args.bench
+    assert bench is not None
+    if bench.n_prompt == 0 and bench.n_gen == 0:
+        raise UsageError("-p 0 and -n 0 leave nothing to measure", hint="give one of them some tokens")
+    if bench.n_gen == 1:
+        raise UsageError("-n 1 measures nothing: the first token comes with the prompt", hint="give -n 2 or more, or 0")
+    return BenchJob(
+        n_prompt=bench.n_prompt,
+        n_gen=bench.n_gen,
+        concurrency=_concurrency(bench.concurrency),
+        repetitions=bench.repetitions,
+        json=bench.json,
+        sampling=sampling,
+    )
+
+
+def _scalings_invocation(args: ParsedArgs, words: ScalingsOptions, options: ResolvedOptions) -> Invocation:
+    if words.svg is not None:
+        check_new_file(words.svg, ending=".svg", force=words.force)
+    elif words.force:
+        raise UsageError("--force is for the picture", hint="name it with --svg, or leave --force out")
+    job = ScalingsJob(words.prompt, words.svg, words.json)
+    load = _load_options(args, options, job)
+    if load.adapters.xlora is None:
+        raise UsageError("only X-LoRA has scalings", hint="name a row with --xlora SOURCE, or an x-lora row")
+    return Invocation(job, find_source(args.selection), load)
+
+
+def _concurrency(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--concurrency {text}: not a list of counts", hint="write it as 1,2,4")
+    return tuple(int(part) for part in parts)
+
+
+def _sampling(options: ResolvedOptions, selection: Selection | None) -> SamplingParams:
+    """Returns the seed, penalties and limits of one answer."""
+    if "" in options.values.stop:
+        raise UsageError(
+            f"{options.written('stop')} '' would stop every answer at once", hint="give the text to stop at"
+        )
+    return replace(
+        drawing(options.values),
+        repeat_last_n=_repeat_last_n(selection),
+        seed=seed_of(options.values.seed),
+        max_tokens=_max_tokens(options),
+        stop=options.values.stop,
+    )
+
+
+def drawing(values: Options) -> SamplingParams:
+    """Returns the terminal's sampling parameters with these options."""
+    return SamplingParams(
+        temperature=values.temperature,
+        top_k=top_k_of(values.top_k),
+        top_p=values.top_p,
+        min_p=values.min_p,
+        repetition_penalty=values.repeat_penalty,
+        frequency_penalty=values.frequency_penalty,
+        presence_penalty=values.presence_penalty,
+    )
+
+
+SAMPLING = drawing(DEFAULTS)
+"""The terminal's default sampling parameters."""
+
+
+def _max_tokens(options: ResolvedOptions) -> int | None:
+    values = options.values
+    if values.max_tokens is not None and values.prompt_max_tokens is not None:
+        raise UsageError("--max-tokens and --prompt-max-tokens say the same", hint="give one of them")
+    for value in (values.max_tokens, values.prompt_max_tokens):
+        if value is not None:
+            return max_tokens_of(value)
+    is_one_shot = values.prompt is not None or values.prompt_file is not None
+    return PROMPT_MAX_TOKENS if is_one_shot else CHAT_MAX_TOKENS
+
+
+def _repeat_last_n(selection: Selection | None) -> int:
+    return SAMPLING.repeat_last_n if selection is None else repeat_last_n_of(choice_of(selection))
+
+
+def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -> LoadOptions:
+    """Returns the options of loading. ``job``: None is serving."""
+    values = options.values
+    max_seqs, prefix_cache_n, max_draft = values.max_seqs, values.prefix_cache_n, values.max_draft
+    if isinstance(job, BenchJob):
+        max_seqs, prefix_cache_n = max(job.concurrency), 0
+        if max_draft is None:  # a benchmark measures the model, not how often its text repeats itself
+            max_draft = 0
+    elif isinstance(job, PromptJob) and options.origin("max_seqs") is Origin.DEFAULT:
+        max_seqs = max(max_seqs, job.copies)
+    choice = choice_of(args.selection) if args.selection else None
+    formatter = CommandLineErrorFormatter({name: options.written(name) for name in options.origins})
+    _check_together(options, formatter)
+    return LoadOptions(
+        max_seqs=max_seqs,
+        prefix_cache_n=prefix_cache_n,
+        no_kv_cache=values.no_kv_cache,
+        max_draft=max_draft,
+        kv_memory=values.kv_memory,
+        max_model_len=values.max_model_len,
+        kv_dir=values.kv_dir,
+        kv_dir_bytes=_kv_dir_bytes(options, job),
+        chat_template=values.chat_template or (template_of(choice) if choice else None),
+        tokenizer_json=choice.tokenizer_json if choice else None,
+        tok_model_id=choice.tok_model_id if choice else None,
+        token_source=values.token_source or DEFAULTS.token_source,
+        precision=values.precision,
+        threads=values.threads,
+        dtype=values.dtype,
+        isq=in_situ_type(values.isq, choice.selector if choice else None, formatter),
+        adapters=find_adapters(choice, formatter, options=adapter_settings(options, choice)),
+    )
+
+
+def _kv_dir_bytes(options: ResolvedOptions, job: Job | None) -> int:
+    """Returns the size of the folder of KV; a chat without ``--kv-dir`` has a folder of its own."""
+    is_own = isinstance(job, ChatJob) and options.values.kv_dir is None
+    return LIMIT_BYTES if is_own and options.origin("kv_dir_size") is Origin.DEFAULT else options.values.kv_dir_size
+
+
+def _check_together(options: ResolvedOptions, formatter: CommandLineErrorFormatter) -> None:
+    values = options.values
+    is_chat = values.interactive_mode  # has a folder of its own
+    if options.origin("kv_dir_size") is Origin.FLAG and values.kv_dir is None and not is_chat:
+        raise UsageError("--kv-dir-size needs --kv-dir", hint="name the folder, or leave the size out")
+    check_together(
+        kv_dir=values.kv_dir is not None,
+        no_kv_cache=values.no_kv_cache,
+        prefix_cache_n=values.prefix_cache_n,
+        max_draft=values.max_draft,
+        formatter=formatter,
+    )

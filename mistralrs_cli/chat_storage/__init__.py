@@ -1,0 +1,1 @@
+"""Saved chats: their database, their files, the KV that is kept for them."""

@@ -1,0 +1,95 @@
+"""The jobs of the subcommands that need no model in this process: their data, and how options become them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mistralrs.api.load_options import ModelSource
+from mistralrs.errors import UsageError
+from mistralrs.quant.quantize import isq_type
+from mistralrs_cli.adapter_commands.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
+from mistralrs_cli.adapter_commands.ordering_job import OrderingJob, ordering_job
+from mistralrs_cli.arguments.command_line import UtilityOptions
+from mistralrs_cli.arguments.source_options import source_at
+from mistralrs_cli.commands.chats_job import ChatsJob, chats_job
+from mistralrs_cli.commands.serve import ServeJob
+from mistralrs_cli.commands.utility_options import (
+    ChatsOptions,
+    InspectOptions,
+    ModelsOptions,
+    OrderingCreateOptions,
+    OrderingRenameOptions,
+    QuantizeOptions,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InspectJob:
+    """Describes a model."""
+
+    source: ModelSource
+    token_source: str
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsJob:
+    """Lists the models on this machine, or deletes one."""
+
+    delete: str | None
+    """The repository to delete; None: list all."""
+    yes: bool
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeJob:
+    """Writes ``source`` to ``out`` with weights of ``type``, a key of ``quant.quantize.ISQ_TYPES``."""
+
+    source: ModelSource
+    token_source: str
+    out: Path
+    type: str
+
+
+UtilityCommand = InspectJob | ModelsJob | ChatsJob | QuantizeJob | OrderingJob | AdapterJob | ServeJob
+"""The jobs that need no model in this process."""
+
+
+def utility_command(options: UtilityOptions, token_source: str) -> UtilityCommand:
+    """Returns the job of a subcommand that needs no model in this process. Raises ``UsageError`` and ``LoadError``."""
+    if isinstance(options, InspectOptions):
+        source = source_at(options.source, options.filename, gqa=options.gqa or 1)
+        return InspectJob(source, token_source, options.json)
+    if isinstance(options, OrderingCreateOptions | OrderingRenameOptions):
+        return ordering_job(options, token_source)
+    if isinstance(options, AdapterOptions):
+        return adapter_job(options, token_source)
+    if isinstance(options, ChatsOptions):
+        return chats_job(options)
+    return _models_job(options) if isinstance(options, ModelsOptions) else _quantize_job(options, token_source)
+
+
+def _quantize_job(words: QuantizeOptions, token_source: str) -> QuantizeJob:
+    wanted = isq_type(words.type).name.lower()
+    if words.out.suffix != ".gguf":
+        raise UsageError(f"{words.out} is to be a GGUF file", hint="give it a name that ends in .gguf")
+    if words.out.exists():
+        raise UsageError(f"{words.out} is there already", hint="remove it, or give another name")
+    if not words.out.parent.is_dir():
+        raise UsageError(f"{words.out.parent} is no folder", hint="make it first")
+    return QuantizeJob(source_at(words.source, None), token_source, words.out, wanted)
+
+
+def _models_job(words: ModelsOptions) -> ModelsJob:
+    if words.action == "list":
+        if words.name or words.yes:
+            extra = words.name or "--yes"
+            raise UsageError(f"models list takes no {extra}", hint="mistralrs models delete OWNER/NAME deletes a model")
+        return ModelsJob(None, yes=False, json=words.json)
+    if not words.name:
+        raise UsageError("models delete needs the name of a model", hint="mistralrs models lists them")
+    if words.json:
+        raise UsageError("--json is for the list", hint="leave it out")
+    return ModelsJob(words.name, yes=words.yes, json=False)

@@ -1,0 +1,1 @@
+"""The streams, the keyboard, signals and exit codes."""
