@@ -37,11 +37,10 @@ def leaving_at_once(*before: Callable[[], None]) -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        try:
-            for action in before:
-                action()
-        finally:
-            os._exit(INTERRUPTED if number == signal.SIGINT else TERMINATED)
+        with contextlib.ExitStack() as stack:  # one that fails keeps no other from being done
+            stack.callback(os._exit, INTERRUPTED if number == signal.SIGINT else TERMINATED)
+            for action in reversed(before):
+                stack.callback(action)
 
     previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -191,14 +191,17 @@ class ProgressLine:
         self._due = now + self.INTERVAL
         self._shown = True
         share = f" {100 * done // total} %" if total else ""
-        self._stream.write(f"\r{clean_line(what)}{share}\x1b[K")
-        self._stream.flush()
+        self._show(f"\r{clean_line(what)}{share}\x1b[K")
 
     def clear(self) -> None:
-        """Removes the line."""
+        """Removes the line. May be called by a signal's handler, in the midst of a write."""
         if self._stream is not None and self._shown:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+            self._show("\r\x1b[K")
+
+    def _show(self, text: str) -> None:
+        assert self._stream is not None
+        # past the stream's buffer, which a signal's handler may not enter while it is written
+        os.write(self._stream.fileno(), text.encode(self._stream.encoding, errors="replace"))
 
 
 def is_terminal(stream: TextIO) -> bool:

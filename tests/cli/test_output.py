@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import pty
+import subprocess
+import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -184,6 +188,43 @@ def test_stats_line() -> None:
     assert drafted == expected.replace(" · context", " · drafts 96/1 300 · context")
     assert generation_rate(Usage(5, 0, 0, 0.0, 0.0, 0.0, 0)) == 0.0
     assert "0 tok · 0.0 tok/s" in stats_line(Usage(0, 0, 0, 0.0, 0.0, 0.0, 0), 0)
+
+
+def test_progress_can_be_cleared_in_the_midst_of_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+
+    class Interrupted(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            line.clear()  # as the handler of a signal does
+            return super().write(data)
+
+    terminal = io.BufferedWriter(Interrupted(slave, "w"))
+    with (
+        open(master, "rb", buffering=0) as screen,
+        io.TextIOWrapper(terminal) as stream,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(ProgressLine, "DELAY", 0.0)
+        patch.setenv("TERM", "xterm")
+        line = ProgressLine(stream)
+        line("loading", 1, 2)
+        stream.write("a note")
+        stream.flush()
+        written = b""
+        while not written.endswith(b"note"):
+            written += screen.read(1000)
+    assert written == b"\rloading 50 %\x1b[K\r\x1b[Ka note"
+
+
+def test_an_action_that_fails_keeps_no_other_from_being_done() -> None:
+    script = (
+        "import os, signal\n"
+        "from mistralrs_cli.terminal.exits import leaving_at_once\n"
+        "with leaving_at_once(lambda: 1 / 0, lambda: print('restored', flush=True)):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "restored\n")
 
 
 def test_progress_is_silent_where_nobody_looks() -> None:
