@@ -71,7 +71,7 @@ def main() -> None:
 
 def speed(model: LocalModel, grammars: Sequence[GrammarText | None], tokens: int) -> float:
     """Tokens a second of requests with these grammars, served at once; prompts, which are short, included."""
-    prompt = model.tokens_of([{"role": "user", "content": PROMPT}])
+    prompt = tuple(model.tokenizer.encode(PROMPT, special=False, bos=model.tokenizer.add_bos))
     sampling = SamplingParams(temperature=0.7, max_tokens=tokens, ignore_eos=True)
     started = time.perf_counter()
     streams = [

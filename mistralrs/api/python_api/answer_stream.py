@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -73,37 +73,49 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
 
 
 class EventQueue:
-    """The events of an answer's requests as they come, for one thread that waits; all are submitted or none."""
+    """The events of an answer's requests, for one thread that waits; all are submitted or none."""
 
     def __init__(
-        self, engine: ModelAdapters, requests: Sequence[Request], adapters: Mapping[str, float] | None
+        self,
+        engine: ModelAdapters,
+        requests: Sequence[Request],
+        adapters: Mapping[str, float] | None,
+        *,
+        as_they_come: bool = False,
     ) -> None:
-        """``adapters``: names and weights of those that act; None: the default ones."""
+        """``adapters``: names and weights of those that act; None: the default ones. ``as_they_come``: each event wakes
+        the thread; otherwise the ends alone do, because threads that wake up in every step take the interpreter from
+        the engine's thread."""
         self._engine = engine
-        self._events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+        self._as_they_come = as_they_come
+        self._unread: list[tuple[int, Event]] = []
+        self._batches: SimpleQueue[list[tuple[int, Event]]] = SimpleQueue()
         self._num_open = 0
         self._handles = submit(self, requests, adapters)
 
     def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> Handle:
         """Submits the answer's requests with ``submit``, in their order."""
-        deliver = _delivery(self._events, self._num_open)
+        place = self._num_open
         self._num_open += 1
-        return self._engine.submit_to(deliver, request, adapters)
+        return self._engine.submit_to(lambda event: self._deliver(place, event), request, adapters)
+
+    def _deliver(self, place: int, event: Event) -> None:
+        # the submitting thread may add an event too, but reads none before all are submitted: it loses none
+        self._unread.append((place, event))
+        if self._as_they_come or isinstance(event, End):
+            self._batches.put(self._unread)
+            self._unread = []
 
     def __iter__(self) -> Iterator[tuple[int, Event]]:
         while self._num_open:
-            place, event = self._events.get()
-            self._num_open -= isinstance(event, End)
-            yield place, event
+            for place, event in self._batches.get():
+                self._num_open -= isinstance(event, End)
+                yield place, event
 
     def cancel(self) -> None:
         """Cancels all requests. May be called from any thread, any number of times."""
         for handle in self._handles:
             handle.cancel()
-
-
-def _delivery(events: SimpleQueue[tuple[int, Event]], place: int) -> Callable[[Event], None]:
-    return lambda event: events.put((place, event))
 
 
 def _chunk_bodies(events: EventQueue, builder: ResponseBuilder) -> Iterator[dict[str, object]]:

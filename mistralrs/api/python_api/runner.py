@@ -221,7 +221,7 @@ class Runner(ProcessBound):
         for sentence in prepared.warnings:
             warnings.warn(sentence, stacklevel=3)
         builder = ResponseBuilder(prepared, **self.loaded.answer_facts(prepared))
-        news = EventQueue(self._model.adapters, prepared.requests, prepared.adapters)
+        news = EventQueue(self._model.adapters, prepared.requests, prepared.adapters, as_they_come=prepared.stream)
         if prepared.stream:
             return AnswerStream(self._model, news, builder, chunk)
         try:
