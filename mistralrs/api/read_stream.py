@@ -37,7 +37,7 @@ class ReadStream:
             if isinstance(event, Delta):
                 pieces = self._parser.push(event.text)
                 yield from _thoughts(pieces)
-                yield replace(event, text=_content(pieces))
+                yield replace(event, text=_content(pieces), lengths=())
                 continue
             if isinstance(event, Finished | Failed):
                 pieces = self._parser.finish()

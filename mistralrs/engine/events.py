@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
@@ -106,16 +106,42 @@ class Delta:
     """Sampled tokens, those of a stop string included, without the end-of-sequence token."""
     logprobs: tuple[TokenLogprob, ...]
     """One for each token if the request asks for them, otherwise empty."""
+    lengths: tuple[int, ...] = ()
+    """Characters of ``text`` that each token brought; those behind them came with the end. Empty: the text came with
+    all tokens."""
 
     @classmethod
-    def joined(cls, deltas: Iterable[Delta]) -> Delta:
+    def joined(cls, deltas: Sequence[Delta]) -> Delta:
         """One Delta with the text, tokens and log-probabilities of all ``deltas`` in order."""
-        deltas = list(deltas)
+        if len(deltas) == 1:
+            return deltas[0]
+        text = "".join(delta.text for delta in deltas)
+        lengths = tuple(length for delta in deltas for length in delta._every_length())
         return cls(
-            "".join(delta.text for delta in deltas),
+            text,
             tuple(token for delta in deltas for token in delta.tokens),
             tuple(logprob for delta in deltas for logprob in delta.logprobs),
+            () if lengths == (len(text),) else lengths,
         )
+
+    def _every_length(self) -> Iterator[int]:
+        if self.lengths:
+            yield from self.lengths
+        else:
+            yield from (0 if place else len(self.text) for place in range(len(self.tokens)))
+
+    def by_token(self) -> Iterator[tuple[str, int]]:
+        """Yields the text of each token with 1, and text that came with the end with 0; the text of all tokens with
+        their number where their lengths are not known."""
+        if not self.lengths:
+            yield self.text, len(self.tokens)
+            return
+        start = 0
+        for length in self.lengths:
+            yield self.text[start : start + length], 1
+            start += length
+        if start < len(self.text):
+            yield self.text[start:], 0
 
 
 @dataclass(frozen=True, slots=True)

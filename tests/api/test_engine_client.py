@@ -168,6 +168,7 @@ def test_every_event_crosses_as_it_is() -> None:
         PromptLogprobs((None, logprob)),
         Embedding((0.6, 0.8)),
         Delta("text", (1, 2), ()),
+        Delta("text", (1, 2), (), (3, 1)),
         Delta("", (), ()),
         Delta("a", (5,), (logprob,)),
         Scalings(1, (5,), (1, 2), bytes(8)),

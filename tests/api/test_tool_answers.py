@@ -266,3 +266,17 @@ def test_the_beginning_of_a_call_is_no_thinking() -> None:
     events = said("<think>", "Hm", "</think>", *call("time", city="Bern"))
     found = whole(prepared, events)["usage"]["completion_tokens_details"]["reasoning_tokens"]
     assert found == 2
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_tokens_of_thinking_do_not_depend_on_steps(size: int) -> None:
+    """Draft tokens and forced ones come several in a step, and an answer that is read late in larger pieces still."""
+    *deltas, end = said("<think>", "Hm", "", "m</thi", "nk>", "a", "<think>", "b</think>c", "d")
+    held = Delta("e", (), ())  # text that came with the end
+    news = [event for event in (*deltas, held) if isinstance(event, Delta)]
+    steps = [Delta.joined(news[start : start + size]) for start in range(0, len(news), size)]
+    body = whole(ask(), [Delta.joined(steps[:2]), *steps[2:], end])
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 5}
+    assert body["choices"][0]["message"]["content"] == "a\ncde"
+    streamed = streamed_bodies(ask(stream=True, stream_options={"include_usage": True}), [*steps, end])
+    assert streamed[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": 5}

@@ -75,7 +75,7 @@ class Alone:
             sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, logprobs=1)
             chosen = adapters if self.model.known_adapters().are_possible else None
             events = list(self.model.complete(prompt, sampling, adapters=chosen, scalings=scalings))
-            whole = Delta.joined(event for event in events if isinstance(event, Delta))
+            whole = Delta.joined([event for event in events if isinstance(event, Delta)])
             weights = [self._shown(event) for event in events if isinstance(event, Scalings)]
             logprobs = tuple(logprob.logprob for logprob in whole.logprobs)
             self.known[key] = Answer(whole.text, logprobs, *weights), whole.tokens

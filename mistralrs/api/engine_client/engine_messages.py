@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from mistralrs.engine.stats import EngineStats
     from mistralrs.errors import EngineError, MistralrsError
 
-PackedEvent = tuple[int, str, tuple[int, ...]] | tuple[int, Event]
-"""A stream's number with its event, or with a plain Delta's text and tokens: most events are plain Deltas, and
+PackedEvent = tuple[int, str, tuple[int, ...], tuple[int, ...]] | tuple[int, Event]
+"""A stream's number with its event, or with a plain Delta's text, tokens and lengths: most events are plain Deltas, and
 dataclasses pickle slowly."""
 
 
@@ -140,14 +140,14 @@ class Died:
 def pack(number: int, event: Event) -> PackedEvent:
     """Returns an event of a stream in a form that is small to pickle; ``unpack`` reverses it."""
     if type(event) is Delta and not event.logprobs:
-        return number, event.text, event.tokens
+        return number, event.text, event.tokens, event.lengths
     return number, event
 
 
 def unpack(packed: PackedEvent) -> tuple[int, Event]:
     """The inverse of ``pack``."""
-    if len(packed) == 3:
-        return packed[0], Delta(packed[1], packed[2], ())
+    if len(packed) == 4:
+        return packed[0], Delta(packed[1], packed[2], (), packed[3])
     return packed
 
 

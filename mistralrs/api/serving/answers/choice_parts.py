@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from mistralrs.api.schemas.output_chunk import OutputChunk, ToolCallDelta
 from mistralrs.api.serving.other_apis.message_fields import CALL_ID_LENGTH
 from mistralrs.text.response.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from mistralrs.text.response.response_parser import merged
 
 if TYPE_CHECKING:
+    from mistralrs.engine.events import Delta
     from mistralrs.text.response.response_parser import ResponseParser
 
 _ALPHABET = string.ascii_letters + string.digits
@@ -38,7 +40,7 @@ class ChoiceParts:
     def __init__(self, place: int, parser: ResponseParser | None) -> None:
         self.calls: list[ToolCall] = []
         self.reasoning_tokens = 0
-        """Tokens drawn while the model was thinking, the mark of its end among them; those of one text count alike."""
+        """Tokens drawn while the model was thinking, the mark of its end among them."""
         self.news: list[OutputChunk] = []
         """Additions of the last text, without log-probabilities and timings."""
         self._place = place
@@ -54,16 +56,25 @@ class ChoiceParts:
     def reasoning(self) -> str:
         return "".join(self._reasoning)
 
-    def push(self, text: str, num_tokens: int) -> None:
+    def push(self, delta: Delta) -> None:
         """Adds the text of new tokens."""
         if self._parser is None:
-            self._add([Content(text)] if text else [])
+            self._add([Content(delta.text)] if delta.text else [])
             return
-        was_thinking = self._parser.is_thinking
-        pieces = self._parser.push(text) if text else []
+        # token by token, so that the count does not depend on how many of them came in one step
+        pieces = [
+            piece
+            for text, num_tokens in delta.by_token()
+            for piece in self._read(self._parser, text, num_tokens=num_tokens)
+        ]
+        self._add(merged(pieces))
+
+    def _read(self, parser: ResponseParser, text: str, *, num_tokens: int) -> list[Piece]:
+        was_thinking = parser.is_thinking
+        pieces = parser.push(text) if text else []
         if isinstance(pieces[0], Reasoning) if pieces else was_thinking:
             self.reasoning_tokens += num_tokens
-        self._add(pieces)
+        return pieces
 
     def finish(self) -> None:
         """Adds the text that was held back, at the end."""

@@ -87,7 +87,7 @@ class ChoiceState:
     def _on_delta(self, delta: Delta) -> None:
         if self._first_token is None:
             self._first_token = time.perf_counter()
-        self.parts.push(delta.text, len(delta.tokens))
+        self.parts.push(delta)
         self.logprobs += delta.logprobs
         self.num_tokens += len(delta.tokens)
 
