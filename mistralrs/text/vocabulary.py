@@ -29,6 +29,8 @@ END_TEXTS = frozenset(
     }
 )
 """Texts of tokens by which models end an answer. Files often name only one of theirs."""
+_HARMONY_ENDS = frozenset({"<|return|>", "<|call|>"})
+"""Texts of the end tokens of gpt-oss, in whose answers `<|end|>` only ends one message of several."""
 
 
 def _byte_letters() -> dict[str, int]:
@@ -67,7 +69,10 @@ class Vocabulary:
 
 def known_ends(texts: list[str], kinds: list[int]) -> set[int]:
     """Ids of the known end tokens. Some converters mark them as ordinary words."""
+    ends = END_TEXTS
+    if _HARMONY_ENDS.issubset(texts):
+        ends = (ends - {"<|end|>"}) | _HARMONY_ENDS
     # In Gemma's vocabularies, which have <eos>, </s> is an HTML tag.
-    as_words = END_TEXTS - {"</s>"} if "<eos>" in texts else END_TEXTS
-    by_kind = {CONTROL: END_TEXTS, USER_DEFINED: as_words}
+    as_words = ends - {"</s>"} if "<eos>" in texts else ends
+    by_kind = {CONTROL: ends, USER_DEFINED: as_words}
     return {token for token, kind in enumerate(kinds) if kind in by_kind and texts[token] in by_kind[kind]}

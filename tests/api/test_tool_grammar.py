@@ -19,7 +19,7 @@ from mistralrs.grammar.constraint import GrammarConstraint
 from mistralrs.grammar.token_table import TokenTable
 from mistralrs.text.response.call_format import FORMATS, CallFormat, call_format_of, is_read
 from mistralrs.text.response.response_parser import ResponseParser
-from mistralrs.text.response.shipped_templates import shipped_template
+from mistralrs.text.response.shipped_templates import SHIPPED, shipped_template
 from mistralrs.text.tokenizer import Tokenizer
 from tests.api.served import byte_tokenizer
 from tests.api.tooling import CITY, FORM, TOOLS, ask, call, calling, marking_tokenizer, tool
@@ -208,7 +208,11 @@ def test_the_forms_of_shipped_templates(name: str) -> None:
     one = asked(form=form, parallel_tool_calls=False)
     assert accepts(one, form.written(calls[:1]))
     assert not accepts(one, form.written(calls))
-    assert accepts(one, "text")
+    assert accepts(one, form.text_open + "text")
+
+
+def test_every_shipped_template_with_calls_has_a_form() -> None:
+    assert {each.name for each in SHIPPED if shipped_template(each.name).has_tool_calls} == FORMATS.keys()
 
 
 def test_a_form_is_known_by_the_chat_templates_markers() -> None:
@@ -216,6 +220,7 @@ def test_a_form_is_known_by_the_chat_templates_markers() -> None:
     assert call_format_of("... <tool_call> ...", shipped_template("phi-4")) is None
     assert call_format_of("... <tool_call> ...", None) is None
     assert call_format_of("<function=a><parameter=b>", shipped_template("olmo-3")) is None
+    assert call_format_of("<|im_start|><function_calls>", shipped_template("olmo-3")) is FORMATS["olmo-3"]
     assert call_format_of("nothing", shipped_template("hermes")) is None
 
 

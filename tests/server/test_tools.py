@@ -93,20 +93,17 @@ async def test_whole_and_streamed_answers_say_the_same(choice: Any, answer: str,
 
 
 PAIRS = (("weather", "Zürich"), ("time", "Bern"))
-HARMONY = '<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{{"city": "{}"}}<|call|>'
 WRITTEN = {
-    **{name: form.written([(name, f'{{"city": "{city}"}}') for name, city in PAIRS]) for name, form in FORMATS.items()},
-    "harmony": "<|start|>assistant".join(HARMONY.format(*pair) for pair in PAIRS),
-    "olmo-3": '<function_calls>\nweather(city="Zürich")\ntime(city="Bern")\n</function_calls>',
+    name: form.written([(name, f'{{"city": "{city}"}}') for name, city in PAIRS]) for name, form in FORMATS.items()
 }
 """The same two calls in the form of each shipped response template."""
 
 
 @pytest.mark.parametrize("name", WRITTEN)
 async def test_every_form_of_calls_is_read_the_same(name: str) -> None:
-    model = replace(calling(), responses=shipped_template(name), call_format=FORMATS.get(name))
+    model = replace(calling(), responses=shipped_template(name), call_format=FORMATS[name])
     server = Served(FakeEngine(model, saying(WRITTEN[name])))
-    for choice in CHOICES[1:3] if name in FORMATS else CHOICES[1:2]:
+    for choice in CHOICES[1:3]:
         whole = await said_by(server, tools=TOOLS, tool_choice=choice)
         assert whole == await streamed(server, tools=TOOLS, tool_choice=choice)
         assert [(each["name"], json.loads(each["arguments"])) for each in whole["calls"]] == [
@@ -114,9 +111,6 @@ async def test_every_form_of_calls_is_read_the_same(name: str) -> None:
             ("time", {"city": "Bern"}),
         ]
         assert (whole["content"], whole["end"]) == ("", "tool_calls")
-    if name not in FORMATS:
-        response = await server.chat(tools=TOOLS, tool_choice="required")
-        assert fault(response)["param"] == "tool_choice"
 
 
 async def test_the_engine_is_asked_for_marks_and_grammars() -> None:

@@ -11,12 +11,13 @@ from tests.soak.tool_answers import TOOLS, drill, faults
 pytestmark = pytest.mark.native
 
 
-def test_a_short_round_finds_nothing(tmp_path: Path) -> None:
-    result = drill(12, tmp_path)
+@pytest.mark.parametrize("form", ["hermes", "functiongemma"])
+def test_a_short_round_finds_nothing(form: str, tmp_path: Path) -> None:
+    result = drill(10, tmp_path, form=form)
     assert result.findings == []
     assert result.report().endswith("Nothing.\n")
     assert result.calls > 1
-    assert result.thoughts > 3
+    assert result.thoughts > 3 or form == "functiongemma"  # which has none
 
 
 def test_faults_are_found() -> None:

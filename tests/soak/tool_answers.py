@@ -1,10 +1,11 @@
-"""Asks a server with random weights for calls and thoughts; a streamed answer must be the whole one.
+"""Asks servers with random weights for calls and thoughts; a streamed answer must be the whole one.
 
     python -m tests.soak.tool_answers [--count 300] [--report FILE]
 
-Requests draw their tools, choice, budget of thinking and sampling; each is sent twice, whole and streamed, beside
-others. Calls that are not cut must match their schemas where they are held to them, content must have no mark, and
-thoughts must keep their budget. The exit code is 1 if anything is found.
+The model of each server writes another form of calls. Requests draw their tools, choice, budget of thinking and
+sampling; each is sent twice, whole and streamed, beside others. Calls that are not cut must match their schemas where
+they are held to them, content must have no mark, and thoughts must keep their budget. The exit code is 1 if anything is
+found.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from typing import Any
 
 import jsonschema
 
-from tests.api.tooling import HERMES, MARKERS
+from mistralrs.api.serving.grammars.thinking_budget import thinking_marks
+from mistralrs.text.response.call_format import FORMATS, CallFormat
+from mistralrs.text.response.shipped_templates import shipped_template
+from tests.api.tooling import HERMES
 from tests.serving import RunningServer
 from tests.tiny import DEFAULT, write_tiny
 
@@ -29,6 +33,30 @@ CHAT = "/v1/chat/completions"
 AT_ONCE = 4
 MARKS = 17
 """Tokens of a mark and the space behind it, at most: the tiny vocabulary spells them by characters."""
+_TURNS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<START>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<END>\n{% endfor %}"
+    "{% if add_generation_prompt %}<START>ANSWER{% endif %}{# MARKERS #}"
+)
+
+
+def _template(start: str, end: str, answer: str, markers: str) -> str:
+    parts = {"<START>": start, "<END>": end, "ANSWER": answer, "MARKERS": markers}
+    text = _TURNS
+    for name, part in parts.items():
+        text = text.replace(name, part)
+    return text
+
+
+TEMPLATES = {
+    "hermes": HERMES,
+    "olmo-3": _template("<|im_start|>", "<|im_end|>", "assistant\n", "<function_calls>"),
+    "functiongemma": _template("<start_of_turn>", "<end_of_turn>", "model\n", "<start_function_call>"),
+    "gemma-3": _template("<start_of_turn>", "<end_of_turn>", "model\n", ""),
+    "harmony": _template("<|start|>", "<|end|>", "assistant", "<|channel|><|message|>"),
+    "mistral-v3": _template("[INST]", "[/INST]", "[/INST]", "[TOOL_CALLS]"),
+}
+"""Chat templates by the name of the response template that they get."""
 TOOLS = {
     "weather": {
         "type": "object",
@@ -54,18 +82,33 @@ class Result:
     cut: int = 0
     findings: list[str] = field(default_factory=list)
 
+    def add(self, other: Result) -> None:
+        """Adds another form's drill."""
+        self.requests += other.requests
+        self.calls += other.calls
+        self.thoughts += other.thoughts
+        self.cut += other.cut
+        self.findings += other.findings
+
     def report(self) -> str:
         """Returns the findings as Markdown."""
         return (
             "# Answers with calls and thoughts, streamed and whole\n\n"
-            f"{self.requests} requests to a server with random weights, each whole and streamed: {self.calls} calls, "
-            f"{self.thoughts} answers with thoughts, {self.cut} cut by max_tokens.\n\n"
+            f"{self.requests} requests to servers with random weights, each whole and streamed, with calls in the "
+            f"forms of {', '.join(TEMPLATES)}: {self.calls} calls, {self.thoughts} answers with "
+            f"thoughts, {self.cut} cut by max_tokens.\n\n"
             "## Not as it should be\n\n" + ("\n".join(f"- {each}" for each in self.findings) or "Nothing.") + "\n"
         )
 
 
-def drawn(random: Random) -> dict[str, Any]:
-    """Returns a body."""
+def marks_of(form: CallFormat) -> list[str]:
+    """Returns the marks that content in a model's answers never has."""
+    marks = (form.trigger, form.suffix.strip(), form.think_open, form.think_close, form.note_open, form.text_open)
+    return [mark for mark in marks if len(mark) > 3]
+
+
+def drawn(random: Random, *, budgets: bool = True) -> dict[str, Any]:
+    """Returns a body. ``budgets``: the model's thinking can have one."""
     names = random.sample(sorted(TOOLS), random.randint(1, len(TOOLS)))
     named = {"type": "function", "function": {"name": random.choice(names)}}
     tools = [
@@ -82,7 +125,7 @@ def drawn(random: Random) -> dict[str, Any]:
         "temperature": random.choice([0, 0.8, 1.5]),
         "chat_template_kwargs": {"enable_thinking": random.random() < 0.5},
     }
-    if random.random() < 0.6:
+    if budgets and random.random() < 0.6:
         body["thinking_token_budget"] = random.randint(0, 30)
     if random.random() < 0.2:
         body["stop"] = random.choice(["e", "}}", "<"])
@@ -128,12 +171,14 @@ def streamed(server: RunningServer, body: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def faults(body: dict[str, Any], answer: dict[str, Any]) -> list[str]:
-    """Returns what is wrong with an answer."""
+def faults(body: dict[str, Any], answer: dict[str, Any], *, form: str = "hermes") -> list[str]:
+    """Returns what is wrong with an answer of a model that writes its calls in this form."""
     if "error" in answer:
         return [f"an error: {answer['error']}"]
     found = [
-        f"{mark} in the content" for mark in MARKERS if body["tool_choice"] != "none" and mark in answer["content"]
+        f"{mark} in the content"
+        for mark in marks_of(FORMATS[form])
+        if body["tool_choice"] != "none" and mark in answer["content"]
     ]
     is_whole = answer["end"] != "length" and "stop" not in body
     budget = body.get("thinking_token_budget")
@@ -162,13 +207,14 @@ def _unlike(call: dict[str, Any]) -> list[str]:
     return []
 
 
-def drill(count: int, folder: Path, *, seed: int = 12) -> Result:
-    """Asks ``count`` times. ``folder``: a place for the model and its template."""
+def drill(count: int, folder: Path, *, form: str = "hermes", seed: int = 12) -> Result:
+    """Asks ``count`` times. ``folder``: a place for the model and its template; ``form``: that of its calls."""
     model = write_tiny(folder / "tiny.gguf", replace(DEFAULT, context=4000)).path
-    template = folder / "hermes.jinja"
-    template.write_text(HERMES, encoding="utf-8")
-    random, result = Random(seed), Result()
-    bodies = [drawn(random) for _ in range(count)]
+    template = folder / f"{form}.jinja"
+    template.write_text(TEMPLATES[form], encoding="utf-8")
+    random, result = Random(f"{seed} {form}"), Result()
+    budgets = thinking_marks(shipped_template(form)) is not None
+    bodies = [drawn(random, budgets=budgets) for _ in range(count)]
     options = ("--chat-template", str(template), "--max-seqs", str(2 * AT_ONCE))
     with (
         RunningServer(*options, environment={"MISTRALRS_DEFAULT_MODEL": str(model)}) as server,
@@ -181,20 +227,22 @@ def drill(count: int, folder: Path, *, seed: int = 12) -> Result:
             result.calls += len(answer.get("calls", []))
             result.thoughts += bool(answer.get("reasoning"))
             result.cut += answer.get("end") == "length"
-            wrong = faults(body, answer)
+            wrong = faults(body, answer, form=form)
             if answer != stream:
                 wrong.append(f"streamed as {stream}, whole as {answer}")
-            result.findings += [f"{json.dumps(body, ensure_ascii=False)}: {each}" for each in wrong]
+            result.findings += [f"{form}: {json.dumps(body, ensure_ascii=False)}: {each}" for each in wrong]
     return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--count", type=int, default=300, help="requests of all forms together")
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = drill(args.count, Path(folder))
+    result = Result()
+    for form in TEMPLATES:
+        with tempfile.TemporaryDirectory() as folder:
+            result.add(drill(args.count // len(TEMPLATES), Path(folder), form=form))
     if args.report is not None:
         args.report.write_text(result.report(), encoding="utf-8")
     print(result.report())

@@ -281,8 +281,7 @@ def gemma_3(random: Random) -> str:
 def olmo_3(random: Random) -> str:
     def call(random: Random) -> str:
         name, arguments = random_call(random)
-        values = {key: value for key, value in arguments.items() if not isinstance(value, dict | list)}
-        return f"{name}({', '.join(f'{key}={json.dumps(value)}' for key, value in values.items())})"
+        return f"{name}({', '.join(f'{key}={json.dumps(value)}' for key, value in arguments.items())})"
 
     head = (think(random) if random.random() < 0.5 else "") + (random_text(random) if random.random() < 0.5 else "")
     calls = [call(random) for _ in range(random.randrange(4))]

@@ -18,7 +18,7 @@ from mistralrs.errors import LoadError
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.text.pretokenizers import PRETOKENIZERS
 from mistralrs.text.tokenizer import Tokenizer
-from tests.text.vocabularies import NORMAL, USER_DEFINED, byte_level, sentence_piece
+from tests.text.vocabularies import CONTROL, NORMAL, USER_DEFINED, byte_level, sentence_piece
 
 TINY = {"byte-level": byte_level, "sentence-piece": sentence_piece}
 
@@ -147,6 +147,21 @@ def test_ends_are_gathered_from_ids_and_known_texts() -> None:
     kinds = list(byte_level()["tokenizer.ggml.token_type"])  # type: ignore[call-overload]
     kinds[0] = NORMAL
     assert Tokenizer.from_gguf(byte_level(token_type=kinds)).eos_ids == {2}
+
+
+def test_a_message_of_several_does_not_end_the_answer() -> None:
+    metadata = byte_level()
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(kinds, list)
+
+    def ends(*texts: str) -> set[str]:
+        new = byte_level(tokens=[*tokens, *texts], token_type=[*kinds, *[CONTROL] * len(texts)])
+        found = Tokenizer.from_gguf(new)
+        return {found.token_text(token) for token in found.eos_ids} & set(texts)
+
+    assert ends("<|end|>", "<|call|>") == {"<|end|>"}
+    assert ends("<|end|>", "<|call|>", "<|return|>") == {"<|call|>", "<|return|>"}
 
 
 def test_more_ends_leave_the_first_tokenizer_alone() -> None:

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mistralrs.text.response.call_notation import KEY, Notation
 from mistralrs.text.response.pieces import ToolCallArguments, ToolCallStart
 from mistralrs.text.response.response_parser import ResponseParser
 from mistralrs.text.response.response_template import ResponseTemplate
 from mistralrs.text.response.shipped_templates import SHIPPED
 
 NAME, ARGUMENTS = "$name", "$arguments"
-KEY, VALUE = "$key", "$value"
+VALUE = "$value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class CallFormat:
     """
 
     call: str
-    """One call, with ``$name`` and behind it ``$arguments``, which are JSON unless ``parameter`` is given."""
+    """One call, with ``$name`` and behind it ``$arguments``, which are JSON unless ``parameter`` or ``notation`` is
+    given."""
     prefix: str = ""
     separator: str = ""
     suffix: str = ""
@@ -32,8 +34,16 @@ class CallFormat:
     think_open: str = ""
     """Begins the thinking in front of calls; empty: there is none."""
     think_close: str = ""
+    message: str = ""
+    """Begins each message of an answer that consists of several, but the first; every thought is one then."""
+    note_open: str = ""
+    """Begins a message with text in front of a call, which ``think_close`` ends; empty: there is none."""
+    text_open: str = ""
+    """Begins the text of an answer that has no call; empty: it needs no mark."""
     parameter: str = ""
     """One argument, with ``$key`` and behind it ``$value``, which is a text as it is, or JSON."""
+    notation: Notation | None = None
+    """How arguments are written that are neither JSON nor in the form of ``parameter``."""
     repeats: bool = True
     """Whether an answer may have several calls; otherwise the chat template would refuse them in a later turn."""
 
@@ -43,6 +53,8 @@ class CallFormat:
         return self.prefix + self.separator.join(texts) + self.suffix
 
     def _spelt(self, arguments: str) -> str:
+        if self.notation is not None:
+            return self.notation.spelt_arguments(arguments)
         if not self.parameter:
             return arguments
         values = {
@@ -79,6 +91,47 @@ FORMATS: Mapping[str, CallFormat] = {
         think_open="<think>",
         think_close="</think>",
         parameter="<parameter=$key>\n$value\n</parameter>\n",
+    ),
+    "olmo-3": CallFormat(
+        call="$name($arguments)",
+        prefix="<function_calls>\n",
+        separator="\n",
+        suffix="\n</function_calls>",
+        trigger="<function_calls>",
+        think_open="<think>",
+        think_close="</think>",
+        notation=Notation(argument="$key=", ends=("</function_calls>",)),
+    ),
+    "functiongemma": CallFormat(
+        call="<start_function_call>call:$name$arguments<end_function_call>",
+        trigger="<start_function_call>",
+        notation=Notation(
+            argument="$key:",
+            member="$key:",
+            opening="{",
+            closing="}",
+            separator=",",
+            text_mark="<escape>",
+            ends=("<end_function_call>",),
+        ),
+    ),
+    "gemma-3": CallFormat(
+        call=_ONE,
+        prefix="```tool_code\n[",
+        separator=", ",
+        suffix="]\n```",
+        trigger="```tool_code",
+        notation=Notation(argument='"$key": ', opening="{", closing="}", ends=("```",)),
+    ),
+    "harmony": CallFormat(
+        call="<|channel|>commentary to=functions.$name <|constrain|>json<|message|>$arguments",
+        separator="<|call|><|start|>assistant",
+        think_open="<|channel|>analysis<|message|>",
+        think_close="<|end|>",
+        message="<|start|>assistant",
+        note_open="<|channel|>commentary<|message|>",
+        text_open="<|channel|>final<|message|>",
+        repeats=False,
     ),
 }
 """By the name of the shipped response template."""

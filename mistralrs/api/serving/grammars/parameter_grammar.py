@@ -10,7 +10,8 @@ from mistralrs.errors import RequestError
 from mistralrs.grammar.choice_grammar import literal
 from mistralrs.grammar.json_grammar import inline_schema
 from mistralrs.grammar.translation import reason_in
-from mistralrs.text.response.call_format import KEY, VALUE
+from mistralrs.text.response.call_format import VALUE
+from mistralrs.text.response.call_notation import KEY
 
 if TYPE_CHECKING:
     from mistralrs.api.serving.grammars.tool_choice import Tool

@@ -32,12 +32,19 @@ class MarkedGrammar:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def lead(self, opening: str, closing: str, prompt_end: str) -> tuple[str, list[str]]:
-        """Returns the symbols of the thinking in front of the rest, and their rules. ``opening``: empty for none."""
+    def lead(self, opening: str, closing: str, prompt_end: str, *, message: str = "") -> tuple[str, list[str]]:
+        """Returns the symbols of the thinking in front of the rest, and their rules. ``opening``: empty for none.
+
+        ``message``: begins the message that follows each thought; empty: there is one thought, and no message.
+        """
         end = prompt_end.rstrip()
         if not opening or end.endswith(closing.strip()):
             return "", []
         rules = [self.until("thought", closing)]
+        if message:
+            following = self.written(message)
+            rules.append(f"opened: {self.written(opening)} thought {following}")
+            return (f"thought {following} opened*" if end.endswith(opening) else "opened*"), rules
         if end.endswith(opening.strip()):
             return "thought SPACE?", rules
         return "opened?", [f"opened: {self.written(opening)} thought SPACE?", *rules]

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mistralrs.api.serving.grammars import parameter_grammar
+from mistralrs.api.serving.grammars import notation_schema, parameter_grammar
+from mistralrs.api.serving.grammars.notation_grammar import NotationGrammar
 from mistralrs.api.serving.grammars.thought_grammar import TERMINALS, MarkedGrammar
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GrammarText
@@ -78,13 +79,15 @@ class _ToolGrammar(MarkedGrammar):
         self._use = use
         self._form = form
         self._parallel = use.parallel and form.repeats
+        self._notation = None if form.notation is None else NotationGrammar(form.notation, self)
 
     def text(self, prompt_end: str, content: str | None) -> str:
         """Returns the grammar in llguidance's dialect of Lark."""
-        lead, lead_rules = self.lead(self._form.think_open, self._form.think_close, prompt_end)
+        form = self._form
+        lead, lead_rules = self.lead(form.think_open, form.think_close, prompt_end, message=form.message)
         main, main_rules = self._calls() if self._use.must_call or content is not None else self._free()
         if content is not None:
-            main, main_rules = f"{main} | content", [f"content: %json {content}"]
+            main, main_rules = f"{main} | content", [f"content: {self.written(form.text_open)} %json {content}"]
         rules = [f"start: {lead} ({main})", *lead_rules, *main_rules, *self._call_rules(), TERMINALS]
         return "\n".join(rules)
 
@@ -97,6 +100,13 @@ class _ToolGrammar(MarkedGrammar):
     def _free(self) -> tuple[str, list[str]]:
         """Returns free text, in which the trigger begins calls."""
         form = self._form
+        if form.text_open:
+            note = f"note: {self.written(form.note_open)} note_rest {self.written(form.message)}"
+            calls, _ = self._calls()
+            return f"{self.written(form.text_open)} TEXT? | note* {calls}", [
+                note,
+                self.until("note_rest", form.think_close),
+            ]
         if not form.trigger:
             calls, _ = self._calls()
             first = json.dumps((form.prefix + form.call)[0])
@@ -121,11 +131,15 @@ class _ToolGrammar(MarkedGrammar):
             yield f"call_{place}: {self.written(before)} {end}"
             if has_rest:
                 yield f"rest_{place}: {self.written(before[len(form.trigger) :])} {end}"
-            if form.parameter:
-                held = tool.strict or self._use.must_call
+            held = tool.strict or self._use.must_call
+            if self._notation is not None:
+                yield from notation_schema.argument_rules(tool, place, self._notation, held=held)
+            elif form.parameter:
                 yield from parameter_grammar.argument_rules(tool, place, form.parameter, held=held)
             else:
                 yield f"arguments_{place}: %json {self._schema(tool)}"
+        if self._notation is not None:
+            yield from self._notation.shared_rules()
         if form.parameter:
             yield from parameter_grammar.shared_rules(form.parameter)
 
