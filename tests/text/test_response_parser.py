@@ -264,6 +264,22 @@ def test_text_that_is_no_call_becomes_content(body: str, content: str | None) ->
     assert bool(message.calls) == (content is None or content in ("NaN}}", "}"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool', {"a": 1}),
+        ("mistral-v11", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_', {"a": 1}),
+        ("functiongemma", "<start_function_call>call:f{a:1}<end_func", {"a": 1}),
+        ("olmo-3", '<function_calls>\nf(a="x")\n</func', {"a": "x"}),
+        ("granite-3", '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}]<|end_of', {"a": 1}),
+    ],
+)
+def test_the_mark_that_the_answers_end_cut_is_no_content(name: str, text: str, arguments: dict[str, Any]) -> None:
+    for parts in ([text], list(text)):
+        found = parsed(shipped_template(name), parts)
+        assert (found.content, [(call, json.loads(each)) for call, each in found.calls]) == ("", [("f", arguments)])
+
+
 def test_a_malformed_call_among_others_becomes_content() -> None:
     message = calls(
         '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"x": 1}, {"name": "g", "arguments": {}}]', name="mistral-v3"

@@ -101,6 +101,8 @@ class ResponseParser:
         while True:
             found, end = self._next(final=final)
             if found is None:
+                if final and self._calls is not None:
+                    end = self._place  # the beginning of a mark that the answer's end cut off, and no argument
                 self._pass_on(end, pieces)
                 if final:
                     self._close({}, pieces)
