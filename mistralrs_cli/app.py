@@ -121,6 +121,7 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
     from mistralrs_cli.commands.chats_job import ChatsJob
     from mistralrs_cli.commands.serve import ServeJob, run_serve
     from mistralrs_cli.commands.utility_jobs import InspectJob, ModelsJob, QuantizeJob
+    from mistralrs_cli.diagnosis.diagnosis_jobs import DiagnosisJob
 
     if isinstance(job, ServeJob):
         return run_serve(job, streams)
@@ -144,6 +145,10 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
         from mistralrs_cli.commands.chats_command import run_chats
 
         return run_chats(job, streams)
+    if isinstance(job, DiagnosisJob):
+        from mistralrs_cli.diagnosis.diagnosis_command import run_diagnosis
+
+        return run_diagnosis(job, streams)
     from mistralrs_cli.adapter_commands.adapter_command import run_adapter
 
     return run_adapter(job, streams)

@@ -47,8 +47,9 @@ from mistralrs_cli.commands.utility_options import (
     QuantizeOptions,
     ScalingsOptions,
 )
+from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions, DiagnosisOptions
 
-UtilityOptions = (
+ModelToolOptions = (
     InspectOptions
     | ModelsOptions
     | ChatsOptions
@@ -59,6 +60,7 @@ UtilityOptions = (
     | AdapterConvertOptions
     | AdapterMergeOptions
 )
+UtilityOptions = ModelToolOptions | DiagnosisOptions
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -303,6 +305,7 @@ _HELP = {
     "quantize": "Write a safetensors model as a GGUF file with quantised weights.",
     "ordering": "Make and change ordering files, which name adapters in the order of training and their layers.",
     "adapter": "Show a LoRA adapter, convert it, or merge it into its model; show how X-LoRA mixes its adapters.",
+    "config": "Show the options in force: each with its value and where that comes from.",
     "help": "Show the help of a command.",
 }
 _ORDERING = (("create", OrderingCreateOptions), ("rename", OrderingRenameOptions))
@@ -341,6 +344,7 @@ _OTHER: dict[str, Callable[[], Any]] = {
     "quantize": lambda: _tool_command("quantize", QuantizeOptions),
     "ordering": lambda: _tool_group("ordering", _ORDERING),
     "adapter": _adapter_group,
+    "config": lambda: _tool_command("config", ConfigOptions),
     "help": _help_command,
 }
 """The subcommands that select no model."""

@@ -44,6 +44,8 @@ from mistralrs_cli.commands.utility_options import (
     QuantizeOptions,
     ScalingsOptions,
 )
+from mistralrs_cli.diagnosis.diagnosis_jobs import DiagnosisJob, diagnosis_job
+from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions, DiagnosisOptions
 from mistralrs_cli.markdown_screen.answer_display import AUTOMATIC, Look
 from mistralrs_cli.printing.answer_output import AnswerForm
 from mistralrs_cli.printing.thoughts import Think
@@ -137,6 +139,8 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     """
     options = options or options_of(args)
     values = options.values
+    if isinstance(args.tool, DiagnosisOptions):
+        return diagnosis_job(args.tool, options)
     if args.tool is not None:
         return utility_command(args.tool, values.token_source or DEFAULTS.token_source)
     mode = mode_of(args)
@@ -182,7 +186,7 @@ def writes_answers(task: Invocation | RemoteInvocation | UtilityCommand) -> bool
         return task.output.path is None
     if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, BatchJob):
         return task.job.out is None
-    return isinstance(task, Invocation | RemoteInvocation | InspectJob | AdapterInspectJob)
+    return isinstance(task, Invocation | RemoteInvocation | InspectJob | AdapterInspectJob | DiagnosisJob)
 
 
 def mode_of(args: ParsedArgs) -> Mode:
@@ -202,6 +206,7 @@ def mode_of(args: ParsedArgs) -> Mode:
         Mode.ORDERING_RENAME: isinstance(args.tool, OrderingRenameOptions),
         Mode.ADAPTER: isinstance(args.tool, AdapterOptions),
         Mode.SCALINGS: args.scalings is not None,
+        Mode.CONFIG: isinstance(args.tool, ConfigOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:
@@ -209,7 +214,8 @@ def mode_of(args: ParsedArgs) -> Mode:
     mode = modes[0] if modes else None
     for name in args.flags:
         flag, meant_in = DECLARED[name].flags[0], DECLARED[name].modes
-        if meant_in != ALL and mode not in meant_in:
+        is_shown = mode is Mode.CONFIG and DECLARED[name].is_shared
+        if meant_in != ALL and mode not in meant_in and not is_shown:
             needs = " or ".join(each.value for each in Mode if each in meant_in)
             raise UsageError(f"{flag} needs {needs}", hint=f"add it, or leave {flag} out")
     if mode is None:

@@ -10,7 +10,7 @@ from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.adapter_commands.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
 from mistralrs_cli.adapter_commands.ordering_job import OrderingJob, ordering_job
-from mistralrs_cli.arguments.command_line import UtilityOptions
+from mistralrs_cli.arguments.command_line import ModelToolOptions
 from mistralrs_cli.arguments.source_options import source_at
 from mistralrs_cli.commands.chats_job import ChatsJob, chats_job
 from mistralrs_cli.commands.serve import ServeJob
@@ -22,6 +22,7 @@ from mistralrs_cli.commands.utility_options import (
     OrderingRenameOptions,
     QuantizeOptions,
 )
+from mistralrs_cli.diagnosis.diagnosis_jobs import DiagnosisJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,11 @@ class QuantizeJob:
     type: str
 
 
-UtilityCommand = InspectJob | ModelsJob | ChatsJob | QuantizeJob | OrderingJob | AdapterJob | ServeJob
+UtilityCommand = InspectJob | ModelsJob | ChatsJob | QuantizeJob | OrderingJob | AdapterJob | ServeJob | DiagnosisJob
 """The jobs that need no model in this process."""
 
 
-def utility_command(options: UtilityOptions, token_source: str) -> UtilityCommand:
+def utility_command(options: ModelToolOptions, token_source: str) -> UtilityCommand:
     """Returns the job of a subcommand that needs no model in this process. Raises ``UsageError`` and ``LoadError``."""
     if isinstance(options, InspectOptions):
         source = source_at(options.source, options.filename, gqa=options.gqa or 1)

@@ -24,6 +24,7 @@ class Mode(enum.Enum):
     SCALINGS = "adapter scalings"
     BATCH = "--prompt-file"
     CHAT_JSONL = "--chat-jsonl"
+    CONFIG = "config"
 
 
 SERVE = frozenset({Mode.SERVE})

@@ -59,7 +59,7 @@ def resolve_options(
     """Returns the options of a command. ``flags`` holds those that were typed, by the names of their fields.
 
     A value of the file or the environment is always checked, and counts only in the modes that its option applies to,
-    because other calls read it too. Raises ``UsageError`` that names the origin.
+    because other calls read it too; ``config`` shows them all. Raises ``UsageError`` that names the origin.
     """
     layers: tuple[tuple[Origin, Mapping[str, object]], ...] = (
         (Origin.FILE, config.values if config else {}),
@@ -114,7 +114,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
 
 def _means_something(name: str, mode: Mode | None) -> bool:
     modes = DECLARED[name].modes
-    return modes == ALL or mode in modes
+    return mode is Mode.CONFIG or modes == ALL or mode in modes
 
 
 def _outdone(origins: Mapping[str, Origin]) -> list[str]:
