@@ -48,7 +48,7 @@ from mistralrs_cli.commands.utility_options import (
     QuantizeOptions,
     ScalingsOptions,
 )
-from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions
+from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions, DoctorOptions, TuneOptions, VerifyOptions
 
 REFERENCE = "docs/cli.md"
 README = "README.md"
@@ -81,6 +81,9 @@ _AFTER_ROWS = (
     ("After `adapter merge`", AdapterMergeOptions),
     ("After `adapter scalings`, before a row", ScalingsOptions),
     ("After `config`", ConfigOptions),
+    ("After `doctor`", DoctorOptions),
+    ("After `verify`", VerifyOptions),
+    ("After `tune`", TuneOptions),
 )
 _COMMANDS = (
     "mistralrs [OPTIONS]                          # the default model",
@@ -97,6 +100,9 @@ _COMMANDS = (
     "mistralrs [OPTIONS] adapter merge MODEL ADAPTER[:W]... --out PATH [--type TYPE]",
     "mistralrs [OPTIONS] adapter scalings --prompt TEXT [--svg FILE] [OPTIONS] ROW [OPTIONS]",
     "mistralrs [OPTIONS] config [--json]",
+    "mistralrs [OPTIONS] doctor [--hub|--api URL] [--json]",
+    "mistralrs [OPTIONS] verify FILE [OPTIONS]",
+    "mistralrs [OPTIONS] tune SOURCE [OPTIONS]",
 )
 _OF_THE_ROW = {*defaults_of(SELECTORS["x-lora-mistral"]), *defaults_of(SELECTORS["lora-mistral-gguf"])} - {
     "gqa",

@@ -88,6 +88,14 @@ class TextInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextMemory:
+    """A length of context in tokens, and the bytes of its KV."""
+
+    tokens: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """The memory that the model needs when it runs, in bytes."""
 
@@ -96,6 +104,8 @@ class Memory:
     """Bytes of the weights as packed for the backend."""
     kv_per_1000_tokens: int
     """Tokens of context."""
+    contexts: tuple[ContextMemory, ...]
+    """The KV of one sequence for contexts that double, up to the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +177,9 @@ def describe(path: Path, *, gqa: int = 1) -> Description:
             windows=tuple(sorted({layer.window for layer in spec.layers} - {0})),
             tensors=_tensor_classes(checkpoint, model.mapping, spec),
             text=_text_info(model),
-            memory=Memory(backend.name, parts.placed_bytes, _kv_bytes(spec, backend, tokens=1000)),
+            memory=Memory(
+                backend.name, parts.placed_bytes, _kv_bytes(spec, backend, tokens=1000), _context_memory(spec, backend)
+            ),
         )
 
 
@@ -277,6 +289,14 @@ def _answer_parts(model: _Open) -> tuple[str, ...]:
     responses = TextSource().responses(model.template, place=place)
     regions = () if responses is None else responses.regions
     return tuple(dict.fromkeys(("content", *(region.part.value for region in regions))))
+
+
+def _context_memory(spec: DecoderSpec, backend: Backend) -> tuple[ContextMemory, ...]:
+    lengths = [1024]
+    while lengths[-1] < spec.max_position:
+        lengths.append(2 * lengths[-1])
+    lengths[-1] = spec.max_position
+    return tuple(ContextMemory(tokens, _kv_bytes(spec, backend, tokens=tokens)) for tokens in lengths)
 
 
 def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:

@@ -54,6 +54,16 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that the kernels were built for and this processor has, the best first; none without the
+    kernels.
+    """
+    try:
+        return tuple(cpu.tables())
+    except cpu.KernelError:
+        return ()
+
+
 class NativeBackend(HostMemory):
     """Weights in packed panels, cache in half precision, int8 products with one scale for each 32 activations."""
 

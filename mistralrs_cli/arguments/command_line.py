@@ -47,7 +47,13 @@ from mistralrs_cli.commands.utility_options import (
     QuantizeOptions,
     ScalingsOptions,
 )
-from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions, DiagnosisOptions
+from mistralrs_cli.diagnosis.diagnosis_options import (
+    ConfigOptions,
+    DiagnosisOptions,
+    DoctorOptions,
+    TuneOptions,
+    VerifyOptions,
+)
 
 ModelToolOptions = (
     InspectOptions
@@ -306,6 +312,9 @@ _HELP = {
     "ordering": "Make and change ordering files, which name adapters in the order of training and their layers.",
     "adapter": "Show a LoRA adapter, convert it, or merge it into its model; show how X-LoRA mixes its adapters.",
     "config": "Show the options in force: each with its value and where that comes from.",
+    "doctor": "Examine this machine: hardware, kernels, packages, folders. With --api: check a server of OpenAI's API.",
+    "verify": "Verify a model's files: their structure, sizes and, where they are known, checksums.",
+    "tune": "Show what fits into the memory: weights, KV, contexts and sequences, with command lines.",
     "help": "Show the help of a command.",
 }
 _ORDERING = (("create", OrderingCreateOptions), ("rename", OrderingRenameOptions))
@@ -345,6 +354,9 @@ _OTHER: dict[str, Callable[[], Any]] = {
     "ordering": lambda: _tool_group("ordering", _ORDERING),
     "adapter": _adapter_group,
     "config": lambda: _tool_command("config", ConfigOptions),
+    "doctor": lambda: _tool_command("doctor", DoctorOptions),
+    "verify": lambda: _tool_command("verify", VerifyOptions),
+    "tune": lambda: _tool_command("tune", TuneOptions),
     "help": _help_command,
 }
 """The subcommands that select no model."""

@@ -45,7 +45,13 @@ from mistralrs_cli.commands.utility_options import (
     ScalingsOptions,
 )
 from mistralrs_cli.diagnosis.diagnosis_jobs import DiagnosisJob, diagnosis_job
-from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions, DiagnosisOptions
+from mistralrs_cli.diagnosis.diagnosis_options import (
+    ConfigOptions,
+    DiagnosisOptions,
+    DoctorOptions,
+    TuneOptions,
+    VerifyOptions,
+)
 from mistralrs_cli.markdown_screen.answer_display import AUTOMATIC, Look
 from mistralrs_cli.printing.answer_output import AnswerForm
 from mistralrs_cli.printing.thoughts import Think
@@ -207,6 +213,9 @@ def mode_of(args: ParsedArgs) -> Mode:
         Mode.ADAPTER: isinstance(args.tool, AdapterOptions),
         Mode.SCALINGS: args.scalings is not None,
         Mode.CONFIG: isinstance(args.tool, ConfigOptions),
+        Mode.DOCTOR: isinstance(args.tool, DoctorOptions),
+        Mode.VERIFY: isinstance(args.tool, VerifyOptions),
+        Mode.TUNE: isinstance(args.tool, TuneOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
     if len(modes) > 1:

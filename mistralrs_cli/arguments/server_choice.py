@@ -38,7 +38,7 @@ def server_choice(options: ResolvedOptions, args: ParsedArgs, mode: Mode) -> Ser
     _refuse_loading(options, args, mode, written)
     given = frozenset(name for name in options.origins if DECLARED[name].modes == ANSWER)
     return ServerChoice(
-        server=Server(ServerAddress.parse(values.connect, written=written), _key(options)),
+        server=Server(ServerAddress.parse(values.connect, written=written), key_of(options)),
         model_name=values.model_name,
         given=given,
         concurrency=values.max_seqs,
@@ -71,7 +71,8 @@ def _refuse_loading(options: ResolvedOptions, args: ParsedArgs, mode: Mode, writ
         )
 
 
-def _key(options: ResolvedOptions) -> str | None:
+def key_of(options: ResolvedOptions) -> str | None:
+    """Returns the key to send; None: there is none. Raises ``UsageError``."""
     keys = [key for key in options.values.api_key if key]
     if not keys:
         return None

@@ -36,10 +36,14 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/capabilities" and double.is_ours:
             self.json(200, {"object": "capabilities", "endpoints": []})
         else:
-            self.json(404, {"error": "no such path"})
+            self.json(404, double.refusal)
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        try:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        except ValueError:
+            self.json(400, self.server.double.refusal)
+            return
         self.server.double.bodies.append(body)
         self.server.double.answer(self)
 
@@ -72,6 +76,7 @@ class OpenAIDouble:
         self.models: list[str] | None = ["first", "second"]
         self.key: str | None = None
         self.is_ours = False
+        self.refusal: object = {"error": "no such path"}
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
 

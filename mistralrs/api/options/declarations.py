@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from mistralrs.api.options.adapter_flags import AdapterFlags
-from mistralrs.api.options.option import FETCH, RUN, SERVE, TALK, Option, option
+from mistralrs.api.options.option import FETCH, RUN, SERVE, TALK, Mode, Option, option
 from mistralrs.quant.quantize import ISQ_TYPES
 
 
@@ -148,9 +148,9 @@ class Options(AdapterFlags):
         None,
         "--model-name",
         metavar="NAME",
-        modes=TALK,
+        modes=TALK | {Mode.DOCTOR},
         shown_default="the repository, or the file's stem",
-        help="The model's id in answers; with --connect the server's model to ask, else its first.",
+        help="The model's id in answers; with --connect and doctor --api the server's model to ask, else its first.",
     )
     strict: bool = option(False, "--strict", modes=SERVE, help="Refuse parameters that would be ignored.")
     strict_model: bool = option(
@@ -160,12 +160,12 @@ class Options(AdapterFlags):
         (),
         "--api-key",
         metavar="KEY",
-        modes=TALK,
+        modes=TALK | {Mode.DOCTOR},
         separator=",",
         empty_counts=True,
         together="keys",
         help="Serve only clients that send this key. May be repeated. Where neither this nor a file of keys is given, "
-        "MISTRALRS_API_KEY counts, with a comma between two keys. With --connect: the key to send.",
+        "MISTRALRS_API_KEY counts, with a comma between two keys. With --connect and doctor --api: the key to send.",
     )
     api_key_file: Path | None = option(
         None,

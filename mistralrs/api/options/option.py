@@ -25,13 +25,16 @@ class Mode(enum.Enum):
     BATCH = "--prompt-file"
     CHAT_JSONL = "--chat-jsonl"
     CONFIG = "config"
+    DOCTOR = "doctor"
+    VERIFY = "verify"
+    TUNE = "tune"
 
 
 SERVE = frozenset({Mode.SERVE})
 ANSWER = frozenset({Mode.CHAT, Mode.PROMPT, Mode.BATCH, Mode.CHAT_JSONL})
 TALK = ANSWER | SERVE
 RUN = TALK | {Mode.BENCH, Mode.SCALINGS}
-FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE, Mode.ORDERING_CREATE, Mode.ADAPTER}
+FETCH = RUN | {Mode.INSPECT, Mode.QUANTIZE, Mode.ORDERING_CREATE, Mode.ADAPTER, Mode.TUNE}
 ALL = frozenset(Mode)
 
 

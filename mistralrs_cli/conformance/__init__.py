@@ -1,0 +1,1 @@
+"""Checks a server of OpenAI's API against what its clients rely on."""
