@@ -1,6 +1,7 @@
-"""Writes `docs/cli.md` and the table of rows in `README.md` from the command line's own tables.
+"""Writes `docs/cli.md`, the table of rows in `README.md` and the chat's commands in `docs/chat-guide.md` from the command
+line's own tables.
 
-`--check` writes nothing and prints which of the two is out of date.
+`--check` writes nothing and prints which of them is out of date.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from mistralrs.api.options.resolve import VARIABLES
 from mistralrs.api.options.values import without_none
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, defaults_of
 from mistralrs_cli.arguments.typer_parameters import shown_default
+from mistralrs_cli.chat.slash_commands import COMMANDS
+from mistralrs_cli.chat_commands.command_help import markdown
 from mistralrs_cli.commands.utility_options import (
     AdapterConvertOptions,
     AdapterInspectOptions,
@@ -52,7 +55,7 @@ from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions, DoctorOptio
 
 REFERENCE = "docs/cli.md"
 README = "README.md"
-BEGIN, END = "<!-- rows: begin -->", "<!-- rows: end -->"
+CHAT_GUIDE = "docs/chat-guide.md"
 SCRIPT = "scripts/write_cli_reference.py"
 
 _AFTER_ROWS = (
@@ -244,12 +247,14 @@ def _names(rows: Iterable[ModelSelector]) -> str:
     return ", ".join(f"`{row.name}`" for row in rows)
 
 
-def with_table(readme: str) -> str:
-    """Returns `README.md` with the table between the marks."""
-    block = "\n".join((BEGIN, *readme_table(), END))
-    changed, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, readme, flags=re.DOTALL)
+def with_block(path: Path, name: str, lines: Iterable[str]) -> str:
+    """Returns the text of a document with these lines between the marks of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    block = "\n".join((begin, *lines, end))
+    text = path.read_text(encoding="utf-8")
+    changed, count = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: block, text, flags=re.DOTALL)
     if count != 1:
-        sys.exit(f"{README} must have the marks {BEGIN} and {END} once")
+        sys.exit(f"{path} must have the marks {begin} and {end} once")
     return changed
 
 
@@ -258,10 +263,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, say what is out of date")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the source tree")
     arguments = parser.parse_args()
-    readme = arguments.root / README
+    readme, guide = arguments.root / README, arguments.root / CHAT_GUIDE
     wanted = {
         arguments.root / REFERENCE: reference(),
-        readme: with_table(readme.read_text(encoding="utf-8")),
+        readme: with_block(readme, "rows", readme_table()),
+        guide: with_block(guide, "commands", (*markdown(COMMANDS), "")),
     }
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if arguments.check:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Self
 from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.output import create_output
+from prompt_toolkit.shortcuts import CompleteStyle
 
 from mistralrs_cli.chat.input_history import PrivateHistory, history_file
 from mistralrs_cli.terminal.output import Streams, is_terminal
 
 if TYPE_CHECKING:
+    from prompt_toolkit.completion import Completer
     from prompt_toolkit.key_binding import KeyPressEvent
 
 BLOCK = '"""'
@@ -35,7 +37,8 @@ class Editor:
     turns the key into a signal.
     """
 
-    def __init__(self, streams: Streams, *, say: Callable[[str], None]) -> None:
+    def __init__(self, streams: Streams, *, say: Callable[[str], None], completer: Completer | None = None) -> None:
+        """``say`` shows a line beside the input; ``completer`` completes it at Tab."""
         self._say = say
         self._interrupted_at = -math.inf
         self._pending = False
@@ -49,6 +52,9 @@ class Editor:
             key_bindings=self._bindings(),
             history=PrivateHistory(history_file(), complain=say),
             enable_suspend=True,
+            completer=completer,
+            complete_while_typing=False,
+            complete_style=CompleteStyle.READLINE_LIKE,
             tempfile_suffix=".md",
             output=create_output(streams.stdout if is_terminal(streams.stdout) else streams.stderr),
         )

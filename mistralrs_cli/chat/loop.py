@@ -40,8 +40,10 @@ def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
 
 def _from_terminal(chat: Chat, streams: Streams) -> int:
     from mistralrs_cli.chat.editor import Editor, LeftByInterrupt
+    from mistralrs_cli.chat_commands.input_completion import InputCompleter
 
-    with Editor(streams, say=chat.notes.say) as editor:
+    completer = InputCompleter(chat, slash_commands.suggest)
+    with Editor(streams, say=chat.notes.say, completer=completer) as editor:
         while not chat.leaving:
             draft, chat.draft = chat.draft, ""
             try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from mistralrs.errors import MistralrsError
+from mistralrs_cli.markdown_screen.answer_display import terminal_size
 from mistralrs_cli.model import Adapters, Info
 from mistralrs_cli.terminal.output import clean_block, clean_line, grouped, is_terminal, print_error
 
@@ -15,6 +16,11 @@ class Notes:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+
+    @property
+    def width(self) -> int:
+        """Returns the columns of the terminal; 80 where there is none."""
+        return terminal_size(self._stream)[0]
 
     def say(self, *lines: str) -> None:
         """Writes lines, which may quote unchecked text."""

@@ -1,11 +1,13 @@
-"""The table of chat commands: name, aliases, argument, help and function. Help and dispatch read it."""
+"""The table of chat commands: name, argument, help, function, suggestions. Dispatch, help, completion of the line and
+the guide's table read it."""
 
 from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from mistralrs.api.loaded_adapters.known_adapters import described
 from mistralrs.api.selectors.adapter_words import parse_weights
@@ -13,8 +15,13 @@ from mistralrs.errors import UsageError
 from mistralrs_cli.chat import branches
 from mistralrs_cli.chat.render import columns
 from mistralrs_cli.chat.session import Chat
+from mistralrs_cli.chat_commands import suggestions
+from mistralrs_cli.chat_commands.command_help import help_lines, help_of
+from mistralrs_cli.chat_commands.suggestions import Suggestion
 from mistralrs_cli.chat_storage import saved_chats
 from mistralrs_cli.terminal.output import clean_line
+
+Section = Literal["Conversation", "Branches", "Saved chats", "Settings", "The chat itself"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +30,33 @@ class SlashCommand:
 
     name: str
     help: str
+    """One line for the list of commands."""
     run: Callable[[Chat, str], None]
+    section: Section
     argument: str = ""
     """The argument as help shows it; empty: the command takes none."""
+    details: str = ""
+    """More for ``/help NAME`` and for the guide; empty: ``help`` says all."""
     aliases: tuple[str, ...] = ()
+    suggest: Callable[[Chat, str], Iterable[Suggestion]] | None = None
+    """Returns the arguments that the one typed so far may become."""
+
+    @property
+    def usage(self) -> str:
+        """Returns the name with the argument."""
+        return f"{self.name} {self.argument}".rstrip()
 
 
 def _help(chat: Chat, argument: str) -> None:
+    width = chat.notes.width
     if argument:
-        command = find(argument if argument[:1] in "/\\" else f"/{argument}")
-        chat.notes.say(f"{command.name} {command.argument}".rstrip() + f"  {command.help}")
-        if command.aliases:
-            chat.notes.say(f"also: {', '.join(command.aliases)}")
-        return
-    chat.notes.say(
-        *columns((f"{each.name} {each.argument}", each.help) for each in COMMANDS),
-        "Enter sends. A new line: Alt-Enter, Ctrl-J, a backslash at the end, or text between two lines of "
-        + '"""; a paste never sends.',
-        "A message that begins with a slash is written with two.",
-    )
+        chat.notes.say(*help_of(find(argument if argument[:1] in "/\\" else f"/{argument}"), width=width))
+    else:
+        chat.notes.say(*help_lines(COMMANDS, width=width))
+
+
+def _command_names(chat: Chat, typed: str) -> list[Suggestion]:
+    return [Suggestion(each.name[1:], each.name[1:]) for each in COMMANDS if each.name[1:].startswith(typed)]
 
 
 def _exit(chat: Chat, argument: str) -> None:
@@ -89,39 +104,154 @@ def _scalings(chat: Chat, argument: str) -> None:
 
 
 COMMANDS = (
-    SlashCommand("/help", "show the commands, or one of them", _help, argument="[command]", aliases=("/?",)),
-    SlashCommand("/system", 'show or set the system message; "" removes it', _system, argument="[text]"),
-    SlashCommand("/stats", "show what the last answer took, or show it after each answer", _stats, argument="[on|off]"),
     SlashCommand(
-        "/adapter", "show the adapters, or choose those that act", _adapter, argument="[list|NAME[:W]...|none]"
-    ),
-    SlashCommand("/scalings", "show how X-LoRA mixed its adapters for the tokens of the last answer", _scalings),
-    SlashCommand("/retry", "answer the last question anew, or that of a message", branches.retry, argument="[N]"),
-    SlashCommand("/continue", "go on with the last answer where it ends", branches.go_on),
-    SlashCommand("/edit", "edit the last question, or any message, an answer too", branches.edit, argument="[N]"),
-    SlashCommand("/undo", "take back the last question and its answer", branches.undo),
-    SlashCommand(
-        "/alt", "show other answers to the last question, made together", branches.alternatives, argument="[COUNT]"
+        "/retry",
+        "Answer the last question anew",
+        branches.retry,
+        "Conversation",
+        argument="[N]",
+        details="With N the question of message N. Another seed is used, and the old answer stays.",
     ),
     SlashCommand(
-        "/tree", "show all branches and the messages' numbers, or go on with one", branches.tree, argument="[N]"
+        "/continue",
+        "Go on with the last answer where it ends",
+        branches.go_on,
+        "Conversation",
+        details="For one that was stopped or reached its limit.",
     ),
-    SlashCommand("/fork", "go on in another chat that begins as this one", branches.fork),
-    SlashCommand("/new", "begin another chat", saved_chats.new, aliases=("/clear",)),
-    SlashCommand("/sessions", "list the saved chats, the last used first", saved_chats.sessions),
     SlashCommand(
-        "/resume", "go on with a saved chat", saved_chats.resume_named, argument="[NAME|ID]", aliases=("/load",)
+        "/edit",
+        "Change the last question, or message N",
+        branches.edit,
+        "Conversation",
+        argument="[N]",
+        details="The message is put into the line; sent, it stands beside the old one and is answered. A changed "
+        "answer is gone on with.",
     ),
-    SlashCommand("/search", "find messages in all saved chats", saved_chats.search, argument="TEXT"),
-    SlashCommand("/rename", "name this chat", saved_chats.rename, argument="NAME"),
-    SlashCommand("/export", "write this chat to a file", saved_chats.export, argument="md|json|html [FILE]"),
+    SlashCommand("/undo", "Take back the last question and its answer", branches.undo, "Conversation"),
     SlashCommand(
-        "/import", "save the chats of a file and go on with the first", saved_chats.import_file, argument="FILE"
+        "/alt",
+        "Show other answers to the last question",
+        branches.alternatives,
+        "Branches",
+        argument="[COUNT]",
+        details="Three unless said, computed together.",
     ),
-    SlashCommand("/exit", "leave", _exit, aliases=("/bye", "/quit", "\\exit")),
+    SlashCommand(
+        "/tree",
+        "Show all branches, or go on with that of message N",
+        branches.tree,
+        "Branches",
+        argument="[N]",
+        details="The messages' numbers are here.",
+    ),
+    SlashCommand("/fork", "Go on in another chat that begins as this one", branches.fork, "Branches"),
+    SlashCommand(
+        "/new",
+        "Begin another chat with the same system message",
+        saved_chats.new,
+        "Saved chats",
+        details="The old one stays saved.",
+        aliases=("/clear",),
+    ),
+    SlashCommand("/sessions", "List the saved chats, the last used first", saved_chats.sessions, "Saved chats"),
+    SlashCommand(
+        "/resume",
+        "Go on with a saved chat",
+        saved_chats.resume_named,
+        "Saved chats",
+        argument="[NAME|ID]",
+        details="Without a name, with the last other one.",
+        aliases=("/load",),
+        suggest=suggestions.saved_chats,
+    ),
+    SlashCommand(
+        "/search",
+        "Find messages in all saved chats",
+        saved_chats.search,
+        "Saved chats",
+        argument="TEXT",
+        details="Those that have all words of the text.",
+    ),
+    SlashCommand("/rename", "Name this chat", saved_chats.rename, "Saved chats", argument="NAME"),
+    SlashCommand(
+        "/export",
+        "Write this chat to a file",
+        saved_chats.export,
+        "Saved chats",
+        argument="md|json|html [FILE]",
+        details="As Markdown, as OpenAI's messages in JSON, or as a page.",
+        suggest=suggestions.after_a_word("md", "json", "html"),
+    ),
+    SlashCommand(
+        "/import",
+        "Save the chats of a file, go on with the first",
+        saved_chats.import_file,
+        "Saved chats",
+        argument="FILE",
+        details="OpenAI's messages or ShareGPT's conversations.",
+        suggest=suggestions.paths,
+    ),
+    SlashCommand(
+        "/system",
+        "Show or set the system message",
+        _system,
+        "Settings",
+        argument="[TEXT]",
+        details='`""` removes it.',
+    ),
+    SlashCommand(
+        "/adapter",
+        "Show the adapters, or choose those that act",
+        _adapter,
+        "Settings",
+        argument="[list|none|NAME[:W]]",
+        details="Several names may be given, each with its weight; they act from the next turn on.",
+        suggest=suggestions.adapters,
+    ),
+    SlashCommand(
+        "/scalings",
+        "Show how X-LoRA mixed the last answer",
+        _scalings,
+        "Settings",
+        details="For each token of the last answer: the darker, the larger the mean weight over the layers.",
+    ),
+    SlashCommand(
+        "/stats",
+        "Show what the last answer took",
+        _stats,
+        "Settings",
+        argument="[on|off]",
+        details="Its speed, the tokens of its prompt that were reused, the seed; on: after every answer.",
+        suggest=suggestions.words("on", "off"),
+    ),
+    SlashCommand(
+        "/help",
+        "List the commands, or explain one",
+        _help,
+        "The chat itself",
+        argument="[COMMAND]",
+        aliases=("/?",),
+        suggest=_command_names,
+    ),
+    SlashCommand("/exit", "Leave", _exit, "The chat itself", aliases=("/bye", "/quit", "\\exit")),
 )
 
 _BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}
+
+
+def suggest(chat: Chat, typed: str) -> list[Suggestion] | None:
+    """Returns the lines that a typed beginning may become; None: it is no command."""
+    if not typed.startswith("/") or typed.startswith("//"):
+        return None
+    name, space, argument = typed.partition(" ")
+    if not space:
+        return [Suggestion(each.name, each.name) for each in COMMANDS if each.name.startswith(typed)]
+    command = _BY_NAME.get(name)
+    if command is None or command.suggest is None:
+        return []
+    bare = argument.lstrip()
+    return [Suggestion(f"{name} {each.text}", each.shown) for each in command.suggest(chat, bare)]
 
 
 def is_command(text: str) -> bool:
