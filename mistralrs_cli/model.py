@@ -61,6 +61,7 @@ class Vocabulary(Protocol):
 
     def encode(self, text: str, *, special: bool, bos: bool = False) -> list[int]: ...
     def token_text(self, token: int) -> str: ...
+    def token_bytes(self, token: int) -> bytes: ...
 
 
 class Adapters(Protocol):
@@ -96,6 +97,10 @@ class Model(Protocol):
     @property
     def tokenizer(self) -> Vocabulary: ...
     @property
+    def template_source(self) -> str:
+        """The chat template. Raises ``RequestError`` where it is not known."""
+
+    @property
     def vocab_size(self) -> int:
         """Ids from this number on are in no prompt and no answer."""
 
@@ -121,6 +126,9 @@ class Model(Protocol):
 
         Raises ``RequestError`` if the conversation cannot be answered.
         """
+
+    def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+        """Returns the prompt of a conversation, however long it is. Raises ``RequestError`` where it cannot be made."""
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams, *, scalings: bool = False) -> AnswerStream:
         """Continues token ids. ``scalings`` as for ``chat``. Raises ``RequestError`` if they cannot be continued."""

@@ -1,5 +1,5 @@
-"""Writes `docs/cli.md`, the table of rows in `README.md` and the chat's commands in `docs/chat-guide.md` from the command
-line's own tables.
+"""Writes `docs/cli.md`, the rows in `README.md` and the chat's commands in `docs/chat-guide.md` from the command line's
+own tables.
 
 `--check` writes nothing and prints which of them is out of date.
 """

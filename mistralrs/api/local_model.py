@@ -20,7 +20,7 @@ from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.api.serving.policy import Policy
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
-from mistralrs.errors import LoadError
+from mistralrs.errors import LoadError, RequestError
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.progress import Progress
 from mistralrs.text.worker import workers
@@ -138,6 +138,13 @@ class LocalModel(ProcessBound):
     def count(self, messages: Sequence[Mapping[str, object]]) -> int:
         """Returns the number of prompt tokens that ``chat`` would send. Raises as ``tokens_of`` does."""
         return len(self.tokens_of(messages))
+
+    @property
+    def template_source(self) -> str:
+        """Returns the chat template. Raises ``RequestError`` for a model without one."""
+        if self.template is None:
+            raise RequestError(f"{self.info.name} has no chat template", hint="-c gives one")
+        return self.template.source
 
     def known_adapters(self) -> KnownAdapters:
         """Returns the adapters that requests can name at this moment."""

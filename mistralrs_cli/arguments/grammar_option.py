@@ -35,13 +35,21 @@ def grammar_of(values: Options) -> GrammarText | None:
     if values.regex is not None:
         grammar, written = GrammarText("regex", values.regex), "--regex"
     elif values.schema is not None:
-        grammar, written = GrammarText("json_schema", _read("--schema", values.schema)), f"--schema {values.schema}"
+        return schema_in(values.schema, written="--schema")
     elif values.choice:
         grammar, written = GrammarText("choice", json.dumps(values.choice, ensure_ascii=False)), "--choice"
     else:
         assert values.grammar is not None
         grammar, written = _from_file(values.grammar), f"--grammar {values.grammar}"
     _check(grammar, written)
+    return grammar
+
+
+def schema_in(path: Path, *, written: str) -> GrammarText:
+    """Returns the JSON schema of a file, checked. ``written``: the option or command that names it. Raises
+    ``UsageError``."""
+    grammar = GrammarText("json_schema", _read(written, path))
+    _check(grammar, f"{written} {path}")
     return grammar
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,8 @@ class ChatJob:
     resume: str | None = None
     """The name or number of a saved chat to go on with; empty: the last one, None: a new chat."""
     look: Look = AUTOMATIC
+    written: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The options that were given, by their names, as the user wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,7 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
         return _scalings_invocation(args, args.scalings, options)
     sampling = _sampling(options, args.selection)
     if mode is Mode.CHAT:
-        job = _chat_job(values, sampling)
+        job = _chat_job(options, sampling)
     elif mode is Mode.PROMPT:
         job = _prompt_job(values, sampling)
     elif mode is Mode.BATCH:
@@ -244,17 +247,19 @@ def _commands(subcommand: tuple[str, ...]) -> str:
     return "\n".join(f"{command:<{width}}  {meaning}" for command, meaning in commands)
 
 
-def _chat_job(options: Options, sampling: SamplingParams) -> ChatJob:
+def _chat_job(options: ResolvedOptions, sampling: SamplingParams) -> ChatJob:
+    values = options.values
     return ChatJob(
         sampling,
-        _system(options),
-        options.truncate_sequence,
-        options.stats,
-        grammar_of(options),
-        options.think,
-        save=not options.no_save,
-        resume=options.resume,
-        look=Look(plain=options.plain, theme=options.theme),
+        _system(values),
+        values.truncate_sequence,
+        values.stats,
+        grammar_of(values),
+        values.think,
+        save=not values.no_save,
+        resume=values.resume,
+        look=Look(plain=values.plain, theme=values.theme),
+        written={name: options.written(name) for name in options.origins},
     )
 
 

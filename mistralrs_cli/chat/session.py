@@ -11,6 +11,7 @@ from mistralrs.errors import MistralrsError
 from mistralrs_cli.adapter_commands.mean_scalings import heat_map, mean_scalings
 from mistralrs_cli.arguments.invocation import ChatJob
 from mistralrs_cli.chat.chat_history import Conversation, Message
+from mistralrs_cli.chat.chat_settings import ChatSettings, SettingOrigins
 from mistralrs_cli.chat.render import Notes
 from mistralrs_cli.chat_storage.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.markdown_screen.answer_display import open_writer
@@ -28,8 +29,9 @@ class Chat:
         self.model = model
         self.record = record
         self.conversation = Conversation(job.system)
-        self.stats = job.stats
-        """Each answer is followed by its statistics."""
+        self.settings = ChatSettings(job.sampling, job.truncate, job.grammar, job.think, job.stats)
+        """The settings of the next turn."""
+        self.origins = SettingOrigins(self.settings, job.written)
         self.last: Usage | None = None
         """The usage of the last answer."""
         self.scalings: Scalings | None = None
@@ -44,7 +46,7 @@ class Chat:
         self.attempts = 0
         """Other answers that were asked for, to any question."""
         self.notes = Notes(streams.stderr)
-        self._job = job
+        self._look = job.look
         self._streams = streams
 
     def take_turn(self, text: str, *, mark_cut: bool) -> Finished:
@@ -64,13 +66,13 @@ class Chat:
         ``attempt``: is added to the seed, so that another answer to the same question differs.
         """
         before, self.conversation.path = self.conversation.path, path
-        seed = (self._job.sampling.seed + attempt) % 2**64
-        return self._answer(before, replace(self._job.sampling, seed=seed), mark_cut=mark_cut)
+        seed = (self.settings.sampling.seed + attempt) % 2**64
+        return self._answer(before, replace(self.settings.sampling, seed=seed), mark_cut=mark_cut)
 
     def _answer(self, before: Sequence[Message], sampling: SamplingParams, *, mark_cut: bool) -> Finished:
         """Answers the last message of the path. ``before``: the path to return to if there is no answer."""
         self.record.save(self.conversation)
-        writer = open_writer(self._streams.stdout, self._job.look)
+        writer = open_writer(self._streams.stdout, self._look)
         with Interruption() as interruption:
             try:
                 stream = interruption.watch(self._ask(sampling))
@@ -98,12 +100,12 @@ class Chat:
         else:
             self._return_to(before)
         self.last = finished.usage
-        if self.stats:
+        if self.settings.stats:
             self.show_stats()
         return finished
 
     def _thoughts(self) -> Thoughts:
-        return Thoughts(self._streams.stderr, shown=self._job.think in (None, "on"))
+        return Thoughts(self._streams.stderr, shown=self.settings.think in (None, "on"))
 
     def _return_to(self, before: Sequence[Message]) -> None:
         """Makes ``before`` the path again; a question that was not answered at all is removed from the store."""
@@ -114,16 +116,16 @@ class Chat:
         self.record.save(self.conversation)
 
     def _ask(self, sampling: SamplingParams) -> AnswerStream:
-        job = self._job
+        settings = self.settings
         mixes = self.model.known_adapters().scaling_axes is not None
         return self.model.chat(
             self.conversation.for_model(),
             sampling,
-            truncate=job.truncate,
+            truncate=settings.truncate,
             adapters=self.adapters,
             scalings=mixes,
-            grammar=job.grammar,
-            thinking=thinking_of(job.think),
+            grammar=settings.grammar,
+            thinking=thinking_of(settings.think),
             continues=self.conversation.path[-1].role == "assistant",
         )
 
@@ -136,8 +138,8 @@ class Chat:
         try:
             with Interruption() as interruption:
                 for number in range(1, count + 1):
-                    seed = (self._job.sampling.seed + self.attempts + number) % 2**64
-                    streams.append(interruption.watch(self._ask(replace(self._job.sampling, seed=seed))))
+                    seed = (self.settings.sampling.seed + self.attempts + number) % 2**64
+                    streams.append(interruption.watch(self._ask(replace(self.settings.sampling, seed=seed))))
                 self.attempts += count
                 for number, stream in enumerate(streams, 1):
                     self.conversation.path = list(path)
@@ -151,7 +153,7 @@ class Chat:
 
     def _show_other(self, stream: AnswerStream) -> list[Message]:
         """Shows one answer and saves it; returns it, or nothing if it was cancelled before its first text."""
-        writer = open_writer(self._streams.stdout, self._job.look)
+        writer = open_writer(self._streams.stdout, self._look)
         answer = SavedAnswer(stream, self.conversation, self.record)
         is_cut = True
         try:

@@ -4,18 +4,14 @@ the guide's table read it."""
 from __future__ import annotations
 
 import difflib
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from mistralrs.api.loaded_adapters.known_adapters import described
-from mistralrs.api.selectors.adapter_words import parse_weights
 from mistralrs.errors import UsageError
 from mistralrs_cli.chat import branches
-from mistralrs_cli.chat.render import columns
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.chat_commands import suggestions
+from mistralrs_cli.chat_commands import setting_commands, suggestions
 from mistralrs_cli.chat_commands.command_help import help_lines, help_of
 from mistralrs_cli.chat_commands.suggestions import Suggestion
 from mistralrs_cli.chat_storage import saved_chats
@@ -61,46 +57,6 @@ def _command_names(chat: Chat, typed: str) -> list[Suggestion]:
 
 def _exit(chat: Chat, argument: str) -> None:
     chat.leaving = True
-
-
-def _system(chat: Chat, argument: str) -> None:
-    if argument:
-        chat.conversation.system = None if argument == '""' else argument
-        chat.record.save(chat.conversation)
-    system = chat.conversation.system
-    chat.notes.say("no system message" if system is None else f"system message: {clean_line(system)}")
-
-
-def _stats(chat: Chat, argument: str) -> None:
-    if not argument:
-        chat.show_stats()
-    elif argument in ("on", "off"):
-        chat.stats = argument == "on"
-        chat.notes.say(f"statistics after each answer: {argument}")
-    else:
-        raise UsageError(f"/stats {clean_line(argument)}: not on or off", hint="/stats alone shows the last answer's")
-
-
-def _adapter(chat: Chat, argument: str) -> None:
-    known = chat.model.known_adapters()
-    if not known.names:
-        raise UsageError("no adapter can be chosen", hint="--lora NAME=SOURCE loads one at the start")
-    if argument in ("", "list"):
-        acting = known.active if chat.adapters is None else chat.adapters
-        chat.notes.say(*columns((clean_line(name), _acts(acting.get(name))) for name in known.names))
-        return
-    weights = parse_weights(argument.replace(",", " ").split(), written="/adapter")
-    known.check(weights)
-    chat.adapters = weights
-    chat.notes.say(f"acting from now on: {clean_line(described(weights)) or 'none'}")
-
-
-def _acts(weight: float | None) -> str:
-    return "" if weight is None else f"acts, weight {weight:g}"
-
-
-def _scalings(chat: Chat, argument: str) -> None:
-    chat.show_scalings(width=shutil.get_terminal_size().columns)
 
 
 COMMANDS = (
@@ -193,17 +149,56 @@ COMMANDS = (
         suggest=suggestions.paths,
     ),
     SlashCommand(
+        "/set",
+        "Show the settings, or change one",
+        setting_commands.set_value,
+        "Settings",
+        argument="[NAME [VALUE]]",
+        details="Each is shown with where its value came from: an option, a variable, the config file, the default or "
+        "`/set`. The value `default` is the one with which the chat began.",
+        suggest=setting_commands.suggest_settings,
+    ),
+    SlashCommand(
+        "/show",
+        "Show what the chat works with",
+        setting_commands.show,
+        "Settings",
+        argument="[TOPIC]",
+        details="`model`: the model; `template`: its chat template; `params`: the settings; `prompt`: the conversation "
+        "as the model sees it.",
+        suggest=suggestions.words(*setting_commands.SHOWN),
+    ),
+    SlashCommand(
         "/system",
         "Show or set the system message",
-        _system,
+        setting_commands.system,
         "Settings",
         argument="[TEXT]",
         details='`""` removes it.',
     ),
     SlashCommand(
+        "/schema",
+        "Hold answers to a JSON schema",
+        setting_commands.schema,
+        "Settings",
+        argument="[FILE|off]",
+        details="Answers are JSON that obeys the schema in the file, from the next turn on; off: any text.",
+        suggest=suggestions.words_or_paths("off"),
+    ),
+    SlashCommand(
+        "/think",
+        "Let the model think, and show it",
+        setting_commands.think,
+        "Settings",
+        argument="[on|off|hide|show]",
+        details="on and off: where the chat template can; hide: it may think, and that is not shown; show: as at the "
+        "beginning.",
+        suggest=suggestions.words("on", "off", "hide", "show"),
+    ),
+    SlashCommand(
         "/adapter",
         "Show the adapters, or choose those that act",
-        _adapter,
+        setting_commands.adapter,
         "Settings",
         argument="[list|none|NAME[:W]]",
         details="Several names may be given, each with its weight; they act from the next turn on.",
@@ -212,14 +207,14 @@ COMMANDS = (
     SlashCommand(
         "/scalings",
         "Show how X-LoRA mixed the last answer",
-        _scalings,
+        setting_commands.scalings,
         "Settings",
         details="For each token of the last answer: the darker, the larger the mean weight over the layers.",
     ),
     SlashCommand(
         "/stats",
         "Show what the last answer took",
-        _stats,
+        setting_commands.stats,
         "Settings",
         argument="[on|off]",
         details="Its speed, the tokens of its prompt that were reused, the seed; on: after every answer.",

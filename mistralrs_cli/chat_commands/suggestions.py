@@ -54,6 +54,11 @@ def paths(chat: Chat, typed: str) -> list[Suggestion]:
     ]
 
 
+def words_or_paths(*known: str) -> Suggest:
+    """Returns the suggestions for one of these words or a path."""
+    return lambda chat, typed: [*words(*known)(chat, typed), *paths(chat, typed)]
+
+
 def after_a_word(*known: str) -> Suggest:
     """Returns the suggestions for one of these words, followed by a path."""
 

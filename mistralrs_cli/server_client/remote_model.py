@@ -30,6 +30,8 @@ _FIELDS = {
     "presence_penalty": "presence_penalty",
 }
 """Fields of a request, which are also those of ``SamplingParams``, by the options that set them."""
+_ALWAYS = ("seed", "max_tokens", "stop")
+"""Fields that each request has, or has where they are set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class RemoteModel:
         self.info = info
         self._choice = choice
         self._is_ours = is_ours
+        self._given = set(choice.given)
+        self._added = set[str]()
         self._permits = threading.Semaphore(choice.concurrency)
         self._streams: weakref.WeakSet[RemoteStream] = weakref.WeakSet()
 
@@ -98,6 +102,11 @@ class RemoteModel:
     def tokenizer(self) -> Vocabulary:
         """Raises ``RequestError``: it is the server's."""
         raise RequestError("the tokenizer is the server's", hint="load the model here, without --connect")
+
+    @property
+    def template_source(self) -> str:
+        """Raises ``RequestError``: it is the server's."""
+        raise RequestError("the chat template is the server's", hint="load the model here, without --connect")
 
     @property
     def vocab_size(self) -> int:
@@ -149,6 +158,21 @@ class RemoteModel:
         self._streams.add(stream)
         return stream
 
+    def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+        """Raises ``RequestError``: the tokenizer is the server's."""
+        raise RequestError("the tokenizer is the server's", hint="load the model here, without --connect")
+
+    def give(self, field: str) -> None:
+        """Sends a field of ``SamplingParams`` with later requests. Raises ``RequestError`` for one that the server is
+        not known to obey."""
+        options = [option for option, name in _FIELDS.items() if name == field]
+        self._given.update(options)
+        if options or field in _ALWAYS:
+            return
+        if not self._is_ours:
+            raise RequestError(f"only a mistralrs server is known to obey {field}", hint="load the model here")
+        self._added.add(field)
+
     def complete(self, prompt: Sequence[int], sampling: SamplingParams, *, scalings: bool = False) -> RemoteStream:
         """Raises ``RequestError``: ids are those of the server's tokenizer."""
         raise RequestError("token ids cannot be sent to a server", hint="load the model here, without --connect")
@@ -163,8 +187,9 @@ class RemoteModel:
         fields: dict[str, object] = {
             field: getattr(sampling, field)
             for option, field in _FIELDS.items()
-            if self._is_ours or option in self._choice.given
+            if self._is_ours or option in self._given
         }
+        fields |= {field: getattr(sampling, field) for field in sorted(self._added)}
         if sampling.max_tokens is not None:
             fields["max_tokens"] = sampling.max_tokens
         if sampling.stop:

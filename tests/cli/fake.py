@@ -71,6 +71,9 @@ class FakeTokenizer:
     def token_text(self, token: int) -> str:
         return chr(token)
 
+    def token_bytes(self, token: int) -> bytes:
+        return chr(token).encode()
+
 
 SCALINGS = Scalings(
     1999, (ord("z"), ord("a"), ord("b")), (2, 2), struct.pack("12f", *[9.0] * 4, *[0.5, 0, 0.3, 0.2] * 2)
@@ -132,6 +135,7 @@ class FakeModel:
         self.has_template = options.chat_template != "none"
         self.tokenizer = FakeTokenizer()
         self.vocab_size = VOCABULARY
+        self.template_source = "{{ messages }}"
         self._max_draft = options.max_draft or 0
         named = tuple(each.name for each in options.adapters.adapters)
         axes = ScalingAxes(("music", "law"), ("q_proj", "v_proj")) if options.adapters.xlora else None
@@ -213,6 +217,10 @@ class FakeModel:
         if word == "defect":
             raise ZeroDivisionError("a defect")
         return FakeStream([f"you said: {text}"], usage, scalings=SCALINGS if scalings else None)
+
+    def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
+        text = "".join(f"<{each['role']}>{each['content']}" for each in messages)
+        return tuple(self.tokenizer.encode(text, special=False))
 
     def complete(self, prompt: Sequence[int], sampling: SamplingParams, *, scalings: bool = False) -> FakeStream:
         assert sampling.ignore_eos
