@@ -65,7 +65,7 @@ model: $(MODEL) ## fetch the default model
 
 gemma: $(GEMMA) ## fetch Gemma 3 270M, a second model for the tests, under its own terms
 
-fixtures: $(FIXTURES) ## fetch the vocabularies and the JSON Schema Test Suite that tests compare with
+fixtures: $(FIXTURES) ## fetch the vocabularies, the JSON Schema Test Suite and CommonMark's examples that tests compare with
 
 sanitize: $(INSTALLED) ## the kernels, their pool and the loaders under address, undefined-behaviour and thread sanitizers
 	$(BIN)/python scripts/sanitize.py
@@ -89,6 +89,7 @@ soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write rep
 	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md
 	$(BIN)/python -m tests.soak.killed_chats --kills 100 --report $(REPORTS)/killed-chats.md
 	$(BIN)/python -m tests.soak.killed_batches --kills 50 --report $(REPORTS)/killed-batches.md
+	$(BIN)/python -m tests.soak.markdown_chunkings --chunkings 20 --report $(REPORTS)/markdown-chunkings.md
 
 clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests that speak to the server with them
 	$(BIN)/pip install --editable ".[dev,clients]" --no-build-isolation $(WITHOUT_KERNELS)
@@ -146,9 +147,10 @@ $(MODEL): | $(VENV)/pyvenv.cfg
 $(GEMMA): | $(VENV)/pyvenv.cfg
 	$(BIN)/python scripts/fetch_gemma.py $@
 
-$(FIXTURES): scripts/fetch_vocabularies.py scripts/fetch_schema_suite.py | $(VENV)/pyvenv.cfg
+$(FIXTURES): scripts/fetch_vocabularies.py scripts/fetch_schema_suite.py scripts/fetch_commonmark.py | $(VENV)/pyvenv.cfg
 	$(BIN)/python scripts/fetch_vocabularies.py .fixtures/vocabularies
 	$(BIN)/python scripts/fetch_schema_suite.py .fixtures/json-schema-suite
+	$(BIN)/python scripts/fetch_commonmark.py .fixtures/commonmark
 	@touch $@
 
 FORCE:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
+
+from source_distribution import download
 
 PACKAGE = "jsonschema==4.26.0"
 SUITE = "json/tests/draft2020-12"
@@ -27,13 +28,8 @@ def main() -> int:
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        options = ["--quiet", "--no-deps", "--no-binary", "jsonschema", "--dest", scratch]
-        command = [sys.executable, "-m", "pip", "download", *options, PACKAGE]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        archive = next(Path(scratch).glob("jsonschema-*.tar.gz"), None)
+        archive = download(PACKAGE, Path(scratch))
         if archive is None:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            print(f"pip could not download {PACKAGE}: {reason}", file=sys.stderr)
             return 1
         unpacked = Path(scratch) / "unpacked"
         if not unpack(archive, unpacked):

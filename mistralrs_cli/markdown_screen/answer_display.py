@@ -119,8 +119,18 @@ class MarkdownWriter:
     The libraries for it are imported meanwhile in another thread, so that the first token need not wait for them.
     """
 
-    def __init__(self, stream: TextIO, *, theme: str, has_links: bool, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        theme: str,
+        has_links: bool,
+        pace: Pace | None = None,
+        size: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        """``size``: returns the columns and lines of the terminal; None: the stream is one."""
         self.text = ""
+        self._size = size or (lambda: terminal_size(stream))
         self._stream, self._theme, self._has_links = stream, theme, has_links
         self._sanitizer = Sanitizer()
         self._held = ""
@@ -157,7 +167,7 @@ class MarkdownWriter:
 
     def _width(self) -> int:
         """Returns the cells of a line: the last column stays free, where terminals differ in how they wrap."""
-        return max(2, terminal_size(self._stream)[0] - 1)
+        return max(2, self._size()[0] - 1)
 
     def _opened(self) -> tuple[BlockStream, LiveRegion]:
         if self._parts is None:
@@ -166,7 +176,7 @@ class MarkdownWriter:
             from mistralrs_cli.markdown_screen.theme import THEMES
 
             blocks = BlockStream(THEMES[self._theme], has_links=self._has_links)
-            self._parts = blocks, LiveRegion(self._stream, lambda: terminal_size(self._stream))
+            self._parts = blocks, LiveRegion(self._stream, self._size)
         return self._parts
 
 

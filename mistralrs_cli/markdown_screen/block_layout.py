@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from markdown_it.token import Token
 from rich.style import Style
 
 from mistralrs_cli.markdown_screen.code_colors import CodeColors
 from mistralrs_cli.markdown_screen.inline_text import InlineText, drawn, safe
-from mistralrs_cli.markdown_screen.markdown_parser import top_level
+from mistralrs_cli.markdown_screen.markdown_parser import MOST_KEPT, is_alone, top_level
 from mistralrs_cli.markdown_screen.table_layout import Cell, table_lines
 from mistralrs_cli.markdown_screen.theme import Theme
 from mistralrs_cli.markdown_screen.word_wrap import PLAIN, Piece, wrap
@@ -31,6 +31,8 @@ class BlockLayout:
     width: int
     depth: int = 0
     """The number of lists around."""
+    kept: dict[tuple[str, int, Style], list[str]] = field(default_factory=dict)
+    """Lines by their text, width and style: an open block is laid out again with each piece."""
 
     def blocks(self, runs: Sequence[Sequence[Token]], lines: Sequence[str], style: Style = PLAIN) -> list[str]:
         """Returns the lines of blocks one below the other, with a blank line where the text has one."""
@@ -48,10 +50,10 @@ class BlockLayout:
         """Returns the lines of one block."""
         kind = run[0].type
         if kind == "paragraph_open":
-            return self._text(run[1].children or [], style)
+            return self._text(run[1], style)
         if kind == "heading_open":
             level = int(run[0].tag[1:])
-            return self._text(run[1].children or [], style + self.theme.heading + Style(underline=level == 1))
+            return self._text(run[1], style + self.theme.heading + Style(underline=level == 1))
         if kind in ("fence", "code_block"):
             return self.code(run[0])
         if kind == "hr":
@@ -100,9 +102,17 @@ class BlockLayout:
         colors = CodeColors(language_of(token.info), self.theme.syntax)
         return [colors.complete(line) for line in safe(token.content).removesuffix("\n").split("\n")]
 
-    def _text(self, tokens: Sequence[Token], style: Style) -> list[str]:
-        pieces = InlineText(self.theme, self.has_links).pieces(tokens, style)
-        return [drawn(line) for line in wrap(pieces, self.width)]
+    def _text(self, inline: Token, style: Style) -> list[str]:
+        key = (inline.content, self.width, style)
+        if key not in self.kept:
+            pieces = InlineText(self.theme, self.has_links).pieces(inline.children or [], style)
+            lines = [drawn(line) for line in wrap(pieces, self.width)]
+            if not is_alone(inline.content):
+                return lines
+            if len(self.kept) > MOST_KEPT:
+                self.kept.clear()
+            self.kept[key] = lines
+        return self.kept[key]
 
     def _raw(self, text: str, style: Style) -> list[str]:
         return [drawn(line) for line in wrap([Piece(safe(text).rstrip("\n"), style)], self.width)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rich.style import Style
+
 from mistralrs_cli.markdown_screen.block_layout import (
     BlockLayout,
     begin_of,
@@ -40,6 +42,7 @@ class BlockStream:
     def __init__(self, theme: Theme, *, has_links: bool) -> None:
         self.parser = MarkdownParser()
         self._theme, self._has_links = theme, has_links
+        self._kept: dict[tuple[str, int, Style], list[str]] = {}
         self._text = ""
         """The text that is not final."""
         self._seen = 0
@@ -99,7 +102,7 @@ class BlockStream:
         return layout.blocks(runs, lines)
 
     def _layout(self, width: int) -> BlockLayout:
-        return BlockLayout(self._theme, self._has_links, width)
+        return BlockLayout(self._theme, self._has_links, width, kept=self._kept)
 
     def _emit(self, lines: Sequence[str], *, gap: bool) -> None:
         self._gap |= gap
@@ -156,7 +159,7 @@ class BlockStream:
                 return True
             if place == len(runs) - 1 and not ends:
                 return self._take_last(run, lines, layout, definitions, previous_end=previous_end)
-            self._emit_block(run, lines, layout, gap=gap)
+            self._emit_block(run, lines, layout, definitions=definitions, gap=gap)
             previous_end = end_of(run, lines)
         return self._drop(len(lines), lines, definitions, previous_end=previous_end)
 
@@ -184,13 +187,14 @@ class BlockStream:
             items = top_level(run[1:-1])
             if len(items) > 1:
                 first = self._take_number(run)
-                self.parser.fill(run)
+                self._fill_items(items[:-1], definitions)
+                self._learn(definitions, before=begin_of(items[-1]))
                 self._emit(layout.items(run, items[:-1], lines, first=first), gap=gap)
                 self._next_number = first + len(items) - 1
                 self._gap = has_blank(lines[end_of(items[-2], lines) : begin_of(items[-1])])
                 self._remove(begin_of(items[-1]))
                 return False
-        while begin > previous_end and lines[begin - 1].strip():
+        while begin > previous_end and not has_blank([lines[begin - 1]]):
             begin -= 1  # a definition, which the next line may still change
         if begin == 0:
             return False
@@ -212,8 +216,25 @@ class BlockStream:
             if definition.line < before:
                 self.parser.learn(definition)
 
-    def _emit_block(self, run: Run, lines: Sequence[str], layout: BlockLayout, *, gap: bool) -> None:
-        self.parser.fill(run)
+    def _fill_items(self, items: Sequence[Run], definitions: Sequence[Definition]) -> None:
+        """Reads items of a list; each knows the definitions before it, those in other items too."""
+        for item in items:
+            self._learn(definitions, before=begin_of(item))
+            self.parser.fill(item)
+
+    def _emit_block(
+        self,
+        run: Run,
+        lines: Sequence[str],
+        layout: BlockLayout,
+        *,
+        definitions: Sequence[Definition],
+        gap: bool,
+    ) -> None:
+        if run[0].type in ("bullet_list_open", "ordered_list_open"):
+            self._fill_items(top_level(run[1:-1]), definitions)
+        else:
+            self.parser.fill(run)
         if run[0].type == "ordered_list_open":
             run[0].attrs["start"] = self._take_number(run)
         self._next_number = None
@@ -237,7 +258,7 @@ class BlockStream:
         head = text[begin : begin + cut] + "\n"
         runs, _ = self.parser.outline(head)
         for each in runs:
-            self._emit_block(each, head.split("\n"), layout, gap=gap)
+            self._emit_block(each, head.split("\n"), layout, definitions=(), gap=gap)
             gap = False
         self._text = self._text[begin + cut + self._text[begin + cut].isspace() :]
         self._seen = 0

@@ -12,6 +12,8 @@ from markdown_it.rules_core import StateCore, inline, text_join
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
+MOST_KEPT = 1000
+"""Texts whose reading is kept for the next time."""
 MAX_NESTING = 100
 """Containers within each other; markdown-it drops the text of deeper ones."""
 _FORMULA = re.compile(
@@ -46,6 +48,8 @@ class MarkdownParser:
         self._outlines.core.ruler.enableOnly(["normalize", "block"])
         self.known: dict[str, Any] = {}
         """The definitions so far, by their labels."""
+        self._children: dict[str, list[Token]] = {}
+        """The contents of lines that were read before: an open block is read again with each piece."""
 
     def outline(self, text: str) -> tuple[list[Run], list[Definition]]:
         """Returns the top-level blocks of a text, without the contents of their lines, and the definitions in it."""
@@ -59,10 +63,24 @@ class MarkdownParser:
 
     def fill(self, run: Run) -> Run:
         """Returns a block with the contents of its lines."""
-        state = StateCore("", self._parser, {"references": self.known}, run)
+        unread = []
+        for token in run:
+            if token.type == "inline" and token.content in self._children:
+                token.children = self._children[token.content]
+            elif token.type == "inline":
+                unread.append(token)
+        state = StateCore("", self._parser, {"references": self.known}, unread)
         inline(state)
         text_join(state)
+        if len(self._children) > MOST_KEPT:
+            self._children.clear()
+        self._children |= {each.content: each.children or [] for each in unread if is_alone(each.content)}
         return run
+
+
+def is_alone(text: str) -> bool:
+    """Returns whether the meaning of a text depends on no definition."""
+    return "[" not in text
 
 
 def top_level(tokens: Sequence[Token]) -> list[Run]:

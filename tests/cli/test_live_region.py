@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from random import Random
 
-import pyte
 import pytest
 
-from mistralrs_cli.markdown_screen.block_stream import BlockStream
-from mistralrs_cli.markdown_screen.live_region import LiveRegion
-from mistralrs_cli.markdown_screen.theme import THEMES
+from tests.cli.scrollback import SIZES, chunked, shown
 
 TEXT = "\n".join(
     [
@@ -26,28 +22,9 @@ TEXT = "\n".join(
 )
 
 
-def screen_of(pieces: list[str], *, columns: int, lines: int) -> list[str]:
-    screen = pyte.HistoryScreen(columns, lines, history=10_000)
-    screen.set_mode(pyte.modes.LNM)
-    stream, output = pyte.Stream(screen), io.StringIO()
-    region = LiveRegion(output, lambda: (columns, lines))
-    blocks = BlockStream(THEMES["dark"], has_links=False)
-    for piece in pieces:
-        blocks.feed(piece)
-        region.draw(blocks.take_final(columns - 1), blocks.open_lines(columns - 1))
-    region.draw(blocks.take_final(columns - 1, ends=True), [])
-    stream.feed(output.getvalue())
-    above = ["".join(row[place].data for place in range(columns)) for row in screen.history.top]
-    return "\n".join(line.rstrip() for line in [*above, *screen.display]).rstrip().split("\n")
-
-
-@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 40), (40, 20)])
+@pytest.mark.parametrize(("columns", "lines"), SIZES)
 def test_screen_and_scrollback_end_as_the_whole(columns: int, lines: int) -> None:
-    whole = screen_of([TEXT], columns=columns, lines=lines)
-    random, pieces, rest = Random(columns), [], TEXT
-    while rest:
-        size = random.randint(1, 30)
-        pieces.append(rest[:size])
-        rest = rest[size:]
-    assert screen_of(pieces, columns=columns, lines=lines) == whole
+    whole = shown([TEXT], columns=columns, lines=lines)
+    random = Random(columns)
+    assert shown(chunked(random, TEXT), columns=columns, lines=lines, random=random) == whole
     assert len(whole) > lines

@@ -54,6 +54,19 @@ def test_pieces_do_not_matter() -> None:
     assert rendered(list(TEXT)) == whole
 
 
+def test_a_quotation_that_ends_with_its_mark_is_one() -> None:
+    text = "> bar\n>\nbaz\n\nend\n"
+    assert rendered(list(text)) == rendered([text])
+    assert [STYLES.sub("", line) for line in rendered([text])] == ["│ bar", "", "baz", "", "end"]
+
+
+@pytest.mark.parametrize("end", ["", "\nSee [there][ref].\n"])
+def test_definitions_in_a_list_are_known_below_them(end: str) -> None:
+    text = f"- one\n\n  [ref]: https://example.org\n- two\n- [three][ref]\n{end}"
+    assert rendered(list(text)) == rendered([text])
+    assert any("three (https://example.org)" in STYLES.sub("", line) for line in rendered([text]))
+
+
 def test_lines_fit_and_read_well() -> None:
     lines = [STYLES.sub("", line) for line in rendered([TEXT])]
     assert all(cell_width(line) <= 40 for line in lines)
