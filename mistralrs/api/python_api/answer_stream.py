@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from types import TracebackType
@@ -90,6 +91,8 @@ class EventQueue:
         self._as_they_come = as_they_come
         self._unread: list[tuple[int, Event]] = []
         self._batches: SimpleQueue[list[tuple[int, Event]]] = SimpleQueue()
+        self._delivering = threading.Lock()
+        """The engine's thread delivers, and the submitting thread too where a request fails at once."""
         self._num_open = 0
         self._handles = submit(self, requests, adapters)
 
@@ -100,11 +103,11 @@ class EventQueue:
         return self._engine.submit_to(lambda event: self._deliver(place, event), request, adapters)
 
     def _deliver(self, place: int, event: Event) -> None:
-        # the submitting thread may add an event too, but reads none before all are submitted: it loses none
-        self._unread.append((place, event))
-        if self._as_they_come or isinstance(event, End):
-            self._batches.put(self._unread)
-            self._unread = []
+        with self._delivering:
+            self._unread.append((place, event))
+            if self._as_they_come or isinstance(event, End):
+                self._batches.put(self._unread)
+                self._unread = []
 
     def __iter__(self) -> Iterator[tuple[int, Event]]:
         while self._num_open:
