@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from mistralrs_kernels import cpu
 
 from mistralrs.api.options.declarations import DECLARED
@@ -23,6 +24,9 @@ if redzones.watched():
 for _option in DECLARED.values():  # a developer's own settings must not change a test
     os.environ.pop(_option.variable or "", None)
 os.environ["MISTRALRS_CONFIG"] = os.devnull
+# no test fails because the machine is busy
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 DEFAULT_MODEL = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
