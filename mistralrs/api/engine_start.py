@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
     from mistralrs.api.loaded_adapters.adapter_loading import AdapterLoading
     from mistralrs.engine.engine import Engine, ModelExecutor
+    from mistralrs.engine.request_hooks import NamedHooks
     from mistralrs.loading.pipeline import LoadPlan, Model
     from mistralrs.loading.text_source import TextSource
     from mistralrs.ops.backend import Backend
@@ -46,7 +47,13 @@ def load_plan(source: ModelSource, options: LoadOptions, text: TextSource, adapt
 
 
 def start_engine(
-    executor: ModelExecutor, model: Model, options: LoadOptions, backend: Backend, adapters: AdapterLoading
+    executor: ModelExecutor,
+    model: Model,
+    options: LoadOptions,
+    backend: Backend,
+    adapters: AdapterLoading,
+    *,
+    named_hooks: NamedHooks,
 ) -> Engine:
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
@@ -55,7 +62,7 @@ def start_engine(
     if options.kv_dir is not None and model.fingerprint is not None:
         store = KvDiskTier(options.kv_dir, limit=options.kv_dir_bytes, fingerprint=model.fingerprint)
     num_blocks = sum(group.num_blocks for group in model.limits.kv_groups)
-    return Engine(
+    engine = Engine(
         executor,
         model.tokenizer,
         EngineConfig(
@@ -77,6 +84,8 @@ def start_engine(
         row_sampler=backend.row_sampler(),
         torch_threads=backend.torch_threads,
     )
+    engine.named_hooks = named_hooks
+    return engine
 
 
 def adapter_placement(model: Model, options: LoadOptions, backend: Backend) -> AdapterPlacement:

@@ -64,3 +64,5 @@ class LoadOptions:
     isq: str | None = DEFAULTS.isq
     """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
     adapters: AdapterOptions = NO_ADAPTERS
+    plugin: Path | None = DEFAULTS.plugin
+    """A Python file of hooks that requests may name."""

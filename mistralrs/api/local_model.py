@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from mistralrs.api.engine_start import adapter_placement, is_exact, load_plan, start_engine
 from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.plugin_file import load_plugin
 from mistralrs.api.read_stream import ReadStream
 from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.api.serving.policy import Policy
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.errors import LoadError, RequestError
+from mistralrs.engine.request_hooks import NamedHooks
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.progress import Progress
 from mistralrs.text.worker import workers
@@ -65,6 +67,7 @@ class LocalModel(ProcessBound):
             hidden_size=model.spec.hidden_size,
             responses=model.responses,
             call_format=_call_format(model),
+            hooks=engine.named_hooks.names,
         )
 
     @property
@@ -76,7 +79,7 @@ class LocalModel(ProcessBound):
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
         """Finds, checks and loads the model and its adapters. Raises ``LoadError`` or ``UsageError``."""
         started = time.perf_counter()
-        _prepare_process()
+        named_hooks = _prepare_process(options.plugin)
         from mistralrs.api.loaded_adapters.adapter_loading import AdapterLoading
         from mistralrs.api.loaded_adapters.adapter_sources import base_name, resolve_adapters
         from mistralrs.loading.pipeline import load
@@ -100,7 +103,7 @@ class LocalModel(ProcessBound):
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
         executor = adapters.executor(model, resolved.backend, is_exact=is_exact(options))
-        engine = start_engine(executor, model, options, resolved.backend, adapters)
+        engine = start_engine(executor, model, options, resolved.backend, adapters, named_hooks=named_hooks)
         # the folder of a model in the hub's cache is named by its commit
         name = source.repo if source.repo and path.is_dir() else model.name
         info = ModelInfo(
@@ -230,10 +233,11 @@ def _call_format(model: Model) -> CallFormat | None:
     return call_format_of(model.template.source, model.responses)
 
 
-def _prepare_process() -> None:
-    """Begins what takes time and needs no model."""
+def _prepare_process(plugin: Path | None) -> NamedHooks:
+    """Begins what takes time and needs no model. Returns the hooks of the plugin."""
     import_torch_without_working_folder()  # for what needs torch later
     workers.start()  # the template's process gets ready meanwhile
+    return NamedHooks() if plugin is None else load_plugin(plugin)
 
 
 def _token(source: str) -> Callable[[], str | None]:

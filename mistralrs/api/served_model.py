@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mistralrs.api.checked_grammars import CheckedGrammars
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapters
+from mistralrs.engine.request_hooks import HookNames
 
 if TYPE_CHECKING:
     from mistralrs.grammar.grammar_text import GrammarText
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mistralrs.text.tokenizer import Tokenizer
 
 NO_ADAPTERS = KnownAdapters()
+NO_HOOKS = HookNames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class ServedModel:
     """Splits answers into content, reasoning and tool calls; None: they are content."""
     call_format: CallFormat | None = None
     """The form of its tool calls, for grammars; None: no grammar can hold an answer to it."""
+    hooks: HookNames = NO_HOOKS
+    """Hooks that requests may name."""
     grammars: CheckedGrammars = field(default_factory=CheckedGrammars, repr=False, compare=False)
 
     def check_grammar(self, grammar: GrammarText) -> tuple[str, ...]:

@@ -89,11 +89,13 @@ def check_request(request: Request, vocab_size: int, *, max_adapters: int) -> No
     check(request.sampling, vocab_size)
     _check_adapters(request.adapters, max_adapters)
     if request.pooling is not None:
-        for name in ("grammar", "hooks", "thinking"):
+        for name in ("grammar", "hooks", "hook_names", "thinking"):
             if getattr(request, name) is not None:
                 raise RequestError(f"a request for an embedding has no answer, hence no {name}", param=name)
     elif request.hidden_states:
         raise RequestError("hidden_states needs pooling: it is for embeddings", param="hidden_states")
+    if request.hooks is not None and request.hook_names is not None:
+        raise RequestError("a request has hooks or names of hooks, not both", param="hook_names")
     if request.thinking is not None:
         _require("thinking", request.thinking.tokens, request.thinking.tokens >= 0, "at least 0 tokens")
         _require_known("thinking", request.thinking.closing, vocab_size)

@@ -9,7 +9,7 @@ from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.ops.kv_groups import KvGroup
 
 if TYPE_CHECKING:
-    from mistralrs.engine.request_hooks import Hooks
+    from mistralrs.engine.request_hooks import HookNames, Hooks
 
 SAMPLERS = ("penalties", "dry", "temperature", "top_k", "typical_p", "top_p", "min_p", "xtc")
 """The stages of sampling in their default order."""
@@ -165,3 +165,5 @@ class Request:
     """None: it thinks as long as it likes."""
     hooks: Hooks | None = None
     """Functions that take part in sampling; only for an engine in the caller's process."""
+    hook_names: HookNames | None = None
+    """The same by names that the engine knows, in place of ``hooks``."""

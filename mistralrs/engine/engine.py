@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Row
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +27,7 @@ from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
 from mistralrs.engine.model_executor import ModelExecutor as ModelExecutor
 from mistralrs.engine.prefill_budget import PrefillBudget
 from mistralrs.engine.process_bound import ProcessBound
+from mistralrs.engine.request_hooks import NamedHooks
 from mistralrs.engine.request_state import RequestState, StepOutput
 from mistralrs.engine.sampling.sampler_choice import SamplerChoice
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
@@ -62,6 +64,8 @@ class Engine(ProcessBound):
     after_step: Callable[[], None]
     """The engine's thread calls it when all events of a step, or of the time between two steps, are delivered. A caller
     that sends the events of a step together sets it before the first request."""
+    named_hooks: NamedHooks = NamedHooks()
+    """The hooks that requests may name. A caller that has some sets it before the first request."""
 
     def __init__(
         self,
@@ -140,6 +144,8 @@ class Engine(ProcessBound):
         check_request(request, self.vocab_size, max_adapters=self.config.max_adapters)
         if request.wants_scalings and self._executor.scalings is None:
             raise RequestError("the model mixes no adapters by token: it has no scalings", param="scalings")
+        if request.hook_names is not None:
+            request = replace(request, hooks=self.named_hooks.find(request.hook_names), hook_names=None)
         prompt = fit_prompt(request, self.max_len, self.vocab_size, spell=self._tokenizer.token_text)
         with self._submit_lock:
             if self._fault is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from mistralrs.errors import EngineError
+from mistralrs.errors import EngineError, RequestError
 
 if TYPE_CHECKING:
     import numpy
@@ -41,6 +41,37 @@ class Hooks:
             except BaseException as error:  # SystemExit too: it would end the engine's thread
                 raise hook_error("a stopping rule", error) from error
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class HookNames:
+    """Names of hooks that the engine's process knows; unlike functions they cross to it."""
+
+    logits_processors: tuple[str, ...] = ()
+    stopping_rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NamedHooks:
+    """The hooks that requests may name."""
+
+    logits_processors: Mapping[str, LogitsProcessor] = field(default_factory=dict)
+    stopping_rules: Mapping[str, StoppingRule] = field(default_factory=dict)
+
+    @property
+    def names(self) -> HookNames:
+        """All names, in the order in which they were declared."""
+        return HookNames(tuple(self.logits_processors), tuple(self.stopping_rules))
+
+    def find(self, names: HookNames) -> Hooks:
+        """The hooks of these names. Raises RequestError for a name that is not there."""
+        try:
+            return Hooks(
+                tuple(self.logits_processors[name] for name in names.logits_processors),
+                tuple(self.stopping_rules[name] for name in names.stopping_rules),
+            )
+        except KeyError as error:
+            raise RequestError(f"the engine has no hook {error}", param="hook_names") from None
 
 
 def hook_error(kind: str, error: BaseException) -> EngineError:

@@ -403,6 +403,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         dtype=values.dtype,
         isq=in_situ_type(values.isq, choice.selector if choice else None, formatter),
         adapters=find_adapters(choice, formatter, options=adapter_settings(options, choice)),
+        plugin=values.plugin,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from mistralrs.engine.admission import check_request
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta, Failed, Finished
-from mistralrs.engine.request_hooks import Hooks
+from mistralrs.engine.request_hooks import HookNames, Hooks, NamedHooks
 from mistralrs.errors import EngineError, RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from tests.engine.fakes import EOS, VOCAB
@@ -168,3 +168,17 @@ def test_hooks_and_end_tokens() -> None:
 def test_an_embedding_has_no_hooks() -> None:
     with pytest.raises(RequestError, match="embedding"):
         check_request(replace(hooked(), pooling="last"), VOCAB, max_adapters=CONFIG.max_adapters)
+
+
+def test_named_hooks_are_the_functions() -> None:
+    with serving(GUESSING) as (engine, _):
+        engine.named_hooks = NamedHooks({"forty": only(40)}, {"thirty": lambda tokens: len(tokens) == 30})
+        named = replace(hooked(), hooks=None, hook_names=HookNames(("forty",), ("thirty",)))
+        assert collect(engine.submit(named))[1] == [40] * 5
+        assert engine.stats().drafted_tokens == 0
+        with pytest.raises(RequestError, match="no hook 'other'"):
+            engine.submit(replace(named, hook_names=HookNames(("forty", "other"))))
+        with pytest.raises(RequestError, match="not both"):
+            engine.submit(replace(named, hooks=Hooks()))
+        with pytest.raises(RequestError, match="embedding"):
+            engine.submit(replace(named, pooling="last"))

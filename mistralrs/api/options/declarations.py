@@ -152,6 +152,14 @@ class Options(AdapterFlags):
         shown_default="the repository, or the file's stem",
         help="The model's id in answers; with --connect and doctor --api the server's model to ask, else its first.",
     )
+    plugin: Path | None = option(
+        None,
+        "--plugin",
+        metavar="FILE",
+        modes=SERVE,
+        is_shared=False,
+        help="Run this Python file; requests may name its logits processors and stopping rules.",
+    )
     strict: bool = option(False, "--strict", modes=SERVE, help="Refuse parameters that would be ignored.")
     strict_model: bool = option(
         False, "--strict-model", modes=SERVE, help="Refuse requests that name another model instead of answering them."

@@ -94,6 +94,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     *_applied(CHAT, "max_completion_tokens", "top_logprobs"),
     *_applied(TEMPLATED, "tools", "reasoning_effort"),
     *_applied(CHAT, "tool_choice", "parallel_tool_calls", "functions", "function_call", "thinking_token_budget"),
+    *_applied(BOTH, "logits_processors", "stopping_rules"),
     *_applied(COMPLETIONS, "best_of", "echo", "suffix"),
     *_applied(("embeddings",), "input", "encoding_format", "dimensions", "pooling"),
     *_applied(("tokenize",), "content", "add_special", "add_special_tokens", "parse_special", "with_pieces"),

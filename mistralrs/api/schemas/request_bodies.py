@@ -47,6 +47,7 @@ MAX_CHOICES = 128
 MAX_MESSAGES = 10_000
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 65536
+MAX_HOOKS = 16
 
 
 def _as_parts(content: object) -> object:
@@ -142,6 +143,9 @@ class SamplingBody(AdapterFields, GrammarFields):
     """The stages of sampling in their order; one that is not named is off."""
     logit_bias: Annotated[dict[str, Number], Field(max_length=MAX_BIASES)] | None = None
     """By token id, as a string."""
+    logits_processors: Annotated[list[Text], Field(max_length=MAX_HOOKS)] | None = None
+    stopping_rules: Annotated[list[Text], Field(max_length=MAX_HOOKS)] | None = None
+    """Names of the functions of ``--plugin`` that take part in sampling, in their order."""
     cache_prompt: Flag | None = None
     timings_per_token: Flag | None = None
     scalings: Flag | None = None

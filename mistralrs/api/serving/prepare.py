@@ -34,6 +34,7 @@ from mistralrs.api.serving.engine_requests import (
 from mistralrs.api.serving.grammars.grammar_choice import grammar_choice, unused_grammar_fields
 from mistralrs.api.serving.grammars.thinking_budget import thinking_budget
 from mistralrs.api.serving.grammars.tool_choice import tool_use, unknown_tool_fields
+from mistralrs.api.serving.hook_choice import hook_choice
 from mistralrs.api.serving.policy import Policy
 from mistralrs.api.serving.sampling_params import sampling_params
 from mistralrs.engine.config import Request, SamplingParams
@@ -119,7 +120,8 @@ def prepare_chat(body: ChatCompletionBody, model: ServedModel, policy: Policy) -
         asked, sampling, model, policy, reuse=_may_reuse(body), grammar=grammar.text
     )
     request, parts = with_parts(request, use, model, prompt_end=end)
-    request = replace(request, thinking=thinking_budget(body.thinking_token_budget, model, parts))
+    thinking = thinking_budget(body.thinking_token_budget, model, parts)
+    request = replace(request, thinking=thinking, hook_names=hook_choice(body, model))
     choices = body.n or 1
     return Prepared(
         kind="chat",
@@ -162,8 +164,8 @@ def prepare_completion(body: CompletionBody, model: ServedModel, policy: Policy)
     whole = [
         engine_request(prompt, sampling, policy, reuse=_may_reuse(body), grammar=grammar.text) for prompt in prompts
     ]
-    if body.echo:
-        whole = [replace(request, prompt_logprobs=body.logprobs) for request in whole]
+    hook_names, prompt_logprobs = hook_choice(body, model), body.logprobs if body.echo else None
+    whole = [replace(request, hook_names=hook_names, prompt_logprobs=prompt_logprobs) for request in whole]
     requests, truncated = fit_requests(whole, model, "prompt")
     return Prepared(
         kind="completion",
