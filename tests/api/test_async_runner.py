@@ -154,9 +154,27 @@ async def test_streamed_is_whole(file: Path, n: int) -> None:
         assert isinstance(stream, AsyncAnswerStream)
         chunks = [chunk async for chunk in stream]
         assert [chunk async for chunk in stream] == []
+        assert whole(await stream.get_final_completion()).choices == answer.choices
     for choice in answer.choices:
         parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
         assert "".join(part.delta.content or "" for part in parts) == choice.message.content
+
+
+@on_a_loop
+async def test_a_stream_has_a_value_at_its_end(file: Path) -> None:
+    async with loaded(file) as runner:
+        asked = ChatCompletionRequest("hello", response_model=bool, seed=1, stream=True, max_tokens=12)
+        stream = await runner.send_chat_completion_request(asked)
+        assert isinstance(stream, AsyncAnswerStream)
+        with pytest.raises(UsageError, match="was not read to the end"):
+            _ = stream.parsed
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        assert stream.parsed is (text.strip() == "true")
+        left = await runner.send_completion_request(CompletionRequest("hello", stream=True))
+        assert isinstance(left, AsyncAnswerStream)
+        await left.close()
+        with pytest.raises(UsageError, match="was not read to the end"):
+            await left.get_final_completion()
 
 
 @on_a_loop

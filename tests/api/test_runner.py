@@ -288,6 +288,54 @@ def test_a_response_model_has_a_value(runner: Runner) -> None:
         _ = chat(runner).parsed
 
 
+def test_a_stream_has_the_whole_answer_at_its_end(runner: Runner) -> None:
+    asked: dict[str, Any] = {**GREEDY, "temperature": 2, "seed": 1, "ignore_eos": False}
+    structured = {**asked, "response_model": bool, "n_choices": 2}
+    stream = runner.send_chat_completion_request(ChatCompletionRequest("hello", stream=True, **structured))
+    assert isinstance(stream, AnswerStream)
+    next(stream)
+    with pytest.raises(UsageError, match="was not read to the end"):
+        _ = stream.parsed
+    final = stream.get_final_completion()
+    stream.close()
+    whole = chat(runner, "hello", **structured)
+    assert isinstance(final, ChatCompletionResponse)
+    assert final.choices == whole.choices
+    assert final.usage.completion_tokens == whole.usage.completion_tokens
+    assert stream.parsed is whole.parsed
+    assert final.parsed_choice(1) is whole.parsed_choice(1)
+
+
+def test_a_stream_that_was_left_has_no_whole_answer(runner: Runner) -> None:
+    with runner.send_completion_request(CompletionRequest("hello", **LONG)) as stream:
+        assert isinstance(stream, AnswerStream)
+        next(stream)
+    with pytest.raises(UsageError, match="was not read to the end"):
+        stream.get_final_completion()
+    until_idle(runner)
+    short = runner.send_completion_request(CompletionRequest("hello", stream=True, **GREEDY))
+    assert isinstance(short, AnswerStream)
+    text = "".join(chunk.choices[0].text for chunk in short)
+    final = short.get_final_completion()
+    assert isinstance(final, CompletionResponse)
+    assert (final.choices[0].text, final.usage.completion_tokens) == (text, GREEDY["max_tokens"])
+    with pytest.raises(UsageError, match="a text completion has no response_model"):
+        _ = short.parsed
+
+
+def test_a_stream_that_fails_has_no_whole_answer(runner: Runner) -> None:
+    def fail(tokens: Sequence[int]) -> bool:
+        raise ValueError("mine")
+
+    asked = CompletionRequest("hello", stream=True, stopping_rules=[fail], **GREEDY)
+    stream = runner.send_completion_request(asked)
+    assert isinstance(stream, AnswerStream)
+    with pytest.raises(EngineError, match="mine"):
+        stream.get_final_completion()
+    with pytest.raises(UsageError, match="was not read to the end"):
+        stream.get_final_completion()
+
+
 # Tokens and embeddings
 
 

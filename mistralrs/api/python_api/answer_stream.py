@@ -7,12 +7,17 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from mistralrs.api.local_model import LocalModel
-from mistralrs.api.python_api.python_answers import chunk_answer
+from mistralrs.api.python_api.python_answers import (
+    ChatCompletionResponse,
+    CompletionResponse,
+    FinalAnswer,
+    chunk_answer,
+)
 from mistralrs.api.serving.answers.respond import submit
 from mistralrs.api.serving.answers.response_builder import ResponseBuilder
 from mistralrs.engine.config import Request
@@ -32,13 +37,22 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
     Closing or releasing it cancels the rest of the answer. An ``EngineError`` ends it.
     """
 
-    def __init__(self, model: LocalModel, events: EventQueue, builder: ResponseBuilder, kind: type[Chunk]) -> None:
+    def __init__(
+        self,
+        model: LocalModel,
+        events: EventQueue,
+        *,
+        builder: ResponseBuilder,
+        kind: type[Chunk],
+        final: FinalAnswer,
+    ) -> None:
         """Called only by ``Runner``."""
         super().__init__()
         self._model = model  # the engine would end with it
         self._events = events
         self._bodies = _chunk_bodies(events, builder)
         self._kind = kind
+        self._final = final
         self._closed = False
 
     def __iter__(self) -> AnswerStream[Chunk]:
@@ -50,11 +64,33 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
         self.require_process()
         try:
             body = next(self._bodies)
+        except StopIteration:
+            self._final.is_there = True
+            raise
         except MistralrsError:
             if self._closed:  # another thread closed it while this one waited
                 raise StopIteration from None
+            self._closed = True
             raise
         return chunk_answer(self._kind, body)
+
+    def get_final_completion(self) -> ChatCompletionResponse | CompletionResponse:
+        """Reads the stream to its end, and returns the answer as a request without ``stream`` has it.
+
+        Raises ``EngineError`` where the answer cannot be finished, and ``UsageError`` where the stream was closed
+        before its end.
+        """
+        for _ in self:
+            pass
+        return self._final.get()
+
+    @property
+    def parsed(self) -> Any:
+        """Returns the first choice as a value of the request's ``response_model``, once the stream has ended.
+
+        Raises ``UsageError`` before that, and as ``ChatCompletionResponse.parsed`` does.
+        """
+        return self._final.parsed
 
     def close(self) -> None:
         """Cancels the rest, which frees its place within a step; does nothing at the end. Safe from any thread."""

@@ -7,12 +7,17 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 from mistralrs.api.engine_client.async_stream import AsyncStream
-from mistralrs.api.python_api.python_answers import chunk_answer
+from mistralrs.api.python_api.python_answers import (
+    ChatCompletionResponse,
+    CompletionResponse,
+    FinalAnswer,
+    chunk_answer,
+)
 from mistralrs.api.serving.answers.respond import Answer, AnswerError
 from mistralrs.engine.process_bound import ProcessBound
 
@@ -70,13 +75,22 @@ class AsyncAnswerStream(ProcessBound, Generic[Chunk]):
     ``EngineError`` ends it.
     """
 
-    def __init__(self, model: LocalModel, streams: Sequence[AsyncStream], answer: Answer, kind: type[Chunk]) -> None:
+    def __init__(
+        self,
+        model: LocalModel,
+        streams: Sequence[AsyncStream],
+        *,
+        answer: Answer,
+        kind: type[Chunk],
+        final: FinalAnswer,
+    ) -> None:
         """Called only by ``AsyncRunner``."""
         super().__init__()
         self._model = model  # the engine would end with it
         self._streams = streams
         self._bodies = answer.bodies(streams)
         self._kind = kind
+        self._final = final
         self._closed = False
 
     def __aiter__(self) -> AsyncAnswerStream[Chunk]:
@@ -88,11 +102,26 @@ class AsyncAnswerStream(ProcessBound, Generic[Chunk]):
         self.require_process()
         try:
             body = await anext(self._bodies)
+        except StopAsyncIteration:
+            self._final.is_there = True
+            raise
         except AnswerError as failed:
             if self._closed:  # another task closed it while this one waited
                 raise StopAsyncIteration from None
+            self._closed = True
             raise copy.copy(failed.error) from None
         return chunk_answer(self._kind, body)
+
+    async def get_final_completion(self) -> ChatCompletionResponse | CompletionResponse:
+        """Reads the stream to its end, and returns the answer as ``AnswerStream.get_final_completion`` does."""
+        async for _ in self:
+            pass
+        return self._final.get()
+
+    @property
+    def parsed(self) -> Any:
+        """Returns the first choice as ``AnswerStream.parsed`` does, once the stream has ended."""
+        return self._final.parsed
 
     async def close(self) -> None:
         """Cancels the rest, which frees its place within a step; does nothing at the end."""

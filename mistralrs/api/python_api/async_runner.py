@@ -24,6 +24,7 @@ from mistralrs.api.python_api.python_answers import (
     ChatCompletionResponse,
     CompletionResponse,
     EmbeddingResponse,
+    FinalAnswer,
     embedding_response,
     whole_answer,
 )
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from mistralrs.api.served_model import ModelInfo
     from mistralrs.engine.stats import EngineStats
 
-Whole = TypeVar("Whole", bound=BaseModel)
+Whole = TypeVar("Whole", ChatCompletionResponse, CompletionResponse)
 Chunk = TypeVar("Chunk", bound=BaseModel)
 Ready = TypeVar("Ready", Prepared, PreparedEmbeddings)
 Result = TypeVar("Result")
@@ -228,7 +229,8 @@ async def _answer(
         warnings.warn(sentence, stacklevel=3)
     answer = Answer(begun.prepared, **loaded.answer_facts(begun.prepared))
     if begun.prepared.stream:
-        return AsyncAnswerStream(loaded.model, begun.streams, answer, chunk)
+        final = FinalAnswer(lambda: whole_answer(whole, answer.snapshot(), adapter))
+        return AsyncAnswerStream(loaded.model, begun.streams, answer=answer, kind=chunk, final=final)
     try:
         body = await answer.whole(begun.streams)
     except AnswerError as failed:

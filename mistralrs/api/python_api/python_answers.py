@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, PrivateAttr, TypeAdapter, ValidationError
@@ -91,6 +91,29 @@ class EmbeddingResponse(EmbeddingList):
             raise UsageError("the request did not ask for hidden states", hint="give it hidden_states=True")
         states: list[NDArray[numpy.float32]] = self._hidden_states
         return states
+
+
+class FinalAnswer:
+    """The whole answer of a stream, which is there once the stream has ended."""
+
+    def __init__(self, make: Callable[[], ChatCompletionResponse | CompletionResponse]) -> None:
+        """``make``: returns it."""
+        self.is_there = False
+        self._make = make
+
+    def get(self) -> ChatCompletionResponse | CompletionResponse:
+        """Returns it. Raises ``UsageError`` before the end of the stream, and where it was left before that."""
+        if not self.is_there:
+            raise UsageError("the answer is not whole: its stream was not read to the end", hint="read it first")
+        return self._make()
+
+    @property
+    def parsed(self) -> Any:
+        """Returns what ``ChatCompletionResponse.parsed`` does. Raises as it and ``get`` do."""
+        answer = self.get()
+        if isinstance(answer, CompletionResponse):
+            raise UsageError("a text completion has no response_model", hint="send a ChatCompletionRequest with one")
+        return answer.parsed
 
 
 Whole = TypeVar("Whole", bound=BaseModel)

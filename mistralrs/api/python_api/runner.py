@@ -21,6 +21,7 @@ from mistralrs.api.python_api.python_answers import (
     ChatCompletionResponse,
     CompletionResponse,
     EmbeddingResponse,
+    FinalAnswer,
     embedding_response,
     whole_answer,
 )
@@ -44,7 +45,7 @@ from mistralrs.engine.process_bound import ProcessBound
 if TYPE_CHECKING:
     from mistralrs.engine.stats import EngineStats
 
-Whole = TypeVar("Whole", bound=BaseModel)
+Whole = TypeVar("Whole", ChatCompletionResponse, CompletionResponse)
 Chunk = TypeVar("Chunk", bound=BaseModel)
 
 
@@ -223,7 +224,8 @@ class Runner(ProcessBound):
         builder = ResponseBuilder(prepared, **self.loaded.answer_facts(prepared))
         news = EventQueue(self._model.adapters, prepared.requests, prepared.adapters, as_they_come=prepared.stream)
         if prepared.stream:
-            return AnswerStream(self._model, news, builder, chunk)
+            final = FinalAnswer(lambda: whole_answer(whole, builder.snapshot(), adapter))
+            return AnswerStream(self._model, news, builder=builder, kind=chunk, final=final)
         try:
             for _ in checked_events(news, builder):
                 pass

@@ -78,8 +78,8 @@ def submit(
 
 
 class Answer:
-    """The answer to one request, from the streams of its engine requests in their order. The caller uses one of its two
-    methods, once.
+    """The answer to one request, from the streams of its engine requests in their order. The caller reads it in one
+    way, once.
 
     The streams are cancelled when the reader stops or is cancelled while it waits, and when one of them fails.
     """
@@ -106,6 +106,10 @@ class Answer:
                     yield chunk
         for chunk in self._builder.last_chunks():
             yield chunk
+
+    def snapshot(self) -> dict[str, object]:
+        """Returns the answer's body so far; a stream's reader has the whole one at its end."""
+        return self._builder.snapshot()
 
     async def bodies(self, streams: Sequence[EventStream]) -> AsyncGenerator[dict[str, object]]:
         """Yields the bodies of the chunks of ``events``. Raises as it does."""
