@@ -85,7 +85,7 @@ class LocalModel(ProcessBound):
         from mistralrs.loading.pipeline import load
         from mistralrs.ops.backend import resolve
 
-        token = _token(options.token_source)
+        token = hub_token(options.token_source)
         base = base_name(source, options.tok_model_id)
         found = resolve_adapters(options.adapters, base=base, token=token, progress=progress)
         options = replace(options, adapters=found)
@@ -240,7 +240,7 @@ def _prepare_process(plugin: Path | None) -> NamedHooks:
     return NamedHooks() if plugin is None else load_plugin(plugin)
 
 
-def _token(source: str) -> Callable[[], str | None]:
+def hub_token(source: str) -> Callable[[], str | None]:
     """Returns the hub token, read when it is needed: a malformed source is an error even when nothing is fetched."""
     from mistralrs.loading.token_source import token
 
@@ -252,7 +252,7 @@ def _token(source: str) -> Callable[[], str | None]:
 
 def locate(source: ModelSource, *, token_source: str = "cache", progress: Progress | None = None) -> Path:
     """Returns the file or folder of a model, downloaded if need be. Raises ``LoadError`` and ``UsageError``."""
-    return _find(source, _token(token_source), progress)
+    return _find(source, hub_token(token_source), progress)
 
 
 def _find(source: ModelSource, token: Callable[[], str | None], progress: Progress | None) -> Path:

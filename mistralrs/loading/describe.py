@@ -7,7 +7,7 @@ need no torch if the kernels are installed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -106,6 +106,12 @@ class Memory:
     """Tokens of context."""
     contexts: tuple[ContextMemory, ...]
     """The KV of one sequence for contexts that double, up to the model's own."""
+    adapters: tuple[tuple[str, int], ...] = ()
+    """Names of the adapters that were asked about, with the bytes that each takes beside the weights."""
+
+
+AdapterSizes = Callable[[str, DecoderSpec, Backend], Iterable[tuple[str, int]]]
+"""Gives names and bytes of adapters for a model of this architecture and spec on a backend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,16 +154,17 @@ class _Open:
     template: ChatTemplate | None
 
 
-def describe(path: Path, *, gqa: int = 1) -> Description:
+def describe(path: Path, *, gqa: int = 1, adapters: AdapterSizes | None = None) -> Description:
     """The description of the model at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
 
-    ``gqa``: query heads per KV head, a number that GGML files lack. Raises ``LoadError`` and ``FormatError`` as
-    loading it would.
+    ``gqa``: query heads per KV head, a number that GGML files lack. ``adapters``: gives those to be run with it. Raises
+    ``LoadError`` and ``FormatError`` as loading it would.
     """
     backend = resolve("cpu", threads=1).backend
     with _opened(path, gqa) as model:
         checkpoint, spec = model.checkpoint, model.spec
         parts = CheckpointParts(checkpoint, model.mapping, spec, backend)
+        sizes = () if adapters is None else tuple(adapters(model.architecture, spec, backend))
         return Description(
             path=path,
             container=model.container,
@@ -178,7 +185,11 @@ def describe(path: Path, *, gqa: int = 1) -> Description:
             tensors=_tensor_classes(checkpoint, model.mapping, spec),
             text=_text_info(model),
             memory=Memory(
-                backend.name, parts.placed_bytes, _kv_bytes(spec, backend, tokens=1000), _context_memory(spec, backend)
+                backend.name,
+                parts.placed_bytes,
+                _kv_bytes(spec, backend, tokens=1000),
+                _context_memory(spec, backend),
+                sizes,
             ),
         )
 

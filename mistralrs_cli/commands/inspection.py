@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from mistralrs.api.local_model import locate
+from mistralrs.api.loaded_adapters.inspected_adapters import adapter_sizes
+from mistralrs.api.local_model import hub_token, locate
 from mistralrs.loading.describe import Description, TextInfo, TokenInfo, describe
 from mistralrs_cli.commands.utility_jobs import InspectJob
 from mistralrs_cli.terminal.exits import leaving_at_once
@@ -29,7 +30,13 @@ def run_inspect(job: InspectJob, streams: Streams) -> int:
             path = locate(job.source, token_source=job.token_source, progress=progress)
         finally:
             progress.clear()
-        description = describe(path, gqa=job.source.gqa)
+        sizes = (
+            adapter_sizes(job.adapters, token=hub_token(job.token_source), progress=progress) if job.adapters else None
+        )
+        try:
+            description = describe(path, gqa=job.source.gqa, adapters=sizes)
+        finally:
+            progress.clear()
     if job.json:
         streams.stdout.write(json.dumps(asdict(description), default=str) + "\n")
     else:
@@ -53,6 +60,8 @@ def page(model: Description) -> Iterator[str]:
     yield ""
     yield _line("weights", f"{byte_size(model.memory.weights)} of memory ({model.memory.backend})")
     yield _line("context", f"{byte_size(model.memory.kv_per_1000_tokens)} of memory for 1 000 tokens")
+    for name, nbytes in model.memory.adapters:
+        yield _line("adapter", f"{byte_size(nbytes)} of memory ({name})")
 
 
 def _architecture(model: Description) -> str:

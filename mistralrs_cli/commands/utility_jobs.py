@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.api.load_options import ModelSource
+from mistralrs.api.loaded_adapters.adapter_options import AdapterSource
+from mistralrs.api.selectors.named_adapters import named_adapters
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.adapter_commands.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
@@ -15,6 +17,13 @@ from mistralrs_cli.arguments.source_options import source_at
 from mistralrs_cli.commands.chats_job import ChatsJob, chats_job
 from mistralrs_cli.commands.serve import ServeJob
 from mistralrs_cli.commands.utility_options import (
+from mistralrs_cli.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
+from mistralrs_cli.chats_job import ChatsJob, chats_job
+from mistralrs_cli.command_line import UtilityOptions
+from mistralrs_cli.ordering_job import OrderingJob, ordering_job
+from mistralrs_cli.serve import ServeJob
+from mistralrs_cli.source_options import FORMATTER, source_at
+from mistralrs_cli.utility_options import (
     ChatsOptions,
     InspectOptions,
     ModelsOptions,
@@ -30,6 +39,7 @@ class InspectJob:
     """Describes a model."""
 
     source: ModelSource
+    adapters: tuple[AdapterSource, ...]
     token_source: str
     json: bool
 
@@ -62,7 +72,7 @@ def utility_command(options: ModelToolOptions, token_source: str) -> UtilityComm
     """Returns the job of a subcommand that needs no model in this process. Raises ``UsageError`` and ``LoadError``."""
     if isinstance(options, InspectOptions):
         source = source_at(options.source, options.filename, gqa=options.gqa or 1)
-        return InspectJob(source, token_source, options.json)
+        return InspectJob(source, named_adapters(options.lora or (), FORMATTER), token_source, options.json)
     if isinstance(options, OrderingCreateOptions | OrderingRenameOptions):
         return ordering_job(options, token_source)
     if isinstance(options, AdapterOptions):

@@ -36,6 +36,12 @@ class InspectOptions:
     filename: str | None = option(
         None, "--filename", "-f", metavar="FILE", help="A file of the repository or folder, where several are models."
     )
+    lora: tuple[str, ...] = option(
+        (),
+        "--lora",
+        metavar="NAME=SOURCE",
+        help="A LoRA adapter to run with it: whether it fits, and the memory that it takes. May be repeated.",
+    )
     gqa: int | None = gqa_option()
     json: bool = option(False, "--json", help="One JSON object instead of text.")
 

@@ -201,7 +201,10 @@ def test_a_quantized_base_keeps_its_bytes_unless_told(adapter_folders: AdapterFo
     model = ModelSource(None, adapter_folders.base, None, None)
     one = AdapterOptions((source,), (("a", 1.0),))
     with LocalModel.load(model, replace(options, adapters=one)) as live:
-        assert live.served.adapters.describe() == "a; active unless a request says otherwise: a"
+        memory = live.served.adapters.memory
+        assert memory > 1024
+        said = f"a; active unless a request says otherwise: a; {memory / 1024:.0f} KiB of memory"
+        assert live.served.adapters.describe() == said
     with LocalModel.load(model, replace(options, adapters=replace(one, merge=True))) as merged:
         assert merged.served.adapters.describe() == "a: merged into the weights, which are quantized again"
 

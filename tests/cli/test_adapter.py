@@ -71,6 +71,25 @@ def test_inspect_a_gguf_file(gguf_file: Path, capsys: pytest.CaptureFixture[str]
     ]
 
 
+def test_inspect_a_model_with_adapters(folder: Path, peft: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--lora", str(peft), "--lora", f"other={peft}", "--json"]) == 0
+    sizes = dict(json.loads(capsys.readouterr().out)["memory"]["adapters"])
+    assert list(sizes) == ["style", "other"]
+    assert sizes["style"] == sizes["other"] >= 6144
+    assert main(["inspect", str(folder), "--lora", str(peft)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "adapter       21.5 kB of memory (style)"
+    assert main(["inspect", str(folder), "--lora", f"a,b={peft}"]) == 2
+    assert "a,b" in capsys.readouterr().err
+
+
+def test_inspect_a_model_with_an_adapter_of_another(
+    folder: Path, peft: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_folder(tmp_path / "other", VARIANTS["phi2"])
+    assert main(["inspect", str(other), "--lora", str(peft)]) == 3
+    assert "base_model_name_or_path" in capsys.readouterr().err
+
+
 def test_inspect_a_folder_of_peft(folder: Path, peft: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapter", "inspect", str(peft), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

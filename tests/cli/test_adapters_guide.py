@@ -64,7 +64,7 @@ def test_a_command_of_the_guide(words: list[str], files: Path) -> None:
     if isinstance(task, Invocation | ServeJob):
         assert task.load.adapters != AdapterOptions()
     else:
-        assert words[1] in ("adapter", "ordering")
+        assert words[1] in ("adapter", "ordering", "inspect")
 
 
 def test_the_guide_s_files_are_those_of_the_commands(files: Path) -> None:
@@ -200,7 +200,9 @@ def test_a_tool_writes_what_it_says(words: list[str], here: Path, run: Run, plai
     said = run(words[1:], here)
     written = {words[words.index(name) + 1] for name in ("--out", "--svg") if name in words}
     assert {path.name for path in here.iterdir()} - before == written
-    if words[2] == "inspect":
+    if words[1] == "inspect":
+        assert [line.split()[-1] for line in said.splitlines() if line.startswith("adapter ")] == ["(style)", "(law)"]
+    elif words[2] == "inspect":
         assert "LoRA" in said
     elif words[2] == "scalings":
         assert all(name in said for name in NAMES)

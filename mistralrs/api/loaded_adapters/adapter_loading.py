@@ -54,6 +54,8 @@ class AdapterLoading:
         """Whether they are merged into the weights."""
         self._adapters: list[LoraAdapter] = []
         self._xlora: XLora | None = None
+        self._memory = 0
+        """The bytes that are left to them, once ``memory`` was asked."""
 
     @classmethod
     def find(
@@ -142,6 +144,10 @@ class AdapterLoading:
         """Returns the bytes that the slots may take, after ``read`` or ``read_mixture``: those of the largest adapters
         that were read, and where others may come, in each slot as many as the limits allow. ``is_exact``: as for
         ``executor``."""
+        self._memory = self._planned_memory(spec, backend, is_exact=is_exact)
+        return self._memory
+
+    def _planned_memory(self, spec: DecoderSpec, backend: Backend, *, is_exact: bool) -> int:
         if not (self.slots or self.is_mixture):
             return 0
         from mistralrs.adapters.adapter_memory import adapter_bytes, largest_adapter_bytes
@@ -185,7 +191,7 @@ class AdapterLoading:
         if self._xlora is not None:
             mixture = f"X-LoRA of {self._xlora.num_adapters} adapters from {self._options.xlora}"
             axes = ScalingAxes(tuple(adapter.name for adapter in self._xlora.adapters), self._xlora.layers)
-            return ModelAdapters(engine, fixed=KnownAdapters(mixture=mixture, scaling_axes=axes))
+            return ModelAdapters(engine, fixed=KnownAdapters(mixture=mixture, scaling_axes=axes, memory=self._memory))
         adapters, self._adapters = self._adapters, []
         if self.merges:
             merged = KnownAdapters(
@@ -200,7 +206,14 @@ class AdapterLoading:
         from mistralrs.adapters.adapter_source import AdapterReader
 
         reader = AdapterReader(model.architecture, model.spec, token=self._token)
-        known = ModelAdapters(engine, reader=reader, placement=placement, options=self._options, model_name=name)
+        known = ModelAdapters(
+            engine,
+            reader=reader,
+            placement=placement,
+            options=self._options,
+            model_name=name,
+            memory=self._memory,
+        )
         for adapter in adapters:
             known.add(adapter)
         try:

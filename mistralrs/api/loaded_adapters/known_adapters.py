@@ -54,6 +54,8 @@ class KnownAdapters:
     """Adapters that can act at once."""
     generation: int = 0
     """Grows whenever a name comes to mean another adapter, or none."""
+    memory: int = 0
+    """Bytes that the KV cache leaves to adapters beside the weights."""
     requantized: bool = False
     """The weights into which they are merged are quantized, and were quantized again."""
     mixture: str | None = None
@@ -112,17 +114,18 @@ class KnownAdapters:
 
     def describe(self) -> str:
         """One line about the adapters; empty if there are none."""
+        memory = f"; {_size(self.memory)} of memory" if self.memory else ""
         if self.mixture is not None:
-            return self.mixture
+            return f"{self.mixture}{memory}"
         if self.merged:
             how = (
                 "merged into the weights, which are quantized again" if self.requantized else "merged into the weights"
             )
             return f"{described(self.merged)}: {how}"
         if not self.adapters:
-            return ""
+            return f"none yet{memory} for those that may come" if self.memory else ""
         active = described(self.active) if self.active else "none"
-        return f"{', '.join(self.names)}; active unless a request says otherwise: {active}"
+        return f"{', '.join(self.names)}; active unless a request says otherwise: {active}{memory}"
 
     def _known(self, name: str, param: str) -> KnownAdapter:
         known = self.find(name)
@@ -150,6 +153,10 @@ def known_adapter(adapter: LoraAdapter) -> KnownAdapter:
         is_alora=bool(adapter.invocation_tokens),
         acts_alone=adapter.acts_alone,
     )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**10:.0f} KiB" if nbytes < 2**20 else f"{nbytes / 2**20:.0f} MiB"
 
 
 def described(weights: Mapping[str, float]) -> str:

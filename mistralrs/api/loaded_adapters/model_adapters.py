@@ -41,15 +41,18 @@ class ModelAdapters:
         options: AdapterOptions = NO_ADAPTERS,
         fixed: KnownAdapters | None = None,
         model_name: str | None = None,
+        memory: int = 0,
     ) -> None:
         """``reader`` and ``placement`` are needed where the engine has slots. ``fixed``: the adapters that are part of
-        the model, merged or mixed. ``model_name``: a name that no adapter may have."""
+        the model, merged or mixed. ``model_name``: a name that no adapter may have. ``memory``: bytes that the KV cache
+        leaves to them."""
         self._engine = engine
         self._reader = reader
         self._placement = placement
         self._options = options
         self._fixed = fixed
         self._model_name = model_name
+        self._memory = memory
         self._placing = threading.Lock()
         self._changing = threading.Lock()
         self._active: Mapping[str, float] = {}  # is replaced, never changed
@@ -71,6 +74,7 @@ class ModelAdapters:
             active=self._active,
             max_adapters=self._slots.limits.max_adapters,
             generation=self._slots.generation,
+            memory=self._memory,
         )
 
     def statuses(self) -> list[AdapterStatus]:

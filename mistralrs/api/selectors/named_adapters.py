@@ -65,6 +65,14 @@ def find_adapters(
     )
 
 
+def named_adapters(words: Iterable[str], formatter: ErrorFormatter) -> tuple[AdapterSource, ...]:
+    """Returns the adapters of ``NAME=SOURCE`` or ``SOURCE``. Raises ``UsageError`` for a word that is neither and for
+    names that cannot be, ``LoadError`` for a path where nothing is."""
+    sources = tuple(_named_source(word, formatter) for word in words)
+    _check_names(sources, formatter)
+    return sources
+
+
 def xlora_of(choice: ModelChoice | None) -> str | None:
     """Returns the place of X-LoRA's adapters; None: the choice is one without X-LoRA."""
     if choice is None:
