@@ -41,6 +41,7 @@ from mistralrs.server.settings import ServerSettings
 from mistralrs.server.status import model_routes, request_routes, status_routes
 from mistralrs.server.texts import text_routes
 from mistralrs.server.translated_routes import translated_routes
+from mistralrs.server.ui_routes import PAGE_PATHS, ui_routes
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def create_app(service: Service) -> ASGIApp:
     settings = service.settings
     app: ASGIApp = _routes(service)
     if settings.api_keys:
-        app = ApiKeys(app, keys=settings.api_keys)
+        open_paths = OPEN_PATHS | PAGE_PATHS if settings.ui else OPEN_PATHS
+        app = ApiKeys(app, keys=settings.api_keys, open_paths=open_paths)
     app = _cross_origin(app, settings)
     app = KnownHost(app, local_only=settings.is_local and not settings.api_keys)
 
@@ -106,6 +108,8 @@ def _routes(service: Service) -> FastAPI:
     app.include_router(adapter_routes(service, reader))
     for routes in (status_routes, model_routes, request_routes):
         app.include_router(routes(service))
+    if service.settings.ui:
+        app.include_router(ui_routes())
 
     @app.get("/api-doc/openapi.json", include_in_schema=False)
     async def seed_document() -> Response:

@@ -94,7 +94,7 @@ class RequestContext:
             return
         asked = Headers(scope=scope).get("x-request-id", "")
         id = asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex
-        context = Context(id, canonical_path(_raw_path(scope)), time.perf_counter())
+        context = Context(id, canonical_path(raw_path(scope)), time.perf_counter())
         scope = {**scope, "path": context.path, CONTEXT: context}
         if scope["method"] == "HEAD":  # the connection leaves out the body
             scope["method"] = "GET"
@@ -193,7 +193,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _raw_path(scope: Scope) -> str:
+def raw_path(scope: Scope) -> str:
     """Returns the path as it was sent, or the decoded one if a server keeps only that."""
     raw = scope.get("raw_path")
     return quote(scope["path"]) if raw is None else raw.decode("latin-1")
@@ -202,13 +202,15 @@ def _raw_path(scope: Scope) -> str:
 class ApiKeys:
     """Admits requests that have one of the keys. Every key is compared, in a time that does not depend on the match."""
 
-    def __init__(self, app: ASGIApp, *, keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, *, keys: tuple[str, ...], open_paths: frozenset[str] = OPEN_PATHS) -> None:
+        """``open_paths`` need no key."""
         self._app = app
+        self._open_paths = open_paths
         self._keys = [key.encode() for key in keys]
         self._identities = [hashlib.sha256(key).hexdigest()[:16] for key in self._keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in self._open_paths:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -60,6 +60,8 @@ class ServerSettings:
     """A longer body is refused before it is read."""
     max_connections: int = 1024
     """Connections that may be open at once."""
+    ui: bool = not DEFAULTS.no_ui
+    """Serve the page ``/ui``."""
     read_timeout: float = 30.0
     """Seconds in which a request must arrive, from its first byte to the last of its body."""
     write_timeout: float = 60.0

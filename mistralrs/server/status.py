@@ -28,8 +28,10 @@ def status_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get("/", **operation("Whether there is a server", text="text/plain", errors=()))
-    async def root() -> Response:
-        return PlainTextResponse("OK")
+    async def root(request: Request) -> Response:
+        if service.settings.ui and "text/html" in request.headers.get("accept", ""):  # a browser, which has the page
+            return Response(status_code=307, headers={"location": "ui", "vary": "accept"})
+        return PlainTextResponse("OK", headers={"vary": "accept"})
 
     @router.get("/health", **operation("Whether requests are served", text="text/plain", errors=(503,)))
     async def health() -> Response:

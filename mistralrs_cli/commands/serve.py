@@ -64,6 +64,7 @@ def serve_job(options: ResolvedOptions, source: ModelSource, load: LoadOptions, 
         drain_seconds=values.drain_seconds,
         request_timeout=values.request_timeout,
         max_body_bytes=values.max_body,
+        ui=not values.no_ui,
     )
     return ServeJob(source, replace(load, max_queue=values.max_queue), settings)
 

@@ -58,7 +58,7 @@ def test_every_server_option_arrives(folder: Path) -> None:
         *("--api-key", "one", "--api-key", "two", "--isolate-keys", "--cors-origin", "HTTPS://Example.org"),
         *("--cors-origin", "http://[::1]:8000", "--ssl-certfile", "c.pem", "--ssl-keyfile", "k.pem", "-l", "x.log"),
         *("--log-bodies", "off", "--drain-seconds", "0", "--request-timeout", "2.5", "--max-body", "1M"),
-        *("--max-queue", "0"),
+        *("--max-queue", "0", "--no-ui"),
     )
     assert found.settings == ServerSettings(
         host="0.0.0.0",
@@ -77,6 +77,7 @@ def test_every_server_option_arrives(folder: Path) -> None:
         drain_seconds=0.0,
         request_timeout=2.5,
         max_body_bytes=2**20,
+        ui=False,
     )
     assert found.load.max_queue == 0
 

@@ -247,6 +247,7 @@ class Options(AdapterFlags):
         shown_default="4M",
         help="The largest body of a request.",
     )
+    no_ui: bool = option(False, "--no-ui", modes=SERVE, help="Serve no page for browsers at /ui.")
     log: Path | None = option(
         None,
         "--log",
