@@ -30,7 +30,7 @@ ORACLE_PYTHON ?= $(BIN)/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv model gemma fixtures chat test test-gemma lint check sanitize sanitize-quick soak clients oracles bench wheel clean FORCE
+.PHONY: help venv model gemma fixtures chat test test-gemma lint check sanitize sanitize-quick soak clients browser oracles bench wheel clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -43,7 +43,7 @@ chat: $(INSTALLED) $(MODEL) ## set everything up and chat with the default model
 
 test: export HF_HUB_OFFLINE = 1
 test: $(INSTALLED) $(MODEL) $(FIXTURES) ## set everything up and run the tests
-	$(BIN)/python -m pytest -m "not network and not gpu"
+	$(BIN)/python -m pytest -m "not network and not gpu and not browser"
 
 test-gemma: export HF_HUB_OFFLINE = 1
 test-gemma: $(INSTALLED) $(GEMMA) ## run the tests that need Gemma 3 270M
@@ -57,7 +57,7 @@ lint: $(INSTALLED) ## formatter, linter, types and import rules
 
 check: export HF_HUB_OFFLINE = 1
 check: lint ## the same, and the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not model and not network and not gpu"
+	$(BIN)/python -m pytest -q -m "not slow and not model and not network and not gpu and not browser"
 
 venv: $(INSTALLED) ## make the virtual environment, install and build everything
 
@@ -104,6 +104,11 @@ clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests 
 	  >"$$($(PUBLISHED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	if command -v npm >/dev/null; then npm install --prefix $(CLIENTS)/npm openai@6 zod; fi
 	$(BIN)/python -m pytest -m clients tests/clients tests/examples
+
+browser: $(INSTALLED) ## fetch what drives Chromium and run the tests of the server's page in it
+	@for program in chromium npm; do command -v "$$program" >/dev/null || { echo "$$program was not found. Install it (for example: apt-get install $$program)" >&2; exit 1; }; done
+	npm install --prefix $(CLIENTS)/npm playwright-core@1 axe-core@4
+	$(BIN)/python -m pytest -m browser tests/browser
 
 oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again; ORACLE_PYTHON has llama-cpp-python
 	@set -e; for script in $(ORACLES); do echo "$$script"; $(ORACLE_PYTHON) "$$script"; done

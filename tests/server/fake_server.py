@@ -50,6 +50,9 @@ def defective(request: Request) -> Iterable[Event | float]:
     yield Finished("stop", cast(Usage, None))
 
 
+Obeying = Callable[[FakeEngine], Callable[[Request], Iterable[Event | float]]]
+"""Makes the script of an engine that obeys its prompts."""
+
 WORDS = {
     "endless": endless,
     "silent": silent,
@@ -72,17 +75,17 @@ def by_word(engine: FakeEngine) -> Callable[[Request], Iterable[Event | float]]:
     return script
 
 
-async def start(model: ServedModel, how: str) -> FakeEngine:
+async def start(model: ServedModel, how: str, *, obeying: Obeying) -> FakeEngine:
     if how == "fail":
         raise LoadError("the file is broken", hint="take another")
     if how == "never":
         await asyncio.sleep(60)
     engine = FakeEngine(model)
-    engine.script = by_word(engine)
+    engine.script = obeying(engine)
     return engine
 
 
-def main() -> int:
+def main(obeying: Obeying = by_word) -> int:
     model = pickle.loads(Path(sys.argv[1]).read_bytes())
     settings = json.loads(sys.argv[2])
     for name in ("log", "tls_cert", "tls_key"):
@@ -92,7 +95,9 @@ def main() -> int:
         if name in settings:
             settings[name] = tuple(settings[name])
     try:
-        return serve_engine(lambda: start(model, sys.argv[3]), ServerSettings(**{"port": 0, **settings}))
+        return serve_engine(
+            lambda: start(model, sys.argv[3], obeying=obeying), ServerSettings(**{"port": 0, **settings})
+        )
     except MistralrsError as error:
         print("error:", error.message, file=sys.stderr)
         return error.exit_code

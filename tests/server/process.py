@@ -35,17 +35,18 @@ class ServerProcess:
         model: ServedModel,
         folder: Path,
         *,
+        program: str = "tests.server.fake_server",
         loading: str = "",
         files: int | None = None,
         terminal: int | None = None,
         **settings: Any,
     ) -> None:
-        """``files``: the number of files that the system lets it open. ``terminal``: the terminal that it is started
-        on.
+        """``program``: the module that runs. ``files``: the number of files that the system lets it open.
+        ``terminal``: the terminal that it is started on.
         """
         pickled = folder / "model.pickle"
         pickled.write_bytes(pickle.dumps(model))
-        command = [sys.executable, "-m", "tests.server.fake_server", str(pickled), json.dumps(settings), loading]
+        command = [sys.executable, "-m", program, str(pickled), json.dumps(settings), loading]
         if files is not None:
             command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
         root = Path(__file__).parents[2]
