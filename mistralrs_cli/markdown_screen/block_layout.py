@@ -11,13 +11,15 @@ from rich.style import Style
 from mistralrs_cli.markdown_screen.code_colors import CodeColors
 from mistralrs_cli.markdown_screen.inline_text import InlineText, drawn, safe
 from mistralrs_cli.markdown_screen.markdown_parser import MOST_KEPT, is_alone, top_level
-from mistralrs_cli.markdown_screen.table_layout import Cell, table_lines
+from mistralrs_cli.markdown_screen.table_layout import Cell, TableShape, shape_of, table_lines
 from mistralrs_cli.markdown_screen.theme import Theme
 from mistralrs_cli.markdown_screen.word_wrap import PLAIN, Piece, wrap
 
 BULLETS = "•◦▪"
 LEAST_WIDTH = 10
 """Cells that the innermost block keeps in a narrow terminal."""
+CONTINUES = "continues"
+"""The columns of a table whose head and first rows are shown, in the ``meta`` of its first token."""
 _RULE = "─"
 _LONGEST_RULE = 40
 
@@ -117,7 +119,19 @@ class BlockLayout:
     def _raw(self, text: str, style: Style) -> list[str]:
         return [drawn(line) for line in wrap([Piece(safe(text).rstrip("\n"), style)], self.width)]
 
+    def shape(self, run: Sequence[Token]) -> TableShape:
+        """Returns the columns of a table."""
+        return shape_of(self._rows(run), self.width)
+
     def _table(self, run: Sequence[Token]) -> list[str]:
+        rows = self._rows(run)
+        shape: TableShape | None = run[0].meta.get(CONTINUES)
+        continues = shape is not None
+        if shape is None or shape.width != self.width:
+            shape = shape_of(rows, self.width)
+        return [drawn(line) for line in table_lines(rows, shape, rule=self.theme.faint, continues=continues)]
+
+    def _rows(self, run: Sequence[Token]) -> list[list[Cell]]:
         inline = InlineText(self.theme, self.has_links)
         rows: list[list[Cell]] = []
         for place, token in enumerate(run):
@@ -127,7 +141,7 @@ class BlockLayout:
                 style = self.theme.heading if token.type == "th_open" else PLAIN
                 align = str(token.attrs.get("style", "")).removeprefix("text-align:")
                 rows[-1].append(Cell(inline.pieces(run[place + 1].children or [], style), align))
-        return [drawn(line) for line in table_lines(rows, self.width, rule=self.theme.faint)]
+        return rows
 
     def _narrowed(self, cells: int) -> BlockLayout:
         return replace(self, width=max(self.width - cells, LEAST_WIDTH))

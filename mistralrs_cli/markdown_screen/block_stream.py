@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.style import Style
 
 from mistralrs_cli.markdown_screen.block_layout import (
+    CONTINUES,
     BlockLayout,
     begin_of,
     end_of,
@@ -18,6 +19,7 @@ from mistralrs_cli.markdown_screen.block_layout import (
 from mistralrs_cli.markdown_screen.code_colors import CodeColors
 from mistralrs_cli.markdown_screen.inline_text import safe
 from mistralrs_cli.markdown_screen.markdown_parser import Definition, MarkdownParser, Run, top_level
+from mistralrs_cli.markdown_screen.table_layout import TableShape
 from mistralrs_cli.markdown_screen.theme import Theme
 
 LONGEST_PARAGRAPH = 4000
@@ -26,8 +28,12 @@ LONGEST_WORD = 400
 """Further characters to wait for a space there."""
 MOST_LINES = 64
 """Lines of a paragraph at most."""
+MOST_ROWS = 64
+"""Rows of a table that decide its columns; further ones are shown as they come."""
 _WINDOW = 256
 """Lines that are parsed at once."""
+_HEAD = 2
+"""Lines of a table's head: the names of the columns, and the line of dashes."""
 _MARKUP_ALONE = re.compile(r"[\s\-=*_#`~+|:>0-9.)\\$\[\](!]*")
 """The beginning of a line whose meaning the next characters decide."""
 
@@ -50,6 +56,8 @@ class BlockStream:
         self._code: _OpenCode | None = None
         self._next_number: int | None = None
         """The number of the list item that ``_text`` begins with."""
+        self._shape: TableShape | None = None
+        """The columns of the table that ``_text`` begins with, if rows of it are final: its head is there again."""
         self._gap = False
         """A blank line is before ``_text``."""
         self._began = False
@@ -99,6 +107,8 @@ class BlockStream:
         self.parser.known = known
         if runs and self._next_number is not None and runs[0][0].type == "ordered_list_open":
             runs[0][0].attrs["start"] = self._next_number
+        if runs and self._shape is not None:
+            runs[0][0].meta[CONTINUES] = self._shape
         return layout.blocks(runs, lines)
 
     def _layout(self, width: int) -> BlockLayout:
@@ -155,7 +165,7 @@ class BlockStream:
             begin = begin_of(run)
             gap = has_blank(lines[previous_end:begin])
             self._learn(definitions, before=begin)
-            if self._cut_paragraph(run, text, lines, layout, gap=gap):
+            if self._cut_paragraph(run, text, lines, layout, gap=gap) or self._cut_table(run, lines, layout, gap=gap):
                 return True
             if place == len(runs) - 1 and not ends:
                 return self._take_last(run, lines, layout, definitions, previous_end=previous_end)
@@ -237,6 +247,8 @@ class BlockStream:
             self.parser.fill(run)
         if run[0].type == "ordered_list_open":
             run[0].attrs["start"] = self._take_number(run)
+        if self._shape is not None:
+            run[0].meta[CONTINUES], self._shape = self._shape, None
         self._next_number = None
         self._emit(layout.block(run, lines), gap=gap)
 
@@ -262,6 +274,23 @@ class BlockStream:
             gap = False
         self._text = self._text[begin + cut + self._text[begin + cut].isspace() :]
         self._seen = 0
+        return True
+
+    def _cut_table(self, run: Run, lines: Sequence[str], layout: BlockLayout, *, gap: bool) -> bool:
+        """Makes the beginning of a long table final; returns whether the block is one."""
+        if run[0].type != "table_open":
+            return False
+        begin = begin_of(run)
+        end = begin + _HEAD + MOST_ROWS
+        if end_of(run, lines) <= end:
+            return False
+        head = lines[begin:end]
+        (rows,), _ = self.parser.outline("\n".join(head) + "\n")
+        shape = self._shape or layout.shape(self.parser.fill(rows))
+        self._emit_block(rows, head, layout, definitions=(), gap=gap)
+        self._shape = shape
+        self._remove(end)
+        self._text = "\n".join([*head[:_HEAD], self._text])
         return True
 
     def _cut_partial(self, layout: BlockLayout) -> bool:

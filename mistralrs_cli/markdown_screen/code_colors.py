@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mistralrs_cli.markdown_screen.inline_text import drawn
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 LONGEST_LINE = 2000
 """Characters of a line that is highlighted."""
 _LEAST_CONTEXT, _MOST_CONTEXT = 8, 64
-"""Lines that are read again with a line, so that it is known to be in a comment or a long text."""
+"""Lines that are read again with a line: few, or many while it may be in a comment or a long text."""
+_ENCLOSING = 4
+"""Lines at most that are kept of those before: the ones that the line is indented under."""
 
 
 class CodeColors:
@@ -31,9 +34,8 @@ class CodeColors:
         """Returns the next line, which is complete, with its colours."""
         if self._lexer is None or len(line) > LONGEST_LINE:
             return line
-        begins_anew = line[:1].strip() != "" and line[0] not in ")]}" and not self._is_within
-        if len(self._context) >= (_LEAST_CONTEXT if begins_anew else _MOST_CONTEXT):
-            self._context = []
+        if len(self._context) >= (_MOST_CONTEXT if self._is_within else _LEAST_CONTEXT + _ENCLOSING):
+            self._context = [] if self._is_within else _enclosing(self._context, line)
         pieces = self._colored(line)
         self._context.append(line)
         return drawn(pieces)
@@ -59,6 +61,21 @@ class CodeColors:
             if value.strip():
                 self._is_within = kind in Comment.Multiline or kind in String
         return pieces
+
+
+def _enclosing(lines: Sequence[str], line: str) -> list[str]:
+    """Returns the lines that ``line`` is indented under, the outermost first."""
+    enclosing: list[str] = []
+    indent = _indent(line)
+    for each in reversed(lines):
+        if each.strip() and _indent(each) < indent and len(enclosing) < _ENCLOSING:
+            enclosing.insert(0, each)
+            indent = _indent(each)
+    return enclosing
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _lexer(language: str) -> Lexer | None:

@@ -20,20 +20,41 @@ class Cell(NamedTuple):
     align: str
 
 
-def table_lines(rows: Sequence[Sequence[Cell]], width: int, *, rule: Style) -> list[list[Piece]]:
-    """Returns the lines of a table in ``width`` cells; the first row is its head, and a rule is below it."""
+class TableShape(NamedTuple):
+    """The columns of a table, which further rows of it keep."""
+
+    width: int
+    """Cells that there are."""
+    columns: tuple[int, ...]
+    """Cells of each column; empty: the terminal is too narrow for columns."""
+
+
+def shape_of(rows: Sequence[Sequence[Cell]], width: int) -> TableShape:
+    """Returns the columns that rows need in ``width`` cells."""
     natural = [
         max(max(map(_line_width, wrap(cell.pieces, width))) for cell in column) for column in zip(*rows, strict=True)
     ]
     available = width - _GAP * (len(natural) - 1)
     if available < sum(min(each, _LEAST_COLUMN) for each in natural):
-        return _fields(rows, width)
-    widths = _fitted(natural, available)
+        return TableShape(width, ())
+    return TableShape(width, tuple(_fitted(natural, available)))
+
+
+def table_lines(
+    rows: Sequence[Sequence[Cell]], shape: TableShape, *, rule: Style, continues: bool
+) -> list[list[Piece]]:
+    """Returns the lines of a table; the first row is its head, and a rule is below it. ``continues``: the head and
+    earlier rows are shown already."""
+    if not shape.columns:
+        fields = _fields(rows, shape.width)
+        return [[], *fields] if continues else fields
     lines: list[list[Piece]] = []
     for number, row in enumerate(rows):
-        lines += _row(row, widths)
+        if number == 0 and continues:
+            continue
+        lines += _row(row, shape.columns)
         if number == 0:
-            lines.append([Piece((" " * _GAP).join("─" * each for each in widths), rule)])
+            lines.append([Piece((" " * _GAP).join("─" * each for each in shape.columns), rule)])
     return lines
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,6 +22,10 @@ SIZES = ((80, 24), (120, 40), (40, 20))
 """Columns and lines."""
 _USED = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\d+A|\x1b\[J|\x1b\]8;;[^\x1b]*\x1b\\")
 """The sequences that an answer is drawn with: styles, moves up, clearing from the cursor on, links."""
+
+
+_WIDEST = 250
+"""Columns that no terminal of the tests exceeds."""
 
 
 class Rewritten(AssertionError):
@@ -53,10 +57,23 @@ class Scrollback(pyte.HistoryScreen):  # type: ignore[misc]  # pyte has no types
 
     def text(self) -> list[str]:
         """Returns all lines, without empty ones at the end."""
-        return "\n".join([*self.above(), *(line.rstrip() for line in self.display)]).rstrip().split("\n")
+        on_screen = [self._line(self.buffer[place]) for place in range(self.lines)]
+        return "\n".join([*self.above(), *on_screen]).rstrip().split("\n")
+
+    def resize(self, lines: int | None = None, columns: int | None = None) -> None:
+        """Gives the screen another size, as a terminal that wraps nothing anew and keeps the line of the cursor."""
+        assert lines is not None
+        assert columns is not None
+        place, column = self.cursor.y, min(self.cursor.x, columns - 1)
+        leaving = max(0, place - (lines - 1))
+        self.cursor.y = self.lines - 1
+        for _ in range(leaving):
+            self.index()
+        self.lines, self.columns = lines, columns
+        self.cursor.y, self.cursor.x = place - leaving, column
 
     def _line(self, row: Any) -> str:
-        return "".join(row[place].data for place in range(self.columns)).rstrip()
+        return "".join(row[place].data for place in range(_WIDEST)).rstrip()
 
 
 class ScreenFile(io.StringIO):
@@ -90,17 +107,31 @@ class RandomPace(Pace):
         return self._random is None or self._random.random() < self._share
 
 
-def shown(pieces: Iterable[str], *, columns: int, lines: int, random: Random | None = None) -> list[str]:
+def shown(
+    pieces: Iterable[str],
+    *,
+    columns: int,
+    lines: int,
+    random: Random | None = None,
+    sizes: Sequence[tuple[int, int]] = (),
+) -> list[str]:
     """Returns the lines of an answer that came in pieces, scrollback included. ``random`` leaves out some of the
-    drawing.
+    drawing. ``sizes``: the terminal gets one of these now and then.
 
     Raises ``Rewritten`` if a line in the scrollback changed.
     """
     screen = Scrollback(columns, lines)
     writer = MarkdownWriter(
-        ScreenFile(screen), theme="dark", has_links=False, pace=RandomPace(random), size=lambda: (columns, lines)
+        ScreenFile(screen),
+        theme="dark",
+        has_links=False,
+        pace=RandomPace(random),
+        size=lambda: (screen.columns, screen.lines),
     )
     for piece in pieces:
+        if sizes and random is not None and random.random() < 0.1:
+            new_columns, new_lines = random.choice(sizes)
+            screen.resize(new_lines, new_columns)
         writer.write(piece)
     writer.end()
     return screen.text()

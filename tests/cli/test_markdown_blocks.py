@@ -84,3 +84,18 @@ def test_entities_bring_no_controls(text: str) -> None:
 def test_formulas() -> None:
     assert latex_text(r"\frac{a+b}{2} \leq x^{2}") == "(a+b)/2 ≤ x²"
     assert latex_text(r"\unknown{x}") is None
+
+
+@pytest.mark.parametrize("width", [40, 12])
+def test_a_long_table_comes_row_by_row(width: int) -> None:
+    rows = [f"| {number} | {'x' * (number % 30)} {number} |" for number in range(150)]
+    text = "before\n\n| a | b |\n|---|--:|\n" + "\n".join(rows) + "\n\nafter\n"
+    whole = rendered([text], width=width)
+    assert rendered([text[at : at + 70] for at in range(0, len(text), 70)], width=width) == whole
+    lines = [STYLES.sub("", line) for line in whole]
+    assert all(cell_width(line) <= width for line in lines)
+    assert any(line.endswith(" 149") for line in lines)
+    assert lines[-2:] == ["", "after"]
+    stream = BlockStream(THEMES["dark"], has_links=False)
+    stream.feed(text)
+    assert len(stream.take_final(width)) > 128  # and not only at the end
