@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mistralrs.errors import MistralrsError
@@ -83,7 +84,10 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, PromptJob):
             text = prompt_text(task.job, streams.stdin)
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, ChatJob):
-            task = _prepare_chat(task, task.job, streams)
+            from mistralrs_cli.chat_input.piped_context import take_piped_context
+
+            streams, context = take_piped_context(streams)
+            task = _prepare_chat(task, replace(task.job, context=context), streams)
     if not isinstance(task, Invocation | RemoteInvocation):
         return _do_without_engine(task, streams)
     with contextlib.ExitStack() as stack:
@@ -101,8 +105,6 @@ def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: St
 
     Lines from a pipe are no person's chat: they are saved only as a part of the chat that they go on with.
     """
-    from dataclasses import replace
-
     from mistralrs_cli.arguments.invocation import RemoteInvocation
     from mistralrs_cli.chat_storage.kept_kv import with_kept_kv
 

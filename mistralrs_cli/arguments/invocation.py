@@ -77,6 +77,10 @@ class ChatJob:
     resume: str | None = None
     """The name or number of a saved chat to go on with; empty: the last one, None: a new chat."""
     look: Look = AUTOMATIC
+    allow_net: bool = False
+    """Messages may attach pages of the web."""
+    context: str | None = None
+    """A text from a pipe that belongs to the first message."""
     written: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The options that were given, by their names, as the user wrote them."""
 
@@ -259,6 +263,7 @@ def _chat_job(options: ResolvedOptions, sampling: SamplingParams) -> ChatJob:
         save=not values.no_save,
         resume=values.resume,
         look=Look(plain=values.plain, theme=values.theme),
+        allow_net=values.allow_net,
         written={name: options.written(name) for name in options.origins},
     )
 

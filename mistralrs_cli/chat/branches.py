@@ -36,7 +36,11 @@ def undo(chat: Chat, argument: str) -> None:
 
 
 def edit(chat: Chat, argument: str) -> None:
-    """Puts a message into the line; when it is sent, it stands beside the old one, and a question is answered."""
+    """Puts a message into the line; when it is sent, it stands beside the old one, and a question is answered. With
+    ``draft``, opens the user's editor with a new message."""
+    if argument == "draft":
+        chat.opens_editor = True
+        return
     path = _path(chat, argument) if argument else _to_question(_path(chat, ""))
     before, message = path[:-1], path[-1]
 

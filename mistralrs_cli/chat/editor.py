@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
@@ -45,6 +46,10 @@ class Editor:
         """Ctrl-C came when no line was being edited."""
         self.cleared = False
         """Ctrl-C emptied the line that was read last before it was sent."""
+        self.pasted: list[str] = []
+        """The parts of the last input that were pasted."""
+        self._multiline = False
+        self._output = create_output(streams.stdout if is_terminal(streams.stdout) else streams.stderr)
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
@@ -56,7 +61,7 @@ class Editor:
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             tempfile_suffix=".md",
-            output=create_output(streams.stdout if is_terminal(streams.stdout) else streams.stderr),
+            output=self._output,
         )
 
     def __enter__(self) -> Self:
@@ -68,21 +73,42 @@ class Editor:
     ) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
-    def read(self, draft: str = "") -> str:
+    def read(self, draft: str = "", *, multiline: bool = False, opens_editor: bool = False) -> str:
         """Returns the user's input; the line begins with ``draft``.
+
+        ``multiline``: Enter begins a new line and Alt-Enter sends; ``opens_editor``: the user's editor opens at once.
 
         Raises ``EOFError`` for Ctrl-D on an empty line and ``LeftByInterrupt`` for two Ctrl-C in a row.
         """
         self.cleared = False
+        self.pasted.clear()
+        self._multiline = multiline
+
+        def begin() -> None:
+            self._deliver_pending()
+            if opens_editor:
+                self._session.default_buffer.open_in_editor()
+
         while True:
             try:
-                text = self._session.prompt(default=draft, pre_run=self._deliver_pending, handle_sigint=False)
+                text = self._session.prompt(default=draft, pre_run=begin, handle_sigint=False)
             except KeyboardInterrupt:
-                draft = ""
+                draft, opens_editor = "", False
                 self._say("Ctrl-D or /exit leaves; so does Ctrl-C twice")
             else:
                 self._interrupted_at = -math.inf  # a Ctrl-C after this is no second one
                 return unfold(text)
+
+    def confirm(self, question: str) -> bool:
+        """Asks a question that is answered with y or n; anything but y, Ctrl-C and Ctrl-D mean no."""
+        session: PromptSession[str] = PromptSession(output=self._output)
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return session.prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            return False
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         if self._session.app.is_running:
@@ -126,7 +152,7 @@ class Editor:
             if buffer.document.text_before_cursor.endswith("\\"):
                 buffer.delete_before_cursor()
                 buffer.newline(copy_margin=False)
-            elif in_open_block(buffer.text):
+            elif in_open_block(buffer.text) or (self._multiline and not is_command(buffer.text)):
                 buffer.newline(copy_margin=False)
             else:
                 buffer.validate_and_handle()
@@ -134,13 +160,27 @@ class Editor:
         @bindings.add("escape", "enter")
         @bindings.add("c-j")
         def _new_line(event: KeyPressEvent) -> None:
-            event.current_buffer.newline(copy_margin=False)
+            if self._multiline and event.key_sequence[-1].key == Keys.ControlM:
+                event.current_buffer.validate_and_handle()
+            else:
+                event.current_buffer.newline(copy_margin=False)
+
+        @bindings.add(Keys.BracketedPaste)
+        def _paste(event: KeyPressEvent) -> None:
+            text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+            self.pasted.append(text)
+            event.current_buffer.insert_text(text)
 
         @bindings.add("c-g")
         def _open_editor(event: KeyPressEvent) -> None:
             event.current_buffer.open_in_editor()
 
         return bindings
+
+
+def is_command(text: str) -> bool:
+    """Returns whether ``text`` is one line that may be a command, which Enter sends in every mode."""
+    return text.startswith(("/", "!")) and "\n" not in text
 
 
 def in_open_block(text: str) -> bool:

@@ -9,6 +9,8 @@ from mistralrs_cli.arguments.invocation import ChatJob
 from mistralrs_cli.chat import slash_commands
 from mistralrs_cli.chat.render import Notes, banner
 from mistralrs_cli.chat.session import Chat
+from mistralrs_cli.chat_commands.input_commands import attach
+from mistralrs_cli.chat_input.attachments import Attachment
 from mistralrs_cli.chat_storage.chat_record import open_record
 from mistralrs_cli.chat_storage.saved_chats import find_to_resume, resume
 from mistralrs_cli.model import Model
@@ -33,6 +35,8 @@ def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
             resume(chat, find_to_resume(job.resume), shows_last=streams.interactive)
             if job.system is not None:
                 chat.conversation.system = job.system
+        if job.context is not None:
+            attach(chat, [Attachment("stdin", job.context)])
         if streams.interactive:
             return _from_terminal(chat, streams)
         return _from_lines(chat, streams)
@@ -40,14 +44,17 @@ def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
 
 def _from_terminal(chat: Chat, streams: Streams) -> int:
     from mistralrs_cli.chat.editor import Editor, LeftByInterrupt
-    from mistralrs_cli.chat_commands.input_completion import InputCompleter
+    from mistralrs_cli.chat_input.input_completion import InputCompleter
+    from mistralrs_cli.chat_input.typed_input import act
 
     completer = InputCompleter(chat, slash_commands.suggest)
     with Editor(streams, say=chat.notes.say, completer=completer) as editor:
+        chat.confirm = editor.confirm
         while not chat.leaving:
             draft, chat.draft = chat.draft, ""
+            opens, chat.opens_editor = chat.opens_editor, False
             try:
-                text = editor.read(draft)
+                text = editor.read(draft, multiline=chat.multiline, opens_editor=opens)
             except EOFError:
                 return 0
             except LeftByInterrupt:
@@ -55,22 +62,10 @@ def _from_terminal(chat: Chat, streams: Streams) -> int:
             if editor.cleared:
                 chat.edit = None
             try:
-                _act(chat, text)
+                act(chat, text, pasted=editor.pasted)
             except MistralrsError as error:
                 chat.notes.error(error)
     return 0
-
-
-def _act(chat: Chat, text: str) -> None:
-    """Runs a command or takes a turn. The text of a turn that Ctrl-C stopped before any answer is the next draft."""
-    edit, chat.edit = chat.edit, None
-    if slash_commands.is_command(text):
-        slash_commands.run(chat, text)
-    elif text.strip():
-        message = slash_commands.message(text)
-        finished = chat.take_turn(message, mark_cut=True) if edit is None else edit(message)
-        if finished is not None and finished.reason == "cancelled" and finished.usage.completion_tokens == 0:
-            chat.draft, chat.edit = text, edit
 
 
 def _from_lines(chat: Chat, streams: Streams) -> int:

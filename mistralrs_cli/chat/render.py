@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from mistralrs.errors import MistralrsError
@@ -35,6 +35,21 @@ class Notes:
             self._stream.write(drawn.get())
         else:
             self._stream.writelines(f"{line}\n" for line in lines)
+        self._stream.flush()
+
+    def show(self, *lines: Sequence[tuple[str, str]]) -> None:
+        """Writes lines of clean texts, each with its colour, which is used on a terminal that has colours."""
+        if is_terminal(self._stream):
+            from rich.console import Console
+            from rich.text import Text
+
+            console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
+            with console.capture() as drawn:
+                for line in lines:
+                    console.print(Text.assemble(*line), soft_wrap=True)
+            self._stream.write(drawn.get())
+        else:
+            self._stream.writelines("".join(text for text, _ in line) + "\n" for line in lines)
         self._stream.flush()
 
     def error(self, error: MistralrsError) -> None:

@@ -6,19 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.events import Finished, Scalings, Usage
-from mistralrs.errors import MistralrsError
+from mistralrs.engine.events import Finished, Scalings, TokenLogprob, Usage
+from mistralrs.errors import MistralrsError, RequestError
 from mistralrs_cli.adapter_commands.mean_scalings import heat_map, mean_scalings
 from mistralrs_cli.arguments.invocation import ChatJob
 from mistralrs_cli.chat.chat_history import Conversation, Message
 from mistralrs_cli.chat.chat_settings import ChatSettings, SettingOrigins
 from mistralrs_cli.chat.render import Notes
+from mistralrs_cli.chat_input import web_page
+from mistralrs_cli.chat_input.attachments import Attachment
 from mistralrs_cli.chat_storage.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.markdown_screen.answer_display import open_writer
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.printing.answer import Interruption, relay
 from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
-from mistralrs_cli.terminal.output import Streams, grouped, stats_line
+from mistralrs_cli.terminal.output import Streams, grouped, is_terminal, stats_line
+
+NUM_ALTERNATIVES = 5
+"""Likely tokens that ``/probs`` knows at each place."""
 
 
 class Chat:
@@ -46,6 +51,20 @@ class Chat:
         self.attempts = 0
         """Other answers that were asked for, to any question."""
         self.notes = Notes(streams.stderr)
+        self.attachments: list[Attachment] = []
+        """Texts that wait for the next message."""
+        self.fetch: Callable[[str], Attachment] = web_page.fetch if job.allow_net else web_page.refuse
+        """Returns a page, or refuses it."""
+        self.confirm: Callable[[str], bool] = lambda question: False
+        """Asks the user a question."""
+        self.opens_editor = False
+        """The next line begins in the user's editor."""
+        self.multiline = False
+        """Enter begins a new line."""
+        self.keeps_probs = False
+        """The probabilities of answers are asked for."""
+        self.probs: list[TokenLogprob] = []
+        """Those of the last answer's tokens; empty where they were not asked for."""
         self._look = job.look
         self._streams = streams
 
@@ -100,9 +119,26 @@ class Chat:
         else:
             self._return_to(before)
         self.last = finished.usage
+        self.probs = answer.logprobs
         if self.settings.stats:
             self.show_stats()
         return finished
+
+    def count_tokens(self, text: str) -> int | None:
+        """Returns the tokens of a text; None where they are not known: the tokenizer is a server's, or fails."""
+        try:
+            return len(self.model.tokenizer.encode(text, special=False))
+        except RequestError:
+            return None
+
+    def send_to_terminal(self, sequence: str) -> bool:
+        """Sends a control sequence to the user's terminal; returns whether there is one."""
+        for stream in (self._streams.stdout, self._streams.stderr):
+            if is_terminal(stream):
+                stream.write(sequence)
+                stream.flush()
+                return True
+        return False
 
     def _thoughts(self) -> Thoughts:
         return Thoughts(self._streams.stderr, shown=self.settings.think in (None, "on"))
@@ -120,7 +156,7 @@ class Chat:
         mixes = self.model.known_adapters().scaling_axes is not None
         return self.model.chat(
             self.conversation.for_model(),
-            sampling,
+            replace(sampling, logprobs=NUM_ALTERNATIVES) if self.keeps_probs else sampling,
             truncate=settings.truncate,
             adapters=self.adapters,
             scalings=mixes,

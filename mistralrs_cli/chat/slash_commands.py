@@ -11,13 +11,15 @@ from typing import Literal
 from mistralrs.errors import UsageError
 from mistralrs_cli.chat import branches
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.chat_commands import setting_commands, suggestions
+from mistralrs_cli.chat_commands import answer_commands, input_commands, setting_commands, suggestions
 from mistralrs_cli.chat_commands.command_help import help_lines, help_of
 from mistralrs_cli.chat_commands.suggestions import Suggestion
 from mistralrs_cli.chat_storage import saved_chats
 from mistralrs_cli.terminal.output import clean_line
 
-Section = Literal["Conversation", "Branches", "Saved chats", "Settings", "The chat itself"]
+Section = Literal[
+    "Conversation", "Your message", "The answer", "Branches", "Saved chats", "Settings", "The chat itself"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,74 @@ COMMANDS = (
         "Change the last question, or message N",
         branches.edit,
         "Conversation",
-        argument="[N]",
+        argument="[N|draft]",
         details="The message is put into the line; sent, it stands beside the old one and is answered. A changed "
-        "answer is gone on with.",
+        "answer is gone on with. `draft` opens your editor with a new message.",
     ),
     SlashCommand("/undo", "Take back the last question and its answer", branches.undo, "Conversation"),
+    SlashCommand(
+        "/read",
+        "Attach a file or a folder to your next message",
+        input_commands.read,
+        "Your message",
+        argument="[FILE|none]",
+        details="Alone it shows what waits for the message; none: nothing.",
+        suggest=suggestions.words_or_paths("none"),
+    ),
+    SlashCommand(
+        "/p",
+        "Send one of your prompts, or list them",
+        input_commands.prompt,
+        "Your message",
+        argument="[NAME [VAR=VALUE] [TEXT]]",
+        details="Prompts are Markdown files with variables such as `{{language}}`; `{{input}}` is the text.",
+        suggest=input_commands.suggest_prompts,
+    ),
+    SlashCommand(
+        "/multi",
+        "Let Enter begin a new line, Alt-Enter send",
+        input_commands.multi,
+        "Your message",
+        argument="[on|off]",
+        details="Commands are still sent by Enter.",
+        suggest=suggestions.words("on", "off"),
+    ),
+    SlashCommand(
+        "/tokens",
+        "Count the conversation's tokens, or a text's",
+        input_commands.tokens,
+        "Your message",
+        argument="[TEXT]",
+        details="The tokens of a text are shown one by one.",
+    ),
+    SlashCommand(
+        "/save",
+        "Write the last answer to a file",
+        answer_commands.save,
+        "The answer",
+        argument="FILE",
+        details="A file that is there already is left alone. Names are given with `/rename`.",
+        suggest=suggestions.paths,
+    ),
+    SlashCommand(
+        "/copy",
+        "Copy the last answer to the clipboard",
+        answer_commands.copy,
+        "The answer",
+        argument="[code [N]]",
+        details="code: its first code block, or block N. The terminal does it (OSC 52), which works over ssh where it "
+        "allows it.",
+        suggest=suggestions.words("code"),
+    ),
+    SlashCommand(
+        "/probs",
+        "Colour the answer's tokens by probability",
+        answer_commands.probs,
+        "The answer",
+        argument="[N|on|off]",
+        details="With N the alternatives at token N. Probabilities are kept from the first `/probs` or `/probs on` on.",
+        suggest=suggestions.words("on", "off"),
+    ),
     SlashCommand(
         "/alt",
         "Show other answers to the last question",

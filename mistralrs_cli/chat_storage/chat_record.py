@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mistralrs.api.read_stream import Thought
-from mistralrs.engine.events import Delta, Event
+from mistralrs.engine.events import Delta, Event, TokenLogprob
 from mistralrs.errors import MistralrsError
 from mistralrs_cli.chat.chat_history import Conversation, Message
 from mistralrs_cli.chat_storage.chat_store import ChatStore
@@ -79,11 +79,15 @@ class SavedAnswer:
         continues = last.role == "assistant"
         self._message = last if continues else Message("assistant", "", is_cut=True)
         self._pieces: list[str] = [last.content] if continues else []
+        self.logprobs: list[TokenLogprob] = []
+        """Those of its tokens, if they were asked for."""
 
     def __iter__(self) -> Iterator[Event | Thought]:
         for event in self._stream:
-            if isinstance(event, Delta) and event.text:
-                self._extend(event.text)
+            if isinstance(event, Delta):
+                self.logprobs += event.logprobs
+                if event.text:
+                    self._extend(event.text)
             yield event
 
     def cancel(self) -> None:

@@ -93,10 +93,10 @@ def lines(stdin: TextIO) -> Iterator[str]:
         yield rest
 
 
-def warn_of_waiting(stdin: TextIO) -> None:
+def warn_of_waiting(stdin: TextIO, *, hint: str = "--no-stdin leaves it alone") -> None:
     """Waits until something can be read; tells the user when that takes long, because a forgotten pipe never ends."""
     if not select.select([stdin], [], [], PATIENCE_S)[0]:
-        _logger.warning("waiting for the end of stdin, which belongs to the prompt; --no-stdin leaves it alone")
+        _logger.warning("waiting for the end of stdin, which belongs to the prompt; %s", hint)
 
 
 def without_mark(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import threading
@@ -15,7 +16,7 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
 from mistralrs.api.read_stream import Thought
 from mistralrs.engine.config import SamplingParams
-from mistralrs.engine.events import Delta, Event, Failed, Finished, Scalings, Usage
+from mistralrs.engine.events import Delta, Event, Failed, Finished, Scalings, TokenLogprob, Usage
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.progress import Progress
@@ -80,6 +81,12 @@ SCALINGS = Scalings(
 )
 """Of the prompt's last token and of an answer of two."""
 
+LOGPROBS = (
+    TokenLogprob(1, "sure", b"sure", math.log(0.99)),
+    TokenLogprob(2, "maybe\n", b"maybe\n", math.log(0.5), (TokenLogprob(9, "other", b"other", math.log(0.4)),)),
+    TokenLogprob(3, "never", b"never", math.log(0.01)),
+)
+
 Reason = Literal["stop", "length"]
 
 
@@ -100,7 +107,9 @@ class FakeStream:
         error: EngineError | None = None,
         scalings: Scalings | None = None,
         thoughts: Sequence[str] = (),
+        logprobs: Sequence[TokenLogprob] = (),
     ) -> None:
+        self._logprobs = logprobs
         self._thoughts = thoughts
         self._scalings = scalings
         self._pieces, self._usage, self._pause, self._reason, self._error = pieces, usage, pause, reason, error
@@ -114,7 +123,7 @@ class FakeStream:
             if self._cancelled.wait(self._pauses.get(done - 1, self._pause)):
                 yield Finished("cancelled", self._usage(done - 1))
                 return
-            yield Delta(piece, (done,), ())
+            yield Delta(piece, (done,), tuple(self._logprobs[done - 1 : done]))
         if self._error is not None:
             yield Failed(self._error, self._usage(done))
         else:
@@ -191,6 +200,8 @@ class FakeModel:
             return FakeStream(["0123456789" * 100 + "\n"] * 10_000, usage)
         if word == "long":
             return FakeStream(["cut here"], usage, reason="length")
+        if word == "probable" and sampling.logprobs is not None:
+            return FakeStream(["sure", "maybe\n", "never"], usage, logprobs=LOGPROBS)
         if word == "escape":
             return FakeStream(["a\x1b", "]0;title\x07b\x1b[", "31mc\x9b2J", "d\te\r\n\x1b"], usage)
         if word == "think":

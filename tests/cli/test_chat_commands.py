@@ -23,7 +23,7 @@ from mistralrs_cli.chat.chat_history import Message
 from mistralrs_cli.chat.chat_settings import SETTINGS, ChatSettings
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.chat_commands.command_help import help_lines, help_of
-from mistralrs_cli.chat_commands.input_completion import InputCompleter
+from mistralrs_cli.chat_input.input_completion import InputCompleter
 from mistralrs_cli.chat_storage.chat_record import open_record
 from mistralrs_cli.server_client.remote_model import RemoteInfo, RemoteModel, ServerChoice
 from mistralrs_cli.server_client.server_address import ServerAddress
@@ -120,7 +120,7 @@ def test_words_that_leave(talk: Talk, word: str) -> None:
 
 
 def test_tab_completes_commands_and_their_arguments(talk: Talk) -> None:
-    assert talk.completed("/re") == ["/retry", "/resume", "/rename"]
+    assert talk.completed("/re") == ["/retry", "/read", "/resume", "/rename"]
     assert talk.completed("/stats o") == ["/stats on", "/stats off"]
     assert talk.completed("/help und") == ["/help undo"]
     assert talk.completed("/adapter style:0.5 l") == ["/adapter style:0.5 law"]

@@ -56,6 +56,12 @@ class AnswerOptions:
         modes=frozenset({Mode.CHAT}),
         help="Keep neither the chat nor its KV on disk.",
     )
+    allow_net: bool = option(
+        False,
+        "--allow-net",
+        modes=frozenset({Mode.CHAT}),
+        help="Let messages attach pages with @https://...; otherwise a chat fetches nothing.",
+    )
     plain: bool = option(
         False,
         "--plain",
