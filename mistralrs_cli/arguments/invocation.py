@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.options.answer_options import CHAT_MAX_TOKENS, PROMPT_MAX_TOKENS
@@ -79,6 +79,8 @@ class ChatJob:
     look: Look = AUTOMATIC
     allow_net: bool = False
     """Messages may attach pages of the web."""
+    policy: Literal["full", "slide", "compact"] = "full"
+    """What happens when the context is full."""
     context: str | None = None
     """A text from a pipe that belongs to the first message."""
     written: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -263,6 +265,7 @@ def _chat_job(options: ResolvedOptions, sampling: SamplingParams) -> ChatJob:
         save=not values.no_save,
         resume=values.resume,
         look=Look(plain=values.plain, theme=values.theme),
+        policy=values.context_policy or ("slide" if values.truncate_sequence else "full"),
         allow_net=values.allow_net,
         written={name: options.written(name) for name in options.origins},
     )

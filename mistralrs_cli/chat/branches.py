@@ -11,7 +11,9 @@ from mistralrs.engine.events import Finished
 from mistralrs.errors import UsageError
 from mistralrs_cli.chat.chat_history import Conversation, Message
 from mistralrs_cli.chat.session import Chat
+from mistralrs_cli.chat_commands.repetition import DRY_MULTIPLIER
 from mistralrs_cli.chat_storage.chat_store import TreeMessage
+from mistralrs_cli.server_client.remote_model import RemoteModel
 from mistralrs_cli.terminal.output import clean_line
 
 DEFAULT_OTHERS = 3
@@ -22,10 +24,15 @@ SHOWN = 60
 
 
 def retry(chat: Chat, argument: str) -> None:
-    """Answers the last question anew, or that of a numbered message, beside its other answers."""
-    path = _path(chat, argument)
+    """Answers the last question anew, or that of a numbered message, beside its other answers. With ``dry``,
+    repetitions are penalized."""
+    words = argument.split()
+    is_dry = "dry" in words
+    path = _path(chat, " ".join(word for word in words if word != "dry"))
+    if is_dry and isinstance(chat.model, RemoteModel):
+        chat.model.give("dry_multiplier")
     chat.attempts += 1
-    chat.answer(_to_question(path), attempt=chat.attempts)
+    chat.answer(_to_question(path), attempt=chat.attempts, dry_multiplier=DRY_MULTIPLIER if is_dry else None)
 
 
 def undo(chat: Chat, argument: str) -> None:
@@ -60,6 +67,8 @@ def edit(chat: Chat, argument: str) -> None:
 def go_on(chat: Chat, argument: str) -> None:
     """Continues the last answer where it ends."""
     path = _path(chat, "")
+    if path[-1].stand_in is not None:
+        raise UsageError("the model does not see the last answer any more", hint="/compact undo brings it back")
     if path[-1].role != "assistant" or not path[-1].content:
         raise UsageError("there is no answer to continue", hint="/retry asks again")
     chat.answer(list(path))
@@ -69,7 +78,7 @@ def fork(chat: Chat, argument: str) -> None:
     """Begins another chat with the messages of this one."""
     path = _path(chat, "")
     old = chat.conversation
-    chat.conversation = Conversation(old.system, [Message(each.role, each.content, each.is_cut) for each in path])
+    chat.conversation = Conversation(old.system, [each.copy() for each in path])
     chat.record.save(chat.conversation)
     numbers = f"chat {chat.conversation.id}; chat {old.id} stays as it is" if chat.record.is_kept else "a copy"
     chat.notes.say(f"from now on this is {numbers}")
@@ -112,6 +121,9 @@ def draw(nodes: Sequence[TreeMessage], shown: set[int | None]) -> list[str]:
         who = "you" if message.role == "user" else "answer, interrupted" if message.is_cut else "answer"
         star = "*" if message.id in shown else " "
         lines.append(f"{star} {'  ' * depth}{numbers[message.id]} {who}: {_begin(message.content)}")
+        if message.stand_in is not None:
+            seen = f"a summary: {_begin(message.stand_in)}" if message.stand_in else "nothing"
+            lines.append(f"  {'  ' * depth}-- in place of all above the model sees {seen}")
         following = children.get(message.id, [])
         waiting += [(each, depth + (len(following) > 1)) for each in reversed(following)]
     return lines

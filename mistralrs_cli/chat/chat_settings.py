@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mistralrs.api.options.declarations import DECLARED, types
 from mistralrs.api.options.values import check_range, check_value, parse_text, without_none
@@ -17,6 +17,8 @@ from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs_cli.printing.thoughts import Think
 from mistralrs_cli.terminal.output import clean_line
 
+ContextPolicy = Literal["full", "slide", "compact"]
+"""What happens when the context is full: a message is refused, the oldest turns are dropped, or they are summarized."""
 RESET = "default"
 """The word that gives a setting the value with which the chat began."""
 
@@ -30,6 +32,7 @@ class ChatSettings:
     grammar: GrammarText | None = None
     think: Think | None = None
     stats: bool = False
+    context: ContextPolicy = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +89,15 @@ def _of_range(name: str) -> Setting:
     return Setting(name, field, parse)
 
 
-def _of_words(name: str, *known: str, convert: Mapping[str, Any], show: Callable[[Any], str]) -> Setting:
+def _of_words(
+    name: str, *known: str, convert: Mapping[str, Any], show: Callable[[Any], str], option: str = ""
+) -> Setting:
     def parse(text: str) -> Any:
         if text not in known:
             raise UsageError(f"/set {name} {clean_line(text)}: no such value", hint=f"one of {', '.join(known)}")
         return convert[text]
 
-    return Setting(name, name, parse, show, words=known, option=name, is_sampling=False)
+    return Setting(name, name, parse, show, words=known, option=option or name, is_sampling=False)
 
 
 def _number(written: str, text: str) -> float:
@@ -136,6 +141,13 @@ SETTINGS: Mapping[str, Setting] = {
         _of_option("max-tokens", "max_tokens", max_tokens_of, lambda value: "-1" if value is None else str(value)),
         Setting("stop", "stop", _stop, lambda value: " ".join(map(repr, value)) or '""', option="stop"),
         _of_words("think", "on", "off", "hide", "auto", convert=_THINK, show=lambda value: value or "auto"),
+        _of_words(
+            "context",
+            *get_args(ContextPolicy),
+            convert={each: each for each in get_args(ContextPolicy)},
+            show=str,
+            option="context_policy",
+        ),
         _of_words("stats", "on", "off", convert=_SWITCH, show=lambda value: "on" if value else "off"),
     )
 }

@@ -7,23 +7,27 @@ from dataclasses import replace
 
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Finished, Scalings, TokenLogprob, Usage
-from mistralrs.errors import MistralrsError, RequestError
+from mistralrs.errors import ContextLengthError, EngineError, MistralrsError, RequestError, UsageError
 from mistralrs_cli.adapter_commands.mean_scalings import heat_map, mean_scalings
 from mistralrs_cli.arguments.invocation import ChatJob
-from mistralrs_cli.chat.chat_history import Conversation, Message
+from mistralrs_cli.chat.chat_history import Conversation, Message, messages_to_send
 from mistralrs_cli.chat.chat_settings import ChatSettings, SettingOrigins
 from mistralrs_cli.chat.render import Notes
+from mistralrs_cli.chat_commands import context_room
+from mistralrs_cli.chat_commands.repetition import is_said_before, repeats_itself
 from mistralrs_cli.chat_input import web_page
 from mistralrs_cli.chat_input.attachments import Attachment
 from mistralrs_cli.chat_storage.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.markdown_screen.answer_display import open_writer
 from mistralrs_cli.model import AnswerStream, Model
-from mistralrs_cli.printing.answer import Interruption, relay
+from mistralrs_cli.printing.answer import Interruption, TextPieces, relay
 from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
 from mistralrs_cli.terminal.output import Streams, grouped, is_terminal, stats_line
 
 NUM_ALTERNATIVES = 5
 """Likely tokens that ``/probs`` knows at each place."""
+SUMMARY_TOKENS = 600
+"""Tokens of a summary, at most."""
 
 
 class Chat:
@@ -34,7 +38,7 @@ class Chat:
         self.model = model
         self.record = record
         self.conversation = Conversation(job.system)
-        self.settings = ChatSettings(job.sampling, job.truncate, job.grammar, job.think, job.stats)
+        self.settings = ChatSettings(job.sampling, job.truncate, job.grammar, job.think, job.stats, job.policy)
         """The settings of the next turn."""
         self.origins = SettingOrigins(self.settings, job.written)
         self.last: Usage | None = None
@@ -79,14 +83,20 @@ class Chat:
             question = Message("user", text)
         return self.answer([*self.conversation.path, question], mark_cut=mark_cut)
 
-    def answer(self, path: list[Message], *, mark_cut: bool = True, attempt: int = 0) -> Finished:
+    def answer(
+        self, path: list[Message], *, mark_cut: bool = True, attempt: int = 0, dry_multiplier: float | None = None
+    ) -> Finished:
         """Makes ``path`` the conversation, and answers or continues its last message; returns as ``take_turn`` does.
 
-        ``attempt``: is added to the seed, so that another answer to the same question differs.
+        ``attempt``: is added to the seed, so that another answer to the same question differs. ``dry_multiplier``: the
+        penalty of repetitions in this answer alone; None: the setting.
         """
         before, self.conversation.path = self.conversation.path, path
         seed = (self.settings.sampling.seed + attempt) % 2**64
-        return self._answer(before, replace(self.settings.sampling, seed=seed), mark_cut=mark_cut)
+        sampling = replace(self.settings.sampling, seed=seed)
+        if dry_multiplier is not None:
+            sampling = replace(sampling, dry_multiplier=dry_multiplier)
+        return self._answer(before, sampling, mark_cut=mark_cut)
 
     def _answer(self, before: Sequence[Message], sampling: SamplingParams, *, mark_cut: bool) -> Finished:
         """Answers the last message of the path. ``before``: the path to return to if there is no answer."""
@@ -94,7 +104,7 @@ class Chat:
         writer = open_writer(self._streams.stdout, self._look)
         with Interruption() as interruption:
             try:
-                stream = interruption.watch(self._ask(sampling))
+                stream = interruption.watch(self._ask_with_room(sampling, interruption.watch))
             except KeyboardInterrupt:  # before there was an answer
                 self._return_to(before)
                 return Finished("cancelled", Usage(0, 0, 0, 0.0, 0.0, 0.0, sampling.seed))
@@ -122,7 +132,13 @@ class Chat:
         self.probs = answer.logprobs
         if self.settings.stats:
             self.show_stats()
+        self._note_repetition(writer.text)
         return finished
+
+    def _note_repetition(self, text: str) -> None:
+        earlier = [each.content for each in self.conversation.path[:-1] if each.role == "assistant"]
+        if repeats_itself(text) or is_said_before(text, earlier):
+            self.notes.say("the answer repeats itself word for word; /retry dry answers anew, against repetition")
 
     def count_tokens(self, text: str) -> int | None:
         """Returns the tokens of a text; None where they are not known: the tokenizer is a server's, or fails."""
@@ -151,13 +167,95 @@ class Chat:
             self.record.remove(last)
         self.record.save(self.conversation)
 
-    def _ask(self, sampling: SamplingParams) -> AnswerStream:
+    def _ask_with_room(self, sampling: SamplingParams, watch: Callable[[AnswerStream], AnswerStream]) -> AnswerStream:
+        """Asks for an answer; while the context is full, makes room as the settings say. Raises ``ContextLengthError``
+        where that cannot be, and ``KeyboardInterrupt`` for a summary that was stopped."""
+        while True:
+            try:
+                return self._ask(sampling)
+            except ContextLengthError as error:
+                if self._make_room(watch):
+                    continue
+                if self.settings.truncate:
+                    self.notes.say("the last message alone does not fit: its beginning is dropped")
+                    return self._ask(sampling, truncate=True)
+                error.hint = context_room.FULL if self._streams.interactive else context_room.FULL_FOR_LINES
+                raise
+
+    def _make_room(self, watch: Callable[[AnswerStream], AnswerStream]) -> bool:
+        policy = self.settings.context
+        if policy == "slide" and (dropped := context_room.slide(self.conversation)):
+            self.notes.say(
+                f"the context is full: the model does not see the {_messages(dropped)} before these any more; the chat "
+                "keeps them, /compact undo brings them back"
+            )
+            return True
+        return policy == "compact" and self._compact(watch, may_take_all=False)
+
+    def compact_now(self) -> None:
+        """Puts a summary in place of old turns and shows it. Ctrl-C leaves all as it is."""
+        with Interruption() as interruption:
+            try:
+                if not self._compact(interruption.watch, may_take_all=True):
+                    raise UsageError("there is no turn to compact", hint="/compact show tells what the model sees")
+            except KeyboardInterrupt:
+                self.notes.say("stopped; the conversation is as it was")
+
+    def _compact(self, watch: Callable[[AnswerStream], AnswerStream], *, may_take_all: bool) -> bool:
+        def summarize(messages: Sequence[Message], earlier: str) -> str | None:
+            self.notes.say(f"summarizing {_messages(len(messages))} ...")
+            return self._summarize(messages, earlier, watch)
+
+        taken = context_room.compact(self.conversation, summarize, may_take_all=may_take_all)
+        if taken is None:
+            raise KeyboardInterrupt
+        if taken:
+            self.record.save(self.conversation)
+            self.notes.say(*self.describe_unseen())
+        return taken > 0
+
+    def _summarize(
+        self, messages: Sequence[Message], earlier: str, watch: Callable[[AnswerStream], AnswerStream]
+    ) -> str | None:
+        """Returns the model's summary; None: it was stopped. Raises ``ContextLengthError`` where the messages leave no
+        room for it."""
+        asked = messages_to_send(
+            self.conversation.system, earlier, [*messages, Message("user", context_room.INSTRUCTION)]
+        )
+        sampling = replace(self.settings.sampling, max_tokens=SUMMARY_TOKENS, stop=(), logprobs=None)
+        try:
+            stream = self.model.chat(asked, sampling, adapters=self.adapters, thinking=False)
+        except RequestError as error:
+            if isinstance(error, ContextLengthError) or error.param != "enable_thinking":
+                raise
+            stream = self.model.chat(asked, sampling, adapters=self.adapters)  # the model always thinks
+        pieces = TextPieces()
+        finished = relay(watch(stream), pieces)
+        if finished.reason == "cancelled":
+            return None
+        used = finished.usage
+        if finished.reason == "length" and used.completion_tokens < SUMMARY_TOKENS:
+            raise ContextLengthError(used.prompt_tokens, used.prompt_tokens + used.completion_tokens)
+        if not pieces.text.strip():
+            raise EngineError("the model wrote no summary", hint="/set context slide drops old turns instead")
+        return pieces.text.strip()
+
+    def describe_unseen(self) -> list[str]:
+        """Returns lines about what the model does not see of the conversation; none: it sees all."""
+        unseen, summary = self.conversation.num_unseen, self.conversation.summary
+        if not unseen:
+            return []
+        what = "this summary stands in for" if summary else "the model does not see"
+        lines = [f"{what} the first {_messages(unseen)}; the chat keeps them, /compact undo brings them back"]
+        return lines + [f"  {line}" for line in summary.split("\n") if summary]
+
+    def _ask(self, sampling: SamplingParams, *, truncate: bool = False) -> AnswerStream:
         settings = self.settings
         mixes = self.model.known_adapters().scaling_axes is not None
         return self.model.chat(
             self.conversation.for_model(),
             replace(sampling, logprobs=NUM_ALTERNATIVES) if self.keeps_probs else sampling,
-            truncate=settings.truncate,
+            truncate=truncate,
             adapters=self.adapters,
             scalings=mixes,
             grammar=settings.grammar,
@@ -175,7 +273,8 @@ class Chat:
             with Interruption() as interruption:
                 for number in range(1, count + 1):
                     seed = (self.settings.sampling.seed + self.attempts + number) % 2**64
-                    streams.append(interruption.watch(self._ask(replace(self.settings.sampling, seed=seed))))
+                    stream = self._ask_with_room(replace(self.settings.sampling, seed=seed), interruption.watch)
+                    streams.append(interruption.watch(stream))
                 self.attempts += count
                 for number, stream in enumerate(streams, 1):
                     self.conversation.path = list(path)
@@ -231,3 +330,7 @@ class Chat:
         self.notes.say(*heat_map(means, width=width))
         if self.scalings.omitted_tokens:
             self.notes.say(f"{grouped(self.scalings.omitted_tokens)} later tokens are left out: they are too many")
+
+
+def _messages(count: int) -> str:
+    return f"{count} message{'' if count == 1 else 's'}"

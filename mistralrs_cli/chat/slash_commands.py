@@ -11,7 +11,7 @@ from typing import Literal
 from mistralrs.errors import UsageError
 from mistralrs_cli.chat import branches
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.chat_commands import answer_commands, input_commands, setting_commands, suggestions
+from mistralrs_cli.chat_commands import answer_commands, context_commands, input_commands, setting_commands, suggestions
 from mistralrs_cli.chat_commands.command_help import help_lines, help_of
 from mistralrs_cli.chat_commands.suggestions import Suggestion
 from mistralrs_cli.chat_storage import saved_chats
@@ -67,8 +67,10 @@ COMMANDS = (
         "Answer the last question anew",
         branches.retry,
         "Conversation",
-        argument="[N]",
-        details="With N the question of message N. Another seed is used, and the old answer stays.",
+        argument="[N] [dry]",
+        details="With N the question of message N. Another seed is used, and the old answer stays. dry: this answer is "
+        "penalized for repetitions.",
+        suggest=suggestions.words("dry"),
     ),
     SlashCommand(
         "/continue",
@@ -87,6 +89,16 @@ COMMANDS = (
         "answer is gone on with. `draft` opens your editor with a new message.",
     ),
     SlashCommand("/undo", "Take back the last question and its answer", branches.undo, "Conversation"),
+    SlashCommand(
+        "/compact",
+        "Put a summary in place of old turns",
+        context_commands.compact,
+        "Conversation",
+        argument="[show|undo]",
+        details="The model sees the summary, the chat keeps the turns. show: what the model does not see; undo: the "
+        "last summary or dropping is taken back.",
+        suggest=suggestions.words("show", "undo"),
+    ),
     SlashCommand(
         "/read",
         "Attach a file or a folder to your next message",
@@ -230,7 +242,7 @@ COMMANDS = (
         "Settings",
         argument="[TOPIC]",
         details="`model`: the model; `template`: its chat template; `params`: the settings; `prompt`: the conversation "
-        "as the model sees it.",
+        "as the model sees it; `thinking`: that of the last answer.",
         suggest=suggestions.words(*setting_commands.SHOWN),
     ),
     SlashCommand(

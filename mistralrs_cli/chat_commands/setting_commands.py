@@ -84,11 +84,20 @@ def _show_prompt(chat: Chat) -> None:
     chat.notes.say(clean_block(b"".join(pieces).decode(errors="replace")), f"{grouped(len(tokens))} tokens")
 
 
+def _show_thinking(chat: Chat) -> None:
+    """Shows the thinking before the last answer."""
+    last = chat.conversation.path[-1] if chat.conversation.path else None
+    if last is None or not last.thinking:
+        raise UsageError("the last answer has no thinking", hint="/think on asks for it, where the model can")
+    chat.notes.say(last.thinking.strip("\n"))
+
+
 SHOWN: Mapping[str, Callable[[Chat], None]] = {
     "model": _show_model,
     "template": _show_template,
     "params": show_params,
     "prompt": _show_prompt,
+    "thinking": _show_thinking,
 }
 """The topics of ``/show``."""
 

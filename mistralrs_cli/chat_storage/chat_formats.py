@@ -44,20 +44,32 @@ def as_markdown(conversation: Conversation, title: str) -> str:
     parts = [f"# {' '.join(title.split())}"]
     if conversation.system is not None:
         parts.append(f"## System\n\n{conversation.system.strip()}")
-    parts.extend(f"## {_heading(each)}\n\n{each.content.strip()}" for each in conversation.path)
+    for each in conversation.path:
+        parts.append(f"## {_heading(each)}")
+        if each.thinking:
+            parts.append("\n".join(f"> {line}".rstrip() for line in each.thinking.strip().split("\n")))
+        parts.append(each.content.strip())
     return "\n\n".join(parts) + "\n"
 
 
 def as_json(conversation: Conversation, title: str) -> str:
     """Returns a chat as a JSON object with OpenAI's ``messages``."""
-    messages = conversation.for_model()
+    messages = [dict(each) for each in conversation.whole()]
+    for message, each in zip(reversed(messages), reversed(conversation.path), strict=False):
+        if each.thinking:
+            message["reasoning_content"] = each.thinking
     return json.dumps({"title": title, "messages": messages}, ensure_ascii=False, indent=2) + "\n"
 
 
 def as_html(conversation: Conversation, title: str) -> str:
     """Returns a chat as a page that needs no other file; texts are shown as they are and cannot act."""
-    messages = [] if conversation.system is None else [("system", "System", conversation.system)]
-    messages += [(each.role, _heading(each), each.content) for each in conversation.path]
+    messages = list[tuple[str, str, str]]()
+    if conversation.system is not None:
+        messages.append(("system", "System", conversation.system))
+    for each in conversation.path:
+        if each.thinking:
+            messages.append(("thinking", "Thinking", each.thinking))
+        messages.append((each.role, _heading(each), each.content))
     name = html.escape(" ".join(title.split()))
     body = "\n".join(
         f'<article class="{role}"><h2>{heading}</h2><div>{html.escape(text.strip())}</div></article>'
@@ -81,6 +93,7 @@ body { font: 1rem/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto
 h2 { font-size: 0.85rem; margin: 0; opacity: 0.7; }
 article { margin: 1rem 0; padding: 0.75rem 1rem; border-radius: 0.5rem; border: 1px solid #8886; }
 article.user { background: #8882; }
+article.thinking { opacity: 0.7; font-style: italic; }
 div { white-space: pre-wrap; overflow-wrap: anywhere; }
 </style>
 </head>
@@ -180,7 +193,9 @@ def _add(
         raise UsageError(f"{place} is {kind}, which a chat cannot have", hint=f"known are {', '.join(roles)}")
     text = _text(entry[keys[1]], place)
     if role != "system":
-        conversation.path.append(Message(role, text))
+        thinking = entry.get("reasoning_content")
+        kept = thinking if isinstance(thinking, str) and thinking and role == "assistant" else None
+        conversation.path.append(Message(role, text, thinking=kept))
     elif conversation.path or conversation.system is not None:
         raise UsageError(f"{place} is a second or later system message", hint="a chat has one, before all others")
     else:

@@ -79,12 +79,15 @@ class SavedAnswer:
         continues = last.role == "assistant"
         self._message = last if continues else Message("assistant", "", is_cut=True)
         self._pieces: list[str] = [last.content] if continues else []
+        self._thoughts: list[str] = [last.thinking] if continues and last.thinking else []
         self.logprobs: list[TokenLogprob] = []
         """Those of its tokens, if they were asked for."""
 
     def __iter__(self) -> Iterator[Event | Thought]:
         for event in self._stream:
-            if isinstance(event, Delta):
+            if isinstance(event, Thought):
+                self._thoughts.append(event.text)
+            elif isinstance(event, Delta):
                 self.logprobs += event.logprobs
                 if event.text:
                     self._extend(event.text)
@@ -113,4 +116,5 @@ class SavedAnswer:
 
     def _save(self) -> None:
         self._message.content = "".join(self._pieces)
+        self._message.thinking = "".join(self._thoughts) or None
         self._record.save(self._conversation)

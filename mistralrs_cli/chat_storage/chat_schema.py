@@ -55,7 +55,11 @@ CREATE TRIGGER message_changed AFTER UPDATE OF content ON messages BEGIN
 END;
 INSERT INTO messages_text (messages_text) VALUES ('rebuild');
 """
-MIGRATIONS = (_CHATS, _SEARCH)
+_STATES = """
+ALTER TABLE messages ADD COLUMN thinking TEXT;
+ALTER TABLE messages ADD COLUMN stand_in TEXT;
+"""
+MIGRATIONS = (_CHATS, _SEARCH, _STATES)
 """Step i makes a database of version i + 1 from one of version i; ``user_version`` holds the version."""
 
 

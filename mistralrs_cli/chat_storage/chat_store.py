@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.errors import LoadError, UsageError
-from mistralrs_cli.chat.chat_history import Conversation, Message
+from mistralrs_cli.chat.chat_history import Conversation, Message, Role, Saved
 from mistralrs_cli.chat_storage.chat_schema import database_file, memory_database, open_database, transaction
 
 TITLE_LENGTH = 60
@@ -29,7 +29,8 @@ WITH RECURSIVE path (id, parent, depth) AS (
     SELECT id, parent, 0 FROM messages WHERE id = ? AND chat = ?
     UNION ALL SELECT messages.id, messages.parent, depth + 1 FROM messages JOIN path ON messages.id = path.parent
 )
-SELECT messages.id, role, content, is_cut FROM path JOIN messages ON messages.id = path.id ORDER BY depth DESC
+SELECT messages.id, role, content, is_cut, thinking, stand_in
+FROM path JOIN messages ON messages.id = path.id ORDER BY depth DESC
 """
 
 
@@ -125,9 +126,9 @@ class ChatStore:
             for index, message in enumerate(conversation.path):
                 if ids[index] is None:
                     ids[index] = self._add_message(message, chat, parent=parent, created=now)
-                elif message.saved != (message.content, message.is_cut):
-                    values = (_storable(message.content), message.is_cut, message.id)
-                    run("UPDATE messages SET content = ?, is_cut = ? WHERE id = ?", values)
+                elif message.saved != message.state:
+                    values = (*_storable_state(message), message.id)
+                    run("UPDATE messages SET content = ?, is_cut = ?, thinking = ?, stand_in = ? WHERE id = ?", values)
                 parent = ids[index]
             run(
                 "UPDATE chats SET tip = ?, system = ?, updated = ? WHERE id = ?",
@@ -135,7 +136,7 @@ class ChatStore:
             )
         conversation.id = chat
         for message, number in zip(conversation.path, ids, strict=True):
-            message.id, message.saved = number, (message.content, message.is_cut)
+            message.id, message.saved = number, message.state
 
     def remove(self, message: Message) -> None:
         """Removes a saved message, unless others follow it; a chat without messages goes with the last one."""
@@ -207,17 +208,15 @@ class ChatStore:
     def path_to(self, chat: int, tip: int | None) -> list[Message]:
         """Returns the messages of a chat from its first one to ``tip``; None: none."""
         rows = self._connection.execute(_PATH, (tip, chat)).fetchall()
-        return [Message(role, text, bool(cut), number, (text, bool(cut))) for number, role, text, cut in rows]
+        return [_message(*row) for row in rows]
 
     def messages(self, chat: int) -> list[TreeMessage]:
         """Returns all messages of a chat, the oldest first: a message comes after its parent."""
         rows = self._connection.execute(
-            "SELECT id, parent, role, content, is_cut FROM messages WHERE chat = ? ORDER BY id", (chat,)
+            "SELECT parent, id, role, content, is_cut, thinking, stand_in FROM messages WHERE chat = ? ORDER BY id",
+            (chat,),
         ).fetchall()
-        return [
-            TreeMessage(Message(role, text, bool(cut), number, (text, bool(cut))), parent)
-            for number, parent, role, text, cut in rows
-        ]
+        return [TreeMessage(_message(*row), parent) for parent, *row in rows]
 
     def search(self, text: str, *, limit: int = 20) -> list[SearchHit]:
         """Returns the messages that contain all words of ``text``, also within other words; the youngest first.
@@ -256,11 +255,22 @@ class ChatStore:
 
     def _add_message(self, message: Message, chat: int, *, parent: int | None, created: float) -> int:
         row = self._connection.execute(
-            "INSERT INTO messages (chat, parent, role, content, is_cut, created)"
-            " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            (chat, parent, message.role, _storable(message.content), message.is_cut, created),
+            "INSERT INTO messages (chat, parent, role, content, is_cut, thinking, stand_in, created)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (chat, parent, message.role, *_storable_state(message), created),
         ).fetchone()
         return int(row[0])
+
+
+def _message(number: int, role: Role, text: str, cut: int, thinking: str | None, stand_in: str | None) -> Message:
+    found = Message(role, text, bool(cut), number, thinking=thinking, stand_in=stand_in)
+    found.saved = found.state
+    return found
+
+
+def _storable_state(message: Message) -> Saved:
+    content = str(_storable(message.content))
+    return content, message.is_cut, _storable(message.thinking), _storable(message.stand_in)
 
 
 def _storable(text: str | None) -> str | None:

@@ -122,7 +122,7 @@ def resume(chat: Chat, found: ChatSummary, *, shows_last: bool) -> None:
     other = "" if found.model == chat.model.info.name else f", until now with {found.model}"
     number = f"{found.num_messages} message{'' if found.num_messages == 1 else 's'}"
     lines = [f"resuming chat {found.id}, {found.title}: {number}, last used {day(found.updated)}{other}"]
-    chat.notes.say(clean_line(lines[0]), *_recap(conversation))
+    chat.notes.say(clean_line(lines[0]), *chat.describe_unseen(), *_recap(conversation))
     if conversation.unanswered is not None:
         chat.draft = conversation.unanswered.content
         chat.notes.say("your last message has no answer yet: Enter sends it")

@@ -20,6 +20,7 @@ from mistralrs.engine.events import Delta, Event, Failed, Finished, Scalings, To
 from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.progress import Progress
+from mistralrs_cli.chat_commands.context_room import INSTRUCTION
 
 CONTEXT_LENGTH = 8192
 VOCABULARY = 1200
@@ -183,6 +184,17 @@ class FakeModel:
                 accepted_tokens=self._max_draft,
             )
 
+        if text == INSTRUCTION:
+            said = [each for each in messages if each["role"] == "user"]
+            if len(said) > 5:
+                raise ContextLengthError(9000, CONTEXT_LENGTH)
+            return FakeStream(["Summary of ", f"{len(said) - 1}: {said[0]['content']}"], usage)
+        if word == "crowded" and len(messages) > 7:
+            raise ContextLengthError(9000, CONTEXT_LENGTH)
+        if word == "loop":
+            return FakeStream(["the same words again and "] * 12, usage)
+        if word == "dry":
+            return FakeStream([f"dry {sampling.dry_multiplier}"], usage)
         if word == "too-long":
             raise ContextLengthError(9000, CONTEXT_LENGTH)
         if word == "preparing":

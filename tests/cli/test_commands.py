@@ -116,7 +116,7 @@ def test_every_answer_option_arrives() -> None:
         max_tokens=9,
         stop=("a", "b"),
     )
-    assert found.job == ChatJob(sampling, "be brief", truncate=True, stats=True)
+    assert found.job == ChatJob(sampling, "be brief", truncate=True, stats=True, policy="slide")
     assert found.load == LoadOptions(
         max_seqs=3,
         prefix_cache_n=0,

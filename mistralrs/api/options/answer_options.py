@@ -56,6 +56,15 @@ class AnswerOptions:
         modes=frozenset({Mode.CHAT}),
         help="Keep neither the chat nor its KV on disk.",
     )
+    context_policy: Literal["full", "slide", "compact"] | None = option(
+        None,
+        "--context",
+        metavar="full|slide|compact",
+        modes=frozenset({Mode.CHAT}),
+        shown_default="full; with -t slide",
+        help="When a chat fills the context: full: refuse the message and say what helps; slide: drop the oldest "
+        "turns; compact: put a summary in their place.",
+    )
     allow_net: bool = option(
         False,
         "--allow-net",
