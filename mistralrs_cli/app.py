@@ -60,6 +60,10 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         words = parse(arguments)
         if words is None:
             return 0 if answers_are_read else CLOSED_OUTPUT
+        if words.completions is not None:  # before the imports below: a key press waits for it
+            from mistralrs_cli.completion.completion_command import run_completions
+
+            return run_completions(words.completions, words.flags, sys.stdout) if answers_are_read else CLOSED_OUTPUT
         # The code below opens files and loads models; its imports would only slow down --help.
         from mistralrs_cli.arguments.invocation import (
             ChatJob,

@@ -51,6 +51,7 @@ from mistralrs_cli.commands.utility_options import (
     QuantizeOptions,
     ScalingsOptions,
 )
+from mistralrs_cli.completion.completion_options import CompletionsOptions
 from mistralrs_cli.diagnosis.diagnosis_options import ConfigOptions, DoctorOptions, TuneOptions, VerifyOptions
 
 REFERENCE = "docs/cli.md"
@@ -87,6 +88,7 @@ _AFTER_ROWS = (
     ("After `doctor`", DoctorOptions),
     ("After `verify`", VerifyOptions),
     ("After `tune`", TuneOptions),
+    ("After `completions`", CompletionsOptions),
 )
 _COMMANDS = (
     "mistralrs [OPTIONS]                          # the default model",
@@ -106,6 +108,7 @@ _COMMANDS = (
     "mistralrs [OPTIONS] doctor [--hub|--api URL] [--json]",
     "mistralrs [OPTIONS] verify FILE [OPTIONS]",
     "mistralrs [OPTIONS] tune SOURCE [OPTIONS]",
+    "mistralrs completions bash|zsh|fish",
 )
 _OF_THE_ROW = {*defaults_of(SELECTORS["x-lora-mistral"]), *defaults_of(SELECTORS["lora-mistral-gguf"])} - {
     "gqa",

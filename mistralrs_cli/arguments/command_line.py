@@ -47,6 +47,7 @@ from mistralrs_cli.commands.utility_options import (
     QuantizeOptions,
     ScalingsOptions,
 )
+from mistralrs_cli.completion.completion_options import CompletionsOptions
 from mistralrs_cli.diagnosis.diagnosis_options import (
     ConfigOptions,
     DiagnosisOptions,
@@ -99,6 +100,8 @@ class ParsedArgs:
     """None: not a subcommand that runs without a model."""
     scalings: ScalingsOptions | None = None
     """None: not the subcommand ``adapter scalings``."""
+    completions: CompletionsOptions | None = None
+    """None: not the subcommand ``completions``."""
 
 
 class Subcommands(TyperGroup):
@@ -159,6 +162,16 @@ def _with_last_chat(arguments: Sequence[str]) -> list[str]:
 
 def _is_subcommand(name: str) -> bool:
     return name in _OTHER or selector_named(name) is not None
+
+
+def command_tree() -> Any:
+    """Returns the command with its options and subcommands, as the parser has them."""
+    return _application()
+
+
+def row_command(name: str) -> Any:
+    """Returns the subcommand of a row; None: there is no such row."""
+    return None if selector_named(name) is None else _row_command(name)
 
 
 def show_version(wanted: bool) -> bool:
@@ -272,6 +285,15 @@ def _help_command() -> Any:
 
 
 @functools.cache
+def _completions_command() -> Any:
+    def select(context: typer.Context, **options: Any) -> ParsedArgs:
+        return ParsedArgs(context.obj[0], None, None, (), completions=CompletionsOptions(**options))
+
+    _declare(select, parameters(CompletionsOptions))
+    return _single_command("completions", select, help=_HELP["completions"])
+
+
+@functools.cache
 def _tool_command(name: str, options_class: type[UtilityOptions]) -> Any:
     return _single_command(name, _tool(options_class), help=_HELP[name])
 
@@ -315,6 +337,7 @@ _HELP = {
     "doctor": "Examine this machine: hardware, kernels, packages, folders. With --api: check a server of OpenAI's API.",
     "verify": "Verify a model's files: their structure, sizes and, where they are known, checksums.",
     "tune": "Show what fits into the memory: weights, KV, contexts and sequences, with command lines.",
+    "completions": "Print a function with which bash, zsh or fish completes command lines.",
     "help": "Show the help of a command.",
 }
 _ORDERING = (("create", OrderingCreateOptions), ("rename", OrderingRenameOptions))
@@ -357,6 +380,7 @@ _OTHER: dict[str, Callable[[], Any]] = {
     "doctor": lambda: _tool_command("doctor", DoctorOptions),
     "verify": lambda: _tool_command("verify", VerifyOptions),
     "tune": lambda: _tool_command("tune", TuneOptions),
+    "completions": lambda: _completions_command(),
     "help": _help_command,
 }
 """The subcommands that select no model."""

@@ -1,0 +1,129 @@
+"""Completion: the candidates for each kind of word, and the function of bash that asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from mistralrs.api.selectors.model_selector import SELECTORS
+from mistralrs_cli.chat_storage.chat_store import ChatStore
+from mistralrs_cli.chat_storage.saved_chats import import_chats
+from mistralrs_cli.completion.shell_scripts import FILES, SCRIPTS
+from tests.cli.in_process import InProcess, running
+from tests.cli.terminal import ROOT, environment
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with running(tmp_path, capsys, monkeypatch) as command:
+        yield command
+
+
+def completed(run: InProcess, *words: str) -> list[str]:
+    code, out, err = run("completions", "bash", "--", *words)
+    assert (code, err) == (0, "")
+    return [line.partition("\t")[0] for line in out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["llama"], ["llama", "llama-gguf", "llama-ggml"]),
+        (["-i", "--threads", "2", "doc"], ["doctor"]),
+        (["--threads=2", "doc"], ["doctor"]),
+        (["--the"], ["--theme"]),
+        (["--theme", ""], ["auto", "light", "dark"]),
+        (["--log-level", "w"], ["warning"]),
+        (["--no-mer"], ["--no-merge"]),
+        (["bench", "--j"], ["--json"]),
+        (["bench", "--repetitions", "2", "llama-gg"], ["llama-gguf", "llama-ggml"]),
+        (["bench", "llama-gguf", "--gq"], []),
+        (["llama-ggml", "--gq"], ["--gqa"]),
+        (["chats", "ex"], ["export"]),
+        (["chats", "export", "1", "--format", ""], ["md", "json", "html"]),
+        (["adapter", "convert", "--to", "p"], ["peft"]),
+        (["help", "doc"], ["doctor"]),
+        (["completions", ""], ["bash", "zsh", "fish"]),
+        (["inspect", ""], [FILES]),
+        (["gguf", "-f", "mo"], [FILES]),
+        (["--lora", "music=x", "--lora", "some/law", "--adapter", ""], ["music", "law", "none"]),
+        (["--isq", "q8"], ["q8_0"]),
+        (["--token-source", "e"], ["env:"]),
+        (["--prompt", ""], []),
+        (["--no-such", ""], [*SELECTORS]),
+    ],
+)
+def test_candidates(run: InProcess, words: Sequence[str], expected: list[str]) -> None:
+    found = completed(run, *words)
+    assert found[: len(expected)] == expected
+    assert found == expected or expected == [*SELECTORS]
+
+
+def test_names_of_this_machine(run: InProcess) -> None:
+    assert completed(run, "--resume", "") == []
+    chats = run.home / "chats.json"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    chats.write_text(json.dumps([{"messages": turns}, {"messages": turns}]), encoding="utf-8")
+    with contextlib.closing(ChatStore.open()) as store:
+        first = import_chats(store, chats)[0]
+        store.rename(first.id, "a trip\x1b[31m")
+    for words in (["--resume", ""], ["chats", "show", ""]):
+        assert sorted(completed(run, *words)) == ["2", "a trip"]
+    (run.home / ".cache" / "huggingface" / "hub" / "models--owner--tiny" / "snapshots").mkdir(parents=True)
+    assert completed(run, "models", "delete", "ow") == ["owner/tiny"]
+    assert completed(run, "inspect", "ow") == [FILES, "owner/tiny"]
+
+
+def test_a_broken_config_file_does_not_matter(run: InProcess) -> None:
+    run.configure("no = toml = at all")
+    assert completed(run, "doct") == ["doctor"]
+
+
+def test_refusals(run: InProcess) -> None:
+    for words in (["completions"], ["completions", "tcsh"], ["--threads", "2", "completions", "bash"]):
+        code, out, err = run(*words)
+        assert (code, out) == (2, "")
+        assert "\nhint: " in err
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    (tmp_path / "my model.gguf").touch()
+    program = tmp_path / "mistralrs"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mistralrs_cli "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    asked = f"""
+        source <({program} completions bash)
+        complete() {{ COMP_WORDS=({program} "$@"); COMP_CWORD=$#; _mistralrs; printf '%s\\n' "${{COMPREPLY[@]}}"; }}
+        complete --theme da; complete doct; complete inspect 'my'
+    """
+    done = subprocess.run(
+        ["bash", "-c", asked], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["dark", "doctor", "my model.gguf"], done.stderr
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_scripts_are_printed_and_parse(run: InProcess, shell: str) -> None:
+    code, out, err = run("completions", shell)
+    assert (code, out, err) == (0, SCRIPTS[shell], "")
+    if program := shutil.which(shell):
+        subprocess.run([program, "-n"], input=out, text=True, check=True, timeout=20)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys; from mistralrs_cli.app import main; main(['completions', 'bash', '--', 'inspect', '']);"
+        "print([name for name in ('torch', 'numpy', 'huggingface_hub', 'rich', 'mistralrs_cli.arguments.invocation')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
