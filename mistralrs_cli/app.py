@@ -88,10 +88,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, PromptJob):
             text = prompt_text(task.job, streams.stdin)
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, ChatJob):
-            from mistralrs_cli.chat_input.piped_context import take_piped_context
-
-            streams, context = take_piped_context(streams)
-            task = _prepare_chat(task, replace(task.job, context=context), streams)
+            task, streams = _prepare_chat(task, task.job, streams)
     if not isinstance(task, Invocation | RemoteInvocation):
         return _do_without_engine(task, streams)
     with contextlib.ExitStack() as stack:
@@ -103,23 +100,27 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         return _do(task, model, text, streams)
 
 
-def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: Streams) -> Invocation | RemoteInvocation:
-    """Returns the chat with the folder of its KV. Raises the error of a saved chat that cannot be resumed before its
-    model is loaded.
+def _prepare_chat(
+    task: Invocation | RemoteInvocation, job: ChatJob, streams: Streams
+) -> tuple[Invocation | RemoteInvocation, Streams]:
+    """Returns the chat with its piped context and the folder of its KV, and its streams. Raises the error of a saved
+    chat that cannot be resumed before its model is loaded.
 
     Lines from a pipe are no person's chat: they are saved only as a part of the chat that they go on with.
     """
     from mistralrs_cli.arguments.invocation import RemoteInvocation
+    from mistralrs_cli.chat_input.piped_context import take_piped_context
     from mistralrs_cli.chat_storage.kept_kv import with_kept_kv
 
+    streams, context = take_piped_context(streams)
     if job.resume is not None:
         from mistralrs_cli.chat_storage.saved_chats import find_to_resume
 
         find_to_resume(job.resume)
-    job = replace(job, save=job.save and (streams.interactive or job.resume is not None))
+    job = replace(job, context=context, save=job.save and (streams.interactive or job.resume is not None))
     if isinstance(task, RemoteInvocation):
-        return replace(task, job=job)
-    return replace(task, job=job, load=with_kept_kv(task.load) if job.save else task.load)
+        return replace(task, job=job), streams
+    return replace(task, job=job, load=with_kept_kv(task.load) if job.save else task.load), streams
 
 
 def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:

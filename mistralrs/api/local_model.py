@@ -21,8 +21,8 @@ from mistralrs.api.served_model import ModelInfo, ServedModel
 from mistralrs.api.serving.policy import Policy
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
-from mistralrs.errors import LoadError, RequestError
 from mistralrs.engine.request_hooks import NamedHooks
+from mistralrs.errors import LoadError, RequestError
 from mistralrs.process import import_torch_without_working_folder
 from mistralrs.progress import Progress
 from mistralrs.text.worker import workers

@@ -13,17 +13,10 @@ from mistralrs.quant.quantize import isq_type
 from mistralrs_cli.adapter_commands.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
 from mistralrs_cli.adapter_commands.ordering_job import OrderingJob, ordering_job
 from mistralrs_cli.arguments.command_line import ModelToolOptions
-from mistralrs_cli.arguments.source_options import source_at
+from mistralrs_cli.arguments.source_options import FORMATTER, source_at
 from mistralrs_cli.commands.chats_job import ChatsJob, chats_job
 from mistralrs_cli.commands.serve import ServeJob
 from mistralrs_cli.commands.utility_options import (
-from mistralrs_cli.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
-from mistralrs_cli.chats_job import ChatsJob, chats_job
-from mistralrs_cli.command_line import UtilityOptions
-from mistralrs_cli.ordering_job import OrderingJob, ordering_job
-from mistralrs_cli.serve import ServeJob
-from mistralrs_cli.source_options import FORMATTER, source_at
-from mistralrs_cli.utility_options import (
     ChatsOptions,
     InspectOptions,
     ModelsOptions,
