@@ -73,23 +73,36 @@ sanitize: $(INSTALLED) ## the kernels, their pool and the loaders under address,
 sanitize-quick: $(INSTALLED) ## the same with one instruction set and few tests
 	$(BIN)/python scripts/sanitize.py --quick
 
+# Each drill is a target of its own. Those that measure time run alone and first; of the others SOAK_JOBS run at once, the
+# longest first. One that finds something stops no other.
+SOAK_JOBS ?= 1
+TIMED := drill-latency drill-server-load
+DRILLS := drill-quantized-whole drill-adapters drill-adapter-schedules drill-gguf-mutations drill-grammar-outputs \
+  drill-schema-cases drill-response-chunkings drill-tool-answers drill-hostile-requests drill-killed-writers \
+  drill-killed-chats drill-killed-batches drill-markdown-chunkings
+drill-latency: DRILL = benchmarks.latency $(MODEL)
+drill-server-load: DRILL = tests.soak.server_load --seconds 180 --streams 64
+drill-quantized-whole: DRILL = tests.soak.quantized_whole --count 300
+drill-adapters: DRILL = tests.soak.adapter_cells
+drill-adapter-schedules: DRILL = tests.soak.adapter_schedules --count 500
+drill-gguf-mutations: DRILL = tests.soak.gguf_mutations --count 1000 --load tests.soak.loads:load_and_answer
+drill-grammar-outputs: DRILL = tests.soak.grammar_outputs --count 500 --hostile 1000
+drill-schema-cases: DRILL = tests.soak.schema_cases --count 2000
+drill-response-chunkings: DRILL = tests.soak.response_chunkings --count 10000
+drill-tool-answers: DRILL = tests.soak.tool_answers --count 1000
+drill-hostile-requests: DRILL = tests.soak.hostile --count 2000 --model $(MODEL)
+drill-killed-writers: DRILL = tests.soak.killed_writers --kills 50
+drill-killed-chats: DRILL = tests.soak.killed_chats --kills 100
+drill-killed-batches: DRILL = tests.soak.killed_batches --kills 50
+drill-markdown-chunkings: DRILL = tests.soak.markdown_chunkings --chunkings 20
+
 soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports
+	@status=0; $(MAKE) --keep-going $(TIMED) || status=1; \
+	  $(MAKE) --keep-going --jobs=$(SOAK_JOBS) --output-sync=target $(DRILLS) || status=1; exit $$status
+
+$(TIMED) $(DRILLS): drill-%: $(INSTALLED) $(MODEL)
 	@mkdir -p $(REPORTS)
-	$(BIN)/python -m benchmarks.latency $(MODEL) --report $(REPORTS)/latency.md
-	$(BIN)/python -m tests.soak.server_load --seconds 180 --streams 64 --report $(REPORTS)/server-load.md
-	$(BIN)/python -m tests.soak.gguf_mutations --count 1000 --load tests.soak.loads:load_and_answer --report $(REPORTS)/gguf-mutations.md
-	$(BIN)/python -m tests.soak.quantized_whole --count 300 --report $(REPORTS)/quantized-whole.md
-	$(BIN)/python -m tests.soak.adapter_cells --report $(REPORTS)/adapters.md
-	$(BIN)/python -m tests.soak.adapter_schedules --count 500 --report $(REPORTS)/adapter-schedules.md
-	$(BIN)/python -m tests.soak.schema_cases --count 2000 --report $(REPORTS)/schema-cases.md
-	$(BIN)/python -m tests.soak.grammar_outputs --count 500 --hostile 1000 --report $(REPORTS)/grammar-outputs.md
-	$(BIN)/python -m tests.soak.response_chunkings --count 10000 --report $(REPORTS)/response-chunkings.md
-	$(BIN)/python -m tests.soak.tool_answers --count 1000 --report $(REPORTS)/tool-answers.md
-	$(BIN)/python -m tests.soak.hostile --count 2000 --model $(MODEL) --report $(REPORTS)/hostile-requests.md
-	$(BIN)/python -m tests.soak.killed_writers --kills 50 --report $(REPORTS)/killed-writers.md
-	$(BIN)/python -m tests.soak.killed_chats --kills 100 --report $(REPORTS)/killed-chats.md
-	$(BIN)/python -m tests.soak.killed_batches --kills 50 --report $(REPORTS)/killed-batches.md
-	$(BIN)/python -m tests.soak.markdown_chunkings --chunkings 20 --report $(REPORTS)/markdown-chunkings.md
+	$(BIN)/python -m $(DRILL) --report $(REPORTS)/$*.md
 
 clients: $(INSTALLED) $(MODEL) ## fetch the clients of others and run the tests that speak to the server with them
 	$(BIN)/pip install --editable ".[dev,clients]" --no-build-isolation $(WITHOUT_KERNELS)

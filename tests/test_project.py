@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mistralrs", "mistralrs_cli", "kernels")
 TOOLS = ("scripts", "benchmarks")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^(?!drill-)([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 def files(*folders: str, suffixes: tuple[str, ...] = (".py",)) -> list[Path]:
