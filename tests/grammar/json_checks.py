@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import MAX_EMAX, Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import islice, permutations, product
 from typing import Any
@@ -36,8 +36,19 @@ _Validator = validators.extend(jsonschema.Draft202012Validator, {"multipleOf": _
 
 def is_valid(answer: bytes, schema: Any) -> bool:
     """Whether the answer is JSON that the schema describes."""
-    value = json.loads(answer.decode(), parse_float=Decimal)
+    value = json.loads(answer.decode(), parse_float=_decimal)
     return bool(_Validator(schema).is_valid(value))
+
+
+def _decimal(text: str) -> Decimal:
+    """Returns the number; one with a larger exponent than Decimal has as the largest or smallest of its sign."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        digits, _, exponent = text.lower().partition("e")
+        if not Decimal(digits):
+            return Decimal(0)
+        return Decimal(f"1e{'-' if exponent.startswith('-') else ''}{MAX_EMAX}").copy_sign(Decimal(digits))
 
 
 def spellings(value: object) -> Iterator[str]:

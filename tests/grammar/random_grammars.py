@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -243,6 +244,50 @@ def _operators(rng: random.Random) -> YaccSource:
     return YaccSource([("e", alternatives)], precedences=precedences)
 
 
+def choice_case(rng: random.Random) -> Case:
+    choices = ["".join(rng.choice('ab é0"\\\n') for _ in range(rng.randint(1, 12))) for _ in range(rng.randint(1, 6))]
+    return Case("choice", json.dumps(choices), lambda answer: answer.decode() in choices)
+
+
+def structural_tag_case(rng: random.Random) -> Case:
+    """Many triggers, since a random text hardly ever has a certain one. Each end shows where its value ends."""
+    triggers = rng.sample(string.ascii_letters + "<(#é", rng.randint(20, 50))
+    structures = [
+        {
+            "begin": trigger + rng.choice(("", "", "=", "1>")),
+            "schema": _schema(rng, rng.randint(0, 1)),
+            "end": rng.choice((";", "</f>", "|")),
+        }
+        for trigger in triggers
+    ]
+    text = json.dumps({"type": "structural_tag", "structures": structures, "triggers": triggers})
+    begins = dict(zip(triggers, structures, strict=True))
+    return Case("structural_tag", text, lambda answer: _has_whole_tags(answer.decode(), begins))
+
+
+def _has_whole_tags(text: str, structures: dict[str, dict[str, Any]]) -> bool:
+    """Whether each trigger in the text begins a tag whose value its schema describes; ``structures`` by triggers."""
+    place = 0
+    while place < len(text):
+        structure = structures.get(text[place])
+        if structure is None:
+            place += 1
+            continue
+        if not text.startswith(structure["begin"], place):
+            return False
+        start = place + len(structure["begin"])
+        start += len(text[start:]) - len(text[start:].lstrip(" \t\n\r"))
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, start)
+        except ValueError:
+            return False
+        rest = text[end:].lstrip(" \t\n\r")
+        if not rest.startswith(structure["end"]) or not is_valid(text[start:end].encode(), structure["schema"]):
+            return False
+        place = len(text) - len(rest) + len(structure["end"])
+    return True
+
+
 def _earley(rules: str) -> lark.Lark:
     return lark.Lark(rules, start="root", parser="earley", lexer="dynamic_complete")
 
@@ -261,4 +306,6 @@ CASES: dict[str, Callable[[random.Random], Case]] = {
     "gbnf": gbnf_case,
     "lark": lark_case,
     "yacc": yacc_case,
+    "choice": choice_case,
+    "structural_tag": structural_tag_case,
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.grammar.ends import run_ends
 from tests.grammar.outputs import run_outputs
 from tests.grammar.random_grammars import CASES
 
 COUNT = 40
+ENDS = 30
 
 
 @pytest.mark.parametrize("kind", sorted(CASES))
@@ -15,3 +17,10 @@ def test_no_finished_answer_breaks_its_grammar(kind: str) -> None:
     outcome = run_outputs(CASES[kind], COUNT, seed=3)
     assert outcome.wrong == []
     assert outcome.finished >= COUNT
+
+
+@pytest.mark.parametrize("kind", sorted(CASES))
+def test_an_answer_that_is_cut_never_says_stop(kind: str) -> None:
+    ends = run_ends(CASES[kind], ENDS, seed=3)
+    assert ends.wrong == []
+    assert min(ends.stopped, ends.cut) > 0

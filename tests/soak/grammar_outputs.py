@@ -2,8 +2,8 @@
 
     python -m tests.soak.grammar_outputs --count 500 --hostile 1000 --report FILE
 
-A finished answer that does not parse, or a hostile grammar that ends in anything but a named error or masks, makes the
-exit code 1.
+A finished answer that does not parse, an answer of an engine whose end has the wrong reason, or a hostile grammar that
+ends in anything but a named error or masks, makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -11,35 +11,60 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.grammar.ends import Ends, run_ends
 from tests.grammar.hostile_grammars import HostileOutcome, run_hostile
 from tests.grammar.outputs import Outcome, run_outputs
 from tests.grammar.random_grammars import CASES
 
-CHECKERS = {
+CHECKERS: dict[str, str | None] = {
     "regex": "regex",
     "json_schema": "jsonschema",
     "gbnf": "lark",
     "lark": "lark",
     "yacc": "ply",
+    "choice": None,
+    "structural_tag": "jsonschema",
 }
+"""The package that checks a kind; None: Python's comparison does."""
 
 
-def drill(count: int, hostile: int, *, seed: int) -> tuple[dict[str, Outcome], HostileOutcome]:
-    """``count`` finished answers for each kind of grammar, and ``hostile`` hostile grammars."""
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The outcomes of one run, by the kinds of grammars."""
+
+    outcomes: dict[str, Outcome]
+    ends: dict[str, Ends]
+    hostile: HostileOutcome
+
+    @property
+    def wrong(self) -> list[str]:
+        """Returns a line for each answer that is not as it should be."""
+        found = {kind: [*self.outcomes[kind].wrong, *self.ends[kind].wrong] for kind in self.outcomes}
+        return [f"- {kind}: {each}" for kind, lines in found.items() for each in lines]
+
+
+def drill(count: int, hostile: int, *, seed: int) -> Findings:
+    """``count`` finished answers and ``count`` ends for each kind of grammar, and ``hostile`` hostile grammars."""
     outcomes = {kind: run_outputs(make, count, seed=seed) for kind, make in CASES.items()}
-    return outcomes, run_hostile(hostile, seed=seed)
+    ends = {kind: run_ends(make, count, seed=seed) for kind, make in CASES.items()}
+    return Findings(outcomes, ends, run_hostile(hostile, seed=seed))
 
 
-def report(outcomes: dict[str, Outcome], hostile: HostileOutcome, *, seed: int) -> str:
+def report(findings: Findings, *, seed: int) -> str:
     """Returns the findings as Markdown."""
-    wrong = [f"- {kind}: {each}" for kind, outcome in outcomes.items() for each in outcome.wrong]
+    hostile = findings.hostile
     rows = [
         f"| {kind} | {each.grammars} | {each.refused} | {each.warned} | {each.unfinished} | {each.finished} "
-        f"| {CHECKERS[kind]} {version(CHECKERS[kind])} | {len(each.wrong)} |"
-        for kind, each in outcomes.items()
+        f"| {_checker(kind)} | {len(each.wrong)} |"
+        for kind, each in findings.outcomes.items()
+    ]
+    end_rows = [
+        f"| {kind} | {each.stopped} | {each.cut} | {each.failed} | {len(each.wrong)} |"
+        for kind, each in findings.ends.items()
     ]
     kinds = sorted({kind for kind, _ in hostile.endings})
     endings = ("refused", "usable", "failed by name")
@@ -56,6 +81,15 @@ def report(outcomes: dict[str, Outcome], hostile: HostileOutcome, *, seed: int) 
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *rows,
         "",
+        "## Reasons of ends",
+        "",
+        "An engine's answers under such grammars, with max_tokens from 1 to 80. One that stopped is whole by the same",
+        "check; one that was cut has max_tokens tokens, and more could follow.",
+        "",
+        "| kind | stop | length | failed by name | wrong |",
+        "| --- | --- | --- | --- | --- |",
+        *end_rows,
+        "",
         "## Hostile grammars",
         "",
         "| kind | refused | usable | failed by name |",
@@ -68,9 +102,14 @@ def report(outcomes: dict[str, Outcome], hostile: HostileOutcome, *, seed: int) 
         "",
         "## Not as it should be",
         "",
-        *(wrong or ["Nothing."]),
+        *(findings.wrong or ["Nothing."]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _checker(kind: str) -> str:
+    package = CHECKERS[kind]
+    return "comparison" if package is None else f"{package} {version(package)}"
 
 
 def main() -> int:
@@ -80,11 +119,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
     options = parser.parse_args()
-    outcomes, hostile = drill(options.count, options.hostile, seed=options.seed)
-    options.report.write_text(report(outcomes, hostile, seed=options.seed))
-    wrong = sum(len(each.wrong) for each in outcomes.values())
-    print(f"{sum(each.finished for each in outcomes.values())} answers, {wrong} wrong: {options.report}")
-    return 1 if wrong else 0
+    findings = drill(options.count, options.hostile, seed=options.seed)
+    options.report.write_text(report(findings, seed=options.seed))
+    finished = sum(each.finished for each in findings.outcomes.values())
+    ended = sum(each.answers for each in findings.ends.values())
+    print(f"{finished} answers and {ended} ends, {len(findings.wrong)} wrong: {options.report}")
+    return 1 if findings.wrong else 0
 
 
 if __name__ == "__main__":
