@@ -132,6 +132,15 @@ def test_a_schema_holds_for_what_follows_the_thinking() -> None:
     assert anything.requests[0].thinking is not None
 
 
+def test_a_model_whose_chat_template_names_no_thoughts_has_none_in_front_of_json() -> None:
+    """It would take a thought for the words that the schema forbids, and not find its end."""
+    other = replace(calling(marks=True), template=served(CHATML).template)
+    prepared = ask(other, response_format=FORMAT)
+    assert prepared.parts is None
+    assert accepts(prepared, "1")
+    assert not accepts(prepared, "<think>a</think>1")
+
+
 def test_behind_a_thought_that_the_prompt_has_closed_there_is_none() -> None:
     closed = calling(marks=True, template=HERMES.replace("<think>\n{% endif %}", "<think></think>\n\n{% endif %}"))
     prepared = ask(closed, response_format=FORMAT, **ON)

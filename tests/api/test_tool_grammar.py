@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from array import array
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -216,11 +217,14 @@ def test_every_shipped_template_with_calls_has_a_form() -> None:
 
 
 def test_a_form_is_known_by_the_chat_templates_markers() -> None:
-    assert call_format_of("... <tool_call> ...", shipped_template("hermes")) is FORMATS["hermes"]
+    assert call_format_of("<think> ... <tool_call> ...", shipped_template("hermes")) is FORMATS["hermes"]
+    without = call_format_of("... <tool_call> ...", shipped_template("hermes"))
+    assert without == replace(FORMATS["hermes"], think_open="", think_close="")
     assert call_format_of("... <tool_call> ...", shipped_template("phi-4")) is None
     assert call_format_of("... <tool_call> ...", None) is None
     assert call_format_of("<function=a><parameter=b>", shipped_template("olmo-3")) is None
-    assert call_format_of("<|im_start|><function_calls>", shipped_template("olmo-3")) is FORMATS["olmo-3"]
+    assert call_format_of("<|im_start|><function_calls></think>", shipped_template("olmo-3")) is FORMATS["olmo-3"]
+    assert call_format_of("<|start|><|channel|><|message|>", shipped_template("harmony")) is FORMATS["harmony"]
     assert call_format_of("nothing", shipped_template("hermes")) is None
 
 

@@ -50,7 +50,7 @@ def _template(start: str, end: str, answer: str, markers: str) -> str:
 
 TEMPLATES = {
     "hermes": HERMES,
-    "olmo-3": _template("<|im_start|>", "<|im_end|>", "assistant\n", "<function_calls>"),
+    "olmo-3": _template("<|im_start|>", "<|im_end|>", "assistant\n", "<function_calls><think>"),
     "functiongemma": _template("<start_of_turn>", "<end_of_turn>", "model\n", "<start_function_call>"),
     "gemma-3": _template("<start_of_turn>", "<end_of_turn>", "model\n", ""),
     "harmony": _template("<|start|>", "<|end|>", "assistant", "<|channel|><|message|>"),

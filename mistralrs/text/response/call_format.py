@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mistralrs.text.response.call_notation import KEY, Notation
 from mistralrs.text.response.pieces import ToolCallArguments, ToolCallStart
@@ -147,7 +147,7 @@ _PROBE_TOOLS = [
 
 def call_format_of(chat_template_source: str, template: ResponseTemplate | None) -> CallFormat | None:
     """The form in which a model writes calls, by its chat template's markers; None if that is not known, or is none
-    that ``template`` reads."""
+    that ``template`` reads. It has no thinking where the chat template names none of its marks."""
     names = (
         each.name
         for each in SHIPPED
@@ -155,7 +155,11 @@ def call_format_of(chat_template_source: str, template: ResponseTemplate | None)
         and not any(text in chat_template_source for text in each.lacks)
     )
     found = FORMATS.get(next(names, ""))
-    return found if found is not None and template is not None and is_read(found, template) else None
+    if found is None or template is None or not is_read(found, template):
+        return None
+    marks = (found.think_open, found.think_close)
+    thinks = found.message or any(mark and mark in chat_template_source for mark in marks)
+    return found if thinks else replace(found, think_open="", think_close="")
 
 
 def is_read(form: CallFormat, template: ResponseTemplate) -> bool:

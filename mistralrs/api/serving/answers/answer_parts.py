@@ -55,7 +55,7 @@ def with_parts(
         template = None if template is None else without_tool_calls(template)
         if request.grammar is not None:
             marks = thinking_marks(template)
-            if marks is None or request.grammar.kind not in ("json_schema", "json_object"):
+            if marks is None or not _thinks(model, marks) or request.grammar.kind not in ("json_schema", "json_object"):
                 return request, None  # the whole answer matches the grammar: nothing of it is thinking
             request = replace(request, grammar=_after_thinking(request.grammar, marks, model, prompt_end))
     elif template is None or not template.has_tool_calls:
@@ -72,6 +72,12 @@ def with_parts(
         request = replace(request, grammar=held, trim_space=False)
     parts = AnswerParts(template, prompt_end, () if use is None else use.shown)
     return replace(request, spelled_tokens=control_tokens(template.markers, model.tokenizer)), parts
+
+
+def _thinks(model: ServedModel, marks: tuple[str, str]) -> bool:
+    """Returns whether the chat template names a mark of thoughts. Another model of the same family was not trained to
+    think, and would be lost in a thought that a grammar allows it in place of the words that it forbids."""
+    return model.template is None or any(mark in model.template.source for mark in marks)
 
 
 def _grammar(use: ToolUse, model: ServedModel, prompt_end: str, *, otherwise: GrammarText | None) -> GrammarText:
