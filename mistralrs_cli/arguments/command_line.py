@@ -400,7 +400,7 @@ def _declare(function: Callable[..., Any], declared: list[inspect.Parameter]) ->
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:
-    words = " ".join(error.format_message().split())
+    words = " ".join(error.format_message().split()).replace(": Value error, ", ": ").removesuffix(".")
     message = words[:1].lower() + words[1:]
     context = getattr(error, "ctx", None)
     name = getattr(error, "option_name", None)

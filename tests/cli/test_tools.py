@@ -107,7 +107,7 @@ def test_inspect_shows_no_control_sequence(run: Run) -> None:
         (["--threads", "2", "inspect", "x"], 2, "--threads needs -i or --prompt or --port or bench"),
         (["--isq", "q4_k", "models"], 2, "--isq needs -i or --prompt or --port or bench"),
         (["--token-source", "none", "models"], 2, "--token-source needs -i or --prompt or --port or bench or inspect"),
-        (["models", "remove"], 2, "'remove' is not one of"),
+        (["models", "remove"], 2, "': 'remove' is not one of 'list', 'delete'\n"),
         (["models", "delete"], 2, "needs the name of a model"),
         (["models", "list", "owner/x"], 2, "models list takes no owner/x"),
         (["models", "--yes"], 2, "models list takes no --yes"),
