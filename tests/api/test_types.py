@@ -139,11 +139,15 @@ def test_ranges_and_types(fields: str, param: str, words: str) -> None:
     ("messages", "param", "words"),
     [
         ("[]", "messages", "at least 1 item"),
-        ("5", "messages", "must be a valid array"),
+        ("5", "messages", "must be a text, or an array of messages"),
         ('["hi"]', "messages[0]", "must be an object"),
         ('[{"content": "x"}]', "messages[0].role", "is required"),
         ('[{"role": "bot", "content": "x"}]', "messages[0].role", "'system'"),
-        ('[{"role": "user", "content": "x"}, {"role": "user", "content": 5}]', "messages[1].content", "a valid array"),
+        (
+            '[{"role": "user", "content": "x"}, {"role": "user", "content": 5}]',
+            "messages[1].content",
+            "an array of parts",
+        ),
         ('[{"role": "user", "content": [{"text": "x"}]}]', "messages[0].content[0].type", "is required"),
         ('[{"role": "user", "content": [{"type": "text", "text": 5}]}]', "messages[0].content[0].text", "valid string"),
         ('[{"role": "user", "content": "x", "name": 5}]', "messages[0].name", "valid string"),

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 
 from mistralrs.api.schemas.adapter_bodies import AdapterFields
 from mistralrs.api.schemas.body import Body as Body
@@ -51,11 +52,22 @@ MAX_HOOKS = 16
 
 
 def _as_parts(content: object) -> object:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return _array(content, "a text, or an array of parts")
 
 
 def _as_messages(messages: object) -> object:
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return _array(messages, "a text, or an array of messages")
+
+
+def _array(value: object, words: str) -> object:
+    """Returns the value, if it is an array or nothing. Raises pydantic's error, which has these words, for others."""
+    if value is not None and not isinstance(value, list):
+        raise PydanticCustomError("shape", "Input should be {words}", {"words": words})
+    return value
 
 
 class ContentPart(Body):
