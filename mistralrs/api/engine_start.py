@@ -11,8 +11,10 @@ from mistralrs.engine.config import EngineConfig
 if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
     from mistralrs.api.loaded_adapters.adapter_loading import AdapterLoading
+    from mistralrs.engine.draft_model import ModelToDraft
     from mistralrs.engine.engine import Engine, ModelExecutor
     from mistralrs.engine.request_hooks import NamedHooks
+    from mistralrs.loading.draft_needs import DraftNeeds
     from mistralrs.loading.pipeline import LoadPlan, Model
     from mistralrs.loading.text_source import TextSource
     from mistralrs.ops.backend import Backend
@@ -24,7 +26,14 @@ EVICTABLE_BYTES = 512 << 20
 """Older sequences beyond ``prefix_cache_n`` whose KV stays until its memory is needed."""
 
 
-def load_plan(source: ModelSource, options: LoadOptions, text: TextSource, adapters: AdapterLoading) -> LoadPlan:
+def load_plan(
+    source: ModelSource,
+    options: LoadOptions,
+    text: TextSource,
+    adapters: AdapterLoading,
+    *,
+    draft: DraftNeeds | None = None,
+) -> LoadPlan:
     from mistralrs.loading.pipeline import LoadPlan
 
     return LoadPlan(
@@ -38,6 +47,7 @@ def load_plan(source: ModelSource, options: LoadOptions, text: TextSource, adapt
         gqa=source.gqa,
         kv_memory=options.kv_memory,
         max_model_len=options.max_model_len,
+        draft=draft,
         keeps_kv=_keeps_kv(options),
         adapter_slots=adapters.slots,
         adapter_bytes=partial(adapters.memory, is_exact=is_exact(options)),
@@ -54,6 +64,7 @@ def start_engine(
     adapters: AdapterLoading,
     *,
     named_hooks: NamedHooks,
+    draft_model: ModelToDraft | None = None,
 ) -> Engine:
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
@@ -77,9 +88,11 @@ def start_engine(
             max_evictable_blocks=EVICTABLE_BYTES * num_blocks // max(model.decoder.kv_bytes, 1),
             no_kv_cache=options.no_kv_cache,
             max_draft=_max_draft(options, backend),
+            weighs_drafts=True,
             max_adapters=adapters.slots,
             shared_answer_tokens=options.adapters.non_granular_index,
         ),
+        draft_model=draft_model,
         disk_tier=store,
         row_sampler=backend.row_sampler(),
         torch_threads=backend.torch_threads,
@@ -106,4 +119,4 @@ def _keeps_kv(options: LoadOptions) -> bool:
 def _max_draft(options: LoadOptions, backend: Backend) -> int:
     if options.max_draft is not None:
         return options.max_draft
-    return MAX_DRAFT if backend.batch_invariant else 0
+    return MAX_DRAFT if backend.batch_invariant or options.draft_model is not None else 0

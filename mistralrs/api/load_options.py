@@ -45,6 +45,8 @@ class LoadOptions:
     no_kv_cache: bool = DEFAULTS.no_kv_cache
     max_draft: int | None = DEFAULTS.max_draft
     """Draft tokens of one sequence in a step, at most; 0: none; None: some, where they cannot change an answer."""
+    draft_model: ModelSource | None = None
+    """A smaller model with the same vocabulary, which proposes draft tokens; None: the text so far alone does."""
     chat_template: str | None = None
     """Jinja text, or a path that ends in .json or .jinja; replaces the model's own template."""
     tokenizer_json: Path | None = None

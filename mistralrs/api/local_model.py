@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from mistralrs.api.draft_loading import draft_needs, load_draft
 from mistralrs.api.engine_start import adapter_placement, is_exact, load_plan, start_engine
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.plugin_file import load_plugin
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from mistralrs.grammar.grammar_text import GrammarText
     from mistralrs.loading.pipeline import Model
     from mistralrs.loading.text_source import TextSource
+    from mistralrs.ops.backend import ResolvedBackend
     from mistralrs.text.chat_template import ChatTemplate
     from mistralrs.text.response.call_format import CallFormat
     from mistralrs.text.tokenizer import Tokenizer
@@ -99,26 +101,20 @@ class LocalModel(ProcessBound):
             token=token,
             progress=progress,
         )
-        plan = load_plan(source, options, _text_source(options, token, progress), adapters)
         resolved = resolve("cpu", threads=options.threads, isa=options.isa)
+        needs = draft_needs(options, resolved.backend, find=lambda other: _find(other, token, progress))
+        plan = load_plan(source, options, _text_source(options, token, progress), adapters, draft=needs)
         model = load(path, resolved.backend, plan, architecture=source.architecture, progress=progress)
         executor = adapters.executor(model, resolved.backend, is_exact=is_exact(options))
-        engine = start_engine(executor, model, options, resolved.backend, adapters, named_hooks=named_hooks)
+        draft = None
+        if needs is not None:
+            draft = load_draft(needs, model, options, resolved.backend, progress=progress)
+        engine = start_engine(
+            executor, model, options, resolved.backend, adapters, named_hooks=named_hooks, draft_model=draft
+        )
         # the folder of a model in the hub's cache is named by its commit
         name = source.repo if source.repo and path.is_dir() else model.name
-        info = ModelInfo(
-            name=name,
-            architecture=model.architecture,
-            quantization=model.quantization,
-            context_length=engine.max_len,
-            backend=resolved.backend.name,
-            threads=resolved.backend.threads,
-            parameters=model.parameters,
-            file_bytes=model.file_bytes,
-            kv_bytes=model.decoder.kv_bytes,
-            load_s=time.perf_counter() - started,
-            unavailable_backends=resolved.unavailable_backends,
-        )
+        info = _info(name, model, engine, resolved=resolved, load_s=time.perf_counter() - started)
         try:
             placement = adapter_placement(model, options, resolved.backend) if adapters.slots else None
             return cls(model, engine, info, adapters.finish(model, engine, placement, name=name))
@@ -231,6 +227,23 @@ def _call_format(model: Model) -> CallFormat | None:
     from mistralrs.text.response.call_format import call_format_of
 
     return call_format_of(model.template.source, model.responses)
+
+
+def _info(name: str, model: Model, engine: Engine, *, resolved: ResolvedBackend, load_s: float) -> ModelInfo:
+    backend = resolved.backend
+    return ModelInfo(
+        name=name,
+        architecture=model.architecture,
+        quantization=model.quantization,
+        context_length=engine.max_len,
+        backend=backend.name,
+        threads=backend.threads,
+        parameters=model.parameters,
+        file_bytes=model.file_bytes,
+        kv_bytes=model.decoder.kv_bytes,
+        load_s=load_s,
+        unavailable_backends=resolved.unavailable_backends,
+    )
 
 
 def _prepare_process(plugin: Path | None) -> NamedHooks:

@@ -41,6 +41,8 @@ class EngineConfig:
     """Recomputes every sequence from its first token at each step."""
     max_draft: int = 0
     """Draft tokens of one sequence in one step, at most; 0 is off. There are none without a KV cache."""
+    weighs_drafts: bool = False
+    """Makes draft tokens only where measured times say that they gain; otherwise wherever there is room."""
     max_adapters: int = 0
     """Adapter slots of the model; 0: no adapter can act."""
     shared_answer_tokens: int | None = None

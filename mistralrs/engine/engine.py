@@ -19,6 +19,9 @@ from mistralrs.engine.admission import check_config, check_queue, check_request,
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.between_steps import BetweenSteps
 from mistralrs.engine.config import EngineConfig, Request
+from mistralrs.engine.draft_gain import DraftGain
+from mistralrs.engine.draft_model import DraftModel, ModelToDraft
+from mistralrs.engine.drafter import Drafter
 from mistralrs.engine.events import Event, Handle, Stream
 from mistralrs.engine.failures import describe_error, request_failure
 from mistralrs.engine.grammar_compiler import GrammarCompiler
@@ -39,7 +42,7 @@ from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
-    from mistralrs.engine.sampling.sampling_input import SampledToken
+    from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput
     from mistralrs.ops.row_sampler import RowSampler
     from mistralrs.text.tokenizer import Tokenizer
 
@@ -73,15 +76,16 @@ class Engine(ProcessBound):
         tokenizer: Tokenizer,
         config: EngineConfig,
         *,
+        draft_model: ModelToDraft | None = None,
         disk_tier: KvDiskTier | None = None,
         row_sampler: RowSampler | None = None,
         torch_threads: int = 1,
     ) -> None:
         """Starts the thread, which owns ``executor`` from now on. Raises UsageError for limits that cannot work.
 
-        ``disk_tier``: stores KV beyond the life of the engine, which closes it. ``row_sampler``: samples tokens;
-        None: torch does. ``torch_threads``: threads for torch's operations in the engine's thread; torch in other
-        threads keeps its number.
+        ``draft_model``: proposes draft tokens too. ``disk_tier``: stores KV beyond the life of the engine, which closes
+        it. ``row_sampler``: samples tokens; None: torch does. ``torch_threads``: threads for torch's operations in the
+        engine's thread; torch in other threads keeps its number.
         """
         super().__init__()
         check_config(config)
@@ -95,7 +99,9 @@ class Engine(ProcessBound):
         self._eos_ids = frozenset(token for token in tokenizer.eos_ids if token < self.vocab_size)
         self.after_step = _do_nothing
         self._kv_connector = None if disk_tier is None else DiskKvConnector(disk_tier, executor)
-        self._scheduler = Scheduler(config, self._kv_connector)
+        self._draft_model = None if draft_model is None else DraftModel(draft_model, sampling_input=self._draft_input)
+        self._drafter = Drafter(gain=DraftGain() if config.weighs_drafts else None, model=self._draft_model)
+        self._scheduler = Scheduler(config, self._kv_connector, drafter=self._drafter)
         self._grammars = GrammarCompiler(tokenizer, self.vocab_size)
         self._compiling: dict[int, RequestState] = {}  # requests that wait for their grammars
         self._step_masks = StepMasks(self._grammars.mask_words)
@@ -107,10 +113,7 @@ class Engine(ProcessBound):
         self._requests: dict[int, RequestState] = {}
         self._step_streams: list[Handle] = []
         self._next_deadline = math.inf  # the earliest of the open requests', or earlier
-        self._num_steps = 0
-        self._num_prompt_tokens = 0
-        self._num_completion_tokens = 0
-        self._num_forced_tokens = 0
+        self._num_steps = self._num_prompt_tokens = self._num_completion_tokens = self._num_forced_tokens = 0
         self._closing = False
         self._submit_lock = threading.Lock()  # so that no request is added after the thread has ended the others
         self._fault: EngineError | None = None
@@ -219,6 +222,9 @@ class Engine(ProcessBound):
             if self._executor.scalings is not None:  # it mixes adapters with torch
                 self._sampler_choice.prepare_torch()
             self._sampler = self._sampler_choice.sampler(self.vocab_size)
+            if self._draft_model is not None:
+                size = min(self.vocab_size, self._draft_model.vocab_size)
+                self._draft_model.sampler = self._sampler_choice.sampler(size)
             while self._receive():
                 if self._scheduler.has_work:
                     self._step()
@@ -296,7 +302,9 @@ class Engine(ProcessBound):
             self._collect_scalings(plan, outputs)
             self._scheduler.commit(plan, {number: output.tokens for number, output in outputs.items()})
             self._publish(plan, outputs, now)
-            self._report(plan, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._drafter.on_step(plan.chunks, sum(len(output.tokens) for output in outputs.values()), seconds)
+            self._report(plan, seconds)
 
     def _forward(self, plan: Plan) -> Buffer | None:
         """The logits of a step, or None if it failed or was cancelled: it is then not committed."""
@@ -317,6 +325,10 @@ class Engine(ProcessBound):
         prefill = sum(chunk.num_committed for chunk in plan.chunks if chunk.num_committed > 1)
         self._prefill_budget.measure(prefill, time.perf_counter() - started)
         return logits
+
+    def _draft_input(self, sequence: Sequence, tokens: list[int]) -> SamplingInput:
+        """The input for a draft model's sampling of the token after ``tokens``."""
+        return self._requests[sequence.id].draft_input(tokens)
 
     def _sample(
         self, plan: Plan, logits: Buffer, masks: Mapping[int, Row[memoryview]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Row
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mistralrs.engine.config import Request
@@ -76,6 +76,7 @@ class RequestState:
         self._hooks = request.hooks
         self._thinking = None if request.thinking is None else ThinkingLimit(request.thinking, self._spell)
         self._has_logprobs = request.sampling.logprobs is not None  # those of forced tokens need a step of their own
+        self._draft_sampling = replace(request.sampling, logprobs=None)
         self._dry = Dry(request.sampling, self._spell) if request.sampling.dry_multiplier else None
         prompt, num_logprobs = sequence.tokens, request.prompt_logprobs
         self._prompt_logprobs = None if num_logprobs is None else PromptLogprobsCollector(prompt, num_logprobs)
@@ -125,6 +126,10 @@ class RequestState:
         if forced is not None:  # log-probabilities need a row for it
             every[0] = mask_of(forced, self._tokenizer.vocab_size)
         return [self._sampling_input(tokens, mask) for tokens, mask in zip(texts, every, strict=True)]
+
+    def draft_input(self, tokens: list[int]) -> SamplingInput:
+        """Input for sampling the token after ``tokens`` from the logits of another model."""
+        return replace(self._sampling_input(tokens, None), params=self._draft_sampling)
 
     def _sampling_input(self, tokens: list[int], mask: memoryview | None) -> SamplingInput:
         banned = self._end_ids if self._is_too_early(len(tokens)) else ()

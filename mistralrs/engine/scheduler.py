@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Literal
 
 from mistralrs.engine.config import EngineConfig
+from mistralrs.engine.drafter import Drafter
 from mistralrs.engine.kv.kv_cache_manager import KvCacheManager, KvConnector
 from mistralrs.engine.sequence import Sequence, State
 
@@ -60,8 +61,11 @@ class Scheduler:
     in every step, and every running sequence ends after finitely many steps.
     """
 
-    def __init__(self, config: EngineConfig, kv_connector: KvConnector | None = None) -> None:
-        """``kv_connector``: stores blocks beyond the life of the engine."""
+    def __init__(
+        self, config: EngineConfig, kv_connector: KvConnector | None = None, *, drafter: Drafter | None = None
+    ) -> None:
+        """``kv_connector``: stores blocks beyond the life of the engine. ``drafter``: proposes draft tokens; None:
+        prompt lookup does."""
         self.blocks = KvCacheManager(config, kv_connector)
         self.max_len = min(
             group.max_context(config.max_model_len, step=config.max_batch_tokens, block_size=config.block_size)
@@ -78,6 +82,7 @@ class Scheduler:
         self.num_accepted = 0
         """Draft tokens that were accepted."""
         self._config = config
+        self._drafter = drafter or Drafter()
         self._proposes_drafts = config.max_draft > 0 and not config.no_kv_cache
         self._sequences_with_drafts: list[Sequence] = []  # those with blocks for the last plan's draft tokens
         self._spare_logits = 0  # logits left in the step that is being planned, beside one of each sequence
@@ -92,6 +97,8 @@ class Scheduler:
         if len(sequence.tokens) >= sequence.max_len and sequence.prompt_end is None:
             self._finish(sequence, "length")
         else:
+            if self._proposes_drafts:
+                self._drafter.add(sequence)
             sequence.state = State.WAITING
             self.waiting.append(sequence)
 
@@ -102,6 +109,7 @@ class Scheduler:
         elif sequence.state is State.RUNNING:
             self.running.remove(sequence)
             self.blocks.release(sequence, retain=retain)
+        self._drafter.ended(sequence)
         sequence.state = State.FINISHED
 
     def plan(self, prefill_limit: int) -> Plan:
@@ -175,7 +183,7 @@ class Scheduler:
             self._append(sequence, token)
         if chunk.draft_tokens:
             drafted = len(chunk.draft_tokens)
-            sequence.ngram_proposer.record_acceptance(drafted, accepted, known=len(sequence.tokens))
+            self._drafter.record_acceptance(sequence, drafted, accepted)
             self.num_drafted += drafted
             self.num_accepted += accepted
 
@@ -192,6 +200,7 @@ class Scheduler:
         if sequence.state is State.RUNNING:
             self.running.remove(sequence)
             self.blocks.release(sequence, retain=True)
+        self._drafter.ended(sequence)
         sequence.state = State.FINISHED
 
     def _add_chunks(self, chunks: list[Chunk], sequences: Row[Sequence], budget: int) -> int:
@@ -218,7 +227,8 @@ class Scheduler:
         rows = min(MAX_DRAFT_BATCH - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_logits)
         if rows < 1:
             return
-        drafts = [self._propose(chunk, rows) for chunk in chunks]
+        limits = [self._max_draft(chunk, rows) for chunk in chunks]
+        drafts = self._drafter.propose([chunk.sequence for chunk in chunks], limits, rows)
         shortest_first = sorted(range(len(chunks)), key=lambda index: len(drafts[index]))
         for place, index in enumerate(shortest_first):
             chunk, share = chunks[index], rows // (len(chunks) - place)
@@ -230,17 +240,12 @@ class Scheduler:
                 self._sequences_with_drafts.append(chunk.sequence)
                 rows -= len(draft)
 
-    def _propose(self, chunk: Chunk, rows: int) -> tuple[int, ...]:
+    def _max_draft(self, chunk: Chunk, rows: int) -> int:
+        """Draft tokens that a chunk may have."""
         sequence = chunk.sequence
         # One token is sampled after the draft tokens.
         count = min(rows, self._config.max_draft, sequence.max_len - len(sequence.tokens) - 1)
-        if not chunk.samples or count <= 0 or not sequence.takes_drafts:
-            return ()
-        constraint = sequence.constraint
-        if constraint is None:
-            return sequence.ngram_proposer.propose(sequence.tokens, count)
-        forced = tuple(constraint.forced)[:count]
-        return constraint.allowed(forced or sequence.ngram_proposer.propose(sequence.tokens, count))
+        return count if chunk.samples and sequence.takes_drafts else 0
 
     def _free_draft_blocks(self) -> None:
         """Frees the blocks that rejected draft tokens had, so that other sequences can use them."""

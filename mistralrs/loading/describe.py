@@ -143,7 +143,9 @@ class Description:
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
+class OpenModel:
+    """A checkpoint that was opened and checked, with its texts."""
+
     checkpoint: Checkpoint
     container: str
     architecture: str
@@ -161,7 +163,7 @@ def describe(path: Path, *, gqa: int = 1, adapters: AdapterSizes | None = None) 
     ``LoadError`` and ``FormatError`` as loading it would.
     """
     backend = resolve("cpu", threads=1).backend
-    with _opened(path, gqa) as model:
+    with opened(path, gqa) as model:
         checkpoint, spec = model.checkpoint, model.spec
         parts = CheckpointParts(checkpoint, model.mapping, spec, backend)
         sizes = () if adapters is None else tuple(adapters(model.architecture, spec, backend))
@@ -195,7 +197,8 @@ def describe(path: Path, *, gqa: int = 1, adapters: AdapterSizes | None = None) 
 
 
 @contextmanager
-def _opened(path: Path, gqa: int) -> Iterator[_Open]:
+def opened(path: Path, gqa: int = 1) -> Iterator[OpenModel]:
+    """Opens the model at ``path`` as for loading."""
     if kind_of(path) == "safetensors":
         with SafetensorsFile.open(path) as file:
             yield _open_folder(path, file)
@@ -209,7 +212,7 @@ def _opened(path: Path, gqa: int) -> Iterator[_Open]:
             yield _open_described(gguf, f"GGUF version {gguf.version}", *gguf_mapping_of(gguf, None))
 
 
-def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
+def _open_folder(path: Path, file: SafetensorsFile) -> OpenModel:
     folder = path if path.is_dir() else path.parent
     config = read_text_config(file, folder / "config.json")
     architecture, form = hugging_face_mapping(path, config, None)
@@ -218,10 +221,10 @@ def _open_folder(path: Path, file: SafetensorsFile) -> _Open:
     check_vocabulary(path, tokenizer, spec)
     names = ("tokenizer.json", "tokenizer.model")
     kind = next(name for name in names if (folder / name).is_file())
-    return _Open(file, "safetensors", architecture, form, spec, kind, tokenizer, template)
+    return OpenModel(file, "safetensors", architecture, form, spec, kind, tokenizer, template)
 
 
-def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: WeightsMapping) -> _Open:
+def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: WeightsMapping) -> OpenModel:
     spec = read_spec(file.path, form, GgufMetadata(file))
     source = TextSource()
     with naming(file.path):
@@ -232,7 +235,7 @@ def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str
     kind = file.require("tokenizer.ggml.model", str)
     before = file.get("tokenizer.ggml.pre", str, default=None)
     kind = _TEXT_CLASSES.get(kind, kind) + (f", split as {before}" if before else "")
-    return _Open(file, container, architecture, form, spec, kind, tokenizer, template)
+    return OpenModel(file, container, architecture, form, spec, kind, tokenizer, template)
 
 
 def _tensor_classes(checkpoint: Checkpoint, form: WeightsMapping, spec: DecoderSpec) -> tuple[TensorClass, ...]:
@@ -270,7 +273,7 @@ def _uses(form: WeightsMapping, spec: DecoderSpec) -> Iterator[tuple[str, str]]:
             piece = piece.otherwise
 
 
-def _text_info(model: _Open) -> TextInfo:
+def _text_info(model: OpenModel) -> TextInfo:
     tokenizer = model.tokenizer
 
     def token(id: int) -> TokenInfo:
@@ -294,7 +297,7 @@ def _text_info(model: _Open) -> TextInfo:
     )
 
 
-def _answer_parts(model: _Open) -> tuple[str, ...]:
+def _answer_parts(model: OpenModel) -> tuple[str, ...]:
     path = model.checkpoint.path
     place = str(path if path.is_dir() else path.parent) if model.container == "safetensors" else None
     responses = TextSource().responses(model.template, place=place)

@@ -21,6 +21,7 @@ from mistralrs.loading.architecture_lookup import (
 from mistralrs.loading.checkpoint import Checkpoint, DescribedCheckpoint
 from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters, untied
 from mistralrs.loading.convert import Conversion, Dtype, storage_label
+from mistralrs.loading.draft_needs import DraftNeeds
 from mistralrs.loading.fingerprint import ContentHashing, fingerprint
 from mistralrs.loading.ggml_file import GgmlFile
 from mistralrs.loading.gguf_file import GgufFile
@@ -96,6 +97,8 @@ class LoadPlan:
     adapter_bytes: Callable[[DecoderSpec, Backend], int] | None = None
     """Gives the bytes that the adapters of a model of this spec take on the backend, at most; they are left to them.
     It is called after ``merge`` and ``mixture``. None: 0."""
+    draft: DraftNeeds | None = None
+    """A draft model that is loaded afterwards: its tokens are compared, and memory is left to it."""
     keeps_kv: bool = False
     """KV is kept beyond the process. The model then needs a fingerprint, for which its files are hashed."""
     merge: Callable[[str, DecoderSpec], WeightMerge | None] | None = None
@@ -173,6 +176,8 @@ def _load_described(
 ) -> Model:
     spec = _spec_for(file.path, form, GgufMetadata(file), plan)
     tokenizer, template = _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
+    if plan.draft is not None:
+        plan.draft.check_tokens(file.path, tokenizer, spec)
     placed = _place(file, architecture, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
     return _model(file, placed, tokenizer, template, spec, architecture, name, plan)
@@ -223,6 +228,8 @@ def load_folder(
         spec = _spec_for(path, form, HfMetadata(file, folder / "config.json", config), plan)
         tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
         check_vocabulary(path, tokenizer, spec)
+        if plan.draft is not None:
+            plan.draft.check_tokens(path, tokenizer, spec)
         placed = _place(file, found, form, spec, backend, plan, progress)
         name = folder.resolve().name
         return _model(file, placed, tokenizer, template, spec, found, name, plan, place=str(folder))
@@ -300,17 +307,22 @@ def _plan_memory(
     """Returns the limits, with a KV cache of at most half of the memory that weights and adapters leave; it is
     committed as it fills. ``weights``, ``adapters``: bytes that these take.
 
-    Raises ``LoadError`` if weights and adapters do not fit.
+    Raises ``LoadError`` if weights, adapters and a draft model do not fit.
     """
     if spec.max_position < 1:
         raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")
     free = available_bytes()
-    left = free - weights - adapters
+    beside = adapters + (0 if plan.draft is None else plan.draft.weights)
+    left = free - weights - beside
     step = plan.max_batch_tokens
+    budget = left // 2 if plan.kv_memory is None else min(plan.kv_memory, left)
+    item_bytes = kv_item_bytes(plan.precision)
+    if plan.draft is not None:
+        budget -= plan.draft.kv_share(budget, spec, item_bytes=item_bytes)
     groups = kv_groups(
         spec,
-        left // 2 if plan.kv_memory is None else min(plan.kv_memory, left),
-        item_bytes=4 if PRECISIONS[plan.precision].kv_dtype == "f32" else 2,
+        budget,
+        item_bytes=item_bytes,
         max_seqs=plan.max_seqs,
         step=step,
         block_size=BLOCK_SIZE,
@@ -323,10 +335,10 @@ def _plan_memory(
                 f"{plan.kv_memory / 2**20:.1f} MiB of KV cache hold {context} tokens of context",
                 hint="raise --kv-memory",
             )
-        raise _does_not_fit(weights, adapters, free)
+        raise _does_not_fit(weights, adapters, free, draft=beside - adapters)
     if context < spec.max_position:
-        beside = f" beside {adapters / 2**20:.0f} MiB of adapters" if adapters else ""
-        logger.warning("memory for %d tokens of context%s; the model allows %d", context, beside, spec.max_position)
+        others = f" beside {adapters / 2**20:.0f} MiB of adapters" if adapters else ""
+        logger.warning("memory for %d tokens of context%s; the model allows %d", context, others, spec.max_position)
     return Limits(
         max_tokens=plan.max_batch_tokens,
         max_seqs=plan.max_seqs,
@@ -339,10 +351,18 @@ def _plan_memory(
     )
 
 
-def _does_not_fit(weights: int, adapters: int, free: int) -> LoadError:
+def kv_item_bytes(precision: str) -> int:
+    """Bytes of an element of a stored key or value."""
+    return 4 if PRECISIONS[precision].kv_dtype == "f32" else 2
+
+
+def _does_not_fit(weights: int, adapters: int, free: int, *, draft: int) -> LoadError:
     hint = "use a smaller model or stronger quantization, or close other programs"
     taken = f"the weights take {weights / 2**30:.1f} GiB"
     if adapters:
         hint = "lower --max-adapters, --max-adapter-rank or --max-adapter-bytes, load fewer adapters, or " + hint
         taken += f" and the adapters {adapters / 2**30:.1f} GiB"
+    if draft:
+        hint = "leave out --draft-model, or " + hint
+        taken += f" and the draft model {draft / 2**30:.1f} GiB"
     return LoadError(f"{taken}, {free / 2**30:.1f} GiB of memory are free", hint=hint)

@@ -126,6 +126,18 @@ class Tokenizer:
         vocabulary, such as those that stand for images, do not count."""
         return sum(kind in (NORMAL, BYTE) for kind in self._vocabulary.kinds[size:])
 
+    def first_difference(self, other: Tokenizer, size: int) -> int | None:
+        """The first id below ``size`` whose token ``other`` lacks or spells differently; None: there is none. Ids that
+        stand for no text, such as those that pad a vocabulary, do not count."""
+        own, others = self._vocabulary, other._vocabulary
+        if own.byte_level != others.byte_level:
+            return 0
+        kinds = own.kinds[:size]
+        for token, (text, kind) in enumerate(zip(own.texts[:size], kinds, strict=True)):
+            if kind != UNUSED and text and (token >= len(others.texts) or others.texts[token] != text):
+                return token
+        return None
+
     def to_gguf(self, *, size: int) -> dict[str, Value]:
         """The metadata of this tokenizer for a GGUF file whose embedding has ``size`` rows, as ``from_gguf`` reads it.
 

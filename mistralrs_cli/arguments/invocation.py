@@ -30,7 +30,7 @@ from mistralrs_cli.adapter_commands.ordering_job import CreateOrderingJob, Renam
 from mistralrs_cli.arguments.command_line import ParsedArgs, Selection
 from mistralrs_cli.arguments.grammar_option import grammar_of
 from mistralrs_cli.arguments.server_choice import server_choice
-from mistralrs_cli.arguments.source_options import CommandLineErrorFormatter, choice_of, find_source
+from mistralrs_cli.arguments.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
 from mistralrs_cli.chat_storage.kept_kv import LIMIT_BYTES
 from mistralrs_cli.commands.chats_job import ChatsJob
 from mistralrs_cli.commands.serve import serve_job
@@ -386,7 +386,8 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
     max_seqs, prefix_cache_n, max_draft = values.max_seqs, values.prefix_cache_n, values.max_draft
     if isinstance(job, BenchJob):
         max_seqs, prefix_cache_n = max(job.concurrency), 0
-        if max_draft is None:  # a benchmark measures the model, not how often its text repeats itself
+        # a benchmark measures the model, not how often its text repeats itself
+        if max_draft is None and values.draft_model is None:
             max_draft = 0
     elif isinstance(job, PromptJob) and options.origin("max_seqs") is Origin.DEFAULT:
         max_seqs = max(max_seqs, job.copies)
@@ -398,6 +399,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         prefix_cache_n=prefix_cache_n,
         no_kv_cache=values.no_kv_cache,
         max_draft=max_draft,
+        draft_model=None if values.draft_model is None else source_at(values.draft_model, None),
         kv_memory=values.kv_memory,
         max_model_len=values.max_model_len,
         kv_dir=values.kv_dir,
@@ -431,5 +433,6 @@ def _check_together(options: ResolvedOptions, formatter: CommandLineErrorFormatt
         no_kv_cache=values.no_kv_cache,
         prefix_cache_n=values.prefix_cache_n,
         max_draft=values.max_draft,
+        draft_model=values.draft_model is not None,
         formatter=formatter,
     )

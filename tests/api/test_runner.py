@@ -596,6 +596,8 @@ def test_in_situ_quantisation_is_refused_as_on_the_command_line(file: Path) -> N
         ({"threads": 0}, UsageError, "threads is 0"),
         ({"kv_memory": True}, TypeError, "kv_memory must be a whole number, not bool"),
         ({"max_draft": -1}, UsageError, "max_draft is -1"),
+        ({"draft_model": "none/such.gguf"}, LoadError, "none/such.gguf does not exist"),
+        ({"draft_model": 4}, TypeError, "draft_model must be a path or a repository, not int"),
         ({"precision": "best"}, UsageError, "precision is 'best'"),
         ({"dtype": "f64"}, UsageError, "dtype is 'f64'"),
         ({"no_kv_cache": 1}, TypeError, "no_kv_cache must be bool, not int"),

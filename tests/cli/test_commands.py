@@ -134,6 +134,8 @@ def test_drafting_is_left_to_the_model_and_out_of_measurements() -> None:
         assert task(*words, "-i").load.max_draft == chat
         assert task(*words, "bench").load.max_draft == bench
     assert task("-i", "--no-kv-cache", "--draft", "0").load.max_draft == 0
+    drafted = task("--draft-model", "org/small", "bench").load
+    assert (drafted.max_draft, drafted.draft_model) == (None, ModelSource(None, None, "org/small", None))
 
 
 def test_prompt_options_arrive() -> None:
@@ -180,6 +182,8 @@ def test_bench_options_arrive(folder: Path) -> None:
         (["--no-kv-cache", "bench"], "--no-kv-cache needs -i or --prompt"),
         (["--stats", "bench"], "--stats needs -i or --prompt"),
         (["-i", "--draft", "3", "--no-kv-cache"], "--draft has no effect with --no-kv-cache"),
+        (["-i", "--draft-model", "x/y", "--no-kv-cache"], "--draft-model has no effect with --no-kv-cache"),
+        (["-i", "--draft-model", "x/y", "--draft", "0"], "--draft-model has no effect with --draft 0"),
         (["--prompt", "x", "--max-tokens", "1", "--prompt-max-tokens", "1"], "say the same"),
         (["--prompt", "-", "--no-stdin"], "--no-stdin forbids it"),
         (["-i", "--top-p", "1.5"], "--top-p 1.5 is out of range"),

@@ -83,7 +83,8 @@ def test_drafts_grow_while_they_are_accepted_and_shrink_when_they_are_not() -> N
     assert len(draft.propose(tokens, 20)) == 3
 
 
-def test_each_pause_is_twice_as_long_until_a_draft_token_is_accepted() -> None:
+def test_each_pause_is_twice_as_long_until_a_draft_token_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mistralrs.engine.ngram_proposer.HITS_TO_RESUME", 1000)
     tokens = [1, 2] * 200
     draft, drafted_at = NgramProposer(), []
     for length in range(4, 268):

@@ -57,8 +57,17 @@ class Options(AdapterFlags):
         metavar="N",
         least=0,
         modes=RUN,
-        shown_default="7, bench: 0",
-        help="Draft tokens proposed from earlier text, at most; the answer stays the same. 0: off.",
+        shown_default="7; bench: 0 without --draft-model",
+        help="Draft tokens proposed in a step, at most; the answer stays the same. 0: off.",
+    )
+    draft_model: str | None = option(
+        None,
+        "--draft-model",
+        metavar="SOURCE",
+        modes=RUN,
+        shown_default="none",
+        help="A smaller model with the same vocabulary, a file, a folder or a hub repository, proposes draft tokens "
+        "where that is faster; the answer stays the same.",
     )
     kv_memory: int | None = option(
         None,

@@ -73,15 +73,14 @@ class Runner(ProcessBound):
         kv_memory: int | None = DEFAULTS.kv_memory,
         kv_dir: str | os.PathLike[str] | None = None,
         max_draft: int | None = DEFAULTS.max_draft,
+        draft_model: str | os.PathLike[str] | None = None,
         max_model_len: int | None = DEFAULTS.max_model_len,
         merge: bool | None = DEFAULTS.merge,
         max_adapters: int | None = DEFAULTS.max_adapters,
     ) -> None:
         """Loads the model, fetched first if need be. ``LoadOptions`` has the options; ``in_situ_quant`` is its ``isq``.
-        ``num_device_layers``: more than 0 layers on an accelerator are refused, because the CPU computes all.
-
-        Raises TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``.
-        """
+        ``num_device_layers``: more than 0 layers on an accelerator are refused, because the CPU computes all. Raises
+        TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``."""
         super().__init__()
         options: RunnerOptions = {
             "max_seqs": max_seqs,
@@ -97,6 +96,7 @@ class Runner(ProcessBound):
             "kv_memory": kv_memory,
             "kv_dir": kv_dir,
             "max_draft": max_draft,
+            "draft_model": draft_model,
             "max_model_len": max_model_len,
             "merge": merge,
             "max_adapters": max_adapters,

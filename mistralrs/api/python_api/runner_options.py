@@ -13,7 +13,7 @@ from mistralrs.api.load_options import LoadOptions
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
 from mistralrs.api.options.values import without_none
-from mistralrs.api.selectors.model_choice import ModelChoice, check_together, in_situ_type, template_of
+from mistralrs.api.selectors.model_choice import ModelChoice, check_together, in_situ_type, source_at, template_of
 from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.api.selectors.which import Which
 from mistralrs.api.selectors.which_fields import PythonErrorFormatter
@@ -44,6 +44,7 @@ class RunnerOptions(TypedDict, total=False):
     kv_memory: int | None
     kv_dir: str | os.PathLike[str] | None
     max_draft: int | None
+    draft_model: str | os.PathLike[str] | None
     max_model_len: int | None
     merge: bool | None
     max_adapters: int | None
@@ -72,7 +73,8 @@ def load_options(which: Which, options: RunnerOptions) -> LoadOptions:
     adapter that is not there, ``LoadError``."""
     _check_device_layers(options["num_device_layers"])
     choice = which.choice()
-    template, kv_dir = options["chat_template"], options["kv_dir"]
+    _check_draft_model(options["draft_model"])
+    template, kv_dir, draft = options["chat_template"], options["kv_dir"], options["draft_model"]
     loading = LoadOptions(
         max_seqs=options["max_seqs"],
         prefix_cache_n=options["prefix_cache_n"],
@@ -80,6 +82,7 @@ def load_options(which: Which, options: RunnerOptions) -> LoadOptions:
         kv_dir=None if kv_dir is None else Path(kv_dir),
         no_kv_cache=options["no_kv_cache"],
         max_draft=options["max_draft"],
+        draft_model=None if draft is None else source_at(os.fspath(draft), None, FORMATTER),
         max_model_len=options["max_model_len"],
         chat_template=template_of(choice) if template is None else os.fspath(template),
         tokenizer_json=choice.tokenizer_json,
@@ -93,6 +96,11 @@ def load_options(which: Which, options: RunnerOptions) -> LoadOptions:
     )
     _check(loading)
     return loading
+
+
+def _check_draft_model(value: object) -> None:
+    if not isinstance(value, str | os.PathLike | None):
+        raise TypeError(f"draft_model must be a path or a repository, not {type(value).__name__}")
 
 
 def _check_device_layers(value: int | Sequence[str] | None) -> None:
@@ -135,6 +143,7 @@ def _check(options: LoadOptions) -> None:
         no_kv_cache=options.no_kv_cache,
         prefix_cache_n=options.prefix_cache_n,
         max_draft=options.max_draft,
+        draft_model=options.draft_model is not None,
         formatter=FORMATTER,
     )
 

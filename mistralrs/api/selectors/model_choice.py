@@ -129,16 +129,31 @@ def in_situ_type(name: str | None, selector: ModelSelector | None, formatter: Er
 
 
 def check_together(
-    *, kv_dir: bool, no_kv_cache: bool, prefix_cache_n: int | None, max_draft: int | None, formatter: ErrorFormatter
+    *,
+    kv_dir: bool,
+    no_kv_cache: bool,
+    prefix_cache_n: int | None,
+    max_draft: int | None,
+    draft_model: bool,
+    formatter: ErrorFormatter,
 ) -> None:
     """Raises ``UsageError`` for options of loading that contradict each other.
 
-    ``kv_dir``: whether a folder for KV is given. ``prefix_cache_n``: None is some; ``max_draft``: None is not given.
+    ``kv_dir``: whether a folder for KV is given; ``draft_model``: whether one is. ``prefix_cache_n``: None is some;
+    ``max_draft``: None is not given.
     """
     without_cache, without_reuse = formatter.given("no_kv_cache", True), formatter.given("prefix_cache_n", 0)
     for is_vain, reason in (
         (kv_dir and no_kv_cache, f"{formatter.name('kv_dir')} keeps what {without_cache} throws away"),
         (kv_dir and prefix_cache_n == 0, f"{formatter.name('kv_dir')} keeps what {without_reuse} throws away"),
+        (
+            draft_model and no_kv_cache,
+            f"{formatter.name('draft_model')} has no effect with {without_cache}",
+        ),
+        (
+            draft_model and max_draft == 0,
+            f"{formatter.name('draft_model')} has no effect with {formatter.given('max_draft', 0)}",
+        ),
         (max_draft and no_kv_cache, f"{formatter.name('max_draft')} has no effect with {without_cache}"),
     ):
         if is_vain:

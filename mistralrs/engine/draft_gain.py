@@ -1,0 +1,171 @@
+"""Weighs draft tokens by measured times: how many of them make a step gain, and how much may be risked on a trial.
+
+It handles numbers alone: seconds, tokens and chances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SMOOTHING = 0.25
+"""Weight of the newest measurement in the exponential average."""
+MARGIN = 1.05
+"""Gain in speed that draft tokens must promise: chances are known with some error only."""
+MARGIN_AFTER_LOSSES = 1.2
+"""The same while the balance is below zero."""
+GUESSED_COST = 0.05
+"""Share of a step that one more token is believed to cost until that was measured."""
+GUESSED_PASS = 5
+"""Tokens of a long text that are read in the time that a pass over one token is believed to take."""
+PLAIN_EVERY = 64
+"""Steps with draft tokens after which one is made without, to know what it takes now."""
+FORGET_AFTER = 1024
+"""Steps after which measurements are no longer believed."""
+FORGET_ONE_AFTER = 32
+"""The same for a single measurement, which may have been held up by something else."""
+SHARE = 0.008
+"""Share of all time that may be lost on trials."""
+FIRST_BALANCE_S = 0.1
+MAX_BALANCE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Draft tokens that one sequence could have."""
+
+    chance: float
+    """The chance that each is accepted if those before it are."""
+    limit: int
+    """Their number, at most."""
+    from_model: bool = False
+    """A draft model must compute them, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _StepTime:
+    """The measured time of steps of one kind."""
+
+    seconds: float
+    step: int
+    """The last step that was measured."""
+    count: int
+    """1, or 2 for more."""
+
+
+class DraftGain:
+    """Decides from the times of earlier steps. The engine's thread alone uses it.
+
+    Draft tokens may lose no more than ``SHARE`` of all time and what they gained before: losses and gains are booked on
+    a balance of seconds. While that is below zero, a draft model rests and others must promise more.
+    """
+
+    def __init__(self) -> None:
+        self.balance_s = FIRST_BALANCE_S
+        """Seconds that may be lost."""
+        self._steps = 0
+        self._times: dict[tuple[int, int], _StepTime] = {}  # by numbers of sequences and tokens
+        self._drafted_since: dict[int, int] = {}  # by sequences: steps with drafts since the last one without
+        self._pass_s: float | None = None  # a pass of the draft model
+        self._token_s: float | None = None  # a token that the draft model reads
+        self._spent_s = 0.0  # by the draft model since the last step
+
+    @property
+    def affordable_tokens(self) -> int:
+        """Tokens that the draft model may read at once."""
+        return int(self.balance_s / 2 / self._token_s) if self._token_s else 32
+
+    def choose(self, offers: Sequence[Offer], rows: int) -> list[int]:
+        """How many draft tokens each sequence of a step gets, ``rows`` at most in sum."""
+        none = [0] * len(offers)
+        num_seqs = len(offers)
+        plain = self._known(num_seqs, num_seqs)
+        if plain is None or self._drafted_since.get(num_seqs, 0) >= PLAIN_EVERY:
+            return none
+        best, chosen = num_seqs / plain * (MARGIN if self.balance_s >= 0 else MARGIN_AFTER_LOSSES), none
+        tokens, taken = float(num_seqs), [0] * num_seqs
+        for extra, (chance, index) in enumerate(self._by_chance(offers)[:rows], 1):
+            tokens += chance
+            taken[index] += 1
+            passes = max((count for count, offer in zip(taken, offers, strict=True) if offer.from_model), default=0)
+            rate = tokens / (self._step_s(num_seqs, num_seqs + extra) + passes * self._pass())
+            if rate > best:
+                best, chosen = rate, list(taken)
+        return chosen
+
+    def on_step(self, num_seqs: int, rows: int, *, tokens: int, seconds: float) -> None:
+        """Records a step that decoded: its sequences, the tokens that it computed and those that came of it.
+
+        ``seconds``: the whole step, the draft model's work included.
+        """
+        spent, self._spent_s = self._spent_s, 0.0
+        self._steps += 1
+        self._measure(num_seqs, rows, seconds - spent)
+        plain = self._known(num_seqs, num_seqs)
+        self._drafted_since[num_seqs] = 0 if rows == num_seqs else self._drafted_since.get(num_seqs, 0) + 1
+        self.balance_s += SHARE * seconds - spent
+        if rows > num_seqs and plain is not None:
+            self.balance_s += tokens / num_seqs * plain - (seconds - spent)
+        self.balance_s = min(self.balance_s, MAX_BALANCE_S)
+
+    def on_prefill(self, seconds: float) -> None:
+        """Records a step that computed prompts."""
+        self.balance_s = min(self.balance_s + SHARE * seconds - self._spent_s, MAX_BALANCE_S)
+        self._spent_s = 0.0
+
+    def on_pass(self, seconds: float) -> None:
+        """Records a pass of the draft model over a few tokens."""
+        self._spent_s += seconds
+        self._pass_s = _averaged(self._pass_s, seconds)
+
+    def on_reading(self, tokens: int, seconds: float) -> None:
+        """Records that the draft model read ``tokens`` of a text."""
+        self._spent_s += seconds
+        if tokens >= 8:
+            self._token_s = _averaged(self._token_s, seconds / tokens)
+
+    def _pass(self) -> float:
+        """Seconds of a pass of the draft model, guessed before the first."""
+        return GUESSED_PASS * (self._token_s or 0.0) if self._pass_s is None else self._pass_s
+
+    def _by_chance(self, offers: Sequence[Offer]) -> list[tuple[float, int]]:
+        """The chance of each draft token to be of use, and its sequence: the best first, a sequence's in order."""
+        chances = [
+            (offer.chance**place, place, index)
+            for index, offer in enumerate(offers)
+            if not (offer.from_model and self.balance_s < 0)
+            for place in range(1, offer.limit + 1)
+        ]
+        chances.sort(key=lambda each: (-each[0], each[1]))
+        return [(chance, index) for chance, _, index in chances]
+
+    def _measure(self, num_seqs: int, rows: int, seconds: float) -> None:
+        time = self._times.get((num_seqs, rows))
+        if time is None or self._steps - time.step >= FORGET_AFTER:
+            self._times[num_seqs, rows] = _StepTime(seconds, self._steps, count=1)
+        elif time.count == 1:
+            self._times[num_seqs, rows] = _StepTime(min(time.seconds, seconds), self._steps, count=2)
+        else:
+            self._times[num_seqs, rows] = _StepTime(_averaged(time.seconds, seconds), self._steps, count=2)
+
+    def _known(self, num_seqs: int, rows: int) -> float | None:
+        time = self._times.get((num_seqs, rows))
+        if time is None or self._steps - time.step >= (FORGET_ONE_AFTER if time.count == 1 else FORGET_AFTER):
+            return None
+        return time.seconds
+
+    def _step_s(self, num_seqs: int, rows: int) -> float:
+        """Seconds of a step with ``rows`` tokens, a hopeful guess if there was none."""
+        known = self._known(num_seqs, rows)
+        if known is not None:
+            return known
+        fewer = next(count for count in range(rows - 1, 0, -1) if self._known(num_seqs, count) is not None)
+        seconds = self._known(num_seqs, fewer) or 0.0
+        return seconds * (1 + GUESSED_COST * (rows - fewer))
+
+
+def _averaged(before: float | None, seconds: float) -> float:
+    """The average with a new measurement, which counts as twice the average at most: a step may be held up."""
+    if before is None:
+        return seconds
+    return before + SMOOTHING * (min(seconds, 2 * before) - before)

@@ -1,0 +1,154 @@
+"""Proposes the draft tokens of a step: by prompt lookup, by a draft model, or those that a grammar forces."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Row
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from mistralrs.engine.draft_gain import DraftGain, Offer
+from mistralrs.engine.ngram_proposer import NgramProposer
+from mistralrs.engine.recent_texts import RecentTexts
+from mistralrs.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from mistralrs.engine.scheduler import Chunk
+
+logger = logging.getLogger(__name__)
+
+
+class ModelProposer(Protocol):
+    """The interface of a draft model. Sequences are the target's."""
+
+    def chance(self, sequence: Sequence) -> float:
+        """The chance that the next draft token is accepted."""
+        ...
+
+    def most(self, sequence: Sequence) -> int:
+        """Draft tokens that may be tried at once where they have to gain, at least one."""
+        ...
+
+    def read(self, sequence: Sequence, gain: DraftGain | None) -> bool:
+        """Brings the model up to the known tokens, or nearer. Returns whether it can propose the next ones."""
+        ...
+
+    def propose(self, counts: list[tuple[Sequence, int]], gain: DraftGain | None) -> dict[int, tuple[int, ...]]:
+        """Up to so many draft tokens for each of these sequences, all of which were read, by their numbers."""
+        ...
+
+    def record_acceptance(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """Records how many draft tokens were right."""
+
+    def rest(self, sequence: Sequence) -> None:
+        """Records that a sequence has no draft tokens in a step, because they promised no gain."""
+
+    def ended(self, sequence: Sequence) -> None:
+        """Frees what the model has of a sequence. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    """Draft tokens of a sequence that cost nothing, or ``count`` tokens that the draft model is to compute."""
+
+    sequence: Sequence
+    tokens: tuple[int, ...]
+    chance: float
+    count: int = 0
+
+    @property
+    def offer(self) -> Offer:
+        return Offer(self.chance, self.count or len(self.tokens), from_model=self.count > 0)
+
+
+class Drafter:
+    """Proposes for the sequences of a step that decodes. The engine's thread alone uses it."""
+
+    def __init__(self, *, gain: DraftGain | None = None, model: ModelProposer | None = None) -> None:
+        """``gain``: decides how many draft tokens there are; None: as many as there may be."""
+        self.gain = gain
+        self.model = model
+        self._recent = RecentTexts()
+        self._from_model: set[int] = set()  # sequences whose last draft was the model's
+
+    def add(self, sequence: Sequence) -> None:
+        """Lets a new sequence search the texts of those that ended before."""
+        sequence.ngram_proposer = NgramProposer(self._recent, sequence.cache_salt)
+
+    def ended(self, sequence: Sequence) -> None:
+        """Keeps the text of a sequence that ended, and frees what the draft model has of it."""
+        sequence.ngram_proposer.ended(sequence.tokens)
+        self._from_model.discard(sequence.id)
+        if self.model is not None:
+            self.model.ended(sequence)
+
+    def propose(self, sequences: Row[Sequence], limits: Row[int], rows: int) -> list[tuple[int, ...]]:
+        """Draft tokens for each sequence, at most as many as its limit. ``rows``: how many the step has room for."""
+        proposals = [self._proposal(each, limit) for each, limit in zip(sequences, limits, strict=True)]
+        if self.gain is None:
+            counts = [proposal.offer.limit for proposal in proposals]
+        else:
+            counts = self.gain.choose([proposal.offer for proposal in proposals], rows)
+        drafts = self._computed(proposals, counts)
+        for proposal, count in zip(proposals, counts, strict=True):
+            if proposal.tokens:
+                drafts[proposal.sequence.id] = proposal.tokens[:count]
+        return [drafts.get(each.id, ()) for each in sequences]
+
+    def record_acceptance(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """Records how many draft tokens of a step were right."""
+        if self.model is not None and sequence.id in self._from_model:
+            self.model.record_acceptance(sequence, drafted, accepted)
+            sequence.ngram_proposer.record_others(drafted, accepted)
+        else:
+            sequence.ngram_proposer.record_acceptance(drafted, accepted, known=len(sequence.tokens))
+
+    def on_step(self, chunks: Row[Chunk], tokens: int, seconds: float) -> None:
+        """Records a step that was committed: ``tokens`` came of it in ``seconds``, those for drafts included."""
+        if self.gain is None or not chunks:
+            return
+        if all(chunk.samples and chunk.num_committed == 1 for chunk in chunks):
+            rows = sum(chunk.count for chunk in chunks)
+            self.gain.on_step(len(chunks), rows, tokens=tokens, seconds=seconds)
+        else:
+            self.gain.on_prefill(seconds)
+
+    def _proposal(self, sequence: Sequence, limit: int) -> _Proposal:
+        self._from_model.discard(sequence.id)
+        if limit <= 0:
+            return _Proposal(sequence, (), 0.0)
+        proposer, constraint = sequence.ngram_proposer, sequence.constraint
+        if constraint is not None and constraint.forced:
+            return _Proposal(sequence, constraint.allowed(tuple(constraint.forced)[:limit]), 1.0)
+        tokens, chance = proposer.propose(sequence.tokens, limit), proposer.chance
+        if constraint is not None:
+            tokens = constraint.allowed(tokens)
+        if self.model is not None and (not tokens or chance < self.model.chance(sequence)):
+            most = limit if self.gain is None else min(limit, self.model.most(sequence))
+            return _Proposal(sequence, (), self.model.chance(sequence), count=most)
+        return _Proposal(sequence, tokens, chance)
+
+    def _computed(self, proposals: Row[_Proposal], counts: Row[int]) -> dict[int, tuple[int, ...]]:
+        """The draft model's tokens by sequence. A model that fails is used no more."""
+        model = self.model
+        if model is None:
+            return {}
+        try:
+            for proposal, count in zip(proposals, counts, strict=True):
+                if proposal.count and not count:
+                    model.rest(proposal.sequence)
+            wanted = [
+                (proposal.sequence, count)
+                for proposal, count in zip(proposals, counts, strict=True)
+                if proposal.count and count and model.read(proposal.sequence, self.gain)
+            ]
+            drafts = model.propose(wanted, self.gain)
+        except Exception:
+            logger.exception("the draft model failed: answers go on without it")
+            self.model = None
+            return {}
+        for sequence, _ in wanted:
+            if sequence.constraint is not None:
+                drafts[sequence.id] = sequence.constraint.allowed(drafts.get(sequence.id, ()))
+        self._from_model.update(number for number, draft in drafts.items() if draft)
+        return drafts

@@ -1,0 +1,106 @@
+"""How many draft tokens measured times allow: simulated machines, whose clock the tests own."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from mistralrs.engine.acceptance import Acceptance
+from mistralrs.engine.draft_gain import FIRST_BALANCE_S, PLAIN_EVERY, DraftGain, Offer
+
+DENSE = (20.0, 22, 33, 33, 43, 43, 43, 43)
+"""Milliseconds of a step of 1 to 8 tokens: a dense model, whose weights are read once."""
+MIXTURE = (20.0, 36, 50, 62, 72, 80, 86, 90)
+"""Experts: each token reads others."""
+
+
+def simulate(
+    steps: tuple[float, ...], agreement: float, *, pass_ms: float = 0.0, tokens: int = 3000, seed: int = 0
+) -> tuple[float, float]:
+    """Tokens a second of one sequence with draft tokens over those without, and draft tokens a step."""
+    gain, acceptance, random = DraftGain(), Acceptance(0.6), Random(seed)
+    seconds, known, num_steps, drafted = 0.0, 0, 0, 0
+    while known < tokens:
+        [count] = gain.choose([Offer(acceptance.chance, 7, from_model=pass_ms > 0)], 7)
+        spent = 0.0
+        for _ in range(count if pass_ms else 0):
+            gain.on_pass(pass_ms / 1000)
+            spent += pass_ms / 1000
+        accepted = next((place for place in range(count) if random.random() >= agreement), count)
+        if count:
+            acceptance.record(count, accepted)
+        elif pass_ms:
+            acceptance.fade()
+        else:  # prompt lookup sees at no cost whether it would have been right
+            acceptance.record(1, int(random.random() < agreement))
+        took = steps[count] / 1000 * random.uniform(0.95, 1.1) + spent
+        gain.on_step(1, 1 + count, tokens=1 + accepted, seconds=took)
+        seconds, known, num_steps, drafted = seconds + took, known + 1 + accepted, num_steps + 1, drafted + count
+    return known / seconds * steps[0] / 1000, drafted / num_steps
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.2, 0.4, 0.6, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("steps", "pass_ms"), [(DENSE, 0.0), (DENSE, 3.5), (DENSE, 15.0), (MIXTURE, 0.0), (MIXTURE, 3.5)]
+)
+def test_drafts_never_cost_much(steps: tuple[float, ...], pass_ms: float, agreement: float) -> None:
+    """Noise alone lowers the figure by 2.5 %."""
+    speed, _ = simulate(steps, agreement, pass_ms=pass_ms)
+    assert speed > 0.975 * 0.98
+
+
+def test_drafts_gain_where_they_can() -> None:
+    assert simulate(DENSE, 0.7, pass_ms=3.5)[0] > 1.25
+    assert simulate(DENSE, 1.0)[0] > 3.3
+    assert simulate(MIXTURE, 1.0)[0] > 1.6
+    assert simulate(MIXTURE, 0.6)[1] < 0.05  # they are off by themselves
+    assert simulate(DENSE, 0.9, pass_ms=40.0)[1] < 0.05
+
+
+def known_times(steps: tuple[float, ...], num_seqs: int = 1) -> DraftGain:
+    gain = DraftGain()
+    for rows in range(len(steps), num_seqs - 1, -1):
+        gain.on_step(num_seqs, rows, tokens=rows, seconds=steps[rows - 1])
+    return gain
+
+
+def test_likely_tokens_come_first() -> None:
+    gain = known_times((1.0,) * 8, num_seqs=3)
+    assert gain.choose([Offer(0.8, 7), Offer(0.1, 7), Offer(0.5, 7)], 5) == [4, 0, 1]
+    assert gain.choose([Offer(0.9, 2), Offer(0.0, 7), Offer(0.9, 1)], 5) == [2, 0, 1]
+    assert gain.choose([Offer(1.0, 7), Offer(0.0, 0), Offer(0.0, 0)], 5) == [5, 0, 0]
+
+
+def test_the_first_step_and_some_later_ones_are_plain() -> None:
+    """Without them nobody knows what draft tokens gain."""
+    gain = DraftGain()
+    counts = []
+    for _ in range(2 * PLAIN_EVERY + 3):
+        [count] = gain.choose([Offer(1.0, 3)], 3)
+        gain.on_step(1, 1 + count, tokens=1 + count, seconds=1.0 + count / 10)
+        counts.append(count)
+    assert [step for step, count in enumerate(counts) if not count] == [0, 33, PLAIN_EVERY + 34]
+
+
+def test_a_draft_model_rests_while_it_has_lost_too_much() -> None:
+    gain = known_times((1.0, 1.0, 1.0, 1.0))
+    offer = Offer(0.9, 3, from_model=True)
+    assert gain.choose([offer], 3) == [3]
+    gain.on_pass(0.01)
+    gain.on_reading(100, 50 * FIRST_BALANCE_S)
+    gain.on_step(1, 4, tokens=1, seconds=1.01 + 50 * FIRST_BALANCE_S)
+    assert gain.balance_s < 0
+    assert gain.choose([offer], 3) == [0]
+    assert gain.choose([Offer(0.9, 3)], 3) == [3]  # prompt lookup costs no passes
+    while gain.balance_s < 0:
+        gain.on_step(1, 1, tokens=1, seconds=1.0)
+    assert gain.choose([offer], 3) == [3]
+
+
+def test_what_may_be_read_is_what_may_be_lost() -> None:
+    gain = DraftGain()
+    assert gain.affordable_tokens == 32
+    gain.on_reading(100, 0.01)
+    gain.on_prefill(0.0)
+    assert gain.affordable_tokens == pytest.approx((FIRST_BALANCE_S - 0.01) / 0.0002, abs=1)
