@@ -17,8 +17,10 @@ from mistralrs.process import has_working_folder
 from mistralrs_cli.model import Loader, Model, load_model
 from mistralrs_cli.terminal.exits import (
     CLOSED_OUTPUT,
+    HUNG_UP,
     INTERRUPTED,
     TERMINATED,
+    HungUp,
     Terminated,
     leaving_at_once,
     raise_terminated,
@@ -27,6 +29,7 @@ from mistralrs_cli.terminal.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
     from mistralrs.api.options.resolve import ResolvedOptions
+    from mistralrs_cli.arguments.command_line import ParsedArgs
     from mistralrs_cli.arguments.invocation import ChatJob, Invocation, RemoteInvocation
     from mistralrs_cli.commands.utility_jobs import UtilityCommand
     from mistralrs_cli.terminal.output import Streams
@@ -88,7 +91,8 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, PromptJob):
             text = prompt_text(task.job, streams.stdin)
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, ChatJob):
-            task, streams = _prepare_chat(task, task.job, streams)
+            chat_job, streams = _take_context(task.job, streams)
+            task = _prepare_chat(task, chat_job, streams)
     if not isinstance(task, Invocation | RemoteInvocation):
         return _do_without_engine(task, streams)
     with contextlib.ExitStack() as stack:
@@ -96,31 +100,64 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if isinstance(task.job, ChatJob) and streams.interactive:
             before_leaving.append(stack.enter_context(kept_typing(streams.stdin)))
         model = _load(task, load, streams, before_leaving)
+        if isinstance(task.job, ChatJob):
+            return _chat(task, model, load, words=words, options=options, streams=streams)
         stack.callback(model.close)
         return _do(task, model, text, streams)
 
 
-def _prepare_chat(
-    task: Invocation | RemoteInvocation, job: ChatJob, streams: Streams
-) -> tuple[Invocation | RemoteInvocation, Streams]:
-    """Returns the chat with its piped context and the folder of its KV, and its streams. Raises the error of a saved
-    chat that cannot be resumed before its model is loaded.
+def _chat(
+    task: Invocation | RemoteInvocation,
+    model: Model,
+    load: Loader,
+    *,
+    words: ParsedArgs,
+    options: ResolvedOptions,
+    streams: Streams,
+) -> int:
+    """Chats with the model, and with those that the user chooses instead of it."""
+    from mistralrs_cli.arguments.invocation import ChatJob
+    from mistralrs_cli.chat.loop import run_chat
+    from mistralrs_cli.chat_commands.model_switch import ModelSwitch, resolve_with_row
+
+    assert isinstance(task.job, ChatJob)
+    job = task.job
+
+    def resolve_again(row: Sequence[str]) -> Invocation | RemoteInvocation:
+        other = resolve_with_row(words, row, options=options)
+        assert isinstance(other.job, ChatJob)
+        return _prepare_chat(other, replace(other.job, resume=None, save=job.save), streams)
+
+    switch = ModelSwitch(model, task, load=load, resolve=resolve_again, stderr=streams.stderr)
+    with contextlib.closing(switch):
+        return run_chat(job, streams, switch=switch)
+
+
+def _take_context(job: ChatJob, streams: Streams) -> tuple[ChatJob, Streams]:
+    """Returns the chat with the text that was piped to it, and the streams that are left."""
+    from mistralrs_cli.chat_input.piped_context import take_piped_context
+
+    streams, context = take_piped_context(streams)
+    return replace(job, context=context), streams
+
+
+def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: Streams) -> Invocation | RemoteInvocation:
+    """Returns the chat with the folder of its KV. Raises the error of a saved chat that cannot be resumed before its
+    model is loaded.
 
     Lines from a pipe are no person's chat: they are saved only as a part of the chat that they go on with.
     """
     from mistralrs_cli.arguments.invocation import RemoteInvocation
-    from mistralrs_cli.chat_input.piped_context import take_piped_context
     from mistralrs_cli.chat_storage.kept_kv import with_kept_kv
 
-    streams, context = take_piped_context(streams)
     if job.resume is not None:
         from mistralrs_cli.chat_storage.saved_chats import find_to_resume
 
         find_to_resume(job.resume)
-    job = replace(job, context=context, save=job.save and (streams.interactive or job.resume is not None))
+    job = replace(job, save=job.save and (streams.interactive or job.resume is not None))
     if isinstance(task, RemoteInvocation):
-        return replace(task, job=job), streams
-    return replace(task, job=job, load=with_kept_kv(task.load) if job.save else task.load), streams
+        return replace(task, job=job)
+    return replace(task, job=job, load=with_kept_kv(task.load) if job.save else task.load)
 
 
 def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
@@ -208,13 +245,10 @@ def _do(task: Invocation | RemoteInvocation, model: Model, text: str, streams: S
         from mistralrs_cli.prompt_batch.batch_command import run_batch
 
         return run_batch(model, job, streams, load=task.load if isinstance(task, Invocation) else None)
-    if isinstance(job, ChatJsonlJob):
-        from mistralrs_cli.chat.jsonl_loop import run_chat_jsonl
+    from mistralrs_cli.chat.jsonl_loop import run_chat_jsonl
 
-        return run_chat_jsonl(model, job, streams)
-    from mistralrs_cli.chat.loop import run_chat
-
-    return run_chat(model, job, streams)
+    assert isinstance(job, ChatJsonlJob)
+    return run_chat_jsonl(model, job, streams)
 
 
 def _start_logging(options: ResolvedOptions) -> None:
@@ -244,7 +278,7 @@ def _ending(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, BrokenPipeError):
         return CLOSED_OUTPUT
     if isinstance(error, Terminated):
-        return TERMINATED
+        return HUNG_UP if isinstance(error, HungUp) else TERMINATED
     if not isinstance(error, Exception):
         raise error
     from mistralrs_cli.terminal.output import clean_block, print_error

@@ -184,6 +184,10 @@ class SettingOrigins:
             setting.put(settings, setting.parse(text))
             self._changed.add(setting.name)
 
+    def is_changed(self, name: str) -> bool:
+        """Returns whether ``/set`` gave the value."""
+        return name in self._changed
+
     def of(self, setting: Setting) -> str:
         """Returns where the value came from."""
         if setting.name in self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 
 from mistralrs.errors import MistralrsError
 from mistralrs_cli.arguments.invocation import ChatJob
@@ -10,17 +11,21 @@ from mistralrs_cli.chat import slash_commands
 from mistralrs_cli.chat.render import Notes, banner
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.chat_commands.input_commands import attach
+from mistralrs_cli.chat_commands.model_switch import ModelSwitch
 from mistralrs_cli.chat_input.attachments import Attachment
 from mistralrs_cli.chat_storage.chat_record import open_record
 from mistralrs_cli.chat_storage.saved_chats import find_to_resume, resume
-from mistralrs_cli.model import Model
-from mistralrs_cli.terminal.exits import INTERRUPTED
+from mistralrs_cli.terminal.exits import INTERRUPTED, raise_hung_up
 from mistralrs_cli.terminal.output import Streams
 from mistralrs_cli.terminal.stdin_text import lines
 
 
-def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
-    """Chats until the user leaves or the input ends; returns the exit code."""
+def run_chat(job: ChatJob, streams: Streams, *, switch: ModelSwitch) -> int:
+    """Chats until the user leaves or the input ends; returns the exit code. ``switch`` has the model.
+
+    The end of its terminal (SIGHUP) ends it as SIGTERM does: the part of an answer that came is saved.
+    """
+    model = switch.model
     if not model.has_template:
         from mistralrs.api.serving.chat_prompt import missing_template  # costs what only a loaded model needs
 
@@ -28,9 +33,12 @@ def run_chat(model: Model, job: ChatJob, streams: Streams) -> int:
     notes = Notes(streams.stderr)
     if streams.interactive:
         notes.say(*banner(model.info, model.known_adapters()))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, raise_hung_up)
     record = open_record(model.info.name, wanted=job.save, say=notes.say)
     with contextlib.closing(record):
         chat = Chat(model, job, streams, record=record)
+        chat.switch = switch
         if job.resume is not None:
             resume(chat, find_to_resume(job.resume), shows_last=streams.interactive)
             if job.system is not None:

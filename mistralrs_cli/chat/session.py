@@ -14,6 +14,7 @@ from mistralrs_cli.chat.chat_history import Conversation, Message, messages_to_s
 from mistralrs_cli.chat.chat_settings import ChatSettings, SettingOrigins
 from mistralrs_cli.chat.render import Notes
 from mistralrs_cli.chat_commands import context_room
+from mistralrs_cli.chat_commands.model_switch import ModelSwitch
 from mistralrs_cli.chat_commands.repetition import is_said_before, repeats_itself
 from mistralrs_cli.chat_input import web_page
 from mistralrs_cli.chat_input.attachments import Attachment
@@ -26,8 +27,6 @@ from mistralrs_cli.terminal.output import Streams, grouped, is_terminal, stats_l
 
 NUM_ALTERNATIVES = 5
 """Likely tokens that ``/probs`` knows at each place."""
-SUMMARY_TOKENS = 600
-"""Tokens of a summary, at most."""
 
 
 class Chat:
@@ -61,6 +60,8 @@ class Chat:
         """Returns a page, or refuses it."""
         self.confirm: Callable[[str], bool] = lambda question: False
         """Asks the user a question."""
+        self.switch: ModelSwitch | None = None
+        """Exchanges the model; None: nothing does."""
         self.opens_editor = False
         """The next line begins in the user's editor."""
         self.multiline = False
@@ -140,6 +141,12 @@ class Chat:
         if repeats_itself(text) or is_said_before(text, earlier):
             self.notes.say("the answer repeats itself word for word; /retry dry answers anew, against repetition")
 
+    def take_model(self, model: Model) -> None:
+        """Goes on with another model."""
+        self.model = model
+        self.record.model = model.info.name
+        self.adapters, self.last, self.scalings, self.probs = None, None, None, []
+
     def count_tokens(self, text: str) -> int | None:
         """Returns the tokens of a text; None where they are not known: the tokenizer is a server's, or fails."""
         try:
@@ -206,7 +213,11 @@ class Chat:
             self.notes.say(f"summarizing {_messages(len(messages))} ...")
             return self._summarize(messages, earlier, watch)
 
-        taken = context_room.compact(self.conversation, summarize, may_take_all=may_take_all)
+        try:
+            taken = context_room.compact(self.conversation, summarize, may_take_all=may_take_all)
+        except ContextLengthError as error:
+            error.hint = "a turn is too long to be summarized; /set context slide drops old turns instead"
+            raise
         if taken is None:
             raise KeyboardInterrupt
         if taken:
@@ -219,10 +230,10 @@ class Chat:
     ) -> str | None:
         """Returns the model's summary; None: it was stopped. Raises ``ContextLengthError`` where the messages leave no
         room for it."""
-        asked = messages_to_send(
-            self.conversation.system, earlier, [*messages, Message("user", context_room.INSTRUCTION)]
-        )
-        sampling = replace(self.settings.sampling, max_tokens=SUMMARY_TOKENS, stop=(), logprobs=None)
+        limit = context_room.summary_tokens(self.model.info.context_length)
+        question = Message("user", context_room.instruction(limit))
+        asked = messages_to_send(self.conversation.system, earlier, [*messages, question])
+        sampling = replace(self.settings.sampling, max_tokens=limit, stop=(), logprobs=None)
         try:
             stream = self.model.chat(asked, sampling, adapters=self.adapters, thinking=False)
         except RequestError as error:
@@ -234,7 +245,7 @@ class Chat:
         if finished.reason == "cancelled":
             return None
         used = finished.usage
-        if finished.reason == "length" and used.completion_tokens < SUMMARY_TOKENS:
+        if finished.reason == "length" and used.completion_tokens < limit:
             raise ContextLengthError(used.prompt_tokens, used.prompt_tokens + used.completion_tokens)
         if not pieces.text.strip():
             raise EngineError("the model wrote no summary", hint="/set context slide drops old turns instead")

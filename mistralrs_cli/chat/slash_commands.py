@@ -226,6 +226,16 @@ COMMANDS = (
         suggest=suggestions.paths,
     ),
     SlashCommand(
+        "/model",
+        "Show the model, or go on with another",
+        setting_commands.model,
+        "Settings",
+        argument="[FILE|ROW ...|NAME]",
+        details="A file or folder, a row with its options as on the command line, or with `--connect` another model of "
+        "the server. The old model is closed first; if the new one cannot be loaded, it is loaded again.",
+        suggest=setting_commands.suggest_models,
+    ),
+    SlashCommand(
         "/set",
         "Show the settings, or change one",
         setting_commands.set_value,

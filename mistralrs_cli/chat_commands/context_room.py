@@ -9,10 +9,10 @@ from mistralrs_cli.chat.chat_history import Conversation, Message
 
 KEPT_TURNS = 2
 """Turns that are not summarized, the last ones."""
-INSTRUCTION = (
-    "Summarize our conversation until now in at most 200 words: the facts, names, numbers, decisions and open "
-    "questions that matter for going on. Write the summary only."
-)
+SUMMARY_TOKENS = 600
+"""Tokens of a summary, at most; in a small context a quarter of it."""
+INSTRUCTION = "Summarize our conversation until now"
+"""The beginning of what the model is asked."""
 FULL = (
     "/compact puts a summary in place of old turns; /set context slide drops the oldest turns by itself, "
     "/set context compact summarizes them; /new begins another chat"
@@ -22,6 +22,19 @@ FULL_FOR_LINES = "--context slide drops the oldest turns, --context compact summ
 """The same where nobody types commands."""
 Summarize = Callable[[Sequence[Message], str], str | None]
 """Returns the summary of messages and of an earlier summary; None: it was stopped."""
+
+
+def summary_tokens(context_length: int) -> int:
+    """Returns the tokens that a summary may have. ``context_length``: 0 is not known."""
+    return min(SUMMARY_TOKENS, context_length // 4) if context_length else SUMMARY_TOKENS
+
+
+def instruction(tokens: int) -> str:
+    """Returns the request for a summary of at most so many tokens."""
+    return (
+        f"{INSTRUCTION} in at most {tokens // 3} words: the facts, names, numbers, decisions and open questions that "
+        "matter for going on. Write the summary only."
+    )
 
 
 def slide(conversation: Conversation) -> int:

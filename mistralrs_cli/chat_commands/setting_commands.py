@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 
 from mistralrs.api.loaded_adapters.known_adapters import described
 from mistralrs.api.selectors.adapter_words import parse_weights
-from mistralrs.errors import UsageError
+from mistralrs.api.selectors.model_selector import SELECTORS
+from mistralrs.errors import MistralrsError, UsageError
 from mistralrs.user_dirs import expand_user
 from mistralrs_cli.arguments.grammar_option import schema_in
 from mistralrs_cli.chat.chat_settings import RESET, SETTINGS, Setting, find_setting
 from mistralrs_cli.chat.render import banner, columns
 from mistralrs_cli.chat.session import Chat
-from mistralrs_cli.chat_commands.suggestions import Suggestion
+from mistralrs_cli.chat_commands.suggestions import Suggestion, paths
+from mistralrs_cli.model import LostModelError
 from mistralrs_cli.server_client.remote_model import RemoteModel
 from mistralrs_cli.terminal.output import clean_block, clean_line, grouped
 
@@ -56,6 +59,50 @@ def show_params(chat: Chat) -> None:
     chat.notes.say(*_rows(chat, list(SETTINGS.values())))
     if chat.settings.grammar is not None:
         chat.notes.say(f"answers obey a grammar: {chat.settings.grammar.kind}; /schema off lifts it")
+
+
+def model(chat: Chat, argument: str) -> None:
+    """Shows the model, or goes on with another."""
+    if not argument:
+        _show_model(chat)
+        return
+    if chat.switch is None:
+        raise UsageError("this chat has one model only", hint="begin another chat with mistralrs -i")
+    try:
+        words = shlex.split(argument)
+    except ValueError as error:
+        raise UsageError(f"/model: {error}", hint="close the quotes") from error
+    if words and words[0].startswith("~"):
+        words[0] = str(expand_user(words[0]))
+    try:
+        job = chat.switch.change(words)
+    except LostModelError:
+        chat.leaving = True
+        raise
+    except MistralrsError as error:
+        if chat.model is not chat.switch.model:
+            chat.take_model(chat.switch.model)
+            chat.notes.error(error)
+            chat.notes.say("the chat goes on with the old model")
+            return
+        raise
+    chat.take_model(chat.switch.model)
+    if not chat.origins.is_changed("repeat-last-n"):
+        SETTINGS["repeat-last-n"].put(chat.settings, job.sampling.repeat_last_n)
+    _show_model(chat)
+    if chat.conversation.path:
+        chat.notes.say("the chat goes on; the next turn reads all of it anew")
+
+
+def suggest_models(chat: Chat, typed: str) -> Iterable[Suggestion]:
+    """Returns the names of rows, and paths after the first word too."""
+    *before, begun = typed.split(" ")
+    rows = [] if before else [each for each in SELECTORS if each.startswith(begun)]
+    lead = " ".join([*before, ""]) if before else ""
+    return [
+        *(Suggestion(each, each) for each in rows),
+        *(Suggestion(f"{lead}{each.text}", each.shown) for each in paths(chat, begun)),
+    ]
 
 
 def show(chat: Chat, argument: str) -> None:

@@ -24,14 +24,15 @@ class ChatRecord:
         self.store = store
         self.is_kept = is_kept
         """The store is the user's, and outlives the process."""
-        self._model = model
+        self.model = model
+        """The name of the model that new chats are with."""
         self._say = say
         self.has_failed = False
         """The last attempt failed, which was said."""
 
     def save(self, conversation: Conversation) -> None:
         """Saves what is new of the conversation; an earlier failure is made good."""
-        self._attempt(lambda store: store.save(conversation, self._model))
+        self._attempt(lambda store: store.save(conversation, self.model))
 
     def remove(self, message: Message) -> None:
         """Removes a message that was never answered."""

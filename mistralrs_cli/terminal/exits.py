@@ -16,12 +16,23 @@ INTERRUPTED = 130
 """Ctrl-C."""
 CLOSED_OUTPUT = 141
 """stdout was closed by its reader."""
+HUNG_UP = 129
+"""SIGHUP: the terminal is gone."""
 TERMINATED = 143
 """SIGTERM."""
 
 
 class Terminated(SystemExit):
     """SIGTERM arrived. It is a ``SystemExit``, because event loops do not catch that one."""
+
+
+class HungUp(Terminated):
+    """SIGHUP arrived."""
+
+
+def raise_hung_up(number: int, frame: FrameType | None) -> NoReturn:
+    """Handles SIGHUP while a chat runs."""
+    raise HungUp
 
 
 def raise_terminated(number: int, frame: FrameType | None) -> NoReturn:

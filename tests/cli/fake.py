@@ -184,7 +184,7 @@ class FakeModel:
                 accepted_tokens=self._max_draft,
             )
 
-        if text == INSTRUCTION:
+        if text.startswith(INSTRUCTION):
             said = [each for each in messages if each["role"] == "user"]
             if len(said) > 5:
                 raise ContextLengthError(9000, CONTEXT_LENGTH)
