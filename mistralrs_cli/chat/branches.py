@@ -12,6 +12,7 @@ from mistralrs.errors import UsageError
 from mistralrs_cli.chat.chat_history import Conversation, Message
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.chat_commands.repetition import DRY_MULTIPLIER
+from mistralrs_cli.chat_input.attachments import as_draft
 from mistralrs_cli.chat_storage.chat_store import TreeMessage
 from mistralrs_cli.server_client.remote_model import RemoteModel
 from mistralrs_cli.terminal.output import clean_line
@@ -61,7 +62,7 @@ def edit(chat: Chat, argument: str) -> None:
 
     chat.notes.say("Enter sends it in place of the old message, Ctrl-G opens your editor, Ctrl-C leaves the old one")
     chat.edit = replace
-    chat.draft = f"/{message.content}" if message.content.startswith("/") else message.content
+    chat.draft = as_draft(message.content)
 
 
 def go_on(chat: Chat, argument: str) -> None:

@@ -78,6 +78,12 @@ def find_references(text: str, fetch: Callable[[str], Attachment], *, pasted: Se
     return Found("".join(pieces) + text[end:], tuple(attachments), tuple(left_out))
 
 
+def as_draft(message: str) -> str:
+    """Returns the line that sends just this message: what it would attach, run or command is escaped."""
+    line = _REFERENCE.sub(lambda match: f"\\{match[0]}", message)
+    return line[0] + line if line.startswith(("/", "!")) else line
+
+
 def read_path(path: Path) -> tuple[list[Attachment], list[str]]:
     """Returns a file, or the text files of a folder with the names of its other files. Raises ``LoadError``, and
     ``UsageError`` for a folder with none."""

@@ -11,6 +11,7 @@ from mistralrs.errors import LoadError, UsageError
 from mistralrs.user_dirs import expand_user
 from mistralrs_cli.chat.chat_history import Conversation
 from mistralrs_cli.chat.session import Chat
+from mistralrs_cli.chat_input.attachments import as_draft
 from mistralrs_cli.chat_storage.chat_formats import WRITERS, read_chats, write_new
 from mistralrs_cli.chat_storage.chat_lists import day, hits, table
 from mistralrs_cli.chat_storage.chat_store import ChatStore, ChatSummary
@@ -124,7 +125,7 @@ def resume(chat: Chat, found: ChatSummary, *, shows_last: bool) -> None:
     lines = [f"resuming chat {found.id}, {found.title}: {number}, last used {day(found.updated)}{other}"]
     chat.notes.say(clean_line(lines[0]), *chat.describe_unseen(), *_recap(conversation))
     if conversation.unanswered is not None:
-        chat.draft = conversation.unanswered.content
+        chat.draft = as_draft(conversation.unanswered.content)
         chat.notes.say("your last message has no answer yet: Enter sends it")
 
 

@@ -97,6 +97,19 @@ def test_files_that_do_not_fit_are_refused(talk: Input, tmp_path: Path) -> None:
     assert talk.chat.conversation.path == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["see @notes.txt", "\\\\@notes.txt", "\\@nothing.txt", "//etc", "!!x", "a @john\nand @src/\n\n@notes.txt", "!!"],
+)
+def test_a_message_that_is_edited_is_sent_as_it_is(talk: Input, text: str) -> None:
+    talk(text)
+    before = talk.asked
+    talk("/edit")
+    assert "attached" not in talk(talk.chat.draft)
+    assert talk.asked == before
+    assert talk.chat.conversation.path[-2].id != 1  # it is another message
+
+
 def test_pasted_text_attaches_and_runs_nothing(talk: Input) -> None:
     pasted = "see @notes.txt\n@src/"
     assert "attached" not in talk(f"what is this: {pasted}", pasted=[pasted])

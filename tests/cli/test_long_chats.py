@@ -9,11 +9,14 @@ from random import Random
 
 import pytest
 
+from mistralrs.api.load_options import LoadOptions, ModelSource
+from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import ContextLengthError
 from mistralrs_cli.arguments.command_line import parse
 from mistralrs_cli.arguments.invocation import ChatJob, Invocation, resolve
 from mistralrs_cli.chat.chat_history import Conversation, Message
+from mistralrs_cli.chat.chat_settings import ContextPolicy
 from mistralrs_cli.chat_commands import context_room
 from mistralrs_cli.chat_commands.repetition import is_said_before, repeats_itself
 from mistralrs_cli.chat_storage.chat_formats import as_html, as_json, as_markdown, read_chats
@@ -254,3 +257,27 @@ def test_exports_have_what_the_model_does_not_see(talk: Talk) -> None:
         "one",
         "you said: one",
     ]
+
+
+@pytest.mark.native
+@pytest.mark.model
+@pytest.mark.parametrize("policy", ["slide", "compact"])
+def test_a_chat_with_a_real_model_goes_on_for_ever(
+    policy: ContextPolicy, default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    options = LoadOptions(max_seqs=1, threads=2, max_model_len=400)
+    sampling = SamplingParams(temperature=0, max_tokens=16)
+    with LocalModel.load(ModelSource(None, default_model, None, None), options) as model:
+        talk = Talk(ChatJob(sampling, None, False, False, policy=policy))
+        talk.chat.model = model
+        for number in range(12):
+            said = talk(f"Here is a text with the number {number}. " + "It has some more words. " * 5)
+            assert "error" not in said
+            assert len(model.tokens_of(talk.chat.conversation.for_model())) < 400
+        conversation = talk.chat.conversation
+        assert len(conversation.path) == 24
+        assert conversation.num_unseen > 0
+        assert bool(conversation.summary) == (policy == "compact")
+        assert "brings them back" in talk.err.getvalue()
+        talk.chat.record.close()
