@@ -103,7 +103,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if isinstance(task.job, ChatJob):
             return _chat(task, model, load, words=words, options=options, streams=streams)
         stack.callback(model.close)
-        return _do(task, model, text, streams)
+        return _do(_with_own_sampling(task, model), model, text, streams)
 
 
 def _chat(
@@ -201,7 +201,7 @@ def _do_without_engine(job: UtilityCommand, streams: Streams) -> int:
 def _load(
     task: Invocation | RemoteInvocation, load: Loader, streams: Streams, before_leaving: Sequence[Callable[[], None]]
 ) -> Model:
-    from mistralrs_cli.arguments.invocation import RemoteInvocation, ScalingsJob
+    from mistralrs_cli.arguments.invocation import RemoteInvocation
     from mistralrs_cli.terminal.output import ProgressLine, clean_line
 
     if isinstance(task, RemoteInvocation):
@@ -216,12 +216,28 @@ def _load(
             model = load(task.source, task.load, progress)
         finally:
             progress.clear()
-    logger = logging.getLogger("mistralrs.cli")
-    if not isinstance(task.job, ScalingsJob):
-        logger.info("sampling: %s", task.job.sampling)
     for reason in model.info.unavailable_backends:
-        logger.warning("slower than it could be: %s", clean_line(reason))
+        logging.getLogger("mistralrs.cli").warning("slower than it could be: %s", clean_line(reason))
     return model
+
+
+def _with_own_sampling(task: Invocation | RemoteInvocation, model: Model) -> Invocation | RemoteInvocation:
+    """Returns the task with the sampling parameters of the model's makers where the user gave none.
+
+    A benchmark keeps the terminal's own, so that models can be compared; a server completes requests by itself.
+    """
+    from dataclasses import replace
+
+    from mistralrs_cli.arguments.invocation import BenchJob, RemoteInvocation, ScalingsJob
+    from mistralrs_cli.arguments.own_sampling import with_model_sampling
+
+    job = task.job
+    if isinstance(job, ScalingsJob):
+        return task
+    if not isinstance(task, RemoteInvocation) and not isinstance(job, BenchJob):
+        job = with_model_sampling(job, model.info.sampling, task.given)
+    logging.getLogger("mistralrs.cli").info("sampling: %s", job.sampling)
+    return replace(task, job=job)
 
 
 def _do(task: Invocation | RemoteInvocation, model: Model, text: str, streams: Streams) -> int:

@@ -52,6 +52,10 @@ class Info(Protocol):
     def unavailable_backends(self) -> tuple[str, ...]:
         """Faster backends that cannot run here, and the reasons."""
 
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """The sampling parameters that the model's makers recommend, by the names of ``SamplingParams``."""
+
 
 class Vocabulary(Protocol):
     """The part of a tokenizer that commands need."""

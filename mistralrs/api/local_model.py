@@ -19,6 +19,7 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.plugin_file import load_plugin
 from mistralrs.api.read_stream import ReadStream
 from mistralrs.api.served_model import ModelInfo, ServedModel
+from mistralrs.api.serving.model_sampling import usable_sampling
 from mistralrs.api.serving.policy import Policy
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
@@ -243,6 +244,7 @@ def _info(name: str, model: Model, engine: Engine, *, resolved: ResolvedBackend,
         kv_bytes=model.decoder.kv_bytes,
         load_s=load_s,
         unavailable_backends=resolved.unavailable_backends,
+        sampling=usable_sampling(model.sampling),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ class ModelInfo:
     load_s: float
     unavailable_backends: tuple[str, ...]
     """Better backends that cannot run here, and why."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """The sampling parameters that its makers recommend, by the names of ``SamplingParams``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ need no torch if the kernels are installed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +22,7 @@ from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
 from mistralrs.loading.pipeline import BLOCK_SIZE
 from mistralrs.loading.safetensors_file import SafetensorsFile
+from mistralrs.loading.sampling_defaults import folder_sampling, gguf_sampling
 from mistralrs.loading.text_source import TextSource
 from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import TensorRef, WeightsMapping
@@ -140,6 +141,8 @@ class Description:
     tensors: tuple[TensorClass, ...]
     text: TextInfo
     memory: Memory
+    sampling: Mapping[str, float]
+    """The parameters that its makers recommend, by the names of ``SamplingParams``; empty if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ class OpenModel:
     tokenizer_kind: str
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    sampling: Mapping[str, float]
 
 
 def describe(path: Path, *, gqa: int = 1, adapters: AdapterSizes | None = None) -> Description:
@@ -186,6 +190,7 @@ def describe(path: Path, *, gqa: int = 1, adapters: AdapterSizes | None = None) 
             windows=tuple(sorted({layer.window for layer in spec.layers} - {0})),
             tensors=_tensor_classes(checkpoint, model.mapping, spec),
             text=_text_info(model),
+            sampling=model.sampling,
             memory=Memory(
                 backend.name,
                 parts.placed_bytes,
@@ -221,7 +226,7 @@ def _open_folder(path: Path, file: SafetensorsFile) -> OpenModel:
     check_vocabulary(path, tokenizer, spec)
     names = ("tokenizer.json", "tokenizer.model")
     kind = next(name for name in names if (folder / name).is_file())
-    return OpenModel(file, "safetensors", architecture, form, spec, kind, tokenizer, template)
+    return OpenModel(file, "safetensors", architecture, form, spec, kind, tokenizer, template, folder_sampling(folder))
 
 
 def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str, form: WeightsMapping) -> OpenModel:
@@ -235,7 +240,8 @@ def _open_described(file: GgufFile | GgmlFile, container: str, architecture: str
     kind = file.require("tokenizer.ggml.model", str)
     before = file.get("tokenizer.ggml.pre", str, default=None)
     kind = _TEXT_CLASSES.get(kind, kind) + (f", split as {before}" if before else "")
-    return OpenModel(file, container, architecture, form, spec, kind, tokenizer, template)
+    sampling = gguf_sampling(file.metadata)
+    return OpenModel(file, container, architecture, form, spec, kind, tokenizer, template, sampling)
 
 
 def _tensor_classes(checkpoint: Checkpoint, form: WeightsMapping, spec: DecoderSpec) -> tuple[TensorClass, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.kv_budget import kv_groups
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
 from mistralrs.loading.safetensors_file import SafetensorsFile
+from mistralrs.loading.sampling_defaults import folder_sampling, gguf_sampling
 from mistralrs.loading.text_source import TextSource
 from mistralrs.loading.vocabulary_check import check_vocabulary
 from mistralrs.models.architecture import ModelMetadata, WeightsMapping
@@ -70,6 +71,8 @@ class Model:
     """A hash of all that a KV block's content depends on beside its tokens; None if not ``LoadPlan.keeps_kv``."""
     responses: ResponseTemplate | None
     """The template of its answers; None if they have no parts that are known."""
+    sampling: Mapping[str, float]
+    """The parameters that its makers recommend, by the names of ``SamplingParams``; their ranges are not checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +183,9 @@ def _load_described(
         plan.draft.check_tokens(file.path, tokenizer, spec)
     placed = _place(file, architecture, form, spec, backend, plan, progress)
     name = file.get("general.name", str, default=file.path.stem)
-    return _model(file, placed, tokenizer, template, spec, architecture, name, plan)
+    return _model(
+        file, placed, tokenizer, template, spec, architecture, name, plan, sampling=gguf_sampling(file.metadata)
+    )
 
 
 def _model(
@@ -193,6 +198,7 @@ def _model(
     name: str,
     plan: LoadPlan,
     *,
+    sampling: Mapping[str, float],
     place: str | None = None,
 ) -> Model:
     return Model(
@@ -209,6 +215,7 @@ def _model(
         max_model_len=min(placed.limits.max_blocks * BLOCK_SIZE, spec.max_position),
         fingerprint=placed.fingerprint,
         responses=plan.text.responses(template, place=place),
+        sampling=sampling,
     )
 
 
@@ -232,7 +239,8 @@ def load_folder(
             plan.draft.check_tokens(path, tokenizer, spec)
         placed = _place(file, found, form, spec, backend, plan, progress)
         name = folder.resolve().name
-        return _model(file, placed, tokenizer, template, spec, found, name, plan, place=str(folder))
+        sampling = folder_sampling(folder)
+        return _model(file, placed, tokenizer, template, spec, found, name, plan, sampling=sampling, place=str(folder))
 
 
 def _spec_for(path: Path, form: WeightsMapping, facts: ModelMetadata, plan: LoadPlan) -> DecoderSpec:

@@ -29,8 +29,10 @@ from mistralrs_cli.adapter_commands.adapter_settings import adapter_settings
 from mistralrs_cli.adapter_commands.ordering_job import CreateOrderingJob, RenameOrderingJob
 from mistralrs_cli.arguments.command_line import ParsedArgs, Selection
 from mistralrs_cli.arguments.grammar_option import grammar_of
+from mistralrs_cli.arguments.own_sampling import given_sampling
 from mistralrs_cli.arguments.server_choice import server_choice
 from mistralrs_cli.arguments.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
+from mistralrs_cli.benchmark.old_results import OldResult, read_old_results
 from mistralrs_cli.chat_storage.kept_kv import LIMIT_BYTES
 from mistralrs_cli.commands.chats_job import ChatsJob
 from mistralrs_cli.commands.serve import serve_job
@@ -115,6 +117,8 @@ class BenchJob:
     repetitions: int
     json: bool
     sampling: SamplingParams
+    old: Mapping[tuple[str, int], OldResult] | None = None
+    """Older results to compare with, by test and concurrency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,8 @@ class Invocation:
     job: Job
     source: ModelSource
     load: LoadOptions
+    given: frozenset[str] = frozenset()
+    """The fields of the sampling parameters that the user gave; the model's own replace the others."""
 
 
 def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocation | RemoteInvocation | UtilityCommand:
@@ -179,7 +185,8 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     server = server_choice(options, args, mode)
     if server is not None:
         return RemoteInvocation(job, server)
-    return Invocation(job, find_source(args.selection), _load_options(args, options, job))
+    load = _load_options(args, options, job)
+    return Invocation(job, find_source(args.selection), load, given_sampling(options))
 
 
 def options_of(args: ParsedArgs) -> ResolvedOptions:
@@ -311,6 +318,7 @@ def _bench_job(args: ParsedArgs, sampling: SamplingParams) -> BenchJob:
         repetitions=bench.repetitions,
         json=bench.json,
         sampling=sampling,
+        old=None if bench.compare is None else read_old_results(bench.compare),
     )
 
 

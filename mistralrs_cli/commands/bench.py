@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TextIO
 
+from mistralrs import __version__
 from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.events import Failed, Finished, Usage
 from mistralrs.errors import EngineError
 from mistralrs_cli.arguments.invocation import BenchJob
+from mistralrs_cli.benchmark.old_results import Difference, OldResult, comparison_lines
 from mistralrs_cli.model import Model
 from mistralrs_cli.terminal.output import Streams, clean_line, generation_rate, is_terminal, per_second
 
@@ -58,13 +60,29 @@ def run_bench(model: Model, job: BenchJob, streams: Streams) -> int:
     for test in tests:
         warm_up = replace(test, max_tokens=min(test.max_tokens, WARM_UP_TOKENS))
         _run_side_by_side(model, warm_up, job.sampling, 1)
+    measured: list[Result] = []
     for concurrency in job.concurrency:
         results = [_measure(model, test, job, concurrency) for test in tests]
         if job.json:
-            _write_json(model, results, streams.stdout)
+            _write_json(model, results, streams.stdout, job.old)
         else:
             _write_table(model, results, streams.stdout)
+        measured += results
+    if job.old is not None and not job.json:
+        rows = [(_name(each.test), each.concurrency, _old(job.old, each), each.rates) for each in measured]
+        streams.stdout.writelines(
+            f"{clean_line(line) if line.startswith('old') else line}\n" for line in comparison_lines(rows)
+        )
+        streams.stdout.flush()
     return 0
+
+
+def _name(test: Test) -> str:
+    return f"{test.kind}{test.size}"
+
+
+def _old(old: Mapping[tuple[str, int], OldResult], result: Result) -> OldResult | None:
+    return old.get((_name(result.test), result.concurrency))
 
 
 def _tests(model: Model, job: BenchJob) -> list[Test]:
@@ -118,16 +136,26 @@ def _explain(model: Model, job: BenchJob, stderr: TextIO) -> None:
     stderr.flush()
 
 
-def _write_json(model: Model, results: Sequence[Result], stdout: TextIO) -> None:
+def _write_json(
+    model: Model, results: Sequence[Result], stdout: TextIO, old: Mapping[tuple[str, int], OldResult] | None
+) -> None:
     for result in results:
-        record = {
-            "test": f"{result.test.kind}{result.test.size}",
+        record: dict[str, object] = {
+            "test": _name(result.test),
             "concurrency": result.concurrency,
             "tok_s_median": statistics.median(result.rates),
+            "tok_s_mean": statistics.fmean(result.rates),
+            "tok_s_sd": statistics.stdev(result.rates) if len(result.rates) > 1 else 0.0,
             "tok_s_all": list(result.rates),
             "threads": model.info.threads,
             "isa": model.info.backend.partition(" ")[2],
+            "model": model.info.name,
+            "version": __version__,
         }
+        if old is not None and (known := _old(old, result)):
+            change = Difference(known.rates, result.rates)
+            record |= {"old_tok_s_mean": statistics.fmean(known.rates), "change_percent": change.percent}
+            record["verdict"] = change.verdict
         stdout.write(json.dumps(record) + "\n")
     stdout.flush()
 

@@ -57,6 +57,8 @@ def page(model: Description) -> Iterator[str]:
         yield _line(each.use, f"{grouped(each.parameters):>15}  {byte_size(each.nbytes):>8}  {types}")
     yield ""
     yield from _text(model.text)
+    own = ", ".join(f"{name} {value:g}" for name, value in model.sampling.items())
+    yield _line("sampling", own or "nothing of its own")
     yield ""
     yield _line("weights", f"{byte_size(model.memory.weights)} of memory ({model.memory.backend})")
     yield _line("context", f"{byte_size(model.memory.kv_per_1000_tokens)} of memory for 1 000 tokens")

@@ -26,6 +26,9 @@ class BenchOptions:
     concurrency: str = option("1", "--concurrency", "-c", metavar="N,N,...", help="Streams at once.")
     repetitions: int = option(5, "--repetitions", "-r", metavar="N", least=1, help="How often each test runs.")
     json: bool = option(False, "--json", help="One JSON object a line and test instead of tables.")
+    compare: Path | None = option(
+        None, "--compare", metavar="FILE", help="Compare with the results that an older bench --json printed."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,12 @@ import json
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import LoadError, MistralrsError, RequestError
+from mistralrs_cli.arguments.own_sampling import FIELDS
 from mistralrs_cli.model import Vocabulary
 from mistralrs_cli.server_client.remote_stream import RemoteStream
 from mistralrs_cli.server_client.server_connection import Server, ServerConnection
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
     from mistralrs.api.loaded_adapters.known_adapters import ScalingAxes
     from mistralrs.grammar.grammar_text import GrammarText
 
-_FIELDS = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repeat_penalty": "repetition_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-}
-"""Fields of a request, which are also those of ``SamplingParams``, by the options that set them."""
 _ALWAYS = ("seed", "max_tokens", "stop")
 """Fields that each request has, or has where they are set."""
 
@@ -61,6 +52,8 @@ class RemoteInfo:
     quantization: str = ""
     threads: int = 0
     unavailable_backends: tuple[str, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Nothing: a server completes requests by itself."""
 
 
 class RemoteAdapters:
@@ -165,7 +158,7 @@ class RemoteModel:
     def give(self, field: str) -> None:
         """Sends a field of ``SamplingParams`` with later requests. Raises ``RequestError`` for one that the server is
         not known to obey."""
-        options = [option for option, name in _FIELDS.items() if name == field]
+        options = [option for option, name in FIELDS.items() if name == field]
         self._given.update(options)
         if options or field in _ALWAYS:
             return
@@ -186,7 +179,7 @@ class RemoteModel:
         """Returns the sampling as fields of the body: a server of another kind keeps its own defaults."""
         fields: dict[str, object] = {
             field: getattr(sampling, field)
-            for option, field in _FIELDS.items()
+            for option, field in FIELDS.items()
             if self._is_ours or option in self._given
         }
         fields |= {field: getattr(sampling, field) for field in sorted(self._added)}

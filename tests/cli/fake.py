@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
@@ -37,6 +37,7 @@ class FakeInfo:
     backend: str = "cpu avx2"
     threads: int = 2
     unavailable_backends: tuple[str, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class FakeModel:
 
     def __init__(self, source: ModelSource, options: LoadOptions) -> None:
         slower = os.environ.get("FAKE_PASSED_OVER")
-        self.info = FakeInfo(unavailable_backends=(slower,) if slower else ())
+        own = json.loads(os.environ.get("FAKE_SAMPLING", "{}"))
+        self.info = FakeInfo(unavailable_backends=(slower,) if slower else (), sampling=own)
         self.has_template = options.chat_template != "none"
         self.tokenizer = FakeTokenizer()
         self.vocab_size = VOCABULARY

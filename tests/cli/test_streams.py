@@ -305,9 +305,13 @@ def test_bench_says_what_it_does(program: Program) -> None:
         "test": "tg8",
         "concurrency": 1,
         "tok_s_median": 28.0,  # 7 tokens after the first in 0.25 s
+        "tok_s_mean": 28.0,
+        "tok_s_sd": 0.0,
         "tok_s_all": [28.0, 28.0],
         "threads": 2,
         "isa": "avx2",
+        "model": "Fake\x1b[31m-1B",
+        "version": __version__,
     }
     assert records[1]["tok_s_median"] == 32.0
     assert all(word in err for word in ("warm-up", "prefix cache off", "ignored", "sampling is included"))

@@ -14,13 +14,21 @@ from mistralrs.engine.admission import RANGES
 
 CHAT_MAX_TOKENS = 4096
 PROMPT_MAX_TOKENS = 128
+RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Parameters for which a model's makers may recommend values, which then are the defaults."""
 _PROMPT = frozenset({Mode.PROMPT})
 
 
 def _number(default: float, flag: str, parameter: str, *, help: str) -> Any:
     """Returns a sampling option that is a real number, with the range that the parameter has everywhere."""
     allowed = RANGES[parameter]
-    return option(default, flag, metavar="X", modes=ANSWER, least=allowed.least, most=allowed.most, help=help)
+    shown = _or_own(default) if parameter in RECOMMENDED else None
+    limits = {"least": allowed.least, "most": allowed.most, "shown_default": shown}
+    return option(default, flag, metavar="X", modes=ANSWER, help=help, **limits)
+
+
+def _or_own(default: float) -> str:
+    return f"the model's own, or {default:g}"
 
 
 def _max_tokens(flag: str, *, help: str, **settings: Any) -> Any:
@@ -123,6 +131,7 @@ class AnswerOptions:
         most=MAX_INT,
         shows_range=False,
         modes=ANSWER,
+        shown_default=_or_own(32),
         help="Draw from this many tokens; 0 or -1: from all.",
     )
     top_p: float = _number(

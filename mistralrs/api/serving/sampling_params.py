@@ -27,9 +27,11 @@ _SAMPLER_NAMES = {"typ_p": "typical_p", "typical": "typical_p", "temp": "tempera
 def sampling_params(
     body: SamplingBody, defaults: SamplingParams, model: ServedModel, *, max_tokens: int | None, logprobs: int | None
 ) -> SamplingParams:
-    """Returns the body's parameters, completed by ``defaults``, whose seed and logprobs are not used. The seed is
-    random for -1 and if the body has none. Raises RequestError for unsupported values."""
-    changes: dict[str, Any] = {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
+    """Returns the body's parameters, completed by those that the model's makers recommend, and by ``defaults``, whose
+    seed and logprobs are not used. The seed is random for -1 and if the body has none. Raises RequestError for
+    unsupported values."""
+    changes: dict[str, Any] = dict(model.info.sampling)
+    changes |= {name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
         changes["top_k"] = top_k_of(body.top_k)
     if body.repeat_last_n is not None:

@@ -1,0 +1,1 @@
+"""Compares the results of a benchmark with those of an older one."""
