@@ -60,7 +60,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
     with leaving_at_once():
         from mistralrs_cli.arguments.command_line import parse
 
-        words = parse(arguments)
+        words = parse(arguments or _asked_for())
         if words is None:
             return 0 if answers_are_read else CLOSED_OUTPUT
         if words.completions is not None:  # before the imports below: a key press waits for it
@@ -139,6 +139,20 @@ def _take_context(job: ChatJob, streams: Streams) -> tuple[ChatJob, Streams]:
 
     streams, context = take_piped_context(streams)
     return replace(job, context=context), streams
+
+
+def _asked_for() -> Sequence[str]:
+    """Returns the words of a command line for a person who typed none, after asking in the terminal; no words where
+    nobody can be asked.
+    """
+    from mistralrs_cli.terminal.output import Streams, is_terminal
+
+    streams = Streams(sys.stdin, sys.stdout, sys.stderr)
+    if not (is_terminal(streams.stdin) and is_terminal(streams.stdout) and is_terminal(streams.stderr)):
+        return ()
+    from mistralrs_cli.first_start.model_choice_screen import choose_model
+
+    return choose_model(streams)
 
 
 def _prepare_chat(task: Invocation | RemoteInvocation, job: ChatJob, streams: Streams) -> Invocation | RemoteInvocation:

@@ -94,7 +94,7 @@ def delete_cached_model(repo: str) -> int:
 
 def _scan() -> HFCacheInfo | None:
     """Returns the content of the cache; None: there is no cache yet, or no home folder that could have one."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     from mistralrs.loading.hub_files import has_cache
@@ -102,7 +102,7 @@ def _scan() -> HFCacheInfo | None:
     if not has_cache():
         return None
     try:
-        info = scan_cache_dir()
+        info = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return None
     for warning in info.warnings:

