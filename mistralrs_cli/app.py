@@ -78,7 +78,6 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
             writes_answers,
         )
         from mistralrs_cli.one_shot import prompt_text
-        from mistralrs_cli.terminal.keyboard import kept_typing
         from mistralrs_cli.terminal.output import Streams
 
         options = options_of(words)
@@ -95,6 +94,21 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
             task = _prepare_chat(task, chat_job, streams)
     if not isinstance(task, Invocation | RemoteInvocation):
         return _do_without_engine(task, streams)
+    return _do_with_model(task, load, text, words=words, options=options, streams=streams)
+
+
+def _do_with_model(
+    task: Invocation | RemoteInvocation,
+    load: Loader,
+    text: str,
+    *,
+    words: ParsedArgs,
+    options: ResolvedOptions,
+    streams: Streams,
+) -> int:
+    from mistralrs_cli.arguments.invocation import ChatJob
+    from mistralrs_cli.terminal.keyboard import kept_typing
+
     with contextlib.ExitStack() as stack:
         before_leaving = []
         if isinstance(task.job, ChatJob) and streams.interactive:
