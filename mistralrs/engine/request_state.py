@@ -208,6 +208,8 @@ class RequestState:
         elif self.sequence.constraint is not None and self.sequence.constraint.accept(draw.token):
             self._require_end(num_tokens)
             reason = "stop"
+        elif reason is not None and self.sequence.constraint is not None and self.sequence.constraint.may_only_end():
+            reason = "stop"  # nothing was cut off
         elif self._hooks is not None and self._hooks.stops((*self.sequence.tokens, *tokens)):
             reason = "stop"
         if reason is not None:

@@ -56,6 +56,13 @@ class SequenceConstraint:
             self._look_ahead()
         return self.state.must_end and (self._ends_without_token or token in self.eos_ids)
 
+    def may_only_end(self) -> bool:
+        """Returns whether the answer is whole and only an end token could follow, which takes a mask to know: a number
+        that no digit continues looks open to the grammar. Raises RequestError if the grammar cannot go on."""
+        if not (self._ends_without_token and self.state.is_accepting):
+            return False
+        return self.state.allows_only(self.eos_ids)
+
     def allowed(self, drafts: Sequence[int]) -> tuple[int, ...]:
         """The draft tokens before the first that the grammar does not allow, or that is an end token.
 

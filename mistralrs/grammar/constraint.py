@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from llguidance import LLExecutor, LLMatcher
@@ -50,6 +50,14 @@ class GrammarConstraint:
             raise ValueError(f"a mask has {self._table.mask_words * _WORD_BYTES} bytes, the buffer {size}")
         self._matcher.unsafe_compute_mask_ptr(address, size)
         self.check()
+
+    def allows_only(self, tokens: Iterable[int]) -> bool:
+        """Whether the mask has no other tokens. Raises as ``mask`` does."""
+        words = array("I", [0]) * self._table.mask_words
+        self.mask(words)
+        for token in tokens:
+            words[token // 32] &= ~(1 << token % 32)
+        return not any(words)
 
     def accept(self, tokens: Sequence[int]) -> int:
         """Appends tokens up to the first that is not allowed; returns the number of those appended.
