@@ -40,7 +40,7 @@ class ReadStream:
                 yield replace(event, text=_content(pieces), lengths=())
                 continue
             if isinstance(event, Finished | Failed):
-                pieces = self._parser.finish()
+                pieces = self._parser.finish(is_cut=isinstance(event, Finished) and event.is_cut)
                 yield from _thoughts(pieces)
                 if text := _content(pieces):
                     yield Delta(text, (), ())

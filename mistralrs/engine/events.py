@@ -153,6 +153,11 @@ class Finished:
     stop_string: str | None = None
     """The stop string that ended the text."""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the model would have gone on."""
+        return self.reason != "stop" or self.stop_string is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:

@@ -280,6 +280,23 @@ def test_the_mark_that_the_answers_end_cut_is_no_content(name: str, text: str, a
         assert (found.content, [(call, json.loads(each)) for call, each in found.calls]) == ("", [("f", arguments)])
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("olmo-3", "<function_calls>\nget_w"),
+        ("functiongemma", "\n<start_function_call>call:get"),
+        ("mistral-v11", "[TOOL_CALLS]get_w"),
+        ("harmony", "<|channel|>commentary to=func"),
+        ("harmony", "<|channel|>analysis"),
+    ],
+)
+def test_the_beginning_of_a_part_that_was_cut_is_no_content(name: str, text: str) -> None:
+    for is_cut in (True, False):
+        parser = ResponseParser(shipped_template(name))
+        pieces = [*parser.push("Hm."), *parser.push(text), *parser.finish(is_cut=is_cut)]
+        assert message_of(pieces).content == ("Hm." if is_cut else f"Hm.{text}"), is_cut
+
+
 def test_a_malformed_call_among_others_becomes_content() -> None:
     message = calls(
         '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"x": 1}, {"name": "g", "arguments": {}}]', name="mistral-v3"

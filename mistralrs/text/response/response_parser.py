@@ -77,12 +77,21 @@ class ResponseParser:
             pieces += self._advance(final=False)
         return merged(pieces)
 
-    def finish(self) -> list[Piece]:
-        """Ends the answer; returns the pieces that were held back. Regions that are open end here."""
+    def finish(self, *, is_cut: bool = False) -> list[Piece]:
+        """Ends the answer; returns the pieces that were held back. Regions that are open end here.
+
+        ``is_cut``: the model would have gone on. The beginning of a part, with one whole mark of it, is then no text.
+        """
         if self._finished:
             raise RuntimeError("the answer has ended")
         self._finished = True
+        if is_cut and self._calls is None and self._text[self._place :].lstrip().startswith(self._marks()):
+            self._text = self._text[: self._place]
         return self._advance(final=True)
+
+    def _marks(self) -> tuple[str, ...]:
+        """The markers that look like tokens' names."""
+        return tuple(each for each in self._template.markers if len(each) > 2 and each[0] + each[-1] in ("<>", "[]"))
 
     def _read_prompt(self, prompt: str) -> None:
         end = self._template.anchor.last_end(prompt, self._clock)

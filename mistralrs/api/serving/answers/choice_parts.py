@@ -76,9 +76,9 @@ class ChoiceParts:
             self.reasoning_tokens += num_tokens
         return pieces
 
-    def finish(self) -> None:
-        """Adds the text that was held back, at the end."""
-        self._add([] if self._parser is None else self._parser.finish())
+    def finish(self, *, is_cut: bool = False) -> None:
+        """Adds the text that was held back, at the end. ``is_cut``: the model would have gone on."""
+        self._add([] if self._parser is None else self._parser.finish(is_cut=is_cut))
 
     def _add(self, pieces: Iterable[Piece]) -> None:
         self.news = []

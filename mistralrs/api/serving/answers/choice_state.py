@@ -67,7 +67,7 @@ class ChoiceState:
             if event.reason == "cancelled":
                 return cancelled()
             self.reason = event.reason
-            self.parts.finish()
+            self.parts.finish(is_cut=event.is_cut)
             self.num_tokens = event.usage.completion_tokens  # the token that ends a text is in no delta
         elif isinstance(event, Failed):
             self.usage = event.usage
