@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mistralrs.errors import EngineError
 from mistralrs.progress import Progress
@@ -139,6 +139,15 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Ends all requests and frees the memory."""
+
+
+@runtime_checkable
+class ServersModel(Protocol):
+    """A model of a server, which has to be told the parameters that it is to obey."""
+
+    def give(self, field: str) -> None:
+        """Sends a field of ``SamplingParams`` with later requests. Raises ``RequestError`` for one that the server is
+        not known to obey."""
 
 
 Loader = Callable[["ModelSource", "LoadOptions", Progress], Model]

@@ -46,6 +46,7 @@ def shell_blocks(path: Path) -> list[str]:
             "mistralrs_cli.arguments.invocation",
             ("torch", "numpy", "jinja2", "tokenizers", "pydantic", "llguidance", "sqlite3"),
         ),
+        ("mistralrs_cli.chat.loop", ("torch", "numpy", "prompt_toolkit", "rich", "http.client", "markdown_it")),
         ("mistralrs.api.serving.prepare", ("torch", "numpy", "llguidance")),
         ("mistralrs.api.selectors.model_selector", ("torch", "numpy")),
         ("mistralrs.engine.scheduler", ("torch", "numpy")),

@@ -14,7 +14,7 @@ from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.chat_commands.repetition import DRY_MULTIPLIER
 from mistralrs_cli.chat_input.attachments import as_draft
 from mistralrs_cli.chat_storage.chat_store import TreeMessage
-from mistralrs_cli.server_client.remote_model import RemoteModel
+from mistralrs_cli.model import ServersModel
 from mistralrs_cli.terminal.output import clean_line
 
 DEFAULT_OTHERS = 3
@@ -30,7 +30,7 @@ def retry(chat: Chat, argument: str) -> None:
     words = argument.split()
     is_dry = "dry" in words
     path = _path(chat, " ".join(word for word in words if word != "dry"))
-    if is_dry and isinstance(chat.model, RemoteModel):
+    if is_dry and isinstance(chat.model, ServersModel):
         chat.model.give("dry_multiplier")
     chat.attempts += 1
     chat.answer(_to_question(path), attempt=chat.attempts, dry_multiplier=DRY_MULTIPLIER if is_dry else None)

@@ -16,8 +16,7 @@ from mistralrs_cli.chat.render import Notes
 from mistralrs_cli.chat_commands import context_room
 from mistralrs_cli.chat_commands.model_switch import ModelSwitch
 from mistralrs_cli.chat_commands.repetition import is_said_before, repeats_itself
-from mistralrs_cli.chat_input import web_page
-from mistralrs_cli.chat_input.attachments import Attachment
+from mistralrs_cli.chat_input.attachments import Attachment, fetch_page, refuse_page
 from mistralrs_cli.chat_storage.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.markdown_screen.answer_display import open_writer
 from mistralrs_cli.model import AnswerStream, Model
@@ -56,7 +55,7 @@ class Chat:
         self.notes = Notes(streams.stderr)
         self.attachments: list[Attachment] = []
         """Texts that wait for the next message."""
-        self.fetch: Callable[[str], Attachment] = web_page.fetch if job.allow_net else web_page.refuse
+        self.fetch: Callable[[str], Attachment] = fetch_page if job.allow_net else refuse_page
         """Returns a page, or refuses it."""
         self.confirm: Callable[[str], bool] = lambda question: False
         """Asks the user a question."""

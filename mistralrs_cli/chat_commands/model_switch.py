@@ -13,7 +13,6 @@ from mistralrs.errors import MistralrsError, UsageError
 from mistralrs_cli.arguments.command_line import ParsedArgs, parse
 from mistralrs_cli.arguments.invocation import ChatJob, Invocation, RemoteInvocation, resolve
 from mistralrs_cli.model import Loader, LostModelError, Model
-from mistralrs_cli.server_client.remote_model import connect
 from mistralrs_cli.terminal.output import ProgressLine
 
 Task = Invocation | RemoteInvocation
@@ -72,6 +71,8 @@ class ModelSwitch:
 
     def _loaded(self, task: Task) -> Model:
         if isinstance(task, RemoteInvocation):
+            from mistralrs_cli.server_client.remote_model import connect  # costs what only servers need
+
             return connect(task.server)
         progress = ProgressLine(self._stderr)
         try:

@@ -15,8 +15,7 @@ from mistralrs_cli.chat.chat_settings import RESET, SETTINGS, Setting, find_sett
 from mistralrs_cli.chat.render import banner, columns
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.chat_commands.suggestions import Suggestion, paths
-from mistralrs_cli.model import LostModelError
-from mistralrs_cli.server_client.remote_model import RemoteModel
+from mistralrs_cli.model import LostModelError, ServersModel
 from mistralrs_cli.terminal.output import clean_block, clean_line, grouped
 
 
@@ -38,7 +37,7 @@ def change(chat: Chat, setting: Setting, text: str) -> None:
     server would not obey."""
     if setting.is_sampling and text != RESET:
         setting.parse(text)  # a wrong value is refused before the server is told
-        if isinstance(chat.model, RemoteModel):
+        if isinstance(chat.model, ServersModel):
             chat.model.give(setting.field)
     chat.origins.change(chat.settings, setting, text=text)
     chat.notes.say(*_rows(chat, [setting]))

@@ -17,6 +17,8 @@ FILE_BYTES = 16 << 20
 """Bytes of one file, at most."""
 MAX_FILES = 500
 """Files of a folder, at most."""
+SHOWN_FILES = 20
+"""Attachments that have a line of their own."""
 _REFERENCE = re.compile(r"(?:(?<=\s)|^)(\\?)@(?:\"([^\"\n]+)\"|([^\s\"]+))")
 _PATH_LIKE = re.compile(r"(?:~|\.{0,2}/).*|.*/|.*\.[A-Za-z]\w{0,7}")
 _ENDING_MARKS = ".,;:!?)]}'"
@@ -102,6 +104,21 @@ def read_path(path: Path) -> tuple[list[Attachment], list[str]]:
     return attachments, left_out
 
 
+def refuse_page(address: str) -> Attachment:
+    """Raises ``UsageError``: the network was not allowed."""
+    raise UsageError(
+        f"@{clean_line(address)} is not fetched: the chat does not use the network",
+        hint="--allow-net lets it; write \\@ to send it as text",
+    )
+
+
+def fetch_page(address: str) -> Attachment:
+    """Returns the text of a page. Raises ``LoadError`` where it cannot be had."""
+    from mistralrs_cli.chat_input.web_page import fetch  # costs what only pages need
+
+    return fetch(address)
+
+
 def with_blocks(text: str, attachments: Iterable[Attachment]) -> str:
     """Returns a message with its attachments after it."""
     return "\n\n".join([text, *(each.block for each in attachments)])
@@ -123,8 +140,10 @@ def describe(attachments: Sequence[Attachment], count: Callable[[str], int | Non
         )
     lines = [
         f"attached: {clean_line(each.name)}, {_size(each.text, tokens)}"
-        for each, tokens in zip(attachments, counts, strict=True)
+        for each, tokens in list(zip(attachments, counts, strict=True))[:SHOWN_FILES]
     ]
+    if len(attachments) > SHOWN_FILES:
+        lines.append(f"attached: and {len(attachments) - SHOWN_FILES} more")
     if len(attachments) > 1 and None not in counts:
         lines.append(f"attached: {len(attachments)} texts, {grouped(total)} tokens in all")
     return lines

@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from html.parser import HTMLParser
 
-from mistralrs.errors import LoadError, UsageError
+from mistralrs.errors import LoadError
 from mistralrs_cli.chat_input.attachments import Attachment
 from mistralrs_cli.terminal.output import clean_line
 
@@ -18,14 +18,6 @@ _BLOCKS = (
     "p", "div", "li", "tr", "br", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "section", "article", "table", "ul", "ol",
     "blockquote", "title",
 )  # fmt: skip
-
-
-def refuse(address: str) -> Attachment:
-    """Raises ``UsageError``: the network was not allowed."""
-    raise UsageError(
-        f"@{clean_line(address)} is not fetched: the chat does not use the network",
-        hint="--allow-net lets it; write \\@ to send it as text",
-    )
 
 
 def fetch(address: str) -> Attachment:

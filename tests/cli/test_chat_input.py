@@ -76,6 +76,21 @@ def test_a_folder_goes_with_a_message(talk: Input) -> None:
     assert "hidden" not in talk.asked
 
 
+def test_a_large_folder_is_listed_in_part(talk: Input, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for number in range(25):
+        (tmp_path / "many" / f"{number:02d}.txt").write_text("text")
+    lines = talk("see @many/").splitlines()
+    assert lines[19:22] == [
+        "attached: many/19.txt, 4 tokens",
+        "attached: and 5 more",
+        "attached: 25 texts, 100 tokens in all",
+    ]
+    for number in range(25, 501):
+        (tmp_path / "many" / f"{number}.txt").touch()
+    assert talk("see @many/").startswith("error: many has more than 500 files\n")
+
+
 @pytest.mark.parametrize("text", ["ask @john about it", "me@notes.txt", "\\@notes.txt", "an @ alone", "@types/node"])
 def test_other_words_are_text(talk: Input, text: str) -> None:
     assert "attached" not in talk(text)
