@@ -29,6 +29,7 @@ from mistralrs_cli.adapter_commands.adapter_settings import adapter_settings
 from mistralrs_cli.adapter_commands.ordering_job import CreateOrderingJob, RenameOrderingJob
 from mistralrs_cli.arguments.command_line import ParsedArgs, Selection
 from mistralrs_cli.arguments.grammar_option import grammar_of
+from mistralrs_cli.arguments.look_of import look_of
 from mistralrs_cli.arguments.own_sampling import given_sampling
 from mistralrs_cli.arguments.server_choice import server_choice
 from mistralrs_cli.arguments.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
@@ -271,7 +272,7 @@ def _chat_job(options: ResolvedOptions, sampling: SamplingParams) -> ChatJob:
         values.think,
         save=not values.no_save,
         resume=values.resume,
-        look=Look(plain=values.plain, theme=values.theme),
+        look=look_of(values),
         policy=values.context_policy or ("slide" if values.truncate_sequence else "full"),
         allow_net=values.allow_net,
         written={name: options.written(name) for name in options.origins},
@@ -294,7 +295,7 @@ def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
         system=_system(options),
         truncate=options.truncate_sequence,
         stats=options.stats,
-        form=AnswerForm(json=options.json or options.jsonl, extract_code=options.extract_code),
+        form=AnswerForm(json=options.json or options.jsonl, extract_code=options.extract_code, look=look_of(options)),
         grammar=grammar_of(options),
         think=options.think,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import threading
@@ -10,13 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
-from mistralrs_cli.terminal.output import AnswerWriter, Sanitizer, escape_reordering, is_terminal
+from mistralrs_cli.terminal.output import AnswerWriter, Sanitizer, Wrapper, escape_reordering, is_terminal
 
 if TYPE_CHECKING:
     from mistralrs_cli.markdown_screen.block_stream import BlockStream
     from mistralrs_cli.markdown_screen.live_region import LiveRegion
 
 ThemeName = Literal["auto", "light", "dark"]
+ColorName = Literal["auto", "always", "never"]
 _LINKING_PROGRAMS = frozenset({"iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper", "Tabby", "rio"})
 _LINKING_TERMS = ("xterm-kitty", "alacritty", "foot", "contour", "xterm-ghostty", "wezterm")
 _LINKING_VARIABLES = ("WT_SESSION", "KONSOLE_VERSION", "KITTY_WINDOW_ID", "DOMTERM")
@@ -28,15 +30,18 @@ class Look:
 
     plain: bool = False
     theme: ThemeName = "auto"
+    color: ColorName = "auto"
 
 
 AUTOMATIC = Look()
 
 
 class Writer(Protocol):
-    """Writes one answer as it comes and ends it with one line feed. ``text`` is the whole raw answer."""
+    """Writes one answer as it comes and ends it with one line feed."""
 
-    text: str
+    @property
+    def text(self) -> str:
+        """Returns the whole raw answer."""
 
     def write(self, text: str) -> None:
         """Shows a piece."""
@@ -47,15 +52,39 @@ class Writer(Protocol):
 
 def open_writer(stream: TextIO, look: Look) -> Writer:
     """Returns the writer of one answer."""
-    if not draws_markdown(stream, look, os.environ):
-        return AnswerWriter(stream)
-    return MarkdownWriter(stream, theme=theme_of(look, os.environ), has_links=knows_links(os.environ))
+    if draws_markdown(stream, look, os.environ):
+        is_live = is_terminal(stream) and not is_dumb(os.environ)
+        has_links = is_live and knows_links(os.environ)
+        return MarkdownWriter(stream, theme=theme_of(look, os.environ), has_links=has_links, is_live=is_live)
+    return AnswerWriter(stream, text_wrapper(stream) if is_terminal(stream) else None)
+
+
+def text_wrapper(stream: TextIO) -> Wrapper:
+    """Returns a wrapper of text at the width of a terminal; its last column stays free."""
+    from mistralrs_cli.markdown_screen.word_wrap import TextWrapper
+
+    return TextWrapper(lambda: terminal_size(stream)[0] - 1)
 
 
 def draws_markdown(stream: TextIO, look: Look, environment: Mapping[str, str]) -> bool:
-    """Returns whether answers on the stream are drawn: on a terminal with colours, unless plain text is chosen."""
-    is_dumb = environment.get("TERM", "") in ("", "dumb", "unknown")
-    return is_terminal(stream) and not look.plain and not is_dumb and not environment.get("NO_COLOR")
+    """Returns whether answers on the stream are drawn: on a terminal with colours, unless something else is chosen.
+
+    The option is stronger than ``NO_COLOR``, and that than ``CLICOLOR_FORCE``.
+    """
+    if look.plain or look.color == "never":
+        return False
+    if look.color == "always":
+        return True
+    if environment.get("NO_COLOR"):
+        return False
+    if environment.get("CLICOLOR_FORCE", "0") not in ("", "0"):
+        return True
+    return is_terminal(stream) and not is_dumb(environment)
+
+
+def is_dumb(environment: Mapping[str, str]) -> bool:
+    """Returns whether the terminal moves no cursor and has no colours."""
+    return environment.get("TERM", "") in ("", "dumb", "unknown")
 
 
 def theme_of(look: Look, environment: Mapping[str, str]) -> str:
@@ -114,7 +143,7 @@ class Pace:
 
 
 class MarkdownWriter:
-    """Draws one answer on a terminal while it comes; ``text`` is the whole raw answer.
+    """Draws one answer on a terminal while it comes.
 
     The libraries for it are imported meanwhile in another thread, so that the first token need not wait for them.
     """
@@ -125,11 +154,14 @@ class MarkdownWriter:
         *,
         theme: str,
         has_links: bool,
+        is_live: bool = True,
         pace: Pace | None = None,
         size: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        """``size``: returns the columns and lines of the terminal; None: the stream is one."""
-        self.text = ""
+        """``is_live``: what may still change is shown too, for which the cursor moves. ``size``: returns the columns
+        and lines of the terminal; None: those of the stream."""
+        self._text = io.StringIO()
+        self._is_live = is_live
         self._size = size or (lambda: terminal_size(stream))
         self._stream, self._theme, self._has_links = stream, theme, has_links
         self._sanitizer = Sanitizer()
@@ -139,9 +171,14 @@ class MarkdownWriter:
         self._parts: tuple[BlockStream, LiveRegion] | None = None
         threading.Thread(target=_import_parts, daemon=True).start()
 
+    @property
+    def text(self) -> str:
+        """Returns the whole raw answer."""
+        return self._text.getvalue()
+
     def write(self, text: str) -> None:
         """Shows a piece, or leaves it to the next one if the last was drawn just now."""
-        self.text += text
+        self._text.write(text)
         shown = self._held + escape_reordering(self._sanitizer.feed(text))
         kept = shown.rstrip("\n")
         self._held = shown[len(kept) :]
@@ -163,7 +200,7 @@ class MarkdownWriter:
         blocks, region = self._opened()
         width = self._width()
         final = blocks.take_final(width)
-        region.draw(final, blocks.open_lines(width))
+        region.draw(final, blocks.open_lines(width) if self._is_live else [])
 
     def _width(self) -> int:
         """Returns the cells of a line: the last column stays free, where terminals differ in how they wrap."""

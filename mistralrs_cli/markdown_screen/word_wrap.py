@@ -1,10 +1,11 @@
-"""Styled text and its lines: width in cells, and breaks between words and between wide characters."""
+"""Styled text and its lines, and plain text that comes in pieces: width in cells, and breaks between words and between
+wide characters."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import regex
@@ -70,6 +71,23 @@ def wrap(pieces: Iterable[Piece], width: int) -> list[list[Piece]]:
     return [_joined(line) for line in lines]
 
 
+def units(pieces: Iterable[Piece]) -> list[str]:
+    """Returns the parts that no line break divides: words or wide characters, spaces, line feeds."""
+    found: list[str] = []
+    for atom in _atoms(pieces):
+        if atom.breaks_before or not found:
+            found.append(atom.piece.text)
+        else:
+            found[-1] += atom.piece.text
+    return found
+
+
+def clusters(text: str) -> list[str]:
+    """Returns the user-perceived characters of a text."""
+    found: list[str] = _CLUSTERS.findall(text)
+    return found
+
+
 def _put(word: Sequence[_Atom], lines: list[list[Piece]], used: int, *, width: int) -> int:
     """Adds a word to the last line or to a new one; returns the cells used there."""
     wide = sum(atom.width for atom in word)
@@ -133,3 +151,66 @@ def _joined(line: list[Piece]) -> list[Piece]:
     if joined:
         joined[-1] = joined[-1]._replace(text=kept)
     return joined
+
+
+class TextWrapper:
+    """Breaks lines as ``wrap`` does, however the text is cut into pieces.
+
+    Only the last word, or wide character, is held back, because the next piece may go on with it.
+    """
+
+    def __init__(self, width: Callable[[], int]) -> None:
+        """``width`` returns the cells of a line at this moment."""
+        self._width = width
+        self._used = 0
+        """Cells of the line, those of ``_spaces`` included."""
+        self._spaces = ""
+        """Spaces that are shown if a word follows on the same line."""
+        self._word = ""
+        self._is_within = False
+        """The beginning of the word is shown: it is longer than a line."""
+
+    def feed(self, text: str) -> str:
+        """Returns what is to be shown of the text until now."""
+        *complete, last = units([Piece(self._word + text)]) or [""]
+        if last == "\n":
+            complete, last = [*complete, last], ""
+        shown = [self._put(unit) for unit in complete]
+        self._word = last
+        if not last.isspace() and cell_width(last) > max(self._width(), 2):
+            *begin, self._word = clusters(last)
+            shown.append(self._put("".join(begin), ends=False))
+        return "".join(shown)
+
+    def finish(self) -> str:
+        """Returns the rest, at the end of the text or before another one."""
+        rest = self._put(self._word) if self._word else ""
+        self._word, self._spaces, self._used = "", "", 0
+        return rest
+
+    def _put(self, unit: str, *, ends: bool = True) -> str:
+        width = max(self._width(), 2)
+        if unit == "\n":
+            self._used, self._spaces, self._is_within = 0, "", False
+            return unit
+        if unit.isspace():
+            if self._used + len(unit) <= width:
+                self._spaces += unit
+            self._used = min(self._used + len(unit), width)
+            return ""
+        size = cell_width(unit)
+        before, self._spaces = self._spaces, ""
+        if self._used and not self._is_within and self._used + size > width:
+            before, self._used = "\n", 0
+        is_long = self._is_within or size > width or not ends
+        self._is_within = not ends
+        if not is_long:
+            self._used += size
+            return before + unit
+        return before + "".join(self._put_cluster(cluster, width) for cluster in clusters(unit))
+
+    def _put_cluster(self, cluster: str, width: int) -> str:
+        size = cell_width(cluster)
+        is_full = self._used + size > width
+        self._used = size if is_full else self._used + size
+        return f"\n{cluster}" if is_full else cluster

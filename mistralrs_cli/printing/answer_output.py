@@ -8,6 +8,7 @@ from typing import Protocol, TextIO
 
 from mistralrs.engine.events import Finished
 from mistralrs.errors import MistralrsError
+from mistralrs_cli.markdown_screen.answer_display import AUTOMATIC, Look, open_writer
 from mistralrs_cli.printing.answer import TextPieces
 from mistralrs_cli.printing.answer_record import Record, answer_fields, error_fields, write_record
 from mistralrs_cli.printing.code_block import FirstCodeBlock
@@ -22,6 +23,8 @@ class AnswerForm:
     """Objects, one a line, instead of text."""
     extract_code: bool = False
     """Text: only the first code block. Objects have it as ``code``."""
+    look: Look = AUTOMATIC
+    """Text: how it looks on a terminal."""
 
 
 class AnswerOutput(Protocol):
@@ -48,14 +51,14 @@ def open_output(
         return JsonOutput(form, lambda record: write_record(stdout, record), model=model)
     if number:
         stdout.write(f"{SEPARATOR}\n")
-    return CodeOutput(stdout, cancel) if form.extract_code else TextOutput(stdout)
+    return CodeOutput(stdout, cancel) if form.extract_code else TextOutput(stdout, form.look)
 
 
 class TextOutput:
-    """The answer's text."""
+    """The answer's text, drawn on a terminal as a chat's is."""
 
-    def __init__(self, stdout: TextIO) -> None:
-        self._writer = AnswerWriter(stdout)
+    def __init__(self, stdout: TextIO, look: Look = AUTOMATIC) -> None:
+        self._writer = open_writer(stdout, look)
 
     def write(self, text: str) -> None:
         """Shows a piece."""

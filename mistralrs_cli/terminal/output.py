@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from mistralrs.engine.events import Usage
 from mistralrs.errors import MistralrsError
@@ -141,32 +142,49 @@ def _escaped(match: re.Match[str]) -> str:
     return _escape(match[0])
 
 
+class Wrapper(Protocol):
+    """Breaks the lines of a text that comes in pieces."""
+
+    def feed(self, text: str) -> str:
+        """Returns what is to be shown of the text until now."""
+
+    def finish(self) -> str:
+        """Returns the rest."""
+
+
 class AnswerWriter:
     """Writes one answer as it comes and ends it with exactly one line feed.
 
     On a terminal the text is sanitized, and characters that would reorder it are shown as escapes; elsewhere it is raw.
-    ``text`` is the whole raw answer.
+    ``wrapper`` breaks lines at words, where that is wanted.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.text = ""
+    def __init__(self, stream: TextIO, wrapper: Wrapper | None = None) -> None:
+        self._text = io.StringIO()
         self._stream = stream
         self._sanitiser = Sanitizer() if is_terminal(stream) else None
+        self._wrapper = wrapper
         self._held = ""
+
+    @property
+    def text(self) -> str:
+        """Returns the whole raw answer."""
+        return self._text.getvalue()
 
     def write(self, text: str) -> None:
         """Shows a piece; line feeds at its end wait until something follows them."""
-        self.text += text
+        self._text.write(text)
         shown = self._held + (escape_reordering(self._sanitiser.feed(text)) if self._sanitiser else text)
         kept = shown.rstrip("\n")
         self._held = shown[len(kept) :]
         if kept:
-            self._stream.write(kept)
+            self._stream.write(self._wrapper.feed(kept) if self._wrapper else kept)
             self._stream.flush()
 
     def end(self, ending: str = "") -> None:
         """Ends the answer; ``ending`` is shown after it."""
-        self._stream.write(f"{ending}\n")
+        rest = self._wrapper.feed(ending) + self._wrapper.finish() if self._wrapper else ending
+        self._stream.write(f"{rest}\n")
         self._stream.flush()
 
 

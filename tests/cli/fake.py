@@ -89,6 +89,31 @@ LOGPROBS = (
     TokenLogprob(3, "never", b"never", math.log(0.01)),
 )
 
+PAGE = """# Une page
+
+A paragraph with **bold**, *slanted* and `code` words that is longer than most terminals are wide, and a [link](https://example.org/a).
+
+大型语言模型的回答应当按显示宽度换行，日本語の文章も同じです。🎉 👍 e\u0301a\u0308
+
+1. first
+2. second
+   - inner 値
+
+| Name | 幅 | Note |
+|------|---:|------|
+| ア | 2 | wide cell text that has to be broken somewhere |
+| b | 10 | 🎉 |
+
+```python
+def area(radius: float) -> float:
+    return 3.14159 * radius**2  # 円
+```
+
+> quoted words of somebody
+
+Its area is $\\pi r^2$.
+"""
+"""An answer with most of Markdown."""
 Reason = Literal["stop", "length"]
 
 
@@ -132,6 +157,9 @@ class FakeStream:
             if self._scalings is not None:
                 yield self._scalings
             yield Finished(self._reason, self._usage(done))
+
+    def prompt_progress(self) -> tuple[int, int]:
+        return 1240, 3900
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -221,6 +249,10 @@ class FakeModel:
         if word == "think":
             thoughts = () if thinking is False else ("I \x1b[31mthink", " hard.\n")
             return FakeStream([f"answer {thinking}"], usage, thoughts=thoughts)
+        if word == "think-long":
+            return FakeStream(["answer"], usage, thoughts=["deliberation "[at % 13 :][:1] for at in range(260)])
+        if word == "page":
+            return FakeStream([PAGE[at : at + 3] for at in range(0, len(PAGE), 3)], usage)
         if word == "newlines":
             return FakeStream(["one\n", "\n", "two", "\n\n"], usage)
         if word == "nothing":

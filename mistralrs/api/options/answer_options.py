@@ -16,6 +16,7 @@ CHAT_MAX_TOKENS = 4096
 PROMPT_MAX_TOKENS = 128
 RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Parameters for which a model's makers may recommend values, which then are the defaults."""
+_SHOWN = frozenset({Mode.CHAT, Mode.PROMPT})
 _PROMPT = frozenset({Mode.PROMPT})
 
 
@@ -82,14 +83,22 @@ class AnswerOptions:
     plain: bool = option(
         False,
         "--plain",
-        modes=frozenset({Mode.CHAT}),
+        modes=_SHOWN,
         help="Show answers as the model writes them. Without it a terminal with colours shows their Markdown.",
+    )
+    color: Literal["auto", "always", "never"] = option(
+        "auto",
+        "--color",
+        metavar="auto|always|never",
+        modes=_SHOWN,
+        help="Draw Markdown with colours; auto: on a terminal that has them, unless NO_COLOR is set, or where "
+        "CLICOLOR_FORCE is.",
     )
     theme: Literal["auto", "light", "dark"] = option(
         "auto",
         "--theme",
         metavar="auto|light|dark",
-        modes=frozenset({Mode.CHAT}),
+        modes=_SHOWN,
         help="The background that colours are chosen for; auto: what COLORFGBG says, else dark.",
     )
     prompt: str | None = option(
