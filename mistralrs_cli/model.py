@@ -29,6 +29,9 @@ class AnswerStream(Protocol):
 
     def __iter__(self) -> Iterator[Event | Thought]: ...
 
+    def prompt_progress(self) -> tuple[int, int] | None:
+        """Returns how many tokens of the prompt are computed, and how many there are; None: it is not known."""
+
     def cancel(self) -> None:
         """Ends the answer within a step; safe from any thread, and more than once."""
 

@@ -12,6 +12,7 @@ from mistralrs_cli.arguments.invocation import PromptJob
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.printing.answer import Interruption, ThoughtSink, relay
 from mistralrs_cli.printing.answer_output import AnswerOutput, JsonOutput, open_output
+from mistralrs_cli.printing.prefill_line import ShownPrefill
 from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
 from mistralrs_cli.terminal.exits import INTERRUPTED
 from mistralrs_cli.terminal.output import Streams, is_terminal, per_second, print_error
@@ -75,7 +76,7 @@ def _write_answers(
     for number, answer in enumerate(answers):
         output = open_output(job.form, streams.stdout, model=name, number=number, cancel=answer.cancel)
         try:
-            finished.append(relay(answer, output, _thoughts(output, job, streams)))
+            finished.append(relay(ShownPrefill(answer, streams.stderr), output, _thoughts(output, job, streams)))
             output.end(finished[-1])
         except MistralrsError as error:
             first_error = first_error or error

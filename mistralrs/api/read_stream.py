@@ -46,6 +46,10 @@ class ReadStream:
                     yield Delta(text, (), ())
             yield event
 
+    def prompt_progress(self) -> tuple[int, int] | None:
+        """Returns how many tokens of the prompt have their KV, and how many there are; None: it is not known."""
+        return self._stream.prompt_progress()
+
     def cancel(self) -> None:
         """Ends the answer within a step; safe from any thread, and more than once."""
         self._stream.cancel()

@@ -157,6 +157,7 @@ class Engine(ProcessBound):
             number = next(self._ids)
             stream = handle(partial(self._cancel, number))
             sequence = Sequence.of(number, request, prompt, limit=self.max_len, eos_ids=self._eos_ids)
+            stream.prompt_progress = sequence.prompt_progress
             request_state = RequestState(
                 sequence,
                 stream,

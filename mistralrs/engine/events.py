@@ -171,6 +171,10 @@ End = Finished | Failed
 Event = AdaptersChosen | PromptLogprobs | Embedding | Delta | Scalings | End
 
 
+def _unknown_progress() -> None:
+    """Returns the progress of a prompt that no engine has taken."""
+
+
 class Handle(ProcessBound):
     """A running request. Its events are any number of AdaptersChosen, PromptLogprobs, Embedding, Delta and Scalings,
     then one Finished or Failed."""
@@ -181,6 +185,9 @@ class Handle(ProcessBound):
         """The caller has cancelled the request; the engine may not have noticed yet."""
         self.put = put
         """Delivers an event; called by the engine alone."""
+        self.prompt_progress: Callable[[], tuple[int, int] | None] = _unknown_progress
+        """Returns how many tokens of the prompt have their KV at this moment, cached ones included, and how many there
+        are; None: it is not known. May be called from any thread."""
         self._on_cancel = on_cancel
 
     def cancel(self) -> None:

@@ -107,6 +107,10 @@ class Sequence:
             takes_drafts=request.hooks is None,
         )
 
+    def prompt_progress(self) -> tuple[int, int]:
+        """Returns how many tokens of the prompt have their KV, and how many there are."""
+        return min(self.num_computed, self.num_prompt), self.num_prompt
+
     @property
     def num_remaining(self) -> int:
         """Known tokens that are not computed."""

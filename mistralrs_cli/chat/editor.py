@@ -48,6 +48,8 @@ class Editor:
         """Ctrl-C emptied the line that was read last before it was sent."""
         self.pasted: list[str] = []
         """The parts of the last input that were pasted."""
+        self.meter: Callable[[], str] = lambda: ""
+        """Returns the text at the right end of the line."""
         self._multiline = False
         self._output = create_output(streams.stdout if is_terminal(streams.stdout) else streams.stderr)
         self._session: PromptSession[str] = PromptSession(
@@ -61,6 +63,7 @@ class Editor:
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             tempfile_suffix=".md",
+            rprompt=lambda: [("ansibrightblack", self.meter())],
             output=self._output,
         )
 

@@ -58,6 +58,7 @@ def _from_terminal(chat: Chat, streams: Streams) -> int:
     completer = InputCompleter(chat, slash_commands.suggest)
     with Editor(streams, say=chat.notes.say, completer=completer) as editor:
         chat.confirm = editor.confirm
+        editor.meter = chat.meter
         while not chat.leaving:
             draft, chat.draft = chat.draft, ""
             opens, chat.opens_editor = chat.opens_editor, False

@@ -21,11 +21,14 @@ from mistralrs_cli.chat_storage.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.markdown_screen.answer_display import open_writer
 from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.printing.answer import Interruption, TextPieces, relay
+from mistralrs_cli.printing.prefill_line import ShownPrefill
 from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
-from mistralrs_cli.terminal.output import Streams, grouped, is_terminal, stats_line
+from mistralrs_cli.terminal.output import Streams, clean_line, grouped, is_terminal, stats_line
 
 NUM_ALTERNATIVES = 5
 """Likely tokens that ``/probs`` knows at each place."""
+LONGEST_NAME = 30
+"""Characters of the model's name in the line."""
 
 
 class Chat:
@@ -41,6 +44,8 @@ class Chat:
         self.origins = SettingOrigins(self.settings, job.written)
         self.last: Usage | None = None
         """The usage of the last answer."""
+        self._measured: Conversation | None = None
+        """The conversation that the last answer belongs to."""
         self.scalings: Scalings | None = None
         """Those of the last answer; None: there is no answer yet, or the model is no X-LoRA."""
         self.adapters: Mapping[str, float] | None = None
@@ -104,7 +109,8 @@ class Chat:
         writer = open_writer(self._streams.stdout, self._look)
         with Interruption() as interruption:
             try:
-                stream = interruption.watch(self._ask_with_room(sampling, interruption.watch))
+                asked = interruption.watch(self._ask_with_room(sampling, interruption.watch))
+                stream = ShownPrefill(asked, self._streams.stderr)
             except KeyboardInterrupt:  # before there was an answer
                 self._return_to(before)
                 return Finished("cancelled", Usage(0, 0, 0, 0.0, 0.0, 0.0, sampling.seed))
@@ -128,7 +134,10 @@ class Chat:
             writer.end("..." if mark_cut and finished.reason == "length" else "")
         else:
             self._return_to(before)
-        self.last = finished.usage
+        if mark_cut and finished.reason == "length":
+            is_full = finished.usage.completion_tokens != sampling.max_tokens
+            self.notes.say(f"[stopped at {'the end of the context' if is_full else 'max tokens: /continue'}]")
+        self.last, self._measured = finished.usage, self.conversation
         self.probs = answer.logprobs
         if self.settings.stats:
             self.show_stats()
@@ -318,6 +327,16 @@ class Chat:
 
     def _keep_scalings(self, scalings: Scalings) -> None:
         self.scalings = scalings
+
+    def meter(self) -> str:
+        """Returns the model's name and the share of its context that the conversation takes, as far as it is known."""
+        name = clean_line(self.model.info.name)
+        name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        context = self.model.info.context_length
+        if not context or self.last is None or self._measured is not self.conversation:
+            return name
+        used = self.last.prompt_tokens + self.last.completion_tokens
+        return f"{name} · context {100 * used // context} %"
 
     def show_stats(self) -> None:
         """Shows the statistics of the last answer."""

@@ -94,6 +94,10 @@ class SavedAnswer:
                     self._extend(event.text)
             yield event
 
+    def prompt_progress(self) -> tuple[int, int] | None:
+        """Returns the progress of the prompt."""
+        return self._stream.prompt_progress()
+
     def cancel(self) -> None:
         """Ends the answer within a step; safe from any thread, and more than once."""
         self._stream.cancel()

@@ -72,6 +72,9 @@ class RemoteStream:
             if isinstance(event, End):
                 return
 
+    def prompt_progress(self) -> None:
+        """Returns None: a server does not say how much of a prompt it has computed."""
+
     def cancel(self) -> None:
         """Ends the answer at once; safe from any thread, and more than once."""
         self._cancelled.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import termios
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 """Seconds to wait for expected output; tests take far less unless the machine is busy."""
 
+_METER = re.compile(r"^(>.*?) *Fake-1B(?: · context \d+ %)?$")
 ENTER = "\r"
 CTRL_C = "\x03"
 CTRL_D = "\x04"
@@ -98,6 +100,10 @@ class Terminal:
             self.child.send(key)
 
     def lines(self) -> list[str]:
+        """Returns the screen's text, without empty lines at its end and without the meter of the line."""
+        return [_METER.sub(r"\1", line) for line in self.lines_with_meter()]
+
+    def lines_with_meter(self) -> list[str]:
         """Returns the screen's text, without empty lines at its end."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip().split("\n")
 

@@ -189,17 +189,6 @@ def test_paste_is_not_sent_until_enter(home: Path) -> None:
         terminal.wait_for_line("line 4")
 
 
-def test_large_paste(home: Path) -> None:
-    text = "\n".join(f"line {index:05d} of a long text that was pasted as a whole" for index in range(2000))
-    assert len(text) > 100_000
-    with start(home) as terminal:
-        terminal.send(PASTE_BEGIN + text + PASTE_END)
-        terminal.wait_for("line 01999")
-        terminal.send(ENTER)
-        terminal.wait_for_prompt()
-        assert f"you said: {text}".replace("\n", "\r\n").encode() in terminal.raw
-
-
 def test_ctrl_c_keeps_the_part_that_came(home: Path) -> None:
     with start(home) as terminal:
         terminal.send("slow", ENTER)
@@ -276,17 +265,6 @@ def test_cut_and_statistics(home: Path) -> None:
         terminal.send("/stats off", ENTER, "bye", ENTER)
         terminal.wait_for_line("you said: bye")
         assert terminal.wait_for_prompt().count(line) == 2
-
-
-def test_the_model_cannot_drive_the_terminal(home: Path) -> None:
-    with start(home) as terminal:
-        before = len(terminal.raw)
-        terminal.send("escape", ENTER)
-        terminal.wait_for_line("abcd    e")
-        terminal.wait_for_prompt()
-        assert b"title" not in terminal.raw[before:]
-        assert b"[31m" not in terminal.raw
-        assert b"\xc2\x9b" not in terminal.raw
 
 
 def test_nothing_reorders_the_terminal(home: Path) -> None:

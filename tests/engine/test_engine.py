@@ -239,6 +239,22 @@ def test_usage_adds_up() -> None:
     assert 0 < usage.prompt_s <= usage.first_token_s <= usage.prompt_s + usage.completion_s
 
 
+def test_the_progress_of_a_prompt_is_known_while_it_is_computed() -> None:
+    prompt = tuple(20 + place % 20 for place in range(70))
+    with serving() as (engine, runner):
+        turnstile = Turnstile(runner)
+        stream = engine.submit(Request(prompt, replace(SAMPLED, max_tokens=4)))
+        seen = []
+        for _ in range(3):
+            turnstile.wait()
+            seen.append(stream.prompt_progress())
+            turnstile.let_through()
+        turnstile.let_through(1000)
+        collect(stream)
+        assert seen == [(0, 70), (32, 70), (64, 70)]
+        assert stream.prompt_progress() == (70, 70)
+
+
 # Cancelling
 
 

@@ -153,6 +153,7 @@ class ModelAdapters:
         handles: list[Handle] = []
         stream = Stream(lambda: handles[0].cancel())
         handles.append(self.submit_to(stream.put, request, weights))
+        stream.prompt_progress = handles[0].prompt_progress
         return stream
 
     def submit_to(self, deliver: Deliver, request: Request, weights: Mapping[str, float] | None = None) -> Handle:
