@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=("default", "high"), default="default")
+    parser.add_argument("--precision", choices=("fast", "default", "high"), default="default")
     args = parser.parse_args()
     command = [args.python, "-c", PEER, str(args.model), str(args.prompt), str(args.generate), str(args.threads)]
     ours = Ours(args.model, args.threads, args.precision)

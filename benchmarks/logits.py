@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("ids", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--precision", choices=("default", "high"), default="default")
+    parser.add_argument("--precision", choices=("fast", "default", "high"), default="default")
     parser.add_argument("--isa", help="an instruction set of the kernels, or torch")
     args = parser.parse_args()
 

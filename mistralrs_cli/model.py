@@ -59,6 +59,10 @@ class Info(Protocol):
     def sampling(self) -> Mapping[str, float]:
         """The sampling parameters that the model's makers recommend, by the names of ``SamplingParams``."""
 
+    @property
+    def precision(self) -> str:
+        """``--precision`` that it was loaded with; empty where that is not known."""
+
 
 class Vocabulary(Protocol):
     """The part of a tokenizer that commands need."""

@@ -54,8 +54,8 @@ class LoadOptions:
     tok_model_id: str | None = None
     """A hub repository or folder whose tokenizer and template are used."""
     token_source: str = DEFAULTS.token_source
-    precision: Literal["default", "high"] = DEFAULTS.precision
-    """``high``: activations in two int8 terms everywhere, close to float32."""
+    precision: Literal["fast", "default", "high"] = DEFAULTS.precision
+    """``high``: activations in two int8 terms everywhere, close to float32; ``fast``: in two for few outliers alone."""
     threads: int | None = DEFAULTS.threads
     """None: as many as there are physical cores."""
     isa: str | None = None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mistralrs.engine.events import Stream
     from mistralrs.engine.stats import EngineStats
     from mistralrs.grammar.grammar_text import GrammarText
-    from mistralrs.loading.pipeline import Model
+    from mistralrs.loading.pipeline import LoadPlan, Model
     from mistralrs.loading.text_source import TextSource
     from mistralrs.ops.backend import ResolvedBackend
     from mistralrs.text.chat_template import ChatTemplate
@@ -115,7 +115,7 @@ class LocalModel(ProcessBound):
         )
         # the folder of a model in the hub's cache is named by its commit
         name = source.repo if source.repo and path.is_dir() else model.name
-        info = _info(name, model, engine, resolved=resolved, load_s=time.perf_counter() - started)
+        info = _info(name, model, engine, plan=plan, resolved=resolved, load_s=time.perf_counter() - started)
         try:
             placement = adapter_placement(model, options, resolved.backend) if adapters.slots else None
             return cls(model, engine, info, adapters.finish(model, engine, placement, name=name))
@@ -230,7 +230,9 @@ def _call_format(model: Model) -> CallFormat | None:
     return call_format_of(model.template.source, model.responses)
 
 
-def _info(name: str, model: Model, engine: Engine, *, resolved: ResolvedBackend, load_s: float) -> ModelInfo:
+def _info(
+    name: str, model: Model, engine: Engine, *, plan: LoadPlan, resolved: ResolvedBackend, load_s: float
+) -> ModelInfo:
     backend = resolved.backend
     return ModelInfo(
         name=name,
@@ -245,6 +247,7 @@ def _info(name: str, model: Model, engine: Engine, *, resolved: ResolvedBackend,
         load_s=load_s,
         unavailable_backends=resolved.unavailable_backends,
         sampling=usable_sampling(model.sampling),
+        precision=plan.precision,
     )
 
 

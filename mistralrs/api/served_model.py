@@ -40,6 +40,8 @@ class ModelInfo:
     """Better backends that cannot run here, and why."""
     sampling: Mapping[str, float] = field(default_factory=dict)
     """The sampling parameters that its makers recommend, by the names of ``SamplingParams``."""
+    precision: str = "default"
+    """``--precision``, or ``f32`` with ``--dtype f32``."""
 
 
 @dataclass(frozen=True, slots=True)

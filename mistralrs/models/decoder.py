@@ -61,6 +61,8 @@ PRECISIONS: dict[str, Precision] = {
     # the projections where two terms gain most for their cost (docs/log.md): the inputs of down have outliers
     # everywhere, in columns that differ from token to token, and the head is computed for few rows
     "default": Precision(qkv=1.5, o_proj=1.5, gate_up=1.5, down=0, lm_head=0),
+    # outliers of four times the average alone: three times default's KL (docs/log.md)
+    "fast": Precision(qkv=4, o_proj=4, gate_up=4, down=4, lm_head=0),
     "high": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0),
     "f32": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f32"),
 }

@@ -164,7 +164,7 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     if isinstance(args.tool, DiagnosisOptions):
         return diagnosis_job(args.tool, options)
     if args.tool is not None:
-        return utility_command(args.tool, values.token_source or DEFAULTS.token_source)
+        return utility_command(args.tool, values.token_source or DEFAULTS.token_source, precision=values.precision)
     mode = mode_of(args)
     if mode is Mode.SERVE:
         defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))

@@ -131,7 +131,8 @@ def _explain(model: Model, job: BenchJob, stderr: TextIO) -> None:
     stderr.write(
         f"bench: a warm-up first; prefix cache off, the end of text is ignored; sampling is included (temperature "
         f"{sampling.temperature}, top-k {sampling.top_k}, top-p {sampling.top_p}, penalties "
-        f"{sampling.frequency_penalty} and {sampling.presence_penalty}); {model.info.threads} threads\n"
+        f"{sampling.frequency_penalty} and {sampling.presence_penalty}); {model.info.threads} threads, precision "
+        f"{model.info.precision}; t/s and ms/t are those of one stream, throughput/s of all together\n"
     )
     stderr.flush()
 
@@ -147,7 +148,9 @@ def _write_json(
             "tok_s_mean": statistics.fmean(result.rates),
             "tok_s_sd": statistics.stdev(result.rates) if len(result.rates) > 1 else 0.0,
             "tok_s_all": list(result.rates),
+            "tok_s_total": statistics.median(result.rates) * result.concurrency,
             "threads": model.info.threads,
+            "precision": model.info.precision,
             "isa": model.info.backend.partition(" ")[2],
             "model": model.info.name,
             "version": __version__,

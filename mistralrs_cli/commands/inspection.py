@@ -21,6 +21,13 @@ from mistralrs_cli.terminal.output import (
     grouped,
 )
 
+PRECISION_MEANINGS = {
+    "fast": "activations are rounded to 8 bits, few outliers to 15",
+    "default": "activations are rounded to 8 bits, to 15 where they stand out",
+    "high": "activations are rounded to 15 bits",
+}
+"""The effect of each ``--precision`` inside matrix products."""
+
 
 def run_inspect(job: InspectJob, streams: Streams) -> int:
     """Describes the model that the job names; returns the exit code."""
@@ -38,9 +45,10 @@ def run_inspect(job: InspectJob, streams: Streams) -> int:
         finally:
             progress.clear()
     if job.json:
-        streams.stdout.write(json.dumps(asdict(description), default=str) + "\n")
+        streams.stdout.write(json.dumps({**asdict(description), "precision": job.precision}, default=str) + "\n")
     else:
-        streams.stdout.writelines(f"{line}\n" for line in page(description))
+        lines = (*page(description), _line("precision", f"{job.precision}: {PRECISION_MEANINGS[job.precision]}"))
+        streams.stdout.writelines(f"{line}\n" for line in lines)
     streams.stdout.flush()
     return 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mistralrs.api.load_options import ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterSource
+from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.api.selectors.named_adapters import named_adapters
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
@@ -35,6 +36,8 @@ class InspectJob:
     adapters: tuple[AdapterSource, ...]
     token_source: str
     json: bool
+    precision: str = DEFAULTS.precision
+    """The precision that a run with these options has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,14 @@ UtilityCommand = InspectJob | ModelsJob | ChatsJob | QuantizeJob | OrderingJob |
 """The jobs that need no model in this process."""
 
 
-def utility_command(options: ModelToolOptions, token_source: str) -> UtilityCommand:
+def utility_command(
+    options: ModelToolOptions, token_source: str, *, precision: str = DEFAULTS.precision
+) -> UtilityCommand:
     """Returns the job of a subcommand that needs no model in this process. Raises ``UsageError`` and ``LoadError``."""
     if isinstance(options, InspectOptions):
         source = source_at(options.source, options.filename, gqa=options.gqa or 1)
-        return InspectJob(source, named_adapters(options.lora or (), FORMATTER), token_source, options.json)
+        adapters = named_adapters(options.lora or (), FORMATTER)
+        return InspectJob(source, adapters, token_source, options.json, precision)
     if isinstance(options, OrderingCreateOptions | OrderingRenameOptions):
         return ordering_job(options, token_source)
     if isinstance(options, AdapterOptions):

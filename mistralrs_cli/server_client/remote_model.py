@@ -54,6 +54,7 @@ class RemoteInfo:
     unavailable_backends: tuple[str, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
     """Nothing: a server completes requests by itself."""
+    precision: str = ""
 
 
 class RemoteAdapters:

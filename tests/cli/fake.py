@@ -38,6 +38,7 @@ class FakeInfo:
     threads: int = 2
     unavailable_backends: tuple[str, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
+    precision: str = "default"
 
 
 @dataclass(frozen=True)

@@ -308,13 +308,17 @@ def test_bench_says_what_it_does(program: Program) -> None:
         "tok_s_mean": 28.0,
         "tok_s_sd": 0.0,
         "tok_s_all": [28.0, 28.0],
+        "tok_s_total": 28.0,
         "threads": 2,
+        "precision": "default",
         "isa": "avx2",
         "model": "Fake\x1b[31m-1B",
         "version": __version__,
     }
     assert records[1]["tok_s_median"] == 32.0
-    assert all(word in err for word in ("warm-up", "prefix cache off", "ignored", "sampling is included"))
+    assert (records[2]["tok_s_median"], records[2]["tok_s_total"]) == (28.0, 112.0)
+    said = ("warm-up", "prefix cache off", "ignored", "sampling is included", "precision default", "of all together")
+    assert all(word in err for word in said)
     code, out, _ = program("bench", "-p", "16", "-n", "0", "-c", "4", "-r", "2")
     header, row = (line.replace("┃", "│").strip("│").split("│") for line in out.splitlines()[1:4:2])
     assert [cell.strip() for cell in header] == [

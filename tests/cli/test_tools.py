@@ -68,6 +68,7 @@ def test_inspect_as_text(run: Run) -> None:
     assert "    <|im_start|>user\n    Tell me a joke.<|im_end|>\n    <|im_start|>assistant\n" in out
     assert "of memory for 1 000 tokens" in out
     assert "\nanswers       content\n" in out
+    assert out.endswith("\nprecision     default: activations are rounded to 8 bits, to 15 where they stand out\n")
 
 
 def test_inspect_as_json(run: Run) -> None:
@@ -78,6 +79,9 @@ def test_inspect_as_json(run: Run) -> None:
     assert (model["architecture"], model["context_length"], model["path"]) == ("llama", 96, str(path))
     assert [each["use"] for each in model["tensors"]] == ["embedding", "attention", "feed-forward", "norms"]
     assert model["text"]["answer_parts"] == ["content"]
+    assert model["precision"] == "default"
+    code, out, _ = run("--precision", "fast", "inspect", str(path), "--json")
+    assert (code, json.loads(out)["precision"]) == (0, "fast")
     assert model["text"]["sample"].endswith("<|im_start|>assistant\n")
 
 

@@ -67,7 +67,7 @@ class Runner(ProcessBound):
         num_device_layers: int | Sequence[str] | None = None,
         *,
         in_situ_quant: str | None = None,
-        precision: Literal["default", "high"] = DEFAULTS.precision,
+        precision: Literal["fast", "default", "high"] = DEFAULTS.precision,
         dtype: Literal["auto", "bf16", "f16", "f32"] = DEFAULTS.dtype,
         threads: int | None = DEFAULTS.threads,
         kv_memory: int | None = DEFAULTS.kv_memory,

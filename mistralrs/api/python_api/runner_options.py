@@ -38,7 +38,7 @@ class RunnerOptions(TypedDict, total=False):
     chat_template: str | os.PathLike[str] | None
     num_device_layers: int | Sequence[str] | None
     in_situ_quant: str | None
-    precision: Literal["default", "high"]
+    precision: Literal["fast", "default", "high"]
     dtype: Literal["auto", "bf16", "f16", "f32"]
     threads: int | None
     kv_memory: int | None

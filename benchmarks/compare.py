@@ -1,0 +1,219 @@
+"""Compares engines on GGUF files, in turns: prefill, decode at depths, batches, load, first token and memory.
+
+    python -m benchmarks.compare MODEL.gguf... [--quick] [--rounds 3] [--threads 2] [--llamacpp PY] [--openvino PY]
+        [--mistralrs PY] [--ik-llama-bench BINARY] [--out docs/reports/compare]
+
+Each PY is a Python in which that engine is installed. A round starts every engine once, one after the other; it loads
+the file and runs all cells. Writes OUT.json after each engine and OUT.md at the end: medians, spread, and our median
+over the fastest other one. Started again with the same OUT, it goes on where it was interrupted: what was measured is
+kept, what failed is tried again.
+``--quick`` has fewer cells: pp512, tg128 and 16 sequences; files over 3 GB get two rounds and 32 decoded tokens.
+
+Decode is shown beside the machine's plain read, measured before each round: bytes of the file times tokens/s over it.
+Run it while nothing else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WORKER = Path(__file__).with_name("compare_worker.py")
+CELLS = ("pp128", "pp512", "pp2048", "tg128", "tg128@2000", "tg128@8000", "b1", "b4", "b16", "b32")
+QUICK_CELLS = ("pp512", "tg128", "b16")
+LARGE_BYTES = 3 << 30
+FIGURES = {
+    "first_token_s": "start to first token, s",
+    "load_s": "load, warm, s",
+    "cold_load_s": "load, cold, s",
+    "peak_bytes": "peak memory, MB",
+}
+"""Measured beside the cells; less is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An engine, the Python that runs it, and variables that it needs."""
+
+    name: str
+    python: str
+    variables: Mapping[str, str]
+
+
+def main() -> None:
+    args = arguments()
+    peers = list(peers_of(args))
+    store = args.out.with_suffix(".json")
+    records: list[dict[str, Any]] = json.loads(store.read_text()) if store.exists() else []
+    for path in args.models:
+        is_large = path.stat().st_size > LARGE_BYTES
+        rounds = min(args.rounds, 2) if args.quick and is_large else args.rounds
+        cells = QUICK_CELLS if args.quick else CELLS
+        if args.quick and is_large:
+            cells = tuple(cell.replace("tg128", "tg32") for cell in cells)
+        for number in range(rounds):
+            read = plain_read(args.threads)
+            for peer in peers:
+                key = {"file": path.name, "engine": peer.name, "round": number, "threads": args.threads}
+                if any(is_done(record, key, cells) for record in records):
+                    continue
+                print(f"{path.name}: round {number + 1} of {rounds}, {peer.name}", file=sys.stderr, flush=True)
+                record = {**key, "bytes": path.stat().st_size, "plain_read": read, **measured(peer, path, cells, args)}
+                records = [each for each in records if not key.items() <= each.items()] + [record]
+                store.parent.mkdir(parents=True, exist_ok=True)
+                store.write_text(json.dumps(records, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text("\n".join(report(records)) + "\n")
+
+
+def is_done(record: dict[str, Any], key: dict[str, Any], cells: Sequence[str]) -> bool:
+    return key.items() <= record.items() and set(cells) <= record["cells"].keys() and not record.get("error")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=lambda text: Path(text).resolve(), nargs="+")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for one engine in one round")
+    parser.add_argument("--out", type=Path, default=Path("docs/reports/compare"))
+    for name in ("llamacpp", "openvino", "mistralrs"):
+        parser.add_argument(f"--{name}", metavar="PY")
+    parser.add_argument("--ik-llama-bench", metavar="BINARY")
+    return parser.parse_args()
+
+
+def peers_of(args: argparse.Namespace) -> Iterator[Peer]:
+    yield Peer("ours", sys.executable, {"PYTHONPATH": str(WORKER.parents[1])})
+    for name, python in (("llama.cpp", args.llamacpp), ("OpenVINO", args.openvino), ("mistral.rs", args.mistralrs)):
+        if python:
+            yield Peer(name, python, {})
+    if args.ik_llama_bench:
+        yield Peer("ik_llama.cpp", sys.executable, {"LLAMA_BENCH": args.ik_llama_bench})
+
+
+def measured(peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one engine in one round. An engine that fails has the end of its errors instead."""
+    result: dict[str, Any] = {"cells": {}}
+    result["cold_load_s"] = launched(peer, path, (), args, forget=True).get("load_s")
+    result.update(launched(peer, path, cells, args))
+    return result
+
+
+def launched(
+    peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace, *, forget: bool = False
+) -> dict[str, Any]:
+    """The lines of one process. ``forget``: the file is dropped from the page cache first."""
+    if forget:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    result: dict[str, Any] = {"cells": {}}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(peer.variables)
+    command = [peer.python, str(WORKER), peer.name, str(path), str(args.threads), *cells]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/"
+    )
+    timer = threading.Timer(args.timeout, process.kill)
+    timer.start()
+    errors: list[str] = []
+    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()))
+    reader.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        if not line.startswith("{"):  # what engines print by themselves
+            continue
+        news = json.loads(line)
+        if "cell" in news:
+            result["cells"][news["cell"]] = news["tokens_s"]
+        else:
+            result.update(news)
+        if "load_s" in news:
+            result["first_token_s"] = time.perf_counter() - started
+    code = process.wait()
+    timer.cancel()
+    reader.join()
+    if code:
+        result["error"] = f"exit code {code}: " + "".join(errors)[-500:]
+        result["cells"] = dict.fromkeys(cells) | result["cells"]
+        print(f"{peer.name} failed: {result['error']}", file=sys.stderr)
+    return result
+
+
+def plain_read(threads: int) -> float:
+    """Bytes a second that all threads read together, from memory that no cache holds."""
+    import numpy
+
+    parts = [numpy.ones(32 << 20, dtype=numpy.int64) for _ in range(threads)]  # 256 MB each
+    best = 0.0
+    for _ in range(5):
+        workers = [threading.Thread(target=part.max) for part in parts]
+        started = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - started))
+    return best
+
+
+def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The lines of the table of each file."""
+    yield "# Engines beside each other"
+    yield ""
+    yield f"`python -m benchmarks.compare`, {platform.machine()}, {os.cpu_count()} processors. Tokens a second, medians"
+    yield "of the rounds and in brackets the least and the most; the ratio is our median over the fastest other's."
+    for name in dict.fromkeys(record["file"] for record in records):
+        own = [record for record in records if record["file"] == name]
+        engines = list(dict.fromkeys(record["engine"] for record in own))
+        read = statistics.median(record["plain_read"] for record in own)
+        rounds = len({record["round"] for record in own})
+        yield from ("", f"## {name}", "", f"Plain read {read / 1e9:.1f} GB/s; rounds: {rounds}.", "")
+        yield "| | " + " | ".join(engines) + " | ratio | share of the plain read |"
+        yield "| --- |" + " --- |" * (len(engines) + 2)
+        for cell in dict.fromkeys(cell for record in own for cell in record["cells"]):
+            values = {each: [r["cells"].get(cell) for r in own if r["engine"] == each] for each in engines}
+            share = ""
+            if cell.startswith("tg") and any(values["ours"]):
+                share = f"{middle(values['ours']) * own[0]['bytes'] / read:.0%}"
+            yield row(cell, values, share=share)
+        for figure, title in FIGURES.items():
+            scale = 1e-6 if figure == "peak_bytes" else 1.0
+            found = {each: [r.get(figure) for r in own if r["engine"] == each] for each in engines}
+            yield row(title, {each: [v and v * scale for v in found[each]] for each in engines}, is_time=True)
+        yield from (f"\n{r['engine']}: {r['error'].strip().splitlines()[-1]}" for r in own if r.get("error"))
+
+
+def row(title: str, values: Mapping[str, Sequence[float | None]], *, share: str = "", is_time: bool = False) -> str:
+    shown = [cell_text([value for value in values[each] if value]) for each in values]
+    others = [middle(values[each]) for each in values if each != "ours" and any(values[each])]
+    ratio = ""
+    if others and any(values["ours"]):
+        ratio = f"{middle(values['ours']) / (min(others) if is_time else max(others)):.2f}"
+    return f"| {title} | " + " | ".join(shown) + f" | {ratio} | {share} |"
+
+
+def cell_text(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    digits = 1 if statistics.median(values) >= 10 else 2
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def middle(values: Sequence[float | None]) -> float:
+    return statistics.median(value for value in values if value)
+
+
+if __name__ == "__main__":
+    main()
