@@ -6,6 +6,7 @@
 #include "moe.h"
 #include "mrs.h"
 #include "norm.h"
+#include "probe.h"
 #include "sampling.h"
 
 #define MRS_STRING_(x) #x
@@ -13,5 +14,5 @@
 
 namespace MRS_ISA {
 extern const mrs_table table;
-const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, add_norm, moe, unpack_row, sample};
+const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, add_norm, moe, unpack_row, sample, probe};
 }  // namespace MRS_ISA

@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 11
+ABI_VERSION = 12
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 """Instruction sets from the best to the plainest, in the order of the library's tables."""
 
@@ -241,6 +241,7 @@ class Table(c.Structure):
         ("moe", c.c_void_p),
         ("unpack_row", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
         ("sample", c.CFUNCTYPE(None, c.POINTER(Sampling), c.c_int64, c.c_void_p, c.c_void_p)),
+        ("probe", c.CFUNCTYPE(c.c_int64, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p)),
     ]
 
 
