@@ -98,8 +98,8 @@ template <> struct Format<MRS_Q3_K> {
     for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(add(byte_of(packed[j / 4], j % 4), set_i(-32))));
   }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
-    const Vi low = and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
-    return or_(low, bit<2>(load_i(quants + 1024 + 64 * q), 4 * n + J));
+    const Vi low = and_(shr<2 * J>(load_i(quants + 512 + 512 * n + 64 * q)), set_i(0x03030303));
+    return or_(low, bit<2>(load_i(quants + 64 * q), 4 * n + J));
   }
 };
 
@@ -128,7 +128,7 @@ template <> struct Format<MRS_Q5_K> {
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) { Format<MRS_Q4_K>::unpack_scales(scales, quants, s); }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
-    return or_(Format<MRS_Q4_K>::line<J>(quants, n, q), bit<4>(load_i(quants + 2048 + 64 * q), 2 * n + J));
+    return or_(Format<MRS_Q4_K>::line<J>(quants + 512, n, q), bit<4>(load_i(quants + 64 * q), 2 * n + J));
   }
 };
 

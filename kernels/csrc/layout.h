@@ -5,8 +5,10 @@
 //
 // Quants of 32-weight blocks: cache line q holds in its low nibbles k = 4q.., in its high nibbles k = 16 + 4q..
 // (Q8_0, I8: cache line q holds k = 4q..). Q5_0 and Q5_1 add a cache line of fifth bits before them: bit g of byte i is
-// that of k = 4g + i. For the K types the cache lines are the dwords of the file's qs, ql, qh and hmask in this order. Those
-// of Q6_K stand in threes, a dword of qh and the two of ql beside it, which make the same columns of four groups.
+// that of k = 4g + i. For the K types the cache lines are the dwords of the file's qs, ql, qh and hmask. Lines of high bits
+// are needed with the first of the others, and reading on from the end of a block and back would end the stream from memory:
+// those of Q3_K and Q5_K stand before the others; those of Q6_K stand in threes, a dword of qh and the two of ql beside it,
+// which make the same columns of four groups.
 //
 // I8 occurs in no file: int8 values with a float32 scale for every 16 columns, to which some types are requantized at
 // load without loss. Its unpacked block is two scales and 32 values.

@@ -82,19 +82,20 @@ INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts 
   if (a.two_term[group]) add_term<F, TOKENS>(line, s.d + sub, s.m + sub, a.residual, group, acc_residual);
 }
 
-// sums[J * TOKENS + t] += vector q of group J * columns 4q.. of token t, for all groups from J on.
-template <class F, int TOKENS, int J>
-INLINE void dot_line(const uint8_t *quants, int n, int q, const Term &a, const Term &residual, bool two_term, int64_t group,
-                     Vi *sums, Vi *residuals) {
+// sums[J * TOKENS + t] += vector q of group J * columns 4q.. of token t, for all groups from J on; RESIDUAL: likewise
+// `residuals`, of the residual term.
+template <class F, int TOKENS, bool RESIDUAL, int J>
+INLINE void dot_line(const uint8_t *quants, int n, int q, const Term &a, const Term &residual, int64_t group, Vi *sums,
+                     Vi *residuals) {
   const Vi w = F::template line<J>(quants, n, q);
   const int64_t at = ((group + J) * 8 + q) * TOKENS * 4;
 #pragma GCC unroll 2
   for (int t = 0; t < TOKENS; ++t) {
     sums[J * TOKENS + t] = dot4<F::BITS>(sums[J * TOKENS + t], w, set_i(load32(a.q + at + 4 * t)));
-    if (two_term)
+    if constexpr (RESIDUAL)
       residuals[J * TOKENS + t] = dot4<F::BITS>(residuals[J * TOKENS + t], w, set_i(load32(residual.q + at + 4 * t)));
   }
-  if constexpr (J + 1 < F::INNER) dot_line<F, TOKENS, J + 1>(quants, n, q, a, residual, two_term, group, sums, residuals);
+  if constexpr (J + 1 < F::INNER) dot_line<F, TOKENS, RESIDUAL, J + 1>(quants, n, q, a, residual, group, sums, residuals);
 }
 
 // The integers from which the sums of a group's sub-block start: minus the offset times the sum of the columns.
@@ -126,12 +127,10 @@ INLINE void add_sums(const Vi *sums, const Vf *parts, int n, const Scales &s, co
 }
 
 // As dot_group for the INNER groups that share cache lines, of which each is read once: a second pass over them would end
-// the stream of the memory. The sums are those of dot_group, to the last bit.
-template <class F, int TOKENS>
+// the stream of the memory. The sums are those of dot_group, to the last bit. RESIDUAL: some group has the residual term.
+template <class F, int TOKENS, bool RESIDUAL>
 INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Vf *acc, Vf *acc_residual) {
   constexpr int COUNT = F::INNER * TOKENS, HALVES = 32 / F::SUB;
-  bool two_term = false;
-  for (int j = 0; j < F::INNER; ++j) two_term |= a.two_term[group + j] != 0;
   Vi sums[COUNT], residuals[COUNT];
   Vf parts[COUNT], residual_parts[COUNT];
 #pragma GCC unroll 2
@@ -139,19 +138,19 @@ INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts
     for (int j = 0; j < F::INNER; ++j)
       for (int t = 0; t < TOKENS; ++t) {
         sums[j * TOKENS + t] = first_sum<F, TOKENS>(a.first, group + j, h, t);
-        residuals[j * TOKENS + t] = two_term ? first_sum<F, TOKENS>(a.residual, group + j, h, t) : zero_i();
+        if constexpr (RESIDUAL) residuals[j * TOKENS + t] = first_sum<F, TOKENS>(a.residual, group + j, h, t);
       }
 #pragma GCC unroll 8
     for (int q = h * (8 / HALVES); q < (h + 1) * (8 / HALVES); ++q)
-      dot_line<F, TOKENS, 0>(quants, n, q, a.first, a.residual, two_term, group, sums, residuals);
+      dot_line<F, TOKENS, RESIDUAL, 0>(quants, n, q, a.first, a.residual, group, sums, residuals);
     for (int i = 0; HALVES == 2 && h == 0 && i < COUNT; ++i) {
       const Vf d = s.d[(n * F::INNER + i / TOKENS) * HALVES];
       parts[i] = mul(to_float(sums[i]), d);
-      residual_parts[i] = mul(to_float(residuals[i]), d);
+      if constexpr (RESIDUAL) residual_parts[i] = mul(to_float(residuals[i]), d);
     }
   }
   add_sums<F, TOKENS>(sums, parts, n, s, a.first, nullptr, group, acc);
-  if (two_term) add_sums<F, TOKENS>(residuals, residual_parts, n, s, a.residual, a.two_term + group, group, acc_residual);
+  if constexpr (RESIDUAL) add_sums<F, TOKENS>(residuals, residual_parts, n, s, a.residual, a.two_term + group, group, acc_residual);
 }
 
 // out: (TOKENS, 16) products of one panel with a tile of few tokens.
@@ -167,7 +166,12 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
     F::unpack_scales(scales, quants, s);
     for (int n = 0; n < F::OUTER; ++n, group += F::INNER) {
       if constexpr (F::INNER > 1 && TOKENS <= 2) {
-        dot_groups<F, TOKENS>(quants, n, s, a, group, acc, acc_residual);
+        bool two_term = false;
+        for (int j = 0; j < F::INNER; ++j) two_term |= a.two_term[group + j] != 0;
+        if (two_term)
+          dot_groups<F, TOKENS, true>(quants, n, s, a, group, acc, acc_residual);
+        else
+          dot_groups<F, TOKENS, false>(quants, n, s, a, group, acc, acc_residual);
         continue;
       }
       dot_group<F, TOKENS, 0>(quants, n, s, a, group, acc, acc_residual);

@@ -179,8 +179,8 @@ void pack_row_block(int type, const uint8_t *src, int row, uint8_t *scales, uint
     case MRS_Q3_K:
       put_half(scales, row, src + 108);
       put_lines(scales + 32, row, src + 96, 3);
-      put_lines(quants, row, src + 32, 16);
-      put_lines(quants + 1024, row, src, 8);
+      put_lines(quants, row, src, 8);
+      put_lines(quants + 512, row, src + 32, 16);
       break;
     case MRS_Q4_K:
       put_half(scales, row, src);
@@ -192,8 +192,8 @@ void pack_row_block(int type, const uint8_t *src, int row, uint8_t *scales, uint
       put_half(scales, row, src);
       put_half(scales + 32, row, src + 2);
       put_lines(scales + 64, row, src + 4, 3);
-      put_lines(quants, row, src + 48, 32);
-      put_lines(quants + 2048, row, src + 16, 8);
+      put_lines(quants, row, src + 16, 8);
+      put_lines(quants + 512, row, src + 48, 32);
       break;
     case MRS_Q6_K:
       put_half(scales, row, src + 208);
