@@ -9,25 +9,31 @@
 
 namespace MRS_ISA {
 
+// A range of indices.
+struct Range {
+  int64_t begin, end;
+};
+
 // acc[i] += one panel (16 rows, count) * the column x[i][0], x[i][stride], ...; even and odd places are added apart, since
 // few rows would wait for one chain of additions.
 template <int TYPE, int ROWS>
 INLINE void add_panel(const uint8_t *panel, int64_t count, const float *const *x, int64_t stride, Vf *acc) {
   constexpr int bytes = layout_of(TYPE).quants;
-  Vf odd[ROWS];
-  for (int i = 0; i < ROWS; ++i) odd[i] = zero_f();
+  Vf even[ROWS], odd[ROWS];
+  const float *at[ROWS];
+  for (int i = 0; i < ROWS; ++i) even[i] = acc[i], odd[i] = zero_f(), at[i] = x[i];
   int64_t k = 0;
   for (; k + 2 <= count; k += 2) {
     const Vf w = load_weight<TYPE>(panel + k * bytes), v = load_weight<TYPE>(panel + (k + 1) * bytes);
 #pragma GCC unroll 4
     for (int i = 0; i < ROWS; ++i) {
-      acc[i] = fma(w, set_f(x[i][k * stride]), acc[i]);
-      odd[i] = fma(v, set_f(x[i][(k + 1) * stride]), odd[i]);
+      even[i] = fma(w, set_f(at[i][k * stride]), even[i]);
+      odd[i] = fma(v, set_f(at[i][(k + 1) * stride]), odd[i]);
     }
   }
   for (int i = 0; k < count && i < ROWS; ++i)
-    acc[i] = fma(load_weight<TYPE>(panel + k * bytes), set_f(x[i][k * stride]), acc[i]);
-  for (int i = 0; i < ROWS; ++i) acc[i] = add(acc[i], odd[i]);
+    even[i] = fma(load_weight<TYPE>(panel + k * bytes), set_f(at[i][k * stride]), even[i]);
+  for (int i = 0; i < ROWS; ++i) acc[i] = add(even[i], odd[i]);
 }
 
 template <int TYPE>
@@ -72,6 +78,7 @@ struct Deltas {
   const mrs_step &step;
   int64_t used, total;  // total: uses of all rows
   bool act;             // some delta may act; where it is false the op takes the plain path
+  int num_near = 0, near[16];  // slots that act on some row, for ask_for()
 
   // The rows' uses in step.use_slots from `first` on, and in u from `at` on.
   struct Uses {
@@ -82,6 +89,31 @@ struct Deltas {
       : step(step_), used(used_), total(step_.use_start ? step_.use_start[step_.num_tokens] * used_ : 0), act(false) {
     for (int64_t i = 0; step.use_start && i < count && !act; ++i)
       for (int slot = 0; linears[i].deltas && slot < step.num_slots; ++slot) act |= linears[i].deltas[slot].a != nullptr;
+    if (act) find_near();
+  }
+
+  void find_near() {
+    uint64_t seen = 0;
+    for (int64_t i = 0; i < step.use_start[step.num_tokens] && num_near < 16; ++i) {
+      const int slot = step.only_slot >= 0 ? step.only_slot : step.use_slots[i];
+      if (slot < 64 && !(seen >> slot & 1)) seen |= uint64_t(1) << slot, near[num_near++] = slot;
+      if (step.only_slot >= 0) return;
+    }
+  }
+
+  // Adds parts of b that expand() reads for `panel` and those behind it, of `panels` that are passed in ascending order. A
+  // panel's are a few cache lines of each slot, which no hardware prefetcher sees coming; memory gives more when the slots
+  // take turns, each with the lines of as many panels as there are slots.
+  void ask_for(const mrs_linear &linear, const Range &panels, int64_t panel, Ahead &ahead) const {
+    const int64_t turn = (panel - panels.begin) % (num_near ? num_near : 1);
+    const bool is_first = panel == panels.begin;
+    for (int i = 0; linear.deltas && i < num_near; ++i) {
+      const mrs_delta &delta = linear.deltas[near[i]];
+      if (!delta.a || (i != turn && !is_first)) continue;
+      const int64_t from = is_first ? panel : panel + 1, to = i == turn ? panel + num_near + 1 : panel + i + 1;
+      const int64_t bytes = view_of(delta.b->type, delta.b->cols).bytes, count = (to < panels.end ? to : panels.end) - from;
+      if (count > 0) ahead.add(delta.b->data + from * bytes, count * bytes);
+    }
   }
 
   // The token of row `row` of an op's result.
@@ -103,57 +135,66 @@ struct Deltas {
     return weight * step.scalings[layer * step.num_slots + step.use_slots[uses.first + j]];
   }
 
-  // Rows of a tile, on which one slot acts as their use number j.
+  // Rows on which one slot acts as their use number j.
   struct Group {
-    int slot, count, rows[8];
+    int64_t j;
+    int slot, count, rows[32];
   };
 
-  // Calls body(j, group) for every use of the tile's rows; rows whose use number j is the same slot come together.
+  // Calls body(group) for every use of `count` rows, 32 at most; rows whose use number j is the same slot come together.
   template <class Body> void for_groups(const Uses *uses, int count, Body &&body) const {
-    if (step.only_slot >= 0) return body(int64_t(0), Group{step.only_slot, count, {0, 1, 2, 3, 4, 5, 6, 7}});
+    Group group;
+    if (step.only_slot >= 0) {
+      group.j = 0, group.slot = step.only_slot, group.count = count;
+      for (int t = 0; t < count; ++t) group.rows[t] = t;
+      return body(group);
+    }
     int64_t most = 0;
     for (int t = 0; t < count; ++t) most = uses[t].count > most ? uses[t].count : most;
     for (int64_t j = 0; j < most; ++j) {
       unsigned left = 0;
       for (int t = 0; t < count; ++t) left |= unsigned(uses[t].count > j) << t;
       while (left) {
-        Group group = {step.use_slots[uses[__builtin_ctz(left)].first + j], 0, {}};
+        group.j = j, group.slot = step.use_slots[uses[__builtin_ctz(left)].first + j], group.count = 0;
         for (unsigned rest = left; rest; rest &= rest - 1) {
           const int t = __builtin_ctz(rest);
           if (step.use_slots[uses[t].first + j] != group.slot) continue;
           group.rows[group.count++] = t;
           left &= ~(1u << t);
         }
-        body(j, group);
+        body(group);
       }
     }
   }
 
-  template <class RowOf> void uses_of_tile(const Tile &tile, RowOf &&row, Uses *uses) const {
-    for (int t = 0; t < tile.count; ++t) uses[t] = uses_of(row(t));
+  // Computes u of a group of rows: x(r) gives the plain values of row r, `stride` apart, and row(r) its row of the op.
+  template <class RowOf, class XOf>
+  void shrink(const mrs_linear &linear, int member, const Group &group, int64_t stride, XOf &&x, RowOf &&row) const {
+    if (!linear.deltas || !linear.deltas[group.slot].a) return;
+    const mrs_delta &delta = linear.deltas[group.slot];
+    const float *from[32];
+    for (int i = 0; i < group.count; ++i) from[i] = x(group.rows[i]);
+    for (int64_t panel = 0; panel * 16 < delta.a->rows; ++panel) {
+      const int live = int(delta.a->rows - panel * 16 < 16 ? delta.a->rows - panel * 16 : 16);
+      Vf acc[32];
+      for (int i = 0; i < group.count; ++i) acc[i] = zero_f();
+      add_product(*delta.a, panel, from, stride, acc, group.count);
+      for (int i = 0; i < group.count; ++i) {
+        const Uses of = uses_of(row(group.rows[i]));
+        const Vf factor = set_f(delta.scale * weight(linear, of, group.j));
+        store_first(u(member, of, group.j) + panel * 16, mul(acc[i], factor), live);
+      }
+    }
   }
 
-  // Computes u of the rows row(0 .. tile.count - 1) from their plain values.
-  template <class RowOf> void shrink(const mrs_linear &linear, int member, const Tile &tile, const PlainRows &plain, RowOf &&row) const {
+  // Computes u of a tile's rows row(0 .. tile.count - 1).
+  template <class RowOf>
+  void shrink_tile(const mrs_linear &linear, int member, const Tile &tile, const PlainRows &plain, RowOf &&row) const {
     if (!linear.deltas) return;
     Uses uses[8];
-    uses_of_tile(tile, row, uses);
-    for_groups(uses, tile.count, [&](int64_t j, const Group &group) {
-      const mrs_delta &delta = linear.deltas[group.slot];
-      if (!delta.a) return;
-      const float *x[8];
-      for (int i = 0; i < group.count; ++i) x[i] = plain.x + group.rows[i] * plain.row;
-      for (int64_t panel = 0; panel * 16 < delta.a->rows; ++panel) {
-        const int live = int(delta.a->rows - panel * 16 < 16 ? delta.a->rows - panel * 16 : 16);
-        Vf acc[8];
-        for (int i = 0; i < group.count; ++i) acc[i] = zero_f();
-        add_product(*delta.a, panel, x, plain.stride, acc, group.count);
-        for (int i = 0; i < group.count; ++i) {
-          const Uses &of = uses[group.rows[i]];
-          const Vf factor = set_f(delta.scale * weight(linear, of, j));
-          store_first(u(member, of, j) + panel * 16, mul(acc[i], factor), live);
-        }
-      }
+    for (int t = 0; t < tile.count; ++t) uses[t] = uses_of(row(t));
+    for_groups(uses, tile.count, [&](const Group &group) {
+      shrink(linear, member, group, plain.stride, [&](int t) { return plain.x + t * plain.row; }, row);
     });
   }
 
@@ -168,9 +209,9 @@ struct Deltas {
     }
     if (used == 1 && expand_each(linear, member, panel, tile, values, row)) return;
     Uses uses[8];
-    uses_of_tile(tile, row, uses);
-    for_groups(uses, tile.count, [&](int64_t j, const Group &group) {
-      if (linear.deltas[group.slot].a) expand_group(linear, member, panel, live, uses, j, group, values);
+    for (int t = 0; t < tile.count; ++t) uses[t] = uses_of(row(t));
+    for_groups(uses, tile.count, [&](const Group &group) {
+      if (linear.deltas[group.slot].a) expand_group(linear, member, panel, live, uses, group, values);
     });
   }
 
@@ -206,16 +247,16 @@ struct Deltas {
     return true;
   }
 
-  void expand_group(const mrs_linear &linear, int member, int64_t panel, int live, const Uses *uses, int64_t j,
-                    const Group &group, Vf *values) const {
+  void expand_group(const mrs_linear &linear, int member, int64_t panel, int live, const Uses *uses, const Group &group,
+                    Vf *values) const {
     const mrs_delta &delta = linear.deltas[group.slot];
     const float *from[8];
     Vf acc[8];
     for (int i = 0; i < group.count; ++i) {
       const Uses &of = uses[group.rows[i]];
-      from[i] = u(member, of, j);
+      from[i] = u(member, of, group.j);
       acc[i] = zero_f();
-      if (delta.bias) acc[i] = mul(load_live(delta.bias + panel * 16, live), set_f(weight(linear, of, j)));
+      if (delta.bias) acc[i] = mul(load_live(delta.bias + panel * 16, live), set_f(weight(linear, of, group.j)));
     }
     add_product(*delta.b, panel, from, 1, acc, group.count);
     for (int i = 0; i < group.count; ++i) {

@@ -23,11 +23,6 @@ struct Operand {
   int live_rows(int64_t panel) const { return int(weight->rows - panel * 16 < 16 ? weight->rows - panel * 16 : 16); }
 };
 
-// A range of indices.
-struct Range {
-  int64_t begin, end;
-};
-
 // Panels [begin, end) of one operand.
 struct Segment {
   int operand;
@@ -71,9 +66,10 @@ struct Products {
 
   // Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
   ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, uint8_t *unpacked,
-                              Vf *values) const {
+                              Ahead *ahead, Vf *values) const {
     alignas(64) float out[8 * 16];
-    micro_kernel({weight.data + panel * panel_bytes, unpacked}, weight.cols, acts_at(tile.base, weight.cols, tile.tokens), out);
+    const uint8_t *packed = weight.data + panel * panel_bytes;
+    micro_kernel({packed, unpacked, ahead}, weight.cols, acts_at(tile.base, weight.cols, tile.tokens), out);
     alignas(64) float bias[16] = {0};
     for (int64_t r = panel * 16; weight.bias && r < weight.rows && r < panel * 16 + 16; ++r)
       bias[r - panel * 16] = weight.bias[r];
@@ -116,9 +112,12 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
       };
       for (int64_t panel = from; panel < to; ++panel) {
         uint8_t *at = unpacked + (panel - from) * kept;
+        Ahead ahead;
+        if (keeps && i == tiles.begin) epilogue.ask_for(segment, panel, ahead);
         Vf values[8], second[8];
-        products.multiply(panel, tile, pick(products), at, values);
-        if (operand.second) second_products.multiply(panel, tile, pick(second_products), at + products.kept, second);
+        products.multiply(panel, tile, pick(products), at, ahead.empty() ? nullptr : &ahead, values);
+        if (operand.second)
+          second_products.multiply(panel, tile, pick(second_products), at + products.kept, nullptr, second);
         epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, second);
       }
     }
@@ -130,7 +129,8 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
 // Operands has panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
 // belongs to its first operand; at(operand), tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand,
 // panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
-// operand's second weight, if it has one.
+// operand's second weight, if it has one. For a first tile of 8, epilogue.ask_for(segment, panel, ahead) comes before that
+// and adds to `ahead` what the epilogue will read.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels();
@@ -198,6 +198,12 @@ struct ProjectEpilogue {
   const mrs_project &op;
   const Deltas &deltas;
 
+  void ask_for(const Segment &segment, int64_t panel, Ahead &ahead) const {
+    if (!deltas.act) return;
+    deltas.ask_for(op.members[segment.operand], {segment.begin, segment.end}, panel, ahead);
+    if (op.epilogue == MRS_EPILOGUE_GATED) deltas.ask_for(op.members[1], {segment.begin, segment.end}, panel, ahead);
+  }
+
   ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
     if (deltas.act) {
       const auto row = [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); };
@@ -237,6 +243,43 @@ INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile
   });
 }
 
+// Computes u of all rows: a thread takes a member and rows with a common slot, up to four tiles of them, and reads a once.
+INLINE void shrink_rows(const mrs_project &op, const Deltas &deltas, const Members &members, mrs_pool *pool) {
+  struct Work {
+    int64_t first;  // the group's rows are counted from here
+    Deltas::Group group;
+  };
+  static thread_local ThreadMemory memory;
+  Work *work = (Work *)memory.get(deltas.total * sizeof(Work));
+  const int64_t cols = op.members[0].weight->cols, most = members.needs.rows ? 32 : 8;  // a tile of floats has its own stride
+  int64_t count = 0;
+  for (int64_t first = 0; first < members.rows; first += most) {
+    const int rows = int(members.rows - first < most ? members.rows - first : most);
+    Deltas::Uses uses[32];
+    for (int r = 0; r < rows; ++r) uses[r] = deltas.uses_of(deltas.row_of(op.logits_only, first + r));
+    deltas.for_groups(uses, rows, [&](const Deltas::Group &group) { work[count++] = {first, group}; });
+  }
+  const auto shrink = [&](int64_t i) {
+    const int m = int(i % op.num_members);
+    const Work &w = work[i / op.num_members];
+    const auto plain = [&](int64_t tile) { return plain_rows(members.tile(tile), cols, members.needs); };
+    deltas.shrink(
+        op.members[m], m, w.group, plain(w.first / 8).stride,
+        [&](int r) {
+          const PlainRows of_tile = plain((w.first + r) / 8);
+          return of_tile.x + (w.first + r) % 8 * of_tile.row;
+        },
+        [&](int r) { return deltas.row_of(op.logits_only, w.first + r); });
+  };
+  const int64_t shrinks = count * op.num_members;
+  // a smaller one takes less time than waking a thread
+  if (shrinks * cols < 3072) {
+    for (int64_t i = 0; i < shrinks; ++i) shrink(i);
+  } else {
+    parallel_for(pool, shrinks, [&](int64_t i) { shrink(i); });
+  }
+}
+
 void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_project &op = *(const mrs_project *)self;
   const int64_t cols = op.members[0].weight->cols, rows = op.logits_only ? step->num_logits : step->num_tokens;
@@ -250,19 +293,7 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   } else {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
   }
-  const int64_t shrinks = deltas.act ? members.num_tiles() * op.num_members : 0;
-  const auto shrink = [&](int64_t i) {
-    const Tile tile = members.tile(i / op.num_members);
-    const int m = int(i % op.num_members);
-    deltas.shrink(op.members[m], m, tile, plain_rows(tile, cols, members.needs),
-                  [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); });
-  };
-  // a smaller one takes less time than waking a thread
-  if (shrinks * cols < 3072) {
-    for (int64_t i = 0; i < shrinks; ++i) shrink(i);
-  } else {
-    parallel_for(pool, shrinks, [&](int64_t i) { shrink(i); });
-  }
+  if (deltas.act) shrink_rows(op, deltas, members, pool);
   gemm(members, members.span(pool), pool, ProjectEpilogue{op, deltas});
 }
 

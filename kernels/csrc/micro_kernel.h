@@ -12,10 +12,43 @@
 
 namespace MRS_ISA {
 
+// Memory that will be read soon.
+class Ahead {
+  struct Piece {
+    const uint8_t *at;
+    int64_t lines;
+  };
+  Piece pieces[32];  // those beyond them are read without notice
+  int count = 0, next = 0;
+  int64_t left = 0;  // lines of all
+
+ public:
+  void add(const uint8_t *at, int64_t bytes) {
+    if (count == 32) return;
+    pieces[count++] = {at, (bytes + 63) / 64};
+    left += (bytes + 63) / 64;
+  }
+
+  bool empty() const { return !count; }
+
+  // Asks for the first of `parts` parts of what is left.
+  __attribute__((noinline)) void ask(int64_t parts) {
+    int64_t now = (left + parts - 1) / parts;
+    left -= now;
+    for (; now; --now, pieces[next].at += 64) {
+      while (!pieces[next].lines) ++next;
+      __builtin_prefetch(pieces[next].at, 0, 2);
+      --pieces[next].lines;
+    }
+  }
+};
+
 // A panel of a weight, and the memory for its unpacked weights: kept_bytes(), or null for a tile of fewer than 8 tokens.
+// The first tile of 8 asks for `ahead`, if that is not null, a few lines at a time.
 struct Panel {
   const uint8_t *packed;
   uint8_t *kept;
+  Ahead *ahead;
 };
 
 // acc[t] += (one group of 32 columns of a panel) * (one term of its TOKENS columns). line(q) gives the group's vector q of
@@ -240,6 +273,7 @@ template <class F> void micro_kernel_first(const Panel &panel, int64_t cols, con
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *quants = panel.packed + at.quants;
+    if (__builtin_expect(panel.ahead != nullptr, false)) panel.ahead->ask(view.blocks - b);
     Scales s;
     F::unpack_scales(panel.packed + at.scales, quants, s);
     for (int n = 0; n < F::OUTER; ++n, group += F::INNER, kept += F::INNER, ahead += F::INNER * step) {

@@ -65,12 +65,12 @@ INLINE void route_token(const mrs_moe &op, int64_t t, const Deltas &deltas, cons
   const micro_kernel_fn micro_kernel = micro_kernel_of(router.type, 1, true);
   const Tile tile = {t, 1, 1, nullptr};
   const auto row = [&](int) { return t; };
-  if (deltas.act) deltas.shrink(op.router, 0, tile, PlainRows{normed, cols, 1}, row);
+  if (deltas.act) deltas.shrink_tile(op.router, 0, tile, PlainRows{normed, cols, 1}, row);
   float logits[(op.experts + 15) / 16 * 16];
   for (int64_t panel = 0; panel < (op.experts + 15) / 16; ++panel) {
     const int live = int(op.experts - panel * 16 < 16 ? op.experts - panel * 16 : 16);
     float *out = logits + 16 * panel;
-    micro_kernel({router.data + panel * view_of(router.type, cols).bytes, nullptr}, cols, a, out);
+    micro_kernel({router.data + panel * view_of(router.type, cols).bytes, nullptr, nullptr}, cols, a, out);
     for (int e = 0; router.bias && e < live; ++e) out[e] += router.bias[panel * 16 + e];
     if (!deltas.act) continue;
     Vf value = load_f(out);
@@ -135,6 +135,13 @@ struct PairEpilogue {
   int activation;
   float *out;
 
+  void ask_for(const Segment &segment, int64_t panel, Ahead &ahead) const {
+    if (!deltas.act) return;
+    const Range panels = {segment.begin, segment.end};
+    deltas.ask_for(experts.first[segment.operand], panels, panel, ahead);
+    if (experts.second) deltas.ask_for(experts.second[segment.operand], panels, panel, ahead);
+  }
+
   ALWAYS_INLINE void operator()(int expert, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
     const bool gated = experts.second != nullptr;  // act(first) * second
     const int32_t *pairs = experts.routes.order + tile.first;
@@ -165,8 +172,8 @@ INLINE void expert_products(const Experts &experts, const Deltas &deltas, float 
     const PlainRows plain = plain_rows(tile, cols, experts.needs);
     const int expert = routes.expert[pairs[0]];
     const auto pair = [&](int t) { return int64_t(pairs[t]); };
-    deltas.shrink(experts.first[expert], 0, tile, plain, pair);
-    if (experts.second) deltas.shrink(experts.second[expert], 1, tile, plain, pair);
+    deltas.shrink_tile(experts.first[expert], 0, tile, plain, pair);
+    if (experts.second) deltas.shrink_tile(experts.second[expert], 1, tile, plain, pair);
   });
   const int64_t span = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
   gemm(experts, span, pool, PairEpilogue{experts, deltas, op.activation, out});

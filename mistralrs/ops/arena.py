@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 from math import prod
 from typing import Literal
@@ -18,6 +19,11 @@ from mistralrs.ops.buffer import Buffer, Span
 HUGE_PAGE = 2 << 20
 ALIGNMENT = 64
 
+_STARTS, _START_BYTES = 64, 8704
+"""Arenas start at different multiples of this beyond a huge page: what lies at the same place of many of them, such as
+the matrices of adapters, would else share a few sets of a cache and evict one another."""
+_starts = itertools.count()
+
 
 class Arena:
     """One mapping of ``capacity`` bytes; ``take`` hands out aligned pieces of it, in order."""
@@ -25,7 +31,8 @@ class Arena:
     def __init__(self, capacity: int, *, huge_pages: bool = False) -> None:
         """``huge_pages``: for memory that is large and will be filled; one that is touched in few places would take too
         much."""
-        size = capacity + HUGE_PAGE
+        start = next(_starts) % _STARTS * _START_BYTES if huge_pages else 0
+        size = capacity + start + HUGE_PAGE
         try:
             # private: Python's default is shared memory, which has huge pages on few systems
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -39,7 +46,7 @@ class Arena:
             with contextlib.suppress(OSError):
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._base = -(-base // HUGE_PAGE) * HUGE_PAGE
+        self._base = -(-base // HUGE_PAGE) * HUGE_PAGE + start
         self._bytes = memoryview(self._map)[self._base - base :]
         self._used = 0
         self.capacity = capacity

@@ -29,10 +29,15 @@ def test_memory_is_private_and_huge_pages_are_asked_for_where_wanted(huge_pages:
     if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
         pytest.skip("this kernel has no transparent huge pages")
     span = Arena(4 * HUGE_PAGE, huge_pages=huge_pages).take(4 * HUGE_PAGE)
-    assert span.address % HUGE_PAGE == 0
     found = flags(span.address)
     assert "sh" not in found  # shared
     assert ("hg" in found) == huge_pages
+
+
+def test_what_lies_at_the_same_place_of_two_arenas_uses_different_sets_of_a_cache() -> None:
+    first, second = (Arena(1000, huge_pages=True).take(1000).address for _ in range(2))
+    page, set_of_lines = 4096, 512
+    assert abs(second - first) % page >= set_of_lines
 
 
 def test_memory_is_zeroed_and_aligned() -> None:
