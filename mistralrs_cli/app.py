@@ -90,8 +90,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, PromptJob):
             text = prompt_text(task.job, streams.stdin)
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, ChatJob):
-            chat_job, streams = _take_context(task.job, streams)
-            task = _prepare_chat(task, chat_job, streams)
+            task, streams = _with_context(task, task.job, streams)
     if not isinstance(task, Invocation | RemoteInvocation):
         return _do_without_engine(task, streams)
     return _do_with_model(task, load, text, words=words, options=options, streams=streams)
@@ -147,12 +146,14 @@ def _chat(
         return run_chat(job, streams, switch=switch)
 
 
-def _take_context(job: ChatJob, streams: Streams) -> tuple[ChatJob, Streams]:
-    """Returns the chat with the text that was piped to it, and the streams that are left."""
+def _with_context(
+    task: Invocation | RemoteInvocation, job: ChatJob, streams: Streams
+) -> tuple[Invocation | RemoteInvocation, Streams]:
+    """Returns the chat, prepared, with the text that was piped to it, and the streams that are left."""
     from mistralrs_cli.chat_input.piped_context import take_piped_context
 
     streams, context = take_piped_context(streams)
-    return replace(job, context=context), streams
+    return _prepare_chat(task, replace(job, context=context), streams), streams
 
 
 def _asked_for() -> Sequence[str]:

@@ -174,6 +174,8 @@ class SettingOrigins:
         self._begun = replace(settings)
         self._written = written
         self._changed = set[str]()
+        self._without_model = replace(settings)
+        self._own = set[str]()
 
     def change(self, settings: ChatSettings, setting: Setting, *, text: str) -> None:
         """Gives a setting the value that ``text`` means. Raises ``UsageError``."""
@@ -184,6 +186,24 @@ class SettingOrigins:
             setting.put(settings, setting.parse(text))
             self._changed.add(setting.name)
 
+    def use_model(self, settings: ChatSettings, own: Mapping[str, float]) -> None:
+        """Puts the values that a model's makers recommend in place of the defaults and of those of the model before.
+
+        Values that the user gave stay. ``own``: by fields of ``SamplingParams``.
+        """
+        before, self._own = self._own, set()
+        for each in SETTINGS.values():
+            if not each.is_sampling or each.option in self._written:
+                continue
+            if each.field in own:
+                self._own.add(each.name)
+            elif each.name not in before:
+                continue
+            value = own.get(each.field, each.value(self._without_model))
+            each.put(self._begun, value)
+            if each.name not in self._changed:
+                each.put(settings, value)
+
     def is_changed(self, name: str) -> bool:
         """Returns whether ``/set`` gave the value."""
         return name in self._changed
@@ -192,4 +212,4 @@ class SettingOrigins:
         """Returns where the value came from."""
         if setting.name in self._changed:
             return "/set"
-        return self._written.get(setting.option, "default")
+        return self._written.get(setting.option, "the model's own" if setting.name in self._own else "default")

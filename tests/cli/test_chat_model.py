@@ -16,6 +16,7 @@ from mistralrs.errors import LoadError
 from mistralrs.progress import Progress
 from mistralrs_cli.arguments.command_line import ParsedArgs, parse
 from mistralrs_cli.arguments.invocation import ChatJob, Invocation, RemoteInvocation, options_of, resolve
+from mistralrs_cli.chat.chat_settings import SETTINGS, ChatSettings, SettingOrigins
 from mistralrs_cli.chat_commands.model_switch import ModelSwitch, resolve_with_row
 from tests.cli.fake import FakeInfo, FakeModel
 from tests.cli.terminal import ENTER, Terminal, environment
@@ -146,6 +147,32 @@ def test_the_row_s_own_option_counts_unless_it_was_set(talk: Talk) -> None:
     talk("/set repeat-last-n 5")
     talk("/model gguf -f old.gguf --repeat-last-n 8")
     assert talk("/set repeat-last-n") == "repeat-last-n  5  (/set)\n"
+
+
+def test_the_model_s_own_sampling_counts_unless_it_was_given(talk: Talk) -> None:
+    chat = talk.chat
+    chat.take_model(model := FakeModel(ModelSource(None, None, None, None), LoadOptions()))
+    model.info = FakeInfo(sampling={"temperature": 0.6, "top_k": 20, "xtc_probability": 0.5})
+    talk("/set top-k 9")
+    chat.take_model(model)
+    assert talk("/set temperature") == "temperature  0.6  (the model's own)\n"
+    assert talk("/set top-k") == "top-k  9  (/set)\n"
+    sampling = json.loads(talk("sampling"))
+    assert [sampling[name] for name in ("temperature", "top_k", "xtc_probability", "seed")] == [0.6, 9, 0.5, 7]
+    assert talk("/set top-k default") == "top-k  20  (the model's own)\n"
+    talk("/set temperature 2")
+    assert talk("/set temperature default") == "temperature  0.6  (the model's own)\n"
+    talk("/model new.gguf")  # whose makers recommend nothing
+    assert talk("/set temperature") == "temperature  1.0  (default)\n"
+    assert talk("/set top-k") == "top-k  0  (default)\n"
+
+
+def test_what_the_user_gave_stays() -> None:
+    settings = ChatSettings(SamplingParams(temperature=0.3))
+    origins = SettingOrigins(settings, {"temperature": "--temperature"})
+    origins.use_model(settings, {"temperature": 0.6, "top_p": 0.9})
+    assert (settings.sampling.temperature, settings.sampling.top_p) == (0.3, 0.9)
+    assert origins.of(SETTINGS["temperature"]) == "--temperature"
 
 
 def test_tab_completes_models(talk: Talk) -> None:
