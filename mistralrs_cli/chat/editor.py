@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.formatted_text import AnyFormattedText
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
@@ -63,9 +64,13 @@ class Editor:
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             tempfile_suffix=".md",
-            rprompt=lambda: [("ansibrightblack", self.meter())],
+            rprompt=self._right_end,
             output=self._output,
         )
+
+    def _right_end(self) -> AnyFormattedText:
+        """Returns the meter; nothing once the line is sent, so that it does not stay beside it."""
+        return [] if self._session.app.is_done else [("ansibrightblack", self.meter())]
 
     def __enter__(self) -> Self:
         self._previous = signal.signal(signal.SIGINT, self._signalled)
