@@ -28,10 +28,10 @@ class Notes:
         if is_terminal(self._stream):
             from rich.console import Console
 
-            console = Console(file=self._stream, highlight=False, markup=False, emoji=False)
+            console = Console(file=self._stream, highlight=False, markup=False, emoji=False, width=self.width)
             with console.capture() as drawn:
                 for line in lines:
-                    console.print(line, style="dim", soft_wrap=True)
+                    console.print(line, style="dim", overflow="fold")
             self._stream.write(drawn.get())
         else:
             self._stream.writelines(f"{line}\n" for line in lines)
