@@ -129,7 +129,7 @@ class LocalModel(ProcessBound):
         Raises ``RequestError``, also when there is no chat template, and ``ContextLengthError`` for messages that are
         far too long. Ctrl-C ends it.
         """
-        self.require_process()
+        self._require_process()
         from mistralrs.api.serving.engine_requests import conversation_tokens, plain_conversation
 
         policy = Policy(self.info.name)
@@ -170,7 +170,7 @@ class LocalModel(ProcessBound):
 
         Raises ``RequestError`` and ``ContextLengthError`` at once. Ctrl-C ends it.
         """
-        self.require_process()
+        self._require_process()
         from mistralrs.api.serving.engine_requests import chat_request
 
         policy = Policy(self.info.name, truncate=truncate)
@@ -191,7 +191,7 @@ class LocalModel(ProcessBound):
     ) -> Stream:
         """Continues token ids; ``adapters`` and ``scalings`` as for ``chat``. Raises ``RequestError`` and
         ``ContextLengthError`` at once."""
-        self.require_process()
+        self._require_process()
         from mistralrs.api.serving.engine_requests import ids_request
 
         request = ids_request(prompt, sampling, self.served, Policy(self.info.name))

@@ -128,7 +128,7 @@ class Engine(ProcessBound):
     @property
     def fault(self) -> EngineError | None:
         """The reason why the engine serves no more requests: it died or was closed. None while it serves."""
-        return self.forked_error() if self.is_forked else self._fault
+        return self._forked_error() if self._is_forked else self._fault
 
     def submit(self, request: Request) -> Stream:
         """Queues a request and returns the stream of its events.
@@ -143,7 +143,7 @@ class Engine(ProcessBound):
         return self._enqueue(request, partial(Handle, put=deliver))
 
     def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], HandleT]) -> HandleT:
-        self.require_process()
+        self._require_process()
         check_request(request, self.vocab_size, max_adapters=self.config.max_adapters)
         if request.wants_scalings and self._executor.scalings is None:
             raise RequestError("the model mixes no adapters by token: it has no scalings", param="scalings")
@@ -176,7 +176,7 @@ class Engine(ProcessBound):
         Calls are made in their order, and before the first step of a request that is submitted later. The result is
         the error that the call raised, or EngineError if the engine ends before it.
         """
-        self.require_process()
+        self._require_process()
         with self._submit_lock:
             if self._fault is None:
                 future = self._between_steps.add(call)
@@ -188,7 +188,7 @@ class Engine(ProcessBound):
 
     def stats(self) -> EngineStats:
         """A snapshot of the engine's statistics. Any thread may take it."""
-        self.require_process()
+        self._require_process()
         scheduler = self._scheduler
         return EngineStats(
             running=len(scheduler.running),
@@ -208,7 +208,7 @@ class Engine(ProcessBound):
 
     def close(self) -> None:
         """Stops the thread within a step; open streams end with reason "cancelled". Idempotent."""
-        if self.is_forked:
+        if self._is_forked:
             return
         self._closing = True
         self._inbox.put(lambda: None)
@@ -496,7 +496,7 @@ class Engine(ProcessBound):
 
     def _cancel(self, number: int) -> None:
         """Called by any thread, after the stream was marked as cancelled."""
-        if self.is_forked:
+        if self._is_forked:
             return
         self._inbox.put(partial(self._drop, number))
         if self._is_abandoned():

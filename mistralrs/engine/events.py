@@ -211,7 +211,7 @@ class Stream(Handle):
     def __iter__(self) -> Iterator[Event]:
         """Yields the events up to the end. Raises EngineError in a fork of the engine's process."""
         while not self._ended:
-            self.require_process()
+            self._require_process()
             event = self._events.get()
             self._ended = isinstance(event, End)
             yield event

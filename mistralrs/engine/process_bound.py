@@ -17,22 +17,22 @@ class ProcessBound:
         self._process = os.getpid()
 
     @property
-    def is_forked(self) -> bool:
+    def _is_forked(self) -> bool:
         """Whether this process is a fork of the one that made it. Its threads are missing here, so that waiting for it
         would never end."""
         return os.getpid() != self._process
 
-    def forked_error(self) -> EngineError:
+    def _forked_error(self) -> EngineError:
         """The error for use in another process."""
         return EngineError(
             f"this {type(self).__name__} belongs to process {self._process}; this is process {os.getpid()}",
             hint=HINT,
         )
 
-    def require_process(self) -> None:
+    def _require_process(self) -> None:
         """Raises EngineError in a process other than the one that made it."""
-        if self.is_forked:
-            raise self.forked_error()
+        if self._is_forked:
+            raise self._forked_error()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Raises TypeError, as Python's own threads, locks and sockets do when they are copied or pickled."""

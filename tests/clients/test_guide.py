@@ -15,7 +15,9 @@ from tests.clients.conftest import CLIENTS, KEY
 from tests.serving import ROOT, RunningServer
 
 GUIDE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+PROGRAMS = [block for block in BLOCKS if "LOGITS_PROCESSORS" not in block]
+"""Those of clients; the other is a plugin, which ``tests/server/test_plugin.py`` runs."""
 
 
 def module_of(program: str) -> str:

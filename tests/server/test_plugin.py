@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
 from mistralrs.api.plugin_file import load_plugin
 from mistralrs.errors import LoadError, MistralrsError, UsageError
-from tests.serving import RunningServer
+from tests.serving import ROOT, RunningServer
 
 pytestmark = pytest.mark.native
 
@@ -110,3 +112,15 @@ def test_files_that_are_no_plugin(tmp_path: Path, text: str | None, error: type[
     source = ModelSource(None, tmp_path / "none.gguf", None, None)  # it is read before the model is
     with pytest.raises(error, match=words):
         LocalModel.load(source, LoadOptions(plugin=plugin))
+
+
+def test_the_plugin_of_the_guide_does_what_it_says(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```python\n([^`]*^LOGITS_PROCESSORS.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    plugin = tmp_path / "hooks.py"
+    plugin.write_text(text, encoding="utf-8")
+    hooks = load_plugin(plugin)
+    logits = np.zeros(32, dtype=np.float32)
+    hooks.logits_processors["no_digits"]((1, 2), logits)
+    assert [place for place, value in enumerate(logits) if value < 0] == list(range(15, 25))
+    assert [hooks.stopping_rules["forty"](range(count)) for count in (39, 40)] == [False, True]

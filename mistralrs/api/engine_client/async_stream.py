@@ -36,7 +36,7 @@ class AsyncStream(ProcessBound):
 
     async def __anext__(self) -> Event:
         """Returns the next event. Cancelling the wait for it loses nothing."""
-        self.require_process()
+        self._require_process()
         if self._read:
             raise StopAsyncIteration
         while not self._unread:

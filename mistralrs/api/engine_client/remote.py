@@ -117,7 +117,7 @@ class RemoteEngine(ProcessBound):
 
     def submit(self, request: Request, *, adapters: Mapping[str, float] | None = None) -> AsyncStream:
         """As ``EngineClient`` says. A request that the engine would refuse is refused here, before anything is sent."""
-        self.require_process()
+        self._require_process()
         require_alive(self.fault)
         if adapters is not None:
             self.model.adapters.check(adapters)
@@ -142,7 +142,7 @@ class RemoteEngine(ProcessBound):
 
     async def stats(self) -> EngineStats:
         """As ``EngineClient`` says; an engine that does not answer in time counts as stalled."""
-        self.require_process()
+        self._require_process()
         require_alive(self.fault)
         if self.stalled is not None:
             raise self.stalled
@@ -154,7 +154,7 @@ class RemoteEngine(ProcessBound):
 
     async def change_adapters(self, change: AdapterChange) -> None:
         """As ``EngineClient`` says."""
-        self.require_process()
+        self._require_process()
         require_alive(self.fault)
         number = next(self._numbers)
         changed: asyncio.Future[None] = self._loop.create_future()
@@ -164,7 +164,7 @@ class RemoteEngine(ProcessBound):
 
     async def close(self) -> None:
         """As ``EngineClient`` says; a process that does not end in time is killed."""
-        if self.is_forked:
+        if self._is_forked:
             return
         if self.fault is None:
             self._closing = True
@@ -185,7 +185,7 @@ class RemoteEngine(ProcessBound):
         return answer
 
     def _cancel(self, number: int) -> None:
-        if self.fault is None and not self.is_forked:
+        if self.fault is None and not self._is_forked:
             self._link.send(Cancel(number))
             self._end_after(CANCEL_S, number, None)
 

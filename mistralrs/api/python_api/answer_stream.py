@@ -61,7 +61,7 @@ class AnswerStream(ProcessBound, Generic[Chunk]):
     def __next__(self) -> Chunk:
         if self._closed:
             raise StopIteration
-        self.require_process()
+        self._require_process()
         try:
             body = next(self._bodies)
         except StopIteration:

@@ -99,7 +99,7 @@ class AsyncAnswerStream(ProcessBound, Generic[Chunk]):
     async def __anext__(self) -> Chunk:
         if self._closed:
             raise StopAsyncIteration
-        self.require_process()
+        self._require_process()
         try:
             body = await anext(self._bodies)
         except StopAsyncIteration:

@@ -88,7 +88,7 @@ class AsyncRunner(ProcessBound):
 
         A task that is cancelled meanwhile does not end the loading; ``close`` frees what it loads.
         """
-        self.require_process()
+        self._require_process()
         if self._closed:
             raise _closed()
         if self._loading is None:
@@ -155,7 +155,7 @@ class AsyncRunner(ProcessBound):
     async def close(self) -> None:
         """Ends running requests, whose tasks get ``EngineError``, and the engine. Idempotent."""
         self._closed = True
-        if self._loading is not None and not self.is_forked:
+        if self._loading is not None and not self._is_forked:
             # a model that is still being loaded is closed by the thread that loads it
             await asyncio.to_thread(self._loading.add_done_callback, _close_loaded)
 
@@ -172,7 +172,7 @@ class AsyncRunner(ProcessBound):
         await self.close()
 
     def _ready(self) -> Runner:
-        self.require_process()
+        self._require_process()
         if self._closed:
             raise _closed()
         if self._loading is None or not self._loading.done():

@@ -119,18 +119,18 @@ class Runner(ProcessBound):
         engine could not finish, also because the runner was closed. Warns where a grammar's language differs from its
         text.
         """
-        self.require_process()
+        self._require_process()
         prepared = self.loaded.prepare_chat(request)
         return self._answer(prepared, ChatCompletionResponse, ChatCompletionChunk, request.response_adapter)
 
     def send_completion_request(self, request: CompletionRequest) -> CompletionResponse | AnswerStream[CompletionChunk]:
         """Continues a text: whole, or with ``stream=True`` piece by piece. Raises what a chat raises."""
-        self.require_process()
+        self._require_process()
         return self._answer(self.loaded.prepare_completion(request), CompletionResponse, CompletionChunk)
 
     def send_embedding_request(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Returns an embedding of L2 norm 1 for each text. Raises what a chat raises."""
-        self.require_process()
+        self._require_process()
         prepared = self.loaded.prepare_embeddings(request)
         answer = EmbeddingsAnswer(prepared, model_name=prepared.model_name or self.loaded.policy.model_name)
         news = EventQueue(self._model.adapters, prepared.requests, prepared.adapters)
@@ -159,7 +159,7 @@ class Runner(ProcessBound):
         these names; the prompt ends where the answer begins. A length is no error. Raises ``RequestError``, also for an
         option that does not apply.
         """
-        self.require_process()
+        self._require_process()
         options: TokenizeOptions = {
             "add_special_tokens": add_special_tokens,
             "parse_special": parse_special,
@@ -174,7 +174,7 @@ class Runner(ProcessBound):
 
         Raises ``RequestError`` for a number that is no token.
         """
-        self.require_process()
+        self._require_process()
         return self.loaded.detokenize(tokens)
 
     def load_lora_adapter(self, name: str, source: str | os.PathLike[str], *, load_inplace: bool = False) -> None:
@@ -185,23 +185,23 @@ class Runner(ProcessBound):
         for a name that cannot be or is taken, ``LoadError`` for an adapter that is damaged, not supported, not for this
         model, or has no slot, and ``EngineError`` after closing.
         """
-        self.require_process()
+        self._require_process()
         with python_errors():
             self._model.adapters.load_source(name, os.fspath(source), load_inplace=load_inplace)
 
     def unload_lora_adapter(self, name: str) -> None:
         """Lets no new request choose the adapter; those under way keep it. Raises ``RequestError`` for unknown ones."""
-        self.require_process()
+        self._require_process()
         self._model.adapters.unload(name)
 
     def lora_adapters(self) -> tuple[KnownAdapter, ...]:
         """Returns the adapters that requests can choose, in the order in which their names were first loaded."""
-        self.require_process()
+        self._require_process()
         return self._model.adapters.known().adapters
 
     def stats(self) -> EngineStats:
         """Returns a snapshot of the engine's statistics."""
-        self.require_process()
+        self._require_process()
         return self._model.stats()
 
     def close(self) -> None:
