@@ -315,10 +315,12 @@ async def test_what_is_asked_of_the_prompt_comes_first(client: EngineClient, mod
         Embedding: Request(PROMPT, GREEDY, pooling="mean", reuse=False),
     }
     for kind, request in asked.items():
-        *news, end = [event async for event in client.submit(request)]
-        *expected, _ = model.engine.submit(request)
-        assert news == expected
-        assert isinstance(news[0], kind)
+        first, *news, end = [event async for event in client.submit(request)]
+        expected_first, *expected, _ = model.engine.submit(request)
+        assert isinstance(first, kind)
+        assert first == expected_first
+        # how they fall into steps depends on measured times
+        assert [Delta.joined(news)] == [Delta.joined(expected)] if expected else news == []  # type: ignore[arg-type]
         assert isinstance(end, Finished)
 
 
@@ -366,11 +368,15 @@ async def test_a_grammar_crosses_to_the_engine(client: EngineClient) -> None:
 
 
 async def test_cancelling_frees_the_sequence(client: EngineClient) -> None:
-    stream = client.submit(Request(PROMPT, LONG))
-    assert isinstance(await stream.__anext__(), Delta)
-    stream.cancel()
-    stream.cancel()
-    assert await reason(stream) == "cancelled"
+    for _ in range(20):  # on a busy machine an answer may have ended before it is cancelled
+        stream = client.submit(Request(PROMPT, LONG))
+        assert isinstance(await stream.__anext__(), Delta)
+        stream.cancel()
+        stream.cancel()
+        if (end := await reason(stream)) == "cancelled":
+            break
+        assert end == "length"
+    assert end == "cancelled"
     stream.cancel()
     stats = await client.stats()
     assert (stats.running, stats.free_blocks) == (0, stats.num_blocks)

@@ -14,6 +14,7 @@ import pytest
 
 from mistralrs.api.serving.answers.choice_parts import ChoiceParts
 from mistralrs.api.serving.prepare import Prepared
+from mistralrs.engine.events import Delta
 from mistralrs.errors import RequestError
 from mistralrs.grammar.compile_grammar import compile_grammar
 from mistralrs.grammar.token_table import TokenTable
@@ -93,7 +94,7 @@ def accepts(prepared: Prepared, text: str, *, marks: tuple[str, ...] = ()) -> bo
 def read(prepared: Prepared, text: str) -> list[tuple[str, Any]]:
     assert prepared.parts is not None
     parts = ChoiceParts(0, prepared.parts.parser())
-    parts.push(text, 1)
+    parts.push(Delta(text, (1,), ()))
     parts.finish()
     return [(each.name, json.loads(each.arguments)) for each in parts.calls]
 

@@ -14,6 +14,7 @@ import pytest
 
 from mistralrs.api.serving.answers.choice_parts import ChoiceParts
 from mistralrs.api.serving.prepare import Prepared
+from mistralrs.engine.events import Delta
 from mistralrs.errors import RequestError
 from mistralrs.grammar.compile_grammar import CompiledGrammar, compile_grammar
 from mistralrs.grammar.constraint import GrammarConstraint
@@ -179,7 +180,7 @@ def test_random_answers_are_read_as_calls_that_match(marks: bool) -> None:
             continue
         assert prepared.parts is not None
         parts = ChoiceParts(0, prepared.parts.parser())
-        parts.push(text, 1)
+        parts.push(Delta(text, (1,), ()))
         parts.finish()
         assert parts.calls
         for each in parts.calls:
@@ -295,7 +296,7 @@ def test_arguments_that_are_written_one_by_one(arguments: dict[str, Any], is_acc
     assert accepts(asked(form=CODER, tools=tools, parallel_tool_calls=False), "I look. " + text)
     if is_accepted:
         parts = ChoiceParts(0, ResponseParser(shipped_template("qwen3-coder"), tools=tools))
-        parts.push(text, 1)
+        parts.push(Delta(text, (1,), ()))
         parts.finish()
         assert [json.loads(each.arguments) for each in parts.calls] == [arguments]
 

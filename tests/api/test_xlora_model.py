@@ -82,7 +82,7 @@ def test_answers_do_not_depend_on_how_they_are_served(load: Load, mixture: Path,
 def test_the_mixture_acts_and_says_so(load: Load, mixture: Path) -> None:
     with load(AdapterOptions()) as plain, load(AdapterOptions(xlora=str(mixture))) as mixed:
         assert answers(plain) != answers(mixed)
-        assert mixed.known_adapters().describe() == f"X-LoRA of 3 adapters from {mixture}"
+        assert mixed.known_adapters().describe() == f"X-LoRA of 3 adapters from {mixture}; 97 KiB of memory"
 
 
 def test_requests_choose_no_adapters(load: Load, mixture: Path) -> None:
