@@ -186,8 +186,8 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     server = server_choice(options, args, mode)
     if server is not None:
         return RemoteInvocation(job, server)
-    load = _load_options(args, options, job)
-    return Invocation(job, find_source(args.selection), load, given_sampling(options))
+    source = find_source(args.selection)
+    return Invocation(job, source, _load_options(args, options, job), given_sampling(options))
 
 
 def options_of(args: ParsedArgs) -> ResolvedOptions:
