@@ -46,7 +46,7 @@ def test_stream(client: Any, model: str) -> None:
     kinds = [event.type for event in client.messages.create(**greedy(model, stream=True))]
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
-    assert kinds.count("content_block_delta") >= 5  # it came in pieces
+    assert kinds.count("content_block_delta") > 1  # in pieces, of several tokens where an earlier answer proposed them
 
 
 def test_stream_helper(client: Any, model: str) -> None:

@@ -55,7 +55,7 @@ def test_stream(client: Any, model: str) -> None:
     assert events[-1].response.output_text == ANSWER
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == ANSWER
-    assert len(deltas) >= 5  # it came in pieces
+    assert len(deltas) > 1  # in pieces, of several tokens where an earlier answer proposed them
 
 
 def test_stream_helper(client: Any, model: str) -> None:
