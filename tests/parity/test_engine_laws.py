@@ -123,9 +123,13 @@ def test_drafts_change_no_answer(load: Load, model: LocalModel, sampling: Sampli
     texts = [f"{text} Say it again: {text}" for text in QUESTIONS[:3]]
     longer = replace(sampling, max_tokens=80)
     expected = [ask(model, text, longer)[0] for text in texts]
+    # others leave the way that earlier answers propose
+    others = [replace(DRAWN, temperature=heat, max_tokens=80) for heat in (0.3, 2.0)]
+    expected_others = [[ask(model, text, other)[0] for text in texts] for other in others]
     with load(max_draft=max_draft) as drafting:
         assert [ask(drafting, text, longer)[0] for text in texts] == expected
         assert ask_all(drafting, texts, longer) == expected
+        assert [ask_all(drafting, texts, other) for other in others] == expected_others
         stats = drafting.stats()
         assert stats.drafted_tokens > stats.accepted_tokens
         assert stats.accepted_tokens > 0 or sampling is DRAWN
