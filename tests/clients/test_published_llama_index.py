@@ -43,7 +43,7 @@ def test_answers(seen: dict[str, Any]) -> None:
 def test_streams(seen: dict[str, Any]) -> None:
     pieces = seen["stream_complete"]
     assert "".join(delta for delta, _ in pieces) == pieces[-1][1] == ANSWER
-    assert len(pieces) > 5
+    assert len(pieces) > 2
     assert "".join(seen["stream_chat"]) == seen["asynchronous"][2]
     assert "Paris" in seen["asynchronous"][2]
 
