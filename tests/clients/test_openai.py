@@ -68,7 +68,7 @@ def test_stream(client: Any, model: str) -> None:
     reasons = [chunk.choices[0].finish_reason for chunk in chunks]
     assert reasons == [None] * (len(chunks) - 1) + ["stop"]
     assert len({(chunk.id, chunk.created, chunk.model, chunk.system_fingerprint) for chunk in chunks}) == 1
-    assert len(chunks) >= 5  # it came in pieces
+    assert len(chunks) > 1  # in pieces, of several tokens where an earlier answer proposed them
 
 
 def test_stream_with_usage(client: Any, model: str) -> None:
