@@ -62,16 +62,16 @@ def byte_tree() -> LLTokenizer:
 def matcher(grammar: str, tree: LLTokenizer) -> LLMatcher:
     """A matcher at the start of an answer. Raises RequestError if the grammar is broken, too large or matches nothing.
 
-    The last is found only if it shows at the first token.
+    The last is found only if it shows at the first token. The first mask is computed here, since a grammar of many
+    terminals takes longer for it than a step may wait; copies of the matcher know it.
     """
     found = LLMatcher(tree, grammar, log_level=0, limits=limits())
     if found.is_error():
         raise grammar_error(reason_of(found.get_error()))
-    first = found.deep_copy()
-    first.compute_bitmask()
-    if first.is_error() and not is_dead_end(first):
-        raise grammar_error(reason_of(first.get_error()))
-    if is_dead_end(first):
+    found.compute_bitmask()
+    if found.is_error() and not is_dead_end(found):
+        raise grammar_error(reason_of(found.get_error()))
+    if is_dead_end(found):
         raise grammar_error("no text matches it")
     return found
 
