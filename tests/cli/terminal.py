@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 """Seconds to wait for expected output; tests take far less unless the machine is busy."""
 
-_METER = re.compile(r"^(>.*?) *(?:Fake-1B|tiny|first)(?: · context \d+ %)?$")
+_METER = re.compile(r"^(>.*?) {2,}(?:Fake-1B|tiny|first)(?: · context \d+ %)?$")
 ENTER = "\r"
 CTRL_C = "\x03"
 CTRL_D = "\x04"
