@@ -142,10 +142,10 @@ class Page:
         before = self.count("#messages > li")
         self.send(text)
         self.until(f"document.querySelectorAll('#messages > li').length === {before + 2}")
-        self.settle()
+        self.wait_until_still()
         return self.last_answer()
 
-    def settle(self) -> None:
+    def wait_until_still(self) -> None:
         """Waits until no answer is coming."""
         self.until("!document.querySelector('[aria-busy=true]') && document.querySelector('#stop').hidden")
 

@@ -54,7 +54,7 @@ def test_axe_finds_no_serious_fault(browser: Browser, address: str, look: str) -
     page.click(f"{LAST} summary")
     page.ask("fail")
     page.click(f"{LAST} >> text=Retry")
-    page.settle()
+    page.wait_until_still()
     check(page)
     page.click(f"{LAST} >> text=Beside each other")
     check(page)
@@ -62,7 +62,7 @@ def test_axe_finds_no_serious_fault(browser: Browser, address: str, look: str) -
     page.until(f"document.querySelector('{LAST} .assistant .body')?.innerText.includes('3')")
     check(page)
     page.press("Escape")
-    page.settle()
+    page.wait_until_still()
     page.click(f"{LAST} >> text=Edit")
     check(page)
     page.press("Escape")
@@ -81,7 +81,7 @@ def test_axe_finds_no_serious_fault(browser: Browser, address: str, look: str) -
 def test_every_control_is_reached_by_tab_and_shows_it(page: Page) -> None:
     page.ask("hello")
     page.click(f"{LAST} >> text=Retry")
-    page.settle()
+    page.wait_until_still()
     page.do("focus", ".skip")
     reached, unseen = set(), []
     for _ in range(40):
@@ -105,7 +105,7 @@ def test_the_answer_is_announced_when_it_is_complete(page: Page) -> None:
     assert page.count(f"{LAST} [aria-busy=true] [aria-live=polite]") == 1
     assert page.text("[role=status]") == "Answering…"
     page.press("Escape")
-    page.settle()
+    page.wait_until_still()
     assert page.count("[aria-busy=true]") == 0
     assert page.text("[role=status]") == "Stopped."
 

@@ -37,13 +37,13 @@ def test_an_answer_is_shown_while_it_comes_and_stops_with_escape(page: Page, ser
     assert page.text("#status") == "Answering…"
     page.until(f"document.querySelector('{LAST} .body').innerText.split(' ').length > {len(seen) + 10}")
     page.press("Escape")
-    page.settle()
+    page.wait_until_still()
     wait_for(lambda: server.metric("mistralrs_requests_running") == 0)
     assert page.text(f"{LAST} .fault") == "Stopped."
     words = page.last_answer().split()
     assert words == [str(number) for number in range(1, len(words) + 1)]
     page.click(f"{LAST} >> text=Continue")
-    page.settle()
+    page.wait_until_still()
     assert page.last_answer().split() == [*words, "and", "on"]
     assert page.count(f"{LAST} .fault:not([hidden])") == 0
 
@@ -52,7 +52,7 @@ def test_the_button_stops_too_and_the_keyboard_goes_on(page: Page) -> None:
     page.send("count")
     counted(page)
     page.click("#stop")
-    page.settle()
+    page.wait_until_still()
     assert page.evaluate("document.activeElement.id") == "message"
     assert page.ask("hello").startswith("Answer")
 
@@ -76,7 +76,7 @@ def test_a_message_that_is_typed_meanwhile_waits(page: Page) -> None:
     page.send("hello")
     assert page.text("#status") == "An answer is coming: Esc stops it."
     page.press("Escape")
-    page.settle()
+    page.wait_until_still()
     assert page.do("inputValue", "#message") == "hello"
     assert page.count("#messages > li") == 2
 
@@ -84,7 +84,7 @@ def test_a_message_that_is_typed_meanwhile_waits(page: Page) -> None:
 def test_retried_answers_are_branches(page: Page) -> None:
     first = page.ask("hello")
     page.click(f"{LAST} >> text=Retry")
-    page.settle()
+    page.wait_until_still()
     second = page.last_answer()
     assert first != second
     assert page.text(f"{LAST} .branches") == "2/2"
@@ -101,11 +101,11 @@ def test_retried_answers_are_branches(page: Page) -> None:
 def test_answers_stand_beside_each_other(page: Page) -> None:
     first = page.ask("hello")
     page.click(f"{LAST} >> text=Retry")
-    page.settle()
+    page.wait_until_still()
     second = page.last_answer()
     page.click(f"{LAST} >> text=Beside each other")
     page.click(f"{LAST} .taken >> text=Retry")
-    page.settle()
+    page.wait_until_still()
     shown = page.evaluate(f"[...document.querySelectorAll('{LAST} .body')].map(each => each.innerText)")
     assert [shown[0], shown[1], len(shown)] == [first, second, 3]
     tops = page.evaluate(
@@ -125,7 +125,7 @@ def test_an_edited_message_is_a_branch(page: Page) -> None:
     page.fill(".edit textarea", "say three")
     page.press("Enter")
     page.until("document.querySelectorAll('#messages > li').length === 2")
-    page.settle()
+    page.wait_until_still()
     assert page.messages() == ["say three", "three"]
     page.click("[aria-label='Previous message']")
     assert page.messages() == ["say one", "one", "say two", "two"]
@@ -153,7 +153,7 @@ def test_the_models_own_message_can_be_edited(page: Page) -> None:
 def test_chats_outlive_the_page(page: Page, address: str) -> None:
     first = page.ask("hello")
     page.click(f"{LAST} >> text=Retry")
-    page.settle()
+    page.wait_until_still()
     shown = page.messages()
     page.do("reload")
     page.wait(".branches")
@@ -217,7 +217,7 @@ def test_an_answer_goes_on_in_a_chat_that_is_left(page: Page) -> None:
     page.click("#chats .chat")
     page.until(f"document.querySelector('{LAST} .body')?.innerText.split(' ').length > {len(seen) + 10}")
     page.press("Escape")
-    page.settle()
+    page.wait_until_still()
     words = page.last_answer().split()
     assert words == [str(number) for number in range(1, len(words) + 1)]
 
@@ -280,7 +280,7 @@ def test_an_answer_that_a_limit_cuts_says_so(page: Page) -> None:
     page.ask("limit")
     assert page.text(f"{LAST} .fault") == "Cut at the limit of tokens."
     page.click(f"{LAST} >> text=Continue")
-    page.settle()
+    page.wait_until_still()
     assert page.last_answer().endswith(" and on")
 
 
@@ -291,7 +291,7 @@ def test_an_error_is_shown_in_the_servers_words(page: Page) -> None:
     page.do("reload")
     page.wait(f"{LAST} .fault.failed")
     page.click(f"{LAST} >> text=Retry")
-    page.settle()
+    page.wait_until_still()
     assert page.text(f"{LAST} .branches") == "2/2"
 
 
@@ -319,13 +319,13 @@ def test_a_server_that_is_started_again_in_the_middle_of_an_answer(
         counted(page)
         server.tell(number)
         server.wait()
-    page.settle()
+    page.wait_until_still()
     words = page.last_answer().split()
     assert words[:10] == [str(number) for number in range(1, 11)]
     assert page.text(f"{LAST} .fault.failed")
     page.send("say too early")
     page.until("document.querySelectorAll('#messages > li').length === 6")
-    page.settle()
+    page.wait_until_still()
     assert "cannot be reached" in page.text(f"{LAST} .fault.failed")
     page.wait("#banner")
     assert page.text("#banner") == "The server cannot be reached. Start it again, or check the connection."
@@ -333,7 +333,7 @@ def test_a_server_that_is_started_again_in_the_middle_of_an_answer(
         assert server.port == settings["port"]
         page.wait("#banner", state="hidden")
         page.click("#messages > li:last-child >> text=Retry")
-        page.settle()
+        page.wait_until_still()
         assert page.messages()[:2] == ["say before", "before"]
         assert page.messages()[-1] == "too early"
         page.do("reload")
