@@ -5,7 +5,7 @@
 
 A cell is one matrix of ``--mib`` MiB, more than the caches hold, times so many tokens, in GB/s of packed weights and in
 GMAC/s; with more than 32 tokens the matrix has at most 4,096 rows. The two limits are measured before every cell in the
-same process: the plain read of as many bytes in huge pages, and int8 products of operands in the first-level cache.
+same process: the plain read of as many bytes in huge pages, and int8 products of operands in registers.
 The larger of the two shares says how far a cell is from what bounds it. Nothing else should run.
 """
 
