@@ -9,7 +9,8 @@ over the fastest other one. Started again with the same OUT, it goes on where it
 kept, what failed is tried again.
 ``--quick`` has fewer cells: pp512, tg128 and 16 sequences; files over 3 GB get two rounds and 32 decoded tokens.
 
-Decode is shown beside the machine's plain read, measured before each round: bytes of the file times tokens/s over it.
+Each cell of ours is shown beside the limit of the machine, measured before each round: decode of one sequence beside
+the plain read of memory in huge pages, prompts and batches beside the peak of int8 products. Attention is not counted.
 Run it while nothing else runs.
 """
 
@@ -25,14 +26,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.kernels import Limits
+from benchmarks.roofline import TokenCost, token_cost
+from mistralrs.ops.native_backend import NativeBackend
 
 WORKER = Path(__file__).with_name("compare_worker.py")
 CELLS = ("pp128", "pp512", "pp2048", "tg128", "tg128@2000", "tg128@8000", "b1", "b4", "b16", "b32")
 QUICK_CELLS = ("pp512", "tg128", "b16")
 LARGE_BYTES = 3 << 30
+PROBED_BYTES = 256 << 20
+"""Memory of the plain read: more than the caches hold."""
 FIGURES = {
     "first_token_s": "start to first token, s",
     "load_s": "load, warm, s",
@@ -56,6 +63,7 @@ def main() -> None:
     peers = list(peers_of(args))
     store = args.out.with_suffix(".json")
     records: list[dict[str, Any]] = json.loads(store.read_text()) if store.exists() else []
+    limits = Limits(NativeBackend(threads=args.threads), PROBED_BYTES)
     for path in args.models:
         is_large = path.stat().st_size > LARGE_BYTES
         rounds = min(args.rounds, 2) if args.quick and is_large else args.rounds
@@ -63,13 +71,14 @@ def main() -> None:
         if args.quick and is_large:
             cells = tuple(cell.replace("tg128", "tg32") for cell in cells)
         for number in range(rounds):
-            read = plain_read(args.threads)
+            read, peak = limits.measure()
+            bounds = {"plain_read": 1e9 * read, "int8_peak": 1e9 * peak, "cost": asdict(token_cost(path))}
             for peer in peers:
                 key = {"file": path.name, "engine": peer.name, "round": number, "threads": args.threads}
                 if any(is_done(record, key, cells) for record in records):
                     continue
                 print(f"{path.name}: round {number + 1} of {rounds}, {peer.name}", file=sys.stderr, flush=True)
-                record = {**key, "bytes": path.stat().st_size, "plain_read": read, **measured(peer, path, cells, args)}
+                record = {**key, "bytes": path.stat().st_size, **bounds, **measured(peer, path, cells, args)}
                 records = [each for each in records if not key.items() <= each.items()] + [record]
                 store.parent.mkdir(parents=True, exist_ok=True)
                 store.write_text(json.dumps(records, indent=1) + "\n")
@@ -151,48 +160,42 @@ def launched(
     return result
 
 
-def plain_read(threads: int) -> float:
-    """Bytes a second that all threads read together, from memory that no cache holds."""
-    import numpy
-
-    parts = [numpy.ones(32 << 20, dtype=numpy.int64) for _ in range(threads)]  # 256 MB each
-    best = 0.0
-    for _ in range(5):
-        workers = [threading.Thread(target=part.max) for part in parts]
-        started = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - started))
-    return best
-
-
 def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The lines of the table of each file."""
     yield "# Engines beside each other"
     yield ""
     yield f"`python -m benchmarks.compare`, {platform.machine()}, {os.cpu_count()} processors. Tokens a second, medians"
     yield "of the rounds and in brackets the least and the most; the ratio is our median over the fastest other's."
-    for name in dict.fromkeys(record["file"] for record in records):
-        own = [record for record in records if record["file"] == name]
+    for name, threads in dict.fromkeys((record["file"], record["threads"]) for record in records):
+        own = [record for record in records if (record["file"], record["threads"]) == (name, threads)]
         engines = list(dict.fromkeys(record["engine"] for record in own))
-        read = statistics.median(record["plain_read"] for record in own)
+        read, peak = (statistics.median(record[limit] for record in own) for limit in ("plain_read", "int8_peak"))
         rounds = len({record["round"] for record in own})
-        yield from ("", f"## {name}", "", f"Plain read {read / 1e9:.1f} GB/s; rounds: {rounds}.", "")
-        yield "| | " + " | ".join(engines) + " | ratio | share of the plain read |"
+        yield from ("", f"## {name}", "")
+        limits = f"plain read {read / 1e9:.1f} GB/s, int8 peak {peak / 1e9:.0f} GMAC/s"
+        yield f"{threads} threads; {limits}; rounds: {rounds}."
+        yield ""
+        yield "| | " + " | ".join(engines) + " | ratio | share of the limit |"
         yield "| --- |" + " --- |" * (len(engines) + 2)
+        cost = TokenCost(**own[0]["cost"])
         for cell in dict.fromkeys(cell for record in own for cell in record["cells"]):
             values = {each: [r["cells"].get(cell) for r in own if r["engine"] == each] for each in engines}
             share = ""
-            if cell.startswith("tg") and any(values["ours"]):
-                share = f"{middle(values['ours']) * own[0]['bytes'] / read:.0%}"
+            if any(values["ours"]):
+                share = f"{middle(values['ours']) * least_time(cell, cost, read=read, peak=peak):.0%}"
             yield row(cell, values, share=share)
         for figure, title in FIGURES.items():
             scale = 1e-6 if figure == "peak_bytes" else 1.0
             found = {each: [r.get(figure) for r in own if r["engine"] == each] for each in engines}
             yield row(title, {each: [v and v * scale for v in found[each]] for each in engines}, is_time=True)
         yield from (f"\n{r['engine']}: {r['error'].strip().splitlines()[-1]}" for r in own if r.get("error"))
+
+
+def least_time(cell: str, cost: TokenCost, *, read: float, peak: float) -> float:
+    """Seconds that a token of a cell takes at the limit of the machine that bounds it."""
+    if cell.startswith("pp"):
+        return cost.prefill_macs(int(cell[2:])) / peak
+    return cost.bytes / read if cell.startswith("tg") or cell == "b1" else cost.decode_macs / peak
 
 
 def row(title: str, values: Mapping[str, Sequence[float | None]], *, share: str = "", is_time: bool = False) -> str:
