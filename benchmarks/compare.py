@@ -67,7 +67,7 @@ def main() -> None:
     for path in args.models:
         is_large = path.stat().st_size > LARGE_BYTES
         rounds = min(args.rounds, 2) if args.quick and is_large else args.rounds
-        cells = QUICK_CELLS if args.quick else CELLS
+        cells: tuple[str, ...] = QUICK_CELLS if args.quick else CELLS
         if args.quick and is_large:
             cells = tuple(cell.replace("tg128", "tg32") for cell in cells)
         for number in range(rounds):
