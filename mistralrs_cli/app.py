@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -92,6 +93,7 @@ def _run(arguments: Sequence[str], load: Loader, *, answers_are_read: bool) -> i
         if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, ChatJob):
             task, streams = _with_context(task, task.job, streams)
     if not isinstance(task, Invocation | RemoteInvocation):
+        _collect_garbage()
         return _do_without_engine(task, streams)
     return _do_with_model(task, load, text, words=words, options=options, streams=streams)
 
@@ -113,10 +115,18 @@ def _do_with_model(
         if isinstance(task.job, ChatJob) and streams.interactive:
             before_leaving.append(stack.enter_context(kept_typing(streams.stdin)))
         model = _load(task, load, streams, before_leaving)
+        _collect_garbage()
         if isinstance(task.job, ChatJob):
             return _chat(task, model, load, words=words, options=options, streams=streams)
         stack.callback(model.close)
         return _do(_with_own_sampling(task, model), model, text, streams)
+
+
+def _collect_garbage() -> None:
+    """Lets Python collect garbage from now on, if it does not yet: all but what the start has made."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _chat(

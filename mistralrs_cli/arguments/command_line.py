@@ -19,6 +19,7 @@ from mistralrs import __version__
 from mistralrs.api.options.declarations import DECLARED
 from mistralrs.api.selectors.model_selector import SELECTORS, ModelSelector, required_of, selector_named
 from mistralrs.errors import UsageError
+from mistralrs_cli.arguments.plain_values import read_plainly
 from mistralrs_cli.arguments.selector_options import (
     AdapterOptions,
     WeightOptions,
@@ -214,7 +215,7 @@ def _application() -> Any:
         help="Large language models on your own machine. Options stand before the command; without one the default "
         "model is used.",
     )(remember)
-    return typer.main.get_command(app)
+    return read_plainly(typer.main.get_command(app))
 
 
 @functools.cache
@@ -389,7 +390,7 @@ _OTHER: dict[str, Callable[[], Any]] = {
 def _single_command(name: str, function: Callable[..., Any], **settings: Any) -> Any:
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     app.command(name, **({"context_settings": CONTEXT} | settings))(function)
-    return typer.main.get_command(app)
+    return read_plainly(typer.main.get_command(app))
 
 
 def _declare(function: Callable[..., Any], declared: list[inspect.Parameter]) -> None:

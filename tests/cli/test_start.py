@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
 import mistralrs
+from mistralrs_cli.arguments.command_line import command_tree, row_command
+from mistralrs_cli.arguments.plain_values import plain_value
 from tests.cli.terminal import ROOT, environment
 
 HEAVY = (
@@ -43,6 +47,57 @@ def test_nothing_heavy_is_imported(tmp_path: Path, arguments: list[str]) -> None
         [sys.executable, "-c", code], env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert result.stderr.splitlines()[-1] == "[]"
+
+
+def test_plain_values_are_read_without_pydantic(tmp_path: Path) -> None:
+    words = ["--prompt", "x", "--max-tokens", "5", "--temperature", "0.5", "--stop", "y", "gguf", "-m", "a", "-f", "b"]
+    code = f"import sys; from mistralrs_cli.arguments.command_line import parse; print(parse({words!r}).flags, "
+    code += "'pydantic' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == "{'prompt': 'x', 'temperature': 0.5, 'max_tokens': 5, 'stop': ('y',)} False\n"
+
+
+VALUES = (
+    None,
+    "",
+    "x",
+    "0",
+    "1",
+    "-3",
+    "+1",
+    " 1",
+    "007",
+    "0.5",
+    "-0.0",
+    ".5",
+    "1e3",
+    "1_0",
+    "\u0663",
+    "9" * 16,
+    "nan",
+)
+
+
+@pytest.mark.parametrize("name", [None, "gguf", "x-lora-mistral", "auto"])
+def test_a_plain_value_is_what_validation_makes_of_it(name: str | None) -> None:
+    command = command_tree() if name is None else row_command(name)
+    context = typer.Context(command)
+    compared = 0
+    for param in command.get_params(context):
+        if not isinstance(param.process_value, functools.partial) or param.callback is not None:
+            continue
+        _, descriptor, validate = param.process_value.args
+        for text in VALUES:
+            value = [text, "x"] if param.multiple and text is not None else text
+            found = plain_value(value, descriptor.annotation, descriptor.parameter_info, many=param.multiple)
+            if found is None:
+                continue
+            validated = validate(context, value)
+            assert (found[0], type(found[0])) == (validated, type(validated)), (param.name, value)
+            compared += 1
+    assert compared > 20
 
 
 def test_importing_the_library_is_light() -> None:
