@@ -263,17 +263,17 @@ def _load(
 def _with_own_sampling(task: Invocation | RemoteInvocation, model: Model) -> Invocation | RemoteInvocation:
     """Returns the task with the sampling parameters of the model's makers where the user gave none.
 
-    A benchmark keeps the terminal's own, so that models can be compared; a server completes requests by itself.
+    A benchmark keeps the terminal's own, so that models can be compared.
     """
     from dataclasses import replace
 
-    from mistralrs_cli.arguments.invocation import BenchJob, RemoteInvocation, ScalingsJob
+    from mistralrs_cli.arguments.invocation import BenchJob, ScalingsJob
     from mistralrs_cli.arguments.own_sampling import with_model_sampling
 
     job = task.job
     if isinstance(job, ScalingsJob):
         return task
-    if not isinstance(task, RemoteInvocation) and not isinstance(job, BenchJob):
+    if not isinstance(job, BenchJob):
         job = with_model_sampling(job, model.info.sampling, task.given)
     logging.getLogger("mistralrs.cli").info("sampling: %s", job.sampling)
     return replace(task, job=job)

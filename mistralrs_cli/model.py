@@ -152,6 +152,9 @@ class Model(Protocol):
 class ServersModel(Protocol):
     """A model of a server, which has to be told the parameters that it is to obey."""
 
+    def sends(self, field: str) -> bool:
+        """Returns whether requests carry a field of ``SamplingParams``; the server decides about the others."""
+
     def give(self, field: str) -> None:
         """Sends a field of ``SamplingParams`` with later requests. Raises ``RequestError`` for one that the server is
         not known to obey."""

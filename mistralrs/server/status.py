@@ -138,6 +138,7 @@ def _models(service: Service) -> list[dict[str, object]]:
             "n_ctx_train": model.info.context_length,
         },
         "capabilities": _capabilities(model),
+        "default_sampling": dict(model.info.sampling),
     }
     adapters = [
         {**base, "id": each.name, "root": each.source, "parent": base["id"]}

@@ -141,6 +141,8 @@ class RemoteInvocation:
 
     job: Job
     server: ServerChoice
+    given: frozenset[str] = frozenset()
+    """The fields of the sampling parameters that the user gave; the model's own replace the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
         job = _bench_job(args, sampling)
     server = server_choice(options, args, mode)
     if server is not None:
-        return RemoteInvocation(job, server)
+        return RemoteInvocation(job, server, given_sampling(options))
     source = find_source(args.selection)
     return Invocation(job, source, _load_options(args, options, job), given_sampling(options))
 

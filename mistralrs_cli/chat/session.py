@@ -19,7 +19,7 @@ from mistralrs_cli.chat_commands.repetition import is_said_before, repeats_itsel
 from mistralrs_cli.chat_input.attachments import Attachment, fetch_page, refuse_page
 from mistralrs_cli.chat_storage.chat_record import ChatRecord, SavedAnswer
 from mistralrs_cli.markdown_screen.answer_display import open_writer
-from mistralrs_cli.model import AnswerStream, Model, ServersModel
+from mistralrs_cli.model import AnswerStream, Model
 from mistralrs_cli.printing.answer import Interruption, TextPieces, relay
 from mistralrs_cli.printing.prefill_line import ShownPrefill
 from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
@@ -158,9 +158,8 @@ class Chat:
         self._use_own_sampling()
 
     def _use_own_sampling(self) -> None:
-        """Samples as the model's makers recommend, where the user gave nothing else; a server does so by itself."""
-        if not isinstance(self.model, ServersModel):
-            self.origins.use_model(self.settings, self.model.info.sampling)
+        """Samples as the model's makers recommend, where the user gave nothing else."""
+        self.origins.use_model(self.settings, self.model.info.sampling)
 
     def count_tokens(self, text: str) -> int | None:
         """Returns the tokens of a text; None where they are not known: the tokenizer is a server's, or fails."""

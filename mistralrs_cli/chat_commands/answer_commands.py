@@ -13,7 +13,6 @@ from mistralrs.user_dirs import expand_user
 from mistralrs_cli.adapter_commands.mean_scalings import shown_token
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.chat_storage.chat_formats import write_new
-from mistralrs_cli.model import ServersModel
 from mistralrs_cli.terminal.output import byte_size, clean_line
 
 COPY_BYTES = 1 << 20
@@ -50,8 +49,6 @@ def copy(chat: Chat, argument: str) -> None:
 
 def probs(chat: Chat, argument: str) -> None:
     """Colours the last answer's tokens by their probabilities, or shows the alternatives to one token."""
-    if isinstance(chat.model, ServersModel):
-        raise UsageError("a server streams no probabilities here", hint="load the model here, without --connect")
     if argument in ("on", "off"):
         chat.keeps_probs = argument == "on"
         chat.notes.say(f"probabilities of answers from now on: {'kept' if chat.keeps_probs else 'not kept'}")

@@ -103,7 +103,8 @@ def tokens(chat: Chat, argument: str) -> None:
     if not argument:
         messages = chat.conversation.for_model()
         count = len(chat.model.tokens_of(messages)) if messages else 0
-        chat.notes.say(f"{grouped(count)} of {grouped(limit)} tokens of the context ({100 * count // limit} %)")
+        share = f" of {grouped(limit)} tokens of the context ({100 * count // limit} %)" if limit else " tokens"
+        chat.notes.say(f"{grouped(count)}{share}")
         return
     tokenizer = chat.model.tokenizer
     ids = tokenizer.encode(argument, special=False)

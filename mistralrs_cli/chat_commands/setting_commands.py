@@ -217,6 +217,13 @@ def scalings(chat: Chat, argument: str) -> None:
 
 
 def _rows(chat: Chat, settings: list[Setting]) -> list[str]:
-    values = [(each, each.show(each.value(chat.settings)), chat.origins.of(each)) for each in settings]
+    values = [(each, *_value_and_origin(chat, each)) for each in settings]
     wide = max(len(text) for _, text, _ in values)
     return columns((each.name, f"{clean_line(text):<{wide}}  ({clean_line(origin)})") for each, text, origin in values)
+
+
+def _value_and_origin(chat: Chat, setting: Setting) -> tuple[str, str]:
+    """Returns the value as text and where it came from; a server that is told nothing keeps its own."""
+    if setting.is_sampling and isinstance(chat.model, ServersModel) and not chat.model.sends(setting.field):
+        return "-", "the server's own"
+    return setting.show(setting.value(chat.settings)), chat.origins.of(setting)

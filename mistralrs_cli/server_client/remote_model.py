@@ -14,6 +14,7 @@ from mistralrs.errors import LoadError, MistralrsError, RequestError
 from mistralrs_cli.arguments.own_sampling import FIELDS
 from mistralrs_cli.model import Vocabulary
 from mistralrs_cli.server_client.remote_stream import RemoteStream
+from mistralrs_cli.server_client.remote_tokens import RemoteVocabulary
 from mistralrs_cli.server_client.server_connection import Server, ServerConnection
 from mistralrs_cli.server_client.server_errors import MissingPathError, UnreachableError
 
@@ -53,7 +54,7 @@ class RemoteInfo:
     threads: int = 0
     unavailable_backends: tuple[str, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
-    """Nothing: a server completes requests by itself."""
+    """The parameters that the makers recommend, as a mistralrs server says; another completes requests by itself."""
     precision: str = ""
 
 
@@ -87,6 +88,7 @@ class RemoteModel:
         self.info = info
         self._choice = choice
         self._is_ours = is_ours
+        self._vocabulary = RemoteVocabulary(choice.server, info.name)
         self._given = set(choice.given)
         self._added = set[str]()
         self._permits = threading.Semaphore(choice.concurrency)
@@ -94,8 +96,12 @@ class RemoteModel:
 
     @property
     def tokenizer(self) -> Vocabulary:
-        """Raises ``RequestError``: it is the server's."""
-        raise RequestError("the tokenizer is the server's", hint="load the model here, without --connect")
+        """The server's, which is asked for each text. Raises ``RequestError`` for a server of another make."""
+        if not self._is_ours:
+            raise RequestError(
+                "only a mistralrs server is known to tell tokens", hint="load the model here, without --connect"
+            )
+        return self._vocabulary
 
     @property
     def template_source(self) -> str:
@@ -138,6 +144,7 @@ class RemoteModel:
             "stream_options": {"include_usage": True},
             "seed": sampling.seed,
             **self._sampling_fields(sampling),
+            **({} if sampling.logprobs is None else {"logprobs": True, "top_logprobs": sampling.logprobs}),
             **self._grammar_fields(grammar),
             **({} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking}}),
             **({"continue_final_message": True} if continues else {}),
@@ -153,8 +160,18 @@ class RemoteModel:
         return stream
 
     def tokens_of(self, messages: Sequence[Mapping[str, object]]) -> tuple[int, ...]:
-        """Raises ``RequestError``: the tokenizer is the server's."""
-        raise RequestError("the tokenizer is the server's", hint="load the model here, without --connect")
+        """Returns the ids of a conversation's prompt. Raises ``RequestError`` as ``tokenizer`` does."""
+        if not self._is_ours:
+            raise RequestError(
+                "only a mistralrs server is known to count tokens", hint="load the model here, without --connect"
+            )
+        return self._vocabulary.encode_conversation(messages)
+
+    def sends(self, field: str) -> bool:
+        """Returns whether requests carry a field of ``SamplingParams``; the server decides about the others."""
+        options = [option for option, name in FIELDS.items() if name == field]
+        is_given = any(option in self._given for option in options) or field in self._added
+        return is_given or field in _ALWAYS or (self._is_ours and bool(options))
 
     def give(self, field: str) -> None:
         """Sends a field of ``SamplingParams`` with later requests. Raises ``RequestError`` for one that the server is
@@ -213,8 +230,8 @@ def connect(choice: ServerChoice) -> RemoteModel:
     if card is None and is_ours:
         has = ", ".join(str(each["id"]) for each in models)
         raise LoadError(f"{server.address} has no model {name!r}", hint=f"it has {has}")
-    length = _context_length(card or {})
-    return RemoteModel(choice, RemoteInfo(name, str(server.address), length), is_ours=is_ours)
+    length, own = _context_length(card or {}), _own_sampling(card or {}) if is_ours else {}
+    return RemoteModel(choice, RemoteInfo(name, str(server.address), length, sampling=own), is_ours=is_ours)
 
 
 def _is_ours(server: Server) -> bool:
@@ -255,3 +272,10 @@ def _context_length(card: Mapping[str, object]) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 0
+
+
+def _own_sampling(card: Mapping[str, object]) -> dict[str, float]:
+    """Returns the sampling parameters that a mistralrs server names for its model."""
+    named = card.get("default_sampling")
+    values = named if isinstance(named, dict) else {}
+    return {name: value for name in FIELDS.values() if isinstance(value := values.get(name), int | float)}

@@ -14,6 +14,7 @@ from mistralrs.api.read_stream import Thought
 from mistralrs.engine.events import Delta, End, Event, Failed, Finished, Usage
 from mistralrs.errors import EngineError, MistralrsError
 from mistralrs_cli.model import LostModelError
+from mistralrs_cli.server_client.remote_tokens import StreamLogprobs
 from mistralrs_cli.server_client.server_connection import Server, ServerConnection
 from mistralrs_cli.server_client.server_errors import BusyServerError, stream_error
 
@@ -61,6 +62,7 @@ class RemoteStream:
         self._cancelled = threading.Event()
         self._connection: ServerConnection | None = None
         self._progress = _Progress(time.monotonic())
+        self._logprobs = StreamLogprobs()
         threading.Thread(target=self._run, name="server-answer", daemon=True).start()
 
     def __iter__(self) -> Iterator[Event | Thought]:
@@ -143,7 +145,8 @@ class RemoteStream:
             reason = choice.get("finish_reason")
             if not all(isinstance(value, str | None) for value in (text, thought, reason)):
                 raise ValueError("a text or a reason is none")
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            logprobs = self._logprobs.read(choice.get("logprobs"))
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise LostModelError(f"{address} sent no chunk of a chat: {error}", hint="is this OpenAI's API?") from error
         if chunk.get("error"):
             raise stream_error(address, chunk["error"])
@@ -157,7 +160,8 @@ class RemoteStream:
         if text:
             progress.first = progress.first or time.monotonic()
             progress.pieces += 1
-            self._put(Delta(text, (), ()))
+        if text or logprobs:
+            self._put(Delta(text or "", (), logprobs))
 
     def _usage(self) -> Usage:
         """Returns the server's counts and times; where it gives none, the pieces that came and the times here."""

@@ -58,10 +58,17 @@ class ServerConnection:
 
     def get(self, path: str) -> object:
         """Returns the JSON value at a path. Raises ``LoadError``, and the error of a server that refuses."""
+        return self._value("GET", self._server.address.path + path, None)
+
+    def post(self, path: str, body: Mapping[str, object]) -> object:
+        """Returns the JSON value that answers a body, at a path beside OpenAI's ``/v1``. Raises as ``get`` does."""
+        return self._value("POST", self._server.address.path.removesuffix("/v1") + path, json.dumps(body).encode())
+
+    def _value(self, method: str, path: str, sent: bytes | None) -> object:
         response = None
         try:
             self._connect(LOOKUP_TIMEOUT_S)
-            response = self._send("GET", path, None)
+            response = self._send(method, path, sent)
             body = response.read(_MAX_BODY)
         except (OSError, HTTPException) as error:
             hint = "is the server running, and is this its address?"
@@ -74,7 +81,7 @@ class ServerConnection:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             hint = "is this the address of OpenAI's API?"
-            raise LoadError(f"{self._server.address}{path} has no JSON", hint=hint) from error
+            raise LoadError(f"{self._server.address} has no JSON at {path}", hint=hint) from error
 
     def stream(self, path: str, body: Mapping[str, object]) -> Iterator[bytes]:
         """Sends a body and yields the data of the events that come back.
@@ -85,7 +92,7 @@ class ServerConnection:
         response = None
         try:
             self._connect(None)
-            response = self._send("POST", path, json.dumps(body).encode())
+            response = self._send("POST", address.path + path, json.dumps(body).encode(), accepts="text/event-stream")
             if response.status != 200:
                 raise self._refusal(response, response.read(_MAX_ERROR))
             kind = response.headers.get_content_type()
@@ -129,11 +136,11 @@ class ServerConnection:
                 raise ConnectionAbortedError("the exchange is closed")
             self._socket = opened
 
-    def _send(self, method: str, path: str, body: bytes | None) -> HTTPResponse:
+    def _send(self, method: str, path: str, body: bytes | None, *, accepts: str = "application/json") -> HTTPResponse:
         headers = self._server.headers() | {"Connection": "close"}
         if body is not None:
-            headers |= {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        self._http.request(method, self._server.address.path + path, body, headers)
+            headers |= {"Content-Type": "application/json", "Accept": accepts}
+        self._http.request(method, path, body, headers)
         return self._http.getresponse()
 
     def _refusal(self, response: HTTPResponse, body: bytes) -> MistralrsError:

@@ -271,9 +271,26 @@ def test_a_server_is_told_or_the_setting_refused(talk: Talk) -> None:
     talk.chat.model = ours
     talk("/set dry-multiplier 0.8")
     assert ours._sampling_fields(sampling)["dry_multiplier"] == 0.8
-    for topic in ("template", "prompt"):
-        talk.chat.conversation.path = [Message("user", "x")]
-        assert "is the server's" in talk(f"/show {topic}")
+    assert "the chat template is the server's" in talk("/show template")
+    talk.chat.model = foreign
+    talk.chat.conversation.path = [Message("user", "x")]
+    for typed in ("/show prompt", "/tokens", "/tokens a text"):
+        assert talk(typed).startswith("error: only a mistralrs server is known to ")
+    talk.chat.conversation.path = []
+    assert talk("/tokens") == "0 tokens\n"
+
+
+def test_a_server_keeps_its_own_sampling(talk: Talk) -> None:
+    server = Server(ServerAddress.parse("http://localhost:1", written="x"), None)
+    choice = ServerChoice(server, None, frozenset({"top_k"}), 1, False)
+    talk.chat.model = RemoteModel(choice, RemoteInfo("m", "http://localhost:1", 0), is_ours=False)
+    assert talk("/set top-p").split() == ["top-p", "-", "(the", "server's", "own)"]
+    assert "server's own" not in talk("/set top-k") + talk("/set seed")
+    talk("/set top-p 0.5")
+    assert talk("/set top-p").split() == ["top-p", "0.5", "(/set)"]
+    info = RemoteInfo("m", "http://localhost:1", 0, sampling={"temperature": 0.7})
+    talk.chat.take_model(RemoteModel(choice, info, is_ours=True))
+    assert talk("/set temperature").split() == ["temperature", "0.7", "(the", "model's", "own)"]
 
 
 def test_show(talk: Talk) -> None:

@@ -32,7 +32,8 @@ class Handler(BaseHTTPRequestHandler):
         if double.key and self.headers["Authorization"] != f"Bearer {double.key}":
             self.json(401, {"error": {"message": "wrong key"}})
         elif self.path == "/v1/models" and double.models is not None:
-            self.json(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in double.models]})
+            card = {"object": "model", "default_sampling": double.default_sampling}
+            self.json(200, {"object": "list", "data": [{"id": name, **card} for name in double.models]})
         elif self.path == "/v1/capabilities" and double.is_ours:
             self.json(200, {"object": "capabilities", "endpoints": []})
         else:
@@ -76,6 +77,7 @@ class OpenAIDouble:
         self.models: list[str] | None = ["first", "second"]
         self.key: str | None = None
         self.is_ours = False
+        self.default_sampling: object = None
         self.refusal: object = {"error": "no such path"}
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []

@@ -15,11 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mistralrs.api.served_model import ServedModel
-from mistralrs.errors import UsageError
+from mistralrs.engine.config import SamplingParams
+from mistralrs.engine.events import Delta
+from mistralrs.errors import LoadError, UsageError
 from mistralrs_cli.arguments.command_line import parse
 from mistralrs_cli.arguments.invocation import RemoteInvocation, resolve
 from mistralrs_cli.chat_storage.chat_store import ChatStore
+from mistralrs_cli.server_client.remote_model import ServerChoice, connect
 from mistralrs_cli.server_client.server_address import ServerAddress
+from mistralrs_cli.server_client.server_connection import Server
 from mistralrs_cli.server_client.sse_events import SseDecoder
 from tests.cli.program import Program
 from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, ROOT, Terminal, environment
@@ -378,3 +382,45 @@ def test_usage_that_a_server_leaves_out(program: Program, other: OpenAIDouble) -
     code, out, _ = program("--connect", other.url, "--prompt", "x", "--json")
     usage = json.loads(out)["usage"]
     assert (code, usage["prompt_tokens"], usage["completion_tokens"]) == (0, 0, 2)
+
+
+TOKENS = {"tokens": [{"id": 5, "piece": "hi"}, {"id": 9, "piece": [195]}], "count": 2}
+PROBABLE = {
+    "content": [
+        {"token": "hi", "logprob": -0.5, "bytes": [104, 105], "top_logprobs": [{"token": "ho", "logprob": -1.0}]},
+        {"token": "\ufffd", "logprob": -3.0, "bytes": [195], "top_logprobs": []},
+    ]
+}
+
+
+def test_tokens_and_probabilities_of_a_server(other: OpenAIDouble) -> None:
+    other.is_ours = True
+    server = Server(ServerAddress.parse(other.url, written="x"), None)
+    model = connect(ServerChoice(server, None, frozenset(), 1, False))
+    other.answer = lambda handler: handler.json(200, TOKENS)
+    assert model.tokenizer.encode("hiÃ", special=False) == [5, 9]
+    assert (model.tokenizer.token_text(5), model.tokenizer.token_bytes(9)) == ("hi", b"\xc3")
+    assert model.tokens_of([{"role": "user", "content": "x"}]) == (5, 9)
+    assert [body.get("prompt") for body in other.bodies] == ["hiÃ", None]
+    for broken in ({}, {"tokens": [3]}, {"tokens": [{"id": 1, "piece": [999]}]}):
+        other.answer = lambda handler, broken=broken: handler.json(200, broken)
+        with pytest.raises(LoadError, match="sent no list of tokens"):
+            model.tokenizer.encode("x", special=False)
+    event = chunk("hi")
+    event["choices"][0]["logprobs"] = PROBABLE  # type: ignore[index]
+    other.answer = lambda handler: handler.stream(event, chunk(reason="stop"))
+    events = list(model.chat([{"role": "user", "content": "x"}], SamplingParams(logprobs=2)))
+    assert (other.bodies[-1]["logprobs"], other.bodies[-1]["top_logprobs"]) == (True, 2)
+    assert isinstance(events[0], Delta)
+    first, second = events[0].logprobs
+    assert (first.text, first.logprob, second.data) == ("hi", -0.5, b"\xc3")
+    assert [each.text for each in first.top] == ["ho"]
+    assert len({first.token, second.token, first.top[0].token}) == 3
+
+
+def test_a_server_names_its_models_sampling(program: Program, other: OpenAIDouble) -> None:
+    other.is_ours, other.default_sampling = True, {"temperature": 0.7, "top_p": 0.9, "unknown": 1}
+    assert program("--connect", other.url, "--prompt", "x", "--top-p", "0.5")[0] == 0
+    body = other.bodies[0]
+    assert (body["temperature"], body["top_p"], body["top_k"]) == (0.7, 0.5, 32)
+    assert "unknown" not in body

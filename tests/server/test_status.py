@@ -68,6 +68,7 @@ async def test_models_tell_their_context_under_every_name(server: Served) -> Non
     listed = (await server.get("/v1/models")).json()
     [card] = response_bodies.ModelList.model_validate(listed).data
     assert card.max_model_len == card.context_length == card.meta.n_ctx == 512
+    assert card.default_sampling == {}
     for path in ("/v1/models/tiny", "/models/tiny/", "/v1/models/default"):
         assert (await server.get(path)).json() == listed["data"][0]
     unknown = await server.get("/v1/models/gpt-4o")

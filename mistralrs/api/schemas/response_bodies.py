@@ -231,6 +231,8 @@ class ModelCard(Part):
     capabilities: list[str]
     """``completion``, ``embedding``, ``structured_outputs``; and where the model can do so: ``chat``, ``tools``,
     ``forced_tools`` (``tool_choice`` other than auto, ``strict``), ``thinking``, ``thinking_budget``."""
+    default_sampling: dict[str, float]
+    """The sampling parameters that the model's makers recommend, which requests get that do not say."""
     root: str | None = None
     """Of an adapter: where it came from."""
     parent: str | None = None
