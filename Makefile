@@ -15,8 +15,13 @@ MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA := .models/gemma-3-270m.Q4_K_M.gguf
 SETTINGS := $(VENV)/settings.txt
 BUILD_TOOLS := $(VENV)/build-tools
+PACKAGES := $(VENV)/packages
+KERNELS := $(VENV)/kernels
+RUNNING := $(VENV)/running
 INSTALLED := $(VENV)/installed
+LOGS := $(VENV)/logs
 FIXTURES := .fixtures/complete
+SOURCES := $(shell find kernels/csrc -type f 2>/dev/null)
 WITHOUT_KERNELS := $(if $(filter off,$(NATIVE)),--config-settings wheel.cmake=false)
 REPORTS := docs/reports
 # Clients that cannot live in the virtual environment: Python packages that want other versions, and npm packages.
@@ -29,6 +34,13 @@ ORACLES := $(sort $(wildcard scripts/make_*.py))
 ORACLE_PYTHON ?= $(BIN)/python
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# A step prints its title, and everything else only when it fails.
+STEP = @scripts/step.sh
+# Compiling all of PyTorch to bytecode takes longer than unpacking it; Python compiles what it imports.
+PIP_INSTALL = $(BIN)/pip install --no-compile
+INSTALL_PROJECT = $(PIP_INSTALL) --no-deps --no-build-isolation --editable . $(WITHOUT_KERNELS)
+# A list of pyproject.toml, a requirement a line.
+listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]$(1), sep="\n")'
 
 .PHONY: help venv model gemma fixtures chat test test-gemma lint check sanitize sanitize-quick soak clients browser oracles bench wheel clean FORCE
 .DELETE_ON_ERROR:
@@ -38,11 +50,11 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Settings: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) TORCH_INDEX=$(TORCH_INDEX) NATIVE=$(NATIVE)"
 
-chat: $(INSTALLED) $(MODEL) ## set everything up and chat with the default model
+chat: $(RUNNING) $(MODEL) ## set up what running needs and chat with the default model
 	@$(BIN)/mistralrs -i
 
 test: export HF_HUB_OFFLINE = 1
-test: $(INSTALLED) $(MODEL) $(FIXTURES) ## set everything up and run the tests
+test: $(INSTALLED) $(MODEL) $(FIXTURES) ## set up what tests need too and run them
 	$(BIN)/python -m pytest -m "not network and not gpu and not browser"
 
 test-gemma: export HF_HUB_OFFLINE = 1
@@ -59,7 +71,7 @@ check: export HF_HUB_OFFLINE = 1
 check: lint ## the same, and the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not model and not network and not gpu and not browser"
 
-venv: $(INSTALLED) ## make the virtual environment, install and build everything
+venv: $(INSTALLED) ## make the virtual environment; install and build everything, what development needs too
 
 model: $(MODEL) ## fetch the default model
 
@@ -126,7 +138,7 @@ browser: $(INSTALLED) ## fetch what drives Chromium and run the tests of the ser
 oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files again; ORACLE_PYTHON has llama-cpp-python
 	@set -e; for script in $(ORACLES); do echo "$$script"; $(ORACLE_PYTHON) "$$script"; done
 
-bench: $(INSTALLED) $(MODEL) ## measure prompt and decode speed of the default model
+bench: $(RUNNING) $(MODEL) ## measure prompt and decode speed of the default model
 	$(BIN)/mistralrs bench
 
 wheel: $(INSTALLED) ## build the wheel into dist/
@@ -138,29 +150,47 @@ clean: ## remove what was built; the virtual environment, models and fixtures st
 
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; choose one with: make PYTHON=/path/to/python3")'
-	$(PYTHON) -m venv $(VENV)
+	$(STEP) "virtual environment: $(VENV)" $(LOGS)/venv.log $(PYTHON) -m venv $(VENV)
 
 # Rewritten only when a setting changed, so that what depends on it is made again exactly then.
 $(SETTINGS): $(VENV)/pyvenv.cfg FORCE
-	@if [ "$$(cat $@ 2>/dev/null)" != "$(TORCH) $(TORCH_INDEX) $(NATIVE)" ]; then set -e; \
-	  $(BIN)/pip install "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)"); \
-	  echo "$(TORCH) $(TORCH_INDEX) $(NATIVE)" >$@; fi
+	@test "$$(cat $@ 2>/dev/null)" = "$(TORCH) $(TORCH_INDEX) $(NATIVE)" || echo "$(TORCH) $(TORCH_INDEX) $(NATIVE)" >$@
+
+# The kernels are built while packages are fetched. The compiler is asked for first: a machine without one learns it at once.
+$(RUNNING): $(SETTINGS) pyproject.toml CMakeLists.txt $(SOURCES)
+ifneq ($(NATIVE),off)
+	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler ($${CXX:-c++}) was found. Install one (for example: apt-get install g++), or do without the kernels: make NATIVE=off ..." >&2; exit 1; }
+endif
+	@$(MAKE) --no-print-directory --silent --jobs=2 $(KERNELS) $(PACKAGES)
+	@touch $@
+
+$(PACKAGES): $(SETTINGS) pyproject.toml
+	$(STEP) "PyTorch: $(TORCH)" $(LOGS)/torch.log $(PIP_INSTALL) "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
+	@$(call listed,["dependencies"]) >$@.txt
+	$(STEP) "packages that running needs" $(LOGS)/packages.log $(PIP_INSTALL) --requirement $@.txt
+	@touch $@
 
 # The tools that build the kernels. They stay in the environment: pip would put them into a new place each time, and
 # CMake would build everything anew. CMake and Ninja come from pip only where the machine has none.
 $(BUILD_TOOLS): $(SETTINGS)
-	$(BIN)/pip install "scikit-build-core>=0.11" $$(command -v cmake >/dev/null || echo "cmake>=3.18") $$(command -v ninja >/dev/null || echo ninja)
+	$(STEP) "build tools" $(LOGS)/build-tools.log $(PIP_INSTALL) "scikit-build-core>=0.11" $$(command -v cmake >/dev/null || echo "cmake>=3.18") $$(command -v ninja >/dev/null || echo ninja)
 	@touch $@
 
-$(INSTALLED): $(BUILD_TOOLS) pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f 2>/dev/null)
-ifneq ($(NATIVE),off)
-	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler ($${CXX:-c++}) was found. Install one (for example: apt-get install g++), or do without the kernels: make NATIVE=off ..." >&2; exit 1; }
-endif
-	$(BIN)/pip install --no-build-isolation --editable ".[dev]" $(WITHOUT_KERNELS)
+# Running needs the kernels of this machine's processor alone, which have a build folder of their own. An environment that
+# development has used gets all of them.
+$(KERNELS): ISA = $(if $(wildcard $(INSTALLED)),,$(shell $(PYTHON) scripts/host_isa.py))
+$(KERNELS): $(BUILD_TOOLS) pyproject.toml CMakeLists.txt $(SOURCES)
+	$(STEP) "mistralrs$(if $(WITHOUT_KERNELS),, and its kernels$(if $(ISA), for $(ISA)))" $(LOGS)/kernels.log $(INSTALL_PROJECT) $(if $(ISA),--config-settings build-dir=build/$(ISA) --config-settings cmake.define.MRS_ISAS=$(ISA))
+	@touch $@
+
+$(INSTALLED): $(RUNNING)
+	@$(call listed,["optional-dependencies"]["dev"]) >$@.txt
+	$(STEP) "packages that development needs" $(LOGS)/development.log $(PIP_INSTALL) --requirement $@.txt
+	$(STEP) "mistralrs$(if $(WITHOUT_KERNELS),, and the kernels of all processors)" $(LOGS)/all-kernels.log $(INSTALL_PROJECT)
 	@touch $@
 
 $(MODEL): | $(VENV)/pyvenv.cfg
-	$(BIN)/python scripts/fetch_model.py $@
+	$(STEP) "model: $(notdir $@)" $(LOGS)/model.log $(BIN)/python scripts/fetch_model.py $@
 
 $(GEMMA): | $(VENV)/pyvenv.cfg
 	$(BIN)/python scripts/fetch_gemma.py $@

@@ -1,0 +1,43 @@
+"""The set-up's own programs: a step's line, its log and its failure; the kernels that ``make chat`` builds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from scripts.host_isa import FLAGS, fastest
+
+ROOT = Path(__file__).parents[1]
+
+
+def step(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "scripts" / "step.sh"), "a step", str(tmp_path / "logs" / "a.log"), "sh", "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+
+
+def test_a_step_prints_its_title_alone(tmp_path: Path) -> None:
+    done = step(tmp_path, "echo much; echo more >&2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a step\n", "")
+    assert (tmp_path / "logs" / "a.log").read_text() == "much\nmore\n"
+
+
+def test_a_step_that_fails_shows_everything(tmp_path: Path) -> None:
+    done = step(tmp_path, "echo no network; exit 7")
+    assert (done.returncode, done.stdout) == (7, "a step\n")
+    first, said, hint = done.stderr.splitlines()
+    assert (first, said) == ("no network", "This step failed: a step")
+    assert str(tmp_path / "logs" / "a.log") in hint
+    assert step(tmp_path, "exit 0").returncode == 0, "it goes on once the cause is mended"
+
+
+def test_the_fastest_kernels() -> None:
+    assert fastest(FLAGS["avx512vnni"] | {"more"}) == "avx512vnni"
+    assert fastest(FLAGS["avx512vnni"] - {"avx512_vnni"}) == "avx512"
+    assert fastest(FLAGS["avx512"] - {"avx512dq"}) == "avx2"
+    assert fastest(FLAGS["avx2"] - {"fma"}) == fastest(()) == ""
+
+
+def test_the_build_knows_these_kernels() -> None:
+    built = re.findall(r"^ *add_isa\((\w+)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(FLAGS) < set(built)
