@@ -69,12 +69,28 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
         place.take(word)
     beginning = words[-1] if words else ""
     if place.awaited is not None:
-        found = _values(place.awaited, words)
-    elif beginning.startswith("-"):
-        found = _options(place.command)
-    else:
-        found = _arguments(place, words)
+        return list(_beginning_with(beginning, place.awaited, words))
+    if beginning.startswith("-") and "=" in beginning:
+        flag, _, value = beginning.partition("=")
+        option = _option(place.command, flag)
+        found = () if option is None or option.is_flag else _beginning_with(value, option, words)
+        return [each if each.word == FILES else Candidate(f"{flag}={each.word}", each.meaning) for each in found]
+    if beginning.startswith("-"):
+        return [each for each in _options(place.command) if each.word.startswith(beginning)]
+    found = _arguments(place, words)
     return [each for each in found if each.word == FILES or each.word.startswith(beginning)]
+
+
+def _beginning_with(typed: str, option: Any, words: Sequence[str]) -> Iterator[Candidate]:
+    """Yields the values of an option that a typed text may become. A text before ``=`` names a source, one before a
+    comma is another adapter: they stay."""
+    separator = {"NAME=SOURCE": "=", "NAME[:W],...": ","}.get(option.metavar or "", "")
+    kept = typed[: typed.rfind(separator) + 1] if separator else ""
+    for each in _values(option, words):
+        if each.word == FILES:
+            yield each
+        elif (kept + each.word).startswith(typed):
+            yield Candidate(kept + each.word, each.meaning)
 
 
 def _option(command: Any, word: str) -> Any:
@@ -119,7 +135,8 @@ def _values(parameter: Any, words: Sequence[str]) -> Iterator[Candidate]:
     elif metavar in ("[NAME|ID]", "CHAT"):
         yield from (Candidate(name, meaning) for name, meaning in saved_chats())
     elif metavar == "NAME[:W],...":
-        yield from (Candidate(name, "adapter") for name in (*adapters_of(words), "none"))
+        yield from (Candidate(name, "adapter") for name in adapters_of(words))
+        yield Candidate("none", "no adapter")
     elif metavar == "TYPE":
         yield from (Candidate(name) for name in ISQ_TYPES)
     elif parameter.name == "token_source":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mistralrs.api.selectors.model_selector import SELECTORS
+from mistralrs.quant.quantize import ISQ_TYPES
 from mistralrs_cli.chat_storage.chat_store import ChatStore
 from mistralrs_cli.chat_storage.saved_chats import import_chats
 from mistralrs_cli.completion.shell_scripts import FILES, SCRIPTS
@@ -57,6 +59,11 @@ def completed(run: InProcess, *words: str) -> list[str]:
         (["gguf", "-f", "mo"], [FILES]),
         (["--lora", "music=x", "--lora", "some/law", "--adapter", ""], ["music", "law", "none"]),
         (["--isq", "q8"], ["q8_0"]),
+        (["--isq=q8"], ["--isq=q8_0"]),
+        (["--theme="], ["--theme=auto", "--theme=light", "--theme=dark"]),
+        (["--stats=o"], []),
+        (["--lora", "a=x", "--lora", "b=y", "--adapter", "a:0.7,b"], ["a:0.7,b"]),
+        (["--lora", "style=mo"], [FILES]),
         (["--token-source", "e"], ["env:"]),
         (["--prompt", ""], []),
         (["--no-such", ""], [*SELECTORS]),
@@ -95,20 +102,76 @@ def test_refusals(run: InProcess) -> None:
         assert "\nhint: " in err
 
 
-def test_bash_completes(tmp_path: Path) -> None:
-    (tmp_path / "my model.gguf").touch()
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with files, a saved chat, a model in the hub's cache, and the program to call in it."""
+    for name in ("my model.gguf", "other.gguf"):
+        (tmp_path / name).touch()
+    (tmp_path / ".cache" / "huggingface" / "hub" / "models--owner--tiny" / "snapshots").mkdir(parents=True)
     program = tmp_path / "mistralrs"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mistralrs_cli "$@"\n', encoding="utf-8")
     program.chmod(0o755)
-    asked = f"""
-        source <({program} completions bash)
-        complete() {{ COMP_WORDS=({program} "$@"); COMP_CWORD=$#; _mistralrs; printf '%s\\n' "${{COMPREPLY[@]}}"; }}
-        complete --theme da; complete doct; complete inspect 'my'
+    (tmp_path / "chats.json").write_text('[{"messages": [{"role": "user", "content": "hi"}]}]', encoding="utf-8")
+    subprocess.run([program, "chats", "import", "chats.json"], cwd=tmp_path, env=on_path(tmp_path), check=True)
+    return tmp_path
+
+
+def on_path(place: Path) -> dict[str, str]:
+    variables = environment(place)
+    return variables | {"PATH": f"{place}:{variables['PATH']}"}
+
+
+def of_shell(command: Sequence[str], place: Path) -> list[str]:
+    """The lines that a shell prints in ``place``; the test is skipped where the shell is not installed."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(command, cwd=place, env=on_path(place), capture_output=True, text=True, timeout=120)
+    return done.stdout.splitlines()
+
+
+def test_bash_completes(place: Path) -> None:
+    asked = """
+        source <(mistralrs completions bash)
+        complete() { COMP_WORDS=(mistralrs "$@"); COMP_CWORD=$#; _mistralrs; printf '%s\\n' "${COMPREPLY[@]}"; }
+        complete --theme da; complete doct; complete inspect 'my'; complete --theme = d; complete --isq =
+        complete --lora s = x --adapter s : 0.5,n; complete gguf --lora s = ow; complete chats show ''
     """
-    done = subprocess.run(
-        ["bash", "-c", asked], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.splitlines() == ["dark", "doctor", "my model.gguf"], done.stderr
+    found = of_shell(["bash", "-c", asked], place)
+    assert found[:4] == ["dark", "doctor", "my model.gguf", "dark"]
+    assert found[4:-3] == [*ISQ_TYPES]
+    assert found[-3:] == ["0.5,none", "owner/tiny", "1"]
+
+
+def test_zsh_completes(place: Path) -> None:
+    """Typed into an interactive zsh: a line, Tab, and a command before it that prints the line."""
+    lines = ("inspect my", "doct", "--theme=da", "models delete ", "gguf -f=oth", "chats show ", "--adapter n")
+    typed = [f"""zpty -n -w z 'mistralrs {line}'$'\\t\\x01print -r -- GOT \\n'""" for line in lines]
+    program = [
+        "zmodload zsh/zpty",
+        "zpty z 'TERM=dumb zsh -f -i'",
+        "zpty -w z 'stty columns 200; PS1=; autoload -U compinit; compinit -u -D; source <(mistralrs completions zsh)'",
+        *typed,
+        "zpty -w z exit",
+        'while zpty -r z out; do print -r -- "$out"; done',
+    ]
+    shown = "\n".join(of_shell(["zsh", "-f", "-c", "\n".join(program)], place))
+    assert [line.split(" ", 1)[1].rstrip() for line in re.findall(r"^GOT (.*)$", shown, re.MULTILINE)] == [
+        "inspect my model.gguf",
+        "doctor",
+        "--theme=dark",
+        "models delete owner/tiny",
+        "gguf -f=other.gguf",
+        "chats show 1",
+        "--adapter none",
+    ]
+
+
+def test_fish_completes(place: Path) -> None:
+    lines = ("--theme ", "doct", "inspect my", "--theme=d", "models delete ", "gguf -f oth", "chats show ", "--isq=q8")
+    asked = "; ".join(["mistralrs completions fish | source", *(f"complete -C 'mistralrs {each}'" for each in lines)])
+    found = [line.partition("\t")[0] for line in of_shell(["fish", "-N", "-c", asked], place)]
+    assert found[:6] == ["auto", "dark", "light", "doctor", "my model.gguf", "--theme=dark"]
+    assert found[6:] == ["owner/tiny", "other.gguf", "1", "--isq=q8_0"]
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)
