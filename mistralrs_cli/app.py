@@ -309,13 +309,14 @@ def _do(task: Invocation | RemoteInvocation, model: Model, text: str, streams: S
 def _start_logging(options: ResolvedOptions) -> None:
     """Sends the log to stderr, with records of this project alone: other libraries' debugging does not help a user."""
     from mistralrs.api.options.resolve import Origin, unknown_variables
-    from mistralrs_cli.terminal.log_format import LogFormatter
+    from mistralrs_cli.terminal.log_format import JsonLogFormatter, LogFormatter
 
     level = options.values.log_level
     if level is None:
         level = "debug" if "debug" in os.environ.get("RUST_LOG", "") else "warning"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter(tracebacks=_shows_tracebacks(options.values.debug)))
+    formatter = JsonLogFormatter if options.values.log_json else LogFormatter
+    handler.setFormatter(formatter(tracebacks=_shows_tracebacks(options.values.debug)))
     logger = logging.getLogger("mistralrs")
     logger.handlers = [handler]
     logger.propagate = False

@@ -14,7 +14,7 @@ from mistralrs_cli.printing.answer import Interruption, ThoughtSink, relay
 from mistralrs_cli.printing.answer_output import AnswerOutput, JsonOutput, open_output
 from mistralrs_cli.printing.prefill_line import ShownPrefill
 from mistralrs_cli.printing.thoughts import Thoughts, thinking_of
-from mistralrs_cli.terminal.exits import INTERRUPTED
+from mistralrs_cli.terminal.exits import INTERRUPTED, STOPPED_BY_LENGTH
 from mistralrs_cli.terminal.output import Streams, is_terminal, per_second, print_error
 from mistralrs_cli.terminal.stdin_text import holds_text, read_all, warn_of_waiting, without_mark
 
@@ -63,7 +63,10 @@ def run_prompt(model: Model, job: PromptJob, text: str, streams: Streams) -> int
         _write_stats(finished, job, streams.stderr)
     if interruption.happened:
         return INTERRUPTED
-    return 0 if error is None else error.exit_code
+    if error is not None:
+        return error.exit_code
+    is_cut = any(each.reason == "length" for each in finished)
+    return STOPPED_BY_LENGTH if is_cut and job.fails_on_length else 0
 
 
 def _write_answers(

@@ -67,6 +67,16 @@ def test_a_history_without_a_place(tmp_path: Path) -> None:
         assert reason in said[0]
 
 
+def test_a_history_that_is_only_read(tmp_path: Path) -> None:
+    path, said = tmp_path / "history", list[str]()
+    PrivateHistory(path, complain=said.append).append_string("before")
+    written = path.read_bytes()
+    history = PrivateHistory(path, complain=said.append, keeps=False)
+    history.append_string("now")
+    assert (list(history.load_history_strings()), history.get_strings()) == (["before"], ["now"])
+    assert (path.read_bytes(), said) == (written, [])
+
+
 def test_a_token_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> Any:
         raise PermissionError(13, "Permission denied", "/elsewhere/huggingface/token")

@@ -86,6 +86,8 @@ class ChatJob:
     """What happens when the context is full."""
     context: str | None = None
     """A text from a pipe that belongs to the first message."""
+    keeps_history: bool = True
+    """Typed entries are kept for later chats."""
     written: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The options that were given, by their names, as the user wrote them."""
 
@@ -106,6 +108,8 @@ class PromptJob:
     form: AnswerForm
     grammar: GrammarText | None = None
     think: Think | None = None
+    fails_on_length: bool = False
+    """An answer that its limit stopped has an exit code of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +281,7 @@ def _chat_job(options: ResolvedOptions, sampling: SamplingParams) -> ChatJob:
         look=look_of(values),
         policy=values.context_policy or ("slide" if values.truncate_sequence else "full"),
         allow_net=values.allow_net,
+        keeps_history=not values.no_history,
         written={name: options.written(name) for name in options.origins},
     )
 
@@ -300,6 +305,7 @@ def _prompt_job(options: Options, sampling: SamplingParams) -> PromptJob:
         form=AnswerForm(json=options.json or options.jsonl, extract_code=options.extract_code, look=look_of(options)),
         grammar=grammar_of(options),
         think=options.think,
+        fails_on_length=options.fail_on_length,
     )
 
 

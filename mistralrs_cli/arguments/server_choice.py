@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _OF_SERVERS = ("model_name", "api_key")
 """Options that need a server: one to start, or one to connect to."""
-_ANYWHERE = ("log_level", "debug", "version")
+_ANYWHERE = ("log_level", "log_json", "debug", "version")
 
 
 def server_choice(options: ResolvedOptions, args: ParsedArgs, mode: Mode) -> ServerChoice | None:

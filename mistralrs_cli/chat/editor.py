@@ -39,7 +39,14 @@ class Editor:
     turns the key into a signal.
     """
 
-    def __init__(self, streams: Streams, *, say: Callable[[str], None], completer: Completer | None = None) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        say: Callable[[str], None],
+        completer: Completer | None = None,
+        keeps_history: bool = True,
+    ) -> None:
         """``say`` shows a line beside the input; ``completer`` completes it at Tab."""
         self._say = say
         self._interrupted_at = -math.inf
@@ -58,7 +65,7 @@ class Editor:
             multiline=True,
             prompt_continuation="... ",
             key_bindings=self._bindings(),
-            history=PrivateHistory(history_file(), complain=say),
+            history=PrivateHistory(history_file(), complain=say, keeps=keeps_history),
             enable_suspend=True,
             completer=completer,
             complete_while_typing=False,

@@ -25,11 +25,12 @@ class PrivateHistory(FileHistory):
     called once and the chat goes on without it. ``path``: None is no file.
     """
 
-    def __init__(self, path: Path | None, *, complain: Callable[[str], None]) -> None:
+    def __init__(self, path: Path | None, *, complain: Callable[[str], None], keeps: bool = True) -> None:
+        """``keeps``: False reads the file and writes nothing."""
         super().__init__(os.devnull if path is None else str(path))
         self._path = path
         self._complain = complain
-        self._writable = True
+        self._writable = keeps
 
     def load_history_strings(self) -> Iterable[str]:
         """Yields the entries, the youngest first; none of a file that cannot be read, which is not written either."""

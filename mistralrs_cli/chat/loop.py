@@ -46,17 +46,17 @@ def run_chat(job: ChatJob, streams: Streams, *, switch: ModelSwitch) -> int:
         if job.context is not None:
             attach(chat, [Attachment("stdin", job.context)])
         if streams.interactive:
-            return _from_terminal(chat, streams)
+            return _from_terminal(chat, streams, keeps_history=job.keeps_history)
         return _from_lines(chat, streams)
 
 
-def _from_terminal(chat: Chat, streams: Streams) -> int:
+def _from_terminal(chat: Chat, streams: Streams, *, keeps_history: bool) -> int:
     from mistralrs_cli.chat.editor import Editor, LeftByInterrupt
     from mistralrs_cli.chat_input.input_completion import InputCompleter
     from mistralrs_cli.chat_input.typed_input import act
 
     completer = InputCompleter(chat, slash_commands.suggest)
-    with Editor(streams, say=chat.notes.say, completer=completer) as editor:
+    with Editor(streams, say=chat.notes.say, completer=completer, keeps_history=keeps_history) as editor:
         chat.confirm = editor.confirm
         editor.meter = chat.meter
         while not chat.leaving:

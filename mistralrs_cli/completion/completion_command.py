@@ -11,7 +11,7 @@ from mistralrs_cli.completion.completion_options import CompletionsOptions
 from mistralrs_cli.completion.shell_scripts import SCRIPTS
 from mistralrs_cli.terminal.output import clean_line
 
-_ANYWHERE = ("debug", "log_level")
+_ANYWHERE = ("debug", "log_level", "log_json")
 
 
 def run_completions(words: CompletionsOptions, flags: Mapping[str, object], stdout: TextIO) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
+STOPPED_BY_LENGTH = 5
+"""An answer was stopped by its limit, and ``--fail-on-length`` asks for it."""
 INTERRUPTED = 130
 """Ctrl-C."""
 CLOSED_OUTPUT = 141

@@ -124,3 +124,11 @@ def test_code_in_json(program: Program) -> None:
     code, out, _ = program("--json", "--extract-code", "--prompt", "x")
     answer = json.loads(out)
     assert (code, answer["code"], answer["error"]["message"]) == (1, None, "the answer has no code block")
+
+
+def test_a_cut_answer_fails_where_that_is_asked_for(program: Program) -> None:
+    code, out, _ = program("--prompt", "long", "--fail-on-length")
+    assert (code, out) == (5, "cut here\n")
+    assert program("--prompt", "long")[0] == 0
+    assert program("--prompt", "x", "--fail-on-length")[0] == 0
+    assert program("-i", "--fail-on-length")[0] == 2

@@ -289,6 +289,8 @@ def test_a_slower_backend_is_said(program: Program) -> None:
     assert (code, out) == (0, "you said: hello\n")
     assert err == "WARNING mistralrs.cli: slower than it could be: native: not built\n"
     assert program("--log-level", "error", "--prompt", "hello", variables={"FAKE_PASSED_OVER": "x"})[2] == ""
+    code, out, err = program("--log-json", "--prompt", "hello", variables={"FAKE_PASSED_OVER": "x"})
+    assert (code, out, json.loads(err)["level"]) == (0, "you said: hello\n", "warning")
 
 
 def test_bench_says_what_it_does(program: Program) -> None:

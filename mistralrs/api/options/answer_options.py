@@ -65,6 +65,12 @@ class AnswerOptions:
         modes=frozenset({Mode.CHAT}),
         help="Keep neither the chat nor its KV on disk.",
     )
+    no_history: bool = option(
+        False,
+        "--no-history",
+        modes=frozenset({Mode.CHAT}),
+        help="Keep no line that is typed for later chats; up-arrow finds those of this one.",
+    )
     context_policy: Literal["full", "slide", "compact"] | None = option(
         None,
         "--context",

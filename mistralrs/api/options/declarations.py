@@ -280,6 +280,9 @@ class Options(AdapterFlags):
         shown_default="warning",
         help="debug, info, warning or error: the least level logged on stderr. RUST_LOG=debug asks for debug too.",
     )
+    log_json: bool = option(
+        False, "--log-json", help="Log on stderr as JSON: an object a line with time, level, logger and message."
+    )
     debug: bool = option(False, "--debug", is_shared=False, help="Show tracebacks; so does MISTRALRS_DEBUG=1.")
     version: bool = option(False, "--version", "-V", is_shared=False, help="Show the version and exit.")
 

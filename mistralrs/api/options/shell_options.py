@@ -62,6 +62,13 @@ class ShellOptions(AnswerOptions):
         is_shared=False,
         help="Only the first fenced code block of an answer, without its fences.",
     )
+    fail_on_length: bool = option(
+        False,
+        "--fail-on-length",
+        modes=frozenset({Mode.PROMPT}),
+        is_shared=False,
+        help="Exit with 5 if an answer was stopped by its limit or by the end of the context.",
+    )
     chat_jsonl: bool = option(
         False,
         "--chat-jsonl",
