@@ -74,6 +74,9 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 _TYPED = "mistralrs_cli.typed"
 """The key under which a parsing context keeps the subcommand as it was typed."""
+_MODEL_FILES = (".gguf", ".bin", ".safetensors")
+_TOO_MANY = 20
+"""Names of commands that no hint lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,16 @@ class ParsedArgs:
     """None: not the subcommand ``adapter scalings``."""
     completions: CompletionsOptions | None = None
     """None: not the subcommand ``completions``."""
+
+
+class InnerCommands(TyperGroup):
+    """The subcommands of a subcommand."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Returns the subcommand that ``args`` begin with. Raises ``UsageError`` that names the nearest."""
+        if self.get_command(ctx, args[0]) is None:
+            raise unknown_command(args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
 
 
 class Subcommands(TyperGroup):
@@ -186,7 +199,14 @@ def show_version(wanted: bool) -> bool:
 def unknown_command(name: str, names: Sequence[str]) -> UsageError:
     """Returns the error of an unknown subcommand, which names the nearest."""
     nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(names)}"
+    if "auto" in names and ("/" in name or name.endswith(_MODEL_FILES)):
+        hint = f"write auto {name} for a file, a folder or a hub repository"
+    elif nearest:
+        hint = f"did you mean {nearest[0]}?"
+    else:
+        hint = (
+            f"the commands are {', '.join(names)}" if len(names) < _TOO_MANY else "mistralrs --help lists the commands"
+        )
     return UsageError(f"no such command: {name}", hint=hint)
 
 
@@ -302,7 +322,7 @@ def _tool_command(name: str, options_class: type[UtilityOptions]) -> Any:
 @functools.cache
 def _tool_group(name: str, classes: tuple[tuple[str, type[UtilityOptions]], ...]) -> Any:
     """A subcommand with subcommands of its own; ``classes``: theirs by name."""
-    app = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=CONTEXT)
+    app = typer.Typer(cls=InnerCommands, rich_markup_mode=None, add_completion=False, context_settings=CONTEXT)
     app.callback(help=_HELP[name])(lambda: None)
     for each, options_class in classes:
         app.command(each, help=_GROUP_HELP[f"{name} {each}"], context_settings=CONTEXT)(_tool(options_class))

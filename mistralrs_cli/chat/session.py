@@ -337,7 +337,8 @@ class Chat:
     def meter(self) -> str:
         """Returns the model's name and the share of its context that the conversation takes, as far as it is known."""
         name = clean_line(self.model.info.name)
-        name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        longest = max(6, min(LONGEST_NAME, self.notes.width // 2 - 8))  # a narrow line has room for a message
+        name = name if len(name) <= longest else f"{name[: longest - 1]}…"
         context = self.model.info.context_length
         if not context or self.last is None or self._measured is not self.conversation:
             return name

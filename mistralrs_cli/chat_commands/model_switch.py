@@ -67,6 +67,8 @@ class ModelSwitch:
             raise UsageError("/model takes a row and its options", hint="mistralrs help ROW explains them")
         if len(words) == 1 and os.path.exists(words[0]):
             return self._resolve(["auto", words[0]])
+        if len(words) == 1 and words[0].startswith(("/", "./", "../")):
+            raise UsageError(f"{words[0]} does not exist", hint="/model FILE, or a row such as gguf -f FILE")
         return self._resolve(words)
 
     def _loaded(self, task: Task) -> Model:

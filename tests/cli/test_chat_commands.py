@@ -21,6 +21,7 @@ from mistralrs_cli.arguments.invocation import ChatJob, Invocation, resolve
 from mistralrs_cli.chat import slash_commands
 from mistralrs_cli.chat.chat_history import Message
 from mistralrs_cli.chat.chat_settings import SETTINGS, ChatSettings
+from mistralrs_cli.chat.render import Notes
 from mistralrs_cli.chat.session import Chat
 from mistralrs_cli.chat_commands.command_help import help_lines, help_of
 from mistralrs_cli.chat_input.input_completion import InputCompleter
@@ -278,6 +279,12 @@ def test_a_server_is_told_or_the_setting_refused(talk: Talk) -> None:
         assert talk(typed).startswith("error: only a mistralrs server is known to ")
     talk.chat.conversation.path = []
     assert talk("/tokens") == "0 tokens\n"
+
+
+def test_the_meter_leaves_room_in_a_narrow_line(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, shown in ((80, "Fake-1B"), (24, "Fake-…")):
+        monkeypatch.setattr(Notes, "width", columns)
+        assert talk.chat.meter() == shown
 
 
 def test_a_server_keeps_its_own_sampling(talk: Talk) -> None:

@@ -99,6 +99,7 @@ def test_a_model_that_is_not_there_changes_nothing(talk: Talk, loader: Loader) -
     before = talk.chat.model
     assert "does not exist" in talk("/model gguf -f nowhere.gguf")
     assert talk("/model ggfu -f new.gguf").startswith("error: no such command: ggfu\nhint: did you mean gguf?")
+    assert talk("/model /no/such.gguf").startswith("error: /no/such.gguf does not exist\n")
     assert "takes a row and its options" in talk("/model gguf --help")
     assert "No closing quotation" in talk("/model 'new.gguf")
     assert talk.chat.model is before
