@@ -58,6 +58,15 @@ KINDS: dict[str, Callable[[int], str]] = {
     ),
     "a quotation": lambda number: "> " + _prose(number).rstrip("\n") + ("\n>\n" if number % 6 == 5 else "\n"),
     "a list in a list": lambda number: ("- outer\n" if number == 0 else "") + f"  - an item {number} with **words**\n",
+    "a quotation of one paragraph": lambda number: "> " + _prose(number).rstrip("\n") + "\n",
+    "an item of paragraphs": lambda number: (
+        ("1. " if number == 0 else "   ") + _prose(number).rstrip("\n") + ("\n\n" if number % 6 == 5 else "\n")
+    ),
+    "an item with code": lambda number: (
+        ("- item:\n  ```python\n" if number == 0 else "") + f"      value_{number} = compute({number}, 'text')  # why\n"
+    ),
+    "HTML": lambda number: ("<pre>\n" if number == 0 else "") + f"<p>line {number} of a page in <b>HTML</b></p>\n",
+    "code without a fence": lambda number: f"        value_{number} = compute({number}, 'text')  # why\n",
     "Chinese": lambda number: (
         f"第{number}行：大型语言模型在终端里的回答应当按显示宽度换行，而且不闪烁。🎉\n"
         + ("\n" if number % 4 == 3 else "")

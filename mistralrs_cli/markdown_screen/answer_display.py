@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 from mistralrs_cli.terminal.output import AnswerWriter, Sanitizer, Wrapper, escape_reordering, is_terminal
 
 if TYPE_CHECKING:
-    from mistralrs_cli.markdown_screen.block_stream import BlockStream
+    from mistralrs_cli.markdown_blocks.block_stream import BlockStream
     from mistralrs_cli.markdown_screen.live_region import LiveRegion
 
 ThemeName = Literal["auto", "light", "dark"]
@@ -208,7 +208,7 @@ class MarkdownWriter:
 
     def _opened(self) -> tuple[BlockStream, LiveRegion]:
         if self._parts is None:
-            from mistralrs_cli.markdown_screen.block_stream import BlockStream
+            from mistralrs_cli.markdown_blocks.block_stream import BlockStream
             from mistralrs_cli.markdown_screen.live_region import LiveRegion
             from mistralrs_cli.markdown_screen.theme import THEMES
 
@@ -218,5 +218,5 @@ class MarkdownWriter:
 
 
 def _import_parts() -> None:
-    import mistralrs_cli.markdown_screen.block_stream
+    import mistralrs_cli.markdown_blocks.block_stream
     import mistralrs_cli.markdown_screen.live_region  # noqa: F401

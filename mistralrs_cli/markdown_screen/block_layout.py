@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from markdown_it.token import Token
 from rich.style import Style
 
-from mistralrs_cli.markdown_screen.code_colors import CodeColors
+from mistralrs_cli.markdown_screen.code_colors import GrowingCode
 from mistralrs_cli.markdown_screen.inline_text import InlineText, drawn, safe
-from mistralrs_cli.markdown_screen.markdown_parser import MOST_KEPT, is_alone, top_level
+from mistralrs_cli.markdown_screen.markdown_parser import LISTS, MOST_KEPT, is_alone, top_level
 from mistralrs_cli.markdown_screen.table_layout import Cell, TableShape, shape_of, table_lines
 from mistralrs_cli.markdown_screen.theme import Theme
 from mistralrs_cli.markdown_screen.word_wrap import PLAIN, Piece, wrap
@@ -19,7 +19,9 @@ BULLETS = "•◦▪"
 LEAST_WIDTH = 10
 """Cells that the innermost block keeps in a narrow terminal."""
 CONTINUES = "continues"
-"""The columns of a table whose head and first rows are shown, in the ``meta`` of its first token."""
+"""Stands in the ``meta`` of the first token of a block whose beginning is shown: the columns of a table, else True."""
+PLACEHOLDER = "placeholder"
+"""Stands in the ``meta`` of a block that takes the place of those that are shown."""
 _RULE = "─"
 _LONGEST_RULE = 40
 
@@ -36,6 +38,8 @@ class BlockLayout:
     kept: dict[tuple[str, int, Style], list[str]] = field(default_factory=dict)
     """Lines by their text, width and style: an open block is laid out again with each piece."""
 
+    growing: GrowingCode = field(default_factory=GrowingCode)
+
     def blocks(self, runs: Sequence[Sequence[Token]], lines: Sequence[str], style: Style = PLAIN) -> list[str]:
         """Returns the lines of blocks one below the other, with a blank line where the text has one."""
         drawn_lines: list[str] = []
@@ -44,7 +48,8 @@ class BlockLayout:
             begin = begin_of(run)
             if end is not None and has_blank(lines[end:begin]):
                 drawn_lines.append("")
-            drawn_lines += self.block(run, lines, style)
+            if PLACEHOLDER not in run[0].meta:
+                drawn_lines += self.block(run, lines, style)
             end = end_of(run, lines)
         return drawn_lines
 
@@ -63,26 +68,18 @@ class BlockLayout:
         if kind == "blockquote_open":
             inner = self._narrowed(2).blocks(top_level(run[1:-1]), lines, style + self.theme.faint)
             mark = drawn([Piece("│ ", self.theme.faint)])
-            return [f"{mark}{line}" for line in inner] or [mark]
-        if kind in ("bullet_list_open", "ordered_list_open"):
-            return self.items(run, top_level(run[1:-1]), lines, first=first_number(run[0]), style=style)
+            return [f"{mark}{line}" for line in inner] or ([] if CONTINUES in run[0].meta else [mark])
+        if kind in LISTS:
+            return self._items(run, lines, style)
         if kind == "table_open":
             return self._table(run)
-        return self._raw(run[0].content, style)  # html_block
+        content = run[0].content  # html_block
+        return self._raw(content.partition("\n")[2] if CONTINUES in run[0].meta else content, style)
 
-    def items(
-        self,
-        run: Sequence[Token],
-        items: Sequence[Sequence[Token]],
-        lines: Sequence[str],
-        *,
-        first: int,
-        style: Style = PLAIN,
-    ) -> list[str]:
-        """Returns the lines of some items of the list ``run``; the first of them has the number ``first``."""
+    def _items(self, run: Sequence[Token], lines: Sequence[str], style: Style) -> list[str]:
         drawn_lines: list[str] = []
         end = None
-        for number, item in enumerate(items, first):
+        for number, item in enumerate(top_level(run[1:-1]), first_number(run[0])):
             if end is not None and has_blank(lines[end : begin_of(item)]):
                 drawn_lines.append("")
             if run[0].type == "ordered_list_open":
@@ -90,10 +87,12 @@ class BlockLayout:
             else:
                 mark = f"{BULLETS[self.depth % len(BULLETS)]} "
             layout = replace(self._narrowed(len(mark)), depth=self.depth + 1)
-            inner = layout.blocks(top_level(item[1:-1]), lines, style) or [""]
+            inner = layout.blocks(top_level(item[1:-1]), lines, style)
+            if CONTINUES not in item[0].meta:
+                first, *inner = inner or [""]
+                drawn_lines.append(f"{mark}{first}")
             indent = " " * len(mark)
-            drawn_lines.append(f"{mark}{inner[0]}")
-            drawn_lines += [f"{indent}{line}" if line else "" for line in inner[1:]]
+            drawn_lines += [f"{indent}{line}" if line else "" for line in inner]
             end = end_of(item, lines)
         return drawn_lines
 
@@ -101,8 +100,8 @@ class BlockLayout:
         """Returns the lines of a block of code, which may be wider than the terminal."""
         if not token.content:
             return []
-        colors = CodeColors(language_of(token.info), self.theme.syntax)
-        return [colors.complete(line) for line in safe(token.content).removesuffix("\n").split("\n")]
+        lines = safe(token.content).removesuffix("\n").split("\n")
+        return self.growing.colored(lines, language_of(token.info), theme=self.theme.syntax)
 
     def _text(self, inline: Token, style: Style) -> list[str]:
         key = (inline.content, self.width, style)
@@ -125,9 +124,9 @@ class BlockLayout:
 
     def _table(self, run: Sequence[Token]) -> list[str]:
         rows = self._rows(run)
-        shape: TableShape | None = run[0].meta.get(CONTINUES)
+        shape: TableShape | bool | None = run[0].meta.get(CONTINUES)
         continues = shape is not None
-        if shape is None or shape.width != self.width:
+        if not isinstance(shape, TableShape) or shape.width != self.width:
             shape = shape_of(rows, self.width)
         return [drawn(line) for line in table_lines(rows, shape, rule=self.theme.faint, continues=continues)]
 
@@ -162,6 +161,8 @@ def end_of(run: Sequence[Token], lines: Sequence[str]) -> int:
     """Returns the number of the line after a block's last one that is not blank."""
     assert run[0].map is not None
     begin, end = run[0].map
+    if run[0].type in ("code_block", "html_block"):
+        return begin + run[0].content.rstrip().count("\n") + 1
     while end > begin + 1 and not lines[min(end, len(lines)) - 1].strip(" \t>"):
         end -= 1
     return end

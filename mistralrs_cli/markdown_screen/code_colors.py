@@ -32,26 +32,38 @@ class CodeColors:
 
     def complete(self, line: str) -> str:
         """Returns the next line, which is complete, with its colours."""
-        if self._lexer is None or len(line) > LONGEST_LINE:
+        if self._is_plain(line):
             return line
-        if len(self._context) >= (_MOST_CONTEXT if self._is_within else _LEAST_CONTEXT + _ENCLOSING):
-            self._context = [] if self._is_within else _enclosing(self._context, line)
-        pieces = self._colored(line)
-        self._context.append(line)
+        context = self._before(line)
+        pieces, self._is_within = self._colored(line, context)
+        self._context = [*context, line]
         return drawn(pieces)
 
     def partial(self, line: str) -> str:
-        """Returns the beginning of the next line with its colours."""
-        return line if self._lexer is None or len(line) > LONGEST_LINE else drawn(self._colored(line))
+        """Returns the beginning of the next line with its colours, which are those of a complete line."""
+        if self._is_plain(line):
+            return line
+        pieces, _ = self._colored(line, self._before(line))
+        return drawn(pieces)
 
-    def _colored(self, line: str) -> list[Piece]:
+    def _is_plain(self, line: str) -> bool:
+        return self._lexer is None or len(line) > LONGEST_LINE
+
+    def _before(self, line: str) -> list[str]:
+        """Returns the lines that are read again with ``line``."""
+        if len(self._context) < (_MOST_CONTEXT if self._is_within else _LEAST_CONTEXT + _ENCLOSING):
+            return list(self._context)
+        return [] if self._is_within else _enclosing(self._context, line)
+
+    def _colored(self, line: str, context: Sequence[str]) -> tuple[list[Piece], bool]:
+        """Returns a line with its colours, and whether it ends in a comment or a text that may go on."""
         from pygments.token import Comment, String
 
         assert self._lexer is not None
-        begin = sum(len(each) + 1 for each in self._context)
-        text = "\n".join([*self._context, line]) + "\n"
+        begin = sum(len(each) + 1 for each in context)
+        text = "\n".join([*context, line]) + "\n"
         pieces = []
-        self._is_within = False
+        is_within = False
         at = 0
         for kind, value in self._lexer.get_tokens(text):
             shown = value[max(0, begin - at) :].rstrip("\n") if at + len(value) > begin else ""
@@ -59,8 +71,28 @@ class CodeColors:
             if shown:
                 pieces.append(Piece(shown, self._theme.get_style_for_token(kind)))
             if value.strip():
-                self._is_within = kind in Comment.Multiline or kind in String
-        return pieces
+                is_within = kind in Comment.Multiline or kind in String
+        return pieces, is_within
+
+
+class GrowingCode:
+    """The colours of the code that was drawn last: it is drawn again as it grows."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, ANSISyntaxTheme] | None = None
+        self._lines: list[str] = []
+        self._colored: list[str] = []
+
+    def colored(self, lines: Sequence[str], language: str, *, theme: ANSISyntaxTheme) -> list[str]:
+        """Returns the lines of one block of code with their colours."""
+        *complete, last = lines
+        if self._key != (language, theme) or self._lines != complete[: len(self._lines)]:
+            self._key, self._colors = (language, theme), CodeColors(language, theme)
+            self._lines, self._colored = [], []
+        for line in complete[len(self._lines) :]:
+            self._lines.append(line)
+            self._colored.append(self._colors.complete(line))
+        return [*self._colored, self._colors.partial(last)]
 
 
 def _enclosing(lines: Sequence[str], line: str) -> list[str]:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mistralrs_cli.markdown_screen.block_stream import BlockStream
+from mistralrs_cli.markdown_blocks.block_stream import BlockStream
 from mistralrs_cli.markdown_screen.theme import THEMES
 from tests.cli.scrollback import COMMONMARK, commonmark_examples
 from tests.cli.test_markdown_blocks import STYLES

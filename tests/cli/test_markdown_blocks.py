@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from mistralrs_cli.markdown_screen.block_stream import BlockStream
+from mistralrs_cli.markdown_blocks import block_stream, divided_block
+from mistralrs_cli.markdown_blocks.block_stream import BlockStream
 from mistralrs_cli.markdown_screen.latex_text import latex_text
 from mistralrs_cli.markdown_screen.theme import THEMES
 from mistralrs_cli.markdown_screen.word_wrap import cell_width
@@ -52,6 +53,61 @@ def test_pieces_do_not_matter() -> None:
         cuts = [0, *sorted(random.sample(range(len(TEXT)), 20)), len(TEXT)]
         assert rendered([TEXT[a:b] for a, b in itertools.pairwise(cuts)]) == whole, seed
     assert rendered(list(TEXT)) == whole
+
+
+MARKS = ("- ", "* ", "1. ", "2) ", "> ", ">", "   ", "    ", "-   ", "10. ", "  1.  ", "", "", "")
+LEAVES = ("a", "b **c** d", "", "# h", "```py", "```", "x", "| a | b |", "|--|--|", "<div>", "<pre>", "</pre>", "---")
+DEFINED = ("[r]: /u", "see [r]", "===", "    code")
+
+
+def nested(random: Random) -> str:
+    """Blocks within lists and quotations within each other, some of them open or cut off."""
+    lines, around = [], list[str]()
+    for _ in range(random.randint(2, 14)):
+        if random.random() < 0.35:
+            around = around[: random.randint(0, len(around))]
+        line = "".join("> " if mark.strip() == ">" else " " * len(mark) for mark in around)
+        while random.random() < 0.4 and len(around) < 5:
+            around.append(random.choice(MARKS))
+            line += around[-1]
+        if random.random() < 0.1:
+            line = line[random.randint(0, len(line)) :]
+        lines.append(line + random.choice(LEAVES + DEFINED))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("most_lines", [3, 64])
+def test_containers_come_block_by_block_as_the_whole(most_lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divided_block, "MOST_LINES", most_lines)
+    monkeypatch.setattr(block_stream, "MOST_LINES", most_lines)
+    for seed in range(25):
+        text = nested(Random(seed))
+        assert rendered(list(text)) == rendered([text]), repr(text)
+
+
+LONG_BLOCKS = {
+    "nested items": "- outer\n" + "".join(f"  {number + 1}. item {number}\n" for number in range(300)),
+    "paragraphs in an item": "1. first\n" + "".join(f"\n   text {number}\n" for number in range(300)),
+    "one quoted paragraph": "".join(f"> text {number}\n" for number in range(300)),
+    "quoted items": "".join(f"> - item {number}\n" for number in range(300)),
+    "code in an item": "- code:\n  ```python\n" + "".join(f"  x = {number}\n" for number in range(300)) + "  ```\n",
+    "a table in an item": "- table\n\n  | a |\n  |--|\n" + "".join(f"  | {number} |\n" for number in range(300)),
+    "HTML": "<pre>\n" + "".join(f"line {number}\n" for number in range(300)) + "</pre>\n",
+    "code without a fence": "".join(f"    x = {number}\n" for number in range(300)),
+}
+
+
+@pytest.mark.parametrize("kind", LONG_BLOCKS)
+def test_a_long_block_is_final_but_for_its_end(kind: str) -> None:
+    text = LONG_BLOCKS[kind]
+    whole = rendered([text])
+    assert rendered([text[at : at + 70] for at in range(0, len(text), 70)]) == whole
+    bare = "\n".join(STYLES.sub("", line) for line in whole)
+    assert all(re.search(rf"\b{number}\b", bare) for number in range(300))
+    stream = BlockStream(THEMES["dark"], has_links=False)
+    stream.feed(text)
+    assert len(stream.take_final(40)) > len(whole) - 100
+    assert len(stream.open_lines(40)) < 100
 
 
 def test_a_quotation_that_ends_with_its_mark_is_one() -> None:

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.style import Style
 
-from mistralrs_cli.markdown_screen.block_layout import (
-    CONTINUES,
-    BlockLayout,
-    begin_of,
-    end_of,
-    first_number,
-    has_blank,
-    language_of,
-)
-from mistralrs_cli.markdown_screen.code_colors import CodeColors
+from mistralrs_cli.markdown_blocks.divided_block import MOST_LINES, Division, divide, divide_leaf
+from mistralrs_cli.markdown_screen.block_layout import BlockLayout, begin_of, end_of, has_blank, language_of
+from mistralrs_cli.markdown_screen.code_colors import CodeColors, GrowingCode
 from mistralrs_cli.markdown_screen.inline_text import safe
-from mistralrs_cli.markdown_screen.markdown_parser import Definition, MarkdownParser, Run, top_level
-from mistralrs_cli.markdown_screen.table_layout import TableShape
+from mistralrs_cli.markdown_screen.markdown_parser import LISTS, Definition, MarkdownParser, Run
 from mistralrs_cli.markdown_screen.theme import Theme
 
 LONGEST_PARAGRAPH = 4000
 """Characters after which a paragraph goes on as another one, so that a long answer stays quick."""
 LONGEST_WORD = 400
 """Further characters to wait for a space there."""
-MOST_LINES = 64
-"""Lines of a paragraph at most."""
-MOST_ROWS = 64
-"""Rows of a table that decide its columns; further ones are shown as they come."""
 _WINDOW = 256
 """Lines that are parsed at once."""
-_HEAD = 2
-"""Lines of a table's head: the names of the columns, and the line of dashes."""
+_DIVIDED = (*LISTS, "blockquote_open", "table_open", "html_block", "code_block")
 _MARKUP_ALONE = re.compile(r"[\s\-=*_#`~+|:>0-9.)\\$\[\](!]*")
 """The beginning of a line whose meaning the next characters decide."""
 
@@ -41,23 +29,22 @@ _MARKUP_ALONE = re.compile(r"[\s\-=*_#`~+|:>0-9.)\\$\[\](!]*")
 class BlockStream:
     """Takes Markdown in pieces. The lines do not depend on how the text was cut into pieces.
 
-    All blocks but the last one are final: no later line changes them. Within a list, all items but the last one are.
-    The lines of a block of code are final one by one.
+    All blocks but the last one are final: no later line changes them. Within a list, all items but the last one are,
+    and so on within that and within a quotation. The lines of a block of code are final one by one.
     """
 
     def __init__(self, theme: Theme, *, has_links: bool) -> None:
         self.parser = MarkdownParser()
         self._theme, self._has_links = theme, has_links
         self._kept: dict[tuple[str, int, Style], list[str]] = {}
+        self._growing = GrowingCode()
         self._text = ""
         """The text that is not final."""
         self._seen = 0
         """The characters of ``_text`` in which nothing is final."""
         self._code: _OpenCode | None = None
-        self._next_number: int | None = None
-        """The number of the list item that ``_text`` begins with."""
-        self._shape: TableShape | None = None
-        """The columns of the table that ``_text`` begins with, if rows of it are final: its head is there again."""
+        self._division: Division | None = None
+        """The way in which the block that ``_text`` begins with was divided; None: it was not."""
         self._gap = False
         """A blank line is before ``_text``."""
         self._began = False
@@ -88,7 +75,7 @@ class BlockStream:
             begin = text.rfind("\n") + 1
             if _MARKUP_ALONE.fullmatch(text, begin):
                 text = text[:begin]
-            runs, definitions = self.parser.outline(text)
+            runs, definitions = self._outline(text)
             lines = self._preview(runs, definitions, text.split("\n"), self._layout(width))
         return ["", *lines] if lines and self._began and self._leading_gap() else lines
 
@@ -100,19 +87,20 @@ class BlockStream:
     ) -> list[str]:
         known = self.parser.known
         self.parser.known = dict(known)
-        for definition in definitions:
-            self.parser.learn(definition)
         for run in runs:
-            self.parser.fill(run)
+            self.parser.fill(run, definitions)
         self.parser.known = known
-        if runs and self._next_number is not None and runs[0][0].type == "ordered_list_open":
-            runs[0][0].attrs["start"] = self._next_number
-        if runs and self._shape is not None:
-            runs[0][0].meta[CONTINUES] = self._shape
         return layout.blocks(runs, lines)
 
+    def _outline(self, text: str) -> tuple[list[Run], list[Definition]]:
+        """Returns the blocks of a text that begins where ``_text`` does, and the definitions in it."""
+        runs, definitions = self.parser.outline(text)
+        if runs and self._division is not None:
+            self._division.mark(runs[0])
+        return runs, definitions
+
     def _layout(self, width: int) -> BlockLayout:
-        return BlockLayout(self._theme, self._has_links, width, kept=self._kept)
+        return BlockLayout(self._theme, self._has_links, width, kept=self._kept, growing=self._growing)
 
     def _emit(self, lines: Sequence[str], *, gap: bool) -> None:
         self._gap |= gap
@@ -155,7 +143,7 @@ class BlockStream:
     def _take_from(self, text: str, layout: BlockLayout, *, ends: bool) -> bool:
         """Makes final what is so in ``text``, complete lines at the beginning; returns whether anything was."""
         lines = text.split("\n")[:-1]
-        runs, definitions = self.parser.outline(text)
+        runs, definitions = self._outline(text)
         if not runs:
             if ends or (lines and not lines[-1].strip()):
                 return self._drop(len(lines), lines, definitions, previous_end=0)
@@ -165,7 +153,7 @@ class BlockStream:
             begin = begin_of(run)
             gap = has_blank(lines[previous_end:begin])
             self._learn(definitions, before=begin)
-            if self._cut_paragraph(run, text, lines, layout, gap=gap) or self._cut_table(run, lines, layout, gap=gap):
+            if self._cut_paragraph(run, text, lines, layout, gap=gap) or self._cut_long(run, lines, layout, gap=gap):
                 return True
             if place == len(runs) - 1 and not ends:
                 return self._take_last(run, lines, layout, definitions, previous_end=previous_end)
@@ -182,7 +170,7 @@ class BlockStream:
         *,
         previous_end: int,
     ) -> bool:
-        """Handles the last block, which may still grow: lines of code and all but the last item of a list are final."""
+        """Handles the last block, which may still grow: lines of code are final, and all of a container but its end."""
         begin = begin_of(run)
         gap = has_blank(lines[previous_end:begin])
         if run[0].type == "fence":
@@ -190,20 +178,12 @@ class BlockStream:
                 lines[begin], run[0].markup, CodeColors(language_of(run[0].info), self._theme.syntax)
             )
             self._gap |= gap
-            self._next_number = None
+            self._division = None
             self._remove(begin + 1)
             return True
-        if run[0].type in ("bullet_list_open", "ordered_list_open"):
-            items = top_level(run[1:-1])
-            if len(items) > 1:
-                first = self._take_number(run)
-                self._fill_items(items[:-1], definitions)
-                self._learn(definitions, before=begin_of(items[-1]))
-                self._emit(layout.items(run, items[:-1], lines, first=first), gap=gap)
-                self._next_number = first + len(items) - 1
-                self._gap = has_blank(lines[end_of(items[-2], lines) : begin_of(items[-1])])
-                self._remove(begin_of(items[-1]))
-                return False
+        if (division := divide(run, lines)) is not None:
+            self._cut(division, lines, layout, begin=begin, gap=gap)
+            return True
         while begin > previous_end and not has_blank([lines[begin - 1]]):
             begin -= 1  # a definition, which the next line may still change
         if begin == 0:
@@ -226,12 +206,6 @@ class BlockStream:
             if definition.line < before:
                 self.parser.learn(definition)
 
-    def _fill_items(self, items: Sequence[Run], definitions: Sequence[Definition]) -> None:
-        """Reads items of a list; each knows the definitions before it, those in other items too."""
-        for item in items:
-            self._learn(definitions, before=begin_of(item))
-            self.parser.fill(item)
-
     def _emit_block(
         self,
         run: Run,
@@ -241,21 +215,9 @@ class BlockStream:
         definitions: Sequence[Definition],
         gap: bool,
     ) -> None:
-        if run[0].type in ("bullet_list_open", "ordered_list_open"):
-            self._fill_items(top_level(run[1:-1]), definitions)
-        else:
-            self.parser.fill(run)
-        if run[0].type == "ordered_list_open":
-            run[0].attrs["start"] = self._take_number(run)
-        if self._shape is not None:
-            run[0].meta[CONTINUES], self._shape = self._shape, None
-        self._next_number = None
+        self.parser.fill(run, definitions)
+        self._division = None
         self._emit(layout.block(run, lines), gap=gap)
-
-    def _take_number(self, run: Run) -> int:
-        """Returns the number of a list's first item, which may continue the list before."""
-        number, self._next_number = self._next_number, None
-        return first_number(run[0]) if number is None else number
 
     def _cut_paragraph(self, run: Run, text: str, lines: Sequence[str], layout: BlockLayout, *, gap: bool) -> bool:
         """Makes the beginning of a very long paragraph final; returns whether the block is one."""
@@ -276,22 +238,38 @@ class BlockStream:
         self._seen = 0
         return True
 
-    def _cut_table(self, run: Run, lines: Sequence[str], layout: BlockLayout, *, gap: bool) -> bool:
-        """Makes the beginning of a long table final; returns whether the block is one."""
-        if run[0].type != "table_open":
-            return False
+    def _cut_long(self, run: Run, lines: Sequence[str], layout: BlockLayout, *, gap: bool) -> bool:
+        """Makes the beginning of a long block final; returns whether the block is one.
+
+        It reads so few lines at once that none of the parts is itself too long.
+        """
         begin = begin_of(run)
-        end = begin + _HEAD + MOST_ROWS
-        if end_of(run, lines) <= end:
+        opened = begin + (self._division.opening().count("\n") if self._division else 0)
+        whole = end_of(run, lines)
+        if run[0].type not in _DIVIDED or whole - opened <= MOST_LINES:
             return False
-        head = lines[begin:end]
-        (rows,), _ = self.parser.outline("\n".join(head) + "\n")
-        shape = self._shape or layout.shape(self.parser.fill(rows))
-        self._emit_block(rows, head, layout, definitions=(), gap=gap)
-        self._shape = shape
-        self._remove(end)
-        self._text = "\n".join([*head[:_HEAD], self._text])
-        return True
+        for end in range(opened + MOST_LINES + 1, whole + 1):
+            (part, *_), _ = self._outline("\n".join(lines[begin:end]) + "\n")
+            division = divide(part, lines[begin:end]) or divide_leaf(part, lines[begin:end])
+            if division is not None:
+                self._cut(replace(division, end=begin + division.end), lines, layout, begin=begin, gap=gap)
+                return True
+        return False
+
+    def _cut(self, division: Division, lines: Sequence[str], layout: BlockLayout, *, begin: int, gap: bool) -> None:
+        """Makes the beginning of a block final."""
+        head = lines[begin : division.end]
+        runs, definitions = self._outline("\n".join(head) + "\n")
+        if runs[0][0].type == "table_open":
+            shape = self._division.shape if self._division else None
+            division = replace(division, shape=shape or layout.shape(self.parser.fill(runs[0])))
+        for run in runs:
+            self._emit_block(run, head, layout, definitions=definitions, gap=gap)
+            gap = False
+        self._learn(definitions, before=len(head))
+        self._remove(division.end)
+        self._text = division.opening() + self._text
+        self._division = division
 
     def _cut_partial(self, layout: BlockLayout) -> bool:
         """Does the same with a long line that is not complete."""
