@@ -91,7 +91,7 @@ SOAK_JOBS ?= 1
 TIMED := drill-latency drill-server-load
 DRILLS := drill-quantized-whole drill-adapters drill-adapter-schedules drill-gguf-mutations drill-grammar-outputs \
   drill-schema-cases drill-response-chunkings drill-tool-answers drill-hostile-requests drill-killed-writers \
-  drill-killed-chats drill-killed-batches drill-markdown-chunkings
+  drill-killed-chats drill-killed-batches drill-chat-edits drill-markdown-chunkings
 drill-latency: DRILL = benchmarks.latency $(MODEL)
 drill-server-load: DRILL = tests.soak.server_load --seconds 180 --streams 64
 drill-quantized-whole: DRILL = tests.soak.quantized_whole --count 300
@@ -106,6 +106,7 @@ drill-hostile-requests: DRILL = tests.soak.hostile --count 2000 --model $(MODEL)
 drill-killed-writers: DRILL = tests.soak.killed_writers --kills 50
 drill-killed-chats: DRILL = tests.soak.killed_chats --kills 100
 drill-killed-batches: DRILL = tests.soak.killed_batches --kills 50
+drill-chat-edits: DRILL = tests.soak.chat_edits --actions 200
 drill-markdown-chunkings: DRILL = tests.soak.markdown_chunkings --chunkings 20
 
 soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports

@@ -212,19 +212,29 @@ def test_a_killed_writer_loses_nothing_that_it_has_saved(path: Path) -> None:
         store.close()
 
 
-def test_a_database_of_the_first_version_is_brought_up(path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+def test_a_database_of_an_older_version_is_brought_up(path: Path, version: int) -> None:
     path.parent.mkdir()
     old = sqlite3.connect(path)
-    old.executescript(MIGRATIONS[0])
-    old.executescript("PRAGMA application_id = 1836217187; PRAGMA user_version = 1;")
-    old.execute("INSERT INTO chats (model, created, updated, tip) VALUES ('m', 1, 2, 1)")
-    old.execute("INSERT INTO messages (chat, role, content, is_cut, created) VALUES (1, 'user', 'an old word', 0, 1)")
+    for script in MIGRATIONS[:version]:
+        old.executescript(script)
+    old.executescript(f"PRAGMA application_id = 1836217187; PRAGMA user_version = {version};")
+    old.execute("INSERT INTO chats (model, created, updated, tip) VALUES ('m', 1, 2, 2)")
+    rows = [(1, None, "user", "an old word"), (1, 1, "assistant", "an answer")]
+    columns = "chat, parent, role, content, is_cut, created"
+    old.executemany(f"INSERT INTO messages ({columns}) VALUES (?, ?, ?, ?, 0, 1)", rows)
     old.commit()
     old.close()
     store = ChatStore.open(path)
     assert [hit.content for hit in store.search("old word")] == ["an old word"]
-    store.save(talk("a new word"), "m")
+    conversation = store.load(store.find("1"))
+    assert texts(conversation) == ["an old word", "an answer"]
+    conversation.path[1].thinking, conversation.path[1].stand_in = "a thought", "a summary"
+    conversation.path += talk("a new word").path
+    store.save(conversation, "m")
+    assert [each.state for each in store.path_to(1, 3)] == [each.state for each in conversation.path]
     assert len(store.search("word")) == 2
+    assert store._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     store.close()
     assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
 
