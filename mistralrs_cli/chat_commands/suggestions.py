@@ -75,7 +75,11 @@ def adapters(chat: Chat, typed: str) -> list[Suggestion]:
     """Returns the names of adapters for the last word of ``typed``."""
     *before, begun = typed.split(" ")
     names = [*chat.model.known_adapters().names, *(("list", "none") if not before else ())]
-    return [Suggestion(" ".join([*before, name]), name) for name in names if name.startswith(begun)]
+    return [
+        Suggestion(" ".join([*before, name]), name)
+        for name in names
+        if name.startswith(begun) and clean_line(name) == name  # one that can be typed
+    ]
 
 
 def saved_chats(chat: Chat, typed: str) -> list[Suggestion]:

@@ -233,6 +233,8 @@ class FakeModel:
             time.sleep(60)
         if word == "fail":
             return FakeStream(["half an "], usage, error=EngineError("the engine broke", hint="try again"))
+        if word == "wrong":
+            return FakeStream(["half "], usage, error=EngineError(f"it said {text}", hint=text))
         if word == "slow":
             return FakeStream([f"word{index} " for index in range(1000)], usage, pause=0.05)
         if word == "code":  # and then nothing for a minute

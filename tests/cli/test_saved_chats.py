@@ -15,7 +15,7 @@ import pytest
 
 from mistralrs_cli.arguments.command_line import parse
 from mistralrs_cli.chat_storage.chat_store import ChatStore
-from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, ROOT, Terminal, environment
+from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, PASTE_BEGIN, PASTE_END, ROOT, Terminal, environment
 from tests.cli.test_chat_terminal import messages_on
 
 FULL_DISK = """
@@ -237,6 +237,40 @@ def test_nothing_saved_reaches_the_terminal(home: Path) -> None:
     for part in (b"stolen", b"\x1b[31m", "\u202e".encode(), "\x9b".encode()):
         assert part not in shown
     assert run(home, "chats", "list")[1] == "there is no saved chat\n"
+
+
+def test_no_name_or_error_reaches_the_terminal(home: Path) -> None:
+    """Names of files and prompts in lists and menus, typed ones, and the text of an error."""
+    prompts = home / ".config" / "mistralrs" / "prompts"
+    prompts.mkdir(parents=True)
+    name = HOSTILE.replace("\u202e", "")  # which a line shows as it is typed
+    for path in (prompts / f"p{name}.md", prompts / "pure.md", home / f"f{name}.txt", home / "file.txt"):
+        path.write_text("text", encoding="utf-8")
+    with start(home, "--lora", f"able={home}") as terminal:
+        for line, shown in (
+            ("/p", "pure"),
+            ("/adapter", "able"),
+            ("/adapter absent", "there is no adapter"),
+            (f"/read {home}/", "texts"),
+            (f"/read {home}/f{name}.txt", "your next message has it"),
+            (f"@{home}/f{name}.txt and text", "you said"),
+            (f"wrong {name}", "error: it said"),
+            (f"/system {name}", "system message"),
+            ("/show prompt", "tokens"),
+            (f"/{name}", "no such command"),
+            ("/tree", "you:"),
+        ):
+            terminal.send(PASTE_BEGIN + line + PASTE_END, ENTER)
+            terminal.wait_for(shown)
+            terminal.wait_for_prompt()
+        for begun in ("/p p", "/adapter a", f"/read {home}/f", f"@{home}/f"):
+            terminal.send(begun, "\t")
+            time.sleep(0.3)
+            terminal.send(CTRL_C)
+            terminal.wait_for_prompt()
+        raw = terminal.raw
+    for part in (b"\x1b]0;", b"\x1b[31m", "\x9b2J".encode()):
+        assert part not in raw
 
 
 def test_two_terminals_at_once(home: Path) -> None:
