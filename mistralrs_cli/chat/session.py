@@ -178,7 +178,8 @@ class Chat:
         return False
 
     def _thoughts(self) -> Thoughts:
-        return Thoughts(self._streams.stderr, shown=self.settings.think in (None, "on"))
+        think = self.settings.think
+        return Thoughts(self._streams.stderr, shown=think in (None, "on"), summed=think == "hide")
 
     def _return_to(self, before: Sequence[Message]) -> None:
         """Makes ``before`` the path again; a question that was not answered at all is removed from the store."""

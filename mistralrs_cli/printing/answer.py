@@ -24,6 +24,9 @@ class TextSink(Protocol):
 class ThoughtSink(TextSink, Protocol):
     """Takes the thinking of an answer."""
 
+    def count(self, tokens: int) -> None:
+        """Counts tokens that gave no text of the answer."""
+
     def end(self) -> None:
         """Marks the place where the answer goes on, which may happen more than once."""
 
@@ -42,6 +45,9 @@ class TextPieces:
     def write(self, text: str) -> None:
         """Keeps a piece."""
         self._pieces.append(text)
+
+    def count(self, tokens: int) -> None:
+        """Adds nothing."""
 
     def end(self) -> None:
         """Adds nothing."""
@@ -67,6 +73,8 @@ def relay(
         if thoughts is not None and (not isinstance(event, Delta) or event.text):
             thoughts.end()
         if isinstance(event, Delta):
+            if thoughts is not None and not event.text:
+                thoughts.count(len(event.tokens))
             sink.write(event.text)
         elif isinstance(event, Scalings) and on_scalings is not None:
             on_scalings(event)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal, TextIO
 
 from mistralrs_cli.markdown_screen.answer_display import text_wrapper
-from mistralrs_cli.terminal.output import Sanitizer, escape_reordering, is_terminal
+from mistralrs_cli.terminal.output import Sanitizer, escape_reordering, grouped, is_terminal
 
 Think = Literal["on", "off", "hide"]
 """Whether a model thinks, and whether that is shown."""
@@ -19,22 +20,36 @@ def thinking_of(think: Think | None) -> bool | None:
 class Thoughts:
     """Writes the thinking of one answer, which may hold any character."""
 
-    def __init__(self, stderr: TextIO, *, shown: bool) -> None:
-        """``shown``: on a terminal. Elsewhere thinking is never written."""
+    def __init__(self, stderr: TextIO, *, shown: bool, summed: bool = False) -> None:
+        """``shown``: on a terminal. Elsewhere thinking is never written. ``summed``: where it is not shown, a line says
+        how long it took."""
         self._stream = stderr
         self._is_shown = shown and is_terminal(stderr)
+        self._is_summed = summed and not shown and is_terminal(stderr)
+        self._begun: float | None = None
+        self._tokens = 0
         self._sanitizer = Sanitizer()
         self._wrapper = text_wrapper(stderr) if self._is_shown else None
         self._is_open = False
 
     def write(self, text: str) -> None:
         """Shows further thinking."""
+        if self._begun is None:
+            self._begun = time.monotonic()
         if self._wrapper is not None:
             self._is_open = True
             self._show(self._wrapper.feed(escape_reordering(self._sanitizer.feed(text))))
 
+    def count(self, tokens: int) -> None:
+        """Counts tokens that gave no text of the answer; those of a server are not known."""
+        self._tokens += tokens
+
     def end(self) -> None:
-        """Parts the thinking from the answer by a blank line, if there was any."""
+        """Parts the thinking from the answer by a blank line, or sums it up, if there was any."""
+        if self._is_summed and self._begun is not None:
+            counted = f" ({grouped(self._tokens)} tokens)" if self._tokens else ""
+            self._show(f"thought for {time.monotonic() - self._begun:.1f} s{counted}\n")
+            self._begun = None
         if self._is_open and self._wrapper is not None:
             self._show(self._wrapper.finish())
             self._stream.write("\n\n")

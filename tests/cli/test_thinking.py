@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mistralrs.api.read_stream import Thought
+from mistralrs.engine.events import Delta, Event, Finished, Usage
+from mistralrs_cli.printing.answer import TextPieces, relay
+from mistralrs_cli.printing.thoughts import Thoughts
 from tests.cli.terminal import CTRL_D, ENTER, Terminal, environment
 from tests.cli.test_streams import Program
 
@@ -41,9 +49,40 @@ def test_a_chat_shows_it_dim(tmp_path: Path, arguments: list[str], is_shown: boo
         terminal.wait_for("answer ")
         lines = [line.strip() for line in terminal.wait_for_prompt()]
         assert ("I think hard." in lines) is is_shown
+        assert any(line.startswith("thought for 0.") for line in lines) is not is_shown
         assert not any("[31m" in line for line in lines)
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
+
+
+class Recorded:
+    """A stream of an answer that thinks, in 412 tokens."""
+
+    def __iter__(self) -> Iterator[Event | Thought]:
+        yield Thought("a\x1b[31m")
+        yield Delta("", tuple(range(412)), ())
+        yield Delta("b", (9,), ())
+        yield Finished("stop", Usage(1, 0, 413, 0.0, 0.0, 0.0, 0))
+
+    def prompt_progress(self) -> None:
+        return None
+
+    def cancel(self) -> None:
+        raise AssertionError
+
+
+def test_hidden_thinking_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    times = itertools.chain((1.0,), itertools.repeat(4.21))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    screen, pieces = Screen(), TextPieces()
+    relay(Recorded(), pieces, Thoughts(screen, shown=False, summed=True))
+    assert "thought for 3.2 s (412 tokens)" in screen.getvalue()
+    assert "\x1b[31m" not in screen.getvalue()
+    assert pieces.text == "b"
 
 
 @pytest.mark.parametrize(
