@@ -42,7 +42,7 @@ INSTALL_PROJECT = $(PIP_INSTALL) --no-deps --no-build-isolation --editable . $(W
 # A list of pyproject.toml, a requirement a line.
 listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]$(1), sep="\n")'
 
-.PHONY: help venv model gemma fixtures chat test test-gemma lint check sanitize sanitize-quick soak clients browser oracles bench wheel clean FORCE
+.PHONY: help venv model gemma fixtures chat test test-gemma lint check sanitize sanitize-quick cross soak clients browser oracles bench wheel clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the commands
@@ -84,6 +84,9 @@ sanitize: $(INSTALLED) ## the kernels, their pool and the loaders under address,
 
 sanitize-quick: $(INSTALLED) ## the same with one instruction set and few tests
 	$(BIN)/python scripts/sanitize.py --quick
+
+cross: $(INSTALLED) ## compare the kernels for aarch64, in an emulator, with those of this machine
+	$(BIN)/python scripts/cross_check.py
 
 # Each drill is a target of its own. Those that measure time run alone and first; of the others SOAK_JOBS run at once, the
 # longest first. One that finds something stops no other.

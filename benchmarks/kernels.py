@@ -33,7 +33,7 @@ from mistralrs.ops.workspace import Sizes, StepArgs
 from mistralrs.quant.types import TYPES
 
 FLOATS = {"F32": "f", "F16": "e"}
-NAMES = ("F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+NAMES = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 TOKENS = (1, 2, 4, 8, 16, 32, 512)
 MANY = 32
 """Tokens above which ``ROWS`` rows are enough."""
@@ -151,7 +151,9 @@ def random_matrix(backend: NativeBackend, name: str, *, rows: int, columns: int)
     source = random.Random(columns)
     weights = array("f", (source.gauss(0, columns**-0.5) for _ in range(16 * columns)))
     type_ = TYPES[name]
-    if name in FLOATS:
+    if name == "BF16":
+        some = b"".join(struct.pack("f", weight)[2:] for weight in weights)
+    elif name in FLOATS:
         some = struct.pack(f"{len(weights)}{FLOATS[name]}", *weights)
     else:
         some = bytes(backend.quantize(name, type_, memoryview(weights).cast("B").cast("f", (16, columns))))

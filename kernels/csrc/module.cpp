@@ -8,21 +8,12 @@
 #include "layout.h"
 #include "mrs.h"
 #include "pool.h"
+#include "processor.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-#ifdef MRS_HAVE_portable
-namespace portable { extern const mrs_table table; }
-#endif
-#ifdef MRS_HAVE_avx2
-namespace avx2 { extern const mrs_table table; }
-#endif
-#ifdef MRS_HAVE_avx512
-namespace avx512 { extern const mrs_table table; }
-#endif
-#ifdef MRS_HAVE_avx512vnni
-namespace avx512vnni { extern const mrs_table table; }
-#endif
+#define ISA(name) namespace name { extern const mrs_table table; }
+#include "isas.def"
 
 EXPORT int mrs_abi_version() { return MRS_ABI_VERSION; }
 
@@ -61,25 +52,12 @@ EXPORT const mrs_struct *mrs_structs(int32_t *count) {
   return kStructs;
 }
 
-// Tables from the fastest to the portable one; null where this processor or build lacks it.
+// Tables in the order of isas.def; null where this processor or build lacks it.
 EXPORT const mrs_table *mrs_table_at(int index) {
-#if defined(__x86_64__)
-  [[maybe_unused]] bool v2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  [[maybe_unused]] bool v4 = v2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#ifdef MRS_HAVE_avx512vnni
-  if (index == 0 && v4 && __builtin_cpu_supports("avx512vnni")) return &avx512vnni::table;
-#endif
-#ifdef MRS_HAVE_avx512
-  if (index == 1 && v4) return &avx512::table;
-#endif
-#ifdef MRS_HAVE_avx2
-  if (index == 2 && v2) return &avx2::table;
-#endif
-#endif
-#ifdef MRS_HAVE_portable
-  if (index == 3) return &portable::table;
-#endif
+#define ISA(name) \
+  if constexpr (MRS_HAVE_##name) \
+    if (index == isa_##name && runs(isa_##name)) return &name::table;
+#include "isas.def"
   return nullptr;
 }
 

@@ -8,6 +8,7 @@
 #include "half.h"
 #include "layout.h"
 #include "pool.h"
+#include "processor.h"
 #include "quantize_block.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -119,14 +120,12 @@ struct Quantizer {
 
 // isa: as in mrs_table_at. Empty if the type, the processor or the build does not support it.
 template <int Type> Quantizer quantizer_on(int isa) {
+  if (isa < 0 || isa >= num_isas || !runs((enum isa)isa)) return {};
 #if MRS_WIDE
-  bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (isa <= 1 && wide) return {avx512::search<Type>, write<Type>, avx512::kLanes};
-  if (isa == 2 && __builtin_cpu_supports("avx2")) return {avx2::search<Type>, write<Type>, avx2::kLanes};
+  if (isa == isa_avx512vnni || isa == isa_avx512) return {avx512::search<Type>, write<Type>, avx512::kLanes};
+  if (isa == isa_avxvnni || isa == isa_avx2) return {avx2::search<Type>, write<Type>, avx2::kLanes};
 #endif
-  if (isa == 3) return {portable::search<Type>, write<Type>, portable::kLanes};
-  return {};
+  return {portable::search<Type>, write<Type>, portable::kLanes};
 }
 
 Quantizer quantizer_of(int type, int isa) {
@@ -184,6 +183,6 @@ EXPORT int mrs_quantize_on(int isa, int type, const float *src, int64_t rows, in
 // The same on the best instruction set of this processor; all give the same bytes.
 EXPORT int mrs_quantize(int type, const float *src, int64_t rows, int64_t cols, uint8_t *dst, mrs_pool *pool) {
   int isa = 0;
-  while (isa < 3 && !quantizer_of(type, isa).search) ++isa;
+  while (isa < isa_portable && !quantizer_of(type, isa).search) ++isa;
   return mrs_quantize_on(isa, type, src, rows, cols, dst, pool);
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "half.h"
 #include "isa.h"
+#include "simd_neon.h"
 
 namespace MRS_ISA {
 
@@ -70,7 +71,7 @@ template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
 #endif
 }
 
-#elif MRS_ISA_avx2
+#elif MRS_ISA_avx2 || MRS_ISA_avxvnni
 struct Vf { __m256 a, b; };
 struct Vi { __m256i a, b; };
 
@@ -157,18 +158,22 @@ INLINE void store_first(float *p, Vf x, int n) {
   store_f(t, x);
   for (int i = 0; i < n; ++i) p[i] = t[i];
 }
-INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i s, bool narrow) {
+INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i s, [[maybe_unused]] bool narrow) {
+#if MRS_ISA_avxvnni
+  return _mm256_dpbusd_avx_epi32(acc, u, s);
+#else
   if (narrow) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
   // even and odd bytes as words, because maddubs would saturate
   __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
   __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
   return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+#endif
 }
 template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
   return {dot_half(acc.a, u.a, s.a, BITS <= 7), dot_half(acc.b, u.b, s.b, BITS <= 7)};
 }
 
-#else  // portable
+#elif !MRS_ISA_neon_i8mm && !MRS_ISA_neon_dotprod  // portable
 struct Vf { float v[16]; };
 struct Vi { int32_t v[16]; };
 #define EACH for (int i = 0; i < 16; ++i)

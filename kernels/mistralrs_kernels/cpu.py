@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ABI_VERSION = 12
-ISAS = ("avx512vnni", "avx512", "avx2", "portable")
-"""Instruction sets from the best to the plainest, in the order of the library's tables."""
+ISAS = ("avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
+"""Instruction sets from the best to the plainest, in the order of ``csrc/isas.def``."""
 
 
 class Step(c.Structure):

@@ -1,0 +1,133 @@
+"""Compares the kernels for aarch64, in an emulator, with those of this x86-64 machine: `make cross`.
+
+`tests/native/kernels_values.cpp` is built for both. It writes the results of products of every storage type with 1 to
+40 tokens, of attention, experts and sampling, for each instruction set. Those that have fused multiply-add (all but
+`portable`) must agree in every bit across both processors, and `portable` with `portable`. The emulator then plays
+processors that lack some of the sets, which must not be offered there.
+
+Needs a cross compiler and an emulator: `apt-get install g++-aarch64-linux-gnu qemu-user`. It says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "cross"
+COMPILER = "aarch64-linux-gnu-g++"
+EMULATOR = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu")
+PROCESSORS = {
+    "max": ["neon_i8mm", "neon_dotprod", "portable"],
+    "neoverse-n1": ["neon_dotprod", "portable"],
+    "cortex-a72": ["portable"],
+}
+"""Processors of the emulator, and the instruction sets that each has, the best first."""
+UNFUSED = "portable"
+
+Values = dict[str, NDArray[np.float32]]
+
+
+def main() -> int:
+    """Returns 1 if results differ, 2 if they cannot be compared here."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        print("cross: compares with x86-64 kernels; on aarch64 the ordinary tests run its own kernels", file=sys.stderr)
+        return 2
+    lacking = [program for program in (COMPILER, EMULATOR[0]) if shutil.which(program) is None]
+    if lacking:
+        hint = "install them: apt-get install g++-aarch64-linux-gnu qemu-user"
+        print(f"cross: {', '.join(lacking)} not found; {hint}", file=sys.stderr)
+        return 2
+    here, there = build("x86_64", []), build("aarch64", cross_settings())
+    with tempfile.TemporaryDirectory() as folder:
+        expected, results = Path(folder) / "x86_64", Path(folder) / "aarch64"
+        expected.mkdir()
+        results.mkdir()
+        names = output([str(here), str(expected)])
+        found = output([*EMULATOR, "max", str(there), str(results)])
+        problems = [*wrong_sets(there), *differences(expected, names, results, found)]
+    for problem in problems:
+        print(f"cross: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"cross: {', '.join(found)} give the bits of {', '.join(names)}")
+    return 1 if problems else 0
+
+
+def cross_settings() -> list[str]:
+    return [
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={COMPILER}",
+    ]
+
+
+def build(processor: str, settings: Sequence[str]) -> Path:
+    """Returns the program for a processor, compiled if its sources have changed."""
+    folder = BUILD / processor
+    tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    cmake = shutil.which("cmake", path=tools) or "cmake"
+    generator = ["-G", "Ninja"] if shutil.which("ninja", path=tools) else []
+    environment = {**os.environ, "PATH": tools}
+    if settings:
+        environment.pop("CXXFLAGS", None)  # they are this machine's
+    configure = [cmake, "-S", str(ROOT), "-B", str(folder), *generator, "-DCMAKE_BUILD_TYPE=Release", *settings]
+    subprocess.run(configure, env=environment, check=True)
+    compile_ = [cmake, "--build", str(folder), "--parallel", str(os.cpu_count()), "--target", "kernels_values"]
+    subprocess.run(compile_, env=environment, check=True)
+    return folder / "kernels_values"
+
+
+def output(command: Sequence[str]) -> list[str]:
+    """Returns the lines that a command prints. Raises CalledProcessError."""
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.split()
+
+
+def wrong_sets(program: Path) -> list[str]:
+    """Returns a sentence for each emulated processor that is offered other instruction sets than it has."""
+    found = {name: output([*EMULATOR, name, str(program)]) for name in PROCESSORS}
+    return [
+        f"{name} is offered {', '.join(sets)} and has {', '.join(PROCESSORS[name])}"
+        for name, sets in found.items()
+        if sets != PROCESSORS[name]
+    ]
+
+
+def differences(expected: Path, names: Sequence[str], results: Path, found: Sequence[str]) -> list[str]:
+    """Returns a sentence for each result that has other bits than that of the other processor."""
+    fused = next(name for name in names if name != UNFUSED)
+    return [
+        f"{name}: {what}"
+        for name in found
+        for what in unequal(read(expected, UNFUSED if name == UNFUSED else fused), read(results, name))
+    ]
+
+
+def read(folder: Path, name: str) -> Values:
+    """Returns the results of an instruction set: lines "name count", each followed by so many float32."""
+    data, at, values = (folder / f"{name}.values").read_bytes(), 0, {}
+    while at < len(data):
+        end = data.index(b"\n", at)
+        key, count = data[at:end].decode().split()
+        values[key] = np.frombuffer(data, np.float32, int(count), end + 1)
+        at = end + 1 + 4 * int(count)
+    return values
+
+
+def unequal(expected: Values, results: Values) -> list[str]:
+    if expected.keys() != results.keys():
+        return ["other results were computed"]
+    wrong = [key for key, values in expected.items() if values.tobytes() != results[key].tobytes()]
+    return [f"{key} differs by {np.abs(expected[key] - results[key]).max():.2e}" for key in wrong]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
