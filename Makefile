@@ -145,6 +145,11 @@ oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files ag
 bench: $(RUNNING) $(MODEL) ## measure prompt and decode speed of the default model
 	$(BIN)/mistralrs bench
 
+.PHONY: screens
+screens: $(INSTALLED) $(MODEL) ## draw the README's pictures and write its tables anew
+	$(BIN)/python scripts/record_screens.py
+	$(BIN)/python scripts/write_readme_tables.py
+
 wheel: $(INSTALLED) ## build the wheel into dist/
 	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist . $(WITHOUT_KERNELS)
 

@@ -420,6 +420,10 @@ def _declare(function: Callable[..., Any], declared: list[inspect.Parameter]) ->
     function.__annotations__ = {each.name: each.annotation for each in (context, *declared)}
 
 
+_OF_ACCELERATORS = ("--device", "--features", "--gpu-layers", "--n-gpu-layers", "--num-device-layers")
+"""Options with which other programs, and the original, ask for a GPU."""
+
+
 def _usage_error(error: typer.TyperException) -> UsageError:
     words = " ".join(error.format_message().split()).replace(": Value error, ", ": ").removesuffix(".")
     message = words[:1].lower() + words[1:]
@@ -427,6 +431,8 @@ def _usage_error(error: typer.TyperException) -> UsageError:
     name = getattr(error, "option_name", None)
     if name is not None and context is not None and context.parent is not None and name in _global_names():
         return UsageError(message, hint=f"{name} is a global option: it goes before {context.info_name}")
+    if name in _OF_ACCELERATORS:
+        return UsageError(message, hint="there is no GPU backend yet; without it everything runs on the CPU")
     path = context.command_path if context is not None else "mistralrs"
     return UsageError(message, hint=f"{path} --help lists the options")
 

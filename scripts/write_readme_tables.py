@@ -1,0 +1,149 @@
+"""Writes the tables of `README.md` that other files decide: formats, architectures, and measured speeds.
+
+The speeds are those of `docs/reports/compare.json`, which `python -m benchmarks.compare` writes. `--check` writes
+nothing and says whether the README is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mistralrs.models.registry import GGUF_NAMES, HF_MODEL_TYPES
+from mistralrs.quant.quantize import ISQ_TYPES
+from mistralrs.quant.types import BY_GGML_ID, EXPANDED
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = "scripts/write_readme_tables.py"
+COMPARED = Path("docs", "reports", "compare.json")
+OURS = "mistralrs"
+_NAMES = {"ours": OURS, "OpenVINO": "OpenVINO GenAI"}
+_FILES = {"t11.gguf": "synthetic 1.1B Q4_K_M", "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M Q4_1"}
+_CELLS = {
+    "pp512": "prompt of 512",
+    "tg128": "answer of 128",
+    "b16": "16 answers at once, together",
+}
+_FIRST = "from the start of the process to the first token"
+
+
+def formats() -> Iterator[str]:
+    """Returns a table of the types of weights, those alike in one row."""
+    yield "| Types in GGUF files | `--isq`, `quantize --type` | In memory |"
+    yield "| --- | --- | --- |"
+    rows: dict[tuple[bool, str], list[str]] = {}
+    made = {kind.name for kind in ISQ_TYPES.values()}
+    for kind in BY_GGML_ID.values():
+        kept = "as 8-bit integers with finer scales, without loss" if kind.name in EXPANDED else "as stored"
+        rows.setdefault((kind.name in made, kept), []).append(kind.name)
+    for (is_made, kept), names in rows.items():
+        yield f"| {', '.join(names)} | {'made and read' if is_made else 'read'} | {kept} |"
+
+
+def architectures() -> Iterator[str]:
+    """Returns a table of the names that files give to architectures."""
+    yield "| Architecture | `model_type` in `config.json` | `general.architecture` in GGUF |"
+    yield "| --- | --- | --- |"
+    for name, gguf in GGUF_NAMES.items():
+        types = ", ".join(f"`{each}`" for each, meant in HF_MODEL_TYPES.items() if meant == name)
+        yield f"| {name} | {types} | `{gguf}` |"
+
+
+class Measured:
+    """The medians of a comparison, by file, figure and engine."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.files = list(dict.fromkeys(record["file"] for record in records))
+        self.engines = list(dict.fromkeys(record["engine"] for record in records))
+        self._records = records
+
+    def median(self, file: str, engine: str, figure: str) -> float | None:
+        """Returns tokens a second of a cell, or seconds to the first token; None: not measured."""
+        own = [record for record in self._records if (record["file"], record["engine"]) == (file, engine)]
+        found = [record.get(figure, record["cells"].get(figure)) for record in own]
+        values = [value for value in found if value is not None]
+        return statistics.median(values) if values else None
+
+    def row(self, file: str, figure: str) -> list[float | None]:
+        """Returns a figure of each engine."""
+        return [self.median(file, engine, figure) for engine in self.engines]
+
+    def ahead(self, file: str, figure: str, *, is_time: bool = False) -> dict[str, float]:
+        """Returns the engines that are faster than ours, and how many times."""
+        own = self.median(file, "ours", figure)
+        others = {name: self.median(file, name, figure) for name in self.engines if name != "ours"}
+        ratios = {name: own / value if is_time else value / own for name, value in others.items() if own and value}
+        return {name: ratio for name, ratio in ratios.items() if ratio > 1}
+
+
+def measured(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Returns the table of speeds, and a sentence for each engine that is ahead somewhere."""
+    figures = Measured(records)
+    yield f"| | {' | '.join(_NAMES.get(name, name) for name in figures.engines)} |"
+    yield f"| --- |{' --- |' * len(figures.engines)}"
+    for file in figures.files:
+        begin = f"{_FILES.get(file, file)}, "
+        for cell, meaning in _CELLS.items():
+            values = figures.row(file, cell)
+            yield f"| {begin}{meaning} | {' | '.join(shown(value, max, values) for value in values)} |"
+            begin = ""
+        times = figures.row(file, "first_token_s")
+        yield f"| {_FIRST} | {' | '.join(shown(value, min, times, unit=' s') for value in times)} |"
+    yield ""
+    for name in figures.engines[1:]:
+        parts = [
+            f"{_FILES.get(file, file)}, {meaning} ({ratio:.2f} times as fast)"
+            for file in figures.files
+            for figure, meaning in [*_CELLS.items(), ("first_token_s", _FIRST)]
+            if (ratio := figures.ahead(file, figure, is_time=figure == "first_token_s").get(name))
+        ]
+        if parts:
+            yield f"- {_NAMES.get(name, name)} is ahead in: {'; '.join(parts)}."
+
+
+def shown(value: float | None, best: Any, values: Sequence[float | None], *, unit: str = "") -> str:
+    """Returns a figure as a cell of the table, the best of its row in bold."""
+    if value is None:
+        return "-"
+    text = f"{value:.2f}{unit}" if unit else f"{value:,.0f}"
+    return f"**{text}**" if value == best(each for each in values if each is not None) else text
+
+
+def with_blocks(text: str, blocks: Mapping[str, Iterator[str]]) -> str:
+    """Returns a text with these lines between the marks of each name. Raises ``SystemExit`` where a mark is not."""
+    for name, lines in blocks.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        block = "\n".join((begin, *lines, end))
+        before, first, rest = text.partition(begin)
+        _, last, after = rest.partition(end)
+        if not (first and last):
+            sys.exit(f"the README must have the marks {begin} and {end}")
+        text = before + block + after
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, say whether it is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the source tree")
+    arguments = parser.parse_args()
+    readme = arguments.root / "README.md"
+    records = json.loads((arguments.root / COMPARED).read_text(encoding="utf-8"))
+    before = readme.read_text(encoding="utf-8")
+    blocks = {"formats": formats(), "architectures": architectures(), "measured": measured(records)}
+    wanted = with_blocks(before, blocks)
+    if arguments.check:
+        if wanted != before:
+            sys.stderr.write(f"{readme} is out of date: python {SCRIPT}\n")
+        return int(wanted != before)
+    readme.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

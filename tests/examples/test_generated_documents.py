@@ -1,0 +1,173 @@
+"""The parts of the documents that scripts write: pictures, tables and the list of error codes."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from mistralrs.server.errors import STATUSES, answer_to
+from tests.serving import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+CODES = {
+    code: int(status)
+    for code, status in re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \| \S.*? \| \S.*? \|$", GUIDE, re.MULTILINE)
+}
+
+
+def script(name: str) -> Any:
+    """A program of `scripts/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Tables
+
+
+def test_the_tables_of_the_readme_are_fresh(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "write_readme_tables.py")]
+    assert subprocess.run([*command, "--check"], cwd=ROOT).returncode == 0
+    stale = re.sub(r"(?s)(<!-- measured: begin -->).*(<!-- measured: end -->)", r"\1\nold\n\2", README)
+    (tmp_path / "README.md").write_text(stale, encoding="utf-8")
+    (tmp_path / "docs" / "reports").mkdir(parents=True)
+    figures = (ROOT / "docs" / "reports" / "compare.json").read_text(encoding="utf-8")
+    (tmp_path / "docs" / "reports" / "compare.json").write_text(figures, encoding="utf-8")
+    done = subprocess.run([*command, "--check", "--root", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "README.md is out of date" in done.stderr) == (1, True)
+    assert subprocess.run([*command, "--root", str(tmp_path)], cwd=ROOT).returncode == 0
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
+
+
+def record(engine: str, **cells: float | None) -> dict[str, Any]:
+    return {"file": "a.gguf", "engine": engine, "cells": cells, "first_token_s": 2.0 if engine == "ours" else 1.0}
+
+
+def test_who_is_ahead_is_named() -> None:
+    records = [
+        record("ours", pp512=100, tg128=10),
+        record("ours", pp512=300, tg128=12),
+        record("peer", pp512=100, tg128=22),
+    ]
+    lines = list(script("write_readme_tables").measured([*records, record("failed", pp512=None)]))
+    assert lines[0] == "| | mistralrs | peer | failed |"
+    assert "| a.gguf, prompt of 512 | **200** | 100 | - |" in lines
+    assert "| answer of 128 | 11 | **22** | - |" in lines
+    [ahead] = [line for line in lines if line.startswith("- peer is ahead in:")]
+    assert "answer of 128 (2.00 times as fast)" in ahead
+    assert "first token (2.00 times as fast)" in ahead
+    assert "prompt" not in ahead
+
+
+def test_every_format_and_architecture_is_in_the_tables() -> None:
+    from mistralrs.models.registry import ARCHITECTURES
+    from mistralrs.quant.types import BY_GGML_ID
+
+    tables = script("write_readme_tables")
+    assert {name.strip() for line in list(tables.formats())[2:] for name in line.split("|")[1].split(",")} == {
+        kind.name for kind in BY_GGML_ID.values()
+    }
+    assert [line.split("|")[1].strip() for line in list(tables.architectures())[2:]] == list(ARCHITECTURES)
+    assert all(type_["file"] for type_ in json.loads((ROOT / "docs" / "reports" / "compare.json").read_text()))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("name", ["chat", "pipe", "first-start"])
+def test_a_picture(name: str) -> None:
+    path = ROOT / "docs" / "pictures" / f"{name}.svg"
+    text = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 60_000
+    assert set(re.findall(r"\w+://[^\s\"')<]+", text)) == {"http://www.w3.org/2000/svg"}
+    words = " ".join("".join(ElementTree.fromstring(text).itertext()).replace("\xa0", " ").split())
+    [scene] = [scene for scene in script("record_screens").SCENES if scene.name == name]
+    assert all(" ".join(expected.split()) in words for expected in scene.expected)
+    [alt] = re.findall(rf"!\[([^\]]+)\]\(docs/pictures/{name}\.svg\)", README)
+    assert len(alt.split()) > 5
+
+
+def test_a_session_is_drawn(default_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = script("record_screens")
+    monkeypatch.setattr(recorder, "MODEL", default_model.resolve())
+    [scene] = [scene for scene in recorder.SCENES if scene.name == "first-start"]
+    screen = recorder.record(scene)
+    shown = "\n".join(screen.display)
+    assert [text for text in scene.expected if text not in shown] == []
+    drawn = recorder.picture(screen, scene)
+    assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
+    assert "".join(ElementTree.fromstring(drawn).itertext()).count("Paris") == 1
+
+
+# Error codes
+
+
+def codes_in_the_source() -> set[str]:
+    """The codes that errors are made with anywhere in the library, and those that have a status."""
+    found = set(STATUSES)
+    for path in (ROOT / "mistralrs").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if re.search(r"\bcode\b|NO_TOKEN", text) else ():
+            for value in values_of_codes(node):
+                branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                found |= {
+                    each.value for each in branches if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                }
+    return found
+
+
+def values_of_codes(node: ast.AST) -> list[ast.expr | None]:
+    """The values that a call, an assignment or a default gives to something named ``code``."""
+    if isinstance(node, ast.keyword) and node.arg == "code":
+        return [node.value]
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("code", "NO_TOKEN"):
+        return [node.value]
+    if isinstance(node, ast.FunctionDef):
+        named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        return [default for argument, default in named if argument.arg == "code"]
+    return []
+
+
+def test_each_error_code_has_an_entry() -> None:
+    assert set(CODES) == codes_in_the_source()
+    assert len(CODES) > 40
+    assert {code: status for code, status in CODES.items() if code in STATUSES} == {
+        code: status for code, (status, _) in STATUSES.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["RequestError", "EngineError"])
+def test_other_codes_have_the_status_of_their_errors(kind: str) -> None:
+    from mistralrs import errors
+
+    found = {
+        code
+        for code, status in CODES.items()
+        if code not in STATUSES and answer_to(getattr(errors, kind)("", code=code)).status == status
+    }
+    assert {"RequestError": "invalid_value", "EngineError": "internal_error"}[kind] in found
+
+
+def test_each_exit_code_has_a_section() -> None:
+    from mistralrs import errors
+    from mistralrs_cli.terminal import exits
+
+    own = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    signals = {exits.INTERRUPTED, exits.CLOSED_OUTPUT, exits.HUNG_UP, exits.TERMINATED}
+    listed = {int(code) for title in re.findall(r"^### ([\d, ]+):", GUIDE, re.MULTILINE) for code in title.split(",")}
+    assert listed == own | signals
