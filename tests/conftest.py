@@ -24,8 +24,8 @@ if redzones.watched():
 for _option in DECLARED.values():  # a developer's own settings must not change a test
     os.environ.pop(_option.variable or "", None)
 os.environ["MISTRALRS_CONFIG"] = os.devnull
-# Before torch is imported. Its threads spin while they wait for each other: beside other work, tests of small tensors took
-# ten times as long with two.
+# Before torch is imported. Its threads spin while they wait for each other: beside other work, tests of small tensors
+# took ten times as long with two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # no test fails because the machine is busy
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
