@@ -264,6 +264,10 @@ class Chat:
             raise ContextLengthError(used.prompt_tokens, used.prompt_tokens + used.completion_tokens)
         if not pieces.text.strip():
             raise EngineError("the model wrote no summary", hint="/set context slide drops old turns instead")
+        if finished.reason == "length":
+            self.notes.say(f"the summary is cut at {limit} tokens")
+        if repeats_itself(pieces.text):
+            self.notes.say("the summary repeats itself word for word; /compact undo brings the turns back")
         return pieces.text.strip()
 
     def describe_unseen(self) -> list[str]:

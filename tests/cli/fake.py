@@ -219,6 +219,8 @@ class FakeModel:
             said = [each for each in messages if each["role"] == "user"]
             if len(said) > 5:
                 raise ContextLengthError(9000, CONTEXT_LENGTH)
+            if str(said[0]["content"]).startswith("endless"):
+                return FakeStream(["the same words again "] * (sampling.max_tokens or 0), usage, reason="length")
             return FakeStream(["Summary of ", f"{len(said) - 1}: {said[0]['content']}"], usage)
         if word == "crowded" and len(messages) > 7:
             raise ContextLengthError(9000, CONTEXT_LENGTH)

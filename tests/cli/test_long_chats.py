@@ -109,6 +109,16 @@ def test_a_summary_stands_in_for_old_turns(talk: Talk) -> None:
     assert "no such action" in talk("/compact now")
 
 
+def test_a_summary_that_is_cut_or_repeats_itself_says_so(talk: Talk) -> None:
+    for text in ("endless", "two", "three"):
+        talk(text)
+    said = talk("/compact").splitlines()
+    assert said[1:3] == [
+        f"the summary is cut at {context_room.SUMMARY_TOKENS} tokens",
+        "the summary repeats itself word for word; /compact undo brings the turns back",
+    ]
+
+
 def test_a_full_context_is_summarized(talk: Talk) -> None:
     for text in ("one", "two", "three", "four"):
         talk(text)
