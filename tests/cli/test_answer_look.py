@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from mistralrs_cli.markdown_screen.answer_display import Look, draws_markdown
+from mistralrs_cli.markdown_screen.answer_display import Look, draws_markdown, knows_links, theme_of
 from mistralrs_cli.markdown_screen.word_wrap import Piece, TextWrapper, wrap
 from tests.cli.program import Program
 from tests.cli.scrollback import chunked
@@ -42,6 +42,31 @@ class Screen(io.StringIO):
 def test_what_is_drawn(look: Look, variables: Mapping[str, str], on_terminal: bool, piped: bool) -> None:
     assert draws_markdown(Screen(), look, variables) is on_terminal
     assert draws_markdown(io.StringIO(), look, variables) is piped
+
+
+@pytest.mark.parametrize(
+    ("variables", "known"),
+    [
+        (XTERM, False),
+        ({"TERM": "xterm-kitty"}, True),
+        (XTERM | {"TERM_PROGRAM": "iTerm.app"}, True),
+        (XTERM | {"TERM_PROGRAM": "Apple_Terminal"}, False),
+        (XTERM | {"WT_SESSION": "1"}, True),
+        (XTERM | {"VTE_VERSION": "6800"}, True),
+        (XTERM | {"VTE_VERSION": "4000"}, False),
+    ],
+)
+def test_links_are_for_terminals_that_have_them(variables: Mapping[str, str], known: bool) -> None:
+    assert knows_links(variables) is known
+
+
+def test_the_theme_is_chosen_or_that_of_the_background() -> None:
+    assert theme_of(Look(), {}) == "dark"
+    assert [theme_of(Look(), {"COLORFGBG": each}) for each in ("0;15", "0;default;7", "15;0")] == ["light"] * 2 + [
+        "dark"
+    ]
+    assert theme_of(Look(theme="light"), {"COLORFGBG": "15;0"}) == "light"
+    assert theme_of(Look(theme="dark"), {"COLORFGBG": "0;15"}) == "dark"
 
 
 def test_text_in_pieces_is_wrapped_as_the_whole() -> None:

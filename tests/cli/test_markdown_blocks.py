@@ -137,6 +137,41 @@ def test_entities_bring_no_controls(text: str) -> None:
     assert not re.search("[\x00-\x1f\x7f-\x9f\u202e]", shown)
 
 
+def linked(text: str, *, theme: str = "dark", width: int = 40) -> list[str]:
+    stream = BlockStream(THEMES[theme], has_links=True)
+    stream.feed(text)
+    return stream.take_final(width, ends=True)
+
+
+LINK = re.compile(r"\x1b\]8;;(.*?)\x1b\\")
+
+
+def test_links_lead_to_their_addresses() -> None:
+    lines = linked("[a name that is longer than one line of the terminal](https://example.org/a) end")
+    assert len(lines) == 2
+    assert [LINK.findall(line) for line in lines] == [["https://example.org/a", ""]] * 2  # each line closes its link
+    assert STYLES.sub("", LINK.sub("", " ".join(lines))) == "a name that is longer than one line of the terminal end"
+    for text, shown in (
+        ("[other.org](https://example.org)", "other.org (https://example.org)"),  # a name that lies
+        ("[x](javascript:alert(1))", "[x](javascript:alert(1))"),
+        ("[x](file:///etc/passwd)", "[x](file:///etc/passwd)"),
+        ("[x](ftp://example.org)", "x (ftp://example.org)"),
+    ):
+        assert STYLES.sub("", LINK.sub("", linked(text)[0])) == shown
+    (hostile,) = linked("[x](http://a.b/&#27;]0;t&#7;)")
+    assert not re.search("[\x00-\x1a\x1c-\x1f\x7f-\x9f]", hostile)
+    assert "\x1b" not in STYLES.sub("", LINK.sub("", hostile))
+
+
+def test_themes_differ_in_colours_alone() -> None:
+    dark, light = linked(TEXT), linked(TEXT, theme="light")
+    assert dark != light
+    assert [STYLES.sub("", line) for line in dark] == [STYLES.sub("", line) for line in light]
+    bright = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:9[1-7]|37)m *[^ \x1b]")
+    assert any(map(bright.search, dark))
+    assert not any(map(bright.search, light))  # which a light background swallows
+
+
 def test_formulas() -> None:
     assert latex_text(r"\frac{a+b}{2} \leq x^{2}") == "(a+b)/2 ≤ x²"
     assert latex_text(r"\unknown{x}") is None
