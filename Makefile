@@ -145,10 +145,13 @@ oracles: $(INSTALLED) $(MODEL) $(FIXTURES) ## make the committed golden files ag
 bench: $(RUNNING) $(MODEL) ## measure prompt and decode speed of the default model
 	$(BIN)/mistralrs bench
 
-.PHONY: screens
+.PHONY: screens first-minutes
 screens: $(INSTALLED) $(MODEL) ## draw the README's pictures and write its tables anew
 	$(BIN)/python scripts/record_screens.py
 	$(BIN)/python scripts/write_readme_tables.py
+
+first-minutes: $(INSTALLED) ## record in tmux what a new user sees, from a fresh clone on (some minutes)
+	$(BIN)/python scripts/first_minutes.py
 
 wheel: $(INSTALLED) ## build the wheel into dist/
 	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir dist . $(WITHOUT_KERNELS)

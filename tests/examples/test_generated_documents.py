@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,40 @@ def test_a_session_is_drawn(default_model: Path, monkeypatch: pytest.MonkeyPatch
     drawn = recorder.picture(screen, scene)
     assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
     assert "".join(ElementTree.fromstring(drawn).itertext()).count("Paris") == 1
+
+
+# The first minutes
+
+
+def test_the_report_of_the_first_minutes_is_of_no_machine() -> None:
+    text = (ROOT / "docs" / "reports" / "first-minutes.md").read_text(encoding="utf-8")
+    recorder = script("first_minutes")
+    assert re.findall("^## (.*)", text, re.MULTILINE) == [step.title for step in recorder.STEPS]
+    assert not re.search(r"(https?|file)://(?!127\.0\.0\.1)|/(root|home|tmp|work|opt)\b", text)
+    screens = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(screens) >= len(recorder.STEPS)
+    assert all(len(screen.splitlines()) <= recorder.LINES for screen in screens)
+    assert "The capital of France is Paris." in text
+
+
+def test_a_machine_s_names_are_left_out() -> None:
+    recorder = script("first_minutes")
+    shown = (
+        "Looking in links: /opt/wheels\n~/a/b https://index.example/simple /usr/lib/python3/x.py http://127.0.0.1:1/v1"
+    )
+    cleaned = recorder.cleaned(f"{shown} {os.uname().nodename} {Path.home()}/c", {str(Path.home()): "~"})
+    assert cleaned == "Looking in links: ADDRESS\n~/a/b ADDRESS .../x.py http://127.0.0.1:1/v1 HOST ~/c"
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_a_step_is_played_in_tmux(tmp_path: Path) -> None:
+    recorder = script("first_minutes")
+    tmux = recorder.Tmux(tmp_path, {**os.environ, "PS1": "$ ", "TERM": "xterm-256color"})
+    try:
+        [(_, screen)] = recorder.play(tmux, recorder.Step("", "echo one $((1 + 1))"))
+    finally:
+        tmux.close()
+    assert screen.splitlines()[-3:] == ["$ echo one $((1 + 1))", "one 2", "$"]
 
 
 # Error codes

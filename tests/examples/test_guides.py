@@ -132,7 +132,7 @@ def test_a_pipe(line: str, default_model: Path, shell: ShellCommands, here: Path
         pytest.skip("this is no clone")
     done, codes = shell.run(f"export MISTRALRS_DEFAULT_MODEL={default_model.resolve()}\n{line}", here)
     assert done.returncode == 0, done.stderr
-    assert codes == [0]
+    assert codes in ([0], [141] if "| head" in line else [0])  # head may have gone
     assert done.stdout.strip() or "> even.py" in line
     assert "2" in done.stdout or "wc -l" not in line
     assert re.fullmatch(r"\d{4}\n", done.stdout) or "--regex" not in line
