@@ -196,7 +196,9 @@ def adapter(chat: Chat, argument: str) -> None:
     """Shows the adapters and which act, or chooses those that act."""
     known = chat.model.known_adapters()
     if not known.names:
-        raise UsageError("no adapter can be chosen", hint="--lora NAME=SOURCE loads one at the start")
+        is_served = isinstance(chat.model, ServersModel)
+        hint = "/model NAME asks an adapter of the server" if is_served else "--lora NAME=SOURCE loads one at the start"
+        raise UsageError("no adapter can be chosen", hint=hint)
     if argument in ("", "list"):
         acting = known.active if chat.adapters is None else chat.adapters
         chat.notes.say(*columns((clean_line(name), _acts(acting.get(name))) for name in known.names))

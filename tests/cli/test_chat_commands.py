@@ -279,6 +279,7 @@ def test_a_server_is_told_or_the_setting_refused(talk: Talk) -> None:
         assert talk(typed).startswith("error: only a mistralrs server is known to ")
     talk.chat.conversation.path = []
     assert talk("/tokens") == "0 tokens\n"
+    assert "hint: /model NAME asks an adapter of the server" in talk("/adapter")
 
 
 def test_the_meter_leaves_room_in_a_narrow_line(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
