@@ -233,7 +233,7 @@ def test_an_output_that_stays_whole(folder: Path, peft: Path, tmp_path: Path) ->
     ("words", "said"),
     [
         (["adapter"], "missing command"),
-        (["adapter", "show", "x"], "no such command 'show'"),
+        (["adapter", "show", "x"], "no such command: show"),
         (["adapter", "inspect"], "missing"),
         (["adapter", "inspect", "./absent"], "./absent"),
         (["adapter", "convert", "."], "'--to'"),

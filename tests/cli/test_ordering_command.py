@@ -125,7 +125,7 @@ def test_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     ("words", "said"),
     [
         (["ordering"], "missing command"),
-        (["ordering", "creat"], "no such command 'creat'"),
+        (["ordering", "creat"], "no such command: creat"),
         (["ordering", "create"], "missing argument 'MODEL'"),
         (["ordering", "create", "m"], "which adapters there are and where they act is not known"),
         (["ordering", "create", "m", "--names", "a"], "where they act is not known"),
