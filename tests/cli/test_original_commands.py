@@ -17,6 +17,7 @@ import pytest
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions, AdapterSource
 from mistralrs.api.local_model import locate
+from mistralrs.errors import UsageError
 from mistralrs_cli.app import main
 from mistralrs_cli.arguments.command_line import parse
 from mistralrs_cli.arguments.invocation import Invocation, resolve
@@ -98,6 +99,15 @@ def test_commands_with_adapters_get_as_far_as_loading(
     [(path, adapters)] = loaded
     assert path.exists()
     assert adapters == ADAPTERS[command]
+
+
+@pytest.mark.parametrize(
+    "words", [["--device", "cuda", "-i"], ["--num-device-layers", "10", "-i"], ["-i", "llama", "--features", "metal"]]
+)
+def test_an_option_for_a_gpu_is_refused_with_its_reason(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="no such option") as refused:
+        parse(words)
+    assert refused.value.hint == "there is no GPU backend yet; without it everything runs on the CPU"
 
 
 # The names of the programs
