@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rich.style import Style
 
-from mistralrs_cli.markdown_blocks.divided_block import MOST_LINES, Division, divide, divide_leaf
+from mistralrs_cli.markdown_blocks.divided_block import MOST_LINES, Division, divide, divide_leaf, divide_paragraph
 from mistralrs_cli.markdown_screen.block_layout import BlockLayout, begin_of, end_of, has_blank, language_of
 from mistralrs_cli.markdown_screen.code_colors import CodeColors, GrowingCode
 from mistralrs_cli.markdown_screen.inline_text import safe
@@ -21,7 +21,8 @@ LONGEST_WORD = 400
 """Further characters to wait for a space there."""
 _WINDOW = 256
 """Lines that are parsed at once."""
-_DIVIDED = (*LISTS, "blockquote_open", "table_open", "html_block", "code_block")
+_CONTAINERS = (*LISTS, "blockquote_open")
+_DIVIDED = (*_CONTAINERS, "table_open", "html_block", "code_block")
 _MARKUP_ALONE = re.compile(r"[\s\-=*_#`~+|:>0-9.)\\$\[\](!]*")
 """The beginning of a line whose meaning the next characters decide."""
 
@@ -153,7 +154,11 @@ class BlockStream:
             begin = begin_of(run)
             gap = has_blank(lines[previous_end:begin])
             self._learn(definitions, before=begin)
-            if self._cut_paragraph(run, text, lines, layout, gap=gap) or self._cut_long(run, lines, layout, gap=gap):
+            if (
+                self._cut_paragraph(run, text, lines, layout, gap=gap)
+                or self._cut_line(run, lines, layout, gap=gap)
+                or self._cut_long(run, lines, layout, gap=gap)
+            ):
                 return True
             if place == len(runs) - 1 and not ends:
                 return self._take_last(run, lines, layout, definitions, previous_end=previous_end)
@@ -256,6 +261,29 @@ class BlockStream:
                 return True
         return False
 
+    def _cut_line(self, run: Run, lines: Sequence[str], layout: BlockLayout, *, gap: bool) -> bool:
+        """Makes the beginning of a very long line within a container final; returns whether the block has one."""
+        begin = begin_of(run)
+        if run[0].type not in _CONTAINERS:
+            return False
+        for place in range(begin, end_of(run, lines)):
+            if (at := _paragraph_end(lines[place])) is None:
+                continue
+            until = lines[begin : place + 1]
+            (part, *_), _ = self._outline("\n".join(until) + "\n")
+            if (division := divide(part, until)) is not None:
+                self._cut(replace(division, end=begin + division.end), lines, layout, begin=begin, gap=gap)
+                return True
+            if (division := divide_paragraph(part, until)) is None:
+                continue
+            before = len("".join(f"{line}\n" for line in lines[:place]))
+            rest = self._text[before + at :]
+            self._text = self._text[: before + at] + "\n" + division.prefix() + rest[rest[0].isspace() :]
+            divided = [*lines[:place], lines[place][:at]]
+            self._cut(replace(division, end=place + 1), divided, layout, begin=begin, gap=gap)
+            return True
+        return False
+
     def _cut(self, division: Division, lines: Sequence[str], layout: BlockLayout, *, begin: int, gap: bool) -> None:
         """Makes the beginning of a block final."""
         head = lines[begin : division.end]
@@ -275,12 +303,14 @@ class BlockStream:
         """Does the same with a long line that is not complete."""
         if len(self._text) - self._text.rfind("\n") <= LONGEST_PARAGRAPH:
             return False
-        runs, _ = self.parser.outline(self._text)
+        runs, _ = self._outline(self._text)
         if len(runs) != 1:
             return False
         lines = self._text.split("\n")
         gap = has_blank(lines[: begin_of(runs[0])])
-        return self._cut_paragraph(runs[0], self._text, lines, layout, gap=gap)
+        return self._cut_paragraph(runs[0], self._text, lines, layout, gap=gap) or self._cut_line(
+            runs[0], lines, layout, gap=gap
+        )
 
 
 class _OpenCode:

@@ -52,6 +52,10 @@ class Division:
     shape: TableShape | None = None
     """The columns of the table that goes on."""
 
+    def prefix(self) -> str:
+        """Returns the marks and spaces before a line within the innermost container."""
+        return "".join(_QUOTATION if each.number is None else " " * len(each.opening) for each in self.levels)
+
     def opening(self) -> str:
         """Returns the lines before the rest."""
         prefix = lines = ""
@@ -108,20 +112,36 @@ def divide(run: Run, lines: Sequence[str]) -> Division | None:
 
 def divide_leaf(run: Run, lines: Sequence[str]) -> Division | None:
     """Returns the place at which the last leaf of a block is too long; None: it is short enough."""
-    levels: list[Level] = []
-    block = run
-    while (container := _last_container(block)) is not None:
-        number = first_number(block[0]) + len(top_level(block[1:-1])) - 1 if block[0].type in LISTS else None
-        levels.append(Level(_opening(container, levels), number))
-        blocks = top_level(container[1:-1])
-        if not blocks:
-            return None
-        block = blocks[-1]
+    block, levels = _last_leaf(run)
+    if block is None:
+        return None
     repeated = _REPEATED.get(block[0].type, 0)
     end = begin_of(block) + repeated + MOST_LINES
     if end >= end_of(block, lines):
         return None
-    return Division(end, tuple(levels), leaf="".join(f"{line}\n" for line in first_lines(block, repeated)))
+    return Division(end, levels, leaf="".join(f"{line}\n" for line in first_lines(block, repeated)))
+
+
+def divide_paragraph(run: Run, lines: Sequence[str]) -> Division | None:
+    """Returns the place behind the last line, after which a paragraph goes on; None: the last leaf is none."""
+    block, levels = _last_leaf(run)
+    if block is None or block[0].type != "paragraph_open" or end_of(block, lines) != len(lines):
+        return None
+    return Division(len(lines), levels)
+
+
+def _last_leaf(run: Run) -> tuple[Run | None, tuple[Level, ...]]:
+    """Returns the last block that is no container, and the containers around it; None: the last one is empty."""
+    levels: list[Level] = []
+    block = run
+    while (container := _last_container(block)) is not None:
+        number = first_number(block[0]) + len(top_level(block[1:-1])) - 1 if block[0].type in LISTS else None
+        levels.append(Level(_opening(container, levels) if len(container) > 2 else "", number))
+        blocks = top_level(container[1:-1])
+        if not blocks:
+            return None, ()
+        block = blocks[-1]
+    return block, tuple(levels)
 
 
 def _behind(block: Run, lines: Sequence[str], levels: Sequence[Level], *, number: int | None) -> Division:

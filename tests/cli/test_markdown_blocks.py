@@ -92,6 +92,8 @@ LONG_BLOCKS = {
     "quoted items": "".join(f"> - item {number}\n" for number in range(300)),
     "code in an item": "- code:\n  ```python\n" + "".join(f"  x = {number}\n" for number in range(300)) + "  ```\n",
     "a table in an item": "- table\n\n  | a |\n  |--|\n" + "".join(f"  | {number} |\n" for number in range(300)),
+    "one line in an item": "1. first\n2. " + "".join(f"text {number} and more words " for number in range(300)) + "\n",
+    "one quoted line": "> " + "".join(f"text {number} and more words " for number in range(300)) + "\n",
     "HTML": "<pre>\n" + "".join(f"line {number}\n" for number in range(300)) + "</pre>\n",
     "code without a fence": "".join(f"    x = {number}\n" for number in range(300)),
 }
@@ -106,8 +108,9 @@ def test_a_long_block_is_final_but_for_its_end(kind: str) -> None:
     assert all(re.search(rf"\b{number}\b", bare) for number in range(300))
     stream = BlockStream(THEMES["dark"], has_links=False)
     stream.feed(text)
-    assert len(stream.take_final(40)) > len(whole) - 100
-    assert len(stream.open_lines(40)) < 100
+    final = stream.take_final(40)
+    assert len(final) > len(whole) - 120
+    assert len(final) + len(stream.open_lines(40)) >= len(whole) - 1
 
 
 def test_a_quotation_that_ends_with_its_mark_is_one() -> None:
