@@ -36,8 +36,7 @@ ORACLE_PYTHON ?= $(BIN)/python
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # A step prints its title, and everything else only when it fails.
 STEP = @scripts/step.sh
-# Compiling all of PyTorch to bytecode takes longer than unpacking it; Python compiles what it imports.
-PIP_INSTALL = $(BIN)/pip install --no-compile
+PIP_INSTALL = $(BIN)/pip install
 INSTALL_PROJECT = $(PIP_INSTALL) --no-deps --no-build-isolation --editable . $(WITHOUT_KERNELS)
 # A list of pyproject.toml, a requirement a line.
 listed = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]$(1), sep="\n")'
