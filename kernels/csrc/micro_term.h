@@ -1,0 +1,101 @@
+// What all micro-kernels share: a panel and its memory, and the product of one group of 32 columns with one int8 term.
+#pragma once
+#include "activations.h"
+#include "formats.h"
+
+namespace MRS_ISA {
+
+// Memory that will be read soon.
+class Ahead {
+  struct Piece {
+    const uint8_t *at;
+    int64_t lines;
+  };
+  Piece pieces[32];  // those beyond them are read without notice
+  int count = 0, next = 0;
+  int64_t left = 0;  // lines of all
+
+ public:
+  void add(const uint8_t *at, int64_t bytes) {
+    if (count == 32) return;
+    pieces[count++] = {at, (bytes + 63) / 64};
+    left += (bytes + 63) / 64;
+  }
+
+  bool empty() const { return !count; }
+
+  // Asks for the first of `parts` parts of what is left.
+  __attribute__((noinline)) void ask(int64_t parts) {
+    int64_t now = (left + parts - 1) / parts;
+    left -= now;
+    for (; now; --now, pieces[next].at += 64) {
+      while (!pieces[next].lines) ++next;
+      __builtin_prefetch(pieces[next].at, 0, 2);
+      --pieces[next].lines;
+    }
+  }
+};
+
+// A panel of a weight, and the memory for its unpacked weights: kept_bytes(), or null for a tile of fewer than 8 tokens.
+// The first tile of 8 asks for `ahead`, if that is not null, a few lines at a time.
+struct Panel {
+  const uint8_t *packed;
+  uint8_t *kept;
+  Ahead *ahead;
+};
+
+// acc[t] += (one group of 32 columns of a panel) * (one term of its TOKENS columns). line(q) gives the group's vector q of
+// weights and is called in ascending order; d and m are its sub-blocks' scales and addends.
+template <class F, int TOKENS, class LineOf>
+INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a, int64_t group, Vf *acc) {
+  const int8_t *q = a.q + group * 32 * TOKENS;
+  if constexpr (F::SUB == 32) {
+    Vi i[TOKENS];
+    for (int t = 0; t < TOKENS; ++t)
+      i[t] = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(a.sum32[group * TOKENS + t])) : zero_i();
+    if constexpr (TOKENS <= 2) {  // with few tokens, one chain of 8 dependent additions would be the bottleneck
+      Vi other[TOKENS];
+      for (int t = 0; t < TOKENS; ++t) other[t] = zero_i();
+#pragma GCC unroll 4
+      for (int l = 0; l < 4; ++l)
+#pragma GCC unroll 2
+        for (int t = 0; t < TOKENS; ++t) {
+          i[t] = dot4<F::BITS>(i[t], line(l), set_i(load32(q + (l * TOKENS + t) * 4)));
+          other[t] = dot4<F::BITS>(other[t], line(l + 4), set_i(load32(q + ((l + 4) * TOKENS + t) * 4)));
+        }
+      for (int t = 0; t < TOKENS; ++t) i[t] = add(i[t], other[t]);
+    } else {
+#pragma GCC unroll 8
+      for (int l = 0; l < 8; ++l) {
+        const Vi w = line(l);
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; ++t) i[t] = dot4<F::BITS>(i[t], w, set_i(load32(q + (l * TOKENS + t) * 4)));
+      }
+    }
+    for (int t = 0; t < TOKENS; ++t) acc[t] = fma(mul(to_float(i[t]), d[0]), set_f(a.d[group * TOKENS + t]), acc[t]);
+    if constexpr (F::MINS)
+      for (int t = 0; t < TOKENS; ++t) acc[t] = fma(m[0], set_f(a.fsum32[group * TOKENS + t]), acc[t]);
+  } else {
+    Vf part[TOKENS];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      Vi i[TOKENS];
+      for (int t = 0; t < TOKENS; ++t)
+        i[t] = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(a.sum16[(group * 2 + h) * TOKENS + t])) : zero_i();
+#pragma GCC unroll 4
+      for (int l = 4 * h; l < 4 * h + 4; ++l) {
+        const Vi w = line(l);
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; ++t) i[t] = dot4<F::BITS>(i[t], w, set_i(load32(q + (l * TOKENS + t) * 4)));
+      }
+      for (int t = 0; t < TOKENS; ++t)
+        part[t] = h ? fma(to_float(i[t]), d[1], part[t]) : mul(to_float(i[t]), d[0]);
+    }
+    for (int t = 0; t < TOKENS; ++t) acc[t] = fma(part[t], set_f(a.d[group * TOKENS + t]), acc[t]);
+    if constexpr (F::MINS)
+      for (int h = 0; h < 2; ++h)
+        for (int t = 0; t < TOKENS; ++t) acc[t] = fma(m[h], set_f(a.fsum16[(group * 2 + h) * TOKENS + t]), acc[t]);
+  }
+}
+
+}  // namespace MRS_ISA
