@@ -3,7 +3,7 @@
 //   weight = scale * (byte - OFFSET) + addend
 // A block is walked as OUTER x INNER groups; INNER is unrolled so that shifts are constants.
 //
-// unpack_scales(scales, quants, s) unpacks a block's scales, and line<J>(quants, n, q) vector q of the group n * INNER + J.
+// unpack_scales(scales, quants, s) unpacks a block's scales, scale(scales, quants, j) one of them, and line<J>(quants, n, q) vector q of the group n * INNER + J.
 // The groups of one n share cache lines.
 #pragma once
 #include "layout.h"
@@ -37,6 +37,7 @@ template <int TYPE, int BITS_, int OFFSET_LOG2_, bool MINS_> struct Block32 {
     s.d[0] = load_f16((const uint16_t *)scales);
     if constexpr (MINS) s.m[0] = load_f16((const uint16_t *)scales + 16);
   }
+  INLINE Vf scale(const uint8_t *scales, const uint8_t *, int) { return load_f16((const uint16_t *)scales); }
 };
 
 template <> struct Format<MRS_Q4_0> : Block32<MRS_Q4_0, 4, 3, false> {
@@ -67,6 +68,7 @@ template <> struct Format<MRS_I8> {
     s.d[0] = load_f((const float *)scales);
     s.d[1] = load_f((const float *)scales + 16);
   }
+  INLINE Vf scale(const uint8_t *scales, const uint8_t *, int j) { return load_f((const float *)scales + 16 * j); }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) { return Format<MRS_Q8_0>::line<J>(quants, n, q); }
 };
 
@@ -80,6 +82,10 @@ template <> struct Format<MRS_Q2_K> {
       s.d[j] = mul(d, to_float(and_(both, set_i(15))));
       s.m[j] = mul(dmin, to_float(shr<4>(both)));
     }
+  }
+  INLINE Vf scale(const uint8_t *scales, const uint8_t *, int j) {
+    const Vi both = byte_of(load_i(scales + 64 + 64 * (j / 4)), j % 4);
+    return mul(load_f16((const uint16_t *)scales), to_float(and_(both, set_i(15))));
   }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     return and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
@@ -96,6 +102,11 @@ template <> struct Format<MRS_Q3_K> {
                     or_(nibble_high(a0), shl<4>(and_(shr<4>(high), two))),
                     or_(nibble_high(a1), shl<4>(and_(shr<6>(high), two)))};
     for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(add(byte_of(packed[j / 4], j % 4), set_i(-32))));
+  }
+  INLINE Vf scale(const uint8_t *scales, const uint8_t *, int j) {
+    const Vi four = and_(shr(load_i(scales + 32 + 64 * (j / 4 % 2)), j / 8 * 4), set_i(0x0f0f0f0f));
+    const Vi high = and_(shr(load_i(scales + 160), j / 4 * 2), set_i(0x03030303));
+    return mul(load_f16((const uint16_t *)scales), to_float(add(byte_of(or_(four, shl<4>(high)), j % 4), set_i(-32))));
   }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     const Vi low = and_(shr<2 * J>(load_i(quants + 512 + 512 * n + 64 * q)), set_i(0x03030303));
@@ -117,6 +128,12 @@ template <> struct Format<MRS_Q4_K> {
       s.m[j] = mul(dmin, to_float(byte_of(mn[j / 4], j % 4)));
     }
   }
+  INLINE Vf scale(const uint8_t *scales, const uint8_t *, int j) {
+    const Vi first = byte_of(load_i(scales + 64), j % 4), third = byte_of(load_i(scales + 192), j % 4);
+    const Vi late = or_(and_(third, set_i(15)), and_(shr<2>(first), set_i(0x30)));
+    const Vi six = select(set_i(-(j / 4)), late, and_(first, set_i(63)));
+    return mul(load_f16((const uint16_t *)scales), to_float(six));
+  }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     const Vi x = load_i(quants + 512 * n + 64 * q);
     return J ? nibble_high(x) : nibble_low(x);
@@ -127,6 +144,7 @@ template <> struct Format<MRS_Q5_K> {
   static constexpr int type = MRS_Q5_K, BITS = 5, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) { Format<MRS_Q4_K>::unpack_scales(scales, quants, s); }
+  INLINE Vf scale(const uint8_t *scales, const uint8_t *quants, int j) { return Format<MRS_Q4_K>::scale(scales, quants, j); }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     return or_(Format<MRS_Q4_K>::line<J>(quants + 512, n, q), bit<4>(load_i(quants + 64 * q), 2 * n + J));
   }
@@ -138,6 +156,9 @@ template <> struct Format<MRS_Q6_K> {
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *quants, Scales &s) {
     Vf d = load_f16((const uint16_t *)scales);
     for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(load_s8((const int8_t *)quants + 16 * j)));
+  }
+  INLINE Vf scale(const uint8_t *scales, const uint8_t *quants, int j) {
+    return mul(load_f16((const uint16_t *)scales), to_float(load_s8((const int8_t *)quants + 16 * j)));
   }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     const uint8_t *lines = quants + 256 + 192 * (8 * n + q);

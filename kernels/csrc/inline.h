@@ -3,3 +3,6 @@
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define INLINE static ALWAYS_INLINE
+
+// Keeps the compiler from knowing x.
+INLINE void opaque(int &x) { asm volatile("" : "+r"(x)); }

@@ -77,6 +77,12 @@ constexpr int lines_of_group(int type) {
   return ((l.scales + l.quants) * 32 / l.block + 63) / 64;
 }
 
+// Bytes of 32 columns of a token in a tile of activations (activations.h): an int8 term, and the coarse terms of 8 quads.
+constexpr int64_t kTermBytes = 60, kOutlierBytes = 128;
+
+// Bytes of a tile of 8 tokens without its plain values.
+constexpr int64_t activation_bytes(int64_t cols) { return 64 + (cols + 31) / 32 * 8 * (kTermBytes + kOutlierBytes); }
+
 constexpr int64_t kSamplingTile = 64;  // scores of a tile
 
 constexpr int64_t sampling_width(int64_t vocab) { return (vocab + kSamplingTile - 1) / kSamplingTile * kSamplingTile; }

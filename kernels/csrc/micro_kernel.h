@@ -21,15 +21,20 @@ template <class F> struct Kept {
   const Vf *m() const { return scales + SUBS; }
 };
 
-// out[t] += the residual terms of a panel. A pass of its own: the few groups that have the term would take registers from
-// all.
+// out[t] = first[t] + the residual or the coarse terms of a panel.
 template <class F, int TOKENS>
-INLINE void add_residuals(const Kept<F> *kept, const Acts &a, int64_t groups, const Vf *first, float *out) {
+INLINE void add_second(const Kept<F> *kept, const Acts &a, int64_t groups, const Vf *first, float *out) {
   Vf acc[TOKENS];
   for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, first[t]), acc[t] = zero_f();
-  for (int64_t group = 0; group < groups; ++group, ++kept)
-    if (a.two_term[group])
+  if (a.head->two_terms) {
+    for (int64_t group = 0; group < groups; ++group, ++kept)
       add_term<F, TOKENS>([&](int q) { return load_i(&kept->lines[q]); }, kept->d(), kept->m(), a.residual, group, acc);
+    for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(load_f(out + 16 * t), acc[t]));
+    return;
+  }
+  const auto line = [&](uint32_t quad) { return load_i(&kept[quad / 8].lines[quad % 8]); };
+  const auto scale = [&](uint32_t quad) { return kept[quad / 8].d()[F::SUB == 32 ? 0 : quad % 8 / 4]; };
+  dot_outliers<F, TOKENS>(a, line, scale, acc);
   for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(load_f(out + 16 * t), acc[t]));
 }
 
@@ -78,7 +83,7 @@ template <class F> void micro_kernel_first(const Panel &panel, int64_t cols, con
       }
     }
   }
-  add_residuals<F, 8>((const Kept<F> *)panel.kept, a, group, acc, out);
+  add_second<F, 8>((const Kept<F> *)panel.kept, a, group, acc, out);
 }
 
 // As micro_kernel for a tile after the first, from the weights that this kept.
@@ -88,7 +93,7 @@ template <class F, int TOKENS> void micro_kernel_kept(const Panel &panel, int64_
   const Kept<F> *kept = (const Kept<F> *)panel.kept;
   for (int64_t group = 0; group < cols / 32; ++group, ++kept)
     add_term<F, TOKENS>([&](int q) { return load_i(&kept->lines[q]); }, kept->d(), kept->m(), a.first, group, acc);
-  add_residuals<F, TOKENS>((const Kept<F> *)panel.kept, a, cols / 32, acc, out);
+  add_second<F, TOKENS>((const Kept<F> *)panel.kept, a, cols / 32, acc, out);
 }
 
 template <int TYPE, int TOKENS> void micro_kernel_float(const Panel &panel, int64_t cols, const Acts &a, float *out) {

@@ -5,13 +5,14 @@
 namespace MRS_ISA {
 
 template <class F, int TOKENS, int J>
-INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Vf *acc, Vf *acc_residual) {
+INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Vf *acc, Vf *acc_residual,
+                      bool two_terms) {
   Vi w[8];
   for (int q = 0; q < 8; ++q) w[q] = F::template line<J>(quants, n, q);
   const auto line = [&](int q) { return w[q]; };
   const int sub = (n * F::INNER + J) * (32 / F::SUB);
   add_term<F, TOKENS>(line, s.d + sub, s.m + sub, a.first, group, acc);
-  if (a.two_term[group]) add_term<F, TOKENS>(line, s.d + sub, s.m + sub, a.residual, group, acc_residual);
+  if (two_terms) add_term<F, TOKENS>(line, s.d + sub, s.m + sub, a.residual, group, acc_residual);
 }
 
 // sums[J * TOKENS + t] += vector q of group J * columns 4q.. of token t, for all groups from J on; RESIDUAL: likewise
@@ -39,11 +40,10 @@ template <class F, int TOKENS> INLINE Vi first_sum(const Term &a, int64_t group,
 
 // acc[t] += (the INNER groups from `group` on) * (one term of their TOKENS columns), from their finished sums.
 template <class F, int TOKENS>
-INLINE void add_sums(const Vi *sums, const Vf *parts, int n, const Scales &s, const Term &a, const uint8_t *wanted,
-                     int64_t first_group, Vf *acc) {
+INLINE void add_sums(const Vi *sums, const Vf *parts, int n, const Scales &s, const Term &a, int64_t first_group,
+                     Vf *acc) {
   for (int j = 0; j < F::INNER; ++j) {
     const int64_t group = first_group + j;
-    if (wanted && !wanted[j]) continue;
     const int sub = (n * F::INNER + j) * (32 / F::SUB);
     for (int t = 0; t < TOKENS; ++t) {
       const Vf part = F::SUB == 32 ? mul(to_float(sums[j * TOKENS + t]), s.d[sub])
@@ -59,7 +59,7 @@ INLINE void add_sums(const Vi *sums, const Vf *parts, int n, const Scales &s, co
 }
 
 // As dot_group for the INNER groups that share cache lines, of which each is read once: a second pass over them would end
-// the stream of the memory. The sums are those of dot_group, to the last bit. RESIDUAL: some group has the residual term.
+// the stream of the memory. The sums are those of dot_group, to the last bit.
 template <class F, int TOKENS, bool RESIDUAL>
 INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Vf *acc, Vf *acc_residual) {
   constexpr int COUNT = F::INNER * TOKENS, HALVES = 32 / F::SUB;
@@ -81,8 +81,19 @@ INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts
       if constexpr (RESIDUAL) residual_parts[i] = mul(to_float(residuals[i]), d);
     }
   }
-  add_sums<F, TOKENS>(sums, parts, n, s, a.first, nullptr, group, acc);
-  if constexpr (RESIDUAL) add_sums<F, TOKENS>(residuals, residual_parts, n, s, a.residual, a.two_term + group, group, acc_residual);
+  add_sums<F, TOKENS>(sums, parts, n, s, a.first, group, acc);
+  if constexpr (RESIDUAL) add_sums<F, TOKENS>(residuals, residual_parts, n, s, a.residual, group, acc_residual);
+}
+
+// Vector q of any group of a block. All INNER groups are unpacked, which takes less time than a branch that is hard to foresee.
+template <class F, int J = 0> INLINE Vi line_of(const uint8_t *quants, int group, int q) {
+  const Vi w = F::template line<J>(quants, group / F::INNER, q);
+  if constexpr (J + 1 == F::INNER) {
+    return w;
+  } else {
+    const Vi next = line_of<F, J + 1>(quants, group, q), all = set_i(-(group % F::INNER == J));
+    return select(all, w, next);
+  }
 }
 
 // out: (TOKENS, 16) products of one panel with a tile of few tokens.
@@ -91,28 +102,40 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   Vf acc[TOKENS], acc_residual[TOKENS];  // two independent chains of additions
   for (int t = 0; t < TOKENS; ++t) acc[t] = acc_residual[t] = zero_f();
   int64_t group = 0;
+  int32_t two_terms = a.head->two_terms;
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *scales = panel.packed + at.scales, *quants = panel.packed + at.quants;
     Scales s;
     F::unpack_scales(scales, quants, s);
     for (int n = 0; n < F::OUTER; ++n, group += F::INNER) {
+      opaque(two_terms);  // one loop for both: gcc orders the reads of two loops otherwise, which ends their streams
       if constexpr (F::INNER > 1 && TOKENS <= 2) {
-        bool two_term = false;
-        for (int j = 0; j < F::INNER; ++j) two_term |= a.two_term[group + j] != 0;
-        if (two_term)
+        if (two_terms)
           dot_groups<F, TOKENS, true>(quants, n, s, a, group, acc, acc_residual);
         else
           dot_groups<F, TOKENS, false>(quants, n, s, a, group, acc, acc_residual);
         continue;
       }
-      dot_group<F, TOKENS, 0>(quants, n, s, a, group, acc, acc_residual);
-      if constexpr (F::INNER > 1) dot_group<F, TOKENS, 1>(quants, n, s, a, group + 1, acc, acc_residual);
+      dot_group<F, TOKENS, 0>(quants, n, s, a, group, acc, acc_residual, two_terms);
+      if constexpr (F::INNER > 1) dot_group<F, TOKENS, 1>(quants, n, s, a, group + 1, acc, acc_residual, two_terms);
       if constexpr (F::INNER > 2) {
-        dot_group<F, TOKENS, 2>(quants, n, s, a, group + 2, acc, acc_residual);
-        dot_group<F, TOKENS, 3>(quants, n, s, a, group + 3, acc, acc_residual);
+        dot_group<F, TOKENS, 2>(quants, n, s, a, group + 2, acc, acc_residual, two_terms);
+        dot_group<F, TOKENS, 3>(quants, n, s, a, group + 3, acc, acc_residual, two_terms);
       }
     }
+  }
+  if (!two_terms) {
+    constexpr int groups = F::OUTER * F::INNER;
+    const auto line = [&](uint32_t quad) {
+      const int group = quad / 8 % groups;
+      return line_of<F>(panel.packed + view.block(quad / 8 / groups).quants, group, quad % 8);
+    };
+    const auto scale = [&](uint32_t quad) {
+      const panel_block at = view.block(quad / 8 / groups);
+      return F::scale(panel.packed + at.scales, panel.packed + at.quants, quad % (8 * groups) / (F::SUB / 4));
+    };
+    dot_outliers<F, TOKENS>(a, line, scale, acc_residual);
   }
   for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(acc[t], acc_residual[t]));
 }

@@ -98,4 +98,19 @@ INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a
   }
 }
 
+// sums[t] = the sum of token t's coarse terms, one after the other. line(quad) gives the vector of weights of a quad,
+// scale(quad) its sub-block's scale.
+template <class F, int TOKENS, class LineOf, class ScaleOf>
+INLINE void dot_outliers(const Acts &a, const LineOf &line, const ScaleOf &scale, Vf *sums) {
+  for (int t = 0; t < TOKENS; ++t) sums[t] = zero_f();
+  const Outlier *o = a.outliers;
+  for (int32_t i = a.head->outliers; i > 0; --i, o += TOKENS)
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) {
+      const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(o[t].sum)) : zero_i();
+      const Vi dot = dot4<F::BITS>(start, line(uint32_t(o[t].quad)), set_i(o[t].q));
+      sums[t] = fma(mul(to_float(dot), scale(uint32_t(o[t].quad))), set_f(o[t].d), sums[t]);
+    }
+}
+
 }  // namespace MRS_ISA

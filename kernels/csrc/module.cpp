@@ -68,8 +68,7 @@ EXPORT int64_t mrs_packed_bytes(int type, int64_t rows, int64_t cols) {
 
 // Bytes of activation scratch that a project op needs for `tokens` rows of `cols`.
 EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols) {
-  int64_t groups = (cols + 31) / 32, tiles = (tokens + 7) / 8;
-  return tiles * (groups * (16 * 60 + 1) + 32 * cols + 128) + 4096;
+  return (tokens + 7) / 8 * (activation_bytes(cols) + 32 * cols + 64) + 4096;
 }
 
 // The number of int32 that a mixture of experts needs to sort its tokens: the parts of Routes in moe.h.

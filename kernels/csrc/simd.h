@@ -32,12 +32,14 @@ INLINE Vf sub(Vf a, Vf b) { return _mm512_sub_ps(a, b); }
 INLINE Vf mul(Vf a, Vf b) { return _mm512_mul_ps(a, b); }
 INLINE Vf div(Vf a, Vf b) { return _mm512_div_ps(a, b); }
 INLINE Vf fma(Vf a, Vf b, Vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Vf subtract_product(Vf x, Vf a, Vf b) { return _mm512_fnmadd_ps(a, b, x); }  // x - a * b, rounded once
 INLINE Vf max(Vf a, Vf b) { return _mm512_max_ps(a, b); }
 INLINE Vf min(Vf a, Vf b) { return _mm512_min_ps(a, b); }
 INLINE Vf abs(Vf a) { return _mm512_abs_ps(a); }
 INLINE Vi add(Vi a, Vi b) { return _mm512_add_epi32(a, b); }
 INLINE Vi and_(Vi a, Vi b) { return _mm512_and_si512(a, b); }
 INLINE Vi or_(Vi a, Vi b) { return _mm512_or_si512(a, b); }
+INLINE Vi select(Vi bits, Vi a, Vi b) { return _mm512_ternarylogic_epi32(bits, a, b, 0xca); }  // a where bits are set, else b
 template <int N> INLINE Vi shr(Vi a) { return _mm512_srli_epi32(a, N); }
 template <int N> INLINE Vi shl(Vi a) { return _mm512_slli_epi32(a, N); }
 INLINE Vi shr(Vi a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
@@ -45,13 +47,21 @@ INLINE Vf to_float(Vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE Vi to_int(Vf a) { return _mm512_cvtps_epi32(a); }
 INLINE Vf as_float(Vi a) { return _mm512_castsi512_ps(a); }
 INLINE float lane_max(Vf a) { return _mm512_reduce_max_ps(a); }
-INLINE int32_t lane_sum(Vi a) {  // gcc's own reduction adds signed integers, which must not wrap
-  __m256i s = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
-  __m128i h = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
-  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1));
-  return _mm_cvtsi128_si32(h);
+// The sum of the lanes' low bytes.
+INLINE int32_t byte_sum(Vi x) {
+  const __m128i bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(x), _mm_set1_epi8(-128));
+  const __m128i sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
+  return _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 16 * 128;
 }
+// The largest of each four lanes, in all of them.
+INLINE Vf quad_max(Vf a) {
+  a = _mm512_max_ps(a, _mm512_permute_ps(a, 0xb1));
+  return _mm512_max_ps(a, _mm512_permute_ps(a, 0x4e));
+}
+// A bit for each lane where a > b.
+INLINE unsigned lanes_above(Vf a, Vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+// Lanes where a > b take x, the others y.
+INLINE Vf select_above(Vf a, Vf b, Vf x, Vf y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x); }
 // Lanes below n keep a, the others take b.
 INLINE Vf first(Vf a, int n, Vf b) { return _mm512_mask_blend_ps(__mmask16((1u << n) - 1), b, a); }
 // Lanes where a < b become zero.
@@ -102,16 +112,22 @@ INLINE Vi load_s8(const int8_t *p) {
   __m128i x = _mm_loadu_si128((const __m128i *)p);
   return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
 }
-INLINE void store_s8(int8_t *p, Vi x) {
+INLINE __m128i to_s8(Vi x) {
   // packs interleaves 128-bit halves: words are a0 b0 a1 b1, and the permute restores their order
   __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
-  _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+INLINE void store_s8(int8_t *p, Vi x) { _mm_storeu_si128((__m128i *)p, to_s8(x)); }
+INLINE int32_t byte_sum(Vi x) {
+  const __m128i sums = _mm_sad_epu8(_mm_xor_si128(to_s8(x), _mm_set1_epi8(-128)), _mm_setzero_si128());
+  return _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 16 * 128;
 }
 INLINE Vf add(Vf x, Vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 INLINE Vf sub(Vf x, Vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 INLINE Vf mul(Vf x, Vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 INLINE Vf div(Vf x, Vf y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 INLINE Vf fma(Vf x, Vf y, Vf z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+INLINE Vf subtract_product(Vf x, Vf y, Vf z) { return {_mm256_fnmadd_ps(y.a, z.a, x.a), _mm256_fnmadd_ps(y.b, z.b, x.b)}; }
 INLINE Vf max(Vf x, Vf y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 INLINE Vf min(Vf x, Vf y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 INLINE Vf abs(Vf x) {
@@ -121,6 +137,7 @@ INLINE Vf abs(Vf x) {
 INLINE Vi add(Vi x, Vi y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 INLINE Vi and_(Vi x, Vi y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 INLINE Vi or_(Vi x, Vi y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+INLINE Vi select(Vi bits, Vi x, Vi y) { return or_(and_(bits, x), {_mm256_andnot_si256(bits.a, y.a), _mm256_andnot_si256(bits.b, y.b)}); }
 template <int N> INLINE Vi shr(Vi x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
 template <int N> INLINE Vi shl(Vi x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 INLINE Vi shr(Vi x, int n) {
@@ -137,12 +154,18 @@ INLINE float lane_max(Vf x) {
   for (int i = 1; i < 8; ++i) m = t[i] > m ? t[i] : m;
   return m;
 }
-INLINE int32_t lane_sum(Vi x) {
-  __m256i s = _mm256_add_epi32(x.a, x.b);
-  __m128i h = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0x4e));
-  h = _mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1));
-  return _mm_cvtsi128_si32(h);
+INLINE __m256 max_of_fours(__m256 x) {
+  x = _mm256_max_ps(x, _mm256_permute_ps(x, 0xb1));
+  return _mm256_max_ps(x, _mm256_permute_ps(x, 0x4e));
+}
+INLINE Vf quad_max(Vf x) { return {max_of_fours(x.a), max_of_fours(x.b)}; }
+INLINE unsigned lanes_above(Vf x, Vf y) {
+  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ))) |
+         unsigned(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))) << 8;
+}
+INLINE Vf select_above(Vf a, Vf b, Vf x, Vf y) {
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
+          _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ))};
 }
 INLINE Vf first(Vf x, int n, Vf y) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -200,12 +223,15 @@ INLINE Vf sub(Vf a, Vf b) { EACH a.v[i] -= b.v[i]; return a; }
 INLINE Vf mul(Vf a, Vf b) { EACH a.v[i] *= b.v[i]; return a; }
 INLINE Vf div(Vf a, Vf b) { EACH a.v[i] /= b.v[i]; return a; }
 INLINE Vf fma(Vf a, Vf b, Vf c) { EACH c.v[i] += a.v[i] * b.v[i]; return c; }
+// The product is exact in double, and the difference where it is small.
+INLINE Vf subtract_product(Vf x, Vf a, Vf b) { EACH x.v[i] = float(x.v[i] - double(a.v[i]) * b.v[i]); return x; }
 INLINE Vf max(Vf a, Vf b) { EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 INLINE Vf min(Vf a, Vf b) { EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
 INLINE Vf abs(Vf a) { EACH a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i]; return a; }
 INLINE Vi add(Vi a, Vi b) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i])); return a; }
 INLINE Vi and_(Vi a, Vi b) { EACH a.v[i] &= b.v[i]; return a; }
 INLINE Vi or_(Vi a, Vi b) { EACH a.v[i] |= b.v[i]; return a; }
+INLINE Vi select(Vi bits, Vi a, Vi b) { EACH b.v[i] = (bits.v[i] & a.v[i]) | (~bits.v[i] & b.v[i]); return b; }
 template <int N> INLINE Vi shr(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> N); return a; }
 template <int N> INLINE Vi shl(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) << N); return a; }
 INLINE Vi shr(Vi a, int n) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> n); return a; }
@@ -221,7 +247,19 @@ INLINE Vi to_int(Vf a) {
 }
 INLINE Vf as_float(Vi a) { Vf r; std::memcpy(&r, &a, sizeof r); return r; }
 INLINE float lane_max(Vf a) { float m = a.v[0]; EACH m = a.v[i] > m ? a.v[i] : m; return m; }
-INLINE int32_t lane_sum(Vi a) { uint32_t s = 0; EACH s += uint32_t(a.v[i]); return int32_t(s); }
+INLINE int32_t byte_sum(Vi a) { int32_t s = 0; EACH s += int8_t(a.v[i]); return s; }
+INLINE Vf quad_max(Vf a) {
+  Vf r;
+  EACH {
+    const float *four = a.v + i / 4 * 4;
+    float m = four[0];
+    for (int j = 1; j < 4; ++j) m = four[j] > m ? four[j] : m;
+    r.v[i] = m;
+  }
+  return r;
+}
+INLINE unsigned lanes_above(Vf a, Vf b) { unsigned r = 0; EACH r |= unsigned(a.v[i] > b.v[i]) << i; return r; }
+INLINE Vf select_above(Vf a, Vf b, Vf x, Vf y) { EACH y.v[i] = a.v[i] > b.v[i] ? x.v[i] : y.v[i]; return y; }
 INLINE Vf first(Vf a, int n, Vf b) { EACH if (i >= n) a.v[i] = b.v[i]; return a; }
 INLINE Vf zero_below(Vf a, Vf b, Vf x) { EACH if (!(a.v[i] >= b.v[i])) x.v[i] = 0; return x; }
 INLINE void store_first(float *p, Vf x, int n) { for (int i = 0; i < n; ++i) p[i] = x.v[i]; }

@@ -46,7 +46,8 @@ class Limits:
 class Precision:
     """Each projection's ``outlier_threshold`` (``Backend.project``), and the dtype of the KV cache.
 
-    If all activations are two-term, prefill does the work twice; decode is bound by memory and hardly slower.
+    At 0 all activations have two int8 terms, and prefill does the work twice; decode is bound by memory and hardly
+    slower.
     """
 
     qkv: float
@@ -58,10 +59,9 @@ class Precision:
 
 
 PRECISIONS: dict[str, Precision] = {
-    # the projections where two terms gain most for their cost (docs/log.md): the inputs of down have outliers
-    # everywhere, in columns that differ from token to token, and the head is computed for few rows
-    "default": Precision(qkv=1.5, o_proj=1.5, gate_up=1.5, down=0, lm_head=0),
-    # outliers of four times the average alone: three times default's KL (docs/log.md)
+    # a quarter of a quad of 32 columns are outliers at 1.25 (docs/log.md); the head is computed for few rows
+    "default": Precision(qkv=1.25, o_proj=1.25, gate_up=1.25, down=1.25, lm_head=0),
+    # three times default's KL
     "fast": Precision(qkv=4, o_proj=4, gate_up=4, down=4, lm_head=0),
     "high": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0),
     "f32": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f32"),

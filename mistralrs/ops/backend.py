@@ -160,9 +160,10 @@ class Backend(Protocol):
         """out = linear(x) for each member; ``add`` adds to the values in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
 
-        ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns;
-        where the largest of these is above so many times the average of a row's largest ones, the rounding error
-        takes a second int8 term. 0: everywhere; infinity: nowhere.
+        ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns.
+        Outliers, quads of four columns with a value above so many times the average of a row's largest of each 32,
+        take a coarse int8 term of their own, and their remainder stays among the 32. Infinity: none do; 0: instead,
+        the rounding error of all columns takes a second int8 term, the residual term.
         ``logits_only``: only the rows of x that the step wants logits of.
         ``scale``: factor on the outputs.
         ``softcap``: scaled outputs become softcap * tanh(output / softcap); 0: they do not.

@@ -27,21 +27,46 @@ _FLOATS = frozenset({"F32", "F16", "BF16"})
 def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
     """Returns x (tokens, columns) after rounding to int8 with one scale for 32 columns.
 
-    Groups whose largest value is above ``outlier_threshold`` times the average of their row's are two-term: they are
-    rounded to an int8 value and its residual.
+    A quad, four neighbouring columns, whose largest value is above ``outlier_threshold`` times the average of the
+    largest values of its row's groups of 32 is rounded to an int8 term of its own first, the coarse term, and the
+    remainder takes its place. A threshold of 0 gives every group a second int8 term for its remainder instead, the
+    residual term.
     """
     groups = x.view(x.shape[0], -1, 32)
     amax = groups.abs().amax(-1, keepdim=True)
-    scale = amax / 127
-    # a true division, not 127 times the reciprocal as torch would make of 127 / amax; the bound keeps it finite
-    inverse = torch.where(amax > 1e-34, torch.full_like(amax, 127) / amax, 0)
-    first = torch.round(groups * inverse)
-    # as one fused multiply-add: the product is exact in float64, and then so is the difference
-    left = (groups.double() - first.double() * scale.double()).float()
+    if outlier_threshold <= 0:
+        step, inverse = _steps(amax)
+        first = torch.round(groups * inverse)
+        second = torch.round(_remainder(groups, first, step) * (inverse * 254)) * (step / 254)
+        return (first * step + second).view_as(x)
     # in float64, where no order of summation makes a difference that could be seen
-    two_term = amax > outlier_threshold * amax.double().mean(1, keepdim=True)
-    residual = torch.where(two_term, torch.round(left * (inverse * 254)) * (scale / 254), 0)
-    return (first * scale + residual).view_as(x)
+    mean = torch.where(amax > _LEAST, amax, 0).double().mean(1, keepdim=True)
+    limit = (outlier_threshold * mean).float().clamp(min=_LEAST)
+    quads = groups.unflatten(-1, (-1, 4))  # (tokens, groups, quads, 4)
+    largest = quads.abs().amax(-1, keepdim=True)
+    step, inverse = _steps(largest)
+    is_outlier = largest > limit[..., None]
+    coarse = torch.where(is_outlier, torch.round(quads * inverse), 0)
+    left = _remainder(quads, coarse, step).view_as(groups)
+    step_left, inverse = _steps(left.abs().amax(-1, keepdim=True))
+    return (torch.round(left * inverse) * step_left + (coarse * step).view_as(groups)).view_as(x)
+
+
+_LEAST = 1e-34
+"""Smaller values count as zeros: the inverse of their step would be infinite."""
+
+
+def _steps(largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the scale of int8 values up to ``largest``, and its inverse."""
+    # a true division, not 127 times the reciprocal as torch would make of 127 / largest
+    inverse = torch.where(largest > _LEAST, torch.full_like(largest, 127) / largest, 0)
+    return torch.where(largest > _LEAST, largest / 127, 0), inverse
+
+
+def _remainder(x: torch.Tensor, rounded: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Returns x - rounded * step as one fused multiply-add."""
+    # the product is exact in float64, and then so is the difference
+    return (x.double() - rounded.double() * step.double()).float()
 
 
 def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
