@@ -1,8 +1,18 @@
 // Micro-kernels for a tile of 1, 2 or 4 tokens, whose products take less time than reading the panel.
 #pragma once
+#include "bytes_ahead.h"
 #include "micro_term.h"
 
 namespace MRS_ISA {
+
+// Asks for the step-th of `steps` parts of the cache lines of INNER groups from `at` on, if that is not null.
+template <class F> INLINE void ask_ahead(const uint8_t *at, int step, int steps) {
+  constexpr mrs_layout layout = layout_of(F::type);
+  constexpr int lines = (layout.scales + layout.quants + 64 * F::OUTER - 1) / (64 * F::OUTER);
+  if (!at) return;
+#pragma GCC unroll 32
+  for (int i = step * lines / steps; i < (step + 1) * lines / steps; ++i) __builtin_prefetch(at + 64 * i);
+}
 
 template <class F, int TOKENS, int J>
 INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Vf *acc, Vf *acc_residual,
@@ -24,9 +34,9 @@ INLINE void dot_line(const uint8_t *quants, int n, int q, const Term &a, const T
   const int64_t at = ((group + J) * 8 + q) * TOKENS * 4;
 #pragma GCC unroll 2
   for (int t = 0; t < TOKENS; ++t) {
-    sums[J * TOKENS + t] = dot4<F::BITS>(sums[J * TOKENS + t], w, set_i(load32(a.q + at + 4 * t)));
+    sums[J * TOKENS + t] = dot4_at<F::BITS>(sums[J * TOKENS + t], w, a.q + at + 4 * t);
     if constexpr (RESIDUAL)
-      residuals[J * TOKENS + t] = dot4<F::BITS>(residuals[J * TOKENS + t], w, set_i(load32(residual.q + at + 4 * t)));
+      residuals[J * TOKENS + t] = dot4_at<F::BITS>(residuals[J * TOKENS + t], w, residual.q + at + 4 * t);
   }
   if constexpr (J + 1 < F::INNER) dot_line<F, TOKENS, RESIDUAL, J + 1>(quants, n, q, a, residual, group, sums, residuals);
 }
@@ -59,9 +69,11 @@ INLINE void add_sums(const Vi *sums, const Vf *parts, int n, const Scales &s, co
 }
 
 // As dot_group for the INNER groups that share cache lines, of which each is read once: a second pass over them would end
-// the stream of the memory. The sums are those of dot_group, to the last bit.
+// the stream of the memory. The sums are those of dot_group, to the last bit. Asks for the lines from `ahead` on meanwhile:
+// all of them at once would delay the lines that are read here.
 template <class F, int TOKENS, bool RESIDUAL>
-INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Vf *acc, Vf *acc_residual) {
+INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, const uint8_t *ahead,
+                       Vf *acc, Vf *acc_residual) {
   constexpr int COUNT = F::INNER * TOKENS, HALVES = 32 / F::SUB;
   Vi sums[COUNT], residuals[COUNT];
   Vf parts[COUNT], residual_parts[COUNT];
@@ -73,8 +85,10 @@ INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts
         if constexpr (RESIDUAL) residuals[j * TOKENS + t] = first_sum<F, TOKENS>(a.residual, group + j, h, t);
       }
 #pragma GCC unroll 8
-    for (int q = h * (8 / HALVES); q < (h + 1) * (8 / HALVES); ++q)
+    for (int q = h * (8 / HALVES); q < (h + 1) * (8 / HALVES); ++q) {
+      ask_ahead<F>(ahead, q, 8);
       dot_line<F, TOKENS, RESIDUAL, 0>(quants, n, q, a.first, a.residual, group, sums, residuals);
+    }
     for (int i = 0; HALVES == 2 && h == 0 && i < COUNT; ++i) {
       const Vf d = s.d[(n * F::INNER + i / TOKENS) * HALVES];
       parts[i] = mul(to_float(sums[i]), d);
@@ -101,6 +115,8 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   const panel_view view = view_of(F::type, cols);
   Vf acc[TOKENS], acc_residual[TOKENS];  // two independent chains of additions
   for (int t = 0; t < TOKENS; ++t) acc[t] = acc_residual[t] = zero_f();
+  const uint8_t *ahead = mrs_bytes_ahead ? panel.packed + mrs_bytes_ahead : nullptr;
+  constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
   int64_t group = 0;
   int32_t two_terms = a.head->two_terms;
   for (int64_t b = 0; b < view.blocks; ++b) {
@@ -110,17 +126,24 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
     F::unpack_scales(scales, quants, s);
     for (int n = 0; n < F::OUTER; ++n, group += F::INNER) {
       opaque(two_terms);  // one loop for both: gcc orders the reads of two loops otherwise, which ends their streams
+      const uint8_t *wanted = ahead ? ahead + b * bytes + n * (bytes / F::OUTER) : nullptr;
       if constexpr (F::INNER > 1 && TOKENS <= 2) {
         if (two_terms)
-          dot_groups<F, TOKENS, true>(quants, n, s, a, group, acc, acc_residual);
+          dot_groups<F, TOKENS, true>(quants, n, s, a, group, wanted, acc, acc_residual);
         else
-          dot_groups<F, TOKENS, false>(quants, n, s, a, group, acc, acc_residual);
+          dot_groups<F, TOKENS, false>(quants, n, s, a, group, wanted, acc, acc_residual);
         continue;
       }
+      ask_ahead<F>(wanted, 0, F::INNER);
       dot_group<F, TOKENS, 0>(quants, n, s, a, group, acc, acc_residual, two_terms);
-      if constexpr (F::INNER > 1) dot_group<F, TOKENS, 1>(quants, n, s, a, group + 1, acc, acc_residual, two_terms);
+      if constexpr (F::INNER > 1) {
+        ask_ahead<F>(wanted, 1, F::INNER);
+        dot_group<F, TOKENS, 1>(quants, n, s, a, group + 1, acc, acc_residual, two_terms);
+      }
       if constexpr (F::INNER > 2) {
+        ask_ahead<F>(wanted, 2, F::INNER);
         dot_group<F, TOKENS, 2>(quants, n, s, a, group + 2, acc, acc_residual, two_terms);
+        ask_ahead<F>(wanted, 3, F::INNER);
         dot_group<F, TOKENS, 3>(quants, n, s, a, group + 3, acc, acc_residual, two_terms);
       }
     }

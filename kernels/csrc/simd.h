@@ -278,6 +278,19 @@ template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
 #undef EACH
 #endif
 
+// dot4 with the four bytes at p in every lane of s.
+template <int BITS> INLINE Vi dot4_at(Vi acc, Vi u, const void *p) {
+#if MRS_ISA_avx512vnni
+  // gcc 12 would load them into a register first, with an instruction of its own
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const int32_t *)p));
+  return acc;
+#else
+  int32_t four;
+  std::memcpy(&four, p, 4);
+  return dot4<BITS>(acc, u, set_i(four));
+#endif
+}
+
 // The sum of the lanes in one fixed order: halves, quarters, pairs.
 INLINE float lane_sum(Vf x) {
   float t[16];
