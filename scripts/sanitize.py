@@ -27,7 +27,7 @@ BUILD = ROOT / "build" / "sanitize"
 THREAD = "thread"
 UNDEFINED = "undefined"
 ADDRESS = "address,undefined,float-cast-overflow"
-ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")
 LEFT_OUT = ("--ignore=tests/ops/test_arena.py",)
 """Tests that are left out: the arena's own tests check its mappings, which `tests/redzones.py` replaces."""
 

@@ -58,6 +58,7 @@ inline bool runs_i8mm() {
 inline bool runs(isa set) {
   switch (set) {
 #if defined(__x86_64__)
+    case isa_avx512bf16: return runs(isa_avx512vnni) && (further_features() >> 5 & 1);
     case isa_avx512vnni: return runs_avx512() && __builtin_cpu_supports("avx512vnni");
     case isa_avx512: return runs_avx512();
     case isa_avxvnni: return runs_avx2() && (further_features() >> 4 & 1);

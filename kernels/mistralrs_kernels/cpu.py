@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ABI_VERSION = 13
-ISAS = ("avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
+ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """Instruction sets from the best to the plainest, in the order of ``csrc/isas.def``."""
 
 

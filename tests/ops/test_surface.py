@@ -109,6 +109,7 @@ ISA_FLAGS = {
     "avxvnni": "-mavxvnni -mavx2 -mfma -mf16c",
     "avx512": AVX512,
     "avx512vnni": f"{AVX512} -mavx512vnni",
+    "avx512bf16": f"{AVX512} -mavx512vnni -mavx512bf16 -DMRS_ISA_avx512vnni=1",
     "neon_dotprod": "-march=armv8.2-a+dotprod",
     "neon_i8mm": "-march=armv8.2-a+dotprod+i8mm",
 }
