@@ -21,6 +21,10 @@ ATTENTION = 1e-7
 """Kernel against reference, in units of the largest value times one more than the largest possible score: both sum
 float32 products of the same cache in another order, and an error of a score is a relative error of its weight."""
 
+BF16_ATTENTION = 2**-8
+"""The same beside ``ATTENTION`` for keys and values in bfloat16, in units of the largest value: weights are rounded to
+steps of 2 ** -8, and the error of their sum cancels in the average."""
+
 EXPERTS = 2e-6
 """Kernel against reference, in units of the largest output: two products in a row, of float weights, without rounded
 activations."""

@@ -1,34 +1,16 @@
 // Rotary embedding, writing the cache, and causal attention over the paged cache.
 //
-// A block of the cache holds 16 tokens; for each KV head it stores K as (head_dim, 16) and V as (16, padded head_dim), in
-// half precision (E = uint16_t) or as float32 (E = float). Keys are visited in sub-chunks of 64 and chunks of 512 that
-// begin at absolute positions; a chunk has its own running maximum and is merged into the row's when it is done. A row's
-// result is therefore the same however the prompt was cut and whichever sequences share the step.
+// Keys are visited in chunks that begin at absolute positions; a chunk has its own maximum and is merged into the row's
+// softmax when it is done, in ascending order. A row's result is therefore the same however the prompt was cut, whichever
+// sequences share the step, and whether its chunks are computed by one thread or by several.
 #pragma once
+#include "attention_bf16.h"
+#include "attention_float.h"
 #include "mrs.h"
 #include "norm.h"
 #include "pool.h"
 
 namespace MRS_ISA {
-
-constexpr float kLog2e = 1.44269504f;
-constexpr int kBlock = 16, kSub = 64, kChunk = 512, kRows = 32;
-
-INLINE int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-
-template <class E> struct KvView {
-  uint8_t *base;
-  int64_t block_bytes, head_items, k_items;
-
-  explicit KvView(const mrs_attend &op)
-      : base(op.kv), block_bytes(op.block_bytes), head_items((op.head_dim + padded(op.head_dim)) * kBlock),
-        k_items(int64_t(op.head_dim) * kBlock) {}
-  E *k(int64_t block, int head) const { return (E *)(base + block * block_bytes) + head * head_items; }
-  E *v(int64_t block, int head) const { return k(block, head) + k_items; }
-};
-
-INLINE Vf load_kv(const uint16_t *p) { return load_f16(p); }
-INLINE Vf load_kv(const float *p) { return load_f(p); }
 
 // Rotates the pairs (i, i + half) of one head and scales all of it.
 INLINE void rotate(const float *x, const float *cosine, const float *sine, int half, int head_dim, float scale, float *y) {
@@ -40,13 +22,7 @@ INLINE void rotate(const float *x, const float *cosine, const float *sine, int h
   for (int i = 2 * half; i < head_dim; ++i) y[i] = x[i] * scale;
 }
 
-INLINE void store_kv(const float *x, int64_t n, float *out) { std::memcpy(out, x, n * sizeof(float)); }
-INLINE void store_kv(const float *x, int64_t n, uint16_t *out) {
-  Vf top = set_f(65504.0f), bottom = set_f(-65504.0f);
-  for (int64_t i = 0; i < n; i += 16) store_f16(out + i, max(min(load_f(x + i), top), bottom));
-}
-
-template <class E> INLINE void write_token(const mrs_attend &op, const mrs_step &step, const KvView<E> &kv, int64_t t) {
+template <class Kv> INLINE void write_token(const mrs_attend &op, const mrs_step &step, const Kv &kv, int64_t t) {
   const int D = op.head_dim, wide = int(padded(D));
   const float *cosine = op.rotary + t * 2 * op.rotary_half, *sine = cosine + op.rotary_half;
   float *q = op.q + t * op.heads * D;
@@ -66,233 +42,202 @@ template <class E> INLINE void write_token(const mrs_attend &op, const mrs_step 
     rotate(from, cosine, sine, op.rotary_half, D, scale, row);
     std::memcpy(q + h * D, row, D * sizeof(float));
   }
-  const int32_t slot = step.slot_mapping[int64_t(op.group) * step.max_tokens + t];
-  const int64_t block = slot / kBlock, offset = slot % kBlock;
-  E stored[wide];
-  for (int i = D; i < wide; ++i) row[i] = 0;
+  const int32_t *slot = step.slot_mapping + int64_t(op.group) * step.max_tokens + t;
+  const int64_t block = *slot / kBlock;
+  const int offset = *slot % kBlock;
+  const bool last = t + 1 == step.num_tokens || slot[1] != slot[0] + 1;
+  float value[wide];
+  for (int i = D; i < wide; ++i) row[i] = value[i] = 0;
   for (int h = 0; h < op.kv_heads; ++h) {
     const float *from = keys + h * D;
     if (op.k_norm && by_head) normalize(k_norm, from, D, normed), from = normed;
     rotate(from, cosine, sine, op.rotary_half, D, 1.0f, row);
-    store_kv(row, wide, stored);
-    E *k = kv.k(block, h);
-    for (int d = 0; d < D; ++d) k[d * kBlock + offset] = stored[d];
-    std::memcpy(row, op.v + (t * op.kv_heads + h) * D, D * sizeof(float));
-    store_kv(row, wide, kv.v(block, h) + offset * wide);
+    std::memcpy(value, op.v + (t * op.kv_heads + h) * D, D * sizeof(float));
+    kv.write(block, h, offset, row, value, last);
   }
 }
-
-// Scores of R rows against K * 16 keys.
-template <int R, int K, class E> INLINE void score(const float *const *q, const E *const *k, int head_dim, float *const *s) {
-  Vf acc[R][K];
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < K; ++j) acc[r][j] = zero_f();
-  for (int d = 0; d < head_dim; ++d) {
-    Vf key[K];
-    for (int j = 0; j < K; ++j) key[j] = load_kv(k[j] + d * kBlock);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < K; ++j) acc[r][j] = fma(key[j], set_f(q[r][d]), acc[r][j]);
-  }
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < K; ++j) store_f(s[r] + 16 * j, acc[r][j]);
-}
-
-// o[r][0 .. 16 V) += sum over keys from begin on of p[r][key] * v[key]
-template <int R, int V, class E>
-INLINE void weigh(float *const *o, const float *const *p, const E *const *v, int begin, int keys, int64_t wide, int64_t column) {
-  Vf acc[R][V];
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < V; ++j) acc[r][j] = load_f(o[r] + column + 16 * j);
-  for (int key = begin; key < keys; ++key) {
-    const E *from = v[key / kBlock] + key % kBlock * wide + column;
-    Vf value[V];
-    for (int j = 0; j < V; ++j) value[j] = load_kv(from + 16 * j);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < V; ++j) acc[r][j] = fma(value[j], set_f(p[r][key]), acc[r][j]);
-  }
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < V; ++j) store_f(o[r] + column + 16 * j, acc[r][j]);
-}
-
-template <int R, class E> void score_rows(const float *const *q, const E *const *k, int head_dim, float *const *s) {
-  if constexpr (R == 8) {
-    score<8, 2>(q, k, head_dim, s);
-    float *later[8];
-    for (int r = 0; r < 8; ++r) later[r] = s[r] + 32;
-    score<8, 2>(q, k + 2, head_dim, later);
-  } else {
-    score<R, 4>(q, k, head_dim, s);
-  }
-}
-
-template <int R, class E>
-void weigh_rows(float *const *o, const float *const *p, const E *const *v, int begin, int keys, int64_t wide) {
-  int64_t column = 0;
-  for (; column + 64 <= wide; column += 64) weigh<R, 4>(o, p, v, begin, keys, wide, column);
-  for (; column + 32 <= wide; column += 32) weigh<R, 2>(o, p, v, begin, keys, wide, column);
-  for (; column < wide; column += 16) weigh<R, 1>(o, p, v, begin, keys, wide, column);
-}
-
-INLINE float exp2_of(float x) {
-  alignas(64) float t[16];
-  store_f(t, exp2(set_f(x)));
-  return t[0];
-}
-
-INLINE int within16(int n) { return n < 0 ? 0 : n > 16 ? 16 : n; }
-
-// Running softmax of the rows of a tile over a range of keys.
-struct Softmax {
-  float top[kRows], sum[kRows];
-  float *o;  // (rows, wide)
-  int64_t wide;
-
-  void clear(int rows) {
-    for (int r = 0; r < rows; ++r) top[r] = -INFINITY, sum[r] = 0;
-    std::memset(o, 0, rows * wide * sizeof(float));
-  }
-
-  void scale_row(int r, float factor) {
-    if (factor == 1.0f) return;
-    for (int64_t i = 0; i < wide; i += 16) store_f(o + r * wide + i, mul(load_f(o + r * wide + i), set_f(factor)));
-  }
-
-  // Turns the scores of the visible keys [begin, end) into weights and rescales the sum so far.
-  void update(int r, float *s, int begin, int end, float softcap) {
-    const Vf none = set_f(-INFINITY);
-    Vf x[4], high = none;
-    for (int j = 0; j < 4; ++j) {
-      x[j] = load_f(s + 16 * j);
-      if (softcap > 0) x[j] = mul(soft_cap(x[j], softcap), set_f(kLog2e));
-      x[j] = first(x[j], within16(end - 16 * j), none);
-      if (begin > 16 * j) x[j] = first(none, within16(begin - 16 * j), x[j]);
-      high = max(high, x[j]);
-    }
-    float now = lane_max(high);
-    if (top[r] > now) now = top[r];
-    for (int j = 0; j < 4; ++j) store_f(s + 16 * j, x[j] = exp2(sub(x[j], set_f(now))));
-    float factor = now == top[r] ? 1.0f : exp2_of(top[r] - now);
-    sum[r] = sum[r] * factor + lane_sum(add(add(x[0], x[1]), add(x[2], x[3])));
-    scale_row(r, factor);
-    top[r] = now;
-  }
-
-  void merge(int r, const Softmax &later) {
-    float now = top[r] > later.top[r] ? top[r] : later.top[r];
-    float mine = top[r] == now ? 1.0f : exp2_of(top[r] - now), theirs = later.top[r] == now ? 1.0f : exp2_of(later.top[r] - now);
-    sum[r] = sum[r] * mine + later.sum[r] * theirs;
-    scale_row(r, mine);
-    for (int64_t i = 0; i < wide; i += 16) {
-      float *at = o + r * wide + i;
-      store_f(at, fma(load_f(later.o + r * wide + i), set_f(theirs), load_f(at)));
-    }
-    top[r] = now;
-  }
-};
 
 // Query rows of one KV head: `count` tokens from `first`, `heads` query heads of its group from `head`.
 struct QueryTile {
   int sequence, kv_head, head, heads;
   int64_t first, count;
+  const int32_t *table;
+
+  QueryRows rows(const mrs_attend &op, const mrs_step &step) const {
+    QueryRows rows;
+    rows.rows = int(count) * heads;
+    for (int r = 0; r < rows.rows; ++r) {
+      const int64_t token = first + r / heads;
+      rows.q[r] = op.q + (token * op.heads + head + r % heads) * op.head_dim;
+      rows.limit[r] = step.positions[token] + 1;
+      rows.low[r] = op.window > 0 && rows.limit[r] > op.window ? rows.limit[r] - op.window : 0;
+    }
+    return rows;
+  }
+
+  void store(const mrs_attend &op, int rows, const Softmax &total) const {
+    for (int r = 0; r < rows; ++r) {
+      const int64_t token = first + r / heads;
+      float *out = op.out + (token * op.heads + head + r % heads) * op.head_dim;
+      for (int d = 0; d < op.head_dim; ++d) out[d] = total.o[r * total.wide + d] / total.sum[r];
+    }
+  }
 };
 
-template <class E>
-INLINE void attend_tile(const mrs_attend &op, const mrs_step &step, const KvView<E> &kv, const QueryTile &tile) {
-  const int D = op.head_dim, rows = int(tile.count) * tile.heads;
-  const int64_t wide = padded(D);
-  const int32_t *table = step.block_tables + (int64_t(op.group) * step.max_seqs + tile.sequence) * step.max_blocks;
-  const float *q[kRows];
-  int32_t low[kRows], limit[kRows];  // a row attends to the keys [low, limit)
-  for (int r = 0; r < rows; ++r) {
-    int64_t token = tile.first + r / tile.heads;
-    q[r] = op.q + (token * op.heads + tile.head + r % tile.heads) * D;
-    limit[r] = step.positions[token] + 1;
-    low[r] = op.window > 0 && limit[r] > op.window ? limit[r] - op.window : 0;
-  }
-  alignas(64) float scores[kRows][kSub];
-  float total_o[kRows * wide], chunk_o[kRows * wide];
-  Softmax total, chunk;
-  total.o = total_o, chunk.o = chunk_o, total.wide = chunk.wide = wide;
-  total.clear(rows);
-  const int32_t end = limit[rows - 1];
-  int live = 0;  // the first row that attends this far; positions ascend within a sequence
-  for (int32_t start = low[0] / kChunk * kChunk; start < end; start += kChunk) {
-    chunk.clear(rows);
-    const int32_t chunk_end = end < start + kChunk ? end : start + kChunk;
-    for (int32_t from = start; from < chunk_end; from += kSub) {
-      const int keys = chunk_end - from < kSub ? chunk_end - from : kSub;
-      while (limit[live] <= from) ++live;
-      int stop = rows;  // the windows of the rows from here on begin after these keys
-      while (stop > live && low[stop - 1] >= from + keys) --stop;
-      if (stop == live) continue;
-      const int begin = low[live] > from ? low[live] - from : 0;  // the first key in a window: earlier blocks may be freed
-      const E *k[4], *v[4];
-      for (int j = 0; j < 4; ++j) {  // before it and past the end any block will do, because its scores are not read
-        const int key = j * kBlock < begin || j * kBlock >= keys ? begin : j * kBlock;
-        int64_t block = table[(from + key) / kBlock];
-        k[j] = kv.k(block, tile.kv_head), v[j] = kv.v(block, tile.kv_head);
-      }
-      float *s[kRows], *o[kRows];
-      const float *p[kRows];
-      for (int r = live; r < stop; ++r) p[r] = s[r] = scores[r], o[r] = chunk.o + r * wide;
-      int r = live;
-      for (; r + 8 <= stop; r += 8) score_rows<8>(q + r, k, D, s + r);
-      for (; r + 4 <= stop; r += 4) score_rows<4>(q + r, k, D, s + r);
-      if (stop - r == 3) score_rows<3>(q + r, k, D, s + r);
-      if (stop - r == 2) score_rows<2>(q + r, k, D, s + r);
-      if (stop - r == 1) score_rows<1>(q + r, k, D, s + r);
-      for (r = live; r < stop; ++r) chunk.update(r, scores[r], low[r] - from, limit[r] - from, op.softcap);
-      for (r = live; r + 4 <= stop; r += 4) weigh_rows<4>(o + r, p + r, v, begin, keys, wide);
-      if (stop - r == 3) weigh_rows<3>(o + r, p + r, v, begin, keys, wide);
-      if (stop - r == 2) weigh_rows<2>(o + r, p + r, v, begin, keys, wide);
-      if (stop - r == 1) weigh_rows<1>(o + r, p + r, v, begin, keys, wide);
-    }
-    for (int r = 0; r < rows; ++r)
-      if (limit[r] > start && low[r] < chunk_end) total.merge(r, chunk);
-  }
-  for (int r = 0; r < rows; ++r) {
-    int64_t token = tile.first + r / tile.heads;
-    float *out = op.out + (token * op.heads + tile.head + r % tile.heads) * D;
-    for (int d = 0; d < D; ++d) out[d] = total.o[r * wide + d] / total.sum[r];
-  }
+INLINE void merge_chunk(const QueryRows &rows, int32_t start, int32_t end, Softmax &total, const Softmax &chunk) {
+  for (int r = 0; r < rows.rows; ++r)
+    if (rows.limit[r] > start && rows.low[r] < end) total.merge(r, chunk);
 }
 
-template <class E> void attend_step(const mrs_attend &op, const mrs_step *step, mrs_pool *pool) {
-  const KvView<E> kv(op);
+// The tiles of a step. Those of long sequences are cut into pieces of some chunks, so that threads share them; the results
+// of these chunks wait in the op's scratch until all are there.
+template <class Kv> struct Tiles {
+  const mrs_attend &op;
+  const mrs_step &step;
+  const Kv kv;
+  int group, heads, parts;
+  int64_t span, slot_items;
+
+  Tiles(const mrs_attend &op, const mrs_step &step) : op(op), step(step), kv(op) {
+    group = op.heads / op.kv_heads, heads = group < kRows ? group : kRows, parts = (group + heads - 1) / heads;
+    span = kRows / heads;
+    slot_items = Softmax::items(kRows, kv.wide);
+  }
+
+  int64_t of_sequence(int s) const {
+    return (step.query_start_loc[s + 1] - step.query_start_loc[s] + span - 1) / span * op.kv_heads * parts;
+  }
+
+  int32_t first_chunk(int s) const {
+    const int32_t limit = step.positions[step.query_start_loc[s]] + 1;
+    return op.window > 0 && limit > op.window ? (limit - op.window) / Kv::chunk : 0;
+  }
+
+  // Chunks that the sequence's tokens see.
+  int64_t chunks(int s) const {
+    if (step.query_start_loc[s + 1] == step.query_start_loc[s]) return 0;
+    return step.positions[step.query_start_loc[s + 1] - 1] / Kv::chunk + 1 - first_chunk(s);
+  }
+
+  QueryTile tile(int s, int64_t index) const {
+    const int part = int(index % parts), kv_head = int(index / parts % op.kv_heads), begin = part * heads;
+    const int64_t first = step.query_start_loc[s] + index / parts / op.kv_heads * span;
+    const int64_t left = step.query_start_loc[s + 1] - first;
+    const int32_t *table = step.block_tables + (int64_t(op.group) * step.max_seqs + s) * step.max_blocks;
+    return {s, kv_head, kv_head * group + begin, group - begin < heads ? group - begin : heads, first,
+            left < span ? left : span, table};
+  }
+
+  // Computes a whole tile.
+  void attend(const QueryTile &tile) const {
+    const QueryRows rows = tile.rows(op, step);
+    float prepared[kv.query_items(rows.rows) + 1], memory[2 * Softmax::items(rows.rows, kv.wide)];
+    kv.prepare(rows, prepared);
+    Softmax total(memory, rows.rows, kv.wide), chunk(memory + Softmax::items(rows.rows, kv.wide), rows.rows, kv.wide);
+    total.clear(rows.rows);
+    for (int32_t start = rows.low[0] / Kv::chunk * Kv::chunk; start < rows.end(); start += Kv::chunk) {
+      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, chunk);
+      merge_chunk(rows, start, start + Kv::chunk, total, chunk);
+    }
+    tile.store(op, rows.rows, total);
+  }
+
+  // Computes `count` chunks of a tile, each into a slot of its own.
+  void attend_piece(const QueryTile &tile, int64_t chunk, int64_t count, float *slots) const {
+    const QueryRows rows = tile.rows(op, step);
+    float prepared[kv.query_items(rows.rows) + 1];
+    kv.prepare(rows, prepared);
+    for (int64_t c = 0; c < count; ++c) {
+      const int32_t start = int32_t(chunk + c) * Kv::chunk;
+      if (start >= rows.end() || start + Kv::chunk <= rows.low[0]) continue;
+      Softmax softmax(slots + c * slot_items, rows.rows, kv.wide);
+      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, softmax);
+    }
+  }
+
+  // Merges the pieces of a tile.
+  void finish(const QueryTile &tile, int32_t first, int64_t chunks, float *slots) const {
+    const QueryRows rows = tile.rows(op, step);
+    float memory[Softmax::items(rows.rows, kv.wide)];
+    Softmax total(memory, rows.rows, kv.wide);
+    total.clear(rows.rows);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int32_t start = int32_t(first + c) * Kv::chunk;
+      merge_chunk(rows, start, start + Kv::chunk, total, Softmax(slots + c * slot_items, rows.rows, kv.wide));
+    }
+    tile.store(op, rows.rows, total);
+  }
+};
+
+// The tasks of a step: for each sequence its tiles, or the pieces of these.
+template <class Kv> struct Tasks {
+  int64_t count = 0, cut = 0, run;  // tasks, tiles that are cut, chunks of a piece
+  int64_t *begin, *slot;            // (num_seqs + 1) a sequence's first task; (num_seqs) its first slot, -1: it is not cut
+
+  // memory: 2 num_seqs + 1 items
+  Tasks(const Tiles<Kv> &tiles, int threads, int64_t *memory) : begin(memory), slot(memory + tiles.step.num_seqs + 1) {
+    const int seqs = tiles.step.num_seqs;
+    int64_t work = 0, room = threads > 1 ? tiles.op.scratch_bytes / int64_t(sizeof(float)) / tiles.slot_items : 0;
+    for (int s = 0; s < seqs; ++s) work += tiles.of_sequence(s) * tiles.chunks(s);
+    run = work / (8 * threads) > 2 ? work / (8 * threads) : 2;
+    for (int s = 0; s < seqs; ++s) {
+      const int64_t tiles_of = tiles.of_sequence(s), chunks = tiles.chunks(s), slots = tiles_of * chunks;
+      const bool cuts = chunks > run && slots <= room;
+      begin[s] = count, slot[s] = cuts ? tiles.op.scratch_bytes / int64_t(sizeof(float)) / tiles.slot_items - room : -1;
+      count += cuts ? tiles_of * pieces(chunks) : tiles_of;
+      if (cuts) room -= slots, cut += tiles_of;
+    }
+    begin[seqs] = count;
+  }
+
+  int64_t pieces(int64_t chunks) const { return (chunks + run - 1) / run; }
+};
+
+template <class Kv> void attend_tiles(const Tiles<Kv> &tiles, mrs_pool *pool) {
+  int64_t memory[2 * tiles.step.num_seqs + 1];
+  const Tasks<Kv> tasks(tiles, mrs_pool_size(pool), memory);
+  float *scratch = (float *)tiles.op.scratch;
+  parallel_for(pool, tasks.count, [&](int64_t turn) {
+    const int64_t task = tasks.count - 1 - turn;  // the longest rows first, so that no thread begins one last
+    int s = 0;
+    while (tasks.begin[s + 1] <= task) ++s;
+    const int64_t index = task - tasks.begin[s];
+    if (tasks.slot[s] < 0) return tiles.attend(tiles.tile(s, index));
+    const int64_t chunks = tiles.chunks(s), pieces = tasks.pieces(chunks), first = index % pieces * tasks.run;
+    const int64_t left = chunks - first, slot = tasks.slot[s] + index / pieces * chunks + first;
+    tiles.attend_piece(tiles.tile(s, index / pieces), tiles.first_chunk(s) + first, left < tasks.run ? left : tasks.run,
+                       scratch + slot * tiles.slot_items);
+  });
+  if (!tasks.cut) return;
+  parallel_for(pool, tasks.cut, [&](int64_t index) {
+    int s = 0;
+    for (;; ++s) {
+      if (tasks.slot[s] < 0) continue;
+      if (index < tiles.of_sequence(s)) break;
+      index -= tiles.of_sequence(s);
+    }
+    const int64_t chunks = tiles.chunks(s);
+    tiles.finish(tiles.tile(s, index), tiles.first_chunk(s), chunks, scratch + (tasks.slot[s] + index * chunks) * tiles.slot_items);
+  });
+}
+
+template <class Kv> void attend_step(const mrs_attend &op, const mrs_step *step, mrs_pool *pool) {
+  const Tiles<Kv> tiles(op, *step);
   if (step->num_tokens < 8) {
-    for (int64_t t = 0; t < step->num_tokens; ++t) write_token(op, *step, kv, t);
+    for (int64_t t = 0; t < step->num_tokens; ++t) write_token(op, *step, tiles.kv, t);
   } else {
     parallel_for(pool, (step->num_tokens + 7) / 8, [&](int64_t chunk) {
-      for (int64_t t = chunk * 8; t < step->num_tokens && t < chunk * 8 + 8; ++t) write_token(op, *step, kv, t);
+      for (int64_t t = chunk * 8; t < step->num_tokens && t < chunk * 8 + 8; ++t) write_token(op, *step, tiles.kv, t);
     });
   }
-  const int group = op.heads / op.kv_heads, heads = group < kRows ? group : kRows, parts = (group + heads - 1) / heads;
-  const int64_t span = kRows / heads;
-  int64_t tasks = 0;
-  for (int s = 0; s < step->num_seqs; ++s)
-    tasks += (step->query_start_loc[s + 1] - step->query_start_loc[s] + span - 1) / span * op.kv_heads * parts;
-  parallel_for(pool, tasks, [&](int64_t chunk) {
-    int64_t task = tasks - 1 - chunk;  // the longest rows first, so that no thread begins one last
-    int s = 0;
-    for (int64_t n;; ++s, task -= n) {
-      n = (step->query_start_loc[s + 1] - step->query_start_loc[s] + span - 1) / span * op.kv_heads * parts;
-      if (task < n) break;
-    }
-    const int part = int(task % parts), kv_head = int(task / parts % op.kv_heads);
-    const int64_t first = step->query_start_loc[s] + task / parts / op.kv_heads * span;
-    const int64_t left = step->query_start_loc[s + 1] - first;
-    const int begin = part * heads;
-    attend_tile(op, *step, kv,
-                {s, kv_head, kv_head * group + begin, group - begin < heads ? group - begin : heads, first,
-                 left < span ? left : span});
-  });
+  attend_tiles(tiles, pool);
 }
 
 void attend(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_attend &op = *(const mrs_attend *)self;
-  op.kv_f32 ? attend_step<float>(op, step, pool) : attend_step<uint16_t>(op, step, pool);
+  if (op.kv_type == MRS_KV_F32) attend_step<FloatKv<float>>(op, step, pool);
+  if (op.kv_type == MRS_KV_F16) attend_step<FloatKv<uint16_t>>(op, step, pool);
+  if (op.kv_type == MRS_KV_BF16) attend_step<Bf16Kv>(op, step, pool);
 }
 
 }  // namespace MRS_ISA

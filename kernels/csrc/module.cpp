@@ -71,6 +71,24 @@ EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols) {
   return (tokens + 7) / 8 * (activation_bytes(cols) + 32 * cols + 64) + 4096;
 }
 
+// Bytes of a block of the KV cache, for one layer; -1 for a type that there is not.
+EXPORT int64_t mrs_kv_block_bytes(int type, int64_t kv_heads, int64_t head_dim) {
+  const int64_t wide = (head_dim + 15) / 16 * 16, even = (head_dim + 1) / 2 * 2;
+  switch (type) {
+    case MRS_KV_F16: return kv_heads * (head_dim + wide) * 16 * 2;
+    case MRS_KV_F32: return kv_heads * (head_dim + wide) * 16 * 4;
+    case MRS_KV_BF16: return kv_heads * (even + wide) * 16 * 2;
+  }
+  return -1;
+}
+
+// Bytes of scratch with which threads share the computation of a few tokens, each with `positions` keys: the results of
+// 256 keys for 32 query rows, see Tiles in attention.h.
+EXPORT int64_t mrs_attend_scratch(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t positions) {
+  const int64_t wide = (head_dim + 15) / 16 * 16, tokens = 4, parts = (heads / kv_heads + 31) / 32;
+  return tokens * kv_heads * parts * (positions / 256 + 1) * 32 * (wide + 2) * 4;
+}
+
 // The number of int32 that a mixture of experts needs to sort its tokens: the parts of Routes in moe.h.
 EXPORT int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used) {
   return 4 * tokens * used + 4 * experts + 3;

@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define MRS_ABI_VERSION 13
+#define MRS_ABI_VERSION 14
 
 typedef struct mrs_pool mrs_pool;
 typedef struct mrs_op mrs_op;
@@ -36,6 +36,8 @@ enum {
   MRS_STAGE_MIN_P = 6,
   MRS_STAGE_XTC = 7
 };
+// How the KV cache stores a value.
+enum { MRS_KV_F16 = 0, MRS_KV_F32 = 1, MRS_KV_BF16 = 2 };
 enum { MRS_ACT_SILU = 0, MRS_ACT_GELU_TANH = 1, MRS_ACT_GELU = 2 };
 
 #define STRUCT(name) typedef struct name name; struct name {

@@ -51,6 +51,7 @@ INLINE Vf sub(Vf a, Vf b) { EACH a.v[i] = vsubq_f32(a.v[i], b.v[i]); return a; }
 INLINE Vf mul(Vf a, Vf b) { EACH a.v[i] = vmulq_f32(a.v[i], b.v[i]); return a; }
 INLINE Vf div(Vf a, Vf b) { EACH a.v[i] = vdivq_f32(a.v[i], b.v[i]); return a; }
 INLINE Vf fma(Vf a, Vf b, Vf c) { EACH c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]); return c; }
+INLINE Vf subtract_product(Vf x, Vf a, Vf b) { EACH x.v[i] = vfmsq_f32(x.v[i], a.v[i], b.v[i]); return x; }
 // The second operand where either is NaN, as on x86-64.
 INLINE Vf max(Vf a, Vf b) { EACH a.v[i] = vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); return a; }
 INLINE Vf min(Vf a, Vf b) { EACH a.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); return a; }
@@ -58,6 +59,10 @@ INLINE Vf abs(Vf a) { EACH a.v[i] = vabsq_f32(a.v[i]); return a; }
 INLINE Vi add(Vi a, Vi b) { EACH a.v[i] = vaddq_s32(a.v[i], b.v[i]); return a; }
 INLINE Vi and_(Vi a, Vi b) { EACH a.v[i] = vandq_s32(a.v[i], b.v[i]); return a; }
 INLINE Vi or_(Vi a, Vi b) { EACH a.v[i] = vorrq_s32(a.v[i], b.v[i]); return a; }
+INLINE Vi select(Vi bits, Vi a, Vi b) {
+  EACH b.v[i] = vbslq_s32(vreinterpretq_u32_s32(bits.v[i]), a.v[i], b.v[i]);
+  return b;
+}
 INLINE int32x4_t shift(int32x4_t a, int left) {
   return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(left)));
 }
@@ -93,7 +98,33 @@ INLINE float lane_max(Vf a) {
   for (int i = 1; i < 16; ++i) m = t[i] > m ? t[i] : m;
   return m;
 }
-INLINE int32_t lane_sum(Vi a) { return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3]))); }
+INLINE Vi as_int(Vf a) {
+  Vi r;
+  EACH r.v[i] = vreinterpretq_s32_f32(a.v[i]);
+  return r;
+}
+INLINE int32_t byte_sum(Vi a) {
+  int8_t bytes[16];
+  store_s8(bytes, a);
+  return vaddlvq_s8(vld1q_s8(bytes));
+}
+INLINE Vf quad_max(Vf a) { EACH a.v[i] = vdupq_n_f32(vmaxvq_f32(a.v[i])); return a; }
+INLINE unsigned lanes_above(Vf a, Vf b) {
+  const uint32_t bits[4] = {1, 2, 4, 8};
+  unsigned r = 0;
+  EACH r |= vaddvq_u32(vandq_u32(vcgtq_f32(a.v[i], b.v[i]), vld1q_u32(bits))) << (4 * i);
+  return r;
+}
+INLINE Vf select_above(Vf a, Vf b, Vf x, Vf y) {
+  EACH y.v[i] = vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), x.v[i], y.v[i]);
+  return y;
+}
+INLINE int32x4_t low_words(int32x4_t a, int32x4_t b) {
+  return vreinterpretq_s32_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b)));
+}
+INLINE Vi pack_words(Vi a, Vi b) {
+  return {low_words(a.v[0], a.v[1]), low_words(a.v[2], a.v[3]), low_words(b.v[0], b.v[1]), low_words(b.v[2], b.v[3])};
+}
 INLINE Vf first(Vf a, int n, Vf b) {
   const int32_t lanes[4] = {0, 1, 2, 3};
   EACH a.v[i] = vbslq_f32(vcgtq_s32(vdupq_n_s32(n - 4 * i), vld1q_s32(lanes)), a.v[i], b.v[i]);

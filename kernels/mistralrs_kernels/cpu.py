@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 13
+ABI_VERSION = 14
 ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """Instruction sets from the best to the plainest, in the order of ``csrc/isas.def``."""
 
@@ -146,6 +146,8 @@ class Attend(c.Structure):
         ("out", c.c_void_p),
         ("q_norm", c.c_void_p),
         ("k_norm", c.c_void_p),
+        ("scratch", c.c_void_p),
+        ("scratch_bytes", c.c_int64),
         ("block_bytes", c.c_int64),
         ("norm_eps", c.c_float),
         ("scale", c.c_float),
@@ -155,7 +157,7 @@ class Attend(c.Structure):
         ("kv_heads", c.c_int32),
         ("head_dim", c.c_int32),
         ("rotary_half", c.c_int32),
-        ("kv_f32", c.c_int32),
+        ("kv_type", c.c_int32),
         ("group", c.c_int32),
         ("full_norms", c.c_int32),
         ("temperature_beta", c.c_float),
@@ -380,6 +382,8 @@ def _declare(lib: c.CDLL) -> None:
         "mrs_table_at": (c.POINTER(Table), [c.c_int]),
         "mrs_packed_bytes": (c.c_int64, [c.c_int, c.c_int64, c.c_int64]),
         "mrs_project_scratch": (c.c_int64, [c.c_int64, c.c_int64]),
+        "mrs_kv_block_bytes": (c.c_int64, [c.c_int, c.c_int64, c.c_int64]),
+        "mrs_attend_scratch": (c.c_int64, [c.c_int64, c.c_int64, c.c_int64, c.c_int64]),
         "mrs_moe_routes": (c.c_int64, [c.c_int64, c.c_int64, c.c_int64]),
         "mrs_sampling_scratch": (c.c_int64, [c.c_int64, c.c_int64]),
         "mrs_run": (None, [c.c_void_p, c.c_int64, c.c_void_p, c.c_void_p]),

@@ -55,7 +55,8 @@ class Precision:
     gate_up: float
     down: float
     lm_head: float
-    kv_dtype: Literal["f16", "f32"] = "f16"
+    kv_dtype: Literal["half", "f16", "f32"] = "half"
+    """half: the 16-bit dtype with which the backend is fastest."""
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -63,7 +64,7 @@ PRECISIONS: dict[str, Precision] = {
     "default": Precision(qkv=1.25, o_proj=1.25, gate_up=1.25, down=1.25, lm_head=0),
     # three times default's KL
     "fast": Precision(qkv=4, o_proj=4, gate_up=4, down=4, lm_head=0),
-    "high": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0),
+    "high": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f16"),
     "f32": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f32"),
 }
 
@@ -160,7 +161,7 @@ class _Assembly:
             kv_heads=spec.attention.kv_heads,
             head_dim=spec.attention.head_dim,
             block_size=limits.block_size,
-            dtype=precision.kv_dtype,
+            dtype=backend.half_kv if precision.kv_dtype == "half" else precision.kv_dtype,
         )
         self.kvs = [backend.kv_cache(shape) for _ in range(2 if limits.scaling_layers else 1)]
         """One for each pass."""

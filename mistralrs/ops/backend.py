@@ -23,6 +23,8 @@ from mistralrs.quant.types import QuantType
 Epilogue = Literal["store", "add", "gated", "activate"]
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Op = Callable[[StepArgs], None]
+KvDtype = Literal["f16", "bf16", "f32"]
+"""The type in which keys and values are kept. With bf16, queries and the weights of values are rounded to it too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,7 @@ class KvShape:
     kv_heads: int
     head_dim: int
     block_size: int
-    dtype: Literal["f16", "f32"] = "f16"
+    dtype: KvDtype = "f16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Backend(Protocol):
     """Threads for torch's operations in the thread that runs the model's steps."""
     batch_invariant: bool
     """A token's result is the same bits in every batch."""
+    half_kv: Literal["f16", "bf16"]
+    """The 16-bit dtype of keys and values with which attention is fastest."""
 
     @property
     def results(self) -> str:

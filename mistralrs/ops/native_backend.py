@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from mistralrs_kernels import cpu
 
@@ -65,7 +66,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 class NativeBackend(HostMemory):
-    """Weights in packed panels, cache in half precision, int8 products with one scale for each 32 activations."""
+    """Weights in packed panels, cache in 16 bits, int8 products with one scale for each 32 activations."""
 
     def __init__(self, *, threads: int | None = None, isa: str | None = None) -> None:
         super().__init__()
@@ -80,6 +81,7 @@ class NativeBackend(HostMemory):
         self.threads = threads or physical_cores()
         self.torch_threads = 1  # two sets of threads would take the cores from each other
         self.batch_invariant = True
+        self.half_kv: Literal["f16", "bf16"] = "bf16" if self.isa == "avx512bf16" else "f16"
         self._table = tables[self.isa]
         self._pool = Pool(self.threads)
         self._arena: Arena | None = None
@@ -149,8 +151,10 @@ class NativeBackend(HostMemory):
         return NativeDeltaTable(slots, shape, self._deltas)
 
     def _scratch_for(self, tokens: int, columns: int) -> Span:
+        return self._scratch_bytes(cpu.load().mrs_project_scratch(tokens, columns))
+
+    def _scratch_bytes(self, need: int) -> Span:
         """One scratch for all operations: only one runs at a time."""
-        need = cpu.load().mrs_project_scratch(tokens, columns)
         if self._scratch is None or len(self._scratch.bytes) < need:
             self._scratch = Arena(need, huge_pages=True).take(need)
         return self._scratch
@@ -226,6 +230,8 @@ class NativeBackend(HostMemory):
         assert isinstance(kv, PackedKv)
         sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
         check_attend(work, kv.shape, **sizes, rotary=rotary, norms=(q_norm, k_norm), full_norms=full_norms)
+        positions = work.sizes.max_blocks * kv.shape.block_size
+        scratch = self._scratch_bytes(cpu.load().mrs_attend_scratch(heads, kv_heads, head_dim, positions))
         struct = cpu.Attend(
             run=self._table.attend,
             q=work.q.address,
@@ -236,6 +242,8 @@ class NativeBackend(HostMemory):
             out=work.attended.address,
             q_norm=q_norm.weight.address if q_norm else None,
             k_norm=k_norm.weight.address if k_norm else None,
+            scratch=scratch.address,
+            scratch_bytes=len(scratch.bytes),
             block_bytes=kv.block_bytes,
             norm_eps=next((norm.eps for norm in (q_norm, k_norm) if norm), 0.0),
             scale=scale,
@@ -243,13 +251,13 @@ class NativeBackend(HostMemory):
             window=window,
             **sizes,
             rotary_half=rotary.inv_freq.shape[0] if rotary else 0,
-            kv_f32=int(kv.is_f32),
+            kv_type=kv.type,
             group=group,
             full_norms=int(full_norms),
             temperature_beta=temperature.beta if temperature else 0.0,
             temperature_period=temperature.period if temperature else 1,
         )
-        return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm), self._deltas)
+        return NativeOp(struct, self._pool, (work, kv, rotary, q_norm, k_norm, scratch), self._deltas)
 
     def row_sampler(self) -> NativeRowSampler:
         return NativeRowSampler(self._table, self._pool, self.threads)

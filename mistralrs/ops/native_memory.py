@@ -37,15 +37,17 @@ class PackedWeight:
         return out
 
 
+_KV_TYPES = {"f16": 0, "f32": 1, "bf16": 2}
+
+
 class PackedKv:
-    """The cache as one span a layer; ``csrc/attention.h`` says what a block holds."""
+    """The cache as one span a layer; ``attention_float.h`` and ``attention_bf16.h`` say what a block holds."""
 
     def __init__(self, shape: KvShape) -> None:
         check_kv(shape)
         self.shape = shape
-        wide = -(-shape.head_dim // 16) * 16
-        self.is_f32 = shape.dtype == "f32"
-        self.block_bytes = shape.kv_heads * (shape.head_dim + wide) * shape.block_size * (4 if self.is_f32 else 2)
+        self.type = _KV_TYPES[shape.dtype]
+        self.block_bytes: int = cpu.load().mrs_kv_block_bytes(self.type, shape.kv_heads, shape.head_dim)
         self.nbytes = self.block_bytes * sum(shape.blocks)
         arena = Arena(self.nbytes + 64 * len(shape.blocks))
         self.layers = [arena.take(self.block_bytes * blocks) for blocks in shape.blocks]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 
@@ -33,6 +34,7 @@ class ReferenceBackend(HostMemory):
         super().__init__()
         self.name = "cpu torch"
         self.batch_invariant = False
+        self.half_kv: Literal["f16", "bf16"] = "f16"
         self.threads = self.torch_threads = threads or torch.get_num_threads()
         self._keep_dense = False
 

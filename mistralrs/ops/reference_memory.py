@@ -70,13 +70,17 @@ class ReferenceKv:
 
     def __init__(self, shape: KvShape) -> None:
         sizes = [(blocks, shape.block_size, shape.kv_heads, shape.head_dim) for blocks in shape.blocks]
-        dtype = torch.float16 if shape.dtype == "f16" else torch.float32
+        dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[shape.dtype]
         self.k = [torch.zeros(size, dtype=dtype) for size in sizes]
         self.v = [torch.zeros(size, dtype=dtype) for size in sizes]
         self.nbytes = 2 * sum(map(prod, sizes)) * dtype.itemsize
 
     def export_block(self, layers: Sequence[int], block: int) -> bytes:
-        return b"".join(array[block].numpy().tobytes() for layer in layers for array in (self.k[layer], self.v[layer]))
+        return b"".join(
+            array[block].view(torch.uint8).numpy().tobytes()
+            for layer in layers
+            for array in (self.k[layer], self.v[layer])
+        )
 
     def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
         arrays = [array[block] for layer in layers for array in (self.k[layer], self.v[layer])]

@@ -7,6 +7,7 @@ float32 sums alone.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -205,6 +206,13 @@ class Attend:
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine, rest], dim=-1)
 
+    def _scaled(self, q: torch.Tensor) -> torch.Tensor:
+        """Queries for scores; beside bfloat16 keys rounded where the kernels round them, as exponents of two."""
+        if self.k.dtype is not torch.bfloat16:
+            return q * self.scale
+        unit = 1.0 if self.softcap > 0 else math.log2(math.e)
+        return (q * (self.scale * unit)).bfloat16().float() / unit
+
     def __call__(self, args: StepArgs) -> None:
         n, work, arrays = args.num_tokens, self.work, args.arrays
         q = self._normed(tensor_of(work.q)[:n], self.q_norm, self.heads)  # (tokens, heads, head_dim)
@@ -232,7 +240,7 @@ class Attend:
             rows = q[start:end].reshape(
                 end - start, self.kv_heads, -1, q.shape[-1]
             )  # (tokens, kv_heads, group, head_dim)
-            scores = soft_cap(torch.einsum("tkgd,skd->kgts", rows * self.scale, keys), self.softcap)
+            scores = soft_cap(torch.einsum("tkgd,skd->kgts", self._scaled(rows), keys), self.softcap)
             back = positions - torch.arange(begin, length)  # (tokens, seen)
             seen = back >= 0 if self.window == 0 else (back >= 0) & (back < self.window)
             weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
 
 import pytest
 import torch
+from mistralrs_kernels import cpu
 
 from mistralrs.ops.arena import Arena, buffer
-from mistralrs.ops.backend import Backend, KvShape, Norm, Rotary, Temperature
+from mistralrs.ops.backend import Backend, KvDtype, KvShape, Norm, Rotary, Temperature
+from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.native_memory import PackedKv
 from mistralrs.ops.reference_memory import ReferenceKv
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from tests.buffers import tensor_of
 from tests.ops.harness import Normalization, for_every_isa, native, normed, random_values, reference
-from tests.tolerances import ATTENTION
+from tests.tolerances import ATTENTION, BF16_ATTENTION
 
 pytestmark = pytest.mark.native
 
 BLOCK = 16
 HEADS = ((1, 1), (3, 1), (4, 2), (9, 3), (40, 1))
 HEAD_DIMS = (16, 24, 64, 80, 128)
-DTYPES: tuple[Literal["f16", "f32"], ...] = ("f16", "f32")
+DTYPES: tuple[KvDtype, ...] = ("f16", "bf16", "f32")
 LENGTHS = (1, 15, 16, 17, 33, 63, 64, 65, 130, 511, 512, 513, 1030)
 
 
@@ -41,7 +43,7 @@ class Shape:
     k_norm: torch.Tensor | None = None
     full_norms: bool = False
     temperature: Temperature | None = None
-    dtype: Literal["f16", "f32"] = "f16"
+    dtype: KvDtype = "f16"
     """The type in which keys and values are kept."""
     group: int = 0
     """The index of the KV group under test; the other groups' slots and tables are wrong for it."""
@@ -178,7 +180,8 @@ def whole(backend: Backend, shape: Shape, text: Text) -> torch.Tensor:
 def assert_close(shape: Shape, result: torch.Tensor, expected: torch.Tensor, text: Text) -> None:
     lengths = [x.unflatten(-1, (-1, shape.head_dim)).norm(dim=-1).max() for x in (text.q, text.k)]
     largest_score = lengths[0] * lengths[1] * shape.head_dim**-0.5
-    worst = (result - expected).abs().max() / (ATTENTION * (1 + largest_score) * text.v.abs().max())
+    tolerance = ATTENTION * (1 + largest_score) + (BF16_ATTENTION if shape.dtype == "bf16" else 0)
+    worst = (result - expected).abs().max() / (tolerance * text.v.abs().max())
     assert worst <= 1, f"{worst:.2f} times the tolerance"
 
 
@@ -204,7 +207,7 @@ def test_kernel_equals_reference(isa: str, heads: int, kv_heads: int, head_dim: 
 @for_every_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_length(isa: str, length: int, dtype: Literal["f16", "f32"]) -> None:
+def test_every_length(isa: str, length: int, dtype: KvDtype) -> None:
     """The last tokens of a sequence whose other tokens came before."""
     shape = Shape(heads=3, kv_heads=1, head_dim=32, rotary_half=16, dtype=dtype)
     [text] = make_texts(shape, [length], seed=length)
@@ -321,11 +324,9 @@ def test_temperature_grows_with_the_position(isa: str) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize(("window", "dtype"), [(0, "f16"), (40, "f16"), (0, "f32")])
+@pytest.mark.parametrize(("window", "dtype"), [(0, "f16"), (40, "f16"), (0, "bf16"), (40, "bf16"), (0, "f32")])
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
-def test_however_the_prompt_is_cut(
-    isa: str, heads: int, kv_heads: int, window: int, dtype: Literal["f16", "f32"]
-) -> None:
+def test_however_the_prompt_is_cut(isa: str, heads: int, kv_heads: int, window: int, dtype: KvDtype) -> None:
     """Bit for bit: whole, token by token, and in chunks beside other sequences."""
     shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=24, rotary_half=6, window=window, dtype=dtype)
     texts = make_texts(shape, [70, 530, 9], seed=heads)
@@ -345,6 +346,79 @@ def test_however_the_prompt_is_cut(
                 done[index] = end
         if chunks:
             assert all(map(torch.equal, apart.step(*chunks), wanted))
+
+
+@for_every_isa
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_kind_of_head(isa: str, dtype: KvDtype) -> None:
+    """Head sizes, windows and soft caps together: prompts in two steps, then a token of each."""
+    random = Random(f"heads {dtype}")
+    for head_dim, window, softcap in itertools.product((16, 24, 33, 80, 128), (0, 100), (0.0, 20.0)):
+        heads, kv_heads = random.choice(HEADS[:4])
+        half = random.choice((0, head_dim // 2))
+        shape = Shape(
+            heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=half,
+            window=window, softcap=softcap, dtype=dtype,
+        )  # fmt: skip
+        texts = make_texts(shape, [random.randint(140, 180), random.randint(2, 40)], seed=head_dim + window)
+        kernel, plain = Cache(native(isa), shape, texts), Cache(reference(), shape, texts)
+        cuts = [sorted((0, random.randint(1, text.length - 1), text.length - 1, text.length)) for text in texts]
+        for index in range(3):
+            chunks = [(text, *cut[index : index + 2]) for text, cut in zip(texts, cuts, strict=True)]
+            chunks = [(text, start, end) for text, start, end in chunks if start < end]
+            for result, expected, chunk in zip(kernel.step(*chunks), plain.step(*chunks), chunks, strict=True):
+                assert_close(shape, result, expected, chunk[0])
+
+
+@for_every_isa
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(9, 3, 800), (40, 1, 0)])
+def test_threads_that_share_a_sequence_do_not_matter(
+    isa: str, heads: int, kv_heads: int, window: int, dtype: KvDtype
+) -> None:
+    """Bit for bit: a token and some tokens far behind in a sequence, alone and beside a short one."""
+    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=24, rotary_half=6, window=window, dtype=dtype)
+    texts = make_texts(shape, [1160, 20], seed=heads)
+    results = []
+    for threads in (1, 3):
+        cache = Cache(native(isa, threads=threads), shape, texts)
+        long, short = texts
+        cache.step((long, 0, 1150), (short, 0, 15))
+        steps = [cache.step((long, 1150, 1151)), cache.step((long, 1151, 1155), (short, 15, 16))]
+        results.append(torch.cat([part for step in steps for part in step]))
+        if threads == 1:
+            whole_text = whole(native(isa), shape, long)
+            assert torch.equal(torch.cat([steps[0][0], steps[1][0]]), whole_text[1150:1155])
+    assert torch.equal(*results)
+
+
+@for_every_isa
+def test_a_long_sequence_is_shared_by_threads(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit what one thread computes when there is no room for the results of chunks."""
+    shape = Shape(heads=2, kv_heads=1, head_dim=16)
+    [text] = make_texts(shape, [1600], seed=7)
+    results = []
+    for room in (True, False):
+        if not room:
+            monkeypatch.setattr(cpu.load(), "mrs_attend_scratch", lambda *_: 0)
+        backend = NativeBackend(threads=2, isa=isa)
+        cache = Cache(backend, shape, [text])
+        cache.step((text, 0, 1599))
+        results += cache.step((text, 1599, 1600))
+        assert backend._scratch is not None or not room
+        assert any(backend._scratch.bytes[:4096] if backend._scratch else b"") == room
+    assert torch.equal(*results)
+
+
+@for_every_isa
+def test_a_pair_without_its_second_key_is_not_read(isa: str) -> None:
+    """A block that others left full of NaN, filled token by token, by pairs that two threads write."""
+    shape = Shape(heads=4, kv_heads=2, head_dim=16, dtype="bf16")
+    [text] = make_texts(shape, [90], seed=4)
+    expected = whole(native(isa), shape, text)
+    cache = Cache(native(isa), shape, [text])
+    for start, end in itertools.pairwise((0, 1, 2, 5, 6, 21, 38, 71, 90)):
+        assert torch.equal(cache.step((text, start, end))[0], expected[start:end])
 
 
 @for_every_isa
