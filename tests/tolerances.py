@@ -7,6 +7,9 @@ PRODUCT = 1e-6
 one rounding more or less for each group of 32 columns; of storage types with minima, the parts before they cancel are
 up to four times larger than the weights."""
 
+BFLOAT16 = 2**-8
+"""In the same units, in addition: for bfloat16 weights, avx512bf16 rounds activations to the eight bits of bfloat16."""
+
 ACTIVATION = 1e-6
 """Kernel against reference, relative: SiLU and GELU through a polynomial for exp2 that is good to a few float32 steps,
 and an error function with an absolute error of 1.5e-7."""

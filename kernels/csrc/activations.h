@@ -43,16 +43,29 @@ struct Acts {
   Term first, residual;
   Outlier *outliers;  // (head->outliers, TOKENS) each token's in ascending order, then zeros; in the place of `residual`
   float *x;           // (cols, TOKENS) or (TOKENS, cols) the plain values, see Needs
+  int32_t *pairs;     // (cols / 2, TOKENS) two columns as bfloat16; behind an odd last one stands a zero
 };
 
 INLINE bool is_float(int type) { return type == MRS_F32 || type == MRS_F16 || type == MRS_BF16; }
 
+// Whether products multiply pairs of bfloat16: for weights that are stored so, where the instruction set has it and not
+// all activations are wanted exact.
+INLINE bool is_paired([[maybe_unused]] int type, [[maybe_unused]] float outlier_threshold) {
+#if MRS_ISA_avx512bf16
+  return type == MRS_BF16 && outlier_threshold > 0;
+#else
+  return false;
+#endif
+}
+
 // The forms of its tiles that a product reads. The plain values stand as (cols, TOKENS) for weights that are stored as
 // floats, else, where deltas alone read them, as (TOKENS, cols).
 struct Needs {
-  bool ints, floats, rows;
+  bool ints, floats, rows, pairs;
 
-  void add(int type) { (is_float(type) ? floats : ints) = true; }
+  void add(int type, float outlier_threshold) {
+    (is_paired(type, outlier_threshold) ? pairs : is_float(type) ? floats : ints) = true;
+  }
 };
 
 INLINE Term term_at(uint8_t *&p, int64_t groups, int tokens) {
@@ -75,12 +88,14 @@ INLINE Acts acts_at(uint8_t *base, int64_t cols, int tokens) {
   uint8_t *second = base;
   a.residual = term_at(second, groups, tokens);
   a.x = (float *)(base + groups * kOutlierBytes * tokens);
+  a.pairs = (int32_t *)(a.x + cols * tokens);
   return a;
 }
 
 // Bytes of a tile of 8.
 INLINE int64_t bytes_of_tile(int64_t cols, Needs needs) {
-  return (activation_bytes(cols) + (needs.floats || needs.rows ? 32 * cols : 0) + 63) / 64 * 64;
+  const int64_t plain = needs.floats || needs.rows || needs.pairs ? 32 * cols : 0, pairs = needs.pairs ? 16 * (cols + 1) : 0;
+  return (activation_bytes(cols) + plain + pairs + 63) / 64 * 64;
 }
 
 struct Tile {
@@ -186,6 +201,22 @@ INLINE int32_t quantize(const float *x, int64_t cols, float outlier_threshold, c
   return int32_t((next - a.outliers) / tokens);
 }
 
+// Writes the pairs of column t of a tile.
+INLINE void pair_columns([[maybe_unused]] const float *x, [[maybe_unused]] int64_t cols, [[maybe_unused]] const Acts &a,
+                         [[maybe_unused]] int tokens, [[maybe_unused]] int t) {
+#if MRS_ISA_avx512bf16
+  for (int64_t k = 0; k < cols; k += 32) {
+    const int64_t live = cols - k < 32 ? cols - k : 32;
+    alignas(64) float last[32] = {0};
+    if (live < 32) std::memcpy(last, x + k, live * sizeof(float));
+    const float *from = live < 32 ? last : x + k;
+    alignas(64) int32_t pairs[16];
+    store_i(pairs, pack_bf16(load_f(from), load_f(from + 16)));
+    for (int64_t i = 0; i < (live + 1) / 2; ++i) a.pairs[(k / 2 + i) * tokens + t] = pairs[i];
+  }
+#endif
+}
+
 // Fills a tile; row(t) gives token t's values.
 template <class RowOf>
 INLINE void prepare_tile(const Tile &tile, int64_t cols, float outlier_threshold, Needs needs, RowOf &&row) {
@@ -200,6 +231,7 @@ INLINE void prepare_tile(const Tile &tile, int64_t cols, float outlier_threshold
     if (needs.ints) counts[t] = quantize(x, cols, outlier_threshold, a, tokens, t);
     most = counts[t] > most ? counts[t] : most;
     for (int64_t k = 0; needs.floats && k < cols; ++k) a.x[k * tokens + t] = x[k];
+    if (needs.pairs) pair_columns(x, cols, a, tokens, t);
     if (needs.rows) std::memcpy(a.x + t * cols, x, cols * sizeof(float));
   }
   a.head->outliers = most;
@@ -207,6 +239,8 @@ INLINE void prepare_tile(const Tile &tile, int64_t cols, float outlier_threshold
     for (int32_t i = counts[t]; i < most; ++i) a.outliers[i * tokens + t] = {0, 0, 0, 0};
   for (int t = tile.count; needs.floats && t < tokens; ++t)
     for (int64_t k = 0; k < cols; ++k) a.x[k * tokens + t] = 0;
+  for (int64_t k = 0; needs.pairs && k < (cols + 1) / 2; ++k)
+    for (int t = tile.count; t < tokens; ++t) a.pairs[k * tokens + t] = 0;
 }
 
 }  // namespace MRS_ISA

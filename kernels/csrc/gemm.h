@@ -56,13 +56,13 @@ struct Products {
   int64_t panel_bytes, kept;  // bytes of a panel, and of its unpacked weights
   micro_kernel_fn first, middle, last;
 
-  Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps)
+  Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps, bool paired)
       : weight(w),
         panel_bytes(view_of(w.type, w.cols).bytes),
         kept(keeps ? kept_bytes(w.type, w.cols) : 0),
-        first(micro_kernel_of(w.type, first_tokens, true)),
-        middle(micro_kernel_of(w.type, 8, false)),
-        last(micro_kernel_of(w.type, last_tokens, false)) {}
+        first(micro_kernel_of(w.type, first_tokens, true, paired)),
+        middle(micro_kernel_of(w.type, 8, false, paired)),
+        last(micro_kernel_of(w.type, last_tokens, false, paired)) {}
 
   // Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
   ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, uint8_t *unpacked,
@@ -95,8 +95,11 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   if (tiles.begin == tiles.end) return;
   const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
-  const Products products(*operand.weight, first_tokens, last_tokens, keeps);
-  const Products second_products(operand.second ? *operand.second : *operand.weight, first_tokens, last_tokens, keeps);
+  const auto products_of = [&](const mrs_weight &w) {
+    return Products(w, first_tokens, last_tokens, keeps, is_paired(w.type, operands.outlier_threshold));
+  };
+  const Products products = products_of(*operand.weight);
+  const Products second_products = products_of(operand.second ? *operand.second : *operand.weight);
   const int64_t kept = products.kept + (operand.second ? second_products.kept : 0);
 
   const int64_t count = segment.end - segment.begin, fit = kept && kept < kKeptBytes ? kKeptBytes / kept : 1;
@@ -126,7 +129,7 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
 
 // Multiplies every panel of every operand with the operand's tiles; a thread takes `span` panels at a time.
 //
-// Operands has panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
+// Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
 // belongs to its first operand; at(operand), tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand,
 // panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
 // operand's second weight, if it has one. For a first tile of 8, epilogue.ask_for(segment, panel, ahead) comes before that
@@ -151,16 +154,18 @@ struct Members {
   int count;
   int64_t rows, tile_bytes;
   uint8_t *scratch;
-  Needs needs = {false, false, false};
+  float outlier_threshold;
+  Needs needs = {false, false, false, false};
 
-  Members(const mrs_project &op, int64_t rows_, bool adapted) : rows(rows_), scratch(op.scratch) {
+  Members(const mrs_project &op, int64_t rows_, bool adapted)
+      : rows(rows_), scratch(op.scratch), outlier_threshold(op.outlier_threshold) {
     const bool gated = op.epilogue == MRS_EPILOGUE_GATED;
     count = gated ? 1 : op.num_members;
     for (int m = 0; m < count; ++m) {
       operands[m] = {op.members[m].weight, gated ? op.members[1].weight : nullptr};
       ends[m] = (m ? ends[m - 1] : 0) + operands[m].panels();
     }
-    for (int m = 0; m < op.num_members; ++m) needs.add(op.members[m].weight->type);
+    for (int m = 0; m < op.num_members; ++m) needs.add(op.members[m].weight->type, outlier_threshold);
     needs.rows = adapted && !needs.floats;
     tile_bytes = bytes_of_tile(op.members[0].weight->cols, needs);
   }

@@ -96,17 +96,48 @@ template <class F, int TOKENS> void micro_kernel_kept(const Panel &panel, int64_
   add_second<F, TOKENS>((const Kept<F> *)panel.kept, a, cols / 32, acc, out);
 }
 
+// All loops over tokens are unrolled here: with one that is not, the compiler stores every sum after every column.
 template <int TYPE, int TOKENS> void micro_kernel_float(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   constexpr int bytes = layout_of(TYPE).quants;
   Vf acc[TOKENS];
+#pragma GCC unroll 8
   for (int t = 0; t < TOKENS; ++t) acc[t] = zero_f();
   for (int64_t k = 0; k < cols; ++k) {
     Vf w = load_weight<TYPE>(panel.packed + k * bytes);
 #pragma GCC unroll 8
     for (int t = 0; t < TOKENS; ++t) acc[t] = fma(w, set_f(a.x[k * TOKENS + t]), acc[t]);
   }
+#pragma GCC unroll 8
   for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, acc[t]);
 }
+
+#if MRS_ISA_avx512bf16
+// As micro_kernel_float for bfloat16 weights and activations. Even and odd pairs are added apart: the instruction takes
+// longer than eight tokens keep it busy.
+template <int TOKENS> void micro_kernel_pairs(const Panel &panel, int64_t cols, const Acts &a, float *out) {
+  Vf even[TOKENS], odd[TOKENS];
+#pragma GCC unroll 8
+  for (int t = 0; t < TOKENS; ++t) even[t] = odd[t] = zero_f();
+  const uint8_t *weights = panel.packed;
+  const int32_t *pairs = a.pairs;
+  const int64_t count = cols / 2;
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2, weights += 128, pairs += 2 * TOKENS) {
+    const Vi first = load_pairs(weights, true), second = load_pairs(weights + 64, true);
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) even[t] = dot2(even[t], first, set_i(pairs[t]));
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) odd[t] = dot2(odd[t], second, set_i(pairs[TOKENS + t]));
+  }
+  for (; i < (cols + 1) / 2; ++i, weights += 64, pairs += TOKENS) {
+    const Vi last = load_pairs(weights, i < count);
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) even[t] = dot2(even[t], last, set_i(pairs[t]));
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(even[t], odd[t]));
+}
+#endif
 
 typedef void (*micro_kernel_fn)(const Panel &panel, int64_t cols, const Acts &a, float *out);
 
@@ -135,8 +166,15 @@ struct PickMicroKernel {
 };
 
 // The micro-kernel for a storage type and a tile's number of tokens: 1, 2, 4 or 8. A tile that is not the first of its
-// panel follows one of 8 tokens.
-INLINE micro_kernel_fn micro_kernel_of(int type, int tokens, bool is_first) {
+// panel follows one of 8 tokens. paired: see is_paired().
+INLINE micro_kernel_fn micro_kernel_of(int type, int tokens, bool is_first, [[maybe_unused]] bool paired) {
+#if MRS_ISA_avx512bf16
+  if (paired)
+    return tokens == 1   ? micro_kernel_pairs<1>
+           : tokens == 2 ? micro_kernel_pairs<2>
+           : tokens == 4 ? micro_kernel_pairs<4>
+                         : micro_kernel_pairs<8>;
+#endif
   PickMicroKernel pick = {tokens, is_first, nullptr};
   visit_type(type, pick);
   return pick.fn;

@@ -68,7 +68,7 @@ EXPORT int64_t mrs_packed_bytes(int type, int64_t rows, int64_t cols) {
 
 // Bytes of activation scratch that a project op needs for `tokens` rows of `cols`.
 EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols) {
-  return (tokens + 7) / 8 * (activation_bytes(cols) + 32 * cols + 64) + 4096;
+  return (tokens + 7) / 8 * (activation_bytes(cols) + 48 * cols + 144) + 4096;
 }
 
 // Bytes of a block of the KV cache, for one layer; -1 for a type that there is not.

@@ -62,7 +62,7 @@ INLINE void route_token(const mrs_moe &op, int64_t t, const Deltas &deltas, cons
   normalize(op.norm, op.x + t * cols, cols, normed);
   Acts a = {};
   a.x = normed;  // one column: the plain values are the tile
-  const micro_kernel_fn micro_kernel = micro_kernel_of(router.type, 1, true);
+  const micro_kernel_fn micro_kernel = micro_kernel_of(router.type, 1, true, false);
   const Tile tile = {t, 1, 1, nullptr};
   const auto row = [&](int) { return t; };
   if (deltas.act) deltas.shrink_tile(op.router, 0, tile, PlainRows{normed, cols, 1}, row);
@@ -102,13 +102,15 @@ struct Experts {
   const Routes &routes;
   const mrs_linear *first, *second;  // arrays of one for each expert; second: or null
   int64_t expert_panels, tile_bytes;
-  Needs needs = {false, false, false};
+  float outlier_threshold;
+  Needs needs = {false, false, false, false};
 
   Experts(const mrs_moe &op_, const Routes &routes_, const mrs_linear *first_, const mrs_linear *second_, bool adapted)
-      : op(op_), routes(routes_), first(first_), second(second_), expert_panels(Operand{first_->weight, nullptr}.panels()) {
+      : op(op_), routes(routes_), first(first_), second(second_), expert_panels(Operand{first_->weight, nullptr}.panels()),
+        outlier_threshold(op_.outlier_threshold) {
     for (int e = 0; e < op.experts; ++e) {
-      needs.add(first[e].weight->type);
-      if (second) needs.add(second[e].weight->type);
+      needs.add(first[e].weight->type, outlier_threshold);
+      if (second) needs.add(second[e].weight->type, outlier_threshold);
     }
     needs.rows = adapted && !needs.floats;
     tile_bytes = bytes_of_tile(first->weight->cols, needs);

@@ -343,6 +343,12 @@ INLINE Vf exp2(Vf x) {
 INLINE Vf dot2(Vf acc, Vi a, Vi b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 // The values of a and then of b as 32 bfloat16, rounded to the nearest.
 INLINE Vi pack_bf16(Vf a, Vf b) { return (Vi)_mm512_cvtne2ps_pbh(b, a); }
+// Each lane of 16 values and of the 16 behind them, as pairs; `both`: else the second ones are zeros.
+INLINE Vi load_pairs(const uint8_t *p, bool both) {
+  const Vi lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Vi order = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, set_i(16)), 16));
+  return _mm512_permutexvar_epi16(order, _mm512_maskz_loadu_epi16(both ? 0xffffffffu : 0xffffu, p));
+}
 #else
 INLINE Vf dot2(Vf acc, Vi a, Vi b) {
   const Vi high = set_i(int32_t(0xffff0000));
