@@ -12,7 +12,14 @@ from pathlib import Path
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-FLAGS: Mapping[str, frozenset[str]] = {"avx512vnni": _AVX512 | {"avx512_vnni"}, "avx512": _AVX512, "avx2": _AVX2}
+_VNNI = _AVX512 | {"avx512_vnni"}
+FLAGS: Mapping[str, frozenset[str]] = {
+    "avx512bf16": _VNNI | {"avx512_bf16"},
+    "avx512vnni": _VNNI,
+    "avx512": _AVX512,
+    "avxvnni": _AVX2 | {"avx_vnni"},
+    "avx2": _AVX2,
+}
 """The flags that Linux lists for each instruction set of CMakeLists.txt, the fastest first."""
 
 
