@@ -32,9 +32,12 @@ def test_a_step_that_fails_shows_everything(tmp_path: Path) -> None:
 
 
 def test_the_fastest_kernels() -> None:
-    assert fastest(FLAGS["avx512vnni"] | {"more"}) == "avx512vnni"
+    for name, flags in FLAGS.items():
+        assert fastest(flags | {"more"}) == name
+    assert fastest(FLAGS["avx512bf16"] - {"avx512_bf16"}) == "avx512vnni"
     assert fastest(FLAGS["avx512vnni"] - {"avx512_vnni"}) == "avx512"
     assert fastest(FLAGS["avx512"] - {"avx512dq"}) == "avx2"
+    assert fastest(FLAGS["avxvnni"] - {"avx_vnni"}) == "avx2"
     assert fastest(FLAGS["avx2"] - {"fma"}) == fastest(()) == ""
 
 
