@@ -163,7 +163,7 @@ void attention(const mrs_table &table, mrs_pool *pool, Writer &out) {
       op.q = q.data() + begin * heads * dim, op.k = k.data() + begin * kv_heads * dim, op.v = v.data() + begin * kv_heads * dim;
       op.rotary = rotary.data() + begin * 2 * half, op.kv = kv.data, op.out = result.data() + begin * heads * dim;
       op.block_bytes = block_bytes, op.scale = 0.15f, op.softcap = setting & 2 ? 30.0f : 0.0f, op.window = setting & 4 ? 33 : 0;
-      op.heads = heads, op.kv_heads = kv_heads, op.head_dim = dim, op.rotary_half = half, op.kv_f32 = f32;
+      op.heads = heads, op.kv_heads = kv_heads, op.head_dim = dim, op.rotary_half = half, op.kv_type = f32 ? MRS_KV_F32 : MRS_KV_F16;
       mrs_step step = step_of(end - begin);
       const int32_t starts[] = {0, end - begin}, lengths[] = {end};
       step.positions = positions.data() + begin, step.slot_mapping = slots.data() + begin;
