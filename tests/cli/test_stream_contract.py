@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from mistralrs.api.selectors.model_selector import SELECTORS
 from mistralrs_cli.arguments.command_line import command_tree
+from tests.adapters.peft_adapters import write_adapter
+from tests.architectures import VARIANTS, write_folder
 from tests.cli.forked_commands import CLOSED, UNREAD, ForkedCommands
 from tests.cli.terminal import environment
 
@@ -55,8 +58,10 @@ ROWS = (
     Row("chats import", "chats import CHAT", has_output=False),
     Row("chats delete", "chats delete 99 --yes", code=2, has_output=False),
     Row("quantize", "quantize FOLDER/absent FOLDER/out.gguf --type q8_0", code=3, has_output=False),
+    Row("ordering create", "ordering create FOLDER/base -a FOLDER/adapters --names style"),
     Row("ordering create", "ordering create FOLDER/absent", code=2, has_output=False),
     Row("ordering rename", "ordering rename FOLDER/absent --names a,b", code=3, has_output=False, is_answer=True),
+    Row("adapter inspect", "adapter inspect FOLDER/adapters/style"),
     Row("adapter inspect", "adapter inspect FOLDER/absent", code=3, has_output=False),
     Row("adapter convert", "adapter convert FOLDER/absent --to peft --base x --out y", code=3, has_output=False),
     Row("adapter merge", "adapter merge MODEL FOLDER/absent --out y.gguf", code=3, has_output=False),
@@ -72,11 +77,14 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
-    """A user with a saved chat whose texts and names have escape sequences, and a model's file named with one."""
+    """A user with a saved chat whose texts and names have escape sequences, a model's file named with one, and
+    an adapter of a model in a folder."""
     folder = tmp_path_factory.mktemp("home")
     os.symlink(tiny_llama, folder / "m\x1b]0;title\x07.gguf")
     texts = ["a word \x1b]0;title\x07 \x9b31m", "an answer \x1b[31m with a word"]
     chat = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
+    base = write_folder(folder / "base", VARIANTS["llama"], dtype=torch.float32)
+    write_adapter(folder / "adapters" / "style", base, settings={"target_modules": ["q_proj"], "r": 4})
     (folder / "chat.json").write_text(json.dumps(chat), encoding="utf-8")
     return folder
 
@@ -93,7 +101,7 @@ def commands(home: Path) -> Iterator[ForkedCommands]:
 
 def words_of(row: Row, home: Path) -> list[str]:
     places = {"MODEL": str(home / "m\x1b]0;title\x07.gguf"), "CHAT": str(home / "chat.json"), "FOLDER": str(home)}
-    return [re.sub("MODEL|CHAT|FOLDER", lambda found: places[found[0]], word) for word in row.words.split()]
+    return [re.sub("|".join(places), lambda found: places[found[0]], word) for word in row.words.split()]
 
 
 def on_terminal(commands: ForkedCommands, row: Row, home: Path, variables: Mapping[str, str]) -> tuple[int, str]:
