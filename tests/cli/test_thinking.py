@@ -80,7 +80,10 @@ def test_hidden_thinking_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: next(times))
     screen, pieces = Screen(), TextPieces()
     relay(Recorded(), pieces, Thoughts(screen, shown=False, summed=True))
-    assert "thought for 3.2 s (412 tokens)" in screen.getvalue()
+    meanwhile, _, afterwards = screen.getvalue().partition("\r\x1b[K")
+    assert "thinking for 3.2 s" in meanwhile
+    assert "thought for 3.2 s (412 tokens)" in afterwards
+    assert "thinking" not in afterwards
     assert "\x1b[31m" not in screen.getvalue()
     assert pieces.text == "b"
 
