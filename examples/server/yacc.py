@@ -9,14 +9,13 @@ from pathlib import Path
 
 from openai import OpenAI
 
-TASK = "Write the main function in C code, returning 42. Answer with just the code, no explanation."
+TASK = "Write the main function of a C program that returns 42. Just the code."
 
 client = OpenAI(base_url=os.environ.get("MISTRALRS_URL", "http://127.0.0.1:1234/v1"), api_key="none")
 answer = client.chat.completions.create(
     model="default",
     messages=[{"role": "user", "content": sys.argv[1] if len(sys.argv) > 1 else TASK}],
     max_tokens=256,
-    frequency_penalty=1.0,
     temperature=0,
     extra_body={"grammar": {"type": "yacc", "value": Path(__file__).with_name("c.y").read_text()}},
 )
