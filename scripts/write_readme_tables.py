@@ -23,10 +23,17 @@ SCRIPT = "scripts/write_readme_tables.py"
 COMPARED = Path("docs", "reports", "compare.json")
 OURS = "mistralrs"
 _NAMES = {"ours": OURS, "OpenVINO": "OpenVINO GenAI"}
-_FILES = {"t11.gguf": "synthetic 1.1B Q4_K_M", "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M Q4_1"}
+_FILES = {
+    "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M Q4_1",
+    "synthetic-1.1b-q4_k_m.gguf": "synthetic 1.1B Q4_K_M",
+    "synthetic-7b-q4_k_m.gguf": "synthetic 7B Q4_K_M",
+    "synthetic-mixtral-mini-q4_k_m.gguf": "synthetic mixture of 8 experts Q4_K_M",
+}
+"""The others are in the report alone."""
 _CELLS = {
     "pp512": "prompt of 512",
     "tg128": "answer of 128",
+    "tg32": "answer of 32",
     "b16": "16 answers at once, together",
 }
 _FIRST = "from the start of the process to the first token"
@@ -58,7 +65,7 @@ class Measured:
     """The medians of a comparison, by file, figure and engine."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
-        self.files = list(dict.fromkeys(record["file"] for record in records))
+        self.files = [file for file in _FILES if any(record["file"] == file for record in records)]
         self.engines = list(dict.fromkeys(record["engine"] for record in records))
         self._records = records
 
@@ -87,9 +94,11 @@ def measured(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"| | {' | '.join(_NAMES.get(name, name) for name in figures.engines)} |"
     yield f"| --- |{' --- |' * len(figures.engines)}"
     for file in figures.files:
-        begin = f"{_FILES.get(file, file)}, "
+        begin = f"{_FILES[file]}, "
         for cell, meaning in _CELLS.items():
             values = figures.row(file, cell)
+            if not any(values):
+                continue
             yield f"| {begin}{meaning} | {' | '.join(shown(value, max, values) for value in values)} |"
             begin = ""
         times = figures.row(file, "first_token_s")
@@ -97,7 +106,7 @@ def measured(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     for name in figures.engines[1:]:
         parts = [
-            f"{_FILES.get(file, file)}, {meaning} ({ratio:.2f} times as fast)"
+            f"{_FILES[file]}, {meaning} ({ratio:.2f} times as fast)"
             for file in figures.files
             for figure, meaning in [*_CELLS.items(), ("first_token_s", _FIRST)]
             if (ratio := figures.ahead(file, figure, is_time=figure == "first_token_s").get(name))
