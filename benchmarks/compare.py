@@ -37,6 +37,7 @@ from mistralrs.ops.native_backend import NativeBackend
 WORKER = Path(__file__).with_name("compare_worker.py")
 CELLS = ("pp128", "pp512", "pp2048", "tg128", "tg128@2000", "tg128@8000", "b1", "b4", "b16", "b32")
 QUICK_CELLS = ("pp512", "tg128", "b16")
+ORDER = ("ours", "llama.cpp", "OpenVINO", "mistral.rs", "ik_llama.cpp")
 LARGE_BYTES = 3 << 30
 PROBED_BYTES = 256 << 20
 """Memory of the plain read: more than the caches hold."""
@@ -105,11 +106,11 @@ def arguments() -> argparse.Namespace:
 
 def peers_of(args: argparse.Namespace) -> Iterator[Peer]:
     yield Peer("ours", sys.executable, {"PYTHONPATH": str(WORKER.parents[1])})
-    for name, python in (("llama.cpp", args.llamacpp), ("OpenVINO", args.openvino), ("mistral.rs", args.mistralrs)):
+    for name, python in zip(ORDER[1:4], (args.llamacpp, args.openvino, args.mistralrs), strict=True):
         if python:
             yield Peer(name, python, {})
     if args.ik_llama_bench:
-        yield Peer("ik_llama.cpp", sys.executable, {"LLAMA_BENCH": args.ik_llama_bench})
+        yield Peer(ORDER[4], sys.executable, {"LLAMA_BENCH": args.ik_llama_bench})
 
 
 def measured(peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "of the rounds and in brackets the least and the most; the ratio is our median over the fastest other's."
     for name, threads in dict.fromkeys((record["file"], record["threads"]) for record in records):
         own = [record for record in records if (record["file"], record["threads"]) == (name, threads)]
-        engines = list(dict.fromkeys(record["engine"] for record in own))
+        engines = sorted({record["engine"] for record in own}, key=ORDER.index)
         read, peak = (statistics.median(record[limit] for record in own) for limit in ("plain_read", "int8_peak"))
         rounds = len({record["round"] for record in own})
         yield from ("", f"## {name}", "")
@@ -178,7 +179,7 @@ def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield "| | " + " | ".join(engines) + " | ratio | share of the limit |"
         yield "| --- |" + " --- |" * (len(engines) + 2)
         cost = TokenCost(**own[0]["cost"])
-        for cell in dict.fromkeys(cell for record in own for cell in record["cells"]):
+        for cell in sorted({cell for record in own for cell in record["cells"]}, key=place_of):
             values = {each: [r["cells"].get(cell) for r in own if r["engine"] == each] for each in engines}
             share = ""
             if any(values["ours"]):
@@ -189,6 +190,13 @@ def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
             found = {each: [r.get(figure) for r in own if r["engine"] == each] for each in engines}
             yield row(title, {each: [v and v * scale for v in found[each]] for each in engines}, is_time=True)
         yield from (f"\n{r['engine']}: {r['error'].strip().splitlines()[-1]}" for r in own if r.get("error"))
+
+
+def place_of(cell: str) -> tuple[int, int, int]:
+    """Sorts cells: prompts, decode by depth, batches."""
+    kind = ("pp", "tg", "b").index(cell.partition("@")[0].rstrip("0123456789"))
+    length, _, depth = cell.lstrip("ptgb").partition("@")
+    return kind, int(depth or 0), int(length)
 
 
 def least_time(cell: str, cost: TokenCost, *, read: float, peak: float) -> float:

@@ -23,6 +23,8 @@ SCRIPT = "scripts/write_readme_tables.py"
 COMPARED = Path("docs", "reports", "compare.json")
 OURS = "mistralrs"
 _NAMES = {"ours": OURS, "OpenVINO": "OpenVINO GenAI"}
+_ENGINES = ("ours", "llama.cpp", "OpenVINO", "mistral.rs", "ik_llama.cpp")
+"""In the table's order."""
 _FILES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M Q4_1",
     "synthetic-1.1b-q4_k_m.gguf": "synthetic 1.1B Q4_K_M",
@@ -66,8 +68,9 @@ class Measured:
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
         self.files = [file for file in _FILES if any(record["file"] == file for record in records)]
-        self.engines = list(dict.fromkeys(record["engine"] for record in records))
-        self._records = records
+        self.engines = sorted({record["engine"] for record in records}, key=_ENGINES.index)
+        threads = max(record["threads"] for record in records)
+        self._records = [record for record in records if record["threads"] == threads]
 
     def median(self, file: str, engine: str, figure: str) -> float | None:
         """Returns tokens a second of a cell, or seconds to the first token; None: not measured."""
