@@ -56,24 +56,28 @@ def test_the_tables_of_the_readme_are_fresh(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
 
 
-def record(engine: str, **cells: float | None) -> dict[str, Any]:
-    return {"file": "a.gguf", "engine": engine, "cells": cells, "first_token_s": 2.0 if engine == "ours" else 1.0}
+def record(engine: str, *, threads: int = 2, **cells: float | None) -> dict[str, Any]:
+    name, seconds = "synthetic-1.1b-q4_k_m.gguf", 2.0 if engine == "ours" else 1.0
+    return {"file": name, "engine": engine, "threads": threads, "cells": cells, "first_token_s": seconds}
 
 
 def test_who_is_ahead_is_named() -> None:
     records = [
+        record("llama.cpp", pp512=100, tg128=22),
         record("ours", pp512=100, tg128=10),
         record("ours", pp512=300, tg128=12),
-        record("peer", pp512=100, tg128=22),
+        record("ours", pp512=50, tg128=6, threads=1),
+        {**record("ours", pp512=1), "file": "another.gguf"},
     ]
-    lines = list(script("write_readme_tables").measured([*records, record("failed", pp512=None)]))
-    assert lines[0] == "| | mistralrs | peer | failed |"
-    assert "| a.gguf, prompt of 512 | **200** | 100 | - |" in lines
+    lines = list(script("write_readme_tables").measured([*records, record("OpenVINO", pp512=None)]))
+    assert lines[0] == "| | mistralrs | llama.cpp | OpenVINO GenAI |"
+    assert "| synthetic 1.1B Q4_K_M, prompt of 512 | **200** | 100 | - |" in lines
     assert "| answer of 128 | 11 | **22** | - |" in lines
-    [ahead] = [line for line in lines if line.startswith("- peer is ahead in:")]
+    [ahead] = [line for line in lines if line.startswith("- llama.cpp is ahead in:")]
     assert "answer of 128 (2.00 times as fast)" in ahead
     assert "first token (2.00 times as fast)" in ahead
     assert "prompt" not in ahead
+    assert not any("another" in line for line in lines)
 
 
 def test_every_format_and_architecture_is_in_the_tables() -> None:
