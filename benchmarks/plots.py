@@ -74,9 +74,9 @@ def pictures(records: Sequence[Record]) -> Iterator[Picture]:
             [(x, x) for x in sorted({record["bytes"] / 1e9 for record in own})],
         ),
         Picture("depth", "Decode behind a context", "tokens of context", "tokens/s, of those without context",
-                dict(of_cells(own, {"tg128": 0, "tg128@2000": 2000, "tg128@8000": 8000}, is_relative=True))),
+                dict(of_cells(own, {"tg128": 0, "tg128@2000": 2000, "tg128@8000": 8000}))),
         Picture("batch", "Decode of many sequences", "sequences", "tokens/s together, of those of one",
-                dict(of_cells(own, {"b1": 1, "b4": 4, "b16": 16, "b32": 32}, is_relative=True))),
+                dict(of_cells(own, {"b1": 1, "b4": 4, "b16": 16, "b32": 32}))),
         Picture("threads", "Decode and prompts by threads", "threads", "tokens/s, of those of one thread",
                 dict(of_threads(records, ("tg128", "pp512")))),
     ]  # fmt: skip
@@ -109,16 +109,13 @@ def limit_of(records: Sequence[Record], rate: Callable[[TokenCost, Record], floa
     return medians((record["cost"]["bytes"] / 1e9, rate(TokenCost(**record["cost"]), record)) for record in records)
 
 
-def of_cells(
-    records: Sequence[Record], places: Mapping[str, float], *, is_relative: bool
-) -> Iterator[tuple[str, list[Point]]]:
-    """A line for each engine and file that has these cells; relative: to its first one."""
+def of_cells(records: Sequence[Record], places: Mapping[str, float]) -> Iterator[tuple[str, list[Point]]]:
+    """A line for each engine and file that has these cells, relative to its first one."""
     for engine, file in dict.fromkeys((record["engine"], record["file"]) for record in records):
         mine = [record["cells"] for record in records if (record["engine"], record["file"]) == (engine, file)]
         points = medians((place, cells[cell]) for cells in mine for cell, place in places.items() if cells.get(cell))
         if len(points) > 1:
-            first = points[0][1] if is_relative else 1.0
-            yield f"{engine}, {file.removesuffix('.gguf')}", [(x, y / first) for x, y in points]
+            yield f"{engine}, {file.removesuffix('.gguf')}", [(x, y / points[0][1]) for x, y in points]
 
 
 def of_threads(records: Sequence[Record], cells: Sequence[str]) -> Iterator[tuple[str, list[Point]]]:

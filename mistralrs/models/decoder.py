@@ -60,7 +60,7 @@ class Precision:
 
 
 PRECISIONS: dict[str, Precision] = {
-    # a quarter of a quad of 32 columns are outliers at 1.25 (docs/log.md); the head is computed for few rows
+    # the threshold up to which outliers cost prompts little (docs/log.md); the head is computed for few rows
     "default": Precision(qkv=1.25, o_proj=1.25, gate_up=1.25, down=1.25, lm_head=0),
     # three times default's KL
     "fast": Precision(qkv=4, o_proj=4, gate_up=4, down=4, lm_head=0),

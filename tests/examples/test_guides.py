@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +45,7 @@ RUN = [block for block in BLOCKS if not block.mark and not is_elsewhere(block)]
 SCRIPTS = [block for block in RUN if block.language == "sh"]
 PROGRAMS = [block for block in RUN if block.language == "python"]
 PARSED = [block for block in BLOCKS if block.mark]
+SERVES = "it serves until it is stopped"
 SERVER = "http://127.0.0.1:1234"
 [TEN] = [block for block in SCRIPTS if block.document == "docs/scripting.md" and block.text.count("| mistralrs ") > 5]
 
@@ -75,6 +79,29 @@ def test_a_marked_block_is_parsed(block: Block, tmp_path: Path, monkeypatch: pyt
         parsed = parse(words)
         assert parsed is not None, words
         assert not words or resolve(parsed), words  # alone it asks
+
+
+SERVERS = sorted({" ".join(words) for block in PARSED if block.mark == SERVES for words in block.commands()})
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("line", [line for line in SERVERS if "mistral-gguf" not in line])  # which would be fetched
+def test_a_server_of_the_guides_serves_until_it_is_stopped(line: str, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").symlink_to(tiny_llama)
+    (tmp_path / "keys.txt").write_text("key\n")
+    words = line.replace("--port 1234", "--port 0").replace("0.0.0.0", "127.0.0.1").split()
+    environment = {**os.environ, "HOME": str(tmp_path), "MISTRALRS_DEFAULT_MODEL": str(tiny_llama)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+    command = [sys.executable, "-m", "mistralrs_cli", *words]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        killer = threading.Timer(60, server.kill)  # so that one that never serves ends
+        killer.start()
+        seen = list(itertools.takewhile(lambda said: not said.startswith("Serving "), server.stderr))
+        server.terminate()
+        server.stderr.read()
+        assert server.wait() == 0, seen
+        killer.cancel()
 
 
 @pytest.fixture(scope="module")
