@@ -1,8 +1,10 @@
-// Rows of a packed matrix as float32, exactly as the file's definition decodes them, and the step's rotary table.
+// Rows of a matrix as float32, exactly as the file's definition decodes them, and the step's rotary table.
 #pragma once
 #include "deltas.h"
 #include "formats.h"
+#include "gemm.h"
 #include "mrs.h"
+#include "pack.h"
 #include "pool.h"
 
 namespace MRS_ISA {
@@ -52,7 +54,19 @@ struct UnpackRow {
   }
 };
 
+// Unpacks a row of a matrix in the layout of its file, by way of a panel that has no other row.
+INLINE void unpack_stored_row(const mrs_weight &weight, int64_t row, float *out) {
+  static thread_local ThreadMemory memory;
+  const int64_t at = weight.order ? weight.order[row] : row;
+  const uint8_t *data = weight.data + at * weight.row_bytes;
+  const mrs_weight one = {data, nullptr, weight.type, 1, weight.cols, weight.row_bytes, nullptr};
+  uint8_t *panel = memory.get(view_of(weight.type, weight.cols).bytes);
+  pack_panel(&one, 0, panel);
+  visit_type(weight.type, UnpackRow{panel, weight.cols, 0, out});
+}
+
 void unpack_row(const mrs_weight *weight, int64_t row, float *out) {
+  if (weight->row_bytes) return unpack_stored_row(*weight, row, out);
   const uint8_t *panel = weight->data + row / 16 * view_of(weight->type, weight->cols).bytes;
   visit_type(weight->type, UnpackRow{panel, weight->cols, int(row % 16), out});
 }

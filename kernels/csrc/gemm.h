@@ -8,6 +8,7 @@
 #include "micro_kernel.h"
 #include "mrs.h"
 #include "norm.h"
+#include "pack.h"
 #include "pool.h"
 
 #include <new>
@@ -53,22 +54,37 @@ class ThreadMemory {
 // A weight's micro-kernels for the tiles of one operand: all are of 8 tokens, but for the last.
 struct Products {
   const mrs_weight &weight;
-  int64_t panel_bytes, kept;  // bytes of a panel, and of its unpacked weights
+  int64_t panel_bytes, kept;  // bytes of a panel, and of what its first tile leaves to the others
+  bool plain;                 // plain numbers have no unpacked form
   micro_kernel_fn first, middle, last;
 
   Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps, bool paired)
       : weight(w),
         panel_bytes(view_of(w.type, w.cols).bytes),
         kept(keeps ? kept_bytes(w.type, w.cols) : 0),
+        plain(kept_bytes(w.type, w.cols) == 0),
         first(micro_kernel_of(w.type, first_tokens, true, paired)),
         middle(micro_kernel_of(w.type, 8, false, paired)),
-        last(micro_kernel_of(w.type, last_tokens, false, paired)) {}
+        last(micro_kernel_of(w.type, last_tokens, false, paired)) {
+    if (weight.row_bytes && plain) kept = panel_bytes;
+  }
+
+  // Bytes in which a panel that lies in its file's layout is packed for one tile.
+  int64_t copied() const { return weight.row_bytes && !plain ? panel_bytes : 0; }
+
+  // A panel as micro-kernels read it. One in its file's layout is packed by its first tile: plain numbers to where they
+  // are kept, others, whose unpacked weights are kept, to `copy`.
+  ALWAYS_INLINE const uint8_t *packed(int64_t panel, bool is_first, uint8_t *unpacked, uint8_t *copy) const {
+    if (__builtin_expect(!weight.row_bytes, true)) return weight.data + panel * panel_bytes;
+    uint8_t *to = plain ? unpacked : copy;
+    if (is_first) pack_panel(&weight, panel, to);
+    return to;
+  }
 
   // Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
-  ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, uint8_t *unpacked,
-                              Ahead *ahead, Vf *values) const {
+  ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, const uint8_t *packed,
+                              uint8_t *unpacked, Ahead *ahead, Vf *values) const {
     alignas(64) float out[8 * 16];
-    const uint8_t *packed = weight.data + panel * panel_bytes;
     micro_kernel({packed, unpacked, ahead}, weight.cols, acts_at(tile.base, weight.cols, tile.tokens), out);
     alignas(64) float bias[16] = {0};
     for (int64_t r = panel * 16; weight.bias && r < weight.rows && r < panel * 16 + 16; ++r)
@@ -105,7 +121,9 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const int64_t count = segment.end - segment.begin, fit = kept && kept < kKeptBytes ? kKeptBytes / kept : 1;
   const int64_t most = tiles.end - tiles.begin <= kNearTiles ? 1 : kept ? fit : count, groups = (count + most - 1) / most;
   const int64_t step = (count + groups - 1) / groups;  // equal groups
-  uint8_t *unpacked = kept ? memory.get(step * kept) : nullptr;
+  const int64_t first_copy = products.copied(), second_copy = operand.second ? second_products.copied() : 0;
+  const int64_t copied = first_copy > second_copy ? first_copy : second_copy;
+  uint8_t *unpacked = kept + copied ? memory.get(step * kept + copied) : nullptr, *copy = unpacked + step * kept;
   for (int64_t from = segment.begin; from < segment.end; from += step) {
     const int64_t to = from + step < segment.end ? from + step : segment.end;
     for (int64_t i = tiles.begin; i < tiles.end; ++i) {
@@ -118,9 +136,12 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
         Ahead ahead;
         if (keeps && i == tiles.begin) epilogue.ask_for(segment, panel, ahead);
         Vf values[8], second[8];
-        products.multiply(panel, tile, pick(products), at, ahead.empty() ? nullptr : &ahead, values);
-        if (operand.second)
-          second_products.multiply(panel, tile, pick(second_products), at + products.kept, nullptr, second);
+        const auto multiply = [&](const Products &p, uint8_t *kept_at, Ahead *asked, Vf *to) {
+          const uint8_t *packed = p.packed(panel, i == tiles.begin, kept_at, copy);
+          p.multiply(panel, tile, pick(p), packed, kept_at, asked, to);
+        };
+        multiply(products, at, ahead.empty() ? nullptr : &ahead, values);
+        if (operand.second) multiply(second_products, at + products.kept, nullptr, second);
         epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, second);
       }
     }

@@ -6,6 +6,7 @@
 #include "moe.h"
 #include "mrs.h"
 #include "norm.h"
+#include "pack.h"
 #include "probe.h"
 #include "sampling.h"
 
@@ -14,5 +15,5 @@
 
 namespace MRS_ISA {
 extern const mrs_table table;
-const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, add_norm, moe, unpack_row, sample, probe};
+const mrs_table table = {MRS_STRING(MRS_ISA), project, embed, attend, add_norm, moe, unpack_row, pack_panel, sample, probe};
 }  // namespace MRS_ISA

@@ -106,126 +106,15 @@ EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *ste
   }
 }
 
-namespace {
-
-inline void put(uint8_t *line, int row, const uint8_t *dword) { std::memcpy(line + 4 * row, dword, 4); }
-
-// Copies a run of dwords of one row to the same place of successive cache lines.
-inline void put_lines(uint8_t *lines, int row, const uint8_t *bytes, int count) {
-  for (int i = 0; i < count; ++i) put(lines + 64 * i, row, bytes + 4 * i);
-}
-
-inline void put_half(uint8_t *halves, int row, const uint8_t *half) { std::memcpy(halves + 2 * row, half, 2); }
-
-void fifth_bits(uint8_t *line, int row, const uint8_t *qh) {
-  uint32_t bits;
-  std::memcpy(&bits, qh, 4);
-  uint8_t out[4] = {0, 0, 0, 0};
-  for (int k = 0; k < 32; ++k) out[k % 4] |= uint8_t((bits >> k & 1) << (k / 4));
-  put(line, row, out);
-}
-
-void pack_row_block(int type, const uint8_t *src, int row, uint8_t *scales, uint8_t *quants) {
-  switch (type) {
-    case MRS_F32: std::memcpy(quants + 4 * row, src, 4); break;
-    case MRS_F16:
-    case MRS_BF16: std::memcpy(quants + 2 * row, src, 2); break;
-    case MRS_Q4_0:
-      put_half(scales, row, src);
-      put_lines(quants, row, src + 2, 4);
-      break;
-    case MRS_Q4_1:
-      put_half(scales, row, src);
-      put_half(scales + 32, row, src + 2);
-      put_lines(quants, row, src + 4, 4);
-      break;
-    case MRS_Q5_0:
-      put_half(scales, row, src);
-      fifth_bits(quants, row, src + 2);
-      put_lines(quants + 64, row, src + 6, 4);
-      break;
-    case MRS_Q5_1:
-      put_half(scales, row, src);
-      put_half(scales + 32, row, src + 2);
-      fifth_bits(quants, row, src + 4);
-      put_lines(quants + 64, row, src + 8, 4);
-      break;
-    case MRS_Q8_0: {
-      put_half(scales, row, src);
-      uint8_t bytes[32];
-      for (int i = 0; i < 32; ++i) bytes[i] = src[2 + i] ^ 0x80;  // unsigned, offset 128
-      put_lines(quants, row, bytes, 8);
-      break;
-    }
-    case MRS_I8: {
-      put(scales, row, src);
-      put(scales + 64, row, src + 4);
-      uint8_t bytes[32];
-      for (int i = 0; i < 32; ++i) bytes[i] = src[8 + i] ^ 0x80;
-      put_lines(quants, row, bytes, 8);
-      break;
-    }
-    case MRS_Q2_K:
-      put_half(scales, row, src + 80);
-      put_half(scales + 32, row, src + 82);
-      put_lines(scales + 64, row, src, 4);
-      put_lines(quants, row, src + 16, 16);
-      break;
-    case MRS_Q3_K:
-      put_half(scales, row, src + 108);
-      put_lines(scales + 32, row, src + 96, 3);
-      put_lines(quants, row, src, 8);
-      put_lines(quants + 512, row, src + 32, 16);
-      break;
-    case MRS_Q4_K:
-      put_half(scales, row, src);
-      put_half(scales + 32, row, src + 2);
-      put_lines(scales + 64, row, src + 4, 3);
-      put_lines(quants, row, src + 16, 32);
-      break;
-    case MRS_Q5_K:
-      put_half(scales, row, src);
-      put_half(scales + 32, row, src + 2);
-      put_lines(scales + 64, row, src + 4, 3);
-      put_lines(quants, row, src + 16, 8);
-      put_lines(quants + 512, row, src + 48, 32);
-      break;
-    case MRS_Q6_K:
-      put_half(scales, row, src + 208);
-      for (int j = 0; j < 16; ++j) quants[16 * j + row] = src[192 + j];
-      for (int half = 0; half < 2; ++half) {
-        for (int q = 0; q < 8; ++q) {
-          uint8_t *lines = quants + 256 + 192 * (8 * half + q);
-          put(lines, row, src + 128 + 32 * half + 4 * q);
-          put(lines + 64, row, src + 64 * half + 4 * q);
-          put(lines + 128, row, src + 64 * half + 32 + 4 * q);
-        }
-      }
-      break;
-  }
-}
-
-}  // namespace
-
 // Packs rows x cols of the file's blocks into panels. order: the file's row for each packed row, or null. Returns 0, or -1
 // for a type or a width that has no layout.
 EXPORT int mrs_pack(int type, const uint8_t *src, int64_t row_bytes, int64_t rows, int64_t cols, const int32_t *order,
                     uint8_t *dst, mrs_pool *pool) {
   if (mrs_packed_bytes(type, rows, cols) < 0) return -1;
-  mrs_layout layout = layout_of(type);
-  panel_view view = view_of(type, cols);
-  int64_t panels = (rows + 15) / 16;
-  parallel_for(pool, panels, [&](int64_t panel) {
-    uint8_t *out = dst + panel * view.bytes;
-    int64_t live = std::min<int64_t>(16, rows - panel * 16);
-    if (live < 16) std::memset(out, 0, view.bytes);
-    for (int64_t b = 0; b < view.blocks; ++b) {
-      const panel_block at = view.block(b);
-      for (int row = 0; row < live; ++row) {
-        int64_t from = order ? order[panel * 16 + row] : panel * 16 + row;
-        pack_row_block(type, src + from * row_bytes + b * layout.file_bytes, row, out + at.scales, out + at.quants);
-      }
-    }
-  });
+  const mrs_table *table = nullptr;
+  for (int isa = 0; !table; ++isa) table = mrs_table_at(isa);  // the last set runs on every processor
+  const mrs_weight stored = {src, nullptr, type, int32_t(rows), int32_t(cols), row_bytes, order};
+  const int64_t bytes = view_of(type, cols).bytes;
+  parallel_for(pool, (rows + 15) / 16, [&](int64_t panel) { table->pack_panel(&stored, panel, dst + panel * bytes); });
   return 0;
 }

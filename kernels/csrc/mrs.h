@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define MRS_ABI_VERSION 14
+#define MRS_ABI_VERSION 15
 
 typedef struct mrs_pool mrs_pool;
 typedef struct mrs_op mrs_op;
@@ -14,8 +14,10 @@ typedef struct mrs_weight mrs_weight;
 typedef struct mrs_sampling mrs_sampling;
 
 typedef void (*mrs_run_fn)(const mrs_op *op, const mrs_step *step, mrs_pool *pool);
-// Writes the float32 values of row `row` of a packed matrix.
+// Writes the float32 values of row `row` of a matrix.
 typedef void (*mrs_unpack_fn)(const mrs_weight *weight, int64_t row, float *out);
+// Packs panel `panel` of a matrix in the layout of its file.
+typedef void (*mrs_pack_fn)(const mrs_weight *stored, int64_t panel, uint8_t *out);
 // Samples a token for each of `count` rows. `scratch`: mrs_sampling_scratch() bytes, zeros before its first use.
 typedef void (*mrs_sample_fn)(mrs_sampling *rows, int64_t count, uint8_t *scratch, mrs_pool *pool);
 // Reads `bytes` from `data` on, and computes the same int8 products on every thread `rounds` times; returns how many

@@ -39,6 +39,7 @@ INLINE Vf abs(Vf a) { return _mm512_abs_ps(a); }
 INLINE Vi add(Vi a, Vi b) { return _mm512_add_epi32(a, b); }
 INLINE Vi and_(Vi a, Vi b) { return _mm512_and_si512(a, b); }
 INLINE Vi or_(Vi a, Vi b) { return _mm512_or_si512(a, b); }
+INLINE Vi xor_(Vi a, Vi b) { return _mm512_xor_si512(a, b); }
 INLINE Vi select(Vi bits, Vi a, Vi b) { return _mm512_ternarylogic_epi32(bits, a, b, 0xca); }  // a where bits are set, else b
 template <int N> INLINE Vi shr(Vi a) { return _mm512_srli_epi32(a, N); }
 template <int N> INLINE Vi shl(Vi a) { return _mm512_slli_epi32(a, N); }
@@ -142,6 +143,7 @@ INLINE Vf abs(Vf x) {
 INLINE Vi add(Vi x, Vi y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 INLINE Vi and_(Vi x, Vi y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 INLINE Vi or_(Vi x, Vi y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+INLINE Vi xor_(Vi x, Vi y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 INLINE Vi select(Vi bits, Vi x, Vi y) { return or_(and_(bits, x), {_mm256_andnot_si256(bits.a, y.a), _mm256_andnot_si256(bits.b, y.b)}); }
 template <int N> INLINE Vi shr(Vi x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
 template <int N> INLINE Vi shl(Vi x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
@@ -242,6 +244,7 @@ INLINE Vf abs(Vf a) { EACH a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i]; return a; }
 INLINE Vi add(Vi a, Vi b) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i])); return a; }
 INLINE Vi and_(Vi a, Vi b) { EACH a.v[i] &= b.v[i]; return a; }
 INLINE Vi or_(Vi a, Vi b) { EACH a.v[i] |= b.v[i]; return a; }
+INLINE Vi xor_(Vi a, Vi b) { EACH a.v[i] ^= b.v[i]; return a; }
 INLINE Vi select(Vi bits, Vi a, Vi b) { EACH b.v[i] = (bits.v[i] & a.v[i]) | (~bits.v[i] & b.v[i]); return b; }
 template <int N> INLINE Vi shr(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) >> N); return a; }
 template <int N> INLINE Vi shl(Vi a) { EACH a.v[i] = int32_t(uint32_t(a.v[i]) << N); return a; }
@@ -377,5 +380,63 @@ INLINE Vf exp2_rough(Vf x) {
   return exp2(x);
 #endif
 }
+
+// lines[q] gets dword q of the 16 bytes at `at` of each of 16 rows, in the order of the rows.
+// bytes_apart(x): the first bytes of all lanes, then the second ones, and so on.
+#if MRS_ISA_avx512 || MRS_ISA_avx512vnni
+// The 16 bytes of rows r, r + 4, r + 8 and r + 12.
+INLINE Vi load_quarters(const uint8_t *const *rows, int r, int64_t at) {
+  const auto load = [&](int row) { return _mm_loadu_si128((const __m128i *)(rows[row] + at)); };
+  Vi x = _mm512_castsi128_si512(load(r));
+  x = _mm512_mask_broadcast_i32x4(x, 0x00f0, load(r + 4));
+  x = _mm512_mask_broadcast_i32x4(x, 0x0f00, load(r + 8));
+  return _mm512_mask_broadcast_i32x4(x, 0xf000, load(r + 12));
+}
+INLINE void transpose4(const uint8_t *const *rows, int64_t at, Vi *lines) {
+  const Vi a = load_quarters(rows, 0, at), b = load_quarters(rows, 1, at);
+  const Vi c = load_quarters(rows, 2, at), d = load_quarters(rows, 3, at);
+  const Vi ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+  const Vi ab2 = _mm512_unpackhi_epi32(a, b), cd2 = _mm512_unpackhi_epi32(c, d);
+  lines[0] = _mm512_unpacklo_epi64(ab, cd), lines[1] = _mm512_unpackhi_epi64(ab, cd);
+  lines[2] = _mm512_unpacklo_epi64(ab2, cd2), lines[3] = _mm512_unpackhi_epi64(ab2, cd2);
+}
+INLINE Vi bytes_apart(Vi x) {
+  const Vi in_four = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const Vi fours = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(fours, _mm512_shuffle_epi8(x, in_four));
+}
+#elif MRS_ISA_avx2 || MRS_ISA_avxvnni
+INLINE __m256i load_halves(const uint8_t *const *rows, int r, int64_t at) {
+  const __m128i low = _mm_loadu_si128((const __m128i *)(rows[r] + at));
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(low), _mm_loadu_si128((const __m128i *)(rows[r + 4] + at)), 1);
+}
+INLINE void transpose4(const uint8_t *const *rows, int64_t at, Vi *lines) {
+  for (int half = 0; half < 2; ++half) {
+    const int r = 8 * half;
+    const __m256i a = load_halves(rows, r, at), b = load_halves(rows, r + 1, at);
+    const __m256i c = load_halves(rows, r + 2, at), d = load_halves(rows, r + 3, at);
+    const __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+    const __m256i ab2 = _mm256_unpackhi_epi32(a, b), cd2 = _mm256_unpackhi_epi32(c, d);
+    const __m256i out[4] = {_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd),
+                            _mm256_unpacklo_epi64(ab2, cd2), _mm256_unpackhi_epi64(ab2, cd2)};
+    for (int q = 0; q < 4; ++q) (half ? lines[q].b : lines[q].a) = out[q];
+  }
+}
+#else
+INLINE void transpose4(const uint8_t *const *rows, int64_t at, Vi *lines) {
+  uint8_t bytes[4][64];
+  for (int q = 0; q < 4; ++q)
+    for (int row = 0; row < 16; ++row) std::memcpy(bytes[q] + 4 * row, rows[row] + at + 4 * q, 4);
+  for (int q = 0; q < 4; ++q) lines[q] = load_i(bytes[q]);
+}
+#endif
+#if !MRS_ISA_avx512 && !MRS_ISA_avx512vnni
+INLINE Vi bytes_apart(Vi x) {
+  uint8_t from[64], to[64];
+  store_i(from, x);
+  for (int i = 0; i < 64; ++i) to[i % 4 * 16 + i / 4] = from[i];
+  return load_i(to);
+}
+#endif
 
 }  // namespace MRS_ISA

@@ -59,6 +59,7 @@ INLINE Vf abs(Vf a) { EACH a.v[i] = vabsq_f32(a.v[i]); return a; }
 INLINE Vi add(Vi a, Vi b) { EACH a.v[i] = vaddq_s32(a.v[i], b.v[i]); return a; }
 INLINE Vi and_(Vi a, Vi b) { EACH a.v[i] = vandq_s32(a.v[i], b.v[i]); return a; }
 INLINE Vi or_(Vi a, Vi b) { EACH a.v[i] = vorrq_s32(a.v[i], b.v[i]); return a; }
+INLINE Vi xor_(Vi a, Vi b) { EACH a.v[i] = veorq_s32(a.v[i], b.v[i]); return a; }
 INLINE Vi select(Vi bits, Vi a, Vi b) {
   EACH b.v[i] = vbslq_s32(vreinterpretq_u32_s32(bits.v[i]), a.v[i], b.v[i]);
   return b;

@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 14
+ABI_VERSION = 15
 ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """Instruction sets from the best to the plainest, in the order of ``csrc/isas.def``."""
 
@@ -54,7 +54,7 @@ class Step(c.Structure):
 
 
 class Weight(c.Structure):
-    """``mrs_weight``: a packed matrix."""
+    """``mrs_weight``: a matrix in panels, or in the layout of its file."""
 
     _fields_ = [
         ("data", c.c_void_p),
@@ -62,6 +62,8 @@ class Weight(c.Structure):
         ("type", c.c_int32),
         ("rows", c.c_int32),
         ("cols", c.c_int32),
+        ("row_bytes", c.c_int64),
+        ("order", c.c_void_p),
     ]
 
 
@@ -242,6 +244,7 @@ class Table(c.Structure):
         ("add_norm", c.c_void_p),
         ("moe", c.c_void_p),
         ("unpack_row", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
+        ("pack_panel", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
         ("sample", c.CFUNCTYPE(None, c.POINTER(Sampling), c.c_int64, c.c_void_p, c.c_void_p)),
         ("probe", c.CFUNCTYPE(c.c_int64, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p)),
     ]

@@ -37,7 +37,12 @@ def draft_needs(
     path = find(options.draft_model)
     with opened(path) as model:
         parts = CheckpointParts(
-            model.checkpoint, model.mapping, model.spec, backend, conversion=Conversion(options.dtype)
+            model.checkpoint,
+            model.mapping,
+            model.spec,
+            backend,
+            conversion=Conversion(options.dtype),
+            in_place=options.no_pack,
         )
         item_bytes = kv_item_bytes(draft_precision(options))
         return DraftNeeds(path, model.spec, model.tokenizer, parts.placed_bytes, item_bytes)
@@ -63,6 +68,7 @@ def load_draft(
         dtype=options.dtype,
         kv_memory=max(min(target.decoder.kv_bytes * own // other, MAX_SEQS * context * own), 1),
         max_model_len=context,
+        in_place=options.no_pack,
     )
     model = load(needs.path, backend, plan, progress=progress)
     config = EngineConfig(

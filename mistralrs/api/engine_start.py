@@ -47,6 +47,7 @@ def load_plan(
         gqa=source.gqa,
         kv_memory=options.kv_memory,
         max_model_len=options.max_model_len,
+        in_place=options.no_pack,
         draft=draft,
         keeps_kv=_keeps_kv(options),
         adapter_slots=adapters.slots,

@@ -65,6 +65,8 @@ class LoadOptions:
     """The type of weights that are stored as floats; ``auto``: as they are stored."""
     isq: str | None = DEFAULTS.isq
     """The type to quantize safetensors to while they are loaded, a key of ``quant.quantize.ISQ_TYPES``."""
+    no_pack: bool = DEFAULTS.no_pack
+    """Weights stay in the mapped file, which must not change meanwhile; the results are the same."""
     adapters: AdapterOptions = NO_ADAPTERS
     plugin: Path | None = DEFAULTS.plugin
     """A Python file of hooks that requests may name."""

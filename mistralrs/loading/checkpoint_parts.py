@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import prod
 
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.loading.checkpoint import Checkpoint, RawTensor
-from mistralrs.loading.convert import Conversion, decoded, encoded
+from mistralrs.loading.convert import READ_AS_FLOATS, Conversion, decoded, encoded
 from mistralrs.models.architecture import TensorRef, TensorRefs, WeightsMapping
 from mistralrs.models.parts import WeightKey, WeightMerge, layer_shapes, part_shapes
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix, Weight, read_vector
+
+logger = logging.getLogger(__name__)
 
 _WITHOUT_BIAS = frozenset({"embed_tokens", "q_norm", "k_norm"})
 """Parts that have no bias in any supported architecture: a file with one is for another architecture."""
@@ -43,7 +46,9 @@ class CheckpointParts:
         conversion: Conversion | None = None,
         merge: WeightMerge | None = None,
         progress: Callable[[int, int], None] | None = None,
+        in_place: bool = False,
     ) -> None:
+        """``in_place``: weights that are computed in the type in which they are stored stay in the mapped file."""
         self._checkpoint = checkpoint
         self._conversion = conversion or Conversion()
         self._merge = merge
@@ -56,12 +61,15 @@ class CheckpointParts:
         self._shapes = part_shapes(spec) | layer_shapes(spec)
         self._backend = backend
         self._progress = progress
+        self._in_place = in_place
         self._done = 0
         self._check_all()
         checkpoint.check_written()
-        self.placed_bytes = sum(
-            backend.placed_bytes(self.planned(place)) for place in self.weight_keys() if self.is_matrix(place)
-        )
+        planned = {place: self.planned(place) for place in self.weight_keys() if self.is_matrix(place)}
+        self.placed_bytes = sum(map(backend.placed_bytes, planned.values()))
+        self.in_place_bytes = sum(map(_stored_bytes, (matrix for matrix in planned.values() if matrix.in_place)))
+        if in_place:
+            self._check_in_place(planned)
 
     def weight_keys(self) -> Iterator[WeightKey]:
         """The keys of all parts: those outside the layers, then layer by layer."""
@@ -98,6 +106,29 @@ class CheckpointParts:
                 f"the first is {unknown[0]}",
                 hint="the file was made for another architecture, or with parts that are not supported yet",
             )
+
+    def _check_in_place(self, planned: Mapping[WeightKey, Matrix]) -> None:
+        """Logs how much has to be copied all the same. Raises ``LoadError`` if that is everything."""
+        copied = {
+            place: matrix
+            for place, matrix in planned.items()
+            if not matrix.in_place and place.part not in READ_AS_FLOATS
+        }
+        if not copied:
+            return
+        place, matrix = next(iter(copied.items()))
+        stored = self._tensor(place).type.name
+        first = f"{matrix.name} is stored as {stored} and computed " + (
+            "with changed weights" if matrix.type.name == stored else f"as {matrix.type.name}"
+        )
+        if not self.in_place_bytes:
+            raise LoadError(
+                f"{self._checkpoint.path}: --no-pack leaves weights as they are stored, but all have to be converted: "
+                f"{first}",
+                hint="leave out --no-pack, or what converts them: --dtype, a merged adapter, a file in another type",
+            )
+        size = sum(map(_stored_bytes, copied.values())) / 2**20
+        logger.warning("--no-pack: %d weights take %.0f MiB in memory all the same; %s", len(copied), size, first)
 
     def _tensor_ref(self, place: WeightKey) -> TensorRef:
         """The reference to a part's tensor in this checkpoint; the expected one if the part is missing."""
@@ -173,19 +204,20 @@ class CheckpointParts:
         """A matrix as ``matrix`` returns it, without the bytes."""
         matrix = self._matrix(place)
         changed = self._merge is not None and self._merge.changes(place)
-        target = self._conversion.merged_target if changed else self._conversion.target
-        return replace(matrix, type=target(place.part, matrix), data=memoryview(b""))
+        target = (self._conversion.merged_target if changed else self._conversion.target)(place.part, matrix)
+        stays = self._in_place and not changed and target == matrix.type and place.part not in READ_AS_FLOATS
+        return replace(matrix, type=target, data=memoryview(b""), in_place=stays)
 
     def matrix(self, place: WeightKey) -> Matrix:
         """A matrix in the type in which it is placed."""
-        target = self.planned(place).type
+        planned = self.planned(place)
+        target = planned.type
         if self._merge is not None and self._merge.changes(place):
             matrix = self._matrix(place)
             values = self._merge.merged(place, decoded(matrix))
             return replace(matrix, type=target, data=encoded(matrix.name, values, target, self._backend), order=None)
-        return self._conversion.convert(
-            self._matrix(place), target, self._backend, release=lambda: self.release([place])
-        )
+        matrix = replace(self._matrix(place), in_place=planned.in_place)
+        return self._conversion.convert(matrix, target, self._backend, release=lambda: self.release([place]))
 
     def _place(self, place: WeightKey) -> Weight:
         matrix = self.matrix(place)
@@ -203,9 +235,10 @@ class CheckpointParts:
         return self._placed([WeightKey(name, layer, expert) for expert in range(self._experts)])
 
     def _placed(self, places: list[WeightKey]) -> list[Weight]:
-        """Places parts and releases their pages of the file."""
+        """Places parts and releases their pages of the file, unless weights stay there."""
         weights = [self._place(place) for place in places]
-        self.release(places)
+        if not self._in_place:
+            self.release(places)
         return weights
 
     def release(self, places: Sequence[WeightKey]) -> None:
@@ -227,6 +260,10 @@ class CheckpointParts:
         if self._merge is not None:
             weight, bias = self._merge.merged_norm(place, weight), self._merge.merged_bias(place, bias)
         return weight, bias
+
+
+def _stored_bytes(matrix: Matrix) -> int:
+    return matrix.rows * matrix.type.row_bytes(matrix.columns)
 
 
 def untied(form: WeightsMapping, spec: DecoderSpec) -> tuple[WeightsMapping, DecoderSpec]:

@@ -95,6 +95,8 @@ class LoadPlan:
     """Bytes of the KV cache, at most; None: half of the memory that the weights leave free."""
     max_model_len: int | None = None
     """Tokens of context, at most; None: the context that the model was made for."""
+    in_place: bool = False
+    """Whether weights stay in the mapped file, so that no copy of them takes memory."""
     adapter_slots: int = 0
     """Adapters that can be in memory at once."""
     adapter_bytes: Callable[[DecoderSpec, Backend], int] | None = None
@@ -289,9 +291,18 @@ def _place(
         form, spec = untied(form, spec)
     mixture = None if plan.mixture is None else plan.mixture(architecture, spec)
     with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
-        parts = CheckpointParts(checkpoint, form, spec, backend, conversion=conversion, merge=merge, progress=report)
+        parts = CheckpointParts(
+            checkpoint,
+            form,
+            spec,
+            backend,
+            conversion=conversion,
+            merge=merge,
+            progress=report,
+            in_place=plan.in_place,
+        )
         adapters = 0 if plan.adapter_bytes is None else plan.adapter_bytes(spec, backend)
-        limits = _plan_memory(spec, plan, parts.placed_bytes, adapters, mixture)
+        limits = _plan_memory(spec, plan, parts.placed_bytes, adapters, mixture, mapped=parts.in_place_bytes)
         backend.reserve(parts.placed_bytes)
         decoder = build_decoder(
             spec,
@@ -310,27 +321,28 @@ def _place(
 
 
 def _plan_memory(
-    spec: DecoderSpec, plan: LoadPlan, weights: int, adapters: int = 0, mixture: AdapterMixture | None = None
+    spec: DecoderSpec,
+    plan: LoadPlan,
+    weights: int,
+    adapters: int = 0,
+    mixture: AdapterMixture | None = None,
+    *,
+    mapped: int = 0,
 ) -> Limits:
     """Returns the limits, with a KV cache of at most half of the memory that weights and adapters leave; it is
-    committed as it fills. ``weights``, ``adapters``: bytes that these take.
+    committed as it fills. ``weights``, ``adapters``: bytes that these take; ``mapped``: of weights left in the file.
 
     Raises ``LoadError`` if weights, adapters and a draft model do not fit.
     """
     if spec.max_position < 1:
         raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")
     free = available_bytes()
-    beside = adapters + (0 if plan.draft is None else plan.draft.weights)
+    beside, step = adapters + (0 if plan.draft is None else plan.draft.weights), plan.max_batch_tokens
     left = free - weights - beside
-    step = plan.max_batch_tokens
-    budget = left // 2 if plan.kv_memory is None else min(plan.kv_memory, left)
-    item_bytes = kv_item_bytes(plan.precision)
-    if plan.draft is not None:
-        budget -= plan.draft.kv_share(budget, spec, item_bytes=item_bytes)
     groups = kv_groups(
         spec,
-        budget,
-        item_bytes=item_bytes,
+        _kv_bytes(spec, plan, left, mapped),
+        item_bytes=kv_item_bytes(plan.precision),
         max_seqs=plan.max_seqs,
         step=step,
         block_size=BLOCK_SIZE,
@@ -343,7 +355,7 @@ def _plan_memory(
                 f"{plan.kv_memory / 2**20:.1f} MiB of KV cache hold {context} tokens of context",
                 hint="raise --kv-memory",
             )
-        raise _does_not_fit(weights, adapters, free, draft=beside - adapters)
+        raise _does_not_fit(weights, adapters, free, draft=beside - adapters, is_copied=not plan.in_place)
     if context < spec.max_position:
         others = f" beside {adapters / 2**20:.0f} MiB of adapters" if adapters else ""
         logger.warning("memory for %d tokens of context%s; the model allows %d", context, others, spec.max_position)
@@ -359,13 +371,24 @@ def _plan_memory(
     )
 
 
+def _kv_bytes(spec: DecoderSpec, plan: LoadPlan, left: int, mapped: int) -> int:
+    """Bytes of the KV cache without that of a draft model. Weights in their file keep room, but no more than leaves an
+    eighth of ``left``."""
+    budget = max(left - mapped, left // 4) // 2 if plan.kv_memory is None else min(plan.kv_memory, left)
+    if plan.draft is not None:
+        budget -= plan.draft.kv_share(budget, spec, item_bytes=kv_item_bytes(plan.precision))
+    return budget
+
+
 def kv_item_bytes(precision: str) -> int:
     """Bytes of an element of a stored key or value."""
     return 4 if PRECISIONS[precision].kv_dtype == "f32" else 2
 
 
-def _does_not_fit(weights: int, adapters: int, free: int, *, draft: int) -> LoadError:
+def _does_not_fit(weights: int, adapters: int, free: int, *, draft: int, is_copied: bool) -> LoadError:
     hint = "use a smaller model or stronger quantization, or close other programs"
+    if is_copied:
+        hint += ", or leave the weights in their file (--no-pack), which is slower"
     taken = f"the weights take {weights / 2**30:.1f} GiB"
     if adapters:
         hint = "lower --max-adapters, --max-adapter-rank or --max-adapter-bytes, load fewer adapters, or " + hint

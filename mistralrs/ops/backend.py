@@ -101,7 +101,10 @@ class Backend(Protocol):
         ...
 
     def place(self, matrix: Matrix) -> Weight:
-        """Returns the matrix in the backend's own memory and layout. Raises ``LoadError`` if it cannot compute it."""
+        """Returns the matrix in the backend's own memory and layout, or over its ``data`` if it stays ``in_place``.
+
+        Raises ``LoadError`` if the backend cannot compute it.
+        """
         ...
 
     def placed_bytes(self, matrix: Matrix) -> int:

@@ -94,8 +94,10 @@ class NativeBackend(HostMemory):
 
     def placed_bytes(self, matrix: Matrix) -> int:
         check_matrix(matrix.name, matrix.type, rows=matrix.rows, columns=matrix.columns)
-        size = cpu.load().mrs_packed_bytes(matrix.type.ggml_id, matrix.rows, matrix.columns)
-        return int(size) + (4 * matrix.rows if matrix.bias else 0) + 128
+        bias = 4 * matrix.rows if matrix.bias else 0
+        if matrix.in_place:
+            return bias + (4 * matrix.rows if matrix.order else 0) + 128
+        return int(cpu.load().mrs_packed_bytes(matrix.type.ggml_id, matrix.rows, matrix.columns)) + bias + 128
 
     def reserve(self, nbytes: int) -> None:
         self._arena = Arena(nbytes, huge_pages=True)
@@ -108,19 +110,23 @@ class NativeBackend(HostMemory):
 
     def place(self, matrix: Matrix) -> PackedWeight:
         check_stored(matrix)
-        lib = cpu.load()
-        span = self._take(self.placed_bytes(matrix) - 128 - (4 * matrix.rows if matrix.bias else 0))
+        packed_bytes = self.placed_bytes(matrix) - 128 - (4 * matrix.rows if matrix.bias else 0)
+        source = ctypes.addressof(ctypes.c_char.from_buffer(matrix.data)) if len(matrix.data) else 0
+        span = Span(source, matrix.data) if matrix.in_place else self._take(packed_bytes)
         bias = None
         if matrix.bias is not None:
             bias = Buffer(self._take(4 * matrix.rows), (matrix.rows,))
             bias.values[:] = matrix.bias
-        source = ctypes.addressof(ctypes.c_char.from_buffer(matrix.data)) if len(matrix.data) else 0
+        if not matrix.in_place:
+            self._pack(matrix, source, span)
+        return PackedWeight(matrix, span, bias, self._table)
+
+    def _pack(self, matrix: Matrix, source: int, span: Span) -> None:
         order = ctypes.c_void_p(matrix.order.buffer_info()[0]) if matrix.order is not None else None
-        row_bytes = matrix.type.row_bytes(matrix.columns)
-        status = lib.mrs_pack(
+        status = cpu.load().mrs_pack(
             matrix.type.ggml_id,
             source,
-            row_bytes,
+            matrix.type.row_bytes(matrix.columns),
             matrix.rows,
             matrix.columns,
             order,
@@ -129,7 +135,6 @@ class NativeBackend(HostMemory):
         )
         if status:
             raise LoadError(f"{matrix.name}: the kernels cannot pack {matrix.type.name}")
-        return PackedWeight(matrix, span, bias, self._table)
 
     def quantize(self, name: str, target: QuantType, values: memoryview) -> memoryview:
         assert values.shape is not None

@@ -16,18 +16,26 @@ from mistralrs.quant.types import QuantType
 
 
 class PackedWeight:
-    """A matrix in panels of 16 rows (``csrc/layout.h``)."""
+    """A matrix in panels of 16 rows (``csrc/layout.h``), or one that stays in the layout of its file (``in_place``)."""
 
     def __init__(self, matrix: Matrix, span: Span, bias: Buffer | None, table: cpu.Table) -> None:
+        """``span``: the panels, or the rows of ``matrix.data`` where they lie."""
         self.name = matrix.name
         self.type: QuantType = matrix.type
         self.rows = matrix.rows
         self.columns = matrix.columns
-        self.nbytes = len(span.bytes)
-        self._memory = (span, bias)
+        self.nbytes = 0 if matrix.in_place else len(span.bytes)
+        order = matrix.order if matrix.in_place else None
+        self._memory = (span, bias, order)
         self._table = table
         self.struct = cpu.Weight(
-            span.address, bias.address if bias else None, matrix.type.ggml_id, matrix.rows, matrix.columns
+            span.address,
+            bias.address if bias else None,
+            matrix.type.ggml_id,
+            matrix.rows,
+            matrix.columns,
+            matrix.type.row_bytes(matrix.columns) if matrix.in_place else 0,
+            None if order is None else order.buffer_info()[0],
         )
 
     def dense(self) -> Buffer:

@@ -43,6 +43,8 @@ class ReferenceBackend(HostMemory):
         return f"{self.name} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
 
     def placed_bytes(self, matrix: Matrix) -> int:
+        if matrix.in_place:
+            return 8 * matrix.rows if matrix.order else 0
         return matrix.rows * matrix.columns * 4
 
     def reserve(self, nbytes: int) -> None:
@@ -52,7 +54,7 @@ class ReferenceBackend(HostMemory):
         return None
 
     def place(self, matrix: Matrix) -> ReferenceWeight:
-        return ReferenceWeight(matrix, keep_dense=self._keep_dense)
+        return ReferenceWeight(matrix, keep_dense=self._keep_dense and not matrix.in_place)
 
     def quantize(self, name: str, target: QuantType, values: memoryview) -> memoryview:
         assert values.shape is not None

@@ -25,6 +25,8 @@ class Matrix:
     """For each row wanted the row of ``data`` (int32); None: as stored."""
     bias: array[float] | None = None
     """(rows,) float32, already in the wanted order."""
+    in_place: bool = False
+    """Whether its weight reads ``data`` where it lies instead of a copy."""
 
 
 class Weight(Protocol):

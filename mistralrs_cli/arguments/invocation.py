@@ -429,6 +429,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         threads=values.threads,
         dtype=values.dtype,
         isq=in_situ_type(values.isq, choice.selector if choice else None, formatter),
+        no_pack=values.no_pack,
         adapters=find_adapters(choice, formatter, options=adapter_settings(options, choice)),
         plugin=values.plugin,
     )
@@ -451,5 +452,7 @@ def _check_together(options: ResolvedOptions, formatter: CommandLineErrorFormatt
         prefix_cache_n=values.prefix_cache_n,
         max_draft=values.max_draft,
         draft_model=values.draft_model is not None,
+        no_pack=values.no_pack,
+        isq=values.isq,
         formatter=formatter,
     )

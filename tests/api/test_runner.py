@@ -601,6 +601,7 @@ def test_in_situ_quantisation_is_refused_as_on_the_command_line(file: Path) -> N
         ({"precision": "best"}, UsageError, "precision is 'best'"),
         ({"dtype": "f64"}, UsageError, "dtype is 'f64'"),
         ({"no_kv_cache": 1}, TypeError, "no_kv_cache must be bool, not int"),
+        ({"no_pack": 1}, TypeError, "no_pack must be bool, not int"),
         ({"token_source": None}, TypeError, "token_source must be str, not NoneType"),
         ({"in_situ_quant": 4}, TypeError, "in_situ_quant must be"),
         ({"kv_dir": "kv", "no_kv_cache": True}, UsageError, "kv_dir keeps what no_kv_cache=True throws away"),

@@ -283,7 +283,7 @@ def test_in_situ_types() -> None:
 def test_options_that_undo_each_other() -> None:
     def check(**given: Any) -> None:
         nothing = {"kv_dir": False, "no_kv_cache": False, "prefix_cache_n": None, "max_draft": None}
-        nothing["draft_model"] = False
+        nothing |= {"draft_model": False, "no_pack": False, "isq": None}
         check_together(**(nothing | given), formatter=WORDING)
 
     for sound in ({"kv_dir": True, "prefix_cache_n": 1}, {"no_kv_cache": True, "max_draft": 0}, {"max_draft": 4}):
@@ -296,6 +296,8 @@ def test_options_that_undo_each_other() -> None:
         check(draft_model=True, no_kv_cache=True)
     with pytest.raises(UsageError, match="draft_model has no effect with max_draft=0"):
         check(draft_model=True, max_draft=0)
+    with pytest.raises(UsageError, match="no_pack=True leaves weights as they are stored, which in_situ_quant changes"):
+        check(no_pack=True, isq="q4_k")
     with pytest.raises(UsageError, match="max_draft has no effect with no_kv_cache=True"):
         check(max_draft=4, no_kv_cache=True)
 

@@ -135,6 +135,7 @@ def test_drafting_is_left_to_the_model_and_out_of_measurements() -> None:
         assert task(*words, "bench").load.max_draft == bench
     assert task("-i", "--no-kv-cache", "--draft", "0").load.max_draft == 0
     drafted = task("--draft-model", "org/small", "bench").load
+    assert task("--no-pack", "bench").load.no_pack
     assert (drafted.max_draft, drafted.draft_model) == (None, ModelSource(None, None, "org/small", None))
 
 

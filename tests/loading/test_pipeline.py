@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tests.tiny import TinyConfig, write_tiny
 ROOT = Path(__file__).parents[2]
 
 
-def load(path: Path, **options: Any) -> Model:
+def load(path: Path, plan: LoadPlan | None = None, **options: Any) -> Model:
     backend = resolve("cpu", threads=1).backend
-    return load_gguf(path, backend, LoadPlan(max_seqs=2, max_batch_tokens=32), **options)
+    return load_gguf(path, backend, plan or LoadPlan(max_seqs=2, max_batch_tokens=32), **options)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,39 @@ def test_no_room_for_the_weights(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
         load(tiny)
     assert str(tiny) in caught.value.message
     assert "smaller model" in (caught.value.hint or "")
+
+
+IN_PLACE = LoadPlan(max_seqs=2, max_batch_tokens=32, in_place=True)
+
+
+def test_weights_that_stay_in_the_file_need_no_room(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal names the option, and with the option the model is loaded."""
+    totals: list[int] = []
+    load(tiny, progress=lambda what, done, total: totals.append(total))
+    monkeypatch.setattr("mistralrs.loading.pipeline.available_bytes", lambda: totals[0])
+    with pytest.raises(LoadError) as caught:
+        load(tiny)
+    assert "leave the weights in their file (--no-pack)" in (caught.value.hint or "")
+    assert load(tiny, IN_PLACE).max_model_len >= 128
+    monkeypatch.setattr("mistralrs.loading.pipeline.available_bytes", lambda: 1_000)
+    with pytest.raises(LoadError) as caught:
+        load(tiny, IN_PLACE)
+    assert "--no-pack" not in (caught.value.hint or "")
+
+
+def test_converted_weights_cannot_stay_in_the_file(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(LoadError, match=r"--no-pack leaves .* token_embd.weight is stored as F32 and computed as BF16"):
+        load(tiny, replace(IN_PLACE, dtype="bf16"))
+    load(tiny, IN_PLACE)
+    assert not caplog.text
+
+    def edit(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        tensors["blk.0.attn_k.weight"] = tensors["blk.0.attn_k.weight"].astype(np.float16)
+
+    load(edited(tiny, tmp_path / "mixed.gguf", edit), replace(IN_PLACE, dtype="f16"))
+    assert "--no-pack: 14 weights take 0 MiB in memory all the same; token_embd.weight" in caplog.text
 
 
 def test_room_for_less_context(tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

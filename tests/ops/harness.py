@@ -82,6 +82,11 @@ def random_matrix(
     )
 
 
+def in_place(matrix: Matrix) -> Matrix:
+    """Returns the matrix as one that stays where it lies, which is at an odd address."""
+    return replace(matrix, data=memoryview(bytearray(b"\0") + matrix.data)[1:], in_place=True)
+
+
 def decoded(matrix: Matrix) -> torch.Tensor:
     """Returns (rows, columns) float32 by the definition of the type, in the given order."""
     raw = torch.frombuffer(matrix.data, dtype=torch.uint8).view(-1, matrix.type.row_bytes(matrix.columns))

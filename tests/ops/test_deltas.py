@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -22,6 +23,7 @@ from tests.ops.harness import (
     adapted_step,
     decoded,
     for_every_isa,
+    in_place,
     native,
     random_matrix,
     random_values,
@@ -118,6 +120,14 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, type_: str) -> None:
             for member, result in enumerate(together):
                 for row, token in enumerate(tokens):
                     assert torch.equal(result[row], alone[token][member][0])
+
+
+@for_every_isa
+def test_deltas_on_a_base_that_stays_in_its_file_are_the_same(isa: str) -> None:
+    for tokens in (1, 21):
+        case = projection("gated", tokens, type_="Q4_K")
+        stays = replace(case, matrices=tuple(map(in_place, case.matrices)))
+        assert all(map(torch.equal, stays.run(native(isa)), case.run(native(isa))))
 
 
 @for_every_isa

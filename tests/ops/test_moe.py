@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ import torch
 from mistralrs.ops.arena import Arena
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.linear import AdapterUse
+from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Sizes, Workspace
 from tests.buffers import tensor_of
 from tests.ops.harness import (
@@ -21,6 +22,7 @@ from tests.ops.harness import (
     adapted,
     adapted_step,
     for_every_isa,
+    in_place,
     native,
     random_matrix,
     random_values,
@@ -45,11 +47,13 @@ def mixture(
     outlier_threshold: float = math.inf,
     normalize_weights: bool = True,
     scale: float = 1.0,
+    placed_matrix: Callable[[Matrix], Matrix] = lambda matrix: matrix,
     deltas: Mapping[tuple[str, int], Sequence[LowRank | None]] = MappingProxyType({}),
     uses: Sequence[Sequence[AdapterUse]] = (),
 ) -> torch.Tensor:
     """Returns the addition to x (tokens, hidden), by experts whose weights depend only on their number.
 
+    ``placed_matrix``: gives the matrix that is placed for an expert's.
     ``deltas``: by slot, of a part and its expert (0 for the router); ``uses``: of each token.
     """
     tokens = len(x)
@@ -63,7 +67,7 @@ def mixture(
         [
             adapted(
                 backend,
-                random_matrix(name, rows=rows, columns=columns, seed=100 * part + expert),
+                placed_matrix(random_matrix(name, rows=rows, columns=columns, seed=100 * part + expert)),
                 deltas.get((PARTS[part], expert), ()),
             )
             for expert in range(experts)
@@ -134,3 +138,15 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: tuple[str, ...],
             native(isa, threads=threads), x[tokens], experts=6, used=2, names=names, outlier_threshold=outlier_threshold
         )
         assert torch.equal(together, alone[tokens])
+
+
+@for_every_isa
+@pytest.mark.parametrize("names", [("F32", "F16", "BF16"), ("Q4_K", "Q6_K", "F16"), ("Q8_0", "Q4_K", "F32")])
+def test_experts_that_stay_in_their_file_give_the_same(isa: str, names: tuple[str, ...]) -> None:
+    for tokens in (1, 40):
+        x = random_values(tokens, HIDDEN, seed=tokens)
+        packed, stored = (
+            mixture(native(isa), x, experts=4, used=2, names=names, outlier_threshold=1.0, placed_matrix=each)
+            for each in (lambda matrix: matrix, in_place)
+        )
+        assert torch.equal(stored, packed)

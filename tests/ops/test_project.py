@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import product
 from random import Random
+from typing import cast
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tests.ops.harness import (
     decoded,
     filled,
     for_every_isa,
+    in_place,
     native,
     normed,
     random_matrix,
@@ -89,6 +91,26 @@ def test_kernel_equals_twin(isa: str, name: str) -> None:
             matrices=(matrix,), x=random_values(tokens, columns, seed=number), outlier_threshold=outlier_threshold
         )
         assert_products_equal(case, case.run(native(isa)), case.run(reference()), isa=isa)
+
+
+@for_every_isa
+@pytest.mark.parametrize("name", TYPES)
+def test_products_of_a_matrix_that_stays_in_its_file_are_the_same(isa: str, name: str) -> None:
+    """To the bit, for every way in which a panel meets tiles: one of few tokens, some, and more than are near."""
+    for seed, (rows, tokens) in enumerate(((130, 1), (33, 3), (17, 8), (48, 20), (70, 48))):
+        gate, up = (
+            random_matrix(name, rows=rows, columns=widths(name)[-1], seed=each, ordered=each % 2 == 1, bias=each > 6)
+            for each in (2 * seed, 2 * seed + 1)
+        )
+        x = random_values(tokens, gate.columns, seed=seed)
+        for epilogue, outlier_threshold in (("gated", 1.0), ("store", 0.0)):
+            case = Projection(
+                matrices=(gate, up), x=x, epilogue=cast(Epilogue, epilogue), outlier_threshold=outlier_threshold
+            )
+            expected = case.run(native(isa))
+            for matrices in ((in_place(gate), in_place(up)), (gate, in_place(up))):
+                found = replace(case, matrices=matrices).run(native(isa))
+                assert all(map(torch.equal, found, expected)), (rows, tokens, epilogue)
 
 
 @pytest.mark.slow

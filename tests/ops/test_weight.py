@@ -19,7 +19,7 @@ from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from mistralrs.quant.dequantize import dequantize
 from mistralrs.quant.types import DECODED, EXPANDED, TYPES
 from tests.buffers import tensor_of
-from tests.ops.harness import FLOATS, decoded, for_every_isa, native, random_matrix, reference
+from tests.ops.harness import FLOATS, decoded, for_every_isa, in_place, native, random_matrix, reference
 from tests.tolerances import ROTARY
 
 
@@ -65,8 +65,9 @@ def test_packing_loses_nothing(isa: str, name: str) -> None:
         columns = columns // block * block
         matrix = random_matrix(name, rows=rows, columns=columns, seed=rows, odd=True, ordered=ordered)
         weights = decoded(matrix)
-        assert same(tensor_of(native(isa).place(matrix).dense()), weights)
-        assert same(tensor_of(reference().place(matrix).dense()), weights)
+        for each in (matrix, in_place(matrix)):
+            assert same(tensor_of(native(isa).place(each).dense()), weights)
+            assert same(tensor_of(reference().place(each).dense()), weights)
 
 
 @pytest.mark.native

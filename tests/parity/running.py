@@ -44,6 +44,7 @@ class Running:
         dtype: Dtype = "auto",
         merge: Callable[[str, DecoderSpec], WeightMerge] | None = None,
         adapter_slots: int = 0,
+        in_place: bool = False,
         mixture: Callable[[str, DecoderSpec], AdapterMixture] | None = None,
     ) -> Running:
         backend = resolve("cpu", threads=threads, isa=isa).backend
@@ -60,6 +61,7 @@ class Running:
                 dtype=dtype,
                 merge=merge,
                 adapter_slots=adapter_slots,
+                in_place=in_place,
                 mixture=mixture,
             ),
         )

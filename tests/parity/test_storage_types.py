@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mistralrs.errors import FormatError, LoadError
 from mistralrs.ops.native_checks import MAX_HEAD_DIM
+from mistralrs.quant.types import DECODED, EXPANDED
 from tests.architectures import VARIANTS, write_folder
 from tests.ggml_writer import FORMATS, write_ggml
 from tests.gguf_edits import edited
@@ -53,6 +54,30 @@ def test_pairs_of_role_and_type(name: str, bases: Bases, tmp_path: Path) -> None
     for names, type_name in Random(name).sample(pairs, PAIRS):
         path = base.write(tmp_path / "pair.gguf", dict.fromkeys(names, type_name))
         assert difference(path) <= TWO_TERMS, (names[0], type_name)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "mixtral-single", "gemma3"])
+def test_weights_that_stay_in_the_file_give_the_same_logits(name: str, bases: Bases, tmp_path: Path) -> None:
+    """To the bit, in types drawn for each matrix; a router is read as floats, and therefore copied."""
+    base, random = bases(name), Random(name)
+    types = [type_ for type_ in STORABLE.values() if type_.name not in EXPANDED | DECODED]
+    matrices = [each for each, values in base.tensors.items() if values.ndim > 1]
+    path = base.write(tmp_path / "mixed.gguf", {each: random.choice(types).name for each in matrices})
+    packed, stored = (Running.load(path, precision="default", in_place=each) for each in (False, True))
+    assert torch.equal(stored.whole(TOKENS), packed.whole(TOKENS))
+    assert torch.equal(stored.whole(TOKENS[:1]), packed.whole(TOKENS[:1]))
+
+
+def test_weights_that_stay_in_files_of_other_formats(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "folder", VARIANTS["llama"], dtype=torch.bfloat16)
+    tiny = write_tiny(tmp_path / "tiny.gguf", TinyConfig(tied=False, kv_heads=4))
+    legacy = write_ggml(tmp_path / "legacy.bin", tiny, version="ggjt version 3", type_="Q4_0")
+    for path in (folder, legacy.path):
+        packed, stored = (Running.load(path, in_place=each).whole(TOKENS) for each in (False, True))
+        assert torch.equal(stored, packed), path
+    first = write_ggml(tmp_path / "first.bin", tiny, version="ggjt version 1", type_="Q4_0")
+    with pytest.raises(LoadError, match="--no-pack leaves weights as they are stored, but all have to be converted"):
+        Running.load(first.path, in_place=True)
 
 
 @pytest.mark.parametrize("type_name", STORABLE)

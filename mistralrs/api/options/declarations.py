@@ -135,6 +135,9 @@ class Options(AdapterFlags):
         modes=RUN | {Mode.INSPECT},
         help="high: slower, closer to the stored weights; fast: faster prompts and batches, a little further away.",
     )
+    no_pack: bool = option(
+        False, "--no-pack", modes=RUN, help="Compute from the weights in their file, without a copy in memory; slower."
+    )
     threads: int | None = option(
         None, "--threads", metavar="N", least=1, modes=RUN, shown_default="physical cores", help="Threads that compute."
     )

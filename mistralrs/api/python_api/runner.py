@@ -75,6 +75,7 @@ class Runner(ProcessBound):
         max_draft: int | None = DEFAULTS.max_draft,
         draft_model: str | os.PathLike[str] | None = None,
         max_model_len: int | None = DEFAULTS.max_model_len,
+        no_pack: bool = DEFAULTS.no_pack,
         merge: bool | None = DEFAULTS.merge,
         max_adapters: int | None = DEFAULTS.max_adapters,
     ) -> None:
@@ -98,6 +99,7 @@ class Runner(ProcessBound):
             "max_draft": max_draft,
             "draft_model": draft_model,
             "max_model_len": max_model_len,
+            "no_pack": no_pack,
             "merge": merge,
             "max_adapters": max_adapters,
         }

@@ -22,7 +22,7 @@ from mistralrs.errors import UsageError
 FORMATTER = PythonErrorFormatter()
 _CHECKED = (
     *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "max_model_len", "precision", "dtype"),
-    *("no_kv_cache", "token_source"),
+    *("no_kv_cache", "token_source", "no_pack"),
 )
 """Options of loading that ``_check`` reads, in its order; ``declarations`` has their ranges."""
 _DEVICE_LAYERS = re.compile(r"\d+:(\d+)")
@@ -46,6 +46,7 @@ class RunnerOptions(TypedDict, total=False):
     max_draft: int | None
     draft_model: str | os.PathLike[str] | None
     max_model_len: int | None
+    no_pack: bool
     merge: bool | None
     max_adapters: int | None
 
@@ -92,6 +93,7 @@ def load_options(which: Which, options: RunnerOptions) -> LoadOptions:
         threads=options["threads"],
         dtype=options["dtype"],
         isq=in_situ_type(options["in_situ_quant"], choice.selector, FORMATTER),
+        no_pack=options["no_pack"],
         adapters=_adapters(choice, options["merge"], options["max_adapters"]),
     )
     _check(loading)
@@ -144,6 +146,8 @@ def _check(options: LoadOptions) -> None:
         prefix_cache_n=options.prefix_cache_n,
         max_draft=options.max_draft,
         draft_model=options.draft_model is not None,
+        no_pack=options.no_pack,
+        isq=options.isq,
         formatter=FORMATTER,
     )
 

@@ -135,12 +135,14 @@ def check_together(
     prefix_cache_n: int | None,
     max_draft: int | None,
     draft_model: bool,
+    no_pack: bool,
+    isq: str | None,
     formatter: ErrorFormatter,
 ) -> None:
     """Raises ``UsageError`` for options of loading that contradict each other.
 
     ``kv_dir``: whether a folder for KV is given; ``draft_model``: whether one is. ``prefix_cache_n``: None is some;
-    ``max_draft``: None is not given.
+    ``max_draft``: None is not given. ``isq``: None is not given.
     """
     without_cache, without_reuse = formatter.given("no_kv_cache", True), formatter.given("prefix_cache_n", 0)
     for is_vain, reason in (
@@ -153,6 +155,11 @@ def check_together(
         (
             draft_model and max_draft == 0,
             f"{formatter.name('draft_model')} has no effect with {formatter.given('max_draft', 0)}",
+        ),
+        (
+            no_pack and isq is not None,
+            f"{formatter.given('no_pack', True)} leaves weights as they are stored, which "
+            f"{formatter.name('isq')} changes",
         ),
         (max_draft and no_kv_cache, f"{formatter.name('max_draft')} has no effect with {without_cache}"),
     ):
