@@ -56,21 +56,28 @@ struct Products {
   const mrs_weight &weight;
   int64_t panel_bytes, kept;  // bytes of a panel, and of what its first tile leaves to the others
   bool plain;                 // plain numbers have no unpacked form
+  unpack_fn unpack;           // leaves the unpacked weights before the first tile, or null where that does it
   micro_kernel_fn first, middle, last;
+  micro_kernel_side_fn side;  // of kPanels unpacked panels and 8 tokens, or null
 
   Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps, bool paired)
       : weight(w),
         panel_bytes(view_of(w.type, w.cols).bytes),
         kept(keeps ? kept_bytes(w.type, w.cols) : 0),
         plain(kept_bytes(w.type, w.cols) == 0),
+        unpack(kept ? unpack_of(w.type) : nullptr),
         first(micro_kernel_of(w.type, first_tokens, true, paired)),
         middle(micro_kernel_of(w.type, 8, false, paired)),
-        last(micro_kernel_of(w.type, last_tokens, false, paired)) {
+        last(micro_kernel_of(w.type, last_tokens, false, paired)),
+        side(kept ? micro_kernel_side_of(w.type) : nullptr) {
     if (weight.row_bytes && plain) kept = panel_bytes;
   }
 
   // Bytes in which a panel that lies in its file's layout is packed for one tile.
   int64_t copied() const { return weight.row_bytes && !plain ? panel_bytes : 0; }
+
+  // Whether a tile can be multiplied with kPanels panels at once.
+  bool has_side(bool is_first) const { return side && (unpack || !is_first); }
 
   // A panel as micro-kernels read it. One in its file's layout is packed by its first tile: plain numbers to where they
   // are kept, others, whose unpacked weights are kept, to `copy`.
@@ -81,11 +88,23 @@ struct Products {
     return to;
   }
 
+  // The kPanels panels behind those from `panel` on, for a first tile to ask for.
+  Bytes next(int64_t panel, bool is_first) const {
+    const int64_t panels = (weight.rows + 15) / 16, from = panel + kPanels, to = from + kPanels < panels ? from + kPanels : panels;
+    if (!is_first || weight.row_bytes || from >= to) return {nullptr, nullptr};
+    return {weight.data + from * panel_bytes, weight.data + to * panel_bytes};
+  }
+
   // Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
-  ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, const uint8_t *packed,
-                              uint8_t *unpacked, Ahead *ahead, Vf *values) const {
+  ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, micro_kernel_fn micro_kernel, const Panel &at,
+                              Vf *values) const {
     alignas(64) float out[8 * 16];
-    micro_kernel({packed, unpacked, ahead}, weight.cols, acts_at(tile.base, weight.cols, tile.tokens), out);
+    micro_kernel(at, weight.cols, acts_at(tile.base, weight.cols, tile.tokens), out);
+    read(panel, tile, out, values);
+  }
+
+  // values[t] = the products `out` of one panel with the tile's tokens, with the bias.
+  ALWAYS_INLINE void read(int64_t panel, const Tile &tile, const float *out, Vf *values) const {
     alignas(64) float bias[16] = {0};
     for (int64_t r = panel * 16; weight.bias && r < weight.rows && r < panel * 16 + 16; ++r)
       bias[r - panel * 16] = weight.bias[r];
@@ -98,11 +117,65 @@ struct Products {
 
 // Unpacked weights that stay in the second-level cache beside a tile and the panels to come.
 constexpr int64_t kKeptBytes = 416 << 10;
-// Tiles with which one panel at a time is multiplied: more of them would come from beyond the cache for each panel.
+// Tiles with which kPanels panels at a time are multiplied: more of them would come from beyond the cache for each panel.
 constexpr int64_t kNearTiles = 4;
 
-// Multiplies a segment's panels with all of the operand's tiles, a few panels at a time: the first tile leaves their
-// unpacked weights to the others.
+// A segment's products in work: its operand's weights and the memory for panels that are unpacked.
+template <class Operands, class Epilogue> struct SegmentProducts {
+  const Operands &operands;
+  const Segment &segment;
+  const Epilogue &epilogue;
+  const Operand operand;
+  const Products &first, &second;  // second: of a gated operand
+  int64_t kept;                    // bytes from one unpacked panel to the next
+  uint8_t *copy;                   // memory for a panel that is packed
+
+  bool gated() const { return operand.second; }
+
+  // Multiplies panels [panel, to), which stand unpacked from `at` on, with a tile, as many as there are side by side.
+  // Returns how many.
+  ALWAYS_INLINE int64_t multiply_side(int64_t panel, int64_t to, const Tile &tile, bool is_first, const uint8_t *at) const {
+    const int64_t from = panel;
+    const Acts acts = acts_at(tile.base, first.weight.cols, 8);
+    for (; panel + kPanels <= to; panel += kPanels, at += kPanels * kept) {
+      alignas(64) float out[kPanels * 128], second_out[kPanels * 128];
+      for (int p = 0; p < kPanels; ++p) epilogue.ask_for_output(segment.operand, panel + p, tile);
+      first.side(at, kept, first.weight.cols, acts, first.next(panel, is_first), out);
+      if (gated())
+        second.side(at + first.kept, kept, first.weight.cols, acts, second.next(panel, is_first), second_out);
+      for (int p = 0; p < kPanels; ++p) {
+        Vf values[8], others[8];
+        first.read(panel + p, tile, out + 128 * p, values);
+        if (gated()) second.read(panel + p, tile, second_out + 128 * p, others);
+        epilogue(segment.operand, panel + p, operand.live_rows(panel + p), tile, values, others);
+      }
+    }
+    return panel - from;
+  }
+
+  // Multiplies one panel with a tile.
+  ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, bool is_first, bool is_last, uint8_t *at, Ahead *ahead) const {
+    const auto product = [&](const Products &p, uint8_t *unpacked, Ahead *asked, Vf *values) {
+      const uint8_t *packed = p.packed(panel, is_first && !p.unpack, unpacked, copy);
+      p.multiply(panel, tile, is_first ? p.first : is_last ? p.last : p.middle, {packed, unpacked, asked}, values);
+    };
+    if (tile.tokens == 8) epilogue.ask_for_output(segment.operand, panel, tile);
+    Vf values[8], others[8];
+    product(first, at, ahead, values);
+    if (gated()) product(second, at + first.kept, nullptr, others);
+    epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, others);
+  }
+
+  // Unpacks one panel, where that comes before its first tile.
+  ALWAYS_INLINE void unpack(int64_t panel, uint8_t *at) const {
+    if (first.unpack) first.unpack({first.packed(panel, true, at, copy), at, nullptr}, first.weight.cols);
+    if (!gated() || !second.unpack) return;
+    second.unpack({second.packed(panel, true, at + first.kept, copy), at + first.kept, nullptr}, first.weight.cols);
+  }
+};
+
+// Multiplies a segment's panels with all of the operand's tiles, a few panels at a time: what is unpacked for the first
+// tile serves the others.
 template <class Operands, class Epilogue>
 INLINE void multiply_segment(const Operands &operands, const Segment &segment, const Epilogue &epilogue) {
   static thread_local ThreadMemory memory;
@@ -114,35 +187,35 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const auto products_of = [&](const mrs_weight &w) {
     return Products(w, first_tokens, last_tokens, keeps, is_paired(w.type, operands.outlier_threshold));
   };
-  const Products products = products_of(*operand.weight);
-  const Products second_products = products_of(operand.second ? *operand.second : *operand.weight);
-  const int64_t kept = products.kept + (operand.second ? second_products.kept : 0);
+  const Products first = products_of(*operand.weight);
+  const Products second = products_of(operand.second ? *operand.second : *operand.weight);
+  const int64_t kept = first.kept + (operand.second ? second.kept : 0);
 
-  const int64_t count = segment.end - segment.begin, fit = kept && kept < kKeptBytes ? kKeptBytes / kept : 1;
-  const int64_t most = tiles.end - tiles.begin <= kNearTiles ? 1 : kept ? fit : count, groups = (count + most - 1) / most;
-  const int64_t step = (count + groups - 1) / groups;  // equal groups
-  const int64_t first_copy = products.copied(), second_copy = operand.second ? second_products.copied() : 0;
+  const int64_t count = segment.end - segment.begin;
+  const int64_t fit = kept && kept * kPanels < kKeptBytes ? kKeptBytes / kept / kPanels * kPanels : kPanels;
+  const int64_t most = tiles.end - tiles.begin <= kNearTiles ? kPanels : kept ? fit : count;
+  const int64_t groups = (count + most - 1) / most, equal = (count + groups - 1) / groups;
+  const int64_t step = (equal + kPanels - 1) / kPanels * kPanels;
+  const int64_t first_copy = first.copied(), second_copy = operand.second ? second.copied() : 0;
   const int64_t copied = first_copy > second_copy ? first_copy : second_copy;
-  uint8_t *unpacked = kept + copied ? memory.get(step * kept + copied) : nullptr, *copy = unpacked + step * kept;
+  uint8_t *unpacked = kept + copied ? memory.get(step * kept + copied) : nullptr;
+  const SegmentProducts<Operands, Epilogue> products = {operands, segment, epilogue, operand, first, second, kept,
+                                                        unpacked + step * kept};
   for (int64_t from = segment.begin; from < segment.end; from += step) {
     const int64_t to = from + step < segment.end ? from + step : segment.end;
     for (int64_t i = tiles.begin; i < tiles.end; ++i) {
       const Tile tile = operands.tile(i);
-      const auto pick = [&](const Products &p) {
-        return i == tiles.begin ? p.first : i + 1 == tiles.end ? p.last : p.middle;
-      };
-      for (int64_t panel = from; panel < to; ++panel) {
-        uint8_t *at = unpacked + (panel - from) * kept;
+      const bool is_first = i == tiles.begin, asks = keeps && is_first;
+      for (int64_t panel = from; (first.unpack || second.unpack) && is_first && panel < to; ++panel)
+        products.unpack(panel, unpacked + (panel - from) * kept);
+      int64_t panel = from;
+      if (tile.tokens == 8 && first.has_side(is_first) && (!operand.second || second.has_side(is_first)))
+        panel += products.multiply_side(panel, to, tile, is_first, unpacked);
+      for (; panel < to; ++panel) {
         Ahead ahead;
-        if (keeps && i == tiles.begin) epilogue.ask_for(segment, panel, ahead);
-        Vf values[8], second[8];
-        const auto multiply = [&](const Products &p, uint8_t *kept_at, Ahead *asked, Vf *to) {
-          const uint8_t *packed = p.packed(panel, i == tiles.begin, kept_at, copy);
-          p.multiply(panel, tile, pick(p), packed, kept_at, asked, to);
-        };
-        multiply(products, at, ahead.empty() ? nullptr : &ahead, values);
-        if (operand.second) multiply(second_products, at + products.kept, nullptr, second);
-        epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, second);
+        if (asks) epilogue.ask_for(segment, panel, ahead);
+        products.multiply(panel, tile, is_first, i + 1 == tiles.end, unpacked + (panel - from) * kept,
+                          ahead.empty() ? nullptr : &ahead);
       }
     }
   }
@@ -153,8 +226,8 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
 // Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
 // belongs to its first operand; at(operand), tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand,
 // panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
-// operand's second weight, if it has one. For a first tile of 8, epilogue.ask_for(segment, panel, ahead) comes before that
-// and adds to `ahead` what the epilogue will read.
+// operand's second weight, if it has one. For tiles of 8, epilogue.ask_for(segment, panel, ahead) comes before that and adds
+// to `ahead` what the epilogue will read, and epilogue.ask_for_output(operand, panel, tile) asks for the lines it will write.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels();
@@ -228,6 +301,12 @@ struct ProjectEpilogue {
     if (!deltas.act) return;
     deltas.ask_for(op.members[segment.operand], {segment.begin, segment.end}, panel, ahead);
     if (op.epilogue == MRS_EPILOGUE_GATED) deltas.ask_for(op.members[1], {segment.begin, segment.end}, panel, ahead);
+  }
+
+  // Asks for the lines that a panel's products with a tile will be written to: each token's are far apart.
+  ALWAYS_INLINE void ask_for_output(int member, int64_t panel, const Tile &tile) const {
+    const int64_t rows = op.members[member].weight->rows;
+    for (int t = 0; t < tile.count; ++t) __builtin_prefetch(op.outs[member] + (tile.first + t) * rows + panel * 16, 1);
   }
 
   ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {

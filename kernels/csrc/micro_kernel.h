@@ -1,7 +1,7 @@
 // Micro-kernels: the product of one panel of 16 rows with one tile of TOKENS columns, one function for each storage type
 // and number of tokens.
 //
-// A panel's first tile of 8 tokens unpacks its weights and keeps them, so that the other tiles need not (Kept).
+// A panel is unpacked for its first tile of 8 tokens, and kept so for the other tiles (Kept).
 //
 // Every output is the sum of two float32 accumulators, one for each int8 term, to which the groups of 32 columns are added
 // in ascending order by the same instructions for every number of tokens. A token's result therefore does not depend on
@@ -86,6 +86,47 @@ template <class F> void micro_kernel_first(const Panel &panel, int64_t cols, con
   add_second<F, 8>((const Kept<F> *)panel.kept, a, group, acc, out);
 }
 
+// Whether a panel is unpacked before its first tile, not with it. With two sub-blocks a group the sums of 8 tokens and
+// what unpacking needs are more than the registers hold.
+template <class F> constexpr bool unpacks_first = F::SUB == 16;
+
+// Unpacks the group n * INNER + J of a block.
+template <class F, int J> INLINE void unpack_group(const uint8_t *quants, int n, const Scales &s, Kept<F> &kept) {
+  constexpr int SUBS = Kept<F>::SUBS;
+  const int sub = (n * F::INNER + J) * SUBS;
+  for (int i = 0; i < SUBS; ++i) {
+    kept.scales[i] = s.d[sub + i];
+    if constexpr (F::MINS) kept.scales[SUBS + i] = s.m[sub + i];
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < 8; ++q) store_i(&kept.lines[q], F::template line<J>(quants, n, q));
+}
+
+// Bytes before a block is unpacked at which it is asked for.
+constexpr int kUnpackedAhead = 4096;
+
+// Unpacks a panel for tiles of 8 tokens.
+template <class F> void unpack(const Panel &panel, int64_t cols) {
+  const panel_view view = view_of(F::type, cols);
+  constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
+  Kept<F> *kept = (Kept<F> *)panel.kept;
+  for (int64_t b = 0; b < view.blocks; ++b) {
+    const panel_block at = view.block(b);
+    const uint8_t *quants = panel.packed + at.quants;
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(panel.packed + b * bytes + kUnpackedAhead + i);
+    Scales s;
+    F::unpack_scales(panel.packed + at.scales, quants, s);
+    for (int n = 0; n < F::OUTER; ++n, kept += F::INNER) {
+      unpack_group<F, 0>(quants, n, s, kept[0]);
+      if constexpr (F::INNER > 1) unpack_group<F, 1>(quants, n, s, kept[1]);
+      if constexpr (F::INNER > 2) {
+        unpack_group<F, 2>(quants, n, s, kept[2]);
+        unpack_group<F, 3>(quants, n, s, kept[3]);
+      }
+    }
+  }
+}
+
 // As micro_kernel for a tile after the first, from the weights that this kept.
 template <class F, int TOKENS> void micro_kernel_kept(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   Vf acc[TOKENS];
@@ -94,6 +135,104 @@ template <class F, int TOKENS> void micro_kernel_kept(const Panel &panel, int64_
   for (int64_t group = 0; group < cols / 32; ++group, ++kept)
     add_term<F, TOKENS>([&](int q) { return load_i(&kept->lines[q]); }, kept->d(), kept->m(), a.first, group, acc);
   add_second<F, TOKENS>((const Kept<F> *)panel.kept, a, cols / 32, acc, out);
+}
+
+// Panels that micro_kernel_side multiplies side by side: as many as have room for their sums in the registers.
+#if MRS_ISA_avx512vnni || MRS_ISA_avx512bf16
+constexpr int kPanels = 3;
+#else
+constexpr int kPanels = 1;
+#endif
+
+// As add_term of PANELS panels, of which `kept[p]` has the group's weights, and the 4 tokens from `t` on of a tile of 8:
+// acc[4 * p + i] of panel p and token t + i. A column is read once for all panels.
+template <class F, int PANELS>
+INLINE void add_term_side(const Kept<F> *const *kept, const Term &a, int64_t group, int t, Vf *acc) {
+  constexpr int HALVES = 32 / F::SUB, COUNT = 4 * PANELS;
+  const int8_t *q = a.q + group * 256 + 4 * t;
+  Vf part[COUNT];
+#pragma GCC unroll 2
+  for (int h = 0; h < HALVES; ++h) {
+    Vi sums[COUNT];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      Vi first = zero_i();
+      if constexpr (F::OFFSET_LOG2 > 0)
+        first = shl<F::OFFSET_LOG2>(set_i((HALVES == 1 ? a.sum32[group * 8 + t + i] : a.sum16[(group * 2 + h) * 8 + t + i])));
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = first;
+    }
+#pragma GCC unroll 8
+    for (int l = h * (8 / HALVES); l < (h + 1) * (8 / HALVES); ++l) {
+      Vi w[PANELS];
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p) w[p] = load_i(&kept[p][group].lines[l]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const Vi x = set_i(load32(q + 32 * l + 4 * i));
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = dot4<F::BITS>(sums[4 * p + i], w[p], x);
+      }
+    }
+#pragma GCC unroll 3
+    for (int p = 0; p < PANELS; ++p) {
+      const Vf d = kept[p][group].d()[h];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const Vf sum = to_float(sums[4 * p + i]);
+        part[4 * p + i] = h ? fma(sum, d, part[4 * p + i]) : mul(sum, d);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const Vf d = set_f(a.d[group * 8 + t + i]);
+#pragma GCC unroll 3
+    for (int p = 0; p < PANELS; ++p) acc[4 * p + i] = fma(part[4 * p + i], d, acc[4 * p + i]);
+  }
+  if constexpr (F::MINS) {
+#pragma GCC unroll 2
+    for (int h = 0; h < HALVES; ++h)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const Vf sum = set_f(HALVES == 1 ? a.fsum32[group * 8 + t + i] : a.fsum16[(group * 2 + h) * 8 + t + i]);
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; ++p) acc[4 * p + i] = fma(kept[p][group].m()[h], sum, acc[4 * p + i]);
+      }
+  }
+}
+
+// As micro_kernel_kept for PANELS panels and a tile of 8 tokens; unpacked weights and products of the panels stand `stride`
+// bytes and 128 values apart. Asks for the cache lines of `wanted` meanwhile, since the products take longer than reading
+// them.
+template <class F, int PANELS>
+void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out) {
+  constexpr int lines = (lines_of_group(F::type) * PANELS + 1) / 2;  // asked for during a group of 4 tokens
+  const Kept<F> *kept[PANELS];
+  for (int p = 0; p < PANELS; ++p) kept[p] = (const Kept<F> *)(panels + p * stride);
+  const int64_t groups = cols / 32;
+  for (int t = 0; t < 8; t += 4) {
+    Vf acc[4 * PANELS];
+#pragma GCC unroll 12
+    for (int i = 0; i < 4 * PANELS; ++i) acc[i] = zero_f();
+    for (int64_t group = 0; group < groups; ++group) {
+      if (unpacks_first<F> && wanted.begin < wanted.end) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lines; ++i) __builtin_prefetch(wanted.begin + 64 * i, 0, 2);
+        wanted.begin += 64 * lines;
+      }
+      add_term_side<F, PANELS>(kept, a.first, group, t, acc);
+    }
+#pragma GCC unroll 3
+    for (int p = 0; p < PANELS; ++p)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store_f(out + 128 * p + 16 * (t + i), acc[4 * p + i]);
+  }
+  for (int p = 0; p < PANELS; ++p) {
+    Vf first[8];
+    for (int t = 0; t < 8; ++t) first[t] = load_f(out + 128 * p + 16 * t);
+    add_second<F, 8>(kept[p], a, groups, first, out + 128 * p);
+  }
 }
 
 // All loops over tokens are unrolled here: with one that is not, the compiler stores every sum after every column.
@@ -140,17 +279,25 @@ template <int TOKENS> void micro_kernel_pairs(const Panel &panel, int64_t cols, 
 #endif
 
 typedef void (*micro_kernel_fn)(const Panel &panel, int64_t cols, const Acts &a, float *out);
+typedef void (*unpack_fn)(const Panel &panel, int64_t cols);
+typedef void (*micro_kernel_side_fn)(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out);
 
 struct PickMicroKernel {
   int tokens;
   bool is_first;
   micro_kernel_fn fn;
+  template <class F> static micro_kernel_fn pick_first() {
+    if constexpr (unpacks_first<F>)
+      return micro_kernel_kept<F, 8>;
+    else
+      return micro_kernel_first<F>;
+  }
   template <class F> void run() {
     if (is_first)
       fn = tokens == 1   ? micro_kernel<F, 1>
            : tokens == 2 ? micro_kernel<F, 2>
            : tokens == 4 ? micro_kernel<F, 4>
-                         : micro_kernel_first<F>;
+                         : pick_first<F>();
     else
       fn = tokens == 1   ? micro_kernel_kept<F, 1>
            : tokens == 2 ? micro_kernel_kept<F, 2>
@@ -176,6 +323,36 @@ INLINE micro_kernel_fn micro_kernel_of(int type, int tokens, bool is_first, [[ma
                          : micro_kernel_pairs<8>;
 #endif
   PickMicroKernel pick = {tokens, is_first, nullptr};
+  visit_type(type, pick);
+  return pick.fn;
+}
+
+struct PickUnpack {
+  unpack_fn fn = nullptr;
+  template <class F> void run() {
+    if constexpr (unpacks_first<F>) fn = unpack<F>;
+  }
+  template <int> void run_float() {}
+};
+
+// What unpacks panels of a storage type before their first tile, or null where that does it.
+INLINE unpack_fn unpack_of(int type) {
+  PickUnpack pick;
+  visit_type(type, pick);
+  return pick.fn;
+}
+
+struct PickSide {
+  micro_kernel_side_fn fn = nullptr;
+  template <class F> void run() {
+    if constexpr (kPanels > 1) fn = micro_kernel_side<F, kPanels>;
+  }
+  template <int> void run_float() {}
+};
+
+// The micro-kernel for kPanels panels and a tile of 8 that is not their first, or null where there is none.
+INLINE micro_kernel_side_fn micro_kernel_side_of(int type) {
+  PickSide pick;
   visit_type(type, pick);
   return pick.fn;
 }

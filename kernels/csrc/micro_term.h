@@ -36,6 +36,11 @@ class Ahead {
   }
 };
 
+// A range of memory.
+struct Bytes {
+  const uint8_t *begin, *end;
+};
+
 // A panel of a weight, and the memory for its unpacked weights: kept_bytes(), or null for a tile of fewer than 8 tokens.
 // The first tile of 8 asks for `ahead`, if that is not null, a few lines at a time.
 struct Panel {

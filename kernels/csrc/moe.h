@@ -144,6 +144,12 @@ struct PairEpilogue {
     if (experts.second) deltas.ask_for(experts.second[segment.operand], panels, panel, ahead);
   }
 
+  ALWAYS_INLINE void ask_for_output(int, int64_t panel, const Tile &tile) const {
+    const int64_t rows = experts.first->weight->rows;
+    for (int t = 0; t < tile.count; ++t)
+      __builtin_prefetch(out + experts.routes.order[tile.first + t] * rows + panel * 16, 1);
+  }
+
   ALWAYS_INLINE void operator()(int expert, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
     const bool gated = experts.second != nullptr;  // act(first) * second
     const int32_t *pairs = experts.routes.order + tile.first;
