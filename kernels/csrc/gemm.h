@@ -10,6 +10,7 @@
 #include "norm.h"
 #include "pack.h"
 #include "pool.h"
+#include "rounding.h"
 
 #include <new>
 
@@ -249,7 +250,7 @@ struct Members {
   int64_t rows, tile_bytes;
   uint8_t *scratch;
   float outlier_threshold;
-  Needs needs = {false, false, false, false};
+  Needs needs = {};
 
   Members(const mrs_project &op, int64_t rows_, bool adapted)
       : rows(rows_), scratch(op.scratch), outlier_threshold(op.outlier_threshold) {
@@ -338,12 +339,22 @@ struct ProjectEpilogue {
 
 // Fills a tile with a step's rows, normed on the way where the op asks for it.
 INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile &tile, int64_t cols, Needs needs) {
+  const float *rows[8];
+  for (int t = 0; t < tile.count; ++t) {
+    const int64_t row = tile.first + t;
+    rows[t] = op.x + (op.logits_only ? step.logits_indices[row] : row) * cols;
+  }
+  if (op.norm.kind == MRS_NORM_NONE) {
+    prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) { return rows[t]; });
+    return;
+  }
+  Moments moments[8];
+  int done = 0;
+  for (; done + 4 <= tile.count; done += 4) find_moments<4>(op.norm, rows + done, cols, moments + done);
+  for (; done < tile.count; ++done) find_moments<1>(op.norm, rows + done, cols, moments + done);
   float normed[cols];
   prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) -> const float * {
-    int64_t row = tile.first + t;
-    const float *x = op.x + (op.logits_only ? step.logits_indices[row] : row) * cols;
-    if (op.norm.kind == MRS_NORM_NONE) return x;
-    normalize(op.norm, x, cols, normed);
+    normalize(op.norm, rows[t], cols, moments[t], normed);
     return normed;
   });
 }

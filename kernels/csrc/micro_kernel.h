@@ -24,9 +24,10 @@ template <class F> struct Kept {
 // out[t] = first[t] + the residual or the coarse terms of a panel.
 template <class F, int TOKENS>
 INLINE void add_second(const Kept<F> *kept, const Acts &a, int64_t groups, const Vf *first, float *out) {
-  Vf acc[TOKENS];
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, first[t]), acc[t] = zero_f();
+  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, first[t]);
   if (a.head->two_terms) {
+    Vf acc[TOKENS];
+    for (int t = 0; t < TOKENS; ++t) acc[t] = zero_f();
     for (int64_t group = 0; group < groups; ++group, ++kept)
       add_term<F, TOKENS>([&](int q) { return load_i(&kept->lines[q]); }, kept->d(), kept->m(), a.residual, group, acc);
     for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(load_f(out + 16 * t), acc[t]));
@@ -34,8 +35,7 @@ INLINE void add_second(const Kept<F> *kept, const Acts &a, int64_t groups, const
   }
   const auto line = [&](uint32_t quad) { return load_i(&kept[quad / 8].lines[quad % 8]); };
   const auto scale = [&](uint32_t quad) { return kept[quad / 8].d()[F::SUB == 32 ? 0 : quad % 8 / 4]; };
-  dot_outliers<F, TOKENS>(a, line, scale, acc);
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(load_f(out + 16 * t), acc[t]));
+  add_outliers<F, TOKENS>(a, line, scale, out);
 }
 
 // As dot_group for the first term of 8 tokens, from one vector of weights at a time, which is kept: eight of them at once

@@ -148,6 +148,7 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
       }
     }
   }
+  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, two_terms ? add(acc[t], acc_residual[t]) : acc[t]);
   if (!two_terms) {
     constexpr int groups = F::OUTER * F::INNER;
     const auto line = [&](uint32_t quad) {
@@ -158,9 +159,8 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
       const panel_block at = view.block(quad / 8 / groups);
       return F::scale(panel.packed + at.scales, panel.packed + at.quants, quad % (8 * groups) / (F::SUB / 4));
     };
-    dot_outliers<F, TOKENS>(a, line, scale, acc_residual);
+    add_outliers<F, TOKENS>(a, line, scale, out);
   }
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(acc[t], acc_residual[t]));
 }
 
 }  // namespace MRS_ISA

@@ -103,19 +103,35 @@ INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a
   }
 }
 
-// sums[t] = the sum of token t's coarse terms, one after the other. line(quad) gives the vector of weights of a quad,
-// scale(quad) its sub-block's scale.
-template <class F, int TOKENS, class LineOf, class ScaleOf>
-INLINE void dot_outliers(const Acts &a, const LineOf &line, const ScaleOf &scale, Vf *sums) {
-  for (int t = 0; t < TOKENS; ++t) sums[t] = zero_f();
-  const Outlier *o = a.outliers;
-  for (int32_t i = a.head->outliers; i > 0; --i, o += TOKENS)
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) {
-      const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(o[t].sum)) : zero_i();
-      const Vi dot = dot4<F::BITS>(start, line(uint32_t(o[t].quad)), set_i(o[t].q));
-      sums[t] = fma(mul(to_float(dot), scale(uint32_t(o[t].quad))), set_f(o[t].d), sums[t]);
+// As add_outliers for SIDE tokens from place `first` of the order on.
+template <class F, int SIDE, class LineOf, class ScaleOf>
+INLINE void add_outliers_of(const Acts &a, int first, const LineOf &line, const ScaleOf &scale, float *out) {
+  const uint8_t *order = a.head->order + first;
+  const Outlier *next[SIDE];
+  Vf sums[SIDE];
+  for (int i = 0; i < SIDE; ++i) next[i] = a.outliers + order[i] * a.room, sums[i] = zero_f();
+  for (int64_t k = 0, count = a.head->counts[first]; k < count; ++k)
+#pragma GCC unroll 4
+    for (int i = 0; i < SIDE; ++i) {
+      const Outlier &o = next[i][k];
+      const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(o.sum)) : zero_i();
+      const Vi dot = dot4_at<F::BITS>(start, line(uint32_t(o.quad)), &o.q);
+      sums[i] = fma(mul(to_float(dot), scale(uint32_t(o.quad))), set_f(o.d), sums[i]);
     }
+  for (int i = 0; i < SIDE; ++i) store_f(out + 16 * order[i], add(load_f(out + 16 * order[i]), sums[i]));
+}
+
+// out[t] += the sum of token t's coarse terms, which are added one after the other. line(quad) gives the vector of weights
+// of a quad, scale(quad) its sub-block's scale.
+template <class F, int TOKENS, class LineOf, class ScaleOf>
+INLINE void add_outliers(const Acts &a, const LineOf &line, const ScaleOf &scale, float *out) {
+  if constexpr (TOKENS == 8) {
+    if (a.side() == 4) {
+      for (int i = 0; i < 8; i += 4) add_outliers_of<F, 4>(a, i, line, scale, out);
+      return;
+    }
+  }
+  for (int i = 0; i < TOKENS; i += 2) add_outliers_of<F, TOKENS == 1 ? 1 : 2>(a, i, line, scale, out);
 }
 
 }  // namespace MRS_ISA

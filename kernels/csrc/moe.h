@@ -103,7 +103,7 @@ struct Experts {
   const mrs_linear *first, *second;  // arrays of one for each expert; second: or null
   int64_t expert_panels, tile_bytes;
   float outlier_threshold;
-  Needs needs = {false, false, false, false};
+  Needs needs = {};
 
   Experts(const mrs_moe &op_, const Routes &routes_, const mrs_linear *first_, const mrs_linear *second_, bool adapted)
       : op(op_), routes(routes_), first(first_), second(second_), expert_panels(Operand{first_->weight, nullptr}.panels()),

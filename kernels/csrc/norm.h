@@ -31,32 +31,59 @@ INLINE Vf activate(int kind, Vf x) {
   return mul(x, sigmoid(add(u, u)));
 }
 
-// RMS: x / sqrt(mean(x^2) + eps) * weight. Layer: (x - mean) / sqrt(variance + eps) * weight + bias.
-INLINE void normalize(const mrs_norm &norm, const float *x, int64_t cols, float *y) {
+// The numbers of a row that its norm subtracts and multiplies with.
+struct Moments {
+  float mean, scale;
+};
+
+// The moments of ROWS rows, side by side: in one row each addition would wait for the one before.
+template <int ROWS> INLINE void find_moments(const mrs_norm &norm, const float *const *x, int64_t cols, Moments *moments) {
   const int64_t whole = cols / 16 * 16;
-  float mean = 0;
-  if (norm.kind == MRS_NORM_LAYER) {
-    Vf sums = zero_f();
-    for (int64_t k = 0; k < whole; k += 16) sums = add(sums, load_f(x + k));
-    mean = lane_sum(sums);
-    for (int64_t k = whole; k < cols; ++k) mean += x[k];
-    mean /= float(cols);
+  Vf middle[ROWS], squares[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    float mean = 0;
+    if (norm.kind == MRS_NORM_LAYER) {
+      Vf sums = zero_f();
+      for (int64_t k = 0; k < whole; k += 16) sums = add(sums, load_f(x[r] + k));
+      mean = lane_sum(sums);
+      for (int64_t k = whole; k < cols; ++k) mean += x[r][k];
+      mean /= float(cols);
+    }
+    moments[r].mean = mean, middle[r] = set_f(mean), squares[r] = zero_f();
   }
-  const Vf middle = set_f(mean);
-  Vf squares = zero_f();
   for (int64_t k = 0; k < whole; k += 16) {
-    Vf v = sub(load_f(x + k), middle);
-    squares = fma(v, v, squares);
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) {
+      const Vf v = sub(load_f(x[r] + k), middle[r]);
+      squares[r] = fma(v, v, squares[r]);
+    }
   }
-  float sum = lane_sum(squares);
-  for (int64_t k = whole; k < cols; ++k) sum += (x[k] - mean) * (x[k] - mean);
-  const float scale = 1.0f / std::sqrt(sum / float(cols) + norm.eps);
+  for (int r = 0; r < ROWS; ++r) {
+    float sum = lane_sum(squares[r]);
+    const float mean = moments[r].mean;
+    for (int64_t k = whole; k < cols; ++k) sum += (x[r][k] - mean) * (x[r][k] - mean);
+    moments[r].scale = 1.0f / std::sqrt(sum / float(cols) + norm.eps);
+  }
+}
+
+// Writes a row of norm from its moments.
+INLINE void normalize(const mrs_norm &norm, const float *x, int64_t cols, Moments moments, float *y) {
+  const int64_t whole = cols / 16 * 16;
+  const float *const weight = norm.weight, *const bias = norm.bias;
+  const Vf middle = set_f(moments.mean), scale = set_f(moments.scale);
   for (int64_t k = 0; k < whole; k += 16) {
-    Vf v = mul(mul(sub(load_f(x + k), middle), set_f(scale)), load_f(norm.weight + k));
-    store_f(y + k, norm.bias ? add(v, load_f(norm.bias + k)) : v);
+    Vf v = mul(mul(sub(load_f(x + k), middle), scale), load_f(weight + k));
+    store_f(y + k, bias ? add(v, load_f(bias + k)) : v);
   }
   for (int64_t k = whole; k < cols; ++k)
-    y[k] = (x[k] - mean) * scale * norm.weight[k] + (norm.bias ? norm.bias[k] : 0.0f);
+    y[k] = (x[k] - moments.mean) * moments.scale * weight[k] + (bias ? bias[k] : 0.0f);
+}
+
+// RMS: x / sqrt(mean(x^2) + eps) * weight. Layer: (x - mean) / sqrt(variance + eps) * weight + bias.
+INLINE void normalize(const mrs_norm &norm, const float *x, int64_t cols, float *y) {
+  Moments moments;
+  find_moments<1>(norm, &x, cols, &moments);
+  normalize(norm, x, cols, moments, y);
 }
 
 void add_norm(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {

@@ -49,11 +49,19 @@ INLINE Vi to_int(Vf a) { return _mm512_cvtps_epi32(a); }
 INLINE Vf as_float(Vi a) { return _mm512_castsi512_ps(a); }
 INLINE Vi as_int(Vf a) { return _mm512_castps_si512(a); }
 INLINE float lane_max(Vf a) { return _mm512_reduce_max_ps(a); }
-// The sum of the lanes' low bytes.
-INLINE int32_t byte_sum(Vi x) {
-  const __m128i bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(x), _mm_set1_epi8(-128));
-  const __m128i sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
-  return _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 16 * 128;
+// The largest lane of each of four vectors.
+INLINE void lane_max4(const Vf *x, float *out) {
+  const Vf ab = max(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const Vf cd = max(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const Vf abcd = max(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+// The sums of the lanes 8 apart: eight of a, then eight of b.
+INLINE Vi fold(Vi a, Vi b) {
+  return _mm512_add_epi32(_mm512_shuffle_i64x2(a, b, 0x44), _mm512_shuffle_i64x2(a, b, 0xee));
 }
 // The largest of each four lanes, in all of them.
 INLINE Vf quad_max(Vf a) {
@@ -124,10 +132,6 @@ INLINE __m128i to_s8(Vi x) {
   return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 INLINE void store_s8(int8_t *p, Vi x) { _mm_storeu_si128((__m128i *)p, to_s8(x)); }
-INLINE int32_t byte_sum(Vi x) {
-  const __m128i sums = _mm_sad_epu8(_mm_xor_si128(to_s8(x), _mm_set1_epi8(-128)), _mm_setzero_si128());
-  return _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 16 * 128;
-}
 INLINE Vf add(Vf x, Vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 INLINE Vf sub(Vf x, Vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 INLINE Vf mul(Vf x, Vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -162,6 +166,17 @@ INLINE float lane_max(Vf x) {
   for (int i = 1; i < 8; ++i) m = t[i] > m ? t[i] : m;
   return m;
 }
+INLINE void lane_max4(const Vf *x, float *out) {
+  __m256 m[4];
+  for (int i = 0; i < 4; ++i) m[i] = _mm256_max_ps(x[i].a, x[i].b);
+  const __m256 ab = _mm256_max_ps(_mm256_unpacklo_ps(m[0], m[1]), _mm256_unpackhi_ps(m[0], m[1]));
+  const __m256 cd = _mm256_max_ps(_mm256_unpacklo_ps(m[2], m[3]), _mm256_unpackhi_ps(m[2], m[3]));
+  const __m256d low = _mm256_unpacklo_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+  const __m256d high = _mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+  const __m256 abcd = _mm256_max_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+INLINE Vi fold(Vi x, Vi y) { return {_mm256_add_epi32(x.a, x.b), _mm256_add_epi32(y.a, y.b)}; }
 INLINE __m256 max_of_fours(__m256 x) {
   x = _mm256_max_ps(x, _mm256_permute_ps(x, 0xb1));
   return _mm256_max_ps(x, _mm256_permute_ps(x, 0x4e));
@@ -262,7 +277,14 @@ INLINE Vi to_int(Vf a) {
 INLINE Vf as_float(Vi a) { Vf r; std::memcpy(&r, &a, sizeof r); return r; }
 INLINE Vi as_int(Vf a) { Vi r; std::memcpy(&r, &a, sizeof r); return r; }
 INLINE float lane_max(Vf a) { float m = a.v[0]; EACH m = a.v[i] > m ? a.v[i] : m; return m; }
-INLINE int32_t byte_sum(Vi a) { int32_t s = 0; EACH s += int8_t(a.v[i]); return s; }
+INLINE void lane_max4(const Vf *x, float *out) {
+  for (int i = 0; i < 4; ++i) out[i] = lane_max(x[i]);
+}
+INLINE Vi fold(Vi a, Vi b) {
+  Vi r;
+  EACH r.v[i] = i < 8 ? a.v[i] + a.v[i + 8] : b.v[i - 8] + b.v[i];
+  return r;
+}
 INLINE Vf quad_max(Vf a) {
   Vf r;
   EACH {
@@ -315,13 +337,60 @@ template <int BITS> INLINE Vi dot4_at(Vi acc, Vi u, const void *p) {
 #endif
 }
 
+// The sum of 16 bytes.
+INLINE int32_t byte_sum(const int8_t *p) {
+#if defined(__x86_64__)
+  const __m128i bytes = _mm_xor_si128(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(-128));
+  const __m128i sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
+  return _mm_cvtsi128_si32(sums) + _mm_cvtsi128_si32(_mm_srli_si128(sums, 8)) - 16 * 128;
+#else
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += p[i];
+  return sum;
+#endif
+}
+
+// Transposes eight rows of eight dwords; `stride` and `out_stride`: dwords from one row to the next.
+INLINE void transpose8(const float *rows, int64_t stride, float *out, int64_t out_stride) {
+#if defined(__AVX2__)
+  __m256 x[8], y[8];
+  for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(rows + i * stride);
+  for (int i = 0; i < 8; i += 2) {
+    y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+  // x[4 * i + j] of every 128 bits: column j (and 4 + j) of rows 4 * i to 4 * i + 3
+  for (int i = 0; i < 8; i += 4) {
+    x[i] = _mm256_shuffle_ps(y[i], y[i + 2], 0x44);
+    x[i + 1] = _mm256_shuffle_ps(y[i], y[i + 2], 0xee);
+    x[i + 2] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0x44);
+    x[i + 3] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {
+    _mm256_storeu_ps(out + j * out_stride, _mm256_permute2f128_ps(x[j], x[4 + j], 0x20));
+    _mm256_storeu_ps(out + (4 + j) * out_stride, _mm256_permute2f128_ps(x[j], x[4 + j], 0x31));
+  }
+#else
+  for (int j = 0; j < 8; ++j)
+    for (int i = 0; i < 8; ++i) std::memcpy(out + j * out_stride + i, rows + i * stride + j, 4);
+#endif
+}
+
 // The sum of the lanes in one fixed order: halves, quarters, pairs.
 INLINE float lane_sum(Vf x) {
+#if MRS_ISA_avx512 || MRS_ISA_avx512vnni
+  const __mmask16 all = 0xffff;  // gcc 12 warns about its own header where there is none
+  x = add(x, _mm512_maskz_shuffle_f32x4(all, x, x, 0x4e));
+  x = add(x, _mm512_maskz_shuffle_f32x4(all, x, x, 0xb1));
+  x = add(x, _mm512_maskz_permute_ps(all, x, 0x4e));
+  return _mm512_cvtss_f32(add(x, _mm512_maskz_permute_ps(all, x, 0xb1)));
+#else
   float t[16];
   store_f(t, x);
   for (int n = 8; n; n /= 2)
     for (int i = 0; i < n; ++i) t[i] += t[i + n];
   return t[0];
+#endif
 }
 
 // 2^x, relative error about 2e-7; exactly 1 at 0 and exactly 0 below -126.

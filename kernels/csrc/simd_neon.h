@@ -104,10 +104,11 @@ INLINE Vi as_int(Vf a) {
   EACH r.v[i] = vreinterpretq_s32_f32(a.v[i]);
   return r;
 }
-INLINE int32_t byte_sum(Vi a) {
-  int8_t bytes[16];
-  store_s8(bytes, a);
-  return vaddlvq_s8(vld1q_s8(bytes));
+INLINE void lane_max4(const Vf *x, float *out) {
+  for (int i = 0; i < 4; ++i) out[i] = lane_max(x[i]);
+}
+INLINE Vi fold(Vi a, Vi b) {
+  return {vaddq_s32(a.v[0], a.v[2]), vaddq_s32(a.v[1], a.v[3]), vaddq_s32(b.v[0], b.v[2]), vaddq_s32(b.v[1], b.v[3])};
 }
 INLINE Vf quad_max(Vf a) { EACH a.v[i] = vdupq_n_f32(vmaxvq_f32(a.v[i])); return a; }
 INLINE unsigned lanes_above(Vf a, Vf b) {

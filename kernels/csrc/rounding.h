@@ -1,0 +1,318 @@
+// Rounds rows of float32 to the tiles of activations.h: each row by itself, then the rows of a tile side by side, so that its
+// memory is written in order.
+#pragma once
+#include "activations.h"
+
+#include <cfloat>
+
+namespace MRS_ISA {
+
+constexpr float kLeast = 1e-34f;  // smaller values count as zeros: the inverse of their step would be infinite
+
+// The rows of a tile as int8 values (TOKENS, cols), and their scales (TOKENS, room), where room is a multiple of 16.
+struct RoundedRows {
+  int8_t *q;
+  float *d;
+  int64_t cols, room;
+};
+
+// The sums of the coarse terms of both halves of 32 columns of a token.
+struct CoarseSums {
+  int32_t group, t;
+  float halves[2];
+};
+
+// Writes the largest absolute value of each group, and zeros up to a multiple of 16 of them.
+INLINE void find_largest(const float *x, int64_t groups, float *largest) {
+  for (int64_t group = 0; group < (groups + 15) / 16 * 16; group += 4) {
+    Vf four[4];
+    for (int i = 0; i < 4; ++i) {
+      const float *from = x + 32 * (group + i);
+      four[i] = group + i < groups ? max(abs(load_f(from)), abs(load_f(from + 16))) : zero_f();
+    }
+    lane_max4(four, largest + group);
+  }
+}
+
+// The limit above which a quad of a row is an outlier, from the largest values of its groups and zeros up to `room`.
+INLINE float outlier_limit(const float *largest, int64_t groups, int64_t room, float outlier_threshold) {
+  typedef float Floats __attribute__((vector_size(16)));
+  typedef double Doubles __attribute__((vector_size(32)));
+  Doubles sums[2] = {};
+  for (int64_t group = 0; group < room; group += 8)
+    for (int i = 0; i < 2; ++i) {
+      Floats four;
+      std::memcpy(&four, largest + group + 4 * i, sizeof four);
+      sums[i] += __builtin_convertvector(four, Doubles);
+    }
+  sums[0] += sums[1];
+  const double limit = outlier_threshold * (((sums[0][0] + sums[0][1]) + (sums[0][2] + sums[0][3])) / groups);
+  return limit < FLT_MAX ? limit > kLeast ? float(limit) : kLeast : INFINITY;
+}
+
+// Takes quads with a value above `limit` out of 32 columns, which keep the remainders: writes their coarse terms to `out`
+// and returns the place of the next. `sums` become the sums of the coarse terms of both halves.
+INLINE Outlier *take_outliers(Vf *x, float limit, int64_t first_quad, Outlier *out, float *sums) {
+#if MRS_ISA_avx512 || MRS_ISA_avx512vnni
+  const Vf largest[2] = {quad_max(abs(x[0])), quad_max(abs(x[1]))};
+  // a quad's four lanes hold the same
+  const Vi fours = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m256 eight = _mm512_castps512_ps256(_mm512_permutex2var_ps(largest[0], fours, largest[1]));
+  const __m256 top = _mm256_set1_ps(127.0f);
+  const Vf d8 = _mm512_castps256_ps512(_mm256_div_ps(eight, top));
+  const Vf inverse8 = _mm512_castps256_ps512(_mm256_div_ps(top, eight));
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const Vi lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const Vi of_half = h ? add(lane, set_i(4)) : lane;
+    const Vf d = _mm512_permutexvar_ps(of_half, d8), inverse = _mm512_permutexvar_ps(of_half, inverse8);
+    const __mmask16 above = __mmask16(lanes_above(largest[h], set_f(limit)));
+    const Vi q = to_int(mul(x[h], inverse));
+    x[h] = _mm512_mask_blend_ps(above, x[h], subtract_product(x[h], to_float(q), d));
+    // in each four lanes: the quad, its four values, its scale, minus their sum
+    const Vi values = _mm512_permutexvar_epi32(lane, _mm512_castsi128_si512(_mm512_cvtepi32_epi8(q)));
+    const Vi total = dot4<1>(zero_i(), set_i(0x01010101), values);
+    Vi terms = add(lane, set_i(int32_t(first_quad + 4 * h)));
+    terms = _mm512_mask_blend_epi32(0x2222, terms, values);
+    terms = _mm512_mask_blend_epi32(0x4444, terms, as_int(d));
+    terms = _mm512_mask_sub_epi32(terms, 0x8888, zero_i(), total);
+    const int lanes = __builtin_popcount(above);
+    _mm512_mask_storeu_epi32(out, __mmask16((1u << lanes) - 1), _mm512_maskz_compress_epi32(above, terms));
+    out += lanes / 4;
+    const Vf parts = _mm512_maskz_mul_ps(above, d, to_float(total));
+    const __m128 pair = _mm_add_ss(_mm512_castps512_ps128(parts), _mm512_extractf32x4_ps(parts, 1));
+    const __m128 three = _mm_add_ss(pair, _mm512_extractf32x4_ps(parts, 2));
+    sums[h] = _mm_cvtss_f32(_mm_add_ss(three, _mm512_extractf32x4_ps(parts, 3)));
+  }
+#else
+  for (int h = 0; h < 2; ++h, ++x) {
+    sums[h] = 0;
+    const Vf largest = quad_max(abs(*x));
+    unsigned lanes = lanes_above(largest, set_f(limit)) & 0x1111;
+    if (!lanes) continue;
+    const Vf d = div(largest, set_f(127.0f));
+    const Vi q = to_int(mul(*x, div(set_f(127.0f), largest)));
+    *x = select_above(largest, set_f(limit), subtract_product(*x, to_float(q), d), *x);
+    alignas(64) int8_t bytes[16];
+    alignas(64) float steps[16];
+    store_s8(bytes, q);
+    store_f(steps, d);
+    for (; lanes; lanes &= lanes - 1) {
+      const int i = __builtin_ctz(lanes);
+      const int8_t *four = bytes + i;
+      const int32_t total = four[0] + four[1] + four[2] + four[3];
+      Outlier o = {int32_t(first_quad + 4 * h + i / 4), 0, steps[i], -total};
+      std::memcpy(&o.q, four, 4);
+      *out++ = o;
+      sums[h] += o.d * float(total);
+    }
+  }
+#endif
+  return out;
+}
+
+// Rounds 32 values. `left` becomes the rounding errors.
+INLINE void round_group(const Vf *x, float d, float inverse, int8_t *q, Vf *left) {
+  for (int h = 0; h < 2; ++h) {
+    const Vi rounded = to_int(mul(x[h], set_f(inverse)));
+    store_s8(q + 16 * h, rounded);
+    left[h] = subtract_product(x[h], to_float(rounded), set_f(d));
+  }
+}
+
+// Rounds row t. residual: null, or the rows of the residual term. Returns the place behind the last of the row's coarse
+// sums, which begin at `sums`; `count` becomes the number of its outliers.
+INLINE CoarseSums *round_row(const float *x, float outlier_threshold, int t, const RoundedRows &first,
+                             const RoundedRows *residual, Outlier *outliers, CoarseSums *sums, int32_t *count) {
+  const int64_t groups = first.cols / 32;
+  alignas(64) float largest[first.room], inverse[first.room];
+  float *const d = first.d + t * first.room;
+  int8_t *const q = first.q + t * first.cols;
+  find_largest(x, groups, largest);
+  for (int64_t group = 0; group < groups; group += 16) {
+    const Vf m = load_f(largest + group), least = set_f(kLeast);
+    store_f(largest + group, select_above(m, least, m, zero_f()));
+    store_f(d + group, select_above(m, least, div(m, set_f(127.0f)), zero_f()));
+    store_f(inverse + group, select_above(m, least, div(set_f(127.0f), m), zero_f()));
+  }
+  Vf left[2];
+  for (int64_t group = 0; group < groups; ++group) {
+    const Vf v[2] = {load_f(x + 32 * group), load_f(x + 32 * group + 16)};
+    round_group(v, d[group], inverse[group], q + 32 * group, left);
+    if (!residual) continue;
+    // rounding left at most half a step: 127 steps of the residual term
+    const float step = residual->d[t * residual->room + group] = d[group] / 254.0f;
+    round_group(left, step, inverse[group] * 254.0f, residual->q + t * residual->cols + 32 * group, left);
+  }
+  *count = 0;
+  if (residual) return sums;
+  const float limit = outlier_limit(largest, groups, first.room, outlier_threshold);
+  Outlier *next = outliers;
+  for (int64_t from = 0; from < groups; from += 16) {
+    for (unsigned above = lanes_above(load_f(largest + from), set_f(limit)); above; above &= above - 1) {
+      const int64_t group = from + __builtin_ctz(above);
+      Vf v[2] = {load_f(x + 32 * group), load_f(x + 32 * group + 16)};
+      sums->group = int32_t(group), sums->t = t;
+      next = take_outliers(v, limit, 8 * group, next, sums->halves);
+      ++sums;
+      const float m = lane_max(max(abs(v[0]), abs(v[1])));
+      d[group] = m > kLeast ? m / 127.0f : 0;
+      round_group(v, d[group], m > kLeast ? 127.0f / m : 0, q + 32 * group, left);
+    }
+  }
+  *count = int32_t(next - outliers);
+  return sums;
+}
+
+// The negative of small integers.
+INLINE Vi negative(Vi x) { return to_int(sub(zero_f(), to_float(x))); }
+
+// Writes the sums of 8 tokens and `count` groups, up to 8, whose values and scales the term has. halves[group]: their sums
+// of 16 columns, twice[group]: their scales, each for 8 tokens and again.
+INLINE void fill_sums(const Term &a, int64_t from, int count, const Vi *halves, const float *twice, Needs needs) {
+  for (int i = 0; i < count; ++i) {
+    const int64_t at = 16 * (from + i);
+    if (needs.sum16) store_i(a.sum16 + at, negative(halves[i]));
+    if (needs.fsum16) store_f(a.fsum16 + at, add(mul(load_f(twice + 16 * i), to_float(halves[i])), zero_f()));
+  }
+  for (int i = 0; i < count; i += 2) {
+    const int lanes = count - i < 2 ? 8 : 16;
+    const int64_t at = 8 * (from + i);
+    const Vi sums = fold(halves[i], halves[i + lanes / 16]);
+    if (needs.sum32) store_first((float *)a.sum32 + at, as_float(negative(sums)), lanes);
+    if (needs.fsum32) store_first(a.fsum32 + at, add(mul(load_f(a.d + at), to_float(sums)), zero_f()), lanes);
+  }
+}
+
+// Writes a term of 8 tokens from their rows, without coarse terms.
+INLINE void fill_eight(const RoundedRows &rows, const Term &a, Needs needs) {
+  const int64_t groups = rows.cols / 32;
+  const Vi ones = set_i(0x01010101);
+  for (int64_t from = 0; from < groups; from += 8) {
+    const int count = int(groups - from < 8 ? groups - from : 8);
+    alignas(64) float twice[8 * 16];
+    transpose8(rows.d + from, rows.room, twice, 16);
+    transpose8(rows.d + from, rows.room, twice + 8, 16);
+    // what is written here is read as wider vectors further down, when it has left the processor's queue of stores
+    for (int i = 0; i < count; ++i)
+      transpose8((const float *)(rows.q + 32 * (from + i)), rows.cols / 4, (float *)(a.q + 256 * (from + i)), 8);
+    Vi halves[8];
+    for (int i = 0; i < count; ++i) {
+      const int8_t *q = a.q + 256 * (from + i);  // each 64 bytes: 8 tokens of an even quad, and of the odd one beside it
+      const Vi first = dot4<1>(dot4<1>(zero_i(), ones, load_i(q)), ones, load_i(q + 64));
+      const Vi second = dot4<1>(dot4<1>(zero_i(), ones, load_i(q + 128)), ones, load_i(q + 192));
+      halves[i] = fold(first, second);
+      store_first(a.d + 8 * (from + i), load_f(twice + 16 * i), 8);
+    }
+    fill_sums(a, from, count, halves, twice, needs);
+  }
+}
+
+// The same for TOKENS = 1, 2 or 4.
+INLINE void fill_few(const RoundedRows &rows, const Term &a, int tokens) {
+  for (int64_t group = 0; group < rows.cols / 32; ++group)
+    for (int t = 0; t < tokens; ++t) {
+      const int8_t *q = rows.q + t * rows.cols + 32 * group;
+      const float d = rows.d[t * rows.room + group];
+      for (int l = 0; l < 8; ++l) std::memcpy(a.q + ((group * 8 + l) * tokens + t) * 4, q + 4 * l, 4);
+      int32_t sum[2];
+      for (int h = 0; h < 2; ++h) {
+        sum[h] = byte_sum(q + 16 * h);
+        a.sum16[(group * 2 + h) * tokens + t] = -sum[h];
+        a.fsum16[(group * 2 + h) * tokens + t] = d * float(sum[h]) + 0.0f;
+      }
+      a.d[group * tokens + t] = d;
+      a.sum32[group * tokens + t] = -(sum[0] + sum[1]);
+      a.fsum32[group * tokens + t] = d * float(sum[0] + sum[1]) + 0.0f;
+    }
+}
+
+// Writes the pairs of column t of a tile.
+INLINE void pair_columns([[maybe_unused]] const float *x, [[maybe_unused]] int64_t cols, [[maybe_unused]] const Acts &a,
+                         [[maybe_unused]] int tokens, [[maybe_unused]] int t) {
+#if MRS_ISA_avx512bf16
+  for (int64_t k = 0; k < cols; k += 32) {
+    const int64_t live = cols - k < 32 ? cols - k : 32;
+    alignas(64) float last[32] = {0};
+    if (live < 32) std::memcpy(last, x + k, live * sizeof(float));
+    const float *from = live < 32 ? last : x + k;
+    alignas(64) int32_t pairs[16];
+    store_i(pairs, pack_bf16(load_f(from), load_f(from + 16)));
+    for (int64_t i = 0; i < (live + 1) / 2; ++i) a.pairs[(k / 2 + i) * tokens + t] = pairs[i];
+  }
+#endif
+}
+
+// Orders a tile's tokens by their numbers of outliers, and fills up those that stand side by side.
+INLINE void order_tokens(const int32_t *counts, const Acts &a, int tokens) {
+  TileHead &head = *a.head;
+  for (int t = 0; t < tokens; ++t) {
+    int place = t;
+    for (; place && counts[head.order[place - 1]] < counts[t]; --place) head.order[place] = head.order[place - 1];
+    head.order[place] = uint8_t(t);
+  }
+  const int side = tokens == 8 ? a.side() : 2;
+  for (int place = 0; place < tokens; ++place) {
+    const int32_t t = head.order[place], most = counts[head.order[place / side * side]];
+    std::memset(a.outliers + t * a.room + counts[t], 0, (most - counts[t]) * sizeof(Outlier));
+    head.counts[place] = most;
+  }
+}
+
+// Fills the int8 terms of a tile; row(t) gives token t's values, and used(t, x) gets them.
+template <class RowOf, class Used>
+INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outlier_threshold, Needs needs, RowOf &&row,
+                       Used &&used) {
+  const int tokens = tile.tokens;
+  const bool two_terms = a.head->two_terms;
+  const int64_t room = (cols / 32 + 15) / 16 * 16, bytes = tokens * cols;
+  alignas(64) int8_t q[(two_terms ? 2 : 1) * bytes];
+  alignas(64) float d[(two_terms ? 2 : 1) * tokens * room];
+  const RoundedRows first = {q, d, cols, room}, residual = {q + bytes, d + tokens * room, cols, room};
+  CoarseSums sums[cols / 32 * tokens], *last = sums;
+  int32_t counts[8] = {0};
+  for (int t = 0; t < tile.count; ++t) {
+    for (int64_t i = 0; tokens == 8 && i < cols; i += 64) prefetch_written(a.first.q + t * cols + i);
+    const float *x = row(t);
+    last = round_row(x, outlier_threshold, t, first, two_terms ? &residual : nullptr, a.outliers + t * a.room, last, counts + t);
+    used(t, x);
+  }
+  for (const RoundedRows *rows = &first; rows; rows = rows == &first && two_terms ? &residual : nullptr) {
+    const int64_t spare = tokens - tile.count;
+    std::memset(rows->q + tile.count * cols, 0, spare * cols);
+    std::memset(rows->d + tile.count * room, 0, spare * room * sizeof(float));
+    const Term &term = rows == &first ? a.first : a.residual;
+    if (tokens == 8)
+      fill_eight(*rows, term, needs);
+    else
+      fill_few(*rows, term, tokens);
+  }
+  for (const CoarseSums *s = sums; s < last; ++s) {
+    for (int h = 0; needs.fsum16 && h < 2; ++h) a.first.fsum16[(s->group * 2 + h) * tokens + s->t] += s->halves[h];
+    if (needs.fsum32) a.first.fsum32[s->group * tokens + s->t] += s->halves[0] + s->halves[1];
+  }
+  if (!two_terms) order_tokens(counts, a, tokens);
+}
+
+// Fills a tile; row(t) gives token t's values, which stay until the next call.
+template <class RowOf>
+INLINE void prepare_tile(const Tile &tile, int64_t cols, float outlier_threshold, Needs needs, RowOf &&row) {
+  const int tokens = tile.tokens;
+  const Acts a = acts_at(tile.base, cols, tokens);
+  a.head->two_terms = outlier_threshold <= 0;
+  const auto copy = [&](int t, const float *x) {
+    for (int64_t k = 0; needs.floats && k < cols; ++k) a.x[k * tokens + t] = x[k];
+    if (needs.pairs) pair_columns(x, cols, a, tokens, t);
+    if (needs.rows) std::memcpy(a.x + t * cols, x, cols * sizeof(float));
+  };
+  if (needs.ints)
+    round_tile(tile, a, cols, outlier_threshold, needs, row, copy);
+  else
+    for (int t = 0; t < tile.count; ++t) copy(t, row(t));
+  for (int t = tile.count; needs.floats && t < tokens; ++t)
+    for (int64_t k = 0; k < cols; ++k) a.x[k * tokens + t] = 0;
+  for (int64_t k = 0; needs.pairs && k < (cols + 1) / 2; ++k)
+    for (int t = tile.count; t < tokens; ++t) a.pairs[k * tokens + t] = 0;
+}
+
+}  // namespace MRS_ISA
