@@ -209,21 +209,28 @@ INLINE void fill_eight(const RoundedRows &rows, const Term &a, Needs needs) {
 }
 
 // The same for TOKENS = 1, 2 or 4.
-INLINE void fill_few(const RoundedRows &rows, const Term &a, int tokens) {
-  for (int64_t group = 0; group < rows.cols / 32; ++group)
-    for (int t = 0; t < tokens; ++t) {
+template <int TOKENS> INLINE void fill_few(const RoundedRows &rows, const Term &a) {
+  const int64_t groups = rows.cols / 32;
+  if constexpr (TOKENS == 1) {
+    std::memcpy(a.q, rows.q, rows.cols);
+    std::memcpy(a.d, rows.d, groups * sizeof(float));
+  }
+  for (int64_t group = 0; group < groups; ++group)
+    for (int t = 0; t < TOKENS; ++t) {
       const int8_t *q = rows.q + t * rows.cols + 32 * group;
       const float d = rows.d[t * rows.room + group];
-      for (int l = 0; l < 8; ++l) std::memcpy(a.q + ((group * 8 + l) * tokens + t) * 4, q + 4 * l, 4);
+      if constexpr (TOKENS > 1) {
+        for (int l = 0; l < 8; ++l) std::memcpy(a.q + ((group * 8 + l) * TOKENS + t) * 4, q + 4 * l, 4);
+        a.d[group * TOKENS + t] = d;
+      }
       int32_t sum[2];
       for (int h = 0; h < 2; ++h) {
         sum[h] = byte_sum(q + 16 * h);
-        a.sum16[(group * 2 + h) * tokens + t] = -sum[h];
-        a.fsum16[(group * 2 + h) * tokens + t] = d * float(sum[h]) + 0.0f;
+        a.sum16[(group * 2 + h) * TOKENS + t] = -sum[h];
+        a.fsum16[(group * 2 + h) * TOKENS + t] = d * float(sum[h]) + 0.0f;
       }
-      a.d[group * tokens + t] = d;
-      a.sum32[group * tokens + t] = -(sum[0] + sum[1]);
-      a.fsum32[group * tokens + t] = d * float(sum[0] + sum[1]) + 0.0f;
+      a.sum32[group * TOKENS + t] = -(sum[0] + sum[1]);
+      a.fsum32[group * TOKENS + t] = d * float(sum[0] + sum[1]) + 0.0f;
     }
 }
 
@@ -282,10 +289,10 @@ INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outl
     std::memset(rows->q + tile.count * cols, 0, spare * cols);
     std::memset(rows->d + tile.count * room, 0, spare * room * sizeof(float));
     const Term &term = rows == &first ? a.first : a.residual;
-    if (tokens == 8)
-      fill_eight(*rows, term, needs);
-    else
-      fill_few(*rows, term, tokens);
+    if (tokens == 8) fill_eight(*rows, term, needs);
+    if (tokens == 4) fill_few<4>(*rows, term);
+    if (tokens == 2) fill_few<2>(*rows, term);
+    if (tokens == 1) fill_few<1>(*rows, term);
   }
   for (const CoarseSums *s = sums; s < last; ++s) {
     for (int h = 0; needs.fsum16 && h < 2; ++h) a.first.fsum16[(s->group * 2 + h) * tokens + s->t] += s->halves[h];
