@@ -1,4 +1,4 @@
-"""The peak memory of quantizing, in a process of its own: never as much as the stored model."""
+"""The memory of a process: of quantizing, never as much as the stored model, and of weights that stay in their file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from mistralrs.ops.backend import resolve
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    field = "RssAnon:" if sys.argv[1] == "in place" else "VmHWM:"
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 kept = []
@@ -39,7 +40,8 @@ def run(folder):
     if sys.argv[1] == "write":
         quantize_model(folder, folder / "out.gguf", "q8_0")
     else:
-        plan = LoadPlan(max_seqs=1, max_batch_tokens=16, isq="q8_0")
+        stays = sys.argv[1] == "in place"
+        plan = LoadPlan(max_seqs=1, max_batch_tokens=16, isq=None if stays else "q8_0", in_place=stays)
         kept.append(load(folder, resolve("cpu", threads=1).backend, plan))
 
 
@@ -72,3 +74,14 @@ def test_the_peak_is_the_quantized_model_and_a_layer(how: str, model_is_kept: bo
     allowed = LAYER + SLACK + (stored * 34 // 128 if model_is_kept else 0)
     assert allowed < stored * 2 // 3
     assert int(done.stdout) <= allowed, f"{int(done.stdout) / MIB:.0f} MiB of a model of {stored / MIB:.0f} MiB"
+
+
+@pytest.mark.native
+def test_weights_that_stay_in_the_file_take_no_memory(folders: tuple[Path, Path]) -> None:
+    """No memory of the process's own: the file's pages are the system's."""
+    if "RssAnon:" not in Path("/proc/self/status").read_text(encoding="ascii"):
+        pytest.skip("the system does not say which memory is the process's own")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "in place", *map(str, folders)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) <= SLACK, f"{int(done.stdout) / MIB:.0f} MiB"

@@ -87,7 +87,7 @@ struct Matrix {
     }
     if (mrs_pack(kind.type, bytes.data(), cols / layout.block * layout.file_bytes, rows, cols, nullptr, packed.data, pool))
       std::abort();
-    weight = {packed.data, nullptr, kind.type, rows, cols};
+    weight = {packed.data, nullptr, kind.type, rows, cols, 0, nullptr};
     linear = {&weight, nullptr, -1};
   }
 };

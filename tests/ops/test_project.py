@@ -97,7 +97,7 @@ def test_kernel_equals_twin(isa: str, name: str) -> None:
 @pytest.mark.parametrize("name", TYPES)
 def test_products_of_a_matrix_that_stays_in_its_file_are_the_same(isa: str, name: str) -> None:
     """To the bit, for every way in which a panel meets tiles: one of few tokens, some, and more than are near."""
-    for seed, (rows, tokens) in enumerate(((130, 1), (33, 3), (17, 8), (48, 20), (70, 48))):
+    for seed, (rows, tokens) in enumerate(((130, 1), (33, 3), (17, 8), (70, 48))):
         gate, up = (
             random_matrix(name, rows=rows, columns=widths(name)[-1], seed=each, ordered=each % 2 == 1, bias=each > 6)
             for each in (2 * seed, 2 * seed + 1)
