@@ -55,6 +55,18 @@ static void add_product(const mrs_weight &w, int64_t panel, const float *const *
   }
 }
 
+// out[i * stride] = panel i of `panels` * u, 16 values each.
+template <int TYPE>
+INLINE void multiply_panels(const mrs_weight &w, const Range &panels, const float *u, float *out, int64_t stride) {
+  const int64_t bytes = (w.cols * layout_of(TYPE).quants + 63) / 64 * 64;
+  const uint8_t *panel = w.data + panels.begin * bytes;
+  for (int64_t i = panels.begin; i < panels.end; ++i, panel += bytes, out += stride) {
+    Vf sum = zero_f();
+    add_panel<TYPE, 1>(panel, w.cols, &u, 1, &sum);
+    store_f(out, sum);
+  }
+}
+
 INLINE Vf load_live(const float *p, int live) {
   if (live == 16) return load_f(p);
   alignas(64) float padded[16] = {0};
@@ -243,6 +255,32 @@ struct Deltas {
       Vf sum = zero_f();
       add_product(*deltas[t]->b, panel, from + t, 1, &sum, 1);
       values[t] = add(values[t], sum);
+    }
+    return true;
+  }
+
+  // Writes to `out` (panels, count, 16) what deltas add to panels of a matrix for rows 0 .. count - 1 of tokens, and to
+  // `acting` the rows that have an addition, one bit for each. b is then read in one stream, which is faster than a few cache
+  // lines between panels of weights. Returns false, with an undefined result, where expand() has to do it: for rows with
+  // several uses, and deltas that are more than products.
+  template <class RowOf>
+  bool expand_panels(const mrs_linear &linear, int member, const Range &panels, int count, float *out, unsigned *acting,
+                     RowOf &&row) const {
+    *acting = 0;
+    for (int t = 0; linear.deltas && t < count; ++t) {
+      const Uses uses = uses_of(row(t));
+      if (uses.count > 1) return false;
+      if (!uses.count) continue;
+      const mrs_delta &delta = linear.deltas[step.use_slots[uses.first]];
+      if (delta.a && (delta.bias || delta.row_factor)) return false;
+      if (!delta.a) continue;
+      *acting |= 1u << t;
+      const float *from = u(member, uses, 0);
+      switch (delta.b->type) {
+        case MRS_F16: multiply_panels<MRS_F16>(*delta.b, panels, from, out + 16 * t, 16 * count); break;
+        case MRS_BF16: multiply_panels<MRS_BF16>(*delta.b, panels, from, out + 16 * t, 16 * count); break;
+        default: multiply_panels<MRS_F32>(*delta.b, panels, from, out + 16 * t, 16 * count);
+      }
     }
     return true;
   }

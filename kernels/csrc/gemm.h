@@ -227,8 +227,9 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
 // Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
 // belongs to its first operand; at(operand), tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand,
 // panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
-// operand's second weight, if it has one. For tiles of 8, epilogue.ask_for(segment, panel, ahead) comes before that and adds
-// to `ahead` what the epilogue will read, and epilogue.ask_for_output(operand, panel, tile) asks for the lines it will write.
+// operand's second weight, if it has one; epilogue.of(segment) is the one for a segment's panels. For tiles of 8,
+// epilogue.ask_for(segment, panel, ahead) comes before that and adds to `ahead` what the epilogue will read, and
+// epilogue.ask_for_output(operand, panel, tile) asks for the lines that it will write.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels();
@@ -236,7 +237,7 @@ INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const E
     const int64_t end = (chunk + 1) * span < total ? (chunk + 1) * span : total;
     for (int64_t at = chunk * span; at < end;) {
       const Segment segment = operands.segment(at, end);
-      multiply_segment(operands, segment, epilogue);
+      multiply_segment(operands, segment, epilogue.of(segment));
       at += segment.end - segment.begin;
     }
   });
@@ -297,6 +298,39 @@ struct Members {
 struct ProjectEpilogue {
   const mrs_project &op;
   const Deltas &deltas;
+  int64_t rows;
+  // What adapters add to the panels of one segment from `begin` on, if it is known before the products.
+  struct Added {
+    const float *values[2];  // (panels, rows, 16) for each weight
+    unsigned acting[2];      // rows with an addition, one bit for each
+    int64_t begin;
+  } added = {{nullptr, nullptr}, {0, 0}, 0};
+
+  // The epilogue of a segment's panels. For few rows it knows what adapters add to all of them.
+  ProjectEpilogue of(const Segment &segment) const {
+    static thread_local ThreadMemory memory;
+    if (!deltas.act || rows > 4) return *this;
+    ProjectEpilogue own = *this;
+    const Range panels = {segment.begin, segment.end};
+    const int64_t size = (panels.end - panels.begin) * rows * 16, weights = op.epilogue == MRS_EPILOGUE_GATED ? 2 : 1;
+    float *out = (float *)memory.get(weights * size * sizeof(float));
+    const auto row = [&](int t) { return deltas.row_of(op.logits_only, t); };
+    for (int i = 0; i < weights; ++i) {
+      const int member = segment.operand + i;
+      own.added.values[i] = out + i * size;
+      if (!deltas.expand_panels(op.members[member], member, panels, int(rows), out + i * size, own.added.acting + i, row))
+        return *this;
+    }
+    own.added.begin = segment.begin;
+    return own;
+  }
+
+  // Adds to values[t] what the adapters of weight i add.
+  ALWAYS_INLINE void add_known(int i, int64_t panel, const Tile &tile, Vf *values) const {
+    const float *of_panel = added.values[i] + (panel - added.begin) * rows * 16;
+    for (int t = 0; t < tile.count; ++t)
+      if (added.acting[i] >> t & 1) values[t] = add(values[t], load_f(of_panel + 16 * t));
+  }
 
   void ask_for(const Segment &segment, int64_t panel, Ahead &ahead) const {
     if (!deltas.act) return;
@@ -311,7 +345,10 @@ struct ProjectEpilogue {
   }
 
   ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
-    if (deltas.act) {
+    if (added.values[0]) {
+      add_known(0, panel, tile, values);
+      if (op.epilogue == MRS_EPILOGUE_GATED) add_known(1, panel, tile, second);
+    } else if (deltas.act) {
       const auto row = [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); };
       deltas.expand(op.members[member], member, panel, live, tile, values, row);
       if (op.epilogue == MRS_EPILOGUE_GATED) deltas.expand(op.members[1], 1, panel, live, tile, second, row);
@@ -410,7 +447,7 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
   }
   if (deltas.act) shrink_rows(op, deltas, members, pool);
-  gemm(members, members.span(pool), pool, ProjectEpilogue{op, deltas});
+  gemm(members, members.span(pool), pool, ProjectEpilogue{op, deltas, rows});
 }
 
 }  // namespace MRS_ISA

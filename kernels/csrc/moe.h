@@ -137,6 +137,8 @@ struct PairEpilogue {
   int activation;
   float *out;
 
+  const PairEpilogue &of(const Segment &) const { return *this; }
+
   void ask_for(const Segment &segment, int64_t panel, Ahead &ahead) const {
     if (!deltas.act) return;
     const Range panels = {segment.begin, segment.end};
