@@ -288,9 +288,9 @@ struct Members {
     }
     // Few rows only read the panels: every new chunk begins a stream from memory anew. Many rows pass over them often.
     const bool is_read_once = rows <= 4;
-    const int64_t room = is_read_once ? 1 << 21 : 1 << 18, chunks = (is_read_once ? 2 : 4) * mrs_pool_size(pool);
-    const int64_t fit = room / widest > 1 ? room / widest : 1, share = panels() / chunks;
-    return share < 1 ? 1 : share < fit ? share : fit;
+    const int64_t room = is_read_once ? 1 << 21 : 1 << 18, chunks = (is_read_once ? 1 : 4) * mrs_pool_size(pool);
+    const int64_t fit = room / widest > 1 ? room / widest : 1, share = (panels() + chunks - 1) / chunks;
+    return share < fit ? share : fit;
   }
 };
 
