@@ -1,10 +1,12 @@
 """Decode with draft tokens beside the same answers without them, in turns in one process.
 
     python -m benchmarks.drafts MODEL.gguf [--draft-model SMALL.gguf] [--agreement 0.7 ...] [--rounds 5] [--tokens 128]
+        [--cases edit second letter code story]
 
-Without a draft model: prompt lookup on a text to be corrected, on a second edit of the same text, and on a story. With
-one: free text. ``--agreement`` replaces the draft model's choices by the right token with this probability and by a
-wrong one otherwise, so that models with random weights can be measured; its passes are computed all the same.
+Without a draft model: prompt lookup on a text to be corrected, on a second edit of the same text, on a letter with many
+typos, on code in which a variable is to be renamed, and on a story. With one: free text. ``--agreement`` replaces the
+draft model's choices by the right token with this probability and by a wrong one otherwise, so that models with random
+weights can be measured; its passes are computed all the same.
 Prints a table of ratios; nothing else should run.
 """
 
@@ -34,7 +36,51 @@ TEXT = (
 )
 FIRST_EDIT = f"Write this text again, with the spelling corrected:\n\n{TEXT}"
 SECOND_EDIT = f"Write this text again, with the spelling and the commas corrected:\n\n{TEXT}"
+LETTER = """Correct the typos in this letter and answer with the whole letter:
+
+Dear Mr Miller,
+
+thank you for you letter of 3 March. We recieved the parts on Monday, but two of the boxes were damged and one was \
+missing compleetly. Could you please send us a replacment before the end of the week? We need them for a machine wich \
+has to be delivered to our custommer on Friday. I have atached pictures of the boxes.
+
+The invoice of the first delivery was payed on 28 February. Please tell us if we should send the damaged parts back to \
+you or if your driver will collect them.
+
+Yours sincerly,
+Anna Schmidt"""
+CODE = """Rename the variable tmp to cleaned in this Python file and answer with the whole file:
+
+```python
+def read_table(path, sep=","):
+    rows = []
+    with open(path) as file:
+        for line in file:
+            tmp = line.rstrip("\\n")
+            if not tmp:
+                continue
+            rows.append([cell.strip() for cell in tmp.split(sep)])
+    return rows
+
+
+def column(rows, index):
+    tmp = []
+    for row in rows:
+        if index < len(row):
+            tmp.append(row[index])
+    return tmp
+```"""
 STORY = "Tell me a story about a lighthouse."
+
+
+CASES = {
+    "edit": ("a text to be edited", (FIRST_EDIT,)),
+    "second": ("another edit of it", (FIRST_EDIT, SECOND_EDIT)),
+    "letter": ("a letter with typos", (LETTER,)),
+    "code": ("a variable to be renamed", (CODE,)),
+    "story": ("a story", (STORY,)),
+}
+"""A name and the questions of each case, of which the last is measured."""
 
 
 class Agreeing:
@@ -69,21 +115,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     args = parser.parse_args()
     draft = None if args.draft_model is None else ModelSource(None, args.draft_model, None, None)
     options = LoadOptions(threads=args.threads, prefix_cache_n=0, max_seqs=8, draft_model=draft)
     print("| | without, tokens/s | with | ratio (least) | accepted of drafted |\n| --- | --- | --- | --- | --- |")
     with LocalModel.load(ModelSource(None, args.model, None, None), options) as model:
         if draft is None:
-            compare_lookup(model, args.rounds, tokens=args.tokens)
+            compare_lookup(model, args.cases, rounds=args.rounds, tokens=args.tokens)
         else:
             compare_models(model, args.rounds, tokens=args.tokens, agreements=args.agreement)
 
 
-def compare_lookup(model: LocalModel, rounds: int, *, tokens: int) -> None:
+def compare_lookup(model: LocalModel, cases: Sequence[str], *, rounds: int, tokens: int) -> None:
     """Each round has texts of its own, as otherwise every answer would be in a text before."""
-    cases = {"a text to be edited": [FIRST_EDIT], "another edit of it": [FIRST_EDIT, SECOND_EDIT], "a story": [STORY]}
-    for name, asked in cases.items():
+    for name, asked in (CASES[case] for case in cases):
         pairs = []
         for number in range(rounds):
             forget(model)

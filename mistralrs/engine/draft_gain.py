@@ -5,7 +5,7 @@ It handles numbers alone: seconds, tokens and chances.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SMOOTHING = 0.25
@@ -40,6 +40,15 @@ class Offer:
     """Their number, at most."""
     from_model: bool = False
     """A draft model must compute them, one after the other."""
+    chances: tuple[float, ...] = ()
+    """The chance of each of them, where it is known; ``chance`` is that of those behind."""
+
+    def useful(self) -> Iterator[float]:
+        """Yields the chance of each to be of use: that it and all before it are accepted."""
+        useful = 1.0
+        for place in range(self.limit):
+            useful *= self.chances[place] if place < len(self.chances) else self.chance
+            yield useful
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +93,17 @@ class DraftGain:
             return none
         best, chosen = num_seqs / plain * (MARGIN if self.balance_s >= 0 else MARGIN_AFTER_LOSSES), none
         tokens, taken = float(num_seqs), [0] * num_seqs
-        for extra, (chance, index) in enumerate(self._by_chance(offers)[:rows], 1):
+        offered = self._by_chance(offers)[:rows]
+        from_model = [index for index, offer in enumerate(offers) if offer.from_model]
+        for extra, (chance, index) in enumerate(offered, 1):
             tokens += chance
             taken[index] += 1
-            passes = max((count for count, offer in zip(taken, offers, strict=True) if offer.from_model), default=0)
-            rate = tokens / (self._step_s(num_seqs, num_seqs + extra) + passes * self._pass())
+            if extra < len(offered) and not self._is_tried(num_seqs, num_seqs + extra):
+                continue
+            seconds = self._step_s(num_seqs, num_seqs + extra)
+            if from_model:
+                seconds += max(taken[index] for index in from_model) * self._pass()
+            rate = tokens / seconds
             if rate > best:
                 best, chosen = rate, list(taken)
         return chosen
@@ -131,13 +146,19 @@ class DraftGain:
     def _by_chance(self, offers: Sequence[Offer]) -> list[tuple[float, int]]:
         """The chance of each draft token to be of use, and its sequence: the best first, a sequence's in order."""
         chances = [
-            (offer.chance**place, place, index)
+            (-chance, place, index)
             for index, offer in enumerate(offers)
             if not (offer.from_model and self.balance_s < 0)
-            for place in range(1, offer.limit + 1)
+            for place, chance in enumerate(offer.useful())
         ]
-        chances.sort(key=lambda each: (-each[0], each[1]))
-        return [(chance, index) for chance, _, index in chances]
+        if len(offers) > 1:
+            chances.sort()
+        return [(-chance, index) for chance, _, index in chances]
+
+    def _is_tried(self, num_seqs: int, rows: int) -> bool:
+        """Whether a step of ``rows`` tokens may be tried: one that was measured, or one that fills a tile of a kernel,
+        because the last token of a tile costs hardly more."""
+        return rows & (rows - 1) == 0 or self._known(num_seqs, rows) is not None
 
     def _measure(self, num_seqs: int, rows: int, seconds: float) -> None:
         time = self._times.get((num_seqs, rows))
@@ -155,10 +176,13 @@ class DraftGain:
         return time.seconds
 
     def _step_s(self, num_seqs: int, rows: int) -> float:
-        """Seconds of a step with ``rows`` tokens, a hopeful guess if there was none."""
-        known = self._known(num_seqs, rows)
-        if known is not None:
-            return known
+        """Seconds of a step with ``rows`` tokens. If there was none, those of the next larger in its tile, or a hopeful
+        guess."""
+        tile = 1 << (rows - 1).bit_length()
+        for count in (rows, *range(rows + 1, tile + 1)):
+            known = self._known(num_seqs, count)
+            if known is not None:
+                return known
         fewer = next(count for count in range(rows - 1, 0, -1) if self._known(num_seqs, count) is not None)
         seconds = self._known(num_seqs, fewer) or 0.0
         return seconds * (1 + GUESSED_COST * (rows - fewer))

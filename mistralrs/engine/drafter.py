@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from mistralrs.engine.copy_source import WordPart, word_part
 from mistralrs.engine.draft_gain import DraftGain, Offer
 from mistralrs.engine.ngram_proposer import NgramProposer
 from mistralrs.engine.recent_texts import RecentTexts
@@ -53,27 +55,38 @@ class _Proposal:
 
     sequence: Sequence
     tokens: tuple[int, ...]
-    chance: float
+    chances: tuple[float, ...] = ()
+    """The chances of these tokens, or that of all."""
     count: int = 0
 
     @property
     def offer(self) -> Offer:
-        return Offer(self.chance, self.count or len(self.tokens), from_model=self.count > 0)
+        chance = self.chances[-1] if self.chances else 0.0
+        return Offer(chance, self.count or len(self.tokens), from_model=self.count > 0, chances=self.chances)
 
 
 class Drafter:
     """Proposes for the sequences of a step that decodes. The engine's thread alone uses it."""
 
-    def __init__(self, *, gain: DraftGain | None = None, model: ModelProposer | None = None) -> None:
-        """``gain``: decides how many draft tokens there are; None: as many as there may be."""
+    def __init__(
+        self,
+        *,
+        gain: DraftGain | None = None,
+        model: ModelProposer | None = None,
+        token_bytes: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """``gain``: decides how many draft tokens there are; None: as many as there may be. ``token_bytes``: the bytes
+        that a token spells; None: nobody knows words."""
         self.gain = gain
         self.model = model
+        self._token_bytes = token_bytes
+        self._parts: dict[int, WordPart] = {}
         self._recent = RecentTexts()
         self._from_model: set[int] = set()  # sequences whose last draft was the model's
 
     def add(self, sequence: Sequence) -> None:
         """Lets a new sequence search the texts of those that ended before."""
-        sequence.ngram_proposer = NgramProposer(self._recent, sequence.cache_salt)
+        sequence.ngram_proposer = NgramProposer(self._recent, sequence.cache_salt, part=self._part_of)
 
     def ended(self, sequence: Sequence) -> None:
         """Keeps the text of a sequence that ended, and frees what the draft model has of it."""
@@ -85,11 +98,13 @@ class Drafter:
     def propose(self, sequences: Row[Sequence], limits: Row[int], rows: int) -> list[tuple[int, ...]]:
         """Draft tokens for each sequence, at most as many as its limit. ``rows``: how many the step has room for."""
         proposals = [self._proposal(each, limit) for each, limit in zip(sequences, limits, strict=True)]
+        if not any(proposal.tokens or proposal.count for proposal in proposals):
+            return [()] * len(proposals)
         if self.gain is None:
             counts = [proposal.offer.limit for proposal in proposals]
         else:
             counts = self.gain.choose([proposal.offer for proposal in proposals], rows)
-        drafts = self._computed(proposals, counts)
+        drafts = {} if self.model is None else self._computed(proposals, counts, model=self.model)
         for proposal, count in zip(proposals, counts, strict=True):
             if proposal.tokens:
                 drafts[proposal.sequence.id] = proposal.tokens[:count]
@@ -99,9 +114,7 @@ class Drafter:
         """Records how many draft tokens of a step were right."""
         if self.model is not None and sequence.id in self._from_model:
             self.model.record_acceptance(sequence, drafted, accepted)
-            sequence.ngram_proposer.record_others(drafted, accepted)
-        else:
-            sequence.ngram_proposer.record_acceptance(drafted, accepted, known=len(sequence.tokens))
+        sequence.ngram_proposer.record_acceptance(drafted, accepted)
 
     def on_step(self, chunks: Row[Chunk], tokens: int, seconds: float) -> None:
         """Records a step that was committed: ``tokens`` came of it in ``seconds``, those for drafts included."""
@@ -113,26 +126,34 @@ class Drafter:
         else:
             self.gain.on_prefill(seconds)
 
+    def _part_of(self, token: int) -> WordPart:
+        """The part of a word that a token spells."""
+        if self._token_bytes is None:
+            return WordPart.NONE
+        part = self._parts.get(token)
+        if part is None:
+            part = self._parts[token] = word_part(self._token_bytes(token))
+        return part
+
     def _proposal(self, sequence: Sequence, limit: int) -> _Proposal:
         self._from_model.discard(sequence.id)
         if limit <= 0:
-            return _Proposal(sequence, (), 0.0)
+            return _Proposal(sequence, ())
         proposer, constraint = sequence.ngram_proposer, sequence.constraint
         if constraint is not None and constraint.forced:
-            return _Proposal(sequence, constraint.allowed(tuple(constraint.forced)[:limit]), 1.0)
-        tokens, chance = proposer.propose(sequence.tokens, limit), proposer.chance
+            return _Proposal(sequence, constraint.allowed(tuple(constraint.forced)[:limit]), (1.0,))
+        tokens, chances = proposer.propose(sequence.tokens, limit), proposer.chances()
         if constraint is not None:
             tokens = constraint.allowed(tokens)
-        if self.model is not None and (not tokens or chance < self.model.chance(sequence)):
+        if self.model is not None and not (tokens and chances and chances[0] >= self.model.chance(sequence)):
             most = limit if self.gain is None else min(limit, self.model.most(sequence))
-            return _Proposal(sequence, (), self.model.chance(sequence), count=most)
-        return _Proposal(sequence, tokens, chance)
+            return _Proposal(sequence, (), (self.model.chance(sequence),), count=most)
+        return _Proposal(sequence, tokens, chances)
 
-    def _computed(self, proposals: Row[_Proposal], counts: Row[int]) -> dict[int, tuple[int, ...]]:
+    def _computed(
+        self, proposals: Row[_Proposal], counts: Row[int], *, model: ModelProposer
+    ) -> dict[int, tuple[int, ...]]:
         """The draft model's tokens by sequence. A model that fails is used no more."""
-        model = self.model
-        if model is None:
-            return {}
         try:
             for proposal, count in zip(proposals, counts, strict=True):
                 if proposal.count and not count:

@@ -100,7 +100,8 @@ class Engine(ProcessBound):
         self.after_step = _do_nothing
         self._kv_connector = None if disk_tier is None else DiskKvConnector(disk_tier, executor)
         self._draft_model = None if draft_model is None else DraftModel(draft_model, sampling_input=self._draft_input)
-        self._drafter = Drafter(gain=DraftGain() if config.weighs_drafts else None, model=self._draft_model)
+        gain = DraftGain() if config.weighs_drafts else None
+        self._drafter = Drafter(gain=gain, model=self._draft_model, token_bytes=tokenizer.token_bytes)
         self._scheduler = Scheduler(config, self._kv_connector, drafter=self._drafter)
         self._grammars = GrammarCompiler(tokenizer, self.vocab_size)
         self._compiling: dict[int, RequestState] = {}  # requests that wait for their grammars

@@ -1,7 +1,7 @@
 """Proposes draft tokens by prompt lookup: those that followed an earlier occurrence of a sequence's last tokens.
 
 The last occurrence in the sequence itself counts, or one in a text that ended lately if more tokens before it are
-equal.
+equal. A place that was copied from for a while is kept where single words of it are changed.
 
 Draft tokens are computed beside the last known token, which costs little; a step yields one more token for each draft
 token that is accepted.
@@ -9,62 +9,75 @@ token that is accepted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mistralrs.engine.acceptance import Acceptance
-from mistralrs.engine.recent_texts import Match, RecentTexts, Text, equal_before
+from mistralrs.engine.copy_source import CopySource, WordPart, no_words
+from mistralrs.engine.recent_texts import RecentTexts, Text, equal_before
 
 NGRAM_LENGTHS = (3, 2)
 """Lengths of the n-grams that must have occurred before, in the order in which they are tried."""
-FIRST_DRAFT_TOKENS = 3
-"""Tokens of the first draft. A draft that is accepted whole is followed by one of twice as many tokens and one more, a
-draft that is mostly rejected by one of half as many: with the known token, steps have 2, 4, 8 or 16 tokens."""
 MAX_DRAFT_TOKENS = 15
 """Tokens of a draft, at most."""
-MAX_PAUSE = 64
-"""Tokens without a draft after rejected ones, at most, so that a text without repetitions costs almost nothing."""
-HITS_TO_RESUME = 4
-"""Tokens in a row which were as they would have been proposed, after which a pause ends early."""
-LONG_MATCH = 8
-"""Equal tokens from which on an earlier place is probably one that the text goes on from as it did."""
-FIRST_CHANCE = 0.3
-"""The chance of a draft token after a shorter match, before anything is known."""
-FIRST_CHANCE_AFTER_LONG = 0.85
-"""The same after a long match."""
+LONG_MATCH = 16
+"""Equal tokens from which on no other place is looked for."""
+
+FRESH, COPIED, CHANGED, LATER, CHANGED_FRESH, SPLIT = 0, 4, 8, 9, 10, 11
+"""Kinds of draft tokens. Four each after 0 to 3, 4 to 7, 8 to 15 and more equal tokens, where little was copied before
+and where much was. First behind a change, in its place: of one token after much, of more, of one after little. First of
+a word of several tokens, where much was copied: such words are rare or misspelled, and are changed more often."""
+FIRST_CHANCES = (0.2, 0.5, 0.7, 0.9, 0.85, 0.85, 0.9, 0.95, 0.5, 0.02, 0.2, 0.5)
+"""The chance of a draft token of each kind to be right, if those before it are, before anything is known."""
+_AFTER = [min(length.bit_length() - 2, 3) if length > 3 else 0 for length in range(LONG_MATCH + MAX_DRAFT_TOKENS)]
+"""The place of a kind among its four, by the equal tokens before."""
 
 
 class NgramProposer:
     """Proposes draft tokens for one sequence, which may only grow."""
 
     __slots__ = (
-        *("_cache_salt", "_current", "_expected", "_following", "_hits", "_length", "_long", "_match", "_next_end"),
-        *("_pause", "_recent", "_resume", "_short", "num_accepted", "num_drafted"),
+        *(
+            "_cache_salt",
+            "_chances",
+            "_following",
+            "_kinds",
+            "_known",
+            "_next_end",
+            "_part",
+            "_proposed",
+            "_recent",
+            "_source",
+        ),
+        *("num_accepted", "num_drafted"),
     )
 
-    def __init__(self, recent: RecentTexts | None = None, cache_salt: str = "") -> None:
-        """``recent``: texts to search beside the sequence itself, those with this ``cache_salt``."""
+    def __init__(
+        self, recent: RecentTexts | None = None, cache_salt: str = "", *, part: Callable[[int], WordPart] = no_words
+    ) -> None:
+        """``recent``: texts to search beside the sequence itself, those with this ``cache_salt``. ``part``: the part of
+        a word that a token spells."""
         self.num_drafted = 0
         """Draft tokens that were computed, a draft model's too."""
         self.num_accepted = 0
         """Draft tokens that were accepted."""
-        self._short, self._long = Acceptance(FIRST_CHANCE), Acceptance(FIRST_CHANCE_AFTER_LONG)
-        self._current = self._short  # that of the last match
+        self._part = part
         self._recent = recent
         self._cache_salt = cache_salt
-        self._match: Match | None = None  # the place in a recent text up to which the sequence followed it
-        self._expected: tuple[int, int] | None = None  # index of a token to come, and the one that would be proposed
-        self._hits = 0  # tokens in a row that were expected
-        self._length = FIRST_DRAFT_TOKENS
-        self._pause = 0  # tokens without a draft after the last one; 0 if some of it was accepted
-        self._resume = 0  # known tokens at which the pause ends
+        self._chances = [Acceptance(first) for first in FIRST_CHANCES]
+        self._source: CopySource | None = None  # the place that the last proposal came from
+        self._known = 0  # tokens that it has taken
+        self._proposed: tuple[int, ...] = ()  # the last proposal, behind these tokens
+        self._kinds: list[int] = []  # the kind of each of its tokens
         self._following: dict[tuple[int, ...], int] = {}  # index of the token that last followed it
         self._next_end = 0  # first index after an n-gram that is not in the dictionary
 
-    @property
-    def chance(self) -> float:
-        """The chance that the next of the tokens that were proposed last is accepted.
+    def chances(self) -> tuple[float, ...]:
+        """The chance of each token that was proposed last to be right if those before it are.
 
-        Tokens that were not drafted count too, as they show whether they would have been right.
+        Tokens that were not computed count too, as the answer shows whether they would have been right.
         """
-        return self._current.chance
+        chances = self._chances
+        return tuple([chances[kind].chance for kind in self._kinds])
 
     def propose(self, tokens: list[int], count: int) -> tuple[int, ...]:
         """Up to ``count`` draft tokens that may follow ``tokens``, which are all known tokens; perhaps none.
@@ -72,10 +85,14 @@ class NgramProposer:
         Takes microseconds for each token that was not there at the last call.
         """
         self._observe(tokens)
+        self._follow(tokens)
         self._index(tokens)
-        draft = self._find(tokens, max(min(self._length, count), 1))
-        self._expected = (len(tokens), draft[0]) if draft else None
-        return draft[:count] if len(tokens) >= self._resume else ()
+        if self._source is None or self._source.length < LONG_MATCH:
+            self._search(tokens)
+        if self._source is not None:
+            self._proposed = self._source.draft(tokens, min(count, MAX_DRAFT_TOKENS))
+            self._kinds = _kinds(self._source, self._proposed, self._part)
+        return self._proposed
 
     def ended(self, tokens: list[int]) -> None:
         """Leaves the text of a sequence that ended to later ones, if it was ever searched. Idempotent."""
@@ -84,60 +101,67 @@ class NgramProposer:
             self._recent.add(self._cache_salt, Text(tokens, self._following))
         self._recent = None
 
+    def record_acceptance(self, drafted: int, accepted: int) -> None:
+        """Counts ``accepted`` of ``drafted`` draft tokens that were right."""
+        self.num_drafted += drafted
+        self.num_accepted += accepted
+
     def _observe(self, tokens: list[int]) -> None:
-        """Learns from a token that was not drafted whether it would have been right. This costs nothing."""
-        if self._expected is None or len(tokens) <= self._expected[0]:
-            return
-        place, token = self._expected
-        is_hit = tokens[place] == token
-        self._current.record(1, int(is_hit))
-        self._hits = self._hits + 1 if is_hit else 0
-        if self._hits >= HITS_TO_RESUME:
-            self._pause = self._resume = 0
+        """Learns from the new tokens which of the proposed ones were right, or would have been."""
+        for kind, proposed, token in zip(self._kinds, self._proposed, tokens[self._known :], strict=False):
+            self._chances[kind].record(1, int(proposed == token))
+            if proposed != token:
+                break
+        self._proposed, self._kinds = (), []
 
-    def _find(self, tokens: list[int], count: int) -> tuple[int, ...]:
-        """Tokens that followed the last ones before."""
-        places = (self._following.get(tuple(tokens[-length:])) for length in NGRAM_LENGTHS)
-        place = next((place for place in places if place is not None), None)
-        length = 0 if place is None else equal_before(tokens, place, tokens)
+    def _follow(self, tokens: list[int]) -> None:
+        """Brings the place up to the known tokens."""
+        if self._source is not None and not self._source.follow(tokens, self._known, self._part):
+            self._source = None
+        self._known = len(tokens)
+
+    def _search(self, tokens: list[int]) -> None:
+        """Takes another place if more tokens before it are equal: a whole n-gram in place of one that was copied."""
+        source, known = self._source, 0 if self._source is None else self._source.length
+        least = NGRAM_LENGTHS[-1] if source is None else max(known + 1, NGRAM_LENGTHS[0])
+        place = None
+        for length in NGRAM_LENGTHS:
+            place = self._following.get(tuple(tokens[-length:]))
+            if place is not None:
+                break
+        if place is not None and not (source is not None and source.text is None and source.place == place):
+            length = equal_before(tokens, place, tokens)
+            if length >= least:
+                self._source, least = CopySource(None, place, length, copied=length), length + 1
         if self._recent is not None:
-            match = None if self._match is None else self._match.follow(tokens)
-            if match is None:
-                match = self._recent.find(self._cache_salt, tokens, length=NGRAM_LENGTHS[0])
-            self._match = match
-            if match is not None and match.length > length:
-                self._current = self._long if match.length >= LONG_MATCH else self._short
-                return match.draft(count)
-        self._current = self._long if length >= LONG_MATCH else self._short
-        return () if place is None else tuple(tokens[place : place + count])
-
-    def record_others(self, drafted: int, accepted: int) -> None:
-        """Counts draft tokens that another proposer made."""
-        self.num_drafted += drafted
-        self.num_accepted += accepted
-
-    def record_acceptance(self, drafted: int, accepted: int, *, known: int) -> None:
-        """Records that ``accepted`` of ``drafted`` (at least 1) draft tokens were right. ``known``: tokens known
-        now."""
-        self.num_drafted += drafted
-        self.num_accepted += accepted
-        self._current.record(drafted, accepted)
-        self._expected = None
-        if accepted == drafted:
-            self._length = min(2 * self._length + 1, MAX_DRAFT_TOKENS)
-        elif 2 * accepted < drafted:
-            self._length = max(self._length // 2, 1)
-        if accepted:
-            self._pause = 0
-        else:
-            self._pause = min(max(2 * self._pause, 1), MAX_PAUSE)
-            self._resume = known + self._pause
+            match = self._recent.find(self._cache_salt, tokens, length=NGRAM_LENGTHS[0])
+            if match is not None and match.length >= least and match.place < len(match.text.tokens):
+                self._source = CopySource(match.text.tokens, match.place, match.length, copied=match.length)
 
     def _index(self, tokens: list[int]) -> None:
         """Adds all n-grams that a token follows; those at the end of ``tokens`` have none yet."""
-        for length in NGRAM_LENGTHS:
-            end = max(self._next_end, length)
-            part = tokens[end - length : -1]
-            occurrences = zip(*(part[offset:] for offset in range(length)), strict=False)
-            self._following.update(zip(occurrences, range(end, len(tokens)), strict=True))
-        self._next_end = len(tokens)
+        known = len(tokens)
+        if known == self._next_end + 1 and known > NGRAM_LENGTHS[0]:  # the usual case, in few instructions
+            for length in NGRAM_LENGTHS:
+                self._following[tuple(tokens[-length - 1 : -1])] = known - 1
+        else:
+            for length in NGRAM_LENGTHS:
+                end = max(self._next_end, length)
+                part = tokens[end - length : -1]
+                occurrences = zip(*(part[offset:] for offset in range(length)), strict=False)
+                self._following.update(zip(occurrences, range(end, known), strict=True))
+        self._next_end = known
+
+
+def _kinds(source: CopySource, proposed: tuple[int, ...], part: Callable[[int], WordPart]) -> list[int]:
+    """The kind of each of the tokens of a text that are proposed."""
+    start, group = min(source.length, LONG_MATCH), COPIED if source.is_copied else FRESH
+    kinds = [group + place for place in _AFTER[start : start + len(proposed)]]
+    if source.is_copied:
+        parts = [part(token) for token in proposed]
+        for place in range(len(parts) - 1):
+            if parts[place + 1] is WordPart.REST and parts[place] is WordPart.START:
+                kinds[place] = SPLIT
+    if source.length == 0:
+        kinds[:1] = [LATER if source.changed > 1 else CHANGED if source.is_copied else CHANGED_FRESH]
+    return kinds

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
@@ -236,7 +236,7 @@ class Scheduler:
             while draft and not self.blocks.extend(chunk.sequence, ahead=len(draft)):
                 draft = draft[:-1]
             if draft:
-                chunks[index] = replace(chunk, count=chunk.count + len(draft), draft_tokens=draft)
+                chunks[index] = Chunk(chunk.sequence, chunk.start, chunk.count + len(draft), True, chunk.scored, draft)
                 self._sequences_with_drafts.append(chunk.sequence)
                 rows -= len(draft)
 

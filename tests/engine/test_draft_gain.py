@@ -72,6 +72,25 @@ def test_likely_tokens_come_first() -> None:
     assert gain.choose([Offer(1.0, 7), Offer(0.0, 0), Offer(0.0, 0)], 5) == [5, 0, 0]
 
 
+def test_each_token_has_a_chance_of_its_own() -> None:
+    """A draft ends before one that is unlikely, as those behind it are of use only together with it."""
+    gain = known_times((1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4))
+    assert gain.choose([Offer(0.99, 7, chances=(0.9, 0.9, 0.1, 0.9))], 7) == [2]
+    assert gain.choose([Offer(0.99, 7, chances=(0.5,))], 7) == [7]
+    assert list(Offer(0.5, 3, chances=(0.1,)).useful()) == pytest.approx([0.1, 0.05, 0.025])
+
+
+def test_steps_that_fill_a_tile_are_tried() -> None:
+    """Each number of tokens that is measured costs trials; one that a draft's end asks for is taken as it is."""
+    gain = known_times((1.0,))
+    tried = set()
+    for _ in range(20):
+        [count] = gain.choose([Offer(0.99, 6)], 6)
+        tried.add(1 + count)
+        gain.on_step(1, 1 + count, tokens=1 + count, seconds=(1.0, 1.1, 1.2, 1.3, 5, 5, 5)[count])
+    assert tried == {4, 7}
+
+
 def test_the_first_step_and_some_later_ones_are_plain() -> None:
     """Without them nobody knows what draft tokens gain."""
     gain = DraftGain()

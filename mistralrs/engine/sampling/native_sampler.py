@@ -63,7 +63,7 @@ class NativeSampler:
         places = list(range(logits.shape[0])) if rows is None else rows
         if any(item.hooks for item in inputs):
             return self._sample_apart(logits, inputs, places)
-        templates = [self._template(item.params) for item in inputs]
+        templates = self._templates(inputs)
         cells = self._row_sampler.rows([template.row for template in templates])
         kept = [
             self._complete(cells[index], item, template, logits.address + 4 * logits.shape[1] * place)
@@ -71,6 +71,15 @@ class NativeSampler:
         ]
         self._row_sampler.run(len(inputs))
         return [_sampled(cells[index], template.num_logprobs, kept[index]) for index, template in enumerate(templates)]
+
+    def _templates(self, inputs: Sequence[SamplingInput]) -> list[_Template]:
+        """The template of each input; rows of one request are beside each other."""
+        templates: list[_Template] = []
+        params: SamplingParams | None = None
+        for item in inputs:
+            templates.append(templates[-1] if item.params is params else self._template(item.params))
+            params = item.params
+        return templates
 
     def _sample_apart(
         self, logits: Buffer, inputs: Sequence[SamplingInput], places: Sequence[int]
