@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mistralrs.loading.text_source import TextSource
     from mistralrs.ops.backend import Backend
 
-MAX_DRAFT = 7
-"""The default of ``LoadOptions.max_draft``: with the committed token, as many as kernels compute together."""
+MAX_DRAFT = 15
+"""The default of ``LoadOptions.max_draft``: with the committed token, two tiles of the kernels."""
 
 EVICTABLE_BYTES = 512 << 20
 """Older sequences beyond ``prefix_cache_n`` whose KV stays until its memory is needed."""

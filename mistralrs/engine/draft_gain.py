@@ -98,7 +98,7 @@ class DraftGain:
         for extra, (chance, index) in enumerate(offered, 1):
             tokens += chance
             taken[index] += 1
-            if extra < len(offered) and not self._is_tried(num_seqs, num_seqs + extra):
+            if extra < len(offered) and not (from_model or self._is_tried(num_seqs, num_seqs + extra)):
                 continue
             seconds = self._step_s(num_seqs, num_seqs + extra)
             if from_model:
@@ -156,8 +156,8 @@ class DraftGain:
         return [(-chance, index) for chance, _, index in chances]
 
     def _is_tried(self, num_seqs: int, rows: int) -> bool:
-        """Whether a step of ``rows`` tokens may be tried: one that was measured, or one that fills a tile of a kernel,
-        because the last token of a tile costs hardly more."""
+        """Whether a step of ``rows`` tokens may be tried where draft tokens cost nothing: one that was measured, or one
+        that fills a tile of a kernel, because the last token of a tile costs hardly more."""
         return rows & (rows - 1) == 0 or self._known(num_seqs, rows) is not None
 
     def _measure(self, num_seqs: int, rows: int, seconds: float) -> None:

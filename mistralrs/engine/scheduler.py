@@ -17,8 +17,9 @@ from mistralrs.engine.drafter import Drafter
 from mistralrs.engine.kv.kv_cache_manager import KvCacheManager, KvConnector
 from mistralrs.engine.sequence import Sequence, State
 
-MAX_DRAFT_BATCH = 8
-"""Tokens up to which a step is filled with draft tokens: that many share one pass over the weights."""
+MAX_DRAFT_BATCH = 16
+"""Tokens up to which a step is filled with draft tokens: two tiles of the kernels, which share one pass over the
+weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class Options(AdapterFlags):
         metavar="N",
         least=0,
         modes=RUN,
-        shown_default="7; bench: 0 without --draft-model",
+        shown_default="15; bench: 0 without --draft-model",
         help="Draft tokens proposed in a step, at most; the answer stays the same. 0: off.",
     )
     draft_model: str | None = option(
