@@ -8,6 +8,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # `off` installs without the C++ kernels: no compiler is needed, and everything runs slower.
 NATIVE ?= on
+# Processes that share the tests: each computes with as many threads as there are cores, and holds two or three GB at times.
+TEST_JOBS ?= 2
 
 BIN := $(VENV)/bin
 MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -17,7 +19,9 @@ SETTINGS := $(VENV)/settings.txt
 BUILD_TOOLS := $(VENV)/build-tools
 PACKAGES := $(VENV)/packages
 KERNELS := $(VENV)/kernels
+ALL_KERNELS := $(VENV)/all-kernels
 RUNNING := $(VENV)/running
+DEVELOPMENT := $(VENV)/development
 INSTALLED := $(VENV)/installed
 LOGS := $(VENV)/logs
 FIXTURES := .fixtures/complete
@@ -54,7 +58,7 @@ chat: $(RUNNING) $(MODEL) ## set up what running needs and chat with the default
 
 test: export HF_HUB_OFFLINE = 1
 test: $(INSTALLED) $(MODEL) $(FIXTURES) ## set up what tests need too and run them
-	$(BIN)/python -m pytest -m "not network and not gpu and not browser"
+	$(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --dist=worksteal -m "not network and not gpu and not browser"
 
 test-gemma: export HF_HUB_OFFLINE = 1
 test-gemma: $(INSTALLED) $(GEMMA) ## run the tests that need Gemma 3 270M
@@ -169,11 +173,13 @@ $(SETTINGS): $(VENV)/pyvenv.cfg FORCE
 
 # The kernels are built while packages are fetched. The compiler is asked for first: a machine without one learns it at once.
 $(RUNNING): $(SETTINGS) pyproject.toml CMakeLists.txt $(SOURCES)
-ifneq ($(NATIVE),off)
-	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler ($${CXX:-c++}) was found. Install one (for example: apt-get install g++), or do without the kernels: make NATIVE=off ..." >&2; exit 1; }
-endif
+	$(NEEDS_COMPILER)
 	@$(MAKE) --no-print-directory --silent --jobs=2 $(KERNELS) $(PACKAGES)
 	@touch $@
+
+ifneq ($(NATIVE),off)
+NEEDS_COMPILER = @command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler ($${CXX:-c++}) was found. Install one (for example: apt-get install g++), or do without the kernels: make NATIVE=off ..." >&2; exit 1; }
+endif
 
 $(PACKAGES): $(SETTINGS) pyproject.toml
 	$(STEP) "PyTorch: $(TORCH)" $(LOGS)/torch.log $(PIP_INSTALL) "$(TORCH)" $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)")
@@ -191,14 +197,24 @@ $(BUILD_TOOLS): $(SETTINGS)
 # development has used gets all of them.
 $(KERNELS): ISA = $(if $(wildcard $(INSTALLED)),,$(shell $(PYTHON) scripts/host_isa.py))
 $(KERNELS): $(BUILD_TOOLS) pyproject.toml CMakeLists.txt $(SOURCES)
+	@$(if $(ISA),rm -f $(ALL_KERNELS))
 	$(STEP) "mistralrs$(if $(WITHOUT_KERNELS),, and its kernels$(if $(ISA), for $(ISA)))" $(LOGS)/kernels.log $(INSTALL_PROJECT) $(if $(ISA),--config-settings build-dir=build/$(ISA) --config-settings cmake.define.MRS_ISAS=$(ISA))
 	@touch $@
 
-$(INSTALLED): $(RUNNING)
-	@$(call listed,["optional-dependencies"]["dev"]) >$@.txt
-	$(STEP) "packages that development needs" $(LOGS)/development.log $(PIP_INSTALL) --requirement $@.txt
+$(ALL_KERNELS): $(BUILD_TOOLS) pyproject.toml CMakeLists.txt $(SOURCES)
 	$(STEP) "mistralrs$(if $(WITHOUT_KERNELS),, and the kernels of all processors)" $(LOGS)/all-kernels.log $(INSTALL_PROJECT)
 	@touch $@
+
+$(DEVELOPMENT): $(PACKAGES) pyproject.toml
+	@$(call listed,["optional-dependencies"]["dev"]) >$@.txt
+	$(STEP) "packages that development needs" $(LOGS)/development.log $(PIP_INSTALL) --requirement $@.txt
+	@touch $@
+
+# All that running needs is in it.
+$(INSTALLED): $(SETTINGS) pyproject.toml CMakeLists.txt $(SOURCES)
+	$(NEEDS_COMPILER)
+	@$(MAKE) --no-print-directory --silent --jobs=2 $(ALL_KERNELS) $(DEVELOPMENT)
+	@touch $(KERNELS) $(RUNNING) $@
 
 $(MODEL): | $(VENV)/pyvenv.cfg
 	$(STEP) "model: $(notdir $@)" $(LOGS)/model.log $(BIN)/python scripts/fetch_model.py $@

@@ -28,6 +28,8 @@ THREAD = "thread"
 UNDEFINED = "undefined"
 ADDRESS = "address,undefined,float-cast-overflow"
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")
+PROCESSES = 2
+"""The processes that share the tests in Python."""
 LEFT_OUT = ("--ignore=tests/ops/test_arena.py",)
 """Tests that are left out: the arena's own tests check its mappings, which `tests/redzones.py` replaces."""
 
@@ -145,6 +147,7 @@ def run_kernels(extent: Extent) -> None:
     marks = "not model and not network and not gpu and not clients"
     # C code writes the reports, which would be lost with the process if pytest captured them
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-m", marks]
+    pytest += [f"--numprocesses={PROCESSES}", "--dist=worksteal"]
     run([*pytest, *LEFT_OUT, *extent.tests], environment)
     with tempfile.TemporaryDirectory() as name:
         report = Path(name) / "mutants.md"

@@ -11,6 +11,12 @@ from scripts.host_isa import FLAGS, fastest
 ROOT = Path(__file__).parents[1]
 
 
+def planned(goal: str, folder: Path) -> str:
+    """The commands that ``make`` would give for a goal, without an environment."""
+    command = ["make", "--dry-run", goal, f"VENV={folder}"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
 def step(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "scripts" / "step.sh"), "a step", str(tmp_path / "logs" / "a.log"), "sh", "-c", program]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
@@ -44,3 +50,11 @@ def test_the_fastest_kernels() -> None:
 def test_the_build_knows_these_kernels() -> None:
     built = re.findall(r"^ *add_isa\((\w+)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(FLAGS) < set(built)
+
+
+def test_development_compiles_each_set_once(tmp_path: Path) -> None:
+    chat, tests = planned("chat", tmp_path / "venv"), planned("test", tmp_path / "venv")
+    assert "-m pytest" in tests
+    assert chat.count("--editable .") == tests.count("--editable .") == 1
+    assert "MRS_ISAS" not in tests
+    assert tests.count("pip install") == chat.count("pip install") + 1

@@ -131,7 +131,7 @@ def writes(value: float) -> Any:
         (hooked(writes(-math.inf)), "the largest of its logits is -inf"),
         (hooked(rules=[raises(KeyError("x"))]), "a stopping rule failed: KeyError: 'x'"),
     ],
-    ids=str,
+    ids=["value error", "exit", "nan", "infinity", "rule"],
 )
 def test_a_hook_that_fails_fails_its_request_alone(request_: Request, message: str) -> None:
     plain = Request(PROMPT, SAMPLED)
