@@ -26,7 +26,7 @@ from mistralrs_cli.terminal.exits import (
     leaving_at_once,
     raise_terminated,
 )
-from mistralrs_cli.terminal.standard_streams import prepare_streams
+from mistralrs_cli.terminal.standard_streams import OutputError, prepare_streams
 
 if TYPE_CHECKING:
     from mistralrs.api.options.resolve import ResolvedOptions
@@ -353,6 +353,8 @@ def _shows_tracebacks(debug: bool) -> bool:
 
 def _unexpected(error: Exception) -> MistralrsError:
     """Returns an unexpected error in the shape of the others."""
+    if isinstance(error, OutputError):
+        return MistralrsError(str(error), hint="make room on its disk, or send it elsewhere")
     if isinstance(error, OSError):
         return MistralrsError(str(error), hint=None if has_working_folder() else GONE)
     return MistralrsError(

@@ -40,15 +40,25 @@ def prepare_streams() -> bool:
     return stdout_is_open
 
 
+class OutputError(OSError):
+    """Standard output cannot be written, for another reason than a reader that is gone."""
+
+
 class _PatientFile(io.FileIO):
-    """A descriptor that is always written to the end.
+    """The descriptor of stdout, which is always written to the end.
 
     Another process that shares a pipe or a terminal may have made it non-blocking; a full one is then waited for.
     """
 
     def write(self, data: ReadableBuffer) -> int:
-        while (written := super().write(data)) is None:
-            select.select([], [self], [])
+        """Raises ``BrokenPipeError``, or ``OutputError`` if it cannot be written."""
+        try:
+            while (written := super().write(data)) is None:
+                select.select([], [self], [])
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from error
         return written
 
 

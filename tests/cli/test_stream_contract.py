@@ -29,7 +29,7 @@ COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[349][0-7]|10[0-7]|[34]8;)[0-9;]*m"
 
 @dataclass(frozen=True)
 class Row:
-    """A command line; MODEL, CHAT and FOLDER stand for files."""
+    """A command line; MODEL, CHAT and FOLDER stand for files, NEW for one that is not there."""
 
     name: str
     words: str
@@ -57,6 +57,7 @@ ROWS = (
     Row("chats export", "chats export 1"),
     Row("chats import", "chats import CHAT", has_output=False),
     Row("chats delete", "chats delete 99 --yes", code=2, has_output=False),
+    Row("quantize", "quantize FOLDER/base NEW --type q8_0", has_output=False),
     Row("quantize", "quantize FOLDER/absent FOLDER/out.gguf --type q8_0", code=3, has_output=False),
     Row("ordering create", "ordering create FOLDER/base -a FOLDER/adapters --names style"),
     Row("ordering create", "ordering create FOLDER/absent", code=2, has_output=False),
@@ -100,7 +101,10 @@ def commands(home: Path) -> Iterator[ForkedCommands]:
 
 
 def words_of(row: Row, home: Path) -> list[str]:
-    places = {"MODEL": str(home / "m\x1b]0;title\x07.gguf"), "CHAT": str(home / "chat.json"), "FOLDER": str(home)}
+    new = home / "new.gguf"
+    new.unlink(missing_ok=True)
+    model, chat = home / "m\x1b]0;title\x07.gguf", home / "chat.json"
+    places = {"MODEL": str(model), "CHAT": str(chat), "FOLDER": str(home), "NEW": str(new)}
     return [re.sub("|".join(places), lambda found: places[found[0]], word) for word in row.words.split()]
 
 

@@ -232,7 +232,7 @@ def test_full_disk_is_an_error(tmp_path: Path) -> None:
     full = f"{sys.executable} -m tests.cli.fake_main --prompt hello </dev/null >/dev/full"
     result = subprocess.run(full, shell=True, env=environment(tmp_path), cwd=ROOT, capture_output=True, timeout=60)
     assert result.returncode == 1
-    assert result.stderr.startswith(b"error: [Errno 28]")
+    assert result.stderr.startswith(b"error: standard output cannot be written: No space left on device\nhint: ")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
