@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.adapters.peft_adapters import write_adapter
+from tests.architectures import VARIANTS, write_folder
 from tests.examples.test_generated_documents import CODES
 from tests.serving import RunningServer
 
@@ -67,3 +73,63 @@ def test_bytes_that_are_no_request(served: RunningServer) -> None:
         head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
     assert int(head.split()[1]) == CODES["invalid_http"]
     assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+# Remedies
+
+
+def test_a_grammar_that_ends_before_its_least_token(served: RunningServer) -> None:
+    body = {"messages": "Hi", "max_tokens": 20, "grammar": {"type": "regex", "value": "a"}}
+    status, error = ask(served, ("POST", CHAT, {**body, "min_tokens": 9}, JSON))
+    assert (status, error["code"]) == (CODES["grammar_failed"], "grammar_failed"), error
+    assert served.ask("POST", CHAT, body)[0] == 200
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, an adapter of it, and an empty folder for adapters."""
+    folder = tmp_path_factory.mktemp("guarded")
+    base = write_folder(folder / "base", VARIANTS["llama"], dtype=torch.float32)
+    write_adapter(folder / "elsewhere", base, settings={"target_modules": ["q_proj"], "r": 4})
+    (folder / "adapters").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(folder: Path) -> Iterator[RunningServer]:
+    """A server with a key, whose adapters clients may change."""
+    adapters = ["--allow-adapter-changes", "--adapter-root", str(folder / "adapters")]
+    with RunningServer("--api-key", "secret", *adapters, "--threads", "1", "auto", str(folder / "base")) as server:
+        yield server
+
+
+KEY = {"Authorization": "Bearer secret"}
+MODELS = "/v1/models"
+
+
+def test_a_key_that_is_missing(guarded: RunningServer) -> None:
+    status, error = ask(guarded, ("GET", MODELS, None, {}))
+    assert (status, error["code"]) == (CODES["invalid_api_key"], "invalid_api_key")
+    for key in (KEY, {"x-api-key": "secret"}, {**KEY, "Host": "example.org"}):  # which is forbidden without a key
+        assert guarded.ask("GET", MODELS, headers=key)[0] == 200
+
+
+def test_adapters_that_cannot_be_had(guarded: RunningServer, folder: Path) -> None:
+    def load(path: Path) -> tuple[int, Any]:
+        body = {"lora_name": "style", "lora_path": str(path)}
+        return guarded.ask("POST", "/v1/load_lora_adapter", body, headers=KEY)
+
+    def answer() -> tuple[int, Any]:
+        body = {"messages": "Hi", "max_tokens": 2, "adapter": "style"}
+        return guarded.ask("POST", CHAT, body, headers=KEY)
+
+    for done, code in (
+        (answer(), "adapter_not_found"),
+        (load(folder / "elsewhere"), "adapter_path_forbidden"),
+        (load(folder / "adapters" / "nowhere"), "adapter_not_loadable"),
+    ):
+        assert (done[0], done[1]["error"]["code"]) == (CODES[code], code), done
+    moved = Path(shutil.move(folder / "elsewhere", folder / "adapters" / "moved"))
+    assert load(moved)[0] == 200
+    assert answer()[0] == 200
+    assert "style" in [each["id"] for each in guarded.ask("GET", MODELS, headers=KEY)[1]["data"]]
