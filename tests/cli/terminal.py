@@ -17,7 +17,7 @@ import pexpect
 import pyte
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds to wait for expected output; tests take far less unless the machine is busy."""
 
 _METER = re.compile(r"^(>.*?) {2,}(?:Fake-1B|tiny|first)(?: · context \d+ %)?$")
