@@ -11,6 +11,6 @@ from tests.soak.adapter_cells import all_cells, run_cells
 
 def test_a_sample_of_the_cells(tmp_path: Path) -> None:
     with quiet():
-        results = run_cells(Random(4).sample(all_cells(), 24), tmp_path)
+        results = run_cells(Random(4).sample(all_cells(), 12), tmp_path)
     assert [result for result in results if result.outcome == "wrong"] == []
-    assert sum(result.outcome == "equal" for result in results) >= 12
+    assert sum(result.outcome == "equal" for result in results) >= 6
