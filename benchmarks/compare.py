@@ -1,16 +1,20 @@
 """Compares engines on GGUF files, in turns: prefill, decode at depths, batches, load, first token and memory.
 
     python -m benchmarks.compare MODEL.gguf... [--quick] [--rounds 3] [--threads 2] [--llamacpp PY] [--openvino PY]
-        [--mistralrs PY] [--ik-llama-bench BINARY] [--out docs/reports/compare]
+        [--mistralrs PY] [--mistralrs-tokens N] [--ik-llama-bench BINARY] [--out docs/reports/compare]
 
 Each PY is a Python in which that engine is installed. A round starts every engine once, one after the other; it loads
 the file and runs all cells. Writes OUT.json after each engine and OUT.md at the end: medians, spread, and our median
 over the fastest other one. Started again with the same OUT, it goes on where it was interrupted: what was measured is
 kept, what failed is tried again.
-``--quick`` has fewer cells: pp512, tg128 and 16 sequences; files over 3 GB get two rounds and 32 decoded tokens.
+``--quick`` has fewer cells: pp512, tg128 and 16 sequences; files over 3 GB get two rounds and 32 decoded tokens, and
+mistral.rs, which takes minutes for a prompt on some processors, prompts and answers of 32 tokens, unless
+``--mistralrs-tokens`` says how many. The table marks figures of fewer tokens than their cell has.
+BINARY is a `llama-bench` of ik_llama.cpp, which decodes one sequence only and loads the file for each cell.
 
 Each cell of ours is shown beside the limit of the machine, measured before each round: decode of one sequence beside
-the plain read of memory in huge pages, prompts and batches beside the peak of int8 products. Attention is not counted.
+the plain read of memory in huge pages, prompts and batches beside that, shared by all their tokens, or the peak of int8
+products, whichever takes longer. Attention is not counted.
 Run it while nothing else runs.
 """
 
@@ -37,12 +41,15 @@ from mistralrs.ops.native_backend import NativeBackend
 WORKER = Path(__file__).with_name("compare_worker.py")
 CELLS = ("pp128", "pp512", "pp2048", "tg128", "tg128@2000", "tg128@8000", "b1", "b4", "b16", "b32")
 QUICK_CELLS = ("pp512", "tg128", "b16")
+QUICK_TOKENS = 32
+"""Of prompts and answers of mistral.rs with ``--quick``."""
 ORDER = ("ours", "llama.cpp", "OpenVINO", "mistral.rs", "ik_llama.cpp")
 LARGE_BYTES = 3 << 30
 PROBED_BYTES = 256 << 20
 """Memory of the plain read: more than the caches hold."""
 FIGURES = {
     "first_token_s": "start to first token, s",
+    "cold_first_token_s": "start to first token, cold, s",
     "load_s": "load, warm, s",
     "cold_load_s": "load, cold, s",
     "peak_bytes": "peak memory, MB",
@@ -57,6 +64,8 @@ class Peer:
     name: str
     python: str
     variables: Mapping[str, str]
+    longest: int | None = None
+    """Tokens of its prompts and answers at most; None: as many as the cell has."""
 
 
 def main() -> None:
@@ -81,9 +90,16 @@ def main() -> None:
                 print(f"{path.name}: round {number + 1} of {rounds}, {peer.name}", file=sys.stderr, flush=True)
                 record = {**key, "bytes": path.stat().st_size, **bounds, **measured(peer, path, cells, args)}
                 records = [each for each in records if not key.items() <= each.items()] + [record]
-                store.parent.mkdir(parents=True, exist_ok=True)
-                store.write_text(json.dumps(records, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text("\n".join(report(records)) + "\n")
+                write(store, json.dumps(records, indent=1))
+    write(args.out.with_suffix(".md"), "\n".join(report(records)))
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file as a whole, so that an interruption leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    news = path.with_name(path.name + ".new")
+    news.write_text(text + "\n", encoding="utf-8")
+    news.replace(path)
 
 
 def is_done(record: dict[str, Any], key: dict[str, Any], cells: Sequence[str]) -> bool:
@@ -100,15 +116,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("docs/reports/compare"))
     for name in ("llamacpp", "openvino", "mistralrs"):
         parser.add_argument(f"--{name}", metavar="PY")
+    parser.add_argument("--mistralrs-tokens", type=int, metavar="N", help="at most so many in its prompts and answers")
     parser.add_argument("--ik-llama-bench", metavar="BINARY")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.quick and args.mistralrs_tokens is None:
+        args.mistralrs_tokens = QUICK_TOKENS
+    return args
 
 
 def peers_of(args: argparse.Namespace) -> Iterator[Peer]:
     yield Peer("ours", sys.executable, {"PYTHONPATH": str(WORKER.parents[1])})
-    for name, python in zip(ORDER[1:4], (args.llamacpp, args.openvino, args.mistralrs), strict=True):
+    for name, python in zip(ORDER[1:3], (args.llamacpp, args.openvino), strict=True):
         if python:
             yield Peer(name, python, {})
+    if args.mistralrs:
+        yield Peer(ORDER[3], args.mistralrs, {}, args.mistralrs_tokens)
     if args.ik_llama_bench:
         yield Peer(ORDER[4], sys.executable, {"LLAMA_BENCH": args.ik_llama_bench})
 
@@ -116,7 +138,8 @@ def peers_of(args: argparse.Namespace) -> Iterator[Peer]:
 def measured(peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one engine in one round. An engine that fails has the end of its errors instead."""
     result: dict[str, Any] = {"cells": {}}
-    result["cold_load_s"] = launched(peer, path, (), args, forget=True).get("load_s")
+    cold = launched(peer, path, (), args, forget=True)
+    result.update({f"cold_{name}": cold.get(name) for name in ("load_s", "first_token_s")})
     result.update(launched(peer, path, cells, args))
     return result
 
@@ -130,7 +153,8 @@ def launched(
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     result: dict[str, Any] = {"cells": {}}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(peer.variables)
-    command = [peer.python, str(WORKER), peer.name, str(path), str(args.threads), *cells]
+    wanted = [f"{cell}:{peer.longest}" if peer.longest else cell for cell in cells]
+    command = [peer.python, str(WORKER), peer.name, str(path), str(args.threads), *wanted]
     started = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/"
@@ -147,6 +171,8 @@ def launched(
         news = json.loads(line)
         if "cell" in news:
             result["cells"][news["cell"]] = news["tokens_s"]
+            if "of" in news:
+                result.setdefault("shortened", {})[news["cell"]] = news["of"]
         else:
             result.update(news)
         if "load_s" in news:
@@ -154,6 +180,9 @@ def launched(
     code = process.wait()
     timer.cancel()
     reader.join()
+    process.stdout.close()
+    assert process.stderr is not None
+    process.stderr.close()
     if code:
         result["error"] = f"exit code {code}: " + "".join(errors)[-500:]
         result["cells"] = dict.fromkeys(cells) | result["cells"]
@@ -184,11 +213,13 @@ def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
             share = ""
             if any(values["ours"]):
                 share = f"{middle(values['ours']) * least_time(cell, cost, read=read, peak=peak):.0%}"
-            yield row(cell, values, share=share)
+            marks = {r["engine"]: f" with {r['shortened'][cell]} tokens" for r in own if cell in r.get("shortened", {})}
+            yield row(cell, values, share=share, marks=marks)
         for figure, title in FIGURES.items():
             scale = 1e-6 if figure == "peak_bytes" else 1.0
             found = {each: [r.get(figure) for r in own if r["engine"] == each] for each in engines}
-            yield row(title, {each: [v and v * scale for v in found[each]] for each in engines}, is_time=True)
+            if any(each for values in found.values() for each in values):
+                yield row(title, {each: [v and v * scale for v in found[each]] for each in engines}, is_time=True)
         yield from (f"\n{r['engine']}: {r['error'].strip().splitlines()[-1]}" for r in own if r.get("error"))
 
 
@@ -201,13 +232,24 @@ def place_of(cell: str) -> tuple[int, int, int]:
 
 def least_time(cell: str, cost: TokenCost, *, read: float, peak: float) -> float:
     """Seconds that a token of a cell takes at the limit of the machine that bounds it."""
-    if cell.startswith("pp"):
-        return cost.prefill_macs(int(cell[2:])) / peak
-    return cost.bytes / read if cell.startswith("tg") or cell == "b1" else cost.decode_macs / peak
+    if cell.startswith("tg") or cell == "b1":
+        return cost.bytes / read
+    tokens = int(cell.lstrip("pb"))
+    macs = cost.prefill_macs(tokens) if cell.startswith("pp") else cost.decode_macs
+    return max(cost.bytes / read / tokens, macs / peak)
 
 
-def row(title: str, values: Mapping[str, Sequence[float | None]], *, share: str = "", is_time: bool = False) -> str:
-    shown = [cell_text([value for value in values[each] if value]) for each in values]
+def row(
+    title: str,
+    values: Mapping[str, Sequence[float | None]],
+    *,
+    share: str = "",
+    marks: Mapping[str, str] | None = None,
+    is_time: bool = False,
+) -> str:
+    """A line of the table. ``marks``: text behind the figure of an engine."""
+    texts = {each: cell_text([value for value in found if value]) for each, found in values.items()}
+    shown = [text if text == "-" else text + (marks or {}).get(each, "") for each, text in texts.items()]
     others = [middle(values[each]) for each in values if each != "ours" and any(values[each])]
     ratio = ""
     if others and any(values["ours"]):

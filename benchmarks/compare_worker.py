@@ -3,9 +3,9 @@
     PYTHON compare_worker.py ENGINE MODEL.gguf THREADS CELL...
 
 A cell is ``pp512`` (tokens/s of a prompt of 512), ``tg128@2000`` (tokens/s of decoding 128 tokens behind 2,000) or
-``b16`` (total tokens/s of 16 sequences that decode ``STEPS`` tokens each). Writes a JSON line after the load and a
-first token, then one for each cell, and one with the peak of its memory. It imports nothing of
-this project for others.
+``b16`` (total tokens/s of 16 sequences that decode ``STEPS`` tokens each); ``pp512:32`` takes 32 tokens instead of
+512. Writes a JSON line after the load and a first token, then one for each cell, and one with the peak of its memory.
+It imports nothing of this project for others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -160,7 +161,7 @@ class MistralRs:
 
 
 class LlamaBench:
-    """A binary `llama-bench`, such as that of ik_llama.cpp. It loads the model for each cell."""
+    """The binary `llama-bench` of ik_llama.cpp. It loads the model for each cell."""
 
     def __init__(self, path: str, threads: int, widest: int) -> None:
         self._command = [os.environ["LLAMA_BENCH"], "-m", path, "-t", str(threads), "-r", "1", "-o", "json"]
@@ -169,7 +170,10 @@ class LlamaBench:
         return self._rate("-p", str(length), "-n", "0")
 
     def decode(self, count: int, depth: int, sequences: int) -> float | None:
-        return self._rate("-p", "0", "-n", str(count)) if sequences == 1 and not depth else None
+        if sequences > 1:
+            return None
+        # -gp DEPTH,COUNT: decode behind a prompt, which is not timed; llama.cpp's own llama-bench calls it -d
+        return self._rate("-p", "0", *(("-n", "0", "-gp", f"{depth},{count}") if depth > 1 else ("-n", str(count))))
 
     def _rate(self, *options: str) -> float:
         ran = subprocess.run([*self._command, *options], capture_output=True, text=True, check=True)
@@ -185,31 +189,54 @@ ENGINES: dict[str, Callable[[str, int, int], Any]] = {
 }
 
 
-def run_cell(engine: Any, cell: str) -> Any:
-    """Tokens a second; None for a cell that the engine cannot run here."""
-    if cell.startswith("pp"):
-        engine.prefill(int(cell[2:]), shift=9)  # the first prompt of a length is slower in most engines
-        return engine.prefill(int(cell[2:]))
+PROGRAMS = ("ik_llama.cpp",)
+"""Engines that are a process for each cell, and load the model in it."""
+
+
+def run_cell(engine: Any, cell: str, longest: int | None) -> Any:
+    """Tokens a second; None for a cell that the engine cannot run here. ``longest``: tokens at most."""
     if cell.startswith("b"):
-        return engine.decode(STEPS, 1, int(cell[1:]))
+        return engine.decode(min(STEPS, longest or STEPS), 1, int(cell[1:]))
     count, _, depth = cell[2:].partition("@")
-    return engine.decode(int(count), int(depth or 0), 1)
+    tokens = min(int(count), longest or int(count))
+    if cell.startswith("pp"):
+        engine.prefill(tokens, shift=9)  # the first prompt of a length is slower in most engines
+        return engine.prefill(tokens)
+    return engine.decode(tokens, int(depth or 0), 1) if longest is None or int(depth or 0) <= longest else None
+
+
+def length_of(cell: str) -> int:
+    """Tokens of the prompt or the answer that a cell measures."""
+    return STEPS if cell.startswith("b") else int(cell[2:].partition("@")[0])
+
+
+def peak_bytes(name: str) -> int:
+    """Returns the most memory that the engine had."""
+    if name in PROGRAMS:
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    with open("/proc/self/status", encoding="ascii") as status:  # ru_maxrss begins with that of the parent
+        [peak] = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")]
+    return peak
 
 
 def main() -> None:
     name, path, threads, *cells = sys.argv[1:]
     started = time.perf_counter()
-    widest = max((int(cell[1:]) for cell in cells if cell.startswith("b")), default=1)
+    widest = max((int(cell[1:].partition(":")[0]) for cell in cells if cell.startswith("b")), default=1)
     engine = ENGINES[name](path, int(threads), widest)
     loaded = time.perf_counter() - started
-    engine.prefill(16)
-    print(json.dumps({"load_s": loaded}), flush=True)
-    engine.decode(4, 0, 1)
-    for cell in cells:
-        print(json.dumps({"cell": cell, "tokens_s": run_cell(engine, cell)}), flush=True)
-    with open("/proc/self/status", encoding="ascii") as status:  # ru_maxrss begins with that of the parent
-        [peak] = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")]
-    print(json.dumps({"peak_bytes": peak}), flush=True)
+    if name not in PROGRAMS:
+        engine.prefill(16)
+        print(json.dumps({"load_s": loaded}), flush=True)
+        engine.decode(4, 0, 1)
+    for each in cells:
+        cell, _, limit = each.partition(":")
+        longest = int(limit) if limit else None
+        news = {"cell": cell, "tokens_s": run_cell(engine, cell, longest)}
+        if longest and longest < length_of(cell):
+            news["of"] = longest
+        print(json.dumps(news), flush=True)
+    print(json.dumps({"peak_bytes": peak_bytes(name)}), flush=True)
     os._exit(0)  # some engines hang or complain when the interpreter ends
 
 

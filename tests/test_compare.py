@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,17 @@ def test_a_cell_has_its_ratio_to_the_fastest_and_its_share_of_the_limit() -> Non
     assert any("plain read 40.0 GB/s, int8 peak 1000 GMAC/s; rounds: 2" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("cell", "milliseconds"), [("tg128@2000", 25), ("b1", 25), ("b4", 6.25), ("b32", 1), ("pp2", 12.5), ("pp512", 1.25)]
+)
+def test_a_step_reads_the_weights_once_for_all_its_tokens(cell: str, milliseconds: float) -> None:
+    """Of 1 GB, or 1 GMAC a token and 128 a prompt."""
+    cost = compare.TokenCost(1e9, 1e9, 1.28e11) if cell.startswith("pp") else compare.TokenCost(1e9, 1e9, 0)
+    if cell == "pp2":
+        cost = compare.TokenCost(1e9, 1e9, 0)
+    assert 1000 * compare.least_time(cell, cost, read=4e10, peak=1e12) == pytest.approx(milliseconds)
+
+
 def test_threads_have_tables_of_their_own() -> None:
     lines = list(compare.report([record("ours", tg128=1.0, threads=1), record("ours", tg128=2.0)]))
     assert [line[0] for line in lines if "threads; plain read" in line] == ["1", "2"]
@@ -46,6 +60,91 @@ def test_pictures_are_drawn_of_what_was_measured() -> None:
     named = {picture.name: picture for picture in plots.pictures([*records, larger])}
     assert named["decode-size"].lines["ours"] == [(1.0, 20.0), (2.0, 8.0)]
     assert named["decode-size"].limit == [(1.0, 40.0), (2.0, 20.0)]
+
+
+LLAMA_BENCH = """#!{python}
+import json, sys
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert (options["-m"], options["-t"], options["-o"]) == ("/m.gguf", "2", "json"), options
+rates = {{("512", "0", None): 500, ("0", "128", None): 50, ("0", "0", "2000,128"): 20}}
+print(json.dumps([{{"avg_ts": rates[options["-p"], options["-n"], options.get("-gp")]}}]))
+"""
+
+
+def test_ik_llama_cpp_is_asked_through_its_binary(tmp_path: Path) -> None:
+    binary = tmp_path / "llama-bench"
+    binary.write_text(LLAMA_BENCH.format(python=sys.executable))
+    binary.chmod(0o755)
+    args = argparse.Namespace(threads=2, timeout=60)
+    peer = compare.Peer("ik_llama.cpp", sys.executable, {"LLAMA_BENCH": str(binary)})
+    cells = ("pp512", "tg128", "tg128@2000", "b16")
+    found = compare.launched(peer, Path("/m.gguf"), cells, args)
+    assert found.pop("peak_bytes") > 1e6, "that of the binary"
+    assert found == {"cells": {"pp512": 500, "tg128": 50, "tg128@2000": 20, "b16": None}}, "it says nothing of its load"
+    failed = compare.launched(peer, Path("/m.gguf"), ("pp64",), args)
+    assert (failed["cells"], "CalledProcessError" in failed["error"]) == ({"pp64": None}, True)
+
+
+ENGINE = """
+import sys, types
+runner = types.ModuleType("mistralrs")
+class Runner:
+    def __init__(self, which): pass
+    def send_completion_request(self, asked):
+        print(len(asked.prompt.split()), asked.max_tokens, file=sys.stderr)
+        usage = types.SimpleNamespace(avg_prompt_tok_per_sec=2.0, avg_compl_tok_per_sec=3.0)
+        return types.SimpleNamespace(usage=usage)
+runner.Runner, runner.CompletionRequest = Runner, lambda **fields: types.SimpleNamespace(**fields)
+runner.Which = types.SimpleNamespace(GGUF=lambda **fields: None)
+sys.modules["mistralrs"] = runner
+"""
+
+
+def test_a_slow_engine_gets_fewer_tokens_and_its_figures_are_marked(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ENGINE)
+    args = argparse.Namespace(threads=2, timeout=60)
+    peer = compare.Peer("mistral.rs", sys.executable, {"PYTHONPATH": str(tmp_path)}, longest=32)
+    found = compare.launched(peer, Path("/m.gguf"), ("pp512", "pp16", "tg128@2000", "tg128", "b16"), args)
+    assert found["cells"] == {"pp512": 2.0, "pp16": 2.0, "tg128@2000": None, "tg128": 3.0, "b16": None}
+    assert found["shortened"] == {"pp512": 32, "tg128@2000": 32, "tg128": 32, "b16": 32}
+    lines = list(compare.report([record("ours", pp512=500.0), {**record("mistral.rs"), **found}]))
+    [prompt] = [line for line in lines if line.startswith("| pp512")]
+    assert "| 2.00 (2.00 to 2.00) with 32 tokens | 250.00 |" in prompt, "the ratio is of what was measured"
+    assert "| b16 | - | - |" in "\n".join(lines)
+
+
+def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = tmp_path / "m.gguf", []
+    model.write_bytes(b"")
+
+    class Limits:
+        def __init__(self, *_: object) -> None: ...
+
+        def measure(self) -> tuple[float, float]:
+            return 40.0, 1000.0
+
+    def measured(peer: compare.Peer, _: Path, cells: tuple[str, ...], __: argparse.Namespace) -> dict[str, Any]:
+        asked.append(peer.name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        if len(asked) == 3:
+            return {"cells": dict.fromkeys(cells), "error": "exit code 1: no memory"}
+        return {"cells": dict.fromkeys(cells, 10.0)}
+
+    for name, fake in {"Limits": Limits, "NativeBackend": lambda threads: None, "measured": measured}.items():
+        monkeypatch.setattr(compare, name, fake)
+    monkeypatch.setattr(compare, "token_cost", lambda path: compare.TokenCost(**COST))
+    out = tmp_path / "reports" / "c"
+    command = ["compare", str(model), "--quick", "--rounds", "1", "--llamacpp", "py", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main()
+    for _ in range(3):  # the second fails, the third measures it, the last has nothing to do
+        compare.main()
+    assert asked == ["ours", "llama.cpp", "llama.cpp", "llama.cpp"]
+    assert [each["engine"] for each in json.loads(out.with_suffix(".json").read_text())] == ["ours", "llama.cpp"]
+    assert "| tg128 | 10.0 (10.0 to 10.0) |" in out.with_suffix(".md").read_text()
+    assert sorted(path.name for path in out.parent.iterdir()) == ["c.json", "c.md"]
 
 
 @pytest.mark.parametrize("tied", [False, True])
