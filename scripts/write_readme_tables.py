@@ -1,13 +1,16 @@
-"""Writes the tables of `README.md` that other files decide: formats, architectures, and measured speeds.
+"""Writes the parts of `README.md` and `docs/performance.md` that other files decide.
 
-The speeds are those of `docs/reports/compare.json`, which `python -m benchmarks.compare` writes. `--check` writes
-nothing and says whether the README is out of date.
+These are the tables of formats and architectures, and all that was measured: speeds and where other engines are ahead
+(`docs/reports/compare.json` of `python -m benchmarks.compare`), and the precisions (`precisions.json` and
+`divergence.json` there, of `benchmarks.precisions` and `benchmarks.divergence`). `--check` writes nothing and says
+which document is out of date.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +23,8 @@ from mistralrs.quant.types import BY_GGML_ID, EXPANDED
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "scripts/write_readme_tables.py"
-COMPARED = Path("docs", "reports", "compare.json")
+REPORTS = Path("docs", "reports")
+GUIDE = Path("docs", "performance.md")
 OURS = "mistralrs"
 _NAMES = {"ours": OURS, "OpenVINO": "OpenVINO GenAI"}
 _ENGINES = ("ours", "llama.cpp", "OpenVINO", "mistral.rs", "ik_llama.cpp")
@@ -39,6 +43,19 @@ _CELLS = {
     "b16": "16 answers at once, together",
 }
 _FIRST = "from the start of the process to the first token"
+_LESS_IS_BETTER = {
+    "first_token_s": "first token",
+    "cold_first_token_s": "first token, the file not in memory",
+    "load_s": "load",
+    "cold_load_s": "load, the file not in memory",
+    "peak_bytes": "peak memory",
+}
+_PRECISIONS = {
+    "fast": "quads of columns with 4 times the average",
+    "default": "quads of columns with 1.25 times the average",
+    "high": "everything",
+}
+_DIVERGED = {"SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2", "gemma-3-270m.Q4_K_M.gguf": "Gemma 3 270M Q4_K_M"}
 
 
 def formats() -> Iterator[str]:
@@ -67,10 +84,13 @@ class Measured:
     """The medians of a comparison, by file, figure and engine."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
-        self.files = [file for file in _FILES if any(record["file"] == file for record in records)]
+        self.all_files = list(dict.fromkeys(record["file"] for record in records))
+        self.files = [file for file in _FILES if file in self.all_files]
         self.engines = sorted({record["engine"] for record in records}, key=_ENGINES.index)
         threads = max(record["threads"] for record in records)
         self._records = [record for record in records if record["threads"] == threads]
+        cells = dict.fromkeys(cell for record in self._records for cell in record["cells"])
+        self.cells = sorted(cells, key=lambda cell: (cell.startswith("b"), cell.startswith("tg"), _numbers(cell)))
 
     def median(self, file: str, engine: str, figure: str) -> float | None:
         """Returns tokens a second of a cell, or seconds to the first token; None: not measured."""
@@ -89,6 +109,76 @@ class Measured:
         others = {name: self.median(file, name, figure) for name in self.engines if name != "ours"}
         ratios = {name: own / value if is_time else value / own for name, value in others.items() if own and value}
         return {name: ratio for name, ratio in ratios.items() if ratio > 1}
+
+
+def _numbers(cell: str) -> list[int]:
+    """Returns depth and length of a cell."""
+    length, _, depth = cell.lstrip("ptgb").partition("@")
+    return [int(depth or 0), int(length)]
+
+
+def shortened(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Returns a sentence for each engine whose prompts and answers were cut."""
+    lengths: dict[str, set[int]] = {}
+    for record in records:
+        lengths.setdefault(record["engine"], set()).update(record.get("shortened", {}).values())
+    for name, found in lengths.items():
+        if found:
+            tokens = " or ".join(str(length) for length in sorted(found))
+            yield f"- {_NAMES.get(name, name)} got {tokens} tokens where a row has more."
+
+
+def ahead(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Returns a line for each engine and figure in which it is ahead of ours, in any file."""
+    figures = Measured(records)
+    named = {**{cell: _meaning(cell) for cell in figures.cells}, **_LESS_IS_BETTER}
+    lines = []
+    for name in figures.engines[1:]:
+        for figure, meaning in named.items():
+            ratios = {
+                file: figures.ahead(file, figure, is_time=figure in _LESS_IS_BETTER).get(name)
+                for file in figures.all_files
+            }
+            parts = [f"{file.removesuffix('.gguf')} {ratio:.2f}" for file, ratio in ratios.items() if ratio]
+            if parts:
+                lines.append(f"- {_NAMES.get(name, name)}, {meaning}: {', '.join(parts)}")
+    yield from lines or ["In the last run none was ahead in any cell."]
+
+
+def _meaning(cell: str) -> str:
+    """Returns the words for a cell: ``tg128@2000`` is an answer of 128 behind 2,000 tokens."""
+    depth, length = _numbers(cell)
+    if cell.startswith("b"):
+        return f"{length} answers at once"
+    kind = "prompt" if cell.startswith("pp") else "answer"
+    return f"{kind} of {length}" + (f" behind {depth:,} tokens" if depth else "")
+
+
+def precisions(speeds: Sequence[Mapping[str, Any]], divergences: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Returns the table of precisions: speeds relative to `default`, and mean KL from float32."""
+    files = [file for file in _FILES if any(record["file"] == file for record in speeds)]
+    apart = {
+        name: record["engines"] for file, name in _DIVERGED.items() for record in divergences if record["file"] == file
+    }
+    found = {(record["file"], record["precision"]): record for record in speeds}
+    columns = [(file, figure) for figure in ("prompt", "answer") for file in files]
+    titles = [f"{figure}, {_FILES[file]}" for file, figure in columns] + [f"mean KL, {name}" for name in apart]
+    yield f"| | 15 bits for | {' | '.join(titles)} |"
+    yield f"| --- | --- |{' --- |' * len(titles)}"
+    for precision, kept in _PRECISIONS.items():
+        ratios = [
+            statistics.median(found[file, precision][figure]) / statistics.median(found[file, "default"][figure])
+            for file, figure in columns
+        ]
+        means = [_distance(engines[precision]["mean"]) for engines in apart.values()]
+        yield f"| `{precision}` | {kept} | {' | '.join([*(f'{ratio:.2f}' for ratio in ratios), *means])} |"
+    theirs = [_distance(engines["llama.cpp"]["mean"]) for engines in apart.values()]
+    yield f"| llama.cpp | | {' | '.join(['' for _ in columns] + theirs)} |"
+
+
+def _distance(value: float) -> str:
+    """Returns a divergence with two digits that count."""
+    return f"{value:.{max(4, 1 - math.floor(math.log10(value)))}f}" if value >= 1e-5 else f"{value:.6f}"
 
 
 def measured(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -116,6 +206,7 @@ def measured(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ]
         if parts:
             yield f"- {_NAMES.get(name, name)} is ahead in: {'; '.join(parts)}."
+    yield from shortened(records)
 
 
 def shown(value: float | None, best: Any, values: Sequence[float | None], *, unit: str = "") -> str:
@@ -134,27 +225,45 @@ def with_blocks(text: str, blocks: Mapping[str, Iterator[str]]) -> str:
         before, first, rest = text.partition(begin)
         _, last, after = rest.partition(end)
         if not (first and last):
-            sys.exit(f"the README must have the marks {begin} and {end}")
+            sys.exit(f"the document must have the marks {begin} and {end}")
         text = before + block + after
     return text
 
 
+def documents(root: Path) -> dict[Path, dict[str, Iterator[str]]]:
+    """Returns the blocks of each document, by their names there."""
+
+    def read(name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((root / REPORTS / f"{name}.json").read_text(encoding="utf-8"))
+        return found
+
+    records = read("compare")
+    return {
+        root / "README.md": {
+            "formats": formats(),
+            "architectures": architectures(),
+            "measured": measured(records),
+            "precisions": precisions(read("precisions"), read("divergence")),
+        },
+        root / GUIDE: {"ahead": ahead(records)},
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, say whether it is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing, say which document is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="the source tree")
     arguments = parser.parse_args()
-    readme = arguments.root / "README.md"
-    records = json.loads((arguments.root / COMPARED).read_text(encoding="utf-8"))
-    before = readme.read_text(encoding="utf-8")
-    blocks = {"formats": formats(), "architectures": architectures(), "measured": measured(records)}
-    wanted = with_blocks(before, blocks)
-    if arguments.check:
-        if wanted != before:
-            sys.stderr.write(f"{readme} is out of date: python {SCRIPT}\n")
-        return int(wanted != before)
-    readme.write_text(wanted, encoding="utf-8")
-    return 0
+    stale = 0
+    for path, blocks in documents(arguments.root).items():
+        before = path.read_text(encoding="utf-8")
+        wanted = with_blocks(before, blocks)
+        if not arguments.check:
+            path.write_text(wanted, encoding="utf-8")
+        elif wanted != before:
+            sys.stderr.write(f"{path} is out of date: python {SCRIPT}\n")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

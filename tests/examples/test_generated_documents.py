@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -42,18 +41,24 @@ def script(name: str) -> Any:
 # Tables
 
 
-def test_the_tables_of_the_readme_are_fresh(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "write_readme_tables.py")]
-    assert subprocess.run([*command, "--check"], cwd=ROOT).returncode == 0
-    stale = re.sub(r"(?s)(<!-- measured: begin -->).*(<!-- measured: end -->)", r"\1\nold\n\2", README)
-    (tmp_path / "README.md").write_text(stale, encoding="utf-8")
-    (tmp_path / "docs" / "reports").mkdir(parents=True)
-    figures = (ROOT / "docs" / "reports" / "compare.json").read_text(encoding="utf-8")
-    (tmp_path / "docs" / "reports" / "compare.json").write_text(figures, encoding="utf-8")
-    done = subprocess.run([*command, "--check", "--root", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, "README.md is out of date" in done.stderr) == (1, True)
-    assert subprocess.run([*command, "--root", str(tmp_path)], cwd=ROOT).returncode == 0
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
+@pytest.mark.parametrize(("document", "block"), [("README.md", "measured"), ("docs/performance.md", "ahead")])
+def test_the_parts_of_documents_that_figures_decide_are_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], document: str, block: str
+) -> None:
+    main = script("write_readme_tables").main
+    monkeypatch.setattr(sys, "argv", ["write", "--check"])
+    assert main() == 0, capsys.readouterr().err
+    shutil.copytree(ROOT / "docs" / "reports", tmp_path / "docs" / "reports")
+    for each in ("README.md", "docs/performance.md"):
+        shutil.copy(ROOT / each, tmp_path / each)
+    fresh = (ROOT / document).read_text(encoding="utf-8")
+    stale = re.sub(rf"(?s)(<!-- {block}: begin -->).*(<!-- {block}: end -->)", r"\1\nold\n\2", fresh)
+    (tmp_path / document).write_text(stale, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["write", "--check", "--root", str(tmp_path)])
+    assert (main(), f"{document} is out of date" in capsys.readouterr().err) == (1, True)
+    monkeypatch.setattr(sys, "argv", ["write", "--root", str(tmp_path)])
+    assert main() == 0
+    assert (tmp_path / document).read_text(encoding="utf-8") == fresh
 
 
 def record(engine: str, *, threads: int = 2, **cells: float | None) -> dict[str, Any]:
@@ -78,6 +83,46 @@ def test_who_is_ahead_is_named() -> None:
     assert "first token (2.00 times as fast)" in ahead
     assert "prompt" not in ahead
     assert not any("another" in line for line in lines)
+
+
+def test_each_file_in_which_another_engine_is_ahead_is_named() -> None:
+    records = [
+        {**record("ours", **{"tg128@2000": 10, "b16": 10}), "peak_bytes": 3e9},
+        {**record("llama.cpp", **{"tg128@2000": 15, "b16": 9}), "peak_bytes": 2e9},
+        {**record("ours", b16=1), "file": "another.gguf", "first_token_s": 0.5},
+        {**record("llama.cpp", b16=2), "file": "another.gguf"},
+    ]
+    ahead = script("write_readme_tables").ahead
+    assert list(ahead(records)) == [
+        "- llama.cpp, answer of 128 behind 2,000 tokens: synthetic-1.1b-q4_k_m 1.50",
+        "- llama.cpp, 16 answers at once: another 2.00",
+        "- llama.cpp, first token: synthetic-1.1b-q4_k_m 2.00",
+        "- llama.cpp, peak memory: synthetic-1.1b-q4_k_m 1.50",
+    ]
+    assert list(ahead(records[:1])) == ["In the last run none was ahead in any cell."]
+
+
+def test_figures_of_fewer_tokens_are_named() -> None:
+    records = [record("ours", pp512=100), {**record("mistral.rs", pp512=2), "shortened": {"pp512": 32}}]
+    *_, line = script("write_readme_tables").measured(records)
+    assert line == "- mistral.rs got 32 tokens where a row has more."
+
+
+def test_precisions_have_their_speed_and_their_distance() -> None:
+    def speed(precision: str, prompt: float) -> dict[str, Any]:
+        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        return {"file": name, "precision": precision, "prompt": [1, prompt, 1000], "answer": [10]}
+
+    means = {"fast": 0.0014, "default": 0.00061, "high": 0.0000012, "llama.cpp": 0.0033}
+    apart = {"file": "gemma-3-270m.Q4_K_M.gguf", "engines": {name: {"mean": mean} for name, mean in means.items()}}
+    speeds = [speed("fast", 120), speed("default", 100), speed("high", 60)]
+    lines = list(script("write_readme_tables").precisions(speeds, [apart]))
+    assert [line.split("|")[3:-1] for line in lines[2:]] == [
+        [" 1.20 ", " 1.00 ", " 0.0014 "],
+        [" 1.00 ", " 1.00 ", " 0.00061 "],
+        [" 0.60 ", " 1.00 ", " 0.000001 "],
+        ["  ", "  ", " 0.0033 "],
+    ]
 
 
 def test_every_format_and_architecture_is_in_the_tables() -> None:
