@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 from pathlib import Path
 
+from scripts.cross_check import differences
 from scripts.host_isa import FLAGS, fastest
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +60,22 @@ def test_development_compiles_each_set_once(tmp_path: Path) -> None:
     assert chat.count("--editable .") == tests.count("--editable .") == 1
     assert "MRS_ISAS" not in tests
     assert tests.count("pip install") == chat.count("pip install") + 1
+
+
+def test_results_of_other_bits_are_named(tmp_path: Path) -> None:
+    def write(name: str, **values: float) -> None:
+        lines = (f"{key.replace('_', '/')} 1\n".encode() + struct.pack("f", value) for key, value in values.items())
+        (tmp_path / f"{name}.values").write_bytes(b"".join(lines))
+
+    write("avx2", project_Q4=1, project_BF16_1=2)
+    write("portable", project_Q4=3, project_BF16_1=4)
+    write("neon_i8mm", project_Q4=1, project_BF16_1=2)
+    write("avx512bf16", project_Q4=1, project_BF16_1=2.5)
+    assert differences(tmp_path, ["portable", "avx2", "neon_i8mm", "avx512bf16"], tmp_path) == []
+    write("neon_i8mm", project_Q4=1.5, project_BF16_1=2.5)
+    assert differences(tmp_path, ["neon_i8mm"], tmp_path) == [
+        "neon_i8mm: project/Q4 differs by 5.00e-01",
+        "neon_i8mm: project/BF16/1 differs by 5.00e-01",
+    ]
+    write("neon_i8mm", project_Q4=1)
+    assert differences(tmp_path, ["neon_i8mm"], tmp_path) == ["neon_i8mm: other results were computed"]
