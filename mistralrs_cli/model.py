@@ -63,6 +63,14 @@ class Info(Protocol):
     def precision(self) -> str:
         """``--precision`` that it was loaded with; empty where that is not known."""
 
+    @property
+    def kv_cache_dtype(self) -> str:
+        """The type of keys and values in its KV cache; empty where that is not known."""
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Bytes that a token of context takes in the KV cache; 0 where that is not known."""
+
 
 class Vocabulary(Protocol):
     """The part of a tokenizer that commands need."""

@@ -28,6 +28,9 @@ BF16_ATTENTION = 2**-8
 """The same beside ``ATTENTION`` for keys and values in bfloat16, in units of the largest value: weights are rounded to
 steps of 2 ** -8, and the error of their sum cancels in the average."""
 
+Q8_ATTENTION = 2**-13
+"""The same for keys and values in int8: weights are rounded to 1 / 65280 of the largest of 256, and errors add up."""
+
 EXPERTS = 2e-6
 """Kernel against reference, in units of the largest output: two products in a row, of float weights, without rounded
 activations."""
@@ -41,6 +44,10 @@ than trained ones."""
 
 HALF_TIES = 2e-4
 """The same against `transformers` with keys and values rounded alike: now and then one is rounded the other way."""
+
+Q8_TIES = 2e-3
+"""The same as ``FLOAT_LOGITS`` for keys and values in q8_0, kernels against the reference: now and then a value is
+rounded the other way, by a step of 1 / 255 or 1 / 127."""
 
 TWO_TERMS = 2e-4
 """The same as ``FLOAT_LOGITS`` for quantized weights and two int8 terms, which keep 15 bits of the largest of 32

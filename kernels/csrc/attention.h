@@ -6,6 +6,7 @@
 #pragma once
 #include "attention_bf16.h"
 #include "attention_float.h"
+#include "attention_int8.h"
 #include "mrs.h"
 #include "norm.h"
 #include "pool.h"
@@ -40,6 +41,7 @@ template <class Kv> INLINE void write_token(const mrs_attend &op, const mrs_step
     const float *from = q + h * D;
     if (op.q_norm && by_head) normalize(q_norm, from, D, normed), from = normed;
     rotate(from, cosine, sine, op.rotary_half, D, scale, row);
+    if (Kv::rotated) hadamard(row, D);
     std::memcpy(q + h * D, row, D * sizeof(float));
   }
   const int32_t *slot = step.slot_mapping + int64_t(op.group) * step.max_tokens + t;
@@ -53,6 +55,7 @@ template <class Kv> INLINE void write_token(const mrs_attend &op, const mrs_step
     if (op.k_norm && by_head) normalize(k_norm, from, D, normed), from = normed;
     rotate(from, cosine, sine, op.rotary_half, D, 1.0f, row);
     std::memcpy(value, op.v + (t * op.kv_heads + h) * D, D * sizeof(float));
+    if (Kv::rotated) hadamard(row, D), hadamard(value, D);
     kv.write(block, h, offset, row, value, last);
   }
 }
@@ -75,11 +78,12 @@ struct QueryTile {
     return rows;
   }
 
-  void store(const mrs_attend &op, int rows, const Softmax &total) const {
+  void store(const mrs_attend &op, int rows, const Softmax &total, bool rotated) const {
     for (int r = 0; r < rows; ++r) {
       const int64_t token = first + r / heads;
       float *out = op.out + (token * op.heads + head + r % heads) * op.head_dim;
       for (int d = 0; d < op.head_dim; ++d) out[d] = total.o[r * total.wide + d] / total.sum[r];
+      if (rotated) hadamard(out, op.head_dim);
     }
   }
 };
@@ -139,7 +143,7 @@ template <class Kv> struct Tiles {
       kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, chunk);
       merge_chunk(rows, start, start + Kv::chunk, total, chunk);
     }
-    tile.store(op, rows.rows, total);
+    tile.store(op, rows.rows, total, Kv::rotated);
   }
 
   // Computes `count` chunks of a tile, each into a slot of its own.
@@ -165,7 +169,7 @@ template <class Kv> struct Tiles {
       const int32_t start = int32_t(first + c) * Kv::chunk;
       merge_chunk(rows, start, start + Kv::chunk, total, Softmax(slots + c * slot_items, rows.rows, kv.wide));
     }
-    tile.store(op, rows.rows, total);
+    tile.store(op, rows.rows, total, Kv::rotated);
   }
 };
 
@@ -238,6 +242,7 @@ void attend(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   if (op.kv_type == MRS_KV_F32) attend_step<FloatKv<float>>(op, step, pool);
   if (op.kv_type == MRS_KV_F16) attend_step<FloatKv<uint16_t>>(op, step, pool);
   if (op.kv_type == MRS_KV_BF16) attend_step<Bf16Kv>(op, step, pool);
+  if (op.kv_type == MRS_KV_Q8_0) attend_step<ByteKv>(op, step, pool);
 }
 
 }  // namespace MRS_ISA

@@ -91,6 +91,7 @@ void weigh_pair_rows(float *o, const uint16_t (*p)[kPairChunk], const uint8_t *c
 
 struct Bf16Kv {
   static constexpr int chunk = kPairChunk, blocks = chunk / kBlock;
+  static constexpr bool rotated = false;
   uint8_t *base;
   int64_t block_bytes, head_bytes, k_bytes, wide;
   int head_dim, pairs;

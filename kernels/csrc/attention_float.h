@@ -70,6 +70,7 @@ void weigh_rows(float *const *o, const float *const *p, const E *const *v, int b
 
 template <class E> struct FloatKv {
   static constexpr int chunk = 512;
+  static constexpr bool rotated = false;
   uint8_t *base;
   int64_t block_bytes, head_items, k_items, wide;
   int head_dim;

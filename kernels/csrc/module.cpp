@@ -71,13 +71,14 @@ EXPORT int64_t mrs_project_scratch(int64_t tokens, int64_t cols) {
   return (tokens + 7) / 8 * (activation_bytes(cols) + 48 * cols + 144) + 4096;
 }
 
-// Bytes of a block of the KV cache, for one layer; -1 for a type that there is not.
+// Bytes of a block of the KV cache, for one layer; -1 for a type that there is not, and for heads that it cannot hold.
 EXPORT int64_t mrs_kv_block_bytes(int type, int64_t kv_heads, int64_t head_dim) {
   const int64_t wide = (head_dim + 15) / 16 * 16, even = (head_dim + 1) / 2 * 2;
   switch (type) {
     case MRS_KV_F16: return kv_heads * (head_dim + wide) * 16 * 2;
     case MRS_KV_F32: return kv_heads * (head_dim + wide) * 16 * 4;
     case MRS_KV_BF16: return kv_heads * (even + wide) * 16 * 2;
+    case MRS_KV_Q8_0: return head_dim % 16 ? -1 : kv_heads * (2 * head_dim * 16 + (head_dim + 31) / 32 * 128);
   }
   return -1;
 }

@@ -39,7 +39,7 @@ enum {
   MRS_STAGE_XTC = 7
 };
 // How the KV cache stores a value.
-enum { MRS_KV_F16 = 0, MRS_KV_F32 = 1, MRS_KV_BF16 = 2 };
+enum { MRS_KV_F16 = 0, MRS_KV_F32 = 1, MRS_KV_BF16 = 2, MRS_KV_Q8_0 = 3 };
 enum { MRS_ACT_SILU = 0, MRS_ACT_GELU_TANH = 1, MRS_ACT_GELU = 2 };
 
 #define STRUCT(name) typedef struct name name; struct name {

@@ -27,6 +27,13 @@ INLINE Vf load_bf16(const uint16_t *p) {
 }
 INLINE Vi load_s8(const int8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void store_s8(int8_t *p, Vi x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(x)); }
+INLINE void store_low_bytes(uint8_t *p, Vi x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(x)); }
+// The lanes in another order: lane i takes lane i ^ STEP. STEP: 1, 2, 4 or 8.
+template <int STEP> INLINE Vf exchange(Vf a) {
+  if (STEP == 1) return _mm512_permute_ps(a, 0xb1);
+  if (STEP == 2) return _mm512_permute_ps(a, 0x4e);
+  return STEP == 4 ? _mm512_shuffle_f32x4(a, a, 0xb1) : _mm512_shuffle_f32x4(a, a, 0x4e);
+}
 INLINE Vf add(Vf a, Vf b) { return _mm512_add_ps(a, b); }
 INLINE Vf sub(Vf a, Vf b) { return _mm512_sub_ps(a, b); }
 INLINE Vf mul(Vf a, Vf b) { return _mm512_mul_ps(a, b); }
@@ -132,6 +139,20 @@ INLINE __m128i to_s8(Vi x) {
   return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 INLINE void store_s8(int8_t *p, Vi x) { _mm_storeu_si128((__m128i *)p, to_s8(x)); }
+INLINE void store_low_bytes(uint8_t *p, Vi x) {
+  const __m256i byte = _mm256_set1_epi32(0xff);
+  const __m256i words = _mm256_packs_epi32(_mm256_and_si256(x.a, byte), _mm256_and_si256(x.b, byte));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+template <int STEP> INLINE __m256 exchange_half(__m256 x) {
+  if (STEP == 1) return _mm256_permute_ps(x, 0xb1);
+  return STEP == 2 ? _mm256_permute_ps(x, 0x4e) : _mm256_permute2f128_ps(x, x, 1);
+}
+template <int STEP> INLINE Vf exchange(Vf x) {
+  if (STEP == 8) return {x.b, x.a};
+  return {exchange_half<STEP>(x.a), exchange_half<STEP>(x.b)};
+}
 INLINE Vf add(Vf x, Vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 INLINE Vf sub(Vf x, Vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 INLINE Vf mul(Vf x, Vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -246,6 +267,8 @@ INLINE Vf load_bf16(const uint16_t *p) {
 }
 INLINE Vi load_s8(const int8_t *p) { Vi r; EACH r.v[i] = p[i]; return r; }
 INLINE void store_s8(int8_t *p, Vi x) { EACH p[i] = int8_t(x.v[i]); }
+INLINE void store_low_bytes(uint8_t *p, Vi x) { EACH p[i] = uint8_t(x.v[i]); }
+template <int STEP> INLINE Vf exchange(Vf a) { Vf r; EACH r.v[i] = a.v[i ^ STEP]; return r; }
 INLINE Vf add(Vf a, Vf b) { EACH a.v[i] += b.v[i]; return a; }
 INLINE Vf sub(Vf a, Vf b) { EACH a.v[i] -= b.v[i]; return a; }
 INLINE Vf mul(Vf a, Vf b) { EACH a.v[i] *= b.v[i]; return a; }
@@ -391,6 +414,13 @@ INLINE float lane_sum(Vf x) {
     for (int i = 0; i < n; ++i) t[i] += t[i + n];
   return t[0];
 #endif
+}
+
+// Lanes i and i + STEP become their sum and their difference, for each i without the bit STEP.
+template <int STEP> INLINE Vf butterfly(Vf a) {
+  alignas(64) float signs[16];
+  for (int i = 0; i < 16; ++i) signs[i] = i & STEP ? -1.0f : 1.0f;
+  return add(exchange<STEP>(a), mul(a, load_f(signs)));
 }
 
 // 2^x, relative error about 2e-7; exactly 1 at 0 and exactly 0 below -126.

@@ -46,6 +46,16 @@ INLINE void store_s8(int8_t *p, Vi x) {
   const int16x8_t high = vcombine_s16(vmovn_s32(x.v[2]), vmovn_s32(x.v[3]));
   vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
+INLINE void store_low_bytes(uint8_t *p, Vi x) { store_s8((int8_t *)p, x); }
+template <int STEP> INLINE Vf exchange(Vf a) {
+  Vf r;
+  EACH {
+    if (STEP == 1) r.v[i] = vrev64q_f32(a.v[i]);
+    if (STEP == 2) r.v[i] = vextq_f32(a.v[i], a.v[i], 2);
+    if (STEP >= 4) r.v[i] = a.v[i ^ (STEP / 4)];
+  }
+  return r;
+}
 INLINE Vf add(Vf a, Vf b) { EACH a.v[i] = vaddq_f32(a.v[i], b.v[i]); return a; }
 INLINE Vf sub(Vf a, Vf b) { EACH a.v[i] = vsubq_f32(a.v[i], b.v[i]); return a; }
 INLINE Vf mul(Vf a, Vf b) { EACH a.v[i] = vmulq_f32(a.v[i], b.v[i]); return a; }

@@ -32,7 +32,7 @@ def draft_needs(
     from mistralrs.loading.convert import Conversion
     from mistralrs.loading.describe import opened
     from mistralrs.loading.draft_needs import DraftNeeds
-    from mistralrs.loading.pipeline import kv_item_bytes
+    from mistralrs.loading.kv_dtype import kv_dtype
 
     path = find(options.draft_model)
     with opened(path) as model:
@@ -44,8 +44,8 @@ def draft_needs(
             conversion=Conversion(options.dtype),
             in_place=options.no_pack,
         )
-        item_bytes = kv_item_bytes(draft_precision(options))
-        return DraftNeeds(path, model.spec, model.tokenizer, parts.placed_bytes, item_bytes)
+        dtype = kv_dtype(options.kv_cache_dtype, model.spec, backend, precision=draft_precision(options))
+        return DraftNeeds(path, model.spec, model.tokenizer, parts.placed_bytes, dtype)
 
 
 def load_draft(
@@ -55,17 +55,19 @@ def load_draft(
     from mistralrs.engine.config import EngineConfig
     from mistralrs.engine.draft_model import ModelToDraft
     from mistralrs.engine.model_runner import ModelRunner
-    from mistralrs.loading.draft_needs import MAX_SEQS, MAX_STEP, kv_token_bytes
-    from mistralrs.loading.pipeline import LoadPlan, kv_item_bytes, load
+    from mistralrs.loading.draft_needs import MAX_SEQS, MAX_STEP
+    from mistralrs.loading.kv_dtype import kv_token_bytes
+    from mistralrs.loading.pipeline import LoadPlan, load
 
     context = min(needs.context(target.spec), target.max_model_len)
-    own = kv_token_bytes(needs.spec, needs.item_bytes)
-    other = kv_token_bytes(target.spec, kv_item_bytes(draft_precision(options)))
+    own = kv_token_bytes(needs.spec, needs.kv_dtype)
+    other = kv_token_bytes(target.spec, target.limits.kv_dtype)
     plan = LoadPlan(
         max_seqs=MAX_SEQS,
         max_batch_tokens=MAX_STEP,
         precision=draft_precision(options),
         dtype=options.dtype,
+        kv_cache_dtype=options.kv_cache_dtype,
         kv_memory=max(min(target.decoder.kv_bytes * own // other, MAX_SEQS * context * own), 1),
         max_model_len=context,
         in_place=options.no_pack,

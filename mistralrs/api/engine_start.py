@@ -46,6 +46,7 @@ def load_plan(
         isq=options.isq,
         gqa=source.gqa,
         kv_memory=options.kv_memory,
+        kv_cache_dtype=options.kv_cache_dtype,
         max_model_len=options.max_model_len,
         in_place=options.no_pack,
         draft=draft,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mistralrs.api.loaded_adapters.adapter_options import NO_ADAPTERS, AdapterOptions
 from mistralrs.api.options.declarations import DEFAULTS
+from mistralrs.api.options.kv_flags import KvCacheDtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class LoadOptions:
     prefix_cache_n: int = DEFAULTS.prefix_cache_n
     kv_memory: int | None = DEFAULTS.kv_memory
     """Bytes of the KV cache at most; None: half of what the weights leave."""
+    kv_cache_dtype: KvCacheDtype = DEFAULTS.kv_cache_dtype
+    """The type of keys and values in it; ``auto``: 16 bits, those with which attention is fastest here."""
     kv_dir: Path | None = DEFAULTS.kv_dir
     """A folder in which KV outlives the process; None: it does not."""
     kv_dir_bytes: int = DEFAULTS.kv_dir_size

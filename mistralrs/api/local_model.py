@@ -233,6 +233,8 @@ def _call_format(model: Model) -> CallFormat | None:
 def _info(
     name: str, model: Model, engine: Engine, *, plan: LoadPlan, resolved: ResolvedBackend, load_s: float
 ) -> ModelInfo:
+    from mistralrs.loading.kv_dtype import kv_token_bytes
+
     backend = resolved.backend
     return ModelInfo(
         name=name,
@@ -248,6 +250,8 @@ def _info(
         unavailable_backends=resolved.unavailable_backends,
         sampling=usable_sampling(model.sampling),
         precision=plan.precision,
+        kv_cache_dtype=model.limits.kv_dtype,
+        kv_token_bytes=kv_token_bytes(model.spec, model.limits.kv_dtype),
     )
 
 

@@ -42,6 +42,10 @@ class ModelInfo:
     """The sampling parameters that its makers recommend, by the names of ``SamplingParams``."""
     precision: str = "default"
     """``--precision``, or ``f32`` with ``--dtype f32``."""
+    kv_cache_dtype: str = ""
+    """The type of keys and values in the KV cache."""
+    kv_token_bytes: int = 0
+    """Bytes that a token of context takes in it, in all layers."""
 
 
 @dataclass(frozen=True, slots=True)

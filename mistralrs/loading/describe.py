@@ -19,6 +19,7 @@ from mistralrs.loading.checkpoint import Checkpoint, RawTensor
 from mistralrs.loading.checkpoint_parts import CheckpointParts, count_parameters
 from mistralrs.loading.ggml_file import GgmlFile
 from mistralrs.loading.gguf_file import GgufFile
+from mistralrs.loading.kv_dtype import ChosenKvDtype, kv_dtype
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
 from mistralrs.loading.pipeline import BLOCK_SIZE
 from mistralrs.loading.safetensors_file import SafetensorsFile
@@ -29,7 +30,7 @@ from mistralrs.models.architecture import TensorRef, WeightsMapping
 from mistralrs.models.parts import layer_shapes, part_shapes
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.ops.backend import Backend, KvShape, resolve
+from mistralrs.ops.backend import Backend, KvDtype, KvShape, resolve
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.tokenizer import Tokenizer
 
@@ -105,6 +106,8 @@ class Memory:
     """Bytes of the weights as packed for the backend."""
     kv_per_1000_tokens: int
     """Tokens of context."""
+    kv_dtype: KvDtype
+    """The type of keys and values."""
     contexts: tuple[ContextMemory, ...]
     """The KV of one sequence for contexts that double, up to the model's own."""
     adapters: tuple[tuple[str, int], ...] = ()
@@ -160,16 +163,24 @@ class OpenModel:
     sampling: Mapping[str, float]
 
 
-def describe(path: Path, *, gqa: int = 1, adapters: AdapterSizes | None = None) -> Description:
+def describe(
+    path: Path,
+    *,
+    gqa: int = 1,
+    adapters: AdapterSizes | None = None,
+    kv_cache_dtype: ChosenKvDtype = "auto",
+    precision: str = "default",
+) -> Description:
     """The description of the model at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
 
-    ``gqa``: query heads per KV head, a number that GGML files lack. ``adapters``: gives those to be run with it. Raises
-    ``LoadError`` and ``FormatError`` as loading it would.
+    ``gqa``: query heads per KV head, a number that GGML files lack. ``adapters``: gives those to be run with it.
+    ``kv_cache_dtype``, ``precision``: as in ``LoadPlan``. Raises ``LoadError`` and ``FormatError`` as loading it would.
     """
     backend = resolve("cpu", threads=1).backend
     with opened(path, gqa) as model:
         checkpoint, spec = model.checkpoint, model.spec
         parts = CheckpointParts(checkpoint, model.mapping, spec, backend)
+        dtype = kv_dtype(kv_cache_dtype, spec, backend, precision=precision)
         sizes = () if adapters is None else tuple(adapters(model.architecture, spec, backend))
         return Description(
             path=path,
@@ -194,8 +205,9 @@ def describe(path: Path, *, gqa: int = 1, adapters: AdapterSizes | None = None) 
             memory=Memory(
                 backend.name,
                 parts.placed_bytes,
-                _kv_bytes(spec, backend, tokens=1000),
-                _context_memory(spec, backend),
+                _kv_bytes(spec, backend, dtype, tokens=1000),
+                dtype,
+                _context_memory(spec, backend, dtype),
                 sizes,
             ),
         )
@@ -311,17 +323,23 @@ def _answer_parts(model: OpenModel) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("content", *(region.part.value for region in regions))))
 
 
-def _context_memory(spec: DecoderSpec, backend: Backend) -> tuple[ContextMemory, ...]:
+def _context_memory(spec: DecoderSpec, backend: Backend, dtype: KvDtype) -> tuple[ContextMemory, ...]:
     lengths = [1024]
     while lengths[-1] < spec.max_position:
         lengths.append(2 * lengths[-1])
     lengths[-1] = spec.max_position
-    return tuple(ContextMemory(tokens, _kv_bytes(spec, backend, tokens=tokens)) for tokens in lengths)
+    return tuple(ContextMemory(tokens, _kv_bytes(spec, backend, dtype, tokens=tokens)) for tokens in lengths)
 
 
-def _kv_bytes(spec: DecoderSpec, backend: Backend, *, tokens: int) -> int:
+def _kv_bytes(spec: DecoderSpec, backend: Backend, dtype: KvDtype, *, tokens: int) -> int:
     """Bytes of ``tokens`` of context in the KV cache: in each layer, as many of them as its window has."""
     attention = spec.attention
-    shape = KvShape(blocks=(1,), kv_heads=attention.kv_heads, head_dim=attention.head_dim, block_size=BLOCK_SIZE)
+    shape = KvShape(
+        blocks=(1,),
+        kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        block_size=BLOCK_SIZE,
+        dtype=dtype,
+    )
     kept = sum(min(layer.window or tokens, tokens) for layer in spec.layers)
     return backend.kv_cache(shape).nbytes * kept // BLOCK_SIZE

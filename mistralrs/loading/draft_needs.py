@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistralrs.errors import LoadError
+from mistralrs.loading.kv_dtype import kv_token_bytes
 from mistralrs.models.spec import DecoderSpec
+from mistralrs.ops.backend import KvDtype
 from mistralrs.text.tokenizer import Tokenizer
 
 MAX_SEQS = 8
@@ -25,12 +27,12 @@ class DraftNeeds:
     tokenizer: Tokenizer
     weights: int
     """Bytes of its weights."""
-    item_bytes: int
-    """Bytes of an element of its KV."""
+    kv_dtype: KvDtype
+    """The dtype of its KV."""
 
-    def kv_share(self, budget: int, target: DecoderSpec, *, item_bytes: int) -> int:
+    def kv_share(self, budget: int, target: DecoderSpec, *, kv_dtype: KvDtype) -> int:
         """Bytes for its KV of the ``budget`` for both: as many tokens as the target's, no more than it can use."""
-        own, other = kv_token_bytes(self.spec, self.item_bytes), kv_token_bytes(target, item_bytes)
+        own, other = kv_token_bytes(self.spec, self.kv_dtype), kv_token_bytes(target, kv_dtype)
         return max(min(budget * own // (own + other), MAX_SEQS * self.context(target) * own), 0)
 
     def context(self, target: DecoderSpec) -> int:
@@ -47,9 +49,3 @@ class DraftNeeds:
                 for of, where in ((self.tokenizer, self.path), (tokenizer, path))
             )
             raise LoadError(f"{self.path} has another vocabulary: token {place} is {named}", hint=_HINT)
-
-
-def kv_token_bytes(spec: DecoderSpec, item_bytes: int) -> int:
-    """Bytes of one token's KV in all layers."""
-    head_bytes = -(-spec.attention.head_dim // 16) * 16 * item_bytes
-    return len(spec.layers) * spec.attention.kv_heads * 2 * head_bytes

@@ -6,21 +6,22 @@ from bisect import bisect_right
 from collections import Counter
 
 from mistralrs.models.spec import DecoderSpec
+from mistralrs.ops.backend import KvDtype, kv_head_bytes
 from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
 
 
 def kv_groups(
-    spec: DecoderSpec, budget: int, *, item_bytes: int, max_seqs: int, step: int, block_size: int, caches: int = 1
+    spec: DecoderSpec, budget: int, *, dtype: KvDtype, max_seqs: int, step: int, block_size: int, caches: int = 1
 ) -> tuple[KvGroup, ...]:
     """The groups of ``spec.windows`` with as many blocks as ``budget`` bytes allow, perhaps none.
 
     A group without a window can use the whole context of ``max_seqs`` sequences; a group with a window the blocks that
     ``max_seqs`` sequences have in use while they compute ``step`` tokens at once. Beside full layers, windows get at
     most half of the budget unless one sequence needs more, because otherwise long contexts would lose blocks to
-    sequences that may never run at once. ``item_bytes``: bytes of an element of a stored key or value. ``caches``: KV
-    caches that have all these blocks.
+    sequences that may never run at once. ``dtype``: of keys and values. ``caches``: KV caches that have all
+    these blocks.
     """
-    head_bytes = -(-spec.attention.head_dim // 16) * 16 * item_bytes
+    head_bytes = kv_head_bytes(spec.attention.head_dim, dtype)
     layers = Counter(layer.window for layer in spec.layers)
     block_bytes = {
         window: caches * layers[window] * spec.attention.kv_heads * 2 * head_bytes * block_size

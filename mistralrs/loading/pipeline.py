@@ -26,6 +26,7 @@ from mistralrs.loading.fingerprint import ContentHashing, fingerprint
 from mistralrs.loading.ggml_file import GgmlFile
 from mistralrs.loading.gguf_file import GgufFile
 from mistralrs.loading.kv_budget import kv_groups
+from mistralrs.loading.kv_dtype import ChosenKvDtype, kv_dtype
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
 from mistralrs.loading.safetensors_file import SafetensorsFile
 from mistralrs.loading.sampling_defaults import folder_sampling, gguf_sampling
@@ -36,7 +37,7 @@ from mistralrs.models.decoder import PRECISIONS, Decoder, Limits, build_decoder
 from mistralrs.models.parts import AdapterMixture, WeightMerge
 from mistralrs.models.registry import ARCHITECTURES
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.ops.backend import Backend
+from mistralrs.ops.backend import Backend, KvDtype
 from mistralrs.ops.memory import available_bytes
 from mistralrs.progress import Progress
 from mistralrs.quant.quantize import isq_type
@@ -93,6 +94,8 @@ class LoadPlan:
     """Query heads that share a KV head, a number that GGML files lack."""
     kv_memory: int | None = None
     """Bytes of the KV cache, at most; None: half of the memory that the weights leave free."""
+    kv_cache_dtype: ChosenKvDtype = "auto"
+    """The dtype of keys and values."""
     max_model_len: int | None = None
     """Tokens of context, at most; None: the context that the model was made for."""
     in_place: bool = False
@@ -302,7 +305,16 @@ def _place(
             in_place=plan.in_place,
         )
         adapters = 0 if plan.adapter_bytes is None else plan.adapter_bytes(spec, backend)
-        limits = _plan_memory(spec, plan, parts.placed_bytes, adapters, mixture, mapped=parts.in_place_bytes)
+        dtype = kv_dtype(plan.kv_cache_dtype, spec, backend, precision=plan.precision)
+        limits = _plan_memory(
+            spec,
+            plan,
+            dtype,
+            weights=parts.placed_bytes,
+            adapters=adapters,
+            mixture=mixture,
+            mapped=parts.in_place_bytes,
+        )
         backend.reserve(parts.placed_bytes)
         decoder = build_decoder(
             spec,
@@ -314,7 +326,7 @@ def _place(
         )
         if not plan.keeps_kv:
             return _Placed(decoder, limits, None)
-        facts = (spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE, backend.results)
+        facts = (spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE, limits.kv_dtype, backend.results)
         merged = () if merge is None else (merge.digest,)
         mixed = () if mixture is None else ("mixture", mixture.digest)
         return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *merged, *mixed))
@@ -323,10 +335,11 @@ def _place(
 def _plan_memory(
     spec: DecoderSpec,
     plan: LoadPlan,
-    weights: int,
-    adapters: int = 0,
-    mixture: AdapterMixture | None = None,
+    dtype: KvDtype,
     *,
+    weights: int,
+    adapters: int,
+    mixture: AdapterMixture | None,
     mapped: int = 0,
 ) -> Limits:
     """Returns the limits, with a KV cache of at most half of the memory that weights and adapters leave; it is
@@ -341,8 +354,8 @@ def _plan_memory(
     left = free - weights - beside
     groups = kv_groups(
         spec,
-        _kv_bytes(spec, plan, left, mapped),
-        item_bytes=kv_item_bytes(plan.precision),
+        _kv_bytes(spec, plan, dtype, left=left, mapped=mapped),
+        dtype=dtype,
         max_seqs=plan.max_seqs,
         step=step,
         block_size=BLOCK_SIZE,
@@ -366,23 +379,19 @@ def _plan_memory(
         kv_groups=groups,
         block_size=BLOCK_SIZE,
         max_blocks=-(-context // BLOCK_SIZE),
+        kv_dtype=dtype,
         adapter_slots=plan.adapter_slots if mixture is None else mixture.num_adapters,
         scaling_layers=0 if mixture is None else mixture.num_layers,
     )
 
 
-def _kv_bytes(spec: DecoderSpec, plan: LoadPlan, left: int, mapped: int) -> int:
+def _kv_bytes(spec: DecoderSpec, plan: LoadPlan, dtype: KvDtype, *, left: int, mapped: int) -> int:
     """Bytes of the KV cache without that of a draft model. Weights in their file keep room, but no more than leaves an
     eighth of ``left``."""
     budget = max(left - mapped, left // 4) // 2 if plan.kv_memory is None else min(plan.kv_memory, left)
     if plan.draft is not None:
-        budget -= plan.draft.kv_share(budget, spec, item_bytes=kv_item_bytes(plan.precision))
+        budget -= plan.draft.kv_share(budget, spec, kv_dtype=dtype)
     return budget
-
-
-def kv_item_bytes(precision: str) -> int:
-    """Bytes of an element of a stored key or value."""
-    return 4 if PRECISIONS[precision].kv_dtype == "f32" else 2
 
 
 def _does_not_fit(weights: int, adapters: int, free: int, *, draft: int, is_copied: bool) -> LoadError:

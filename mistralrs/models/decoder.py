@@ -16,7 +16,7 @@ from mistralrs.models.spec import DecoderSpec
 from mistralrs.nn.attention import Attention, Heads, attention
 from mistralrs.nn.mlp import mlp
 from mistralrs.nn.rope import inverse_frequencies
-from mistralrs.ops.backend import Backend, KvCache, KvShape, Norm, Op, Rotary
+from mistralrs.ops.backend import Backend, KvCache, KvDtype, KvShape, Norm, Op, Rotary
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.kv_groups import KvGroup
 from mistralrs.ops.linear import DeltaShape, Linear
@@ -38,13 +38,14 @@ class Limits:
     """Blocks of one sequence, at most."""
     adapter_slots: int = 0
     """Adapters that can be in memory at once."""
+    kv_dtype: KvDtype = "f16"
     scaling_layers: int = 0
     """Places on the layer axis of scalings; 0: there are none, and no scaling pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Each projection's ``outlier_threshold`` (``Backend.project``), and the dtype of the KV cache.
+    """Each projection's ``outlier_threshold`` (``Backend.project``), and the dtype that the KV cache has by default.
 
     At 0 all activations have two int8 terms, and prefill does the work twice; decode is bound by memory and hardly
     slower.
@@ -161,7 +162,7 @@ class _Assembly:
             kv_heads=spec.attention.kv_heads,
             head_dim=spec.attention.head_dim,
             block_size=limits.block_size,
-            dtype=backend.half_kv if precision.kv_dtype == "half" else precision.kv_dtype,
+            dtype=limits.kv_dtype,
         )
         self.kvs = [backend.kv_cache(shape) for _ in range(2 if limits.scaling_layers else 1)]
         """One for each pass."""

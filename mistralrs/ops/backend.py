@@ -23,8 +23,32 @@ from mistralrs.quant.types import QuantType
 Epilogue = Literal["store", "add", "gated", "activate"]
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 Op = Callable[[StepArgs], None]
-KvDtype = Literal["f16", "bf16", "f32"]
-"""The type in which keys and values are kept. With bf16, queries and the weights of values are rounded to it too."""
+KvDtype = Literal["f16", "bf16", "f32", "q8_0"]
+"""The type in which keys and values are kept. With bf16, queries and the weights of values are rounded to it too.
+
+q8_0: int8 with a half-precision scale for each 32 values of a head, of the rotated value; of the rotated key too, in 9
+bits, because it is keys whose rounding moves an answer. The rotation is the
+Walsh-Hadamard transform, divided by the root of its size, which is the largest power of two that divides the head's.
+Queries are rotated too, and rounded to 16 bits with a scale for 32 of them; the result is rotated back.
+"""
+KV_GROUP = 32
+"""Values that have a scale of their own with q8_0; 16 at the end of a head."""
+_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "q8_0": 1}
+
+
+def kv_head_bytes(head_dim: int, dtype: KvDtype) -> int:
+    """Bytes of a position's key and value of one head, divided by two."""
+    scales = 4 * -(-head_dim // KV_GROUP) if dtype == "q8_0" else 0
+    return -(-head_dim // 16) * 16 * _BYTES[dtype] + scales
+
+
+def check_kv_dtype(head_dim: int, dtype: KvDtype) -> None:
+    """Raises ``LoadError`` for heads that a cache of this dtype cannot hold."""
+    if dtype == "q8_0" and head_dim % 16:
+        raise LoadError(
+            f"keys and values in q8_0 need heads of a multiple of 16, and this model's have {head_dim}",
+            hint="--kv-cache-dtype f16 holds any",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mistralrs.errors import LoadError
-from mistralrs.ops.backend import Epilogue, KvShape, Norm, Rotary
+from mistralrs.ops.backend import Epilogue, KvShape, Norm, Rotary, check_kv_dtype
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import Workspace
@@ -93,6 +93,7 @@ def check_kv(shape: KvShape) -> None:
     """Raises ``LoadError`` for heads that are wider than the kernels' rows."""
     if not 1 <= shape.head_dim <= MAX_HEAD_DIM:
         raise LoadError(f"heads of {shape.head_dim} are not 1 to {MAX_HEAD_DIM} wide, as the kernels' are", hint=_HINT)
+    check_kv_dtype(shape.head_dim, shape.dtype)
 
 
 def check_attend(

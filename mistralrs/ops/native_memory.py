@@ -45,11 +45,12 @@ class PackedWeight:
         return out
 
 
-_KV_TYPES = {"f16": 0, "f32": 1, "bf16": 2}
+_KV_TYPES = {"f16": 0, "f32": 1, "bf16": 2, "q8_0": 3}
 
 
 class PackedKv:
-    """The cache as one span a layer; ``attention_float.h`` and ``attention_bf16.h`` say what a block holds."""
+    """The cache as one span a layer; ``attention_float.h``, ``attention_bf16.h`` and ``attention_int8.h`` say what a
+    block holds."""
 
     def __init__(self, shape: KvShape) -> None:
         check_kv(shape)

@@ -20,7 +20,8 @@ from mistralrs.ops.host_memory import HostMemory
 from mistralrs.ops.linear import DeltaShape, Linear
 from mistralrs.ops.memory import available_bytes
 from mistralrs.ops.reference_deltas import ReferenceDeltaTable
-from mistralrs.ops.reference_memory import ReferenceKv, ReferenceWeight
+from mistralrs.ops.reference_kv import ReferenceKv
+from mistralrs.ops.reference_memory import ReferenceWeight
 from mistralrs.ops.weight import Matrix
 from mistralrs.ops.workspace import StepArgs, Workspace
 from mistralrs.quant import scale_search

@@ -1,14 +1,12 @@
-"""The memory of the reference implementation: weights and KV cache as tensors, and buffers seen as tensors."""
+"""The memory of the reference implementation: weights as tensors, and buffers seen as tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
 
 from mistralrs.ops.arena import Arena, buffer, buffers_bytes
-from mistralrs.ops.backend import KvShape
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix, Weight
 from mistralrs.quant.dequantize import dequantize
@@ -63,33 +61,6 @@ class ReferenceWeight:
             starts = range(0, self.rows, _ROWS_AT_ONCE)
             y = torch.cat([x @ self._decode(s, min(s + _ROWS_AT_ONCE, self.rows)).T for s in starts], dim=1)
         return y if self.bias is None else y + self.bias
-
-
-class ReferenceKv:
-    """The cache as two tensors (blocks, block_size, kv_heads, head_dim) a layer."""
-
-    def __init__(self, shape: KvShape) -> None:
-        sizes = [(blocks, shape.block_size, shape.kv_heads, shape.head_dim) for blocks in shape.blocks]
-        dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[shape.dtype]
-        self.k = [torch.zeros(size, dtype=dtype) for size in sizes]
-        self.v = [torch.zeros(size, dtype=dtype) for size in sizes]
-        self.nbytes = 2 * sum(map(prod, sizes)) * dtype.itemsize
-
-    def export_block(self, layers: Sequence[int], block: int) -> bytes:
-        return b"".join(
-            array[block].view(torch.uint8).numpy().tobytes()
-            for layer in layers
-            for array in (self.k[layer], self.v[layer])
-        )
-
-    def import_block(self, layers: Sequence[int], block: int, data: bytes) -> None:
-        arrays = [array[block] for layer in layers for array in (self.k[layer], self.v[layer])]
-        size = sum(array.nbytes for array in arrays)
-        if len(data) != size:
-            raise ValueError(f"a block of {len(layers)} layers has {size} bytes, not {len(data)}")
-        stored = torch.frombuffer(bytearray(data), dtype=self.k[0].dtype).split([array.numel() for array in arrays])
-        for array, values in zip(arrays, stored, strict=True):
-            array.copy_(values.view_as(array))
 
 
 def plain(weight: Weight) -> ReferenceWeight:

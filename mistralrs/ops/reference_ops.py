@@ -7,7 +7,6 @@ float32 sums alone.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.kv_groups import first_block
 from mistralrs.ops.linear import Linear
 from mistralrs.ops.reference_deltas import adapted
+from mistralrs.ops.reference_kv import StoredHeads, rotated
 from mistralrs.ops.reference_memory import plain, tensor_of
 from mistralrs.ops.workspace import StepArgs, Workspace
 
@@ -177,8 +177,8 @@ class Attend:
     """``Backend.attend``, bound."""
 
     work: Workspace
-    k: torch.Tensor
-    v: torch.Tensor
+    k: StoredHeads
+    v: StoredHeads
     group: int
     heads: int
     kv_heads: int
@@ -206,13 +206,6 @@ class Attend:
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine, rest], dim=-1)
 
-    def _scaled(self, q: torch.Tensor) -> torch.Tensor:
-        """Queries for scores; beside bfloat16 keys rounded where the kernels round them, as exponents of two."""
-        if self.k.dtype is not torch.bfloat16:
-            return q * self.scale
-        unit = 1.0 if self.softcap > 0 else math.log2(math.e)
-        return (q * (self.scale * unit)).bfloat16().float() / unit
-
     def __call__(self, args: StepArgs) -> None:
         n, work, arrays = args.num_tokens, self.work, args.arrays
         q = self._normed(tensor_of(work.q)[:n], self.q_norm, self.heads)  # (tokens, heads, head_dim)
@@ -222,11 +215,13 @@ class Attend:
         if self.temperature is not None:
             turns = tensor_of(arrays["positions"])[:n] // self.temperature.period
             q = q * (1 + self.temperature.beta * torch.log(1 + turns.float()))[:, None, None]
+        is_rotated = self.k.dtype == "q8_0"
+        if is_rotated:
+            q, k, v = rotated(q), rotated(k), rotated(v)
         slots = tensor_of(arrays["slot_mapping"])[self.group, :n].long()
-        block_size = self.k.shape[1]
-        largest = torch.finfo(self.k.dtype).max
-        self.k[slots // block_size, slots % block_size] = k.clamp(-largest, largest).to(self.k.dtype)
-        self.v[slots // block_size, slots % block_size] = v.clamp(-largest, largest).to(self.v.dtype)
+        block_size = self.k.values.shape[1]
+        self.k.put(slots, k)
+        self.v.put(slots, v)
         starts = tensor_of(arrays["query_start_loc"])[: args.num_seqs + 1].tolist()
         for s, (start, end) in enumerate(itertools.pairwise(starts)):
             positions = tensor_of(arrays["positions"])[start:end, None]
@@ -235,19 +230,20 @@ class Attend:
             first = first_block(int(positions[0]), window=self.window, block_size=block_size)
             blocks = tensor_of(arrays["block_tables"])[self.group, s, first : -(-length // block_size)].long()
             begin = first * block_size
-            keys = self.k[blocks].flatten(0, 1)[: length - begin].float()  # (seen, kv_heads, head_dim)
-            values = self.v[blocks].flatten(0, 1)[: length - begin].float()
+            keys = self.k.of_blocks(blocks)[: length - begin]  # (seen, kv_heads, head_dim)
+            values = self.v.of_blocks(blocks)[: length - begin]
             rows = q[start:end].reshape(
                 end - start, self.kv_heads, -1, q.shape[-1]
             )  # (tokens, kv_heads, group, head_dim)
-            scores = soft_cap(torch.einsum("tkgd,skd->kgts", self._scaled(rows), keys), self.softcap)
+            asked = self.k.scored(rows, self.scale, softcap=self.softcap)
+            scores = soft_cap(torch.einsum("tkgd,skd->kgts", asked, keys), self.softcap)
             back = positions - torch.arange(begin, length)  # (tokens, seen)
             seen = back >= 0 if self.window == 0 else (back >= 0) & (back < self.window)
             weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
             # a key that nobody sees may hold anything: not even zero times it
             unseen = ~seen.any(0)
             out = torch.einsum("kgts,skd->tkgd", weights, values.masked_fill(unseen[:, None, None], 0.0))
-            tensor_of(work.attended)[start:end] = out.flatten(1)
+            tensor_of(work.attended)[start:end] = (rotated(out) if is_rotated else out).flatten(1)
 
 
 @dataclass(frozen=True, slots=True)

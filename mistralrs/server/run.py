@@ -172,6 +172,8 @@ class _Serving:
         reach = "local only" if settings.is_local else "open to the network"
         with contextlib.suppress(OSError):  # a missing reader is no reason not to serve
             self._announce(f"Serving {self._service.model_name} at {scheme}://{place}:{port}/v1 ({key}; {reach})")
+            if engine.model.info.kv_cache_dtype == "q8_0":  # 16 bits go without saying
+                self._announce(f"KV cache: q8_0, {engine.model.info.kv_token_bytes:,} bytes a token")
             if adapters := engine.model.adapters.describe():
                 self._announce(f"Adapters: {adapters}")
             if not settings.is_local and not settings.api_keys:

@@ -19,7 +19,13 @@ from mistralrs.api.options.declarations import DECLARED, DEFAULTS, Options
 from mistralrs.api.options.option import ALL, Mode
 from mistralrs.api.options.resolve import Origin, ResolvedOptions, resolve_options
 from mistralrs.api.schemas.sentinels import max_tokens_of, seed_of, top_k_of
-from mistralrs.api.selectors.model_choice import check_together, in_situ_type, repeat_last_n_of, template_of
+from mistralrs.api.selectors.model_choice import (
+    check_kv_cache_dtype,
+    check_together,
+    in_situ_type,
+    repeat_last_n_of,
+    template_of,
+)
 from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
@@ -170,7 +176,14 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     if isinstance(args.tool, DiagnosisOptions):
         return diagnosis_job(args.tool, options)
     if args.tool is not None:
-        return utility_command(args.tool, values.token_source or DEFAULTS.token_source, precision=values.precision)
+        formatter = CommandLineErrorFormatter({name: options.written(name) for name in options.origins})
+        check_kv_cache_dtype(values.kv_cache_dtype, formatter, precision=values.precision, dtype=values.dtype)
+        return utility_command(
+            args.tool,
+            values.token_source or DEFAULTS.token_source,
+            precision=values.precision,
+            kv_cache_dtype=values.kv_cache_dtype,
+        )
     mode = mode_of(args)
     if mode is Mode.SERVE:
         defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
@@ -418,6 +431,7 @@ def _load_options(args: ParsedArgs, options: ResolvedOptions, job: Job | None) -
         max_draft=max_draft,
         draft_model=None if values.draft_model is None else source_at(values.draft_model, None),
         kv_memory=values.kv_memory,
+        kv_cache_dtype=values.kv_cache_dtype,
         max_model_len=values.max_model_len,
         kv_dir=values.kv_dir,
         kv_dir_bytes=_kv_dir_bytes(options, job),
@@ -454,5 +468,8 @@ def _check_together(options: ResolvedOptions, formatter: CommandLineErrorFormatt
         draft_model=values.draft_model is not None,
         no_pack=values.no_pack,
         isq=values.isq,
+        kv_cache_dtype=values.kv_cache_dtype,
+        precision=values.precision,
+        dtype=values.dtype,
         formatter=formatter,
     )

@@ -8,7 +8,7 @@ from typing import TextIO
 from mistralrs.errors import MistralrsError
 from mistralrs_cli.markdown_screen.answer_display import terminal_size
 from mistralrs_cli.model import Adapters, Info
-from mistralrs_cli.terminal.output import clean_block, clean_line, grouped, is_terminal, print_error
+from mistralrs_cli.terminal.output import byte_size, clean_block, clean_line, grouped, is_terminal, print_error
 
 
 class Notes:
@@ -63,7 +63,10 @@ def banner(info: Info, adapters: Adapters) -> list[str]:
     if info.threads:  # 0 is a server's
         backend += f", {info.threads} thread{'' if info.threads == 1 else 's'}"
     context = f"context {grouped(info.context_length)}" if info.context_length else ""
-    parts = (info.name, info.architecture, info.quantization, backend, context)
+    kv = ""
+    if info.kv_cache_dtype == "q8_0":  # 16 bits go without saying
+        kv = f"KV cache in q8_0, {byte_size(info.kv_token_bytes)} a token"
+    parts = (info.name, info.architecture, info.quantization, backend, context, kv)
     lines = [
         clean_line(" · ".join(filter(None, parts))),
         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves",

@@ -18,7 +18,7 @@ from mistralrs.errors import EngineError
 from mistralrs_cli.arguments.invocation import BenchJob
 from mistralrs_cli.benchmark.old_results import Difference, OldResult, comparison_lines
 from mistralrs_cli.model import Model
-from mistralrs_cli.terminal.output import Streams, clean_line, generation_rate, is_terminal, per_second
+from mistralrs_cli.terminal.output import Streams, byte_size, clean_line, generation_rate, is_terminal, per_second
 
 FIRST_TOKEN = 1000
 """The first token id of the prompt test's prompt."""
@@ -127,12 +127,13 @@ def _usage(end: object, test: Test) -> Usage:
 
 
 def _explain(model: Model, job: BenchJob, stderr: TextIO) -> None:
-    sampling = job.sampling
+    sampling, info = job.sampling, model.info
     stderr.write(
         f"bench: a warm-up first; prefix cache off, the end of text is ignored; sampling is included (temperature "
         f"{sampling.temperature}, top-k {sampling.top_k}, top-p {sampling.top_p}, penalties "
-        f"{sampling.frequency_penalty} and {sampling.presence_penalty}); {model.info.threads} threads, precision "
-        f"{model.info.precision}; t/s and ms/t are those of one stream, throughput/s of all together\n"
+        f"{sampling.frequency_penalty} and {sampling.presence_penalty}); {info.threads} threads, precision "
+        f"{info.precision}, KV cache in {info.kv_cache_dtype} ({byte_size(info.kv_token_bytes)} a token); t/s and ms/t "
+        "are those of one stream, throughput/s of all together\n"
     )
     stderr.flush()
 
@@ -151,6 +152,8 @@ def _write_json(
             "tok_s_total": statistics.median(result.rates) * result.concurrency,
             "threads": model.info.threads,
             "precision": model.info.precision,
+            "kv_cache_dtype": model.info.kv_cache_dtype,
+            "kv_token_bytes": model.info.kv_token_bytes,
             "isa": model.info.backend.partition(" ")[2],
             "model": model.info.name,
             "version": __version__,

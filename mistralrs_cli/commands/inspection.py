@@ -41,7 +41,13 @@ def run_inspect(job: InspectJob, streams: Streams) -> int:
             adapter_sizes(job.adapters, token=hub_token(job.token_source), progress=progress) if job.adapters else None
         )
         try:
-            description = describe(path, gqa=job.source.gqa, adapters=sizes)
+            description = describe(
+                path,
+                gqa=job.source.gqa,
+                adapters=sizes,
+                kv_cache_dtype=job.kv_cache_dtype,
+                precision=job.precision,
+            )
         finally:
             progress.clear()
     if job.json:
@@ -69,7 +75,8 @@ def page(model: Description) -> Iterator[str]:
     yield _line("sampling", own or "nothing of its own")
     yield ""
     yield _line("weights", f"{byte_size(model.memory.weights)} of memory ({model.memory.backend})")
-    yield _line("context", f"{byte_size(model.memory.kv_per_1000_tokens)} of memory for 1 000 tokens")
+    kv = f"{byte_size(model.memory.kv_per_1000_tokens)} of memory for 1 000 tokens"
+    yield _line("context", f"{kv} (KV cache in {model.memory.kv_dtype})")
     for name, nbytes in model.memory.adapters:
         yield _line("adapter", f"{byte_size(nbytes)} of memory ({name})")
 

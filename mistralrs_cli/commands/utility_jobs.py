@@ -8,6 +8,7 @@ from pathlib import Path
 from mistralrs.api.load_options import ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterSource
 from mistralrs.api.options.declarations import DEFAULTS
+from mistralrs.api.options.kv_flags import KvCacheDtype
 from mistralrs.api.selectors.named_adapters import named_adapters
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
@@ -38,6 +39,8 @@ class InspectJob:
     json: bool
     precision: str = DEFAULTS.precision
     """The precision that a run with these options has."""
+    kv_cache_dtype: KvCacheDtype = DEFAULTS.kv_cache_dtype
+    """The type of keys and values in its KV cache; ``auto``: that of the precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,17 @@ UtilityCommand = InspectJob | ModelsJob | ChatsJob | QuantizeJob | OrderingJob |
 
 
 def utility_command(
-    options: ModelToolOptions, token_source: str, *, precision: str = DEFAULTS.precision
+    options: ModelToolOptions,
+    token_source: str,
+    *,
+    precision: str = DEFAULTS.precision,
+    kv_cache_dtype: KvCacheDtype = DEFAULTS.kv_cache_dtype,
 ) -> UtilityCommand:
     """Returns the job of a subcommand that needs no model in this process. Raises ``UsageError`` and ``LoadError``."""
     if isinstance(options, InspectOptions):
         source = source_at(options.source, options.filename, gqa=options.gqa or 1)
         adapters = named_adapters(options.lora or (), FORMATTER)
-        return InspectJob(source, adapters, token_source, options.json, precision)
+        return InspectJob(source, adapters, token_source, options.json, precision, kv_cache_dtype)
     if isinstance(options, OrderingCreateOptions | OrderingRenameOptions):
         return ordering_job(options, token_source)
     if isinstance(options, AdapterOptions):

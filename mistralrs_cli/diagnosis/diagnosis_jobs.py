@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mistralrs.api.load_options import ModelSource
 from mistralrs.api.options.declarations import DECLARED
+from mistralrs.api.options.kv_flags import KvCacheDtype
 from mistralrs.api.options.resolve import Origin, ResolvedOptions
 from mistralrs.api.options.values import byte_count
 from mistralrs.errors import UsageError
@@ -72,6 +73,8 @@ class TuneJob:
     token_source: str
     memory: int | None
     """Bytes; None: what is free."""
+    kv_cache_dtype: KvCacheDtype
+    """The type of keys and values in the KV cache; ``auto``: the default one."""
     json: bool
 
 
@@ -103,6 +106,7 @@ def _tune_job(words: TuneOptions, options: ResolvedOptions) -> TuneJob:
         shlex.join(row),
         options.values.token_source,
         None if words.memory is None else byte_count("--memory", words.memory),
+        options.values.kv_cache_dtype,
         words.json,
     )
 

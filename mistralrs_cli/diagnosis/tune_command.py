@@ -50,7 +50,12 @@ def run_tune(job: TuneJob, streams: Streams) -> int:
         path = locate(job.source, token_source=job.token_source, progress=progress)
     finally:
         progress.clear()
-    found = budget(describe(path, gqa=job.source.gqa), job.memory or available_bytes(), job.row)
+    found = budget(
+        describe(path, gqa=job.source.gqa, kv_cache_dtype=job.kv_cache_dtype),
+        job.memory or available_bytes(),
+        job.row,
+        kv_cache_dtype=job.kv_cache_dtype,
+    )
     if job.json:
         streams.stdout.write(json.dumps(asdict(found)) + "\n")
     else:
@@ -59,8 +64,9 @@ def run_tune(job: TuneJob, streams: Streams) -> int:
     return 0 if found.commands else 1
 
 
-def budget(model: Description, memory: int, row: str) -> Budget:
-    """Returns what fits into ``memory`` bytes. ``row``: the words that name the model on a command line."""
+def budget(model: Description, memory: int, row: str, *, kv_cache_dtype: str = "auto") -> Budget:
+    """Returns what fits into ``memory`` bytes. ``row``: the words that name the model on a command line;
+    ``kv_cache_dtype``: that of ``model``, which command lines name unless it is ``auto``."""
     kv_memory = max(0, memory - model.memory.weights) // 2
     fits = tuple(
         Fit(each.tokens, each.nbytes, kv_memory // each.nbytes if each.nbytes else 0) for each in model.memory.contexts
@@ -71,11 +77,11 @@ def budget(model: Description, memory: int, row: str) -> Budget:
         kv_per_1000_tokens=model.memory.kv_per_1000_tokens,
         kv_memory=kv_memory,
         fits=fits,
-        commands=tuple(_commands(fits, kv_memory, row)),
+        commands=tuple(_commands(fits, kv_memory, row, dtype="" if kv_cache_dtype == "auto" else kv_cache_dtype)),
     )
 
 
-def _commands(fits: tuple[Fit, ...], kv_memory: int, row: str) -> Iterator[str]:
+def _commands(fits: tuple[Fit, ...], kv_memory: int, row: str, *, dtype: str) -> Iterator[str]:
     """Yields the line of a chat with the longest context, and that of a server with as long a one for all sequences.
 
     Both name the KV's memory, so that they mean the same whatever else runs at their start.
@@ -86,9 +92,8 @@ def _commands(fits: tuple[Fit, ...], kv_memory: int, row: str) -> Iterator[str]:
             continue
         need = -(-longest.kv_bytes * sequences // _MIB)
         memory = min(need + need // 8 + 1, kv_memory // _MIB)  # blocks are whole, and windows overlap a step
-        yield (
-            f"mistralrs --max-seqs {sequences} --max-model-len {longest.context} --kv-memory {memory}M {words} {row}"
-        )
+        kv = f"--kv-memory {memory}M" + (f" --kv-cache-dtype {dtype}" if dtype else "")
+        yield f"mistralrs --max-seqs {sequences} --max-model-len {longest.context} {kv} {words} {row}"
 
 
 def _page(found: Budget) -> Iterator[str]:

@@ -25,7 +25,7 @@ from mistralrs_cli.terminal.output import SEPARATOR, ProgressLine, Streams, is_t
 
 FAILED_LINES = 1
 """The exit code of a batch in which some lines have an error instead of an answer."""
-_LOADING = ("chat_template", "isq", "dtype", "precision")
+_LOADING = ("chat_template", "isq", "dtype", "precision", "kv_cache_dtype")
 """The options of loading that change answers."""
 
 

@@ -56,6 +56,8 @@ class RemoteInfo:
     sampling: Mapping[str, float] = field(default_factory=dict)
     """The parameters that the makers recommend, as a mistralrs server says; another completes requests by itself."""
     precision: str = ""
+    kv_cache_dtype: str = ""
+    kv_token_bytes: int = 0
 
 
 class RemoteAdapters:

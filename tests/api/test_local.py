@@ -48,6 +48,8 @@ def test_info(model: LocalModel, path: Path) -> None:
     assert (
         info.kv_bytes == 16 * 128 * 2 * 2 * 2 * 16 * 2
     )  # sequences, tokens, layers, KV heads, k and v, head_dim, half
+    assert info.kv_token_bytes == 2 * 2 * 2 * 16 * 2
+    assert info.kv_cache_dtype in ("f16", "bf16")
     assert model.has_template
 
 

@@ -600,6 +600,8 @@ def test_in_situ_quantisation_is_refused_as_on_the_command_line(file: Path) -> N
         ({"draft_model": 4}, TypeError, "draft_model must be a path or a repository, not int"),
         ({"precision": "best"}, UsageError, "precision is 'best'"),
         ({"dtype": "f64"}, UsageError, "dtype is 'f64'"),
+        ({"kv_cache_dtype": "f32"}, UsageError, "kv_cache_dtype is 'f32'"),
+        ({"kv_cache_dtype": "bf16", "precision": "high"}, UsageError, "precision='high' keeps keys and values in f16"),
         ({"no_kv_cache": 1}, TypeError, "no_kv_cache must be bool, not int"),
         ({"no_pack": 1}, TypeError, "no_pack must be bool, not int"),
         ({"token_source": None}, TypeError, "token_source must be str, not NoneType"),

@@ -39,6 +39,8 @@ class FakeInfo:
     unavailable_backends: tuple[str, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
     precision: str = "default"
+    kv_cache_dtype: str = "f16"
+    kv_token_bytes: int = 23040
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_every_answer_option_arrives() -> None:
         *("--frequency-penalty", "-0.5", "--presence-penalty", "0", "--seed", "7", "--max-tokens", "9"),
         *("--stop", "a", "--stop", "b", "--system", "be brief", "--stats", "-t", "--max-seqs", "3"),
         *("--prefix-cache-n", "0", "--no-kv-cache", "-c", "{{ x }}", "--token-source", "none"),
-        *("--precision", "high", "--threads", "1", "-i"),
+        *("--precision", "high", "--kv-cache-dtype", "f16", "--threads", "1", "-i"),
     )
     sampling = SamplingParams(
         temperature=0.5,
@@ -124,6 +124,7 @@ def test_every_answer_option_arrives() -> None:
         chat_template="{{ x }}",
         token_source="none",
         precision="high",
+        kv_cache_dtype="f16",
         threads=1,
         kv_dir_bytes=LIMIT_BYTES,
     )
@@ -201,6 +202,9 @@ def test_bench_options_arrive(folder: Path) -> None:
         (["-i", "--max-seqs", "0"], "'--max-seqs'"),
         (["-i", "--top-k", "x"], "'--top-k'"),
         (["-i", "--precision", "low"], "'--precision'"),
+        (["-i", "--kv-cache-dtype", "f64"], "'--kv-cache-dtype'"),
+        (["-i", "--kv-cache-dtype", "bf16", "--precision", "high"], "--precision high keeps keys and values in f16"),
+        (["--kv-cache-dtype", "f16", "--dtype", "f32", "bench"], "--dtype f32 keeps keys and values in f32"),
         (["-i", "--log-level", "loud"], "'--log-level'"),
         (["-i", "--nonsense"], "--nonsense"),
         (["-i", "gguf"], "gguf needs -f FILE"),

@@ -117,6 +117,7 @@ def test_options_of_the_model_arrive() -> None:
     kept = job("--port", "1", "--kv-dir", "kv", "--kv-dir-size", "1T").load
     assert (kept.kv_dir, kept.kv_dir_bytes) == (Path("kv"), 1 << 40)
     assert job("--port", "1", "--draft", "4").load.max_draft == 4
+    assert job("--port", "1", "--kv-cache-dtype", "bf16").load.kv_cache_dtype == "bf16"
     assert job("--port", "1", "--isq", "Q4_K", "auto", ".").load.isq == "q4_k"
 
 

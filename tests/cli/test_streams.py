@@ -313,13 +313,23 @@ def test_bench_says_what_it_does(program: Program) -> None:
         "tok_s_total": 28.0,
         "threads": 2,
         "precision": "default",
+        "kv_cache_dtype": "f16",
+        "kv_token_bytes": 23040,
         "isa": "avx2",
         "model": "Fake\x1b[31m-1B",
         "version": __version__,
     }
     assert records[1]["tok_s_median"] == 32.0
     assert (records[2]["tok_s_median"], records[2]["tok_s_total"]) == (28.0, 112.0)
-    said = ("warm-up", "prefix cache off", "ignored", "sampling is included", "precision default", "of all together")
+    said = (
+        "warm-up",
+        "prefix cache off",
+        "ignored",
+        "sampling is included",
+        "precision default",
+        "f16 (23.0 kB a token)",
+        "of all together",
+    )
     assert all(word in err for word in said)
     code, out, _ = program("bench", "-p", "16", "-n", "0", "-c", "4", "-r", "2")
     header, row = (line.replace("┃", "│").strip("│").split("│") for line in out.splitlines()[1:4:2])

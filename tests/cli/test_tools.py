@@ -82,6 +82,9 @@ def test_inspect_as_json(run: Run) -> None:
     assert model["precision"] == "default"
     code, out, _ = run("--precision", "fast", "inspect", str(path), "--json")
     assert (code, json.loads(out)["precision"]) == (0, "fast")
+    code, out, _ = run("--kv-cache-dtype", "bf16", "inspect", str(path))
+    assert code == 0
+    assert "of memory for 1 000 tokens (KV cache in bf16)\n" in out
     assert model["text"]["sample"].endswith("<|im_start|>assistant\n")
 
 

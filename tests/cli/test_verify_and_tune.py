@@ -122,8 +122,9 @@ def test_what_fits_and_its_command_lines(run: InProcess) -> None:
         assert parsed.flags["max_model_len"] == last["context"]
     assert chat.endswith(f" -i auto {shlex.quote(str(path))}")
     assert "--port 1234" in serve
-    code, out, _ = run("tune", str(path))
+    code, out, _ = run("--kv-cache-dtype", "bf16", "tune", str(path))
     assert code == 0
+    assert out.count(" --kv-cache-dtype bf16 ") == 2
     assert "KV's memory" in out
     assert "sequences that fit" in out
 

@@ -70,7 +70,12 @@ def test_one_byte_in_the_middle_of_a_tensor_makes_another_model(large: Path, tmp
 def test_settings_and_code_make_another_name(large: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "llama", VARIANTS["llama"])
     names = [name_of(large), name_of(large, precision="high"), name_of(folder)]
-    names += [name_of(folder, dtype="bf16"), name_of(folder, isq="q8_0"), name_of(folder, isq="q4_0")]
+    names += [
+        name_of(large, kv_cache_dtype="bf16"),
+        name_of(folder, dtype="bf16"),
+        name_of(folder, isq="q8_0"),
+        name_of(folder, isq="q4_0"),
+    ]
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'))
     names.append(name_of(folder))

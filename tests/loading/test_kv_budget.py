@@ -28,7 +28,7 @@ def groups(windows: tuple[int, ...], context: int, blocks: int, *, max_seqs: int
         layers=tuple(map(LayerSpec, windows)), hidden_size=1, ffn_size=1, vocab_size=1, max_position=context,
         attention=AttentionSpec(num_heads=8, kv_heads=8, head_dim=128, ropes=()), norm=NormSpec(eps=1e-5),
     )  # fmt: skip
-    return kv_groups(spec, blocks * LAYER_BLOCK, item_bytes=2, max_seqs=max_seqs, step=STEP, block_size=16)
+    return kv_groups(spec, blocks * LAYER_BLOCK, dtype="f16", max_seqs=max_seqs, step=STEP, block_size=16)
 
 
 @given(

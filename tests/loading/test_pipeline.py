@@ -164,6 +164,18 @@ def test_room_for_less_context(tiny: Path, monkeypatch: pytest.MonkeyPatch, capl
     assert "memory for 320 tokens of context; the model allows 512" in caplog.text
 
 
+def test_q8_0_holds_twice_the_context_and_not_every_head(tmp_path: Path) -> None:
+    paths = [write_tiny(tmp_path / f"{size}.gguf", TinyConfig(head_dim=size, context=4096)).path for size in (64, 40)]
+    backend = resolve("cpu", threads=1, isa="torch").backend
+    plans = [
+        LoadPlan(max_seqs=1, max_batch_tokens=16, kv_memory=1 << 20, kv_cache_dtype=dtype) for dtype in ("f16", "q8_0")
+    ]
+    half, small = (load_gguf(paths[0], backend, plan) for plan in plans)
+    assert 1.7 < small.max_model_len / half.max_model_len < 1.8
+    with pytest.raises(LoadError, match="q8_0 need heads of a multiple of 16, and this model's have 40"):
+        load_gguf(paths[1], backend, plans[1])
+
+
 def test_progress_ends_at_the_total(tiny: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     load(tiny, progress=lambda *news: seen.append(news))

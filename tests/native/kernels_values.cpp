@@ -13,6 +13,7 @@
 extern "C" {
 const mrs_table *mrs_table_at(int index);
 int64_t mrs_packed_bytes(int type, int64_t rows, int64_t cols);
+int64_t mrs_kv_block_bytes(int type, int64_t kv_heads, int64_t head_dim);
 int64_t mrs_project_scratch(int64_t tokens, int64_t cols);
 int64_t mrs_moe_routes(int64_t tokens, int64_t experts, int64_t used);
 int64_t mrs_sampling_scratch(int64_t vocab_size, int64_t threads);
@@ -145,13 +146,14 @@ void projections(const mrs_table &table, mrs_pool *pool, Writer &out) {
 }
 
 void attention(const mrs_table &table, mrs_pool *pool, Writer &out) {
-  const int heads = 6, kv_heads = 2, dim = 40, wide = 48, tokens = 150, blocks = 10, half = dim / 2;
-  for (int setting = 0; setting < 8; ++setting) {
+  const int heads = 6, kv_heads = 2, tokens = 150, blocks = 10;
+  for (int setting = 0; setting < 12; ++setting) {
     Random random{uint64_t(setting) + 77};
-    const bool f32 = setting & 1;
+    const int type = setting >= 8 ? MRS_KV_Q8_0 : setting & 1 ? MRS_KV_F32 : MRS_KV_F16;
+    const int dim = setting >= 8 ? 48 : 40, half = dim / 2;
     vector<float> q = random.normals(tokens * heads * dim, 1), k = random.normals(tokens * kv_heads * dim, 1);
     const vector<float> v = random.normals(tokens * kv_heads * dim, 1), rotary = random.normals(tokens * 2 * half, 1);
-    const int64_t block_bytes = int64_t(kv_heads) * (dim + wide) * 16 * (f32 ? 4 : 2);
+    const int64_t block_bytes = mrs_kv_block_bytes(type, kv_heads, dim);
     Lines kv(blocks * block_bytes);
     vector<int32_t> positions(tokens), slots(tokens), table_of_blocks(blocks);
     for (int b = 0; b < blocks; ++b) table_of_blocks[b] = b * 3 % blocks;  // in any order
@@ -163,7 +165,7 @@ void attention(const mrs_table &table, mrs_pool *pool, Writer &out) {
       op.q = q.data() + begin * heads * dim, op.k = k.data() + begin * kv_heads * dim, op.v = v.data() + begin * kv_heads * dim;
       op.rotary = rotary.data() + begin * 2 * half, op.kv = kv.data, op.out = result.data() + begin * heads * dim;
       op.block_bytes = block_bytes, op.scale = 0.15f, op.softcap = setting & 2 ? 30.0f : 0.0f, op.window = setting & 4 ? 33 : 0;
-      op.heads = heads, op.kv_heads = kv_heads, op.head_dim = dim, op.rotary_half = half, op.kv_type = f32 ? MRS_KV_F32 : MRS_KV_F16;
+      op.heads = heads, op.kv_heads = kv_heads, op.head_dim = dim, op.rotary_half = half, op.kv_type = type;
       mrs_step step = step_of(end - begin);
       const int32_t starts[] = {0, end - begin}, lengths[] = {end};
       step.positions = positions.data() + begin, step.slot_mapping = slots.data() + begin;

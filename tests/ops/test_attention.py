@@ -15,18 +15,18 @@ from mistralrs.ops.arena import Arena, buffer
 from mistralrs.ops.backend import Backend, KvDtype, KvShape, Norm, Rotary, Temperature
 from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.native_memory import PackedKv
-from mistralrs.ops.reference_memory import ReferenceKv
+from mistralrs.ops.reference_kv import ReferenceKv
 from mistralrs.ops.workspace import Sizes, StepArgs, Workspace
 from tests.buffers import tensor_of
 from tests.ops.harness import Normalization, for_every_isa, native, normed, random_values, reference
-from tests.tolerances import ATTENTION, BF16_ATTENTION
+from tests.tolerances import ATTENTION, BF16_ATTENTION, Q8_ATTENTION
 
 pytestmark = pytest.mark.native
 
 BLOCK = 16
 HEADS = ((1, 1), (3, 1), (4, 2), (9, 3), (40, 1))
 HEAD_DIMS = (16, 24, 64, 80, 128)
-DTYPES: tuple[KvDtype, ...] = ("f16", "bf16", "f32")
+DTYPES: tuple[KvDtype, ...] = ("f16", "bf16", "q8_0", "f32")
 LENGTHS = (1, 15, 16, 17, 33, 63, 64, 65, 130, 511, 512, 513, 1030)
 
 
@@ -133,7 +133,10 @@ class Cache:
         kv = self.kv
         for block in blocks:
             if isinstance(kv, ReferenceKv):
-                kv.k[0][block] = kv.v[0][block] = float("nan")
+                for stored in (kv.k[0], kv.v[0]):
+                    if stored.dtype != "q8_0":
+                        stored.values[block] = float("nan")
+                    stored.scales[block] = float("nan")
             else:
                 assert isinstance(kv, PackedKv)
                 kv.layers[0].bytes[block * kv.block_bytes : (block + 1) * kv.block_bytes] = b"\xff" * kv.block_bytes
@@ -180,7 +183,7 @@ def whole(backend: Backend, shape: Shape, text: Text) -> torch.Tensor:
 def assert_close(shape: Shape, result: torch.Tensor, expected: torch.Tensor, text: Text) -> None:
     lengths = [x.unflatten(-1, (-1, shape.head_dim)).norm(dim=-1).max() for x in (text.q, text.k)]
     largest_score = lengths[0] * lengths[1] * shape.head_dim**-0.5
-    tolerance = ATTENTION * (1 + largest_score) + (BF16_ATTENTION if shape.dtype == "bf16" else 0)
+    tolerance = ATTENTION * (1 + largest_score) + {"bf16": BF16_ATTENTION, "q8_0": Q8_ATTENTION}.get(shape.dtype, 0)
     worst = (result - expected).abs().max() / (tolerance * text.v.abs().max())
     assert worst <= 1, f"{worst:.2f} times the tolerance"
 
@@ -192,7 +195,7 @@ def test_kernel_equals_reference(isa: str, heads: int, kv_heads: int, head_dim: 
     """Several sequences in one step, whole; then one more token of each."""
     random = Random(f"{heads} {head_dim}")
     half = random.choice((0, head_dim // 8, head_dim // 2))
-    dtype = random.choice(DTYPES)
+    dtype = random.choice(DTYPES if head_dim % 16 == 0 else (*DTYPES[:2], "f32"))
     shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=half, dtype=dtype)
     texts = make_texts(shape, random.sample(LENGTHS[:9], 3), seed=head_dim)
     kernel, plain = Cache(native(isa), shape, texts), Cache(reference(), shape, texts)
@@ -324,11 +327,14 @@ def test_temperature_grows_with_the_position(isa: str) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize(("window", "dtype"), [(0, "f16"), (40, "f16"), (0, "bf16"), (40, "bf16"), (0, "f32")])
+@pytest.mark.parametrize(
+    ("window", "dtype"), [(0, "f16"), (40, "f16"), (0, "bf16"), (40, "bf16"), (0, "q8_0"), (40, "q8_0"), (0, "f32")]
+)
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
 def test_however_the_prompt_is_cut(isa: str, heads: int, kv_heads: int, window: int, dtype: KvDtype) -> None:
     """Bit for bit: whole, token by token, and in chunks beside other sequences."""
-    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=24, rotary_half=6, window=window, dtype=dtype)
+    head_dim = 48 if dtype == "q8_0" else 24
+    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=6, window=window, dtype=dtype)
     texts = make_texts(shape, [70, 530, 9], seed=heads)
     expected = [whole(native(isa), shape, text) for text in texts]
     together = Cache(native(isa), shape, texts)
@@ -353,7 +359,8 @@ def test_however_the_prompt_is_cut(isa: str, heads: int, kv_heads: int, window: 
 def test_every_kind_of_head(isa: str, dtype: KvDtype) -> None:
     """Head sizes, windows and soft caps together: prompts in two steps, then a token of each."""
     random = Random(f"heads {dtype}")
-    for head_dim, window, softcap in itertools.product((16, 24, 33, 80, 128), (0, 100), (0.0, 20.0)):
+    head_dims = (16, 32, 48, 80, 128) if dtype == "q8_0" else (16, 24, 33, 80, 128)
+    for head_dim, window, softcap in itertools.product(head_dims, (0, 100), (0.0, 20.0)):
         heads, kv_heads = random.choice(HEADS[:4])
         half = random.choice((0, head_dim // 2))
         shape = Shape(
@@ -371,13 +378,14 @@ def test_every_kind_of_head(isa: str, dtype: KvDtype) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize(("heads", "kv_heads", "window"), [(9, 3, 800), (12, 1, 0)])
 def test_threads_that_share_a_sequence_do_not_matter(
     isa: str, heads: int, kv_heads: int, window: int, dtype: KvDtype
 ) -> None:
     """Bit for bit: a token and some tokens far behind in a sequence, alone and beside a short one."""
-    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=24, rotary_half=6, window=window, dtype=dtype)
+    head_dim = 48 if dtype == "q8_0" else 24
+    shape = Shape(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_half=6, window=window, dtype=dtype)
     texts = make_texts(shape, [1160, 20], seed=heads)
     results = []
     for threads in (1, 3):

@@ -14,6 +14,7 @@ from mistralrs.engine.engine import ModelExecutor
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.engine.sequence import ExecutorState
 from mistralrs.loading.convert import Dtype
+from mistralrs.loading.kv_dtype import ChosenKvDtype
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load
 from mistralrs.models.parts import AdapterMixture, WeightMerge
 from mistralrs.models.spec import DecoderSpec
@@ -42,6 +43,7 @@ class Running:
         gqa: int = 1,
         max_model_len: int | None = None,
         dtype: Dtype = "auto",
+        kv_cache_dtype: ChosenKvDtype = "auto",
         merge: Callable[[str, DecoderSpec], WeightMerge] | None = None,
         adapter_slots: int = 0,
         in_place: bool = False,
@@ -59,6 +61,7 @@ class Running:
                 gqa=gqa,
                 max_model_len=max_model_len,
                 dtype=dtype,
+                kv_cache_dtype=kv_cache_dtype,
                 merge=merge,
                 adapter_slots=adapter_slots,
                 in_place=in_place,

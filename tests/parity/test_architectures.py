@@ -33,6 +33,7 @@ from tests.tolerances import (
     LLAMACPP_GELU,
     LLAMACPP_HALF,
     LLAMACPP_INT8,
+    Q8_TIES,
     TWO_TERMS,
 )
 
@@ -104,6 +105,18 @@ def test_logits_are_those_of_transformers(name: str, isa: str | None, folders: F
     for chunks in random_cuts(together, seed=5, largest=15):
         for rows, (text, start, end) in zip(running.step(*chunks), chunks, strict=True):
             same(rows, whole[together.index(text)][start:end])
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", VARIANTS)
+def test_keys_and_values_in_q8_0(name: str, folders: Folders) -> None:
+    """The kernels are as near to the reference as values allow that are rounded to the other side."""
+    text = texts()[1]
+    plain, kernels = (
+        Running.load(folders(name), precision="f32", threads=1, kv_cache_dtype="q8_0", isa=isa).whole(text.tokens)
+        for isa in ("torch", None)
+    )
+    assert_close(kernels, plain, tolerance=Q8_TIES)
 
 
 @pytest.mark.slow

@@ -287,6 +287,22 @@ def test_loaded_again_is_loaded_once(load: Load, precision: str) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("model_path", ["tiny", "mixed"], indirect=True)
+def test_the_laws_hold_in_q8_0(load: Load, expected: dict[SamplingParams, list[Answer]], tmp_path: Path) -> None:
+    """Alone on one thread, in a batch, in chunks, with draft tokens, and with blocks that another engine wrote."""
+    with load(kv_cache_dtype="q8_0", max_draft=0, threads=1) as model:
+        alone = [ask(model, text, GREEDY)[0] for text in QUESTIONS]
+    assert alone != expected[GREEDY]
+    kept = {"prefix_cache_n": 16, "kv_dir": tmp_path}
+    for options in ({"max_batch_tokens": 17}, {"max_draft": 7}, kept):
+        with load(kv_cache_dtype="q8_0", **options) as model:
+            assert ask_all(model, QUESTIONS, GREEDY) == alone
+    for dtype, is_hit in (("q8_0", True), ("f16", False)):
+        with load(kv_cache_dtype=dtype, **kept) as model:
+            answer, usage = ask(model, QUESTIONS[3], GREEDY)
+        assert (usage.cached_tokens > 0, answer == alone[3]) == (is_hit, is_hit)
+
+
 def test_the_default_model_names_paris(default_model: Path) -> None:
     """With the sampling that the command line asks for when nobody says otherwise."""
     sampling = SamplingParams(

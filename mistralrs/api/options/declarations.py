@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from mistralrs.api.options.adapter_flags import AdapterFlags
+from mistralrs.api.options.kv_flags import KvFlags
 from mistralrs.api.options.option import FETCH, RUN, SERVE, TALK, Mode, Option, option
 from mistralrs.quant.quantize import ISQ_TYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(AdapterFlags):
+class Options(KvFlags):
     """The values in force, each from its strongest origin. None: not given, so that the mode or the model decides."""
 
     truncate_sequence: bool = option(
@@ -69,16 +69,6 @@ class Options(AdapterFlags):
         help="A smaller model with the same vocabulary, a file, a folder or a hub repository, proposes draft tokens "
         "where that is faster; the answer stays the same.",
     )
-    kv_memory: int | None = option(
-        None,
-        "--kv-memory",
-        metavar="SIZE",
-        is_size=True,
-        least=1,
-        modes=RUN,
-        shown_default="half of what weights and adapters leave",
-        help="Memory of the KV cache at most, such as 512M or 4G.",
-    )
     max_model_len: int | None = option(
         None,
         "--max-model-len",
@@ -87,24 +77,6 @@ class Options(AdapterFlags):
         modes=RUN,
         shown_default="what the model was made for",
         help="Tokens of context at most; more than Phi-3's short factors are made for takes its long ones.",
-    )
-    kv_dir: Path | None = option(
-        None,
-        "--kv-dir",
-        metavar="FOLDER",
-        modes=TALK,
-        shown_default="none; a chat's is in the user's cache",
-        help="Keep the KV of prompts in this folder, for the next start.",
-    )
-    kv_dir_size: int = option(
-        8 << 30,
-        "--kv-dir-size",
-        metavar="SIZE",
-        is_size=True,
-        least=1,
-        modes=TALK,
-        shown_default="8G; a chat's own folder: 2G",
-        help="Size of --kv-dir, at most.",
     )
     token_source: str = option(
         "cache",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from mistralrs.api.loaded_adapters.known_adapters import KnownAdapter
 from mistralrs.api.options.declarations import DEFAULTS
+from mistralrs.api.options.kv_flags import KvCacheDtype
 from mistralrs.api.python_api.answer_stream import AnswerStream, EventQueue, checked_events
 from mistralrs.api.python_api.python_answers import (
     ChatCompletionResponse,
@@ -71,6 +72,7 @@ class Runner(ProcessBound):
         dtype: Literal["auto", "bf16", "f16", "f32"] = DEFAULTS.dtype,
         threads: int | None = DEFAULTS.threads,
         kv_memory: int | None = DEFAULTS.kv_memory,
+        kv_cache_dtype: KvCacheDtype = DEFAULTS.kv_cache_dtype,
         kv_dir: str | os.PathLike[str] | None = None,
         max_draft: int | None = DEFAULTS.max_draft,
         draft_model: str | os.PathLike[str] | None = None,
@@ -95,6 +97,7 @@ class Runner(ProcessBound):
             "dtype": dtype,
             "threads": threads,
             "kv_memory": kv_memory,
+            "kv_cache_dtype": kv_cache_dtype,
             "kv_dir": kv_dir,
             "max_draft": max_draft,
             "draft_model": draft_model,

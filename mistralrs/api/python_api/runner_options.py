@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, get_args
 from mistralrs.api.load_options import LoadOptions
 from mistralrs.api.loaded_adapters.adapter_options import AdapterOptions
 from mistralrs.api.options.declarations import DECLARED, DEFAULTS, types
+from mistralrs.api.options.kv_flags import KvCacheDtype
 from mistralrs.api.options.values import without_none
 from mistralrs.api.selectors.model_choice import ModelChoice, check_together, in_situ_type, source_at, template_of
 from mistralrs.api.selectors.named_adapters import find_adapters
@@ -22,7 +23,7 @@ from mistralrs.errors import UsageError
 FORMATTER = PythonErrorFormatter()
 _CHECKED = (
     *("max_seqs", "prefix_cache_n", "threads", "kv_memory", "max_draft", "max_model_len", "precision", "dtype"),
-    *("no_kv_cache", "token_source", "no_pack"),
+    *("no_kv_cache", "token_source", "no_pack", "kv_cache_dtype"),
 )
 """Options of loading that ``_check`` reads, in its order; ``declarations`` has their ranges."""
 _DEVICE_LAYERS = re.compile(r"\d+:(\d+)")
@@ -42,6 +43,7 @@ class RunnerOptions(TypedDict, total=False):
     dtype: Literal["auto", "bf16", "f16", "f32"]
     threads: int | None
     kv_memory: int | None
+    kv_cache_dtype: KvCacheDtype
     kv_dir: str | os.PathLike[str] | None
     max_draft: int | None
     draft_model: str | os.PathLike[str] | None
@@ -80,6 +82,7 @@ def load_options(which: Which, options: RunnerOptions) -> LoadOptions:
         max_seqs=options["max_seqs"],
         prefix_cache_n=options["prefix_cache_n"],
         kv_memory=options["kv_memory"],
+        kv_cache_dtype=options["kv_cache_dtype"],
         kv_dir=None if kv_dir is None else Path(kv_dir),
         no_kv_cache=options["no_kv_cache"],
         max_draft=options["max_draft"],
@@ -148,6 +151,9 @@ def _check(options: LoadOptions) -> None:
         draft_model=options.draft_model is not None,
         no_pack=options.no_pack,
         isq=options.isq,
+        kv_cache_dtype=options.kv_cache_dtype,
+        precision=options.precision,
+        dtype=options.dtype,
         formatter=FORMATTER,
     )
 

@@ -137,6 +137,9 @@ def check_together(
     draft_model: bool,
     no_pack: bool,
     isq: str | None,
+    kv_cache_dtype: str,
+    precision: str,
+    dtype: str,
     formatter: ErrorFormatter,
 ) -> None:
     """Raises ``UsageError`` for options of loading that contradict each other.
@@ -165,6 +168,18 @@ def check_together(
     ):
         if is_vain:
             raise UsageError(reason, hint="leave one of them out")
+    check_kv_cache_dtype(kv_cache_dtype, formatter, precision=precision, dtype=dtype)
+
+
+def check_kv_cache_dtype(kv_cache_dtype: str, formatter: ErrorFormatter, *, precision: str, dtype: str) -> None:
+    """Raises ``UsageError`` for a dtype of keys and values that is coarser than what was asked for."""
+    exact = "f32" if dtype == "f32" else "f16" if precision == "high" else None
+    if exact is not None and kv_cache_dtype not in ("auto", exact):
+        asked = formatter.given("dtype", dtype) if dtype == "f32" else formatter.given("precision", precision)
+        raise UsageError(
+            f"{asked} keeps keys and values in {exact}, {formatter.given('kv_cache_dtype', kv_cache_dtype)} does not",
+            hint="leave one of them out",
+        )
 
 
 def _plain_source(choice: ModelChoice, formatter: ErrorFormatter) -> ModelSource:
