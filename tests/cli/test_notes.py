@@ -9,7 +9,8 @@ import termios
 
 import pytest
 
-from mistralrs_cli.chat.render import Notes
+from mistralrs_cli.chat.render import Notes, banner
+from tests.cli.fake import FakeAdapters, FakeInfo
 
 
 def test_notes_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,8 @@ def test_notes_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, lines)) <= 20
     assert lines[-2:] == ["x" * 20, "x" * 10]
     assert " ".join(line.rstrip() for line in lines[:-2]) == note
+
+
+def test_the_opening_names_a_small_kv_cache() -> None:
+    openings = [banner(FakeInfo(kv_cache_dtype=dtype), FakeAdapters((), {}))[0] for dtype in ("bf16", "q8_0")]
+    assert ["KV cache in q8_0, 23.0 kB a token" in opening for opening in openings] == [False, True]
