@@ -306,15 +306,8 @@ def _place(
         )
         adapters = 0 if plan.adapter_bytes is None else plan.adapter_bytes(spec, backend)
         dtype = kv_dtype(plan.kv_cache_dtype, spec, backend, precision=plan.precision)
-        limits = _plan_memory(
-            spec,
-            plan,
-            dtype,
-            weights=parts.placed_bytes,
-            adapters=adapters,
-            mixture=mixture,
-            mapped=parts.in_place_bytes,
-        )
+        sizes = _Sizes(parts.placed_bytes, parts.in_place_bytes, adapters)
+        limits = _plan_memory(spec, plan, dtype, sizes, mixture)
         backend.reserve(parts.placed_bytes)
         decoder = build_decoder(
             spec,
@@ -327,34 +320,35 @@ def _place(
         if not plan.keeps_kv:
             return _Placed(decoder, limits, None)
         facts = (spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE, limits.kv_dtype, backend.results)
-        merged = () if merge is None else (merge.digest,)
-        mixed = () if mixture is None else ("mixture", mixture.digest)
-        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *merged, *mixed))
+        added = (() if merge is None else (merge.digest,)) + (() if mixture is None else ("mixture", mixture.digest))
+        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *added))
+
+
+class _Sizes(NamedTuple):
+    """Bytes that parts of a model take."""
+
+    weights: int
+    mapped: int
+    """Of weights that are left in the file."""
+    adapters: int
 
 
 def _plan_memory(
-    spec: DecoderSpec,
-    plan: LoadPlan,
-    dtype: KvDtype,
-    *,
-    weights: int,
-    adapters: int,
-    mixture: AdapterMixture | None,
-    mapped: int = 0,
+    spec: DecoderSpec, plan: LoadPlan, dtype: KvDtype, sizes: _Sizes, mixture: AdapterMixture | None
 ) -> Limits:
     """Returns the limits, with a KV cache of at most half of the memory that weights and adapters leave; it is
-    committed as it fills. ``weights``, ``adapters``: bytes that these take; ``mapped``: of weights left in the file.
+    committed as it fills.
 
     Raises ``LoadError`` if weights, adapters and a draft model do not fit.
     """
     if spec.max_position < 1:
         raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")
-    free = available_bytes()
-    beside, step = adapters + (0 if plan.draft is None else plan.draft.weights), plan.max_batch_tokens
-    left = free - weights - beside
+    free, step = available_bytes(), plan.max_batch_tokens
+    draft = 0 if plan.draft is None else plan.draft.weights
+    left = free - sizes.weights - sizes.adapters - draft
     groups = kv_groups(
         spec,
-        _kv_bytes(spec, plan, dtype, left=left, mapped=mapped),
+        _kv_bytes(spec, plan, dtype, left=left, mapped=sizes.mapped),
         dtype=dtype,
         max_seqs=plan.max_seqs,
         step=step,
@@ -364,16 +358,14 @@ def _plan_memory(
     context = min(group.max_context(spec.max_position, step=step, block_size=BLOCK_SIZE) for group in groups)
     if context < min(spec.max_position, _LEAST_CONTEXT):
         if plan.kv_memory is not None and plan.kv_memory < left // 2:
-            raise LoadError(
-                f"{plan.kv_memory / 2**20:.1f} MiB of KV cache hold {context} tokens of context",
-                hint="raise --kv-memory",
-            )
-        raise _does_not_fit(weights, adapters, free, draft=beside - adapters, is_copied=not plan.in_place)
+            held = f"{plan.kv_memory / 2**20:.1f} MiB of KV cache hold {context} tokens of context"
+            raise LoadError(held, hint="raise --kv-memory")
+        raise _does_not_fit(sizes.weights, sizes.adapters, free, draft=draft, is_copied=not plan.in_place)
     if context < spec.max_position:
-        others = f" beside {adapters / 2**20:.0f} MiB of adapters" if adapters else ""
+        others = f" beside {sizes.adapters / 2**20:.0f} MiB of adapters" if sizes.adapters else ""
         logger.warning("memory for %d tokens of context%s; the model allows %d", context, others, spec.max_position)
     return Limits(
-        max_tokens=plan.max_batch_tokens,
+        max_tokens=step,
         max_seqs=plan.max_seqs,
         max_logits=plan.max_seqs + _LOGIT_ROWS,
         kv_groups=groups,

@@ -529,7 +529,7 @@ def test_a_stream_keeps_its_model(file: Path) -> None:
 
 
 def test_closing_ends_what_runs(file: Path) -> None:
-    runner = Runner(Which.GGUF(quantized_filename=str(file)), threads=1)
+    runner = Runner(Which.GGUF(quantized_filename=str(file)), threads=1, max_draft=0)
     stream = begun(runner)
     threading.Timer(0.05, runner.close).start()
     with pytest.raises(EngineError, match="the request was cancelled"):

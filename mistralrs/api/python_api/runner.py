@@ -57,6 +57,9 @@ class Runner(ProcessBound):
     raises ``TypeError``.
     """
 
+    loaded: PythonModel
+    """The model that prepares requests, for ``AsyncRunner``."""
+
     def __init__(
         self,
         which: Which,
@@ -82,8 +85,7 @@ class Runner(ProcessBound):
         max_adapters: int | None = DEFAULTS.max_adapters,
     ) -> None:
         """Loads the model, fetched first if need be. ``LoadOptions`` has the options; ``in_situ_quant`` is its ``isq``.
-        ``num_device_layers``: more than 0 layers on an accelerator are refused, because the CPU computes all. Raises
-        TypeError and ``UsageError`` for arguments, before anything is read, and ``LoadError``."""
+        Layers on an accelerator are refused. Raises TypeError, ``UsageError`` and ``LoadError``."""
         super().__init__()
         options: RunnerOptions = {
             "max_seqs": max_seqs,
@@ -107,7 +109,6 @@ class Runner(ProcessBound):
             "max_adapters": max_adapters,
         }
         self.loaded = PythonModel.load(which, options)
-        """The model that prepares requests, for ``AsyncRunner``."""
         self._model = self.loaded.model
 
     @property
