@@ -290,7 +290,8 @@ struct Members {
     const bool is_read_once = rows <= 4;
     const int64_t room = is_read_once ? 1 << 21 : 1 << 18, chunks = (is_read_once ? 1 : 4) * mrs_pool_size(pool);
     const int64_t fit = room / widest > 1 ? room / widest : 1, share = (panels() + chunks - 1) / chunks;
-    return share < fit ? share : fit;
+    const int64_t span = share < fit ? share : fit;
+    return is_read_once || span < kPanels ? span : span / kPanels * kPanels;
   }
 };
 

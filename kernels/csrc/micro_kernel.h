@@ -21,21 +21,23 @@ template <class F> struct Kept {
   const Vf *m() const { return scales + SUBS; }
 };
 
-// out[t] = first[t] + the residual or the coarse terms of a panel.
-template <class F, int TOKENS>
-INLINE void add_second(const Kept<F> *kept, const Acts &a, int64_t groups, const Vf *first, float *out) {
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, first[t]);
-  if (a.head->two_terms) {
-    Vf acc[TOKENS];
-    for (int t = 0; t < TOKENS; ++t) acc[t] = zero_f();
-    for (int64_t group = 0; group < groups; ++group, ++kept)
-      add_term<F, TOKENS>([&](int q) { return load_i(&kept->lines[q]); }, kept->d(), kept->m(), a.residual, group, acc);
-    for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(load_f(out + 16 * t), acc[t]));
+// out[t] += the residual or the coarse terms of each of PANELS panels, whose products are 128 values apart.
+template <class F, int TOKENS, int PANELS = 1>
+INLINE void add_second(const Kept<F> *const *kept, const Acts &a, int64_t groups, float *out) {
+  if (!a.head->two_terms) {
+    const auto line = [&](int p, uint32_t quad) { return load_i(&kept[p][quad / 8].lines[quad % 8]); };
+    const auto scale = [&](int p, uint32_t quad) { return kept[p][quad / 8].d()[F::SUB == 32 ? 0 : quad % 8 / 4]; };
+    add_outliers<F, TOKENS, PANELS>(a, line, scale, out);
     return;
   }
-  const auto line = [&](uint32_t quad) { return load_i(&kept[quad / 8].lines[quad % 8]); };
-  const auto scale = [&](uint32_t quad) { return kept[quad / 8].d()[F::SUB == 32 ? 0 : quad % 8 / 4]; };
-  add_outliers<F, TOKENS>(a, line, scale, out);
+  for (int p = 0; p < PANELS; ++p, out += 128) {
+    Vf acc[TOKENS];
+    for (int t = 0; t < TOKENS; ++t) acc[t] = zero_f();
+    const Kept<F> *of = kept[p];
+    for (int64_t group = 0; group < groups; ++group, ++of)
+      add_term<F, TOKENS>([&](int q) { return load_i(&of->lines[q]); }, of->d(), of->m(), a.residual, group, acc);
+    for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(load_f(out + 16 * t), acc[t]));
+  }
 }
 
 // As dot_group for the first term of 8 tokens, from one vector of weights at a time, which is kept: eight of them at once
@@ -83,7 +85,9 @@ template <class F> void micro_kernel_first(const Panel &panel, int64_t cols, con
       }
     }
   }
-  add_second<F, 8>((const Kept<F> *)panel.kept, a, group, acc, out);
+  for (int t = 0; t < 8; ++t) store_f(out + 16 * t, acc[t]);
+  const Kept<F> *of = (const Kept<F> *)panel.kept;
+  add_second<F, 8>(&of, a, group, out);
 }
 
 // Whether a panel is unpacked before its first tile, not with it. With two sub-blocks a group the sums of 8 tokens and
@@ -134,7 +138,9 @@ template <class F, int TOKENS> void micro_kernel_kept(const Panel &panel, int64_
   const Kept<F> *kept = (const Kept<F> *)panel.kept;
   for (int64_t group = 0; group < cols / 32; ++group, ++kept)
     add_term<F, TOKENS>([&](int q) { return load_i(&kept->lines[q]); }, kept->d(), kept->m(), a.first, group, acc);
-  add_second<F, TOKENS>((const Kept<F> *)panel.kept, a, cols / 32, acc, out);
+  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, acc[t]);
+  const Kept<F> *of = (const Kept<F> *)panel.kept;
+  add_second<F, TOKENS>(&of, a, cols / 32, out);
 }
 
 // Panels that micro_kernel_side multiplies side by side: as many as have room for their sums in the registers.
@@ -228,11 +234,7 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) store_f(out + 128 * p + 16 * (t + i), acc[4 * p + i]);
   }
-  for (int p = 0; p < PANELS; ++p) {
-    Vf first[8];
-    for (int t = 0; t < 8; ++t) first[t] = load_f(out + 128 * p + 16 * t);
-    add_second<F, 8>(kept[p], a, groups, first, out + 128 * p);
-  }
+  add_second<F, 8, PANELS>(kept, a, groups, out);
 }
 
 // All loops over tokens are unrolled here: with one that is not, the compiler stores every sum after every column.

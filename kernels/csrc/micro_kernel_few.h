@@ -151,11 +151,11 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, two_terms ? add(acc[t], acc_residual[t]) : acc[t]);
   if (!two_terms) {
     constexpr int groups = F::OUTER * F::INNER;
-    const auto line = [&](uint32_t quad) {
+    const auto line = [&](int, uint32_t quad) {
       const int group = quad / 8 % groups;
       return line_of<F>(panel.packed + view.block(quad / 8 / groups).quants, group, quad % 8);
     };
-    const auto scale = [&](uint32_t quad) {
+    const auto scale = [&](int, uint32_t quad) {
       const panel_block at = view.block(quad / 8 / groups);
       return F::scale(panel.packed + at.scales, panel.packed + at.quants, quad % (8 * groups) / (F::SUB / 4));
     };

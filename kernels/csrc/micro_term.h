@@ -104,34 +104,44 @@ INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a
 }
 
 // As add_outliers for SIDE tokens from place `first` of the order on.
-template <class F, int SIDE, class LineOf, class ScaleOf>
+template <class F, int SIDE, int PANELS, class LineOf, class ScaleOf>
 INLINE void add_outliers_of(const Acts &a, int first, const LineOf &line, const ScaleOf &scale, float *out) {
   const uint8_t *order = a.head->order + first;
   const Outlier *next[SIDE];
-  Vf sums[SIDE];
-  for (int i = 0; i < SIDE; ++i) next[i] = a.outliers + order[i] * a.room, sums[i] = zero_f();
+  Vf sums[SIDE * PANELS];
+  for (int i = 0; i < SIDE; ++i) next[i] = a.outliers + order[i] * a.room;
+  for (int i = 0; i < SIDE * PANELS; ++i) sums[i] = zero_f();
   for (int64_t k = 0, count = a.head->counts[first]; k < count; ++k)
 #pragma GCC unroll 4
     for (int i = 0; i < SIDE; ++i) {
       const Outlier &o = next[i][k];
       const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(o.sum)) : zero_i();
-      const Vi dot = dot4_at<F::BITS>(start, line(uint32_t(o.quad)), &o.q);
-      sums[i] = fma(mul(to_float(dot), scale(uint32_t(o.quad))), set_f(o.d), sums[i]);
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p) {
+        const Vi dot = dot4_at<F::BITS>(start, line(p, uint32_t(o.quad)), &o.q);
+        Vf &sum = sums[i * PANELS + p];
+        sum = fma(mul(to_float(dot), scale(p, uint32_t(o.quad))), set_f(o.d), sum);
+      }
     }
-  for (int i = 0; i < SIDE; ++i) store_f(out + 16 * order[i], add(load_f(out + 16 * order[i]), sums[i]));
+  for (int i = 0; i < SIDE; ++i)
+    for (int p = 0; p < PANELS; ++p) {
+      float *to = out + 16 * (8 * p + order[i]);
+      store_f(to, add(load_f(to), sums[i * PANELS + p]));
+    }
 }
 
-// out[t] += the sum of token t's coarse terms, which are added one after the other. line(quad) gives the vector of weights
-// of a quad, scale(quad) its sub-block's scale.
-template <class F, int TOKENS, class LineOf, class ScaleOf>
+// out[t] += the sum of token t's coarse terms, which are added one after the other, for each of PANELS panels, whose
+// products are 128 values apart. line(p, quad) gives panel p's vector of weights of a quad, scale(p, quad) its sub-block's
+// scale.
+template <class F, int TOKENS, int PANELS = 1, class LineOf, class ScaleOf>
 INLINE void add_outliers(const Acts &a, const LineOf &line, const ScaleOf &scale, float *out) {
   if constexpr (TOKENS == 8) {
     if (a.side() == 4) {
-      for (int i = 0; i < 8; i += 4) add_outliers_of<F, 4>(a, i, line, scale, out);
+      for (int i = 0; i < 8; i += 4) add_outliers_of<F, 4, PANELS>(a, i, line, scale, out);
       return;
     }
   }
-  for (int i = 0; i < TOKENS; i += 2) add_outliers_of<F, TOKENS == 1 ? 1 : 2>(a, i, line, scale, out);
+  for (int i = 0; i < TOKENS; i += 2) add_outliers_of<F, TOKENS == 1 ? 1 : 2, PANELS>(a, i, line, scale, out);
 }
 
 }  // namespace MRS_ISA

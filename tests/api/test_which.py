@@ -284,6 +284,7 @@ def test_options_that_undo_each_other() -> None:
     def check(**given: Any) -> None:
         nothing = {"kv_dir": False, "no_kv_cache": False, "prefix_cache_n": None, "max_draft": None}
         nothing |= {"draft_model": False, "no_pack": False, "isq": None}
+        nothing |= {"kv_cache_dtype": "auto", "precision": "default", "dtype": "auto"}
         check_together(**(nothing | given), formatter=WORDING)
 
     for sound in ({"kv_dir": True, "prefix_cache_n": 1}, {"no_kv_cache": True, "max_draft": 0}, {"max_draft": 4}):
