@@ -55,17 +55,44 @@ static void add_product(const mrs_weight &w, int64_t panel, const float *const *
   }
 }
 
-// out[i * stride] = panel i of `panels` * u, 16 values each.
-template <int TYPE>
-INLINE void multiply_panels(const mrs_weight &w, const Range &panels, const float *u, float *out, int64_t stride) {
+// out[i][n * stride] = panel n of `panels` * u[i], 16 values each.
+template <int TYPE, int ROWS>
+INLINE void multiply_panels(const mrs_weight &w, const Range &panels, const float *const *u, float *const *out, int64_t stride) {
   const int64_t bytes = (w.cols * layout_of(TYPE).quants + 63) / 64 * 64;
   const uint8_t *panel = w.data + panels.begin * bytes;
-  for (int64_t i = panels.begin; i < panels.end; ++i, panel += bytes, out += stride) {
-    Vf sum = zero_f();
-    add_panel<TYPE, 1>(panel, w.cols, &u, 1, &sum);
-    store_f(out, sum);
+  for (int64_t n = 0; n < panels.end - panels.begin; ++n, panel += bytes) {
+    Vf sums[ROWS];
+    for (int i = 0; i < ROWS; ++i) sums[i] = zero_f();
+    add_panel<TYPE, ROWS>(panel, w.cols, u, 1, sums);
+    for (int i = 0; i < ROWS; ++i) store_f(out[i] + n * stride, sums[i]);
   }
 }
+
+template <int TYPE>
+INLINE void multiply_panels(const mrs_weight &w, const Range &panels, const float *const *u, float *const *out, int64_t stride,
+                            int rows) {
+  int i = 0;
+  for (; rows - i >= 4; i += 4) multiply_panels<TYPE, 4>(w, panels, u + i, out + i, stride);
+  for (; rows - i >= 2; i += 2) multiply_panels<TYPE, 2>(w, panels, u + i, out + i, stride);
+  if (rows > i) multiply_panels<TYPE, 1>(w, panels, u + i, out + i, stride);
+}
+
+// What deltas add to panels of a matrix for a few rows: (panels, columns, 16), with a column for each use of a row. A row's
+// columns stand together, in the order of its uses.
+struct Additions {
+  static constexpr int kRows = 4;
+  bool is_known = false;
+  int columns = 0, ends[kRows] = {};  // ends: of each row's columns
+  int64_t begin = 0;                  // the first panel
+  const float *values = nullptr;
+
+  // Adds to values[t], the products of a panel with row t, the columns of row t.
+  ALWAYS_INLINE void add_to(int64_t panel, int rows, Vf *products) const {
+    const float *column = values + (panel - begin) * columns * 16, *of_panel = column;
+    for (int t = 0; t < rows; ++t)
+      for (; column < of_panel + ends[t] * 16; column += 16) products[t] = add(products[t], load_f(column));
+  }
+};
 
 INLINE Vf load_live(const float *p, int live) {
   if (live == 16) return load_f(p);
@@ -259,30 +286,56 @@ struct Deltas {
     return true;
   }
 
-  // Writes to `out` (panels, count, 16) what deltas add to panels of a matrix for rows 0 .. count - 1 of tokens, and to
-  // `acting` the rows that have an addition, one bit for each. b is then read in one stream, which is faster than a few cache
-  // lines between panels of weights. Returns false, with an undefined result, where expand() has to do it: for rows with
-  // several uses, and deltas that are more than products.
+  // The uses of a few rows that act on a matrix, row by row: column c is what deltas[c] adds, which has u[c].
+  struct Columns {
+    static constexpr int kMost = 32;
+    int count = 0, ends[Additions::kRows] = {};
+    const mrs_delta *deltas[kMost];
+    const float *u[kMost];
+  };
+
+  // Finds the columns of rows row(0 .. rows - 1) of tokens. Returns false, with an undefined result, where expand() has to
+  // add them: for deltas that are more than products, and more uses than there is room for.
   template <class RowOf>
-  bool expand_panels(const mrs_linear &linear, int member, const Range &panels, int count, float *out, unsigned *acting,
-                     RowOf &&row) const {
-    *acting = 0;
-    for (int t = 0; linear.deltas && t < count; ++t) {
+  bool find_columns(const mrs_linear &linear, int member, int rows, Columns &found, RowOf &&row) const {
+    for (int t = 0; linear.deltas && t < rows; found.ends[t++] = found.count) {
       const Uses uses = uses_of(row(t));
-      if (uses.count > 1) return false;
-      if (!uses.count) continue;
-      const mrs_delta &delta = linear.deltas[step.use_slots[uses.first]];
-      if (delta.a && (delta.bias || delta.row_factor)) return false;
-      if (!delta.a) continue;
-      *acting |= 1u << t;
-      const float *from = u(member, uses, 0);
-      switch (delta.b->type) {
-        case MRS_F16: multiply_panels<MRS_F16>(*delta.b, panels, from, out + 16 * t, 16 * count); break;
-        case MRS_BF16: multiply_panels<MRS_BF16>(*delta.b, panels, from, out + 16 * t, 16 * count); break;
-        default: multiply_panels<MRS_F32>(*delta.b, panels, from, out + 16 * t, 16 * count);
+      for (int64_t j = 0; j < uses.count; ++j) {
+        const mrs_delta &delta = linear.deltas[step.use_slots[uses.first + j]];
+        if (!delta.a) continue;
+        if (delta.bias || delta.row_factor || found.count == Columns::kMost) return false;
+        found.deltas[found.count] = &delta;
+        found.u[found.count++] = u(member, uses, j);
       }
     }
     return true;
+  }
+
+  // Computes columns for panels of a matrix; `out` has room for (panels, columns, 16). Each b is read in one stream, which is
+  // faster than a few cache lines between panels of weights, for all rows that use it.
+  Additions expand_columns(const Columns &columns, const Range &panels, float *out) const {
+    uint64_t left = (uint64_t(1) << columns.count) - 1;
+    while (left) {
+      const mrs_delta *delta = columns.deltas[__builtin_ctzll(left)];
+      const float *from[Additions::kRows];
+      float *to[Additions::kRows];
+      int rows = 0;
+      for (uint64_t rest = left; rest; rest &= rest - 1) {
+        const int c = __builtin_ctzll(rest);
+        if (columns.deltas[c] != delta) continue;  // a row uses a delta once at most
+        from[rows] = columns.u[c], to[rows++] = out + 16 * c;
+        left &= ~(uint64_t(1) << c);
+      }
+      const int64_t stride = 16 * columns.count;
+      switch (delta->b->type) {
+        case MRS_F16: multiply_panels<MRS_F16>(*delta->b, panels, from, to, stride, rows); break;
+        case MRS_BF16: multiply_panels<MRS_BF16>(*delta->b, panels, from, to, stride, rows); break;
+        default: multiply_panels<MRS_F32>(*delta->b, panels, from, to, stride, rows);
+      }
+    }
+    Additions made = {true, columns.count, {}, panels.begin, out};
+    for (int t = 0; t < Additions::kRows; ++t) made.ends[t] = columns.ends[t];
+    return made;
   }
 
   void expand_group(const mrs_linear &linear, int member, int64_t panel, int live, const Uses *uses, const Group &group,

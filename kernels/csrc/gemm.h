@@ -300,43 +300,33 @@ struct ProjectEpilogue {
   const mrs_project &op;
   const Deltas &deltas;
   int64_t rows;
-  // What adapters add to the panels of one segment from `begin` on, if it is known before the products.
-  struct Added {
-    const float *values[2];  // (panels, rows, 16) for each weight
-    unsigned acting[2];      // rows with an addition, one bit for each
-    int64_t begin;
-  } added = {{nullptr, nullptr}, {0, 0}, 0};
+  Additions added[2] = {};  // to the panels of one segment, for each weight, if they are known before the products
+
+  bool gated() const { return op.epilogue == MRS_EPILOGUE_GATED; }
 
   // The epilogue of a segment's panels. For few rows it knows what adapters add to all of them.
   ProjectEpilogue of(const Segment &segment) const {
     static thread_local ThreadMemory memory;
-    if (!deltas.act || rows > 4) return *this;
-    ProjectEpilogue own = *this;
+    if (!deltas.act || rows > Additions::kRows) return *this;
     const Range panels = {segment.begin, segment.end};
-    const int64_t size = (panels.end - panels.begin) * rows * 16, weights = op.epilogue == MRS_EPILOGUE_GATED ? 2 : 1;
-    float *out = (float *)memory.get(weights * size * sizeof(float));
     const auto row = [&](int t) { return deltas.row_of(op.logits_only, t); };
-    for (int i = 0; i < weights; ++i) {
+    Deltas::Columns columns[2];
+    for (int i = 0; i < 1 + gated(); ++i) {
       const int member = segment.operand + i;
-      own.added.values[i] = out + i * size;
-      if (!deltas.expand_panels(op.members[member], member, panels, int(rows), out + i * size, own.added.acting + i, row))
-        return *this;
+      if (!deltas.find_columns(op.members[member], member, int(rows), columns[i], row)) return *this;
     }
-    own.added.begin = segment.begin;
+    const int64_t size = (panels.end - panels.begin) * 16;
+    float *out = (float *)memory.get((columns[0].count + columns[1].count) * size * sizeof(float));
+    ProjectEpilogue own = *this;
+    own.added[0] = deltas.expand_columns(columns[0], panels, out);
+    if (gated()) own.added[1] = deltas.expand_columns(columns[1], panels, out + columns[0].count * size);
     return own;
-  }
-
-  // Adds to values[t] what the adapters of weight i add.
-  ALWAYS_INLINE void add_known(int i, int64_t panel, const Tile &tile, Vf *values) const {
-    const float *of_panel = added.values[i] + (panel - added.begin) * rows * 16;
-    for (int t = 0; t < tile.count; ++t)
-      if (added.acting[i] >> t & 1) values[t] = add(values[t], load_f(of_panel + 16 * t));
   }
 
   void ask_for(const Segment &segment, int64_t panel, Ahead &ahead) const {
     if (!deltas.act) return;
     deltas.ask_for(op.members[segment.operand], {segment.begin, segment.end}, panel, ahead);
-    if (op.epilogue == MRS_EPILOGUE_GATED) deltas.ask_for(op.members[1], {segment.begin, segment.end}, panel, ahead);
+    if (gated()) deltas.ask_for(op.members[1], {segment.begin, segment.end}, panel, ahead);
   }
 
   // Asks for the lines that a panel's products with a tile will be written to: each token's are far apart.
@@ -346,16 +336,16 @@ struct ProjectEpilogue {
   }
 
   ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
-    if (added.values[0]) {
-      add_known(0, panel, tile, values);
-      if (op.epilogue == MRS_EPILOGUE_GATED) add_known(1, panel, tile, second);
+    if (added[0].is_known) {
+      added[0].add_to(panel, tile.count, values);
+      if (gated()) added[1].add_to(panel, tile.count, second);
     } else if (deltas.act) {
       const auto row = [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); };
       deltas.expand(op.members[member], member, panel, live, tile, values, row);
-      if (op.epilogue == MRS_EPILOGUE_GATED) deltas.expand(op.members[1], 1, panel, live, tile, second, row);
+      if (gated()) deltas.expand(op.members[1], 1, panel, live, tile, second, row);
     }
-    const bool added = op.epilogue == MRS_EPILOGUE_ADD;
-    for (int t = 0; op.epilogue == MRS_EPILOGUE_GATED && t < tile.count; ++t)
+    const bool accumulates = op.epilogue == MRS_EPILOGUE_ADD;
+    for (int t = 0; gated() && t < tile.count; ++t)
       values[t] = mul(activate(op.activation, values[t]), second[t]);
     for (int t = 0; op.epilogue == MRS_EPILOGUE_ACTIVATE && t < tile.count; ++t)
       values[t] = activate(op.activation, values[t]);
@@ -365,11 +355,11 @@ struct ProjectEpilogue {
     for (int t = 0; t < tile.count; ++t) {
       float *out = op.outs[member] + (tile.first + t) * rows + panel * 16;
       if (live == 16) {
-        store_f(out, added ? add(load_f(out), values[t]) : values[t]);
+        store_f(out, accumulates ? add(load_f(out), values[t]) : values[t]);
       } else {
         alignas(64) float old[16] = {0};
-        for (int j = 0; j < live && added; ++j) old[j] = out[j];
-        store_first(out, added ? add(load_f(old), values[t]) : values[t], live);
+        for (int j = 0; j < live && accumulates; ++j) old[j] = out[j];
+        store_first(out, accumulates ? add(load_f(old), values[t]) : values[t], live);
       }
     }
   }

@@ -13,6 +13,7 @@ from mistralrs.ops.backend import Backend, Epilogue
 from mistralrs.ops.linear import AdapterUse, Delta, DeltaShape
 from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.workspace import Sizes, Workspace
+from tests.ops import harness
 from tests.ops.harness import (
     ISAS,
     SLOTS,
@@ -120,6 +121,29 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, type_: str) -> None:
             for member, result in enumerate(together):
                 for row, token in enumerate(tokens):
                     assert torch.equal(result[row], alone[token][member][0])
+
+
+@for_every_isa
+def test_few_tokens_with_many_uses(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit those of each token alone, with as many uses as the kernel adds at once and with more."""
+    slots = 12
+    monkeypatch.setattr(harness, "SLOTS", slots)
+    backend, random = NativeBackend(threads=2, isa=isa), Random(6)
+    types = [("F32", "F16", "BF16")[slot % 3] for slot in range(slots)]
+    gated = replace(
+        projection("gated", 4, type_="Q8_0"),
+        deltas=tuple(
+            tuple(low_rank(64, 256, 5, seed=slot + 50 * member, type_=type_) for slot, type_ in enumerate(types))
+            for member in range(2)
+        ),
+    )
+    for each in (8, 9, slots):
+        uses = tuple(tuple(AdapterUse(slot, random.uniform(-1, 1)) for slot in range(each)) for _ in range(4))
+        op = replace(gated, uses=uses)
+        [result], [expected] = op.run(backend), op.run(reference())
+        assert (result - expected).abs().max() <= PRODUCT * expected.abs().max()
+        for token in range(4):
+            assert torch.equal(result[token], op.only(token).run(backend)[0][0])
 
 
 @for_every_isa
