@@ -223,20 +223,7 @@ struct ByteKv {
   // Turns a row's scores of the keys [from, to) of the chunk, multiples of 16, into weights; zero for those that it does not
   // see, outside [begin, end). Returns their sum; `top` becomes the largest score.
   static float weights_of(float *s, int from, int to, int begin, int end, float softcap, float &top) {
-    const Vf none = set_f(-INFINITY);
-    Vf high = none;
-    for (int i = from; i < to; i += 16) {
-      Vf x = none;
-      if (i < end && i + 16 > begin) {
-        x = load_f(s + i);
-        if (softcap > 0) x = mul(soft_cap(x, softcap), set_f(kLog2e));
-        if (i + 16 > end) x = first(x, end - i, none);
-        if (i < begin) x = first(none, begin - i, x);
-      }
-      store_f(s + i, x);
-      high = max(high, x);
-    }
-    top = lane_max(high);
+    top = mask_scores(s, from, to, begin, end, softcap);
     const Vf now = set_f(top);
     Vf sum = zero_f();
     for (int i = from; i < to; i += 16) {

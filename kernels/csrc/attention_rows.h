@@ -18,6 +18,25 @@ INLINE float exp2_of(float x) {
 
 INLINE int within16(int n) { return n < 0 ? 0 : n > 16 ? 16 : n; }
 
+// Caps a row's scores of the keys [from, to) of a chunk, multiples of 16; those of keys that it does not see, outside [begin,
+// end), become minus infinity. Returns the largest.
+INLINE float mask_scores(float *s, int from, int to, int begin, int end, float softcap) {
+  const Vf none = set_f(-INFINITY);
+  Vf high = none;
+  for (int i = from; i < to; i += 16) {
+    Vf x = none;
+    if (i < end && i + 16 > begin) {
+      x = load_f(s + i);
+      if (softcap > 0) x = mul(soft_cap(x, softcap), set_f(kLog2e));
+      if (i + 16 > end) x = first(x, end - i, none);
+      if (i < begin) x = first(none, begin - i, x);
+    }
+    store_f(s + i, x);
+    high = max(high, x);
+  }
+  return lane_max(high);
+}
+
 // The query rows of one KV head that are computed together: neighbouring tokens, and the query heads of the group.
 struct QueryRows {
   int rows;

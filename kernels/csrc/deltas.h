@@ -322,7 +322,7 @@ struct Deltas {
       int rows = 0;
       for (uint64_t rest = left; rest; rest &= rest - 1) {
         const int c = __builtin_ctzll(rest);
-        if (columns.deltas[c] != delta) continue;  // a row uses a delta once at most
+        if (columns.deltas[c] != delta || rows == Additions::kRows) continue;
         from[rows] = columns.u[c], to[rows++] = out + 16 * c;
         left &= ~(uint64_t(1) << c);
       }

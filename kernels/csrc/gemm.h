@@ -228,8 +228,8 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
 // belongs to its first operand; at(operand), tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand,
 // panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
 // operand's second weight, if it has one; epilogue.of(segment) is the one for a segment's panels. For tiles of 8,
-// epilogue.ask_for(segment, panel, ahead) comes before that and adds to `ahead` what the epilogue will read, and
-// epilogue.ask_for_output(operand, panel, tile) asks for the lines that it will write.
+// epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that the epilogue will write; for a
+// first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead) adds to `ahead` what it will read.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels();

@@ -34,7 +34,7 @@ class KvFlags(AdapterFlags):
         metavar="auto|f16|bf16|q8_0",
         modes=RUN | {Mode.INSPECT, Mode.TUNE},
         help="Type of keys and values in the KV cache; auto: the 16 bits with which attention is fastest here; "
-        "q8_0: half the memory, and faster answers after long texts.",
+        "q8_0: 56 % of the memory, and faster answers after long texts.",
     )
     kv_dir: Path | None = option(
         None,
