@@ -133,7 +133,7 @@ def rounding(path: Path, *, gqa: int = 1) -> float:
     A difference in the last bit of a float32 sum can change a rounding, and a model may amplify that.
     """
     rounded = _plain_logits(path, gqa)
-    with patch("mistralrs.ops.reference_ops.round_to_int8", lambda x, outlier_threshold: x):
+    with patch("mistralrs.ops.reference_ops.round_to_int8", lambda x, outlier_threshold, *, shared: x):
         return _apart(rounded, _plain_logits(path, gqa))
 
 

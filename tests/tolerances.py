@@ -7,6 +7,10 @@ PRODUCT = 1e-6
 one rounding more or less for each group of 32 columns; of storage types with minima, the parts before they cancel are
 up to four times larger than the weights."""
 
+PAIRED_SUM = 1 / 65534
+"""In units of the largest of a row's sums of columns, which the minima of Q2_K, Q4_K and Q5_K are multiplied with as
+int16 values."""
+
 BFLOAT16 = 2**-8
 """In the same units, in addition: for bfloat16 weights, avx512bf16 rounds activations to the eight bits of bfloat16."""
 

@@ -1,4 +1,5 @@
-// Tiles of activations: rows of float32 rounded to int8 with one scale for each 32 columns.
+// Tiles of activations: rows of float32 rounded to int8 with one scale for each 32 columns, or for each 256 where K types
+// read them: their products are then summed up over a block before they are scaled.
 //
 // Tokens are handled in tiles of TOKENS = 1, 2, 4 or 8. Rounding errors are in proportion to a group's largest value, and
 // most of a row's error comes from few values that stand out, the outliers. A quad, four neighbouring columns, whose
@@ -18,6 +19,10 @@ struct Term {
   int32_t *sum16;  // (cols / 16, TOKENS) minus the sum of q
   float *fsum32;   // (cols / 32, TOKENS) d * sum of q, with the coarse terms of these columns
   float *fsum16;   // (cols / 16, TOKENS)
+  // For K types, which multiply them with their minima: fsum32 and fsum16 as int16 values in pairs, those of four neighbours as
+  // 0 and 2, 1 and 3, in units of the tile's head.
+  int32_t *pairs32;  // (cols / 64, TOKENS)
+  int32_t *pairs16;  // (cols / 32, TOKENS)
 };
 
 // The coarse term of a quad. One of zeros changes no sum.
@@ -33,8 +38,9 @@ struct TileHead {
   int32_t two_terms;  // not zero: all groups have the residual term
   uint8_t order[8];   // the tokens, those with most outliers first
   int32_t counts[8];  // the outliers of the token of each place, and the zeros behind them
+  float steps32[2][8], steps16[2][8];  // each token's units of its paired sums, of the first and of the residual term
 };
-static_assert(sizeof(TileHead) <= 64);
+static_assert(sizeof(TileHead) <= 192);
 
 // The activations of a tile.
 struct Acts {
@@ -66,12 +72,16 @@ INLINE bool is_paired([[maybe_unused]] int type, [[maybe_unused]] float outlier_
 // floats, else, where deltas alone read them, as (TOKENS, cols).
 struct Needs {
   bool ints, floats, rows, pairs;
+  bool wide;                          // one scale for 256 columns
   bool sum32, sum16, fsum32, fsum16;  // the sums of int8 terms
+  bool pairs32, pairs16;              // the paired sums, made of the float ones
 
   template <class F> void run() {
     ints = true;
     if (F::OFFSET_LOG2) (F::SUB == 32 ? sum32 : sum16) = true;
     if (F::MINS) (F::SUB == 32 ? fsum32 : fsum16) = true;
+    if (is_wide<F>) wide = true;
+    if (kMinima<F>) (F::SUB == 32 ? pairs32 : pairs16) = true;
   }
   template <int> void run_float() { floats = true; }
 
@@ -91,13 +101,15 @@ INLINE Term term_at(uint8_t *&p, int64_t groups, int tokens) {
   a.fsum32 = (float *)p, p += groups * 4 * tokens;
   a.sum16 = (int32_t *)p, p += groups * 8 * tokens;
   a.fsum16 = (float *)p, p += groups * 8 * tokens;
+  a.pairs32 = (int32_t *)p, p += groups * 4 * tokens;
+  a.pairs16 = (int32_t *)p, p += groups * 4 * tokens;
   return a;
 }
 
 INLINE Acts acts_at(uint8_t *base, int64_t cols, int tokens) {
   const int64_t groups = (cols + 31) / 32;
   Acts a;
-  a.head = (TileHead *)base, base += 64;
+  a.head = (TileHead *)base, base += 192;
   a.first = term_at(base, groups, tokens);
   a.outliers = (Outlier *)base, a.room = groups * 8;
   uint8_t *second = base;

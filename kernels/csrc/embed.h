@@ -23,7 +23,7 @@ struct UnpackRow {
       int sub = (n * F::INNER + J) * (32 / F::SUB) + (F::SUB == 16 && l >= 4);
       store_i(bytes, F::template line<J>(quants, n, l));
       store_f(d, s.d[sub]);
-      store_f(m, F::MINS ? s.m[sub] : zero_f());
+      store_f(m, addend_of<F>(s, sub));
       for (int i = 0; i < 4; ++i) to[4 * l + i] = d[lane] * float(bytes[4 * lane + i] - offset) + m[lane];
     }
   }

@@ -1,6 +1,7 @@
 // Unpacks the weights of each storage type from a panel (layout.h): for every group of 32 columns eight vectors of
 // unsigned bytes, and for every sub-block a scale and, where the type has minima, an addend:
 //   weight = scale * (byte - OFFSET) + addend
+// The addend of a K type is a small integer, the minimum, times a scale of the block.
 // A block is walked as OUTER x INNER groups; INNER is unrolled so that shifts are constants.
 //
 // unpack_scales(scales, quants, s) unpacks a block's scales, scale(scales, quants, j) one of them, and line<J>(quants, n, q) vector q of the group n * INNER + J.
@@ -25,8 +26,29 @@ template <int TO> INLINE Vi bit(Vi x, int n) { return shl<TO>(and_(shr(x, n), se
 
 struct Scales {
   Vf d[16];
-  Vf m[16];
+  Vf m;         // the addend, or of a K type the scale of the minima
+  Vi minima[8];  // of a K type: two int16 in each lane
 };
+
+// Whether 256 columns, a block, share a scale of the activations (activations.h): for the K types.
+template <class F> constexpr bool is_wide = F::OUTER * F::INNER == 8;
+
+// Vectors of minima of a block: each has those of two sub-blocks.
+template <class F> constexpr int kMinima = is_wide<F> && F::MINS ? 128 / F::SUB : 0;
+
+// Sub-block j's addend, or zeros.
+template <class F> INLINE Vf addend_of(const Scales &s, int j) {
+  if constexpr (!F::MINS) return zero_f();
+  if constexpr (!kMinima<F>) return s.m;
+  const Vi words = shr(s.minima[j / 4 * 2 + j % 2], j % 4 / 2 * 16);
+  return mul(s.m, to_float(and_(words, set_i(0xffff))));
+}
+
+// Writes two vectors of minima, from a byte for each of four sub-blocks: those of the sub-blocks 0 and 2, and of 1 and 3.
+INLINE void unpack_minima(Vi bytes, Vi *minima) {
+  const Vi words = set_i(0x00ff00ff);
+  minima[0] = and_(bytes, words), minima[1] = and_(shr<8>(bytes), words);
+}
 
 template <int TYPE> struct Format;
 
@@ -35,7 +57,7 @@ template <int TYPE, int BITS_, int OFFSET_LOG2_, bool MINS_> struct Block32 {
   static constexpr bool MINS = MINS_;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
     s.d[0] = load_f16((const uint16_t *)scales);
-    if constexpr (MINS) s.m[0] = load_f16((const uint16_t *)scales + 16);
+    if constexpr (MINS) s.m = load_f16((const uint16_t *)scales + 16);
   }
   INLINE Vf scale(const uint8_t *scales, const uint8_t *, int) { return load_f16((const uint16_t *)scales); }
 };
@@ -76,12 +98,10 @@ template <> struct Format<MRS_Q2_K> {
   static constexpr int type = MRS_Q2_K, BITS = 2, OFFSET_LOG2 = 0, SUB = 16, OUTER = 2, INNER = 4;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
-    Vf d = load_f16((const uint16_t *)scales), dmin = sub(zero_f(), load_f16((const uint16_t *)scales + 16));
-    for (int j = 0; j < 16; ++j) {
-      Vi both = byte_of(load_i(scales + 64 + 64 * (j / 4)), j % 4);
-      s.d[j] = mul(d, to_float(and_(both, set_i(15))));
-      s.m[j] = mul(dmin, to_float(shr<4>(both)));
-    }
+    Vf d = load_f16((const uint16_t *)scales);
+    s.m = sub(zero_f(), load_f16((const uint16_t *)scales + 16));
+    for (int j = 0; j < 16; ++j) s.d[j] = mul(d, to_float(and_(byte_of(load_i(scales + 64 + 64 * (j / 4)), j % 4), set_i(15))));
+    for (int i = 0; i < 4; ++i) unpack_minima(nibble_high(load_i(scales + 64 + 64 * i)), s.minima + 2 * i);
   }
   INLINE Vf scale(const uint8_t *scales, const uint8_t *, int j) {
     const Vi both = byte_of(load_i(scales + 64 + 64 * (j / 4)), j % 4);
@@ -118,15 +138,14 @@ template <> struct Format<MRS_Q4_K> {
   static constexpr int type = MRS_Q4_K, BITS = 4, OFFSET_LOG2 = 0, SUB = 32, OUTER = 4, INNER = 2;
   static constexpr bool MINS = true;
   INLINE void unpack_scales(const uint8_t *scales, const uint8_t *, Scales &s) {
-    Vf d = load_f16((const uint16_t *)scales), dmin = sub(zero_f(), load_f16((const uint16_t *)scales + 16));
+    Vf d = load_f16((const uint16_t *)scales);
+    s.m = sub(zero_f(), load_f16((const uint16_t *)scales + 16));
     Vi u0 = load_i(scales + 64), u1 = load_i(scales + 128), u2 = load_i(scales + 192);
     Vi six = set_i(0x3f3f3f3f), top = set_i(0x30303030);
     Vi sc[2] = {and_(u0, six), or_(nibble_low(u2), and_(shr<2>(u0), top))};
     Vi mn[2] = {and_(u1, six), or_(nibble_high(u2), and_(shr<2>(u1), top))};
-    for (int j = 0; j < 8; ++j) {
-      s.d[j] = mul(d, to_float(byte_of(sc[j / 4], j % 4)));
-      s.m[j] = mul(dmin, to_float(byte_of(mn[j / 4], j % 4)));
-    }
+    for (int j = 0; j < 8; ++j) s.d[j] = mul(d, to_float(byte_of(sc[j / 4], j % 4)));
+    for (int i = 0; i < 2; ++i) unpack_minima(mn[i], s.minima + 2 * i);
   }
   INLINE Vf scale(const uint8_t *scales, const uint8_t *, int j) {
     const Vi first = byte_of(load_i(scales + 64), j % 4), third = byte_of(load_i(scales + 192), j % 4);

@@ -78,10 +78,10 @@ constexpr int lines_of_group(int type) {
 }
 
 // Bytes of 32 columns of a token in a tile of activations (activations.h): an int8 term, and the coarse terms of 8 quads.
-constexpr int64_t kTermBytes = 60, kOutlierBytes = 128;
+constexpr int64_t kTermBytes = 68, kOutlierBytes = 128;
 
 // Bytes of a tile of 8 tokens without its plain values.
-constexpr int64_t activation_bytes(int64_t cols) { return 64 + (cols + 31) / 32 * 8 * (kTermBytes + kOutlierBytes); }
+constexpr int64_t activation_bytes(int64_t cols) { return 192 + (cols + 31) / 32 * 8 * (kTermBytes + kOutlierBytes); }
 
 constexpr int64_t kSamplingTile = 64;  // scores of a tile
 

@@ -3,40 +3,65 @@
 //
 // A panel is unpacked for its first tile of 8 tokens, and kept so for the other tiles (Kept).
 //
-// Every output is the sum of two float32 accumulators, one for each int8 term, to which the groups of 32 columns are added
-// in ascending order by the same instructions for every number of tokens. A token's result therefore does not depend on
-// its neighbours.
+// Every output is the sum of two float32 accumulators, one for each int8 term, to which the groups of 32 columns, or the
+// blocks of K types, are added in ascending order by the same instructions for every number of tokens. A token's result
+// therefore does not depend on its neighbours.
 #pragma once
 #include "micro_kernel_few.h"
 
 namespace MRS_ISA {
 
-// The unpacked weights of one group of 32 columns, in the order in which they are read.
+// The unpacked weights of a group of 32 columns or of a K type's block, in the order in which they are read.
 template <class F> struct Kept {
-  static constexpr int SUBS = 32 / F::SUB;
-  Vi lines[8];
-  Vf scales[F::MINS ? 2 * SUBS : SUBS];  // the sub-blocks' scales, then their addends
+  static constexpr int SUBS = 32 / F::SUB, GROUPS = is_wide<F> ? 8 : 1;
+  struct Group {
+    Vi lines[8];
+    Vf d[SUBS];
+  };
+  Group groups[GROUPS];
+  Vf m[F::MINS ? 1 : 0];  // the addend, or the scale of the minima
+  Vi minima[kMinima<F>];
 
-  const Vf *d() const { return scales; }
-  const Vf *m() const { return scales + SUBS; }
+  // Takes over the scales of the block that `s` was unpacked from.
+  ALWAYS_INLINE void keep(const Scales &s) {
+    if constexpr (F::MINS) m[0] = s.m;
+#pragma GCC unroll 8
+    for (int i = 0; i < kMinima<F>; ++i) minima[i] = s.minima[i];
+#pragma GCC unroll 8
+    for (int g = 0; g < GROUPS; ++g)
+      for (int i = 0; i < SUBS; ++i) groups[g].d[i] = s.d[g * SUBS + i];
+  }
 };
+
+// sums += all of an unpacked panel * one term.
+template <class F, int TOKENS>
+INLINE void add_kept(const Kept<F> *kept, const Term &a, int64_t cols, Sums<TOKENS> &sums) {
+  constexpr int GROUPS = Kept<F>::GROUPS;
+  for (int64_t b = 0; b < cols / 32 / GROUPS; ++b, ++kept) {
+    for (int g = 0; g < GROUPS; ++g) {
+      const typename Kept<F>::Group &group = kept->groups[g];
+      add_term<F, TOKENS>([&](int q) { return load_i(&group.lines[q]); }, group.d, kept->m, a, b * GROUPS + g, sums);
+    }
+    end_block<F>(kept->minima, kept->m, a, b, sums);
+  }
+}
 
 // out[t] += the residual or the coarse terms of each of PANELS panels, whose products are 128 values apart.
 template <class F, int TOKENS, int PANELS = 1>
-INLINE void add_second(const Kept<F> *const *kept, const Acts &a, int64_t groups, float *out) {
+INLINE void add_second(const Kept<F> *const *kept, const Acts &a, int64_t cols, float *out) {
   if (!a.head->two_terms) {
-    const auto line = [&](int p, uint32_t quad) { return load_i(&kept[p][quad / 8].lines[quad % 8]); };
-    const auto scale = [&](int p, uint32_t quad) { return kept[p][quad / 8].d()[F::SUB == 32 ? 0 : quad % 8 / 4]; };
+    constexpr uint32_t GROUPS = Kept<F>::GROUPS;
+    const auto group = [&](int p, uint32_t quad) -> const auto & { return kept[p][quad / 8 / GROUPS].groups[quad / 8 % GROUPS]; };
+    const auto line = [&](int p, uint32_t quad) { return load_i(&group(p, quad).lines[quad % 8]); };
+    const auto scale = [&](int p, uint32_t quad) { return group(p, quad).d[F::SUB == 32 ? 0 : quad % 8 / 4]; };
     add_outliers<F, TOKENS, PANELS>(a, line, scale, out);
     return;
   }
   for (int p = 0; p < PANELS; ++p, out += 128) {
-    Vf acc[TOKENS];
-    for (int t = 0; t < TOKENS; ++t) acc[t] = zero_f();
-    const Kept<F> *of = kept[p];
-    for (int64_t group = 0; group < groups; ++group, ++of)
-      add_term<F, TOKENS>([&](int q) { return load_i(&of->lines[q]); }, of->d(), of->m(), a.residual, group, acc);
-    for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(load_f(out + 16 * t), acc[t]));
+    Sums<TOKENS> sums;
+    add_kept<F>(kept[p], a.residual, cols, sums);
+    for (int t = 0; t < TOKENS; ++t)
+      store_f(out + 16 * t, add(load_f(out + 16 * t), sum_of<F>(sums, *a.head, 1, t)));
   }
 }
 
@@ -44,50 +69,48 @@ INLINE void add_second(const Kept<F> *const *kept, const Acts &a, int64_t groups
 // and the sums are more than the registers hold. Asks meanwhile for cache lines of the next panel, from `ahead` on, since
 // the products take longer than reading them.
 template <class F, int J>
-INLINE void dot_group_first(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Kept<F> &kept,
-                            const uint8_t *ahead, Vf *acc) {
-  constexpr int SUBS = Kept<F>::SUBS, lines = lines_of_group(F::type);
-  const int sub = (n * F::INNER + J) * SUBS;
-  for (int i = 0; i < SUBS; ++i) {
-    kept.scales[i] = s.d[sub + i];
-    if constexpr (F::MINS) kept.scales[SUBS + i] = s.m[sub + i];
-  }
+INLINE void dot_group_first(const uint8_t *quants, int n, const Acts &a, int64_t first_group, Kept<F> &kept, const uint8_t *ahead,
+                            Sums<8> &sums) {
+  constexpr int lines = lines_of_group(F::type);
+  const int g = n * F::INNER + J;
+  typename Kept<F>::Group &group = kept.groups[g];
   const auto line = [&](int q) {
     const Vi w = F::template line<J>(quants, n, q);
-    store_i(&kept.lines[q], w);
+    store_i(&group.lines[q], w);
     for (int i = q * lines / 8; i < (q + 1) * lines / 8; ++i) __builtin_prefetch(ahead + 64 * i, 0, 2);
     return w;
   };
-  add_term<F, 8>(line, kept.d(), kept.m(), a.first, group, acc);
+  add_term<F, 8>(line, group.d, kept.m, a.first, first_group + g, sums);
 }
 
 // As micro_kernel for the first tile of 8 tokens, keeping the panel's unpacked weights.
 template <class F> void micro_kernel_first(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   constexpr int step = 64 * lines_of_group(F::type);
   const panel_view view = view_of(F::type, cols);
-  Vf acc[8];
-  for (int t = 0; t < 8; ++t) acc[t] = zero_f();
+  Sums<8> sums;
   Kept<F> *kept = (Kept<F> *)panel.kept;
-  int64_t group = 0;
   const uint8_t *ahead = panel.packed + view.bytes;
-  for (int64_t b = 0; b < view.blocks; ++b) {
+  for (int64_t b = 0; b < view.blocks; ++b, ++kept) {
     const panel_block at = view.block(b);
     const uint8_t *quants = panel.packed + at.quants;
+    const int64_t group = b * F::OUTER * F::INNER;
     if (__builtin_expect(panel.ahead != nullptr, false)) panel.ahead->ask(view.blocks - b);
     Scales s;
     F::unpack_scales(panel.packed + at.scales, quants, s);
-    for (int n = 0; n < F::OUTER; ++n, group += F::INNER, kept += F::INNER, ahead += F::INNER * step) {
-      dot_group_first<F, 0>(quants, n, s, a, group, kept[0], ahead, acc);
-      if constexpr (F::INNER > 1) dot_group_first<F, 1>(quants, n, s, a, group + 1, kept[1], ahead + step, acc);
+    kept->keep(s);
+    for (int n = 0; n < F::OUTER; ++n, ahead += F::INNER * step) {
+      dot_group_first<F, 0>(quants, n, a, group, *kept, ahead, sums);
+      if constexpr (F::INNER > 1) dot_group_first<F, 1>(quants, n, a, group, *kept, ahead + step, sums);
       if constexpr (F::INNER > 2) {
-        dot_group_first<F, 2>(quants, n, s, a, group + 2, kept[2], ahead + 2 * step, acc);
-        dot_group_first<F, 3>(quants, n, s, a, group + 3, kept[3], ahead + 3 * step, acc);
+        dot_group_first<F, 2>(quants, n, a, group, *kept, ahead + 2 * step, sums);
+        dot_group_first<F, 3>(quants, n, a, group, *kept, ahead + 3 * step, sums);
       }
     }
+    end_block<F>(kept->minima, kept->m, a.first, b, sums);
   }
-  for (int t = 0; t < 8; ++t) store_f(out + 16 * t, acc[t]);
+  for (int t = 0; t < 8; ++t) store_f(out + 16 * t, sum_of<F>(sums, *a.head, 0, t));
   const Kept<F> *of = (const Kept<F> *)panel.kept;
-  add_second<F, 8>(&of, a, group, out);
+  add_second<F, 8>(&of, a, cols, out);
 }
 
 // Whether a panel is unpacked before its first tile, not with it. With two sub-blocks a group the sums of 8 tokens and
@@ -95,15 +118,9 @@ template <class F> void micro_kernel_first(const Panel &panel, int64_t cols, con
 template <class F> constexpr bool unpacks_first = F::SUB == 16;
 
 // Unpacks the group n * INNER + J of a block.
-template <class F, int J> INLINE void unpack_group(const uint8_t *quants, int n, const Scales &s, Kept<F> &kept) {
-  constexpr int SUBS = Kept<F>::SUBS;
-  const int sub = (n * F::INNER + J) * SUBS;
-  for (int i = 0; i < SUBS; ++i) {
-    kept.scales[i] = s.d[sub + i];
-    if constexpr (F::MINS) kept.scales[SUBS + i] = s.m[sub + i];
-  }
+template <class F, int J> INLINE void unpack_group(const uint8_t *quants, int n, Kept<F> &kept) {
 #pragma GCC unroll 8
-  for (int q = 0; q < 8; ++q) store_i(&kept.lines[q], F::template line<J>(quants, n, q));
+  for (int q = 0; q < 8; ++q) store_i(&kept.groups[n * F::INNER + J].lines[q], F::template line<J>(quants, n, q));
 }
 
 // Bytes before a block is unpacked at which it is asked for.
@@ -114,18 +131,19 @@ template <class F> void unpack(const Panel &panel, int64_t cols) {
   const panel_view view = view_of(F::type, cols);
   constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
   Kept<F> *kept = (Kept<F> *)panel.kept;
-  for (int64_t b = 0; b < view.blocks; ++b) {
+  for (int64_t b = 0; b < view.blocks; ++b, ++kept) {
     const panel_block at = view.block(b);
     const uint8_t *quants = panel.packed + at.quants;
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch(panel.packed + b * bytes + kUnpackedAhead + i);
     Scales s;
     F::unpack_scales(panel.packed + at.scales, quants, s);
-    for (int n = 0; n < F::OUTER; ++n, kept += F::INNER) {
-      unpack_group<F, 0>(quants, n, s, kept[0]);
-      if constexpr (F::INNER > 1) unpack_group<F, 1>(quants, n, s, kept[1]);
+    kept->keep(s);
+    for (int n = 0; n < F::OUTER; ++n) {
+      unpack_group<F, 0>(quants, n, *kept);
+      if constexpr (F::INNER > 1) unpack_group<F, 1>(quants, n, *kept);
       if constexpr (F::INNER > 2) {
-        unpack_group<F, 2>(quants, n, s, kept[2]);
-        unpack_group<F, 3>(quants, n, s, kept[3]);
+        unpack_group<F, 2>(quants, n, *kept);
+        unpack_group<F, 3>(quants, n, *kept);
       }
     }
   }
@@ -133,14 +151,11 @@ template <class F> void unpack(const Panel &panel, int64_t cols) {
 
 // As micro_kernel for a tile after the first, from the weights that this kept.
 template <class F, int TOKENS> void micro_kernel_kept(const Panel &panel, int64_t cols, const Acts &a, float *out) {
-  Vf acc[TOKENS];
-  for (int t = 0; t < TOKENS; ++t) acc[t] = zero_f();
+  Sums<TOKENS> sums;
   const Kept<F> *kept = (const Kept<F> *)panel.kept;
-  for (int64_t group = 0; group < cols / 32; ++group, ++kept)
-    add_term<F, TOKENS>([&](int q) { return load_i(&kept->lines[q]); }, kept->d(), kept->m(), a.first, group, acc);
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, acc[t]);
-  const Kept<F> *of = (const Kept<F> *)panel.kept;
-  add_second<F, TOKENS>(&of, a, cols / 32, out);
+  add_kept<F>(kept, a.first, cols, sums);
+  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, sum_of<F>(sums, *a.head, 0, t));
+  add_second<F, TOKENS>(&kept, a, cols, out);
 }
 
 // Panels that micro_kernel_side multiplies side by side: as many as have room for their sums in the registers.
@@ -151,59 +166,91 @@ constexpr int kPanels = 1;
 #endif
 
 // As add_term of PANELS panels, of which `kept[p]` has the group's weights, and the 4 tokens from `t` on of a tile of 8:
-// acc[4 * p + i] of panel p and token t + i. A column is read once for all panels.
+// sums[4 * p + i] of panel p and token t + i. A column is read once for all panels.
 template <class F, int PANELS>
-INLINE void add_term_side(const Kept<F> *const *kept, const Term &a, int64_t group, int t, Vf *acc) {
+INLINE void add_term_side(const typename Kept<F>::Group *const *kept, const Term &a, int64_t group, int t, Vf *sums) {
   constexpr int HALVES = 32 / F::SUB, COUNT = 4 * PANELS;
   const int8_t *q = a.q + group * 256 + 4 * t;
   Vf part[COUNT];
 #pragma GCC unroll 2
   for (int h = 0; h < HALVES; ++h) {
-    Vi sums[COUNT];
+    Vi dots[COUNT];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       Vi first = zero_i();
       if constexpr (F::OFFSET_LOG2 > 0)
         first = shl<F::OFFSET_LOG2>(set_i((HALVES == 1 ? a.sum32[group * 8 + t + i] : a.sum16[(group * 2 + h) * 8 + t + i])));
 #pragma GCC unroll 3
-      for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = first;
+      for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = first;
     }
 #pragma GCC unroll 8
     for (int l = h * (8 / HALVES); l < (h + 1) * (8 / HALVES); ++l) {
       Vi w[PANELS];
 #pragma GCC unroll 3
-      for (int p = 0; p < PANELS; ++p) w[p] = load_i(&kept[p][group].lines[l]);
+      for (int p = 0; p < PANELS; ++p) w[p] = load_i(&kept[p]->lines[l]);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const Vi x = set_i(load32(q + 32 * l + 4 * i));
 #pragma GCC unroll 3
-        for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = dot4<F::BITS>(sums[4 * p + i], w[p], x);
+        for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = dot4<F::BITS>(dots[4 * p + i], w[p], x);
       }
     }
 #pragma GCC unroll 3
     for (int p = 0; p < PANELS; ++p) {
-      const Vf d = kept[p][group].d()[h];
+      const Vf d = kept[p]->d[h];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const Vf sum = to_float(sums[4 * p + i]);
-        part[4 * p + i] = h ? fma(sum, d, part[4 * p + i]) : mul(sum, d);
+        const Vf dot = to_float(dots[4 * p + i]);
+        if constexpr (is_wide<F>)
+          sums[4 * p + i] = fma(dot, d, sums[4 * p + i]);
+        else
+          part[4 * p + i] = h ? fma(dot, d, part[4 * p + i]) : mul(dot, d);
       }
     }
   }
+  if constexpr (!is_wide<F>) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vf d = set_f(a.d[group * 8 + t + i]);
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = fma(part[4 * p + i], d, sums[4 * p + i]);
+    }
+  }
+}
+
+// As end_block for PANELS panels and the 4 tokens from `t` on: `sums` are those of the block. Token i's finished sums with
+// panel p stand at out + 128 * p + 16 * i, and those of its minima likewise.
+template <class F, int PANELS>
+INLINE void end_block_side(const Kept<F> *const *kept, const Term &a, int64_t block, int t, const Vf *sums, float *out,
+                           float *minima) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const Vf d = set_f(a.d[group * 8 + t + i]);
+    const Vf d = set_f(a.d[block * 64 + t + i]);
 #pragma GCC unroll 3
-    for (int p = 0; p < PANELS; ++p) acc[4 * p + i] = fma(part[4 * p + i], d, acc[4 * p + i]);
+    for (int p = 0; p < PANELS; ++p) {
+      float *to = out + 128 * p + 16 * i;
+      store_f(to, fma(sums[4 * p + i], d, load_f(to)));
+    }
   }
-  if constexpr (F::MINS) {
-#pragma GCC unroll 2
-    for (int h = 0; h < HALVES; ++h)
+  if constexpr (kMinima<F> > 0) {
+    const int32_t *pairs = pairs_of<F, 8>(a, block) + t;
+    Vi dots[4 * PANELS];
+#pragma GCC unroll 12
+    for (int i = 0; i < 4 * PANELS; ++i) dots[i] = zero_i();
+#pragma GCC unroll 8
+    for (int k = 0; k < kMinima<F>; ++k)
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const Vf sum = set_f(HALVES == 1 ? a.fsum32[group * 8 + t + i] : a.fsum16[(group * 2 + h) * 8 + t + i]);
+        const Vi x = set_i(pairs[8 * k + i]);
 #pragma GCC unroll 3
-        for (int p = 0; p < PANELS; ++p) acc[4 * p + i] = fma(kept[p][group].m()[h], sum, acc[4 * p + i]);
+        for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = dot2_words(dots[4 * p + i], kept[p]->minima[k], x);
+      }
+#pragma GCC unroll 3
+    for (int p = 0; p < PANELS; ++p)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        float *to = minima + 128 * p + 16 * i;
+        store_f(to, fma(to_float(dots[4 * p + i]), *kept[p]->m, load_f(to)));
       }
   }
 }
@@ -216,25 +263,68 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
   constexpr int lines = (lines_of_group(F::type) * PANELS + 1) / 2;  // asked for during a group of 4 tokens
   const Kept<F> *kept[PANELS];
   for (int p = 0; p < PANELS; ++p) kept[p] = (const Kept<F> *)(panels + p * stride);
-  const int64_t groups = cols / 32;
-  for (int t = 0; t < 8; t += 4) {
-    Vf acc[4 * PANELS];
-#pragma GCC unroll 12
-    for (int i = 0; i < 4 * PANELS; ++i) acc[i] = zero_f();
-    for (int64_t group = 0; group < groups; ++group) {
-      if (unpacks_first<F> && wanted.begin < wanted.end) {
+  const auto ask = [&] {
+    if (!unpacks_first<F> || wanted.begin >= wanted.end) return;
 #pragma GCC unroll 16
-        for (int i = 0; i < lines; ++i) __builtin_prefetch(wanted.begin + 64 * i, 0, 2);
-        wanted.begin += 64 * lines;
-      }
-      add_term_side<F, PANELS>(kept, a.first, group, t, acc);
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(wanted.begin + 64 * i, 0, 2);
+    wanted.begin += 64 * lines;
+  };
+  if constexpr (is_wide<F>) {
+    alignas(64) float minima[kMinima<F> ? PANELS * 128 : 1];
+    for (int i = 0; i < PANELS * 128; i += 16) {
+      store_f(out + i, zero_f());
+      if constexpr (kMinima<F> > 0) store_f(minima + i, zero_f());
     }
+    for (int64_t b = 0; b < cols / 256; ++b) {
+      // the second four tokens find the block in the first-level cache
+      for (int t = 0; t < 8; t += 4) {
+        Vf sums[4 * PANELS];
+#pragma GCC unroll 12
+        for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
+        for (int g = 0; g < 8; ++g) {
+          const typename Kept<F>::Group *groups[PANELS];
 #pragma GCC unroll 3
-    for (int p = 0; p < PANELS; ++p)
+          for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][b].groups + g;
+          ask();
+          add_term_side<F, PANELS>(groups, a.first, b * 8 + g, t, sums);
+        }
+        const Kept<F> *at[PANELS];
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; ++p) at[p] = kept[p] + b;
+        end_block_side<F, PANELS>(at, a.first, b, t, sums, out + 16 * t, minima + 16 * t);
+      }
+    }
+    if constexpr (kMinima<F> > 0)
+      for (int p = 0; p < PANELS; ++p)
+        for (int t = 0; t < 8; ++t) {
+          float *to = out + 128 * p + 16 * t;
+          store_f(to, fma(load_f(minima + 128 * p + 16 * t), set_f(steps_of<F>(*a.head, 0)[t]), load_f(to)));
+        }
+  } else {
+    for (int t = 0; t < 8; t += 4) {
+      Vf sums[4 * PANELS];
+#pragma GCC unroll 12
+      for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
+      for (int64_t g = 0; g < cols / 32; ++g) {
+        const typename Kept<F>::Group *groups[PANELS];
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][g].groups;
+        ask();
+        add_term_side<F, PANELS>(groups, a.first, g, t, sums);
+        if constexpr (F::MINS)
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store_f(out + 128 * p + 16 * (t + i), acc[4 * p + i]);
+          for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 3
+            for (int p = 0; p < PANELS; ++p)
+              sums[4 * p + i] = fma(*kept[p][g].m, set_f(a.first.fsum32[8 * g + t + i]), sums[4 * p + i]);
+      }
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) store_f(out + 128 * p + 16 * (t + i), sums[4 * p + i]);
+    }
   }
-  add_second<F, 8, PANELS>(kept, a, groups, out);
+  add_second<F, 8, PANELS>(kept, a, cols, out);
 }
 
 // All loops over tokens are unrolled here: with one that is not, the compiler stores every sum after every column.
@@ -360,8 +450,8 @@ INLINE micro_kernel_side_fn micro_kernel_side_of(int type) {
 }
 
 struct KeptBytes {
-  int64_t of_group = 0;
-  template <class F> void run() { of_group = sizeof(Kept<F>); }
+  int64_t size = 0, groups = 1;
+  template <class F> void run() { size = sizeof(Kept<F>), groups = Kept<F>::GROUPS; }
   template <int> void run_float() {}
 };
 
@@ -369,7 +459,7 @@ struct KeptBytes {
 INLINE int64_t kept_bytes(int type, int64_t cols) {
   KeptBytes kept;
   visit_type(type, kept);
-  return kept.of_group * (cols / 32);
+  return kept.size * (cols / 32 / kept.groups);
 }
 
 }  // namespace MRS_ISA

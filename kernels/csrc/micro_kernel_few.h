@@ -15,14 +15,14 @@ template <class F> INLINE void ask_ahead(const uint8_t *at, int step, int steps)
 }
 
 template <class F, int TOKENS, int J>
-INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Vf *acc, Vf *acc_residual,
-                      bool two_terms) {
+INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Sums<TOKENS> &sums,
+                      Sums<TOKENS> &residual, bool two_terms) {
   Vi w[8];
   for (int q = 0; q < 8; ++q) w[q] = F::template line<J>(quants, n, q);
   const auto line = [&](int q) { return w[q]; };
   const int sub = (n * F::INNER + J) * (32 / F::SUB);
-  add_term<F, TOKENS>(line, s.d + sub, s.m + sub, a.first, group, acc);
-  if (two_terms) add_term<F, TOKENS>(line, s.d + sub, s.m + sub, a.residual, group, acc_residual);
+  add_term<F, TOKENS>(line, s.d + sub, &s.m, a.first, group, sums);
+  if (two_terms) add_term<F, TOKENS>(line, s.d + sub, &s.m, a.residual, group, residual);
 }
 
 // sums[J * TOKENS + t] += vector q of group J * columns 4q.. of token t, for all groups from J on; RESIDUAL: likewise
@@ -48,55 +48,36 @@ template <class F, int TOKENS> INLINE Vi first_sum(const Term &a, int64_t group,
   return shl<F::OFFSET_LOG2>(set_i(sum));
 }
 
-// acc[t] += (the INNER groups from `group` on) * (one term of their TOKENS columns), from their finished sums.
-template <class F, int TOKENS>
-INLINE void add_sums(const Vi *sums, const Vf *parts, int n, const Scales &s, const Term &a, int64_t first_group,
-                     Vf *acc) {
-  for (int j = 0; j < F::INNER; ++j) {
-    const int64_t group = first_group + j;
-    const int sub = (n * F::INNER + j) * (32 / F::SUB);
-    for (int t = 0; t < TOKENS; ++t) {
-      const Vf part = F::SUB == 32 ? mul(to_float(sums[j * TOKENS + t]), s.d[sub])
-                                   : fma(to_float(sums[j * TOKENS + t]), s.d[sub + 1], parts[j * TOKENS + t]);
-      acc[t] = fma(part, set_f(a.d[group * TOKENS + t]), acc[t]);
-    }
-    for (int h = 0; F::MINS && h < 32 / F::SUB; ++h)
-      for (int t = 0; t < TOKENS; ++t) {
-        const float sum = F::SUB == 32 ? a.fsum32[group * TOKENS + t] : a.fsum16[(group * 2 + h) * TOKENS + t];
-        acc[t] = fma(s.m[sub + h], set_f(sum), acc[t]);
-      }
-  }
-}
-
-// As dot_group for the INNER groups that share cache lines, of which each is read once: a second pass over them would end
-// the stream of the memory. The sums are those of dot_group, to the last bit. Asks for the lines from `ahead` on meanwhile:
-// all of them at once would delay the lines that are read here.
+// As dot_group for the INNER groups of a K type that share cache lines, of which each is read once: a second pass over them
+// would end the stream of the memory. The sums are those of dot_group, to the last bit, where a group's halves are added
+// one after the other. Asks for the lines from `ahead` on meanwhile: all of them at once would delay the lines that are
+// read here.
 template <class F, int TOKENS, bool RESIDUAL>
 INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, const uint8_t *ahead,
-                       Vf *acc, Vf *acc_residual) {
+                       Sums<TOKENS> &total, Sums<TOKENS> &residual_total) {
   constexpr int COUNT = F::INNER * TOKENS, HALVES = 32 / F::SUB;
-  Vi sums[COUNT], residuals[COUNT];
-  Vf parts[COUNT], residual_parts[COUNT];
+  Vi sums[HALVES][COUNT], residuals[HALVES][COUNT];
 #pragma GCC unroll 2
   for (int h = 0; h < HALVES; ++h) {
     for (int j = 0; j < F::INNER; ++j)
       for (int t = 0; t < TOKENS; ++t) {
-        sums[j * TOKENS + t] = first_sum<F, TOKENS>(a.first, group + j, h, t);
-        if constexpr (RESIDUAL) residuals[j * TOKENS + t] = first_sum<F, TOKENS>(a.residual, group + j, h, t);
+        sums[h][j * TOKENS + t] = first_sum<F, TOKENS>(a.first, group + j, h, t);
+        if constexpr (RESIDUAL) residuals[h][j * TOKENS + t] = first_sum<F, TOKENS>(a.residual, group + j, h, t);
       }
 #pragma GCC unroll 8
     for (int q = h * (8 / HALVES); q < (h + 1) * (8 / HALVES); ++q) {
       ask_ahead<F>(ahead, q, 8);
-      dot_line<F, TOKENS, RESIDUAL, 0>(quants, n, q, a.first, a.residual, group, sums, residuals);
-    }
-    for (int i = 0; HALVES == 2 && h == 0 && i < COUNT; ++i) {
-      const Vf d = s.d[(n * F::INNER + i / TOKENS) * HALVES];
-      parts[i] = mul(to_float(sums[i]), d);
-      if constexpr (RESIDUAL) residual_parts[i] = mul(to_float(residuals[i]), d);
+      dot_line<F, TOKENS, RESIDUAL, 0>(quants, n, q, a.first, a.residual, group, sums[h], residuals[h]);
     }
   }
-  add_sums<F, TOKENS>(sums, parts, n, s, a.first, group, acc);
-  if constexpr (RESIDUAL) add_sums<F, TOKENS>(residuals, residual_parts, n, s, a.residual, group, acc_residual);
+  for (int j = 0; j < F::INNER; ++j)
+    for (int h = 0; h < HALVES; ++h)
+      for (int t = 0; t < TOKENS; ++t) {
+        const Vf d = s.d[(n * F::INNER + j) * HALVES + h];
+        total.part[t] = fma(to_float(sums[h][j * TOKENS + t]), d, total.part[t]);
+        if constexpr (RESIDUAL)
+          residual_total.part[t] = fma(to_float(residuals[h][j * TOKENS + t]), d, residual_total.part[t]);
+      }
 }
 
 // Vector q of any group of a block. All INNER groups are unpacked, which takes less time than a branch that is hard to foresee.
@@ -113,8 +94,7 @@ template <class F, int J = 0> INLINE Vi line_of(const uint8_t *quants, int group
 // out: (TOKENS, 16) products of one panel with a tile of few tokens.
 template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   const panel_view view = view_of(F::type, cols);
-  Vf acc[TOKENS], acc_residual[TOKENS];  // two independent chains of additions
-  for (int t = 0; t < TOKENS; ++t) acc[t] = acc_residual[t] = zero_f();
+  Sums<TOKENS> sums, residual;  // two independent chains of additions
   const uint8_t *ahead = mrs_bytes_ahead ? panel.packed + mrs_bytes_ahead : nullptr;
   constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
   int64_t group = 0;
@@ -129,26 +109,31 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
       const uint8_t *wanted = ahead ? ahead + b * bytes + n * (bytes / F::OUTER) : nullptr;
       if constexpr (F::INNER > 1 && TOKENS <= 2) {
         if (two_terms)
-          dot_groups<F, TOKENS, true>(quants, n, s, a, group, wanted, acc, acc_residual);
+          dot_groups<F, TOKENS, true>(quants, n, s, a, group, wanted, sums, residual);
         else
-          dot_groups<F, TOKENS, false>(quants, n, s, a, group, wanted, acc, acc_residual);
+          dot_groups<F, TOKENS, false>(quants, n, s, a, group, wanted, sums, residual);
         continue;
       }
       ask_ahead<F>(wanted, 0, F::INNER);
-      dot_group<F, TOKENS, 0>(quants, n, s, a, group, acc, acc_residual, two_terms);
+      dot_group<F, TOKENS, 0>(quants, n, s, a, group, sums, residual, two_terms);
       if constexpr (F::INNER > 1) {
         ask_ahead<F>(wanted, 1, F::INNER);
-        dot_group<F, TOKENS, 1>(quants, n, s, a, group + 1, acc, acc_residual, two_terms);
+        dot_group<F, TOKENS, 1>(quants, n, s, a, group + 1, sums, residual, two_terms);
       }
       if constexpr (F::INNER > 2) {
         ask_ahead<F>(wanted, 2, F::INNER);
-        dot_group<F, TOKENS, 2>(quants, n, s, a, group + 2, acc, acc_residual, two_terms);
+        dot_group<F, TOKENS, 2>(quants, n, s, a, group + 2, sums, residual, two_terms);
         ask_ahead<F>(wanted, 3, F::INNER);
-        dot_group<F, TOKENS, 3>(quants, n, s, a, group + 3, acc, acc_residual, two_terms);
+        dot_group<F, TOKENS, 3>(quants, n, s, a, group + 3, sums, residual, two_terms);
       }
     }
+    end_block<F>(s.minima, &s.m, a.first, b, sums);
+    if (two_terms) end_block<F>(s.minima, &s.m, a.residual, b, residual);
   }
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, two_terms ? add(acc[t], acc_residual[t]) : acc[t]);
+  for (int t = 0; t < TOKENS; ++t) {
+    const Vf sum = sum_of<F>(sums, *a.head, 0, t);
+    store_f(out + 16 * t, two_terms ? add(sum, sum_of<F>(residual, *a.head, 1, t)) : sum);
+  }
   if (!two_terms) {
     constexpr int groups = F::OUTER * F::INNER;
     const auto line = [&](int, uint32_t quad) {

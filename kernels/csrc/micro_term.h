@@ -49,10 +49,22 @@ struct Panel {
   Ahead *ahead;
 };
 
-// acc[t] += (one group of 32 columns of a panel) * (one term of its TOKENS columns). line(q) gives the group's vector q of
-// weights and is called in ascending order; d and m are its sub-blocks' scales and addends.
+// The sums of a panel's products with one term of TOKENS columns.
+template <int TOKENS> struct Sums {
+  Vf acc[TOKENS];
+  // of a K type: those of the block in work, which the block's scale is still to multiply, and the products of the minima
+  Vf part[TOKENS], minima[TOKENS];
+
+  ALWAYS_INLINE Sums() {
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) acc[t] = part[t] = minima[t] = zero_f();
+  }
+};
+
+// sums += (one group of 32 columns of a panel) * (one term of its TOKENS columns). line(q) gives the group's vector q of
+// weights and is called in ascending order; d are its sub-blocks' scales, and m is the addend.
 template <class F, int TOKENS, class LineOf>
-INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a, int64_t group, Vf *acc) {
+INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a, int64_t group, Sums<TOKENS> &sums) {
   const int8_t *q = a.q + group * 32 * TOKENS;
   if constexpr (F::SUB == 32) {
     Vi i[TOKENS];
@@ -77,9 +89,14 @@ INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a
         for (int t = 0; t < TOKENS; ++t) i[t] = dot4<F::BITS>(i[t], w, set_i(load32(q + (l * TOKENS + t) * 4)));
       }
     }
-    for (int t = 0; t < TOKENS; ++t) acc[t] = fma(mul(to_float(i[t]), d[0]), set_f(a.d[group * TOKENS + t]), acc[t]);
+    if constexpr (is_wide<F>) {
+      for (int t = 0; t < TOKENS; ++t) sums.part[t] = fma(to_float(i[t]), d[0], sums.part[t]);
+      return;
+    }
+    for (int t = 0; t < TOKENS; ++t)
+      sums.acc[t] = fma(mul(to_float(i[t]), d[0]), set_f(a.d[group * TOKENS + t]), sums.acc[t]);
     if constexpr (F::MINS)
-      for (int t = 0; t < TOKENS; ++t) acc[t] = fma(m[0], set_f(a.fsum32[group * TOKENS + t]), acc[t]);
+      for (int t = 0; t < TOKENS; ++t) sums.acc[t] = fma(*m, set_f(a.fsum32[group * TOKENS + t]), sums.acc[t]);
   } else {
     Vf part[TOKENS];
 #pragma GCC unroll 2
@@ -93,14 +110,55 @@ INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a
 #pragma GCC unroll 8
         for (int t = 0; t < TOKENS; ++t) i[t] = dot4<F::BITS>(i[t], w, set_i(load32(q + (l * TOKENS + t) * 4)));
       }
-      for (int t = 0; t < TOKENS; ++t)
-        part[t] = h ? fma(to_float(i[t]), d[1], part[t]) : mul(to_float(i[t]), d[0]);
+      for (int t = 0; t < TOKENS; ++t) {
+        if constexpr (is_wide<F>)
+          sums.part[t] = fma(to_float(i[t]), d[h], sums.part[t]);
+        else
+          part[t] = h ? fma(to_float(i[t]), d[1], part[t]) : mul(to_float(i[t]), d[0]);
+      }
     }
-    for (int t = 0; t < TOKENS; ++t) acc[t] = fma(part[t], set_f(a.d[group * TOKENS + t]), acc[t]);
-    if constexpr (F::MINS)
-      for (int h = 0; h < 2; ++h)
-        for (int t = 0; t < TOKENS; ++t) acc[t] = fma(m[h], set_f(a.fsum16[(group * 2 + h) * TOKENS + t]), acc[t]);
+    if constexpr (!is_wide<F>)
+      for (int t = 0; t < TOKENS; ++t) sums.acc[t] = fma(part[t], set_f(a.d[group * TOKENS + t]), sums.acc[t]);
   }
+}
+
+// The pairs of sums that a type's minima are multiplied with, from those of a block on.
+template <class F, int TOKENS> INLINE const int32_t *pairs_of(const Term &a, int64_t block) {
+  return (F::SUB == 32 ? a.pairs32 : a.pairs16) + block * kMinima<F> * TOKENS;
+}
+
+// Ends a block of a K type: scales its sums, and adds the products of its minima, which stand from `minima` on, with the
+// columns' sums; `m` is their scale.
+template <class F, int TOKENS>
+INLINE void end_block(const Vi *minima, const Vf *m, const Term &a, int64_t block, Sums<TOKENS> &sums) {
+  if constexpr (is_wide<F>) {
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) {
+      sums.acc[t] = fma(sums.part[t], set_f(a.d[block * 8 * TOKENS + t]), sums.acc[t]);
+      sums.part[t] = zero_f();
+    }
+  }
+  if constexpr (kMinima<F> > 0) {
+    const int32_t *pairs = pairs_of<F, TOKENS>(a, block);
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) {
+      Vi i = zero_i();
+#pragma GCC unroll 8
+      for (int k = 0; k < kMinima<F>; ++k) i = dot2_words(i, minima[k], set_i(pairs[k * TOKENS + t]));
+      sums.minima[t] = fma(to_float(i), *m, sums.minima[t]);
+    }
+  }
+}
+
+// The tokens' units of their sums' pairs; term: 0, or 1 for the residual term.
+template <class F> INLINE const float *steps_of(const TileHead &head, int term) {
+  return F::SUB == 32 ? head.steps32[term] : head.steps16[term];
+}
+
+// The finished sum of token t of a term.
+template <class F, int TOKENS> INLINE Vf sum_of(const Sums<TOKENS> &sums, const TileHead &head, int term, int t) {
+  if constexpr (kMinima<F> > 0) return fma(sums.minima[t], set_f(steps_of<F>(head, term)[t]), sums.acc[t]);
+  return sums.acc[t];
 }
 
 // As add_outliers for SIDE tokens from place `first` of the order on.

@@ -120,18 +120,56 @@ INLINE void round_group(const Vf *x, float d, float inverse, int8_t *q, Vf *left
   }
 }
 
-// Rounds row t. residual: null, or the rows of the residual term. Returns the place behind the last of the row's coarse
-// sums, which begin at `sums`; `count` becomes the number of its outliers.
-INLINE CoarseSums *round_row(const float *x, float outlier_threshold, int t, const RoundedRows &first,
-                             const RoundedRows *residual, Outlier *outliers, CoarseSums *sums, int32_t *count) {
+// The outliers of a row, while it is rounded.
+struct RowOutliers {
+  Outlier *terms;    // room for all quads
+  float *remainders;  // room for all groups: the 32 values of each group that has outliers
+  CoarseSums *sums;   // likewise, and the groups' numbers
+  int32_t count;      // outliers
+  int32_t groups;     // groups that have outliers
+};
+
+// Takes row t's outliers, whose groups' largest values become those of the remainders.
+INLINE void take_row_outliers(const float *x, int64_t groups, int64_t room, float outlier_threshold, int t, float *largest,
+                              RowOutliers &row) {
+  const float limit = outlier_limit(largest, groups, room, outlier_threshold);
+  Outlier *next = row.terms;
+  for (int64_t from = 0; from < groups; from += 16)
+    for (unsigned above = lanes_above(load_f(largest + from), set_f(limit)); above; above &= above - 1) {
+      const int64_t group = from + __builtin_ctz(above);
+      Vf v[2] = {load_f(x + 32 * group), load_f(x + 32 * group + 16)};
+      CoarseSums &sums = row.sums[row.groups];
+      sums.group = int32_t(group), sums.t = t;
+      next = take_outliers(v, limit, 8 * group, next, sums.halves);
+      for (int h = 0; h < 2; ++h) store_f(row.remainders + 32 * row.groups + 16 * h, v[h]);
+      largest[group] = lane_max(max(abs(v[0]), abs(v[1])));
+      ++row.groups;
+    }
+  row.count = int32_t(next - row.terms);
+}
+
+// Gives the 8 groups of each block the largest of their values.
+INLINE void spread_largest(float *largest, int64_t groups) {
+  for (int64_t from = 0; from < groups; from += 8) {
+    float most = 0;
+    for (int i = 0; i < 8; ++i) most = largest[from + i] > most ? largest[from + i] : most;
+    for (int i = 0; i < 8; ++i) largest[from + i] = most;
+  }
+}
+
+// Rounds row t. residual: null, or the rows of the residual term, and there are no outliers then.
+INLINE void round_row(const float *x, float outlier_threshold, bool wide, int t, const RoundedRows &first,
+                      const RoundedRows *residual, RowOutliers &row) {
   const int64_t groups = first.cols / 32;
   alignas(64) float largest[first.room], inverse[first.room];
   float *const d = first.d + t * first.room;
   int8_t *const q = first.q + t * first.cols;
+  row.count = row.groups = 0;
   find_largest(x, groups, largest);
+  if (!residual) take_row_outliers(x, groups, first.room, outlier_threshold, t, largest, row);
+  if (wide) spread_largest(largest, groups);
   for (int64_t group = 0; group < groups; group += 16) {
     const Vf m = load_f(largest + group), least = set_f(kLeast);
-    store_f(largest + group, select_above(m, least, m, zero_f()));
     store_f(d + group, select_above(m, least, div(m, set_f(127.0f)), zero_f()));
     store_f(inverse + group, select_above(m, least, div(set_f(127.0f), m), zero_f()));
   }
@@ -144,24 +182,11 @@ INLINE CoarseSums *round_row(const float *x, float outlier_threshold, int t, con
     const float step = residual->d[t * residual->room + group] = d[group] / 254.0f;
     round_group(left, step, inverse[group] * 254.0f, residual->q + t * residual->cols + 32 * group, left);
   }
-  *count = 0;
-  if (residual) return sums;
-  const float limit = outlier_limit(largest, groups, first.room, outlier_threshold);
-  Outlier *next = outliers;
-  for (int64_t from = 0; from < groups; from += 16) {
-    for (unsigned above = lanes_above(load_f(largest + from), set_f(limit)); above; above &= above - 1) {
-      const int64_t group = from + __builtin_ctz(above);
-      Vf v[2] = {load_f(x + 32 * group), load_f(x + 32 * group + 16)};
-      sums->group = int32_t(group), sums->t = t;
-      next = take_outliers(v, limit, 8 * group, next, sums->halves);
-      ++sums;
-      const float m = lane_max(max(abs(v[0]), abs(v[1])));
-      d[group] = m > kLeast ? m / 127.0f : 0;
-      round_group(v, d[group], m > kLeast ? 127.0f / m : 0, q + 32 * group, left);
-    }
+  for (int i = 0; i < row.groups; ++i) {
+    const int64_t group = row.sums[i].group;
+    const Vf v[2] = {load_f(row.remainders + 32 * i), load_f(row.remainders + 32 * i + 16)};
+    round_group(v, d[group], inverse[group], q + 32 * group, left);
   }
-  *count = int32_t(next - outliers);
-  return sums;
 }
 
 // The negative of small integers.
@@ -250,6 +275,47 @@ INLINE void pair_columns([[maybe_unused]] const float *x, [[maybe_unused]] int64
 #endif
 }
 
+// Writes a tile's sums as pairs: `count` rows of TOKENS, from four neighbouring rows two of pairs. `steps` become the tokens'
+// units.
+template <int TOKENS> INLINE void pair_sums(const float *sums, int64_t count, int32_t *pairs, float *steps) {
+  const int64_t size = count * TOKENS, whole = size / 16 * 16;
+  alignas(64) float last[16] = {0}, most[16], inverse[16];
+  std::memcpy(last, sums + whole, (size - whole) * sizeof(float));
+  Vf largest = abs(load_f(last));
+  for (int64_t i = 0; i < whole; i += 16) largest = max(largest, abs(load_f(sums + i)));
+  store_f(most, largest);
+  for (int i = TOKENS; i < 16; ++i) most[i % TOKENS] = most[i] > most[i % TOKENS] ? most[i] : most[i % TOKENS];
+  for (int i = 0; i < 16; ++i) inverse[i] = most[i % TOKENS] > kLeast ? 32767.0f / most[i % TOKENS] : 0;
+  for (int t = 0; t < TOKENS; ++t) steps[t] = most[t] > kLeast ? most[t] / 32767.0f : 0;
+
+  const auto rounded = [&](int64_t i) { return to_int(mul(load_f(i < whole ? sums + i : last), load_f(inverse))); };
+  if constexpr (TOKENS == 8) {
+    for (int64_t i = 0; i < size; i += 32, pairs += 16)
+      store_i(pairs, or_(and_(rounded(i), set_i(0xffff)), shl<16>(rounded(i + 16))));
+  } else {
+    alignas(64) int32_t words[whole + 16];
+    for (int64_t i = 0; i < size; i += 16) store_i(words + i, rounded(i));
+    for (int64_t i = 0; i < size; i += 4 * TOKENS)
+      for (int u = 0; u < 2 * TOKENS; ++u)
+        *pairs++ = int32_t((uint32_t(words[i + u]) & 0xffff) | uint32_t(words[i + 2 * TOKENS + u]) << 16);
+  }
+}
+
+// Writes the pairs of all terms of a tile.
+INLINE void pair_tile(const Acts &a, int64_t cols, int tokens, Needs needs) {
+  const auto pair = [&](const float *sums, int64_t count, int32_t *pairs, float *steps) {
+    if (tokens == 8) pair_sums<8>(sums, count, pairs, steps);
+    if (tokens == 4) pair_sums<4>(sums, count, pairs, steps);
+    if (tokens == 2) pair_sums<2>(sums, count, pairs, steps);
+    if (tokens == 1) pair_sums<1>(sums, count, pairs, steps);
+  };
+  for (int term = 0; term < 1 + (a.head->two_terms != 0); ++term) {
+    const Term &of = term ? a.residual : a.first;
+    if (needs.pairs32) pair(of.fsum32, cols / 32, of.pairs32, a.head->steps32[term]);
+    if (needs.pairs16) pair(of.fsum16, cols / 16, of.pairs16, a.head->steps16[term]);
+  }
+}
+
 // Orders a tile's tokens by their numbers of outliers, and fills up those that stand side by side.
 INLINE void order_tokens(const int32_t *counts, const Acts &a, int tokens) {
   TileHead &head = *a.head;
@@ -277,11 +343,14 @@ INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outl
   alignas(64) float d[(two_terms ? 2 : 1) * tokens * room];
   const RoundedRows first = {q, d, cols, room}, residual = {q + bytes, d + tokens * room, cols, room};
   CoarseSums sums[cols / 32 * tokens], *last = sums;
+  alignas(64) float remainders[two_terms ? 1 : cols];
   int32_t counts[8] = {0};
   for (int t = 0; t < tile.count; ++t) {
     for (int64_t i = 0; tokens == 8 && i < cols; i += 64) prefetch_written(a.first.q + t * cols + i);
     const float *x = row(t);
-    last = round_row(x, outlier_threshold, t, first, two_terms ? &residual : nullptr, a.outliers + t * a.room, last, counts + t);
+    RowOutliers outliers = {a.outliers + t * a.room, remainders, last, 0, 0};
+    round_row(x, outlier_threshold, needs.wide, t, first, two_terms ? &residual : nullptr, outliers);
+    last += outliers.groups, counts[t] = outliers.count;
     used(t, x);
   }
   for (const RoundedRows *rows = &first; rows; rows = rows == &first && two_terms ? &residual : nullptr) {
@@ -298,6 +367,7 @@ INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outl
     for (int h = 0; needs.fsum16 && h < 2; ++h) a.first.fsum16[(s->group * 2 + h) * tokens + s->t] += s->halves[h];
     if (needs.fsum32) a.first.fsum32[s->group * tokens + s->t] += s->halves[0] + s->halves[1];
   }
+  if (needs.pairs32 || needs.pairs16) pair_tile(a, cols, tokens, needs);
   if (!two_terms) order_tokens(counts, a, tokens);
 }
 

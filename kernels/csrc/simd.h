@@ -101,6 +101,14 @@ template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
   return _mm512_add_epi32(acc, _mm512_add_epi32(even, odd));
 #endif
 }
+// acc + the products of both int16 of each lane.
+INLINE Vi dot2_words(Vi acc, Vi a, Vi b) {
+#if MRS_ISA_avx512vnni
+  return _mm512_dpwssd_epi32(acc, a, b);
+#else
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
+#endif
+}
 
 #elif MRS_ISA_avx2 || MRS_ISA_avxvnni
 struct Vf { __m256 a, b; };
@@ -244,6 +252,9 @@ INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i s, [[maybe_unused]] bool
 template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
   return {dot_half(acc.a, u.a, s.a, BITS <= 7), dot_half(acc.b, u.b, s.b, BITS <= 7)};
 }
+INLINE Vi dot2_words(Vi acc, Vi x, Vi y) {
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
+}
 
 #elif !MRS_ISA_neon_i8mm && !MRS_ISA_neon_dotprod  // portable
 struct Vf { float v[16]; };
@@ -342,6 +353,13 @@ template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
     for (int j = 0; j < 4; ++j) sum += int32_t(ub[4 * i + j]) * sb[4 * i + j];
     acc.v[i] = int32_t(uint32_t(acc.v[i]) + uint32_t(sum));
   }
+  return acc;
+}
+INLINE Vi dot2_words(Vi acc, Vi a, Vi b) {
+  int16_t words[32], others[32];
+  std::memcpy(words, a.v, 64);
+  std::memcpy(others, b.v, 64);
+  EACH acc.v[i] += int32_t(words[2 * i]) * others[2 * i] + int32_t(words[2 * i + 1]) * others[2 * i + 1];
   return acc;
 }
 #undef EACH

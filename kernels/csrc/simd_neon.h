@@ -169,6 +169,14 @@ template <int BITS> INLINE Vi dot4(Vi acc, Vi u, Vi s) {
 #endif
   return acc;
 }
+INLINE Vi dot2_words(Vi acc, Vi a, Vi b) {
+  EACH {
+    const int16x8_t words = vreinterpretq_s16_s32(a.v[i]), others = vreinterpretq_s16_s32(b.v[i]);
+    const int32x4_t first = vmull_s16(vget_low_s16(words), vget_low_s16(others));
+    acc.v[i] = vaddq_s32(acc.v[i], vpaddq_s32(first, vmull_high_s16(words, others)));
+  }
+  return acc;
+}
 #undef EACH
 
 }  // namespace MRS_ISA

@@ -22,6 +22,7 @@ from mistralrs.ops.kv_groups import KvGroup
 from mistralrs.ops.linear import DeltaShape, Linear
 from mistralrs.ops.weight import Weight
 from mistralrs.ops.workspace import Sizes, StepArgs
+from mistralrs.quant.types import K_TYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,28 +46,27 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Each projection's ``outlier_threshold`` (``Backend.project``), and the dtype that the KV cache has by default.
+    """The ``outlier_threshold`` of a layer's projections (``Backend.project``), and the dtype that the KV cache has by
+    default.
 
     At 0 all activations have two int8 terms, and prefill does the work twice; decode is bound by memory and hardly
-    slower.
+    slower. The head, which is computed for few rows, always has two.
     """
 
-    qkv: float
-    o_proj: float
-    gate_up: float
-    down: float
-    lm_head: float
+    threshold: float
+    k_threshold: float
+    """Where a weight has a K type."""
     kv_dtype: Literal["half", "f16", "f32"] = "half"
     """half: the 16-bit dtype with which the backend is fastest."""
 
 
 PRECISIONS: dict[str, Precision] = {
-    # the threshold up to which outliers cost prompts little (docs/log.md); the head is computed for few rows
-    "default": Precision(qkv=1.25, o_proj=1.25, gate_up=1.25, down=1.25, lm_head=0),
+    # the thresholds up to which outliers cost prompts little (docs/log.md)
+    "default": Precision(1.25, 1.5),
     # three times default's KL
-    "fast": Precision(qkv=4, o_proj=4, gate_up=4, down=4, lm_head=0),
-    "high": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f16"),
-    "f32": Precision(qkv=0, o_proj=0, gate_up=0, down=0, lm_head=0, kv_dtype="f32"),
+    "fast": Precision(4, 4),
+    "high": Precision(0, 0, kv_dtype="f16"),
+    "f32": Precision(0, 0, kv_dtype="f32"),
 }
 
 
@@ -186,7 +186,7 @@ class _Assembly:
                 work.x,
                 [work.logits],
                 norm=norm,
-                outlier_threshold=self.precision.lm_head,
+                outlier_threshold=0,
                 logits_only=True,
                 scale=spec.logits_multiplier,
                 softcap=spec.logits_softcap,
@@ -244,6 +244,7 @@ class _Assembly:
             full_norms=spec.qk_norm == "full",
             temperature=spec.temperature,
         )
+        qkv, [o_proj] = self._linears(["q_proj", "k_proj", "v_proj"], layer), self._linears(["o_proj"], layer)
         attend = partial(
             attention,
             self.backend,
@@ -252,51 +253,60 @@ class _Assembly:
             layer=layer,
             group=self.groups[layer],
             norm=self._norm_before("attention_norm", layer),
-            qkv=self._linears(["q_proj", "k_proj", "v_proj"], layer),
-            o_proj=self._linears(["o_proj"], layer)[0],
+            qkv=qkv,
+            o_proj=o_proj,
             rotary=None if kind.rope is None else self.rotaries[kind.rope],
             q_norm=self._qk_norm("q_norm", layer),
             k_norm=self._qk_norm("k_norm", layer),
             post_norm=self._norm_after("post_attention_norm", layer),
             residual_multiplier=self.spec.residual_multiplier,
-            qkv_outlier_threshold=self.precision.qkv,
-            o_outlier_threshold=self.precision.o_proj,
+            qkv_outlier_threshold=self._threshold(qkv),
+            o_outlier_threshold=self._threshold([o_proj]),
         )
         return [attend(kv=kv) for kv in self.kvs]
 
     def _mlp(self, layer: int) -> list[Op]:
         spec = self.spec
+        inputs, down = (
+            self._linears(["gate_proj", "up_proj"] if spec.gated else ["up_proj"], layer),
+            self._linears(["down_proj"], layer),
+        )
         return mlp(
             self.backend,
             self.work,
             norm=self._norm_before("attention_norm" if spec.parallel else "ffn_norm", layer),
-            inputs=self._linears(["gate_proj", "up_proj"] if spec.gated else ["up_proj"], layer),
-            down=self._linears(["down_proj"], layer)[0],
+            inputs=inputs,
+            down=down[0],
             activation=spec.activation,
             post_norm=self._norm_after("post_ffn_norm", layer),
             residual_multiplier=spec.residual_multiplier,
-            input_outlier_threshold=self.precision.gate_up,
-            down_outlier_threshold=self.precision.down,
+            input_outlier_threshold=self._threshold(inputs),
+            down_outlier_threshold=self._threshold(down),
         )
 
     def _experts(self, layer: int) -> list[Op]:
         moe = self.spec.moe
         assert moe is not None
+        gate, up, down = (self._expert_linears(f"expert_{name}_proj", layer) for name in ("gate", "up", "down"))
         return [
             self.backend.moe(
                 self.work,
                 norm=self._norm("ffn_norm", layer),
                 router=self._linears(["router"], layer)[0],
-                gate=self._expert_linears("expert_gate_proj", layer),
-                up=self._expert_linears("expert_up_proj", layer),
-                down=self._expert_linears("expert_down_proj", layer),
+                gate=gate,
+                up=up,
+                down=down,
                 used=moe.experts_used,
                 activation=self.spec.activation,
-                outlier_threshold=self.precision.down,
+                outlier_threshold=self._threshold([*gate, *up, *down]),
                 normalize_weights=moe.normalize_weights,
                 scale=self.spec.residual_multiplier,
             )
         ]
+
+    def _threshold(self, linears: Sequence[Linear]) -> float:
+        has_k = any(linear.weight.type.name in K_TYPES for linear in linears)
+        return self.precision.k_threshold if has_k else self.precision.threshold
 
     def _norm(self, name: str, layer: int | None = None) -> Norm:
         weight, bias = self.parts.norm(name, layer=layer)

@@ -191,9 +191,10 @@ class Backend(Protocol):
         """out = linear(x) for each member; ``add`` adds to the values in out, ``gated`` gives act(first) * second,
         ``activate`` act(out).
 
-        ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns.
+        ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns, or
+        for 256 if a member has a K type.
         Outliers, quads of four columns with a value above so many times the average of a row's largest of each 32,
-        take a coarse int8 term of their own, and their remainder stays among the 32. Infinity: none do; 0: instead,
+        take a coarse int8 term of their own, and their remainder stays among the others. Infinity: none do; 0: instead,
         the rounding error of all columns takes a second int8 term, the residual term.
         ``logits_only``: only the rows of x that the step wants logits of.
         ``scale``: factor on the outputs.

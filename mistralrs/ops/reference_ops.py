@@ -21,12 +21,13 @@ from mistralrs.ops.reference_deltas import adapted
 from mistralrs.ops.reference_kv import StoredHeads, rotated
 from mistralrs.ops.reference_memory import plain, tensor_of
 from mistralrs.ops.workspace import StepArgs, Workspace
+from mistralrs.quant.types import K_TYPES
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 
 
-def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
-    """Returns x (tokens, columns) after rounding to int8 with one scale for 32 columns.
+def round_to_int8(x: torch.Tensor, outlier_threshold: float, *, shared: int = 32) -> torch.Tensor:
+    """Returns x (tokens, columns) after rounding to int8 with one scale for ``shared`` columns, 32 or 256.
 
     A quad, four neighbouring columns, whose largest value is above ``outlier_threshold`` times the average of the
     largest values of its row's groups of 32 is rounded to an int8 term of its own first, the coarse term, and the
@@ -36,7 +37,7 @@ def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
     groups = x.view(x.shape[0], -1, 32)
     amax = groups.abs().amax(-1, keepdim=True)
     if outlier_threshold <= 0:
-        step, inverse = _steps(amax)
+        step, inverse = _steps(_largest_of(groups, shared))
         first = torch.round(groups * inverse)
         second = torch.round(_remainder(groups, first, step) * (inverse * 254)) * (step / 254)
         return (first * step + second).view_as(x)
@@ -49,12 +50,19 @@ def round_to_int8(x: torch.Tensor, outlier_threshold: float) -> torch.Tensor:
     is_outlier = largest > limit[..., None]
     coarse = torch.where(is_outlier, torch.round(quads * inverse), 0)
     left = _remainder(quads, coarse, step).view_as(groups)
-    step_left, inverse = _steps(left.abs().amax(-1, keepdim=True))
+    step_left, inverse = _steps(_largest_of(left, shared))
     return (torch.round(left * inverse) * step_left + (coarse * step).view_as(groups)).view_as(x)
 
 
 _LEAST = 1e-34
 """Smaller values count as zeros: the inverse of their step would be infinite."""
+
+
+def _largest_of(groups: torch.Tensor, shared: int) -> torch.Tensor:
+    """Returns (tokens, groups, 1): the largest absolute value of the ``shared`` columns that each group is part of."""
+    largest = groups.abs().amax(-1, keepdim=True)
+    many: torch.Tensor = largest.unflatten(1, (-1, shared // 32))
+    return many.amax(2, keepdim=True).expand_as(many).reshape_as(largest)
 
 
 def _steps(largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,6 +110,7 @@ def products(
     ``tokens`` (rows,): each row's token of the step.
     """
     rounded = None
+    shared = 256 if any(linear.weight.type.name in K_TYPES for linear in linears) else 32
     values = []
     for linear in linears:
         weight = plain(linear.weight)
@@ -109,7 +118,7 @@ def products(
             value = weight.product(x)
         else:
             if rounded is None:
-                rounded = round_to_int8(x, outlier_threshold)
+                rounded = round_to_int8(x, outlier_threshold, shared=shared)
             value = weight.product(rounded)
         values.append(adapted(linear, value, x, args, tokens=tokens, bias=weight.bias))
     return values

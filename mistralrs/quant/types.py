@@ -43,6 +43,9 @@ TYPES: dict[str, QuantType] = _by_name(
 )
 """Every type that can be computed with, by name."""
 
+K_TYPES = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+"""Types with blocks of 256 weights, whose columns of activations share a scale by 256 (``Backend.project``)."""
+
 _CODEBOOKS = _by_name(
     (
         QuantType("IQ2_XXS", 16, 256, 66),

@@ -81,7 +81,7 @@ def projection(epilogue: Epilogue, tokens: int, *, type_: str = "F32", seed: int
 
 @for_every_isa
 @pytest.mark.parametrize("epilogue", ["store", "add", "gated", "activate"])
-@pytest.mark.parametrize("type_", ["F32", "F16", "Q4_K", "Q8_0"])
+@pytest.mark.parametrize("type_", ["F32", "F16", "Q6_K", "Q8_0"])
 def test_kernel_equals_reference(isa: str, epilogue: Epilogue, type_: str) -> None:
     for tokens in (1, 2, 5, 8, 9, 21):
         op = projection(epilogue, tokens, type_=type_, seed=tokens)

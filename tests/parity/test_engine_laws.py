@@ -124,7 +124,7 @@ def test_drafts_change_no_answer(load: Load, model: LocalModel, sampling: Sampli
     longer = replace(sampling, max_tokens=80)
     expected = [ask(model, text, longer)[0] for text in texts]
     # others leave the way that earlier answers propose
-    others = [replace(DRAWN, temperature=heat, max_tokens=80) for heat in (0.3, 2.0)]
+    others = [replace(DRAWN, temperature=heat, max_tokens=80) for heat in (0.3, 1.2, 2.0)]
     expected_others = [[ask(model, text, other)[0] for text in texts] for other in others]
     with load(max_draft=max_draft) as drafting:
         assert [ask(drafting, text, longer)[0] for text in texts] == expected
