@@ -202,7 +202,8 @@ template <class Kv> void attend_tiles(const Tiles<Kv> &tiles, mrs_pool *pool) {
   const Tasks<Kv> tasks(tiles, mrs_pool_size(pool), memory);
   float *scratch = (float *)tiles.op.scratch;
   parallel_for(pool, tasks.count, [&](int64_t turn) {
-    const int64_t task = tasks.count - 1 - turn;  // the longest rows first, so that no thread begins one last
+    const mrs_part part = mrs_part_of(pool, tasks.count, turn);
+    const int64_t task = part.begin + part.end - 1 - turn;  // the longest rows first, so that no thread begins one last
     int s = 0;
     while (tasks.begin[s + 1] <= task) ++s;
     const int64_t index = task - tasks.begin[s];

@@ -25,10 +25,11 @@ struct Operand {
   int live_rows(int64_t panel) const { return int(weight->rows - panel * 16 < 16 ? weight->rows - panel * 16 : 16); }
 };
 
-// Panels [begin, end) of one operand.
+// Panels [begin, end) of one operand, and the tiles that they multiply.
 struct Segment {
   int operand;
   int64_t begin, end;
+  Range tiles;
 };
 
 // Memory of one thread, which stays from step to step.
@@ -120,6 +121,8 @@ struct Products {
 constexpr int64_t kKeptBytes = 416 << 10;
 // Tiles with which kPanels panels at a time are multiplied: more of them would come from beyond the cache for each panel.
 constexpr int64_t kNearTiles = 4;
+// Tiles of a block at least, see Members::blocks().
+constexpr int64_t kBlockTiles = 16;
 
 // A segment's products in work: its operand's weights and the memory for panels that are unpacked.
 template <class Operands, class Epilogue> struct SegmentProducts {
@@ -175,13 +178,13 @@ template <class Operands, class Epilogue> struct SegmentProducts {
   }
 };
 
-// Multiplies a segment's panels with all of the operand's tiles, a few panels at a time: what is unpacked for the first
+// Multiplies a segment's panels with its tiles, a few panels at a time: what is unpacked for the first
 // tile serves the others.
 template <class Operands, class Epilogue>
 INLINE void multiply_segment(const Operands &operands, const Segment &segment, const Epilogue &epilogue) {
   static thread_local ThreadMemory memory;
   const Operand operand = operands.at(segment.operand);
-  const Range tiles = operands.tiles_of(segment.operand);
+  const Range tiles = segment.tiles;
   if (tiles.begin == tiles.end) return;
   const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
@@ -222,21 +225,25 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   }
 }
 
-// Multiplies every panel of every operand with the operand's tiles; a thread takes `span` panels at a time.
+// Multiplies every panel of every operand with the operand's tiles; a thread takes `span` panels at a time, and of each operand's
+// tiles one of `blocks` equal parts. The blocks are parts of the job: a block's products are mostly computed by one thread.
 //
 // Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
-// belongs to its first operand; at(operand), tiles_of(operand), and tile(i). Epilogue is called as epilogue(operand,
+// belongs to its first operand, with all of its tiles; at(operand) and tile(i). Epilogue is called as epilogue(operand,
 // panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
 // operand's second weight, if it has one; epilogue.of(segment) is the one for a segment's panels. For tiles of 8,
 // epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that the epilogue will write; for a
 // first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead) adds to `ahead` what it will read.
 template <class Operands, class Epilogue>
-INLINE void gemm(const Operands &operands, int64_t span, mrs_pool *pool, const Epilogue &epilogue) {
-  const int64_t total = operands.panels();
-  parallel_for(pool, (total + span - 1) / span, [&](int64_t chunk) {
+INLINE void gemm(const Operands &operands, int64_t span, int64_t blocks, mrs_pool *pool, const Epilogue &epilogue) {
+  const int64_t total = operands.panels(), chunks = (total + span - 1) / span;
+  parallel_for(pool, blocks * chunks, [&](int64_t turn) {
+    const int64_t block = turn / chunks, chunk = turn % chunks;
     const int64_t end = (chunk + 1) * span < total ? (chunk + 1) * span : total;
     for (int64_t at = chunk * span; at < end;) {
-      const Segment segment = operands.segment(at, end);
+      Segment segment = operands.segment(at, end);
+      const int64_t first = segment.tiles.begin, tiles = segment.tiles.end - first;
+      segment.tiles = {first + block * tiles / blocks, first + (block + 1) * tiles / blocks};
       multiply_segment(operands, segment, epilogue.of(segment));
       at += segment.end - segment.begin;
     }
@@ -271,12 +278,18 @@ struct Members {
     int m = 0;
     while (from >= ends[m]) ++m;
     const int64_t before = m ? ends[m - 1] : 0;
-    return {m, from - before, (to < ends[m] ? to : ends[m]) - before};
+    return {m, from - before, (to < ends[m] ? to : ends[m]) - before, {0, num_tiles()}};
   }
   const Operand &at(int m) const { return operands[m]; }
   int64_t num_tiles() const { return (rows + 7) / 8; }
-  Range tiles_of(int) const { return {0, num_tiles()}; }
   Tile tile(int64_t i) const { return tile_of(8 * i, rows - 8 * i, scratch + i * tile_bytes); }
+
+  // Blocks of tiles. A thread that rounds rows and multiplies them with all weights keeps them in its caches; in turn it
+  // unpacks all weights, which takes as long as a tile's products.
+  int64_t blocks(mrs_pool *pool) const {
+    const int64_t fit = num_tiles() / kBlockTiles, threads = mrs_pool_size(pool);
+    return fit < 2 ? 1 : fit < threads ? fit : threads;
+  }
 
   // Panels that a thread takes at a time: they stay in the second-level cache while all tiles are multiplied with them.
   int64_t span(mrs_pool *pool) const {
@@ -438,7 +451,7 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
   }
   if (deltas.act) shrink_rows(op, deltas, members, pool);
-  gemm(members, members.span(pool), pool, ProjectEpilogue{op, deltas, rows});
+  gemm(members, members.span(pool), members.blocks(pool), pool, ProjectEpilogue{op, deltas, rows});
 }
 
 }  // namespace MRS_ISA

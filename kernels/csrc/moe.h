@@ -119,11 +119,11 @@ struct Experts {
   int64_t panels() const { return op.experts * expert_panels; }
   Segment segment(int64_t from, int64_t to) const {
     const int64_t e = from / expert_panels, before = e * expert_panels;
-    return {int(e), from - before, (to < before + expert_panels ? to : before + expert_panels) - before};
+    return {int(e), from - before, (to < before + expert_panels ? to : before + expert_panels) - before,
+            {routes.first_tile[e], routes.first_tile[e + 1]}};
   }
   Operand at(int e) const { return {first[e].weight, second ? second[e].weight : nullptr}; }
   int64_t num_tiles() const { return routes.first_tile[op.experts]; }
-  Range tiles_of(int e) const { return {routes.first_tile[e], routes.first_tile[e + 1]}; }
   Tile tile(int64_t i) const {
     const int64_t first_pair = routes.tiles[i], e = routes.expert[routes.order[first_pair]];
     return tile_of(first_pair, routes.begin[e + 1] - first_pair, op.scratch + i * tile_bytes);
@@ -186,7 +186,7 @@ INLINE void expert_products(const Experts &experts, const Deltas &deltas, float 
     if (experts.second) deltas.shrink_tile(experts.second[expert], 1, tile, plain, pair);
   });
   const int64_t span = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
-  gemm(experts, span, pool, PairEpilogue{experts, deltas, op.activation, out});
+  gemm(experts, span, 1, pool, PairEpilogue{experts, deltas, op.activation, out});
 }
 
 void moe(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {

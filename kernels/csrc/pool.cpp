@@ -2,6 +2,10 @@
 // as the workers do; a worker joins a job by registering in the slot's state word. When no chunks are left, the caller
 // closes the job and waits only for registered workers; a worker that the system has put to sleep delays no caller.
 //
+// A job's chunks are cut into parts of equal length, one for each thread. A thread claims those of its own part first, and
+// then those of the others. Jobs whose chunks are rows of the same tokens leave them in the caches of one core; a line from
+// a core that shares no cache takes eight times as long as from one that does.
+//
 // Jobs of several callers run at the same time. A worker joins the job with the fewest workers, and changes jobs between
 // two chunks when another job has two fewer; no engine waits for another's step. Callers and workers together are never
 // more than the largest share: with two callers on two cores, the worker sleeps.
@@ -49,15 +53,48 @@ void name_thread() {
 inline int registered(uint64_t state) { return int(state & kCount); }
 inline int allowed(uint64_t state) { return int(state / kAllowedOne & kCount); }
 
+// Chunks of a job that are claimed in ascending order.
+struct Part {
+  alignas(64) std::atomic<int64_t> next{0};  // the first unclaimed one
+  std::atomic<int64_t> end{0};
+
+  bool has_chunks() const { return next.load(std::memory_order_relaxed) < end.load(std::memory_order_relaxed); }
+};
+
 struct Slot {
   alignas(64) std::atomic<uint64_t> state{0};
-  alignas(64) std::atomic<int64_t> next{0};  // the first unclaimed chunk
-  std::atomic<int64_t> chunks{0};
+  alignas(64) std::atomic<int> num_parts{0};
   mrs_chunk_fn fn = nullptr;
   void *context = nullptr;
+  Part parts[kMostParts];
   alignas(64) std::atomic<bool> owned{false};  // by a caller
 
-  bool has_chunks() const { return next.load(std::memory_order_relaxed) < chunks.load(std::memory_order_relaxed); }
+  void cut(int64_t chunks, int threads) {
+    const int count = int(mrs_parts(chunks, threads));
+    for (int i = 0; i < count; ++i) {
+      const mrs_part part = mrs_part_at(chunks, count, i);
+      parts[i].next.store(part.begin, std::memory_order_relaxed);
+      parts[i].end.store(part.end, std::memory_order_relaxed);
+    }
+    num_parts.store(count, std::memory_order_relaxed);
+  }
+
+  bool has_chunks() const {
+    const int count = num_parts.load(std::memory_order_relaxed);
+    return std::any_of(parts, parts + count, [](const Part &part) { return part.has_chunks(); });
+  }
+
+  // Returns a chunk, of the part of the thread with this index if that has one, or -1: all are claimed.
+  int64_t claim(int thread) {
+    const int count = num_parts.load(std::memory_order_relaxed);
+    for (int i = 0; i < count; ++i) {
+      Part &part = parts[(thread + i) % count];
+      if (!part.has_chunks()) continue;
+      const int64_t chunk = part.next.fetch_add(1, std::memory_order_relaxed);
+      if (chunk < part.end.load(std::memory_order_relaxed)) return chunk;
+    }
+    return -1;
+  }
 
   bool join() {
     uint64_t s = state.load(std::memory_order_relaxed);
@@ -77,11 +114,10 @@ class Pool {
     }
     slot->fn = fn;
     slot->context = context;
-    slot->chunks.store(chunks, std::memory_order_relaxed);
-    slot->next.store(0, std::memory_order_relaxed);
+    slot->cut(chunks, threads);
     slot->state.store(kOpen | (threads - 1) * kAllowedOne, std::memory_order_seq_cst);
     if (parked_.load(std::memory_order_seq_cst) > 0 && look().job) wake(threads - 1);
-    for (int64_t chunk; (chunk = slot->next.fetch_add(1, std::memory_order_relaxed)) < chunks;) fn(context, chunk);
+    for (int64_t chunk; (chunk = slot->claim(0)) >= 0;) fn(context, chunk);
     slot->state.fetch_and(~kOpen, std::memory_order_acq_rel);
     for (int i = 0; slot->state.load(std::memory_order_acquire) & kCount; ++i) {
       if (i < 2000)
@@ -211,11 +247,10 @@ class Pool {
     }
   }
 
-  void help(Slot &slot) {
+  void help(Slot &slot, int thread) {
     const mrs_chunk_fn fn = slot.fn;
     void *const context = slot.context;
-    const int64_t chunks = slot.chunks.load(std::memory_order_relaxed);
-    for (int64_t chunk; (chunk = slot.next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+    for (int64_t chunk; (chunk = slot.claim(thread)) >= 0;) {
       fn(context, chunk);
       if (left(slot)) return;
     }
@@ -241,7 +276,7 @@ class Pool {
     name_thread();
     while (!retired(index)) {
       if (Slot *job = await_job()) {
-        help(*job);
+        help(*job, index + 1);
         continue;
       }
       std::unique_lock<std::mutex> lock(park_mutex_);

@@ -12,6 +12,25 @@ typedef void (*mrs_chunk_fn)(void *context, int64_t chunk);
 void mrs_pool_for(mrs_pool *pool, mrs_chunk_fn fn, void *context, int64_t chunks);
 int mrs_pool_size(const mrs_pool *pool);
 
+// Chunks of a job that one thread claims, in ascending order, before it claims others.
+struct mrs_part {
+  int64_t begin, end;
+};
+constexpr int kMostParts = 32;  // threads beyond them share parts
+
+inline int64_t mrs_parts(int64_t chunks, int64_t threads) {
+  const int64_t most = threads < kMostParts ? threads : kMostParts;
+  return chunks < most ? chunks : most;
+}
+inline mrs_part mrs_part_at(int64_t chunks, int64_t parts, int64_t index) {
+  return {index * chunks / parts, (index + 1) * chunks / parts};
+}
+// The part that a chunk belongs to.
+inline mrs_part mrs_part_of(const mrs_pool *pool, int64_t chunks, int64_t chunk) {
+  const int64_t parts = mrs_parts(chunks, mrs_pool_size(pool));
+  return mrs_part_at(chunks, parts, ((chunk + 1) * parts - 1) / chunks);
+}
+
 extern "C" {
 // A share of `threads` threads; the pool grows to the largest share. Null when the system starts no more threads.
 mrs_pool *mrs_pool_acquire(int threads);

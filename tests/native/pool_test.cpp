@@ -47,6 +47,26 @@ void every_chunk_once() {
   }
 }
 
+// A thread begins with its own part: the caller with the first, the worker with the second, in every job.
+void parts_stay_with_their_threads() {
+  mrs_pool *pool = mrs_pool_acquire(2);
+  std::thread::id worker;
+  for (int i = 0; i < 100; ++i) {
+    std::thread::id of[6];
+    std::atomic<int> came{0};  // to the first chunks of both parts, which wait for each other
+    parallel_for(pool, 6, [&](int64_t chunk) {
+      of[chunk] = std::this_thread::get_id();
+      if (chunk % 3) return;
+      ++came;
+      while (came < 2) std::this_thread::yield();
+    });
+    CHECK(of[0] == std::this_thread::get_id());
+    CHECK(of[3] != of[0] && (i == 0 || of[3] == worker));
+    worker = of[3];
+  }
+  mrs_pool_release(pool);
+}
+
 void one_pool_of_the_largest_share() {
   mrs_pool *small = mrs_pool_acquire(2), *large = mrs_pool_acquire(6), *same = mrs_pool_acquire(6);
   CHECK(mrs_pool_workers() == 5);
@@ -185,6 +205,7 @@ int main(int argc, char **argv) {
   alarm(kHangs);
   for (int round = 0; round < rounds; ++round) {
     every_chunk_once();
+    parts_stay_with_their_threads();
     one_pool_of_the_largest_share();
     share_is_kept();
     callers_do_not_wait();

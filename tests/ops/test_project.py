@@ -310,6 +310,20 @@ def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
             assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@for_every_isa
+@pytest.mark.parametrize("names", [("Q4_1", "Q4_1"), ("Q6_K", "F16")])
+def test_long_prompts_in_blocks_of_tokens(isa: str, names: tuple[str, str]) -> None:
+    """Bit for bit with 1, 2 and 3 threads, which cut 410 tokens into as many blocks."""
+    matrices = tuple(random_matrix(name, rows=90, columns=256, seed=seed) for seed, name in enumerate(names))
+    for epilogue in ("store", "gated") if names[0] == names[1] else ("add",):
+        case = Projection(
+            matrices=matrices, x=random_values(410, 256, seed=5), epilogue=epilogue, outlier_threshold=1.25
+        )
+        first, *others = [case.run(native(isa, threads=threads)) for threads in (1, 2, 3)]
+        for other in others:
+            assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 @pytest.mark.skipif(len(ISAS) < 2, reason="this machine runs one instruction set")
 @pytest.mark.parametrize("name", TYPES)
 def test_instruction_sets_agree(name: str) -> None:
