@@ -13,14 +13,21 @@
 
 namespace MRS_ISA {
 
-// Rotates the pairs (i, i + half) of one head and scales all of it.
+// Rotates the pairs (i, i + half) of one head and scales all of it. y may be x.
 INLINE void rotate(const float *x, const float *cosine, const float *sine, int half, int head_dim, float scale, float *y) {
-  for (int i = 0; i < half; ++i) {
+  int i = 0;
+  const Vf factor = set_f(scale);
+  for (; i + 16 <= half; i += 16) {
+    const Vf a = load_f(x + i), b = load_f(x + i + half), c = load_f(cosine + i), s = load_f(sine + i);
+    store_f(y + i, mul(sub(mul(a, c), mul(b, s)), factor));
+    store_f(y + i + half, mul(add(mul(b, c), mul(a, s)), factor));
+  }
+  for (; i < half; ++i) {
     float a = x[i], b = x[i + half];
     y[i] = (a * cosine[i] - b * sine[i]) * scale;
     y[i + half] = (b * cosine[i] + a * sine[i]) * scale;
   }
-  for (int i = 2 * half; i < head_dim; ++i) y[i] = x[i] * scale;
+  for (i = 2 * half; i < head_dim; ++i) y[i] = x[i] * scale;
 }
 
 template <class Kv> INLINE void write_token(const mrs_attend &op, const mrs_step &step, const Kv &kv, int64_t t) {
@@ -36,27 +43,31 @@ template <class Kv> INLINE void write_token(const mrs_attend &op, const mrs_step
   float *keys = op.k + t * op.kv_heads * D;
   if (op.q_norm && !by_head) normalize(q_norm, q, op.heads * D, q);
   if (op.k_norm && !by_head) normalize(k_norm, keys, op.kv_heads * D, keys);
-  float row[wide], normed[wide];
+  float normed[wide];
   for (int h = 0; h < op.heads; ++h) {
     const float *from = q + h * D;
     if (op.q_norm && by_head) normalize(q_norm, from, D, normed), from = normed;
-    rotate(from, cosine, sine, op.rotary_half, D, scale, row);
-    if (Kv::rotated) hadamard(row, D);
-    std::memcpy(q + h * D, row, D * sizeof(float));
+    rotate(from, cosine, sine, op.rotary_half, D, scale, q + h * D);
+    if (Kv::rotated) hadamard(q + h * D, D);
   }
   const int32_t *slot = step.slot_mapping + int64_t(op.group) * step.max_tokens + t;
   const int64_t block = *slot / kBlock;
   const int offset = *slot % kBlock;
   const bool last = t + 1 == step.num_tokens || slot[1] != slot[0] + 1;
-  float value[wide];
-  for (int i = D; i < wide; ++i) row[i] = value[i] = 0;
+  float row[wide], padding[wide];
+  for (int i = D; i < wide; ++i) row[i] = padding[i] = 0;
   for (int h = 0; h < op.kv_heads; ++h) {
     const float *from = keys + h * D;
     if (op.k_norm && by_head) normalize(k_norm, from, D, normed), from = normed;
     rotate(from, cosine, sine, op.rotary_half, D, 1.0f, row);
-    std::memcpy(value, op.v + (t * op.kv_heads + h) * D, D * sizeof(float));
-    if (Kv::rotated) hadamard(row, D), hadamard(value, D);
-    kv.write(block, h, offset, row, value, last);
+    const float *value = op.v + (t * op.kv_heads + h) * D;
+    if (Kv::rotated || D < wide) std::memcpy(padding, value, D * sizeof(float)), value = padding;
+    if constexpr (Kv::rotated) {
+      hadamard(row, D), hadamard(padding, D);
+      kv.write(block, h, offset, row, padding, last);
+    } else {
+      kv.write(block, h, offset, row, value, last);
+    }
   }
 }
 
@@ -82,7 +93,14 @@ struct QueryTile {
     for (int r = 0; r < rows; ++r) {
       const int64_t token = first + r / heads;
       float *out = op.out + (token * op.heads + head + r % heads) * op.head_dim;
-      for (int d = 0; d < op.head_dim; ++d) out[d] = total.o[r * total.wide + d] / total.sum[r];
+      const Vf sum = set_f(total.sum[r]);
+      for (int d = 0; d < op.head_dim; d += 16) {
+        const Vf weighed = div(load_f(total.o + r * total.wide + d), sum);
+        if (d + 16 <= op.head_dim)
+          store_f(out + d, weighed);
+        else
+          store_first(out + d, weighed, op.head_dim - d);
+      }
       if (rotated) hadamard(out, op.head_dim);
     }
   }
@@ -138,8 +156,14 @@ template <class Kv> struct Tiles {
     float prepared[kv.query_items(rows.rows) + 1], memory[2 * Softmax::items(rows.rows, kv.wide)];
     kv.prepare(rows, prepared);
     Softmax total(memory, rows.rows, kv.wide), chunk(memory + Softmax::items(rows.rows, kv.wide), rows.rows, kv.wide);
-    total.clear(rows.rows);
-    for (int32_t start = rows.low[0] / Kv::chunk * Kv::chunk; start < rows.end(); start += Kv::chunk) {
+    int32_t start = rows.low[0] / Kv::chunk * Kv::chunk;
+    if (rows.low[rows.rows - 1] < start + Kv::chunk) {  // all rows see the first chunk
+      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, total);
+      start += Kv::chunk;
+    } else {
+      total.clear(rows.rows);
+    }
+    for (; start < rows.end(); start += Kv::chunk) {
       kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, chunk);
       merge_chunk(rows, start, start + Kv::chunk, total, chunk);
     }

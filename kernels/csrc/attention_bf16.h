@@ -89,6 +89,16 @@ void weigh_pair_rows(float *o, const uint16_t (*p)[kPairChunk], const uint8_t *c
   for (; column < wide; column += 16) weigh_pairs<R, 1>(o, p, v, later, first, last, wide, column);
 }
 
+// to[2 i + odd] = from[i] for 16 values, and touches nothing between them: another thread may write there.
+INLINE void store_every_second(uint16_t *to, const uint16_t *from, int odd) {
+#if MRS_ISA_avx512 || MRS_ISA_avx512vnni
+  const Vi lanes = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+  _mm512_mask_storeu_epi16(to, odd ? 0xaaaaaaaau : 0x55555555u, odd ? shl<16>(lanes) : lanes);
+#else
+  for (int i = 0; i < 16; ++i) to[2 * i + odd] = from[i];
+#endif
+}
+
 struct Bf16Kv {
   static constexpr int chunk = kPairChunk, blocks = chunk / kBlock;
   static constexpr bool rotated = false;
@@ -120,7 +130,7 @@ struct Bf16Kv {
     for (int i = 0; i < pairs; ++i) std::memcpy(to + i * 64 + offset * 4, stored + 2 * i, 4);
     round_row(value, wide, stored);
     uint16_t *line = (uint16_t *)(to + k_bytes) + offset / 2 * wide * 2;
-    for (int d = 0; d < wide; ++d) line[2 * d + offset % 2] = stored[d];
+    for (int d = 0; d < wide; d += 16) store_every_second(line + 2 * d, stored + d, offset % 2);
     if (last && offset % 2 == 0)
       for (int d = 0; d < wide; ++d) line[2 * d + 1] = 0;
   }
@@ -129,13 +139,21 @@ struct Bf16Kv {
 
   // The rows' queries as pairs, (pairs, kRows).
   void prepare(const QueryRows &rows, float *memory) const {
-    float row[wide];
-    alignas(64) uint16_t rounded[wide + 16];
-    std::memset(row, 0, sizeof row);
-    for (int r = 0; r < rows.rows; ++r) {
-      std::memcpy(row, rows.q[r], head_dim * sizeof(float));
-      round_row(row, wide, rounded);
-      for (int i = 0; i < pairs; ++i) std::memcpy(memory + i * kRows + r, rounded + 2 * i, 4);
+    float padding[wide];
+    const int64_t stride = (wide + 31) / 32 * 16;  // pairs of a rounded row
+    alignas(64) int32_t rounded[8 * stride];
+    for (int64_t i = head_dim; i < wide; ++i) padding[i] = 0;
+    for (int first = 0; first < rows.rows; first += 8) {
+      const int count = rows.rows - first < 8 ? rows.rows - first : 8;
+      for (int r = 0; r < count; ++r) {
+        const float *q = rows.q[first + r];
+        if (head_dim < wide) std::memcpy(padding, q, head_dim * sizeof(float)), q = padding;
+        round_row(q, wide, (uint16_t *)(rounded + r * stride));
+      }
+      int i = 0;
+      for (; i + 8 <= pairs; i += 8) transpose8((const float *)rounded + i, stride, memory + i * kRows + first, kRows);
+      for (; i < pairs; ++i)
+        for (int r = 0; r < count; ++r) std::memcpy(memory + i * kRows + first + r, rounded + r * stride + i, 4);
     }
   }
 

@@ -107,8 +107,13 @@ struct Softmax {
     top[r] = now;
   }
 
-  // Adds the softmax over later keys.
+  // Adds the softmax over later keys. The first that a row sees becomes its softmax as it is.
   void merge(int r, const Softmax &later) {
+    if (top[r] == -INFINITY) {
+      top[r] = later.top[r], sum[r] = later.sum[r];
+      for (int64_t i = 0; i < wide; i += 16) store_f(o + r * wide + i, load_f(later.o + r * wide + i));
+      return;
+    }
     float now = top[r] > later.top[r] ? top[r] : later.top[r];
     float mine = top[r] == now ? 1.0f : exp2_of(top[r] - now), theirs = later.top[r] == now ? 1.0f : exp2_of(later.top[r] - now);
     sum[r] = sum[r] * mine + later.sum[r] * theirs;

@@ -301,7 +301,8 @@ struct Members {
     }
     // Few rows only read the panels: every new chunk begins a stream from memory anew. Many rows pass over them often.
     const bool is_read_once = rows <= 4;
-    const int64_t room = is_read_once ? 1 << 21 : 1 << 18, chunks = (is_read_once ? 1 : 4) * mrs_pool_size(pool);
+    const int64_t room = is_read_once ? 1 << 21 : 1 << 18, threads = mrs_pool_size(pool), blocks = this->blocks(pool);
+    const int64_t chunks = is_read_once ? threads : blocks > 1 ? 5 * threads / blocks : 4 * threads;
     const int64_t fit = room / widest > 1 ? room / widest : 1, share = (panels() + chunks - 1) / chunks;
     const int64_t span = share < fit ? share : fit;
     return is_read_once || span < kPanels ? span : span / kPanels * kPanels;
