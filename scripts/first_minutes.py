@@ -25,6 +25,7 @@ COLUMNS, LINES = 80, 24
 SHELL, CHAT = r"^(\(\.venv\) )?\$$", r"^>( {3,}\S.*)?$"
 """The last line of a screen on which the shell, or the chat, waits."""
 CTRL_D = "C-d"
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Step:
     """The line, which Enter ends; ``CTRL_D`` is that key."""
     until: str = SHELL
     """A pattern of the last line when it is done."""
-    patience_s: float = 60
+    patience_s: float = PATIENCE_S
     every_s: float = 0
     """Seconds between screens that are kept meanwhile; 0: only the last screen is kept."""
 
@@ -67,12 +68,20 @@ STEPS = (
 
 
 class Tmux:
-    """A terminal in a server of tmux of its own, whose socket is in ``folder``."""
+    """A terminal in a server of tmux of its own, whose socket is in ``folder``; its shell shows its prompt.
+
+    Raises ``TimeoutError`` with the screen where the shell has no prompt after ``PATIENCE_S``.
+    """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._folder = folder
         self._environment = dict(environment)
         self._call("new-session", "-d", "-x", str(COLUMNS), "-y", str(LINES), "bash", "--noprofile", "--norc")
+        try:
+            self._wait_for_shell()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._call("kill-server")
@@ -89,6 +98,14 @@ class Tmux:
         """Returns the text of the screen, without the blank at the ends of lines and below."""
         return "\n".join(line.rstrip() for line in self._call("capture-pane", "-p").splitlines()).rstrip()
 
+    def _wait_for_shell(self) -> None:
+        # keys that come earlier are shown twice: by the terminal, and by the shell behind its prompt
+        ends = time.monotonic() + PATIENCE_S
+        while not re.search(SHELL, last_line(screen := self.screen())):
+            if time.monotonic() > ends:
+                raise TimeoutError(f"The shell shows no prompt; the screen:\n{screen}")
+            time.sleep(0.05)
+
     def _call(self, *words: str) -> str:
         command = ["tmux", "-S", str(self._folder / "tmux"), "-f", os.devnull, *words]
         return subprocess.run(
@@ -96,15 +113,20 @@ class Tmux:
         ).stdout
 
 
+def last_line(screen: str) -> str:
+    return screen.rpartition("\n")[2]
+
+
 def play(tmux: Tmux, step: Step) -> list[tuple[float, str]]:
     """Returns screens of a step, each with the seconds since it began. Raises ``TimeoutError`` with the last one."""
+    before = tmux.screen()
     tmux.type(step.typed)
     began, kept = time.monotonic(), []
     while True:
         time.sleep(0.7)
         took, screen = time.monotonic() - began, tmux.screen()
-        last = screen.rpartition("\n")[2]
-        if re.search(step.until, last) and took > 1:
+        # a shell that has not read the keys yet shows the prompt that they were typed at
+        if screen != before and re.search(step.until, last_line(screen)) and took > 1:
             return [*kept, (took, screen)]
         if took > step.patience_s:
             raise TimeoutError(f"{step.title}:\n{screen}")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -191,12 +192,26 @@ def test_a_machine_s_names_are_left_out() -> None:
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 def test_a_step_is_played_in_tmux(tmp_path: Path) -> None:
     recorder = script("first_minutes")
-    tmux = recorder.Tmux(tmp_path, {**os.environ, "PS1": "$ ", "TERM": "xterm-256color"})
+    slow = tmp_path / "bash"
+    slow.write_text(f'#!/bin/sh\nsleep 0.3\nexec {shutil.which("bash")} "$@"\n', encoding="utf-8")
+    slow.chmod(0o755)
+    path = os.pathsep.join((str(tmp_path), os.environ["PATH"]))
+    tmux = recorder.Tmux(tmp_path, {**os.environ, "PATH": path, "PS1": "$ ", "TERM": "xterm-256color"})
     try:
         [(_, screen)] = recorder.play(tmux, recorder.Step("", "echo one $((1 + 1))"))
     finally:
         tmux.close()
-    assert screen.splitlines()[-3:] == ["$ echo one $((1 + 1))", "one 2", "$"]
+    assert screen.splitlines() == ["$ echo one $((1 + 1))", "one 2", "$"]
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_a_shell_without_a_prompt_is_an_error_with_its_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = script("first_minutes")
+    monkeypatch.setattr(recorder, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(recorder.Tmux, "screen", lambda _: "bash: error\nno dollar")
+    with pytest.raises(TimeoutError, match=r"no prompt; the screen:\nbash: error\nno dollar$"):
+        recorder.Tmux(tmp_path, {**os.environ, "TERM": "xterm-256color"})
+    assert subprocess.run(["tmux", "-S", tmp_path / "tmux", "ls"], capture_output=True).returncode == 1
 
 
 # Error codes
