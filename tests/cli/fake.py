@@ -147,6 +147,8 @@ class FakeStream:
         self._cancelled = threading.Event()
 
     def __iter__(self) -> Iterator[Event | Thought]:
+        if os.environ.get("FAKE_SAYS_BEGUN"):
+            os.write(2, b"begun\n")
         done = 0
         yield from map(Thought, self._thoughts)
         for done, piece in enumerate(self._pieces, 1):
@@ -303,6 +305,8 @@ class FakeModel:
 
 def load_fake(source: ModelSource, options: LoadOptions, progress: Progress) -> FakeModel:
     """Loads nothing, in ``FAKE_LOAD_S`` seconds; ``FAKE_LOAD_ERROR`` is the error."""
+    if os.environ.get("FAKE_SAYS_BEGUN"):
+        os.write(2, b"loading\n")
     error = os.environ.get("FAKE_LOAD_ERROR")
     if error:
         raise LoadError(error, hint="take another file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -99,6 +100,17 @@ class Terminal:
         for key in keys:
             self.child.send(key)
 
+    def send_until_the_end(self, key: str) -> None:
+        """Presses a key until the program ends: one that counts within a second may come too late for that."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            assert time.monotonic() < end, "the program does not end; the screen:\n" + "\n".join(self.lines())
+            with contextlib.suppress(OSError):  # it has ended
+                self.send(key)
+            for _ in range(5):
+                if not self._pump():
+                    return
+
     def lines(self) -> list[str]:
         """Returns the screen's text, without empty lines at its end and without the meter of the line."""
         return [_METER.sub(r"\1", line) for line in self.lines_with_meter()]
@@ -114,6 +126,13 @@ class Terminal:
     def wait_for_line(self, line: str, *, times: int = 1) -> list[str]:
         """Returns the screen once ``line`` is on it ``times`` times, alone on its line."""
         return self._wait(lambda lines: lines.count(line) >= times, f"the line {line!r} {times} times")
+
+    def wait_below(self, line: str, text: str) -> list[str]:
+        """Returns the screen once it shows ``text`` in a line below the last that is ``line``."""
+        return self._wait(
+            lambda lines: line in lines and text in " ".join(lines[len(lines) - lines[::-1].index(line) :]),
+            f"{text!r} below {line!r}",
+        )
 
     def resize(self, lines: int, columns: int) -> None:
         """Gives the screen another size, and the program's terminal with it."""

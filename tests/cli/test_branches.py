@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -87,8 +86,7 @@ def test_a_retry_that_is_stopped_early_loses_nothing(home: Path) -> None:
         terminal.send("/edit 1", ENTER)
         terminal.wait_for_line("> first", times=2)
         terminal.send(CTRL_A, CTRL_K, "prefill", ENTER)
-        terminal.wait_for_line("> prefill")
-        time.sleep(0.3)
+        terminal.wait_for("reading 1 240/3 900 tokens")
         terminal.send(CTRL_C)
         terminal.wait_for_line("> prefill", times=2)
         assert contents(home) == before
@@ -159,8 +157,7 @@ def test_other_answers(home: Path) -> None:
         terminal.send(CTRL_C)
         terminal.wait_for_prompt()
         terminal.send("/alt 3", ENTER)
-        terminal.wait_for_line("another answer, 1 of 3:")
-        time.sleep(0.3)
+        terminal.wait_below("another answer, 1 of 3:", "word2")
         terminal.send(CTRL_C)
         command(terminal, "", "these are the messages")
         assert texts(home)[-2] == "slow"

@@ -200,14 +200,14 @@ def test_ctrl_c_keeps_the_part_that_came(home: Path) -> None:
         conversation = messages_on(terminal.wait_for_prompt())
         assert [each["role"] for each in conversation] == ["user", "assistant", "user"]
         assert conversation[1]["content"].startswith("word0 word1 word2 word3 ")
-        assert len(conversation[1]["content"].split()) < 100
+        assert len(conversation[1]["content"].split()) < 1000
 
 
-@pytest.mark.parametrize("word", ["prefill", "preparing"])
-def test_ctrl_c_before_the_answer_gives_the_text_back(home: Path, word: str) -> None:
+@pytest.mark.parametrize(("word", "shown"), [("prefill", "reading 1 240/3 900 tokens"), ("preparing", "preparing")])
+def test_ctrl_c_before_the_answer_gives_the_text_back(home: Path, word: str, shown: str) -> None:
     with start(home) as terminal:
         terminal.send(f"{word} of a long text", ENTER)
-        time.sleep(0.3)
+        terminal.wait_for_line(shown)
         terminal.send(CTRL_C)
         terminal.wait_for_line(f"> {word} of a long text", times=2)
         terminal.send(CTRL_C)  # clears the line
@@ -230,7 +230,7 @@ def test_ctrl_c_at_the_prompt(home: Path) -> None:
         terminal.wait_for_prompt()
         terminal.send(CTRL_C)
         terminal.wait_for_line("Ctrl-D or /exit leaves; so does Ctrl-C twice", times=2)
-        terminal.send(CTRL_C)
+        terminal.send_until_the_end(CTRL_C)
         assert terminal.exit_code() == 130
 
 
@@ -406,7 +406,7 @@ def test_load_progress_appears_late_and_goes(home: Path) -> None:
         assert terminal.exit_code() == 0
         assert not any("loading" in line for line in terminal.lines())
         assert "you said: hi" in terminal.lines()
-    with Terminal(["--prompt", "hi"], environment(home, FAKE_LOAD_S="0.1")) as terminal:
+    with Terminal(["--prompt", "hi"], environment(home, FAKE_LOAD_S="0.05")) as terminal:
         assert terminal.exit_code() == 0
         assert b"loading" not in terminal.raw
 

@@ -114,8 +114,7 @@ def test_a_killed_chat_gives_an_unanswered_question_back(home: Path) -> None:
     with start(home) as terminal:
         say(terminal, "first")
         terminal.send("prefill please", ENTER)
-        terminal.wait_for_line("> prefill please")
-        time.sleep(0.5)
+        terminal.wait_for("reading 1 240/3 900 tokens")
         terminal.child.kill(signal.SIGKILL)
         terminal.exit_code()
     with Terminal(["-i", "--resume"], environment(home)) as terminal:
@@ -134,14 +133,13 @@ def test_what_was_interrupted_is_marked(home: Path) -> None:
         terminal.wait_for_prompt()
         assert [each[2] for each in contents(home)] == [False, True]
         terminal.send("prefill", ENTER)
-        time.sleep(0.3)
+        terminal.wait_for("reading 1 240/3 900 tokens")
         terminal.send(CTRL_C)
         terminal.wait_for_line("> prefill", times=2)
         assert len(contents(home)) == 2  # nothing came, and the text is in the line again
         terminal.send(CTRL_C)
         terminal.send("slow again", ENTER)
-        terminal.wait_for_line("> slow again")
-        time.sleep(0.5)
+        terminal.wait_below("> slow again", "word2")
         terminal.child.kill(signal.SIGTERM)
         assert terminal.exit_code() == 143
     saved = contents(home)

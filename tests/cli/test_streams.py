@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -244,13 +243,12 @@ def test_signals(program: Program, arguments: list[str], number: signal.Signals,
         process.stdin.close()
         seen = wait_for(process, b"word2 ")
         process.send_signal(number)
-        began = time.monotonic()
         assert process.stdout is not None
         assert process.stderr is not None
         seen += process.stdout.read()
         assert process.wait(timeout=60) == code
-        assert time.monotonic() - began < 5
         assert seen.startswith(b"word0 word1 word2 ")
+        assert b"word999" not in seen  # which comes after 50 seconds
         assert process.stderr.read() == b"closed\n"
     if number is signal.SIGINT:
         assert seen.endswith(b"\n")
@@ -265,7 +263,7 @@ def test_ctrl_c_while_a_prompt_is_prepared(program: Program, arguments: list[str
         process.stdin.close()
         assert process.stderr.readline() == b"preparing\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=50) == 130  # the fake prepares for a minute
         assert process.stderr.read() == b""
 
 
@@ -277,8 +275,9 @@ def test_more_than_any_model_can_read_is_refused(program: Program, arguments: li
 
 
 def test_interrupted_load(program: Program) -> None:
-    with program.start("--prompt", "x", "--no-stdin", FAKE_LOAD_S="30") as process:
-        time.sleep(1.5)
+    with program.start("--prompt", "x", "--no-stdin", FAKE_LOAD_S="60", FAKE_SAYS_BEGUN="1") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"loading\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"")

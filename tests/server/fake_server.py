@@ -30,6 +30,14 @@ def slow(request: Request) -> Iterable[Event | float]:
     yield Finished("stop", usage(request))
 
 
+def held(request: Request) -> Iterable[Event | float]:
+    """Goes on when there is a file ``go on`` beside the pickled model."""
+    yield Delta("begun", (1,), ())
+    while not Path(sys.argv[1]).with_name("go on").exists():
+        yield 0.01
+    yield Finished("stop", usage(request))
+
+
 def flood(request: Request) -> Iterable[Event | float]:
     """Makes more text than any buffer takes."""
     while True:
@@ -58,6 +66,7 @@ WORDS = {
     "silent": silent,
     "broken": broken,
     "slow": slow,
+    "held": held,
     "flood": flood,
     "blocked": blocked,
     "defective": defective,

@@ -68,8 +68,8 @@ def fault(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
-async def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
-    """Waits until a condition is true."""
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until a condition is true, a minute at most."""
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)

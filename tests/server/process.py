@@ -24,6 +24,8 @@ import httpx
 from mistralrs.api.served_model import ServedModel
 from tests.server.harness import CHAT
 
+PATIENCE_S = 60.0
+"""Seconds that a test waits before it fails: the machine may stand still for some."""
 SERVING = re.compile(r"Serving (\S+) at (https?)://(\S+):(\d+)/v1 \((.*)\)")
 
 
@@ -88,9 +90,7 @@ class ServerProcess:
     @property
     def serving(self) -> re.Match[str]:
         """Returns the lines that it writes once it serves."""
-        wait_for(
-            lambda: any(SERVING.match(line) for line in self.lines) or self._process.poll() is not None, seconds=20
-        )
+        wait_for(lambda: any(SERVING.match(line) for line in self.lines) or self._process.poll() is not None)
         found = next(filter(None, map(SERVING.match, self.lines)), None)
         assert found is not None, self.lines
         return found
@@ -101,17 +101,17 @@ class ServerProcess:
 
     def client(self, **keywords: Any) -> httpx.Client:
         scheme = self.serving[2]
-        return httpx.Client(base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=30, **keywords)
+        return httpx.Client(base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=PATIENCE_S, **keywords)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def tell(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self) -> int:
         """Returns the exit code."""
-        code = self._process.wait(seconds)
+        code = self._process.wait(PATIENCE_S)
         self._reader.join()
         return code
 
@@ -144,8 +144,8 @@ def receive_all(connection: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.01)

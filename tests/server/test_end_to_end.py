@@ -149,9 +149,17 @@ def engine_of(process: subprocess.Popen[str]) -> int:
     return int(engine)
 
 
+def until_answered(client: httpx.Client) -> None:
+    """Asks until an answer comes within the server's short time for one."""
+    ends = time.monotonic() + 60
+    while (answer := client.post(CHAT, json=GREEDY)).status_code != 200:
+        assert answer.status_code in (503, 504), answer.text
+        assert time.monotonic() < ends, answer.text
+
+
 def test_an_engine_that_stands_still_and_goes_on(tiny_llama: Path) -> None:
     with serving(tiny_llama, request_timeout=2) as (process, client):
-        assert client.post(CHAT, json=GREEDY).status_code == 200
+        until_answered(client)
         os.kill(engine_of(process), signal.SIGSTOP)
         late = client.post(CHAT, json=GREEDY)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -166,11 +174,11 @@ def test_an_engine_that_stands_still_and_goes_on(tiny_llama: Path) -> None:
         os.kill(engine_of(process), signal.SIGCONT)
         while client.get("/health").status_code == 503:
             pass
-        assert client.post(CHAT, json=GREEDY).status_code == 200
+        until_answered(client)
         assert "mistralrs_kv_blocks " in client.get("/metrics").text
         os.kill(engine_of(process), signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(40) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_server_that_stands_still_and_goes_on(tiny_llama: Path, spoken: str) -> None:
@@ -201,6 +209,6 @@ def test_a_server_with_an_engine_of_its_own_process(tiny_llama: Path, spoken: st
             assert next(lines).startswith("data: ")
         assert client.post(CHAT, json=GREEDY).status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
