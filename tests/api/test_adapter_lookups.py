@@ -57,7 +57,7 @@ class Adapters:
 
     def acquire(self, weights: Mapping[str, float] | None) -> AcquiredAdapters:
         assert weights == CHOSEN
-        self.go_on.wait(30)
+        self.go_on.wait(60)
         if self.error is not None:
             raise self.error
         return self.acquired

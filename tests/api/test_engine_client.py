@@ -74,6 +74,13 @@ USAGE = Usage(3, 0, 2, 0.0, 0.0, 0.0, 0)
 OPTIONS = LoadOptions(threads=1, max_seqs=4)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's process is waited for longer, because the machine may stand still for seconds."""
+    for name in ("GRACE_S", "CANCEL_S", "STATS_S", "CLOSING_S"):
+        monkeypatch.setattr(remote_module, name, 60.0)
+
+
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
@@ -443,13 +450,16 @@ async def test_cancelling_in_the_middle_of_a_prefill_stops_the_step(fragile: Rem
 
 
 async def test_a_deadline_ends_a_request_after_what_it_has_so_far(fragile: RemoteEngine) -> None:
-    slow = fragile.submit(Request(PROMPT, LONG, deadline_s=0.2))
     other = fragile.submit(Request(PROMPT, replace(GREEDY, max_tokens=60)))
-    deltas, end = await collect(slow)
-    assert isinstance(end, Failed)
-    assert isinstance(end.error, EngineError)
-    assert end.error.code == "deadline_exceeded"
-    assert 0 < sum(len(delta.tokens) for delta in deltas) == end.usage.completion_tokens
+    for deadline_s in (0.2, 0.2, 0.2, 0.2, 0.2):  # nothing comes of one while the machine stands still
+        deltas, end = await collect(fragile.submit(Request(PROMPT, LONG, deadline_s=deadline_s)))
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, EngineError)
+        assert end.error.code == "deadline_exceeded"
+        assert sum(len(delta.tokens) for delta in deltas) == end.usage.completion_tokens
+        if deltas:
+            break
+    assert deltas
     assert await reason(other) == "length"
 
 
@@ -562,7 +572,7 @@ def test_an_engine_stands_still_that_neither_answers_nor_steps() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -571,15 +581,16 @@ async def test_a_process_that_stands_still_is_told_and_may_go_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
-    for name in ("GRACE_S", "CANCEL_S", "STATS_S"):
-        monkeypatch.setattr(remote_module, name, 0.05)
     before = resources()
     async with faking() as engine:
-        late = engine.submit(Request(PROMPT, LONG, deadline_s=0.5))
+        monkeypatch.setattr(remote_module, "GRACE_S", 0.05)
+        late = engine.submit(Request(PROMPT, LONG, deadline_s=1.0))
         unwanted, patient = (engine.submit(Request(PROMPT, LONG)) for _ in range(2))
         for stream in (late, unwanted, patient):
             await stream.__anext__()
         os.kill(pid_of(engine), signal.SIGSTOP)
+        for name in ("CANCEL_S", "STATS_S"):
+            monkeypatch.setattr(remote_module, name, 0.05)
         await until(lambda: engine.stalled is not None)
         with pytest.raises(EngineError) as unanswered:
             await engine.stats()
@@ -592,6 +603,9 @@ async def test_a_process_that_stands_still_is_told_and_may_go_on(
         assert end.error.code == "deadline_exceeded"
         assert end.usage.completion_tokens == late.num_tokens > sum(len(delta.tokens) for delta in deltas)
         assert engine.fault is None
+        await until(lambda: "has not answered" in caplog.text)
+        for module, name in ((heartbeat, "HEARTBEAT_S"), (remote_module, "STATS_S"), (remote_module, "CANCEL_S")):
+            monkeypatch.setattr(module, name, 60.0 if module is remote_module else 0.5)
         os.kill(pid_of(engine), signal.SIGCONT)
         assert await reason(patient) == "length"
         await until(lambda: engine.stalled is None)
@@ -753,7 +767,7 @@ def test_the_parent_needs_no_torch_and_the_child_does_not_outlive_it(source: Mod
             assert is_running(int(child))
         finally:
             parent.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while is_running(int(child)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_running(int(child))

@@ -163,14 +163,14 @@ class Turnstile:
 
     def _pass(self, batch: Batch, cancel_flag: CancelFlag) -> None:
         self.entered.release()
-        for _ in range(1000):
+        for _ in range(6000):
             if self.leave.acquire(timeout=0.01) or cancel_flag.is_set():
                 return
         raise TimeoutError("the step was never let through")
 
     def wait(self) -> None:
         """Waits until the engine is in the middle of a step."""
-        assert self.entered.acquire(timeout=10)
+        assert self.entered.acquire(timeout=60)
 
     def let_through(self, steps: int = 1) -> None:
         self.leave.release(steps)

@@ -428,7 +428,7 @@ def test_a_dead_engine_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: py
             end = collect(stream)[2]
             assert isinstance(end, Failed)
             assert "ZeroDivisionError" in end.error.message
-        engine._thread.join(10)
+        engine._thread.join(60)
         with pytest.raises(EngineError, match="ZeroDivisionError"):
             engine.submit(requests()[0])
         monkeypatch.undo()

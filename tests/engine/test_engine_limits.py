@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pickle
 import threading
-import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +50,16 @@ def test_a_queue_is_not_shorter_than_nothing() -> None:
 # Deadlines
 
 
-def test_a_deadline_ends_what_runs_and_what_waits() -> None:
+class Clock:
+    """The engine's clock, which stands still until a test moves it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("mistralrs.engine.engine.time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
+def test_a_deadline_ends_what_runs_and_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     with serving(replace(CONFIG, max_seqs=1)) as (engine, runner):
         turnstile = Turnstile(runner)
         running = engine.submit(Request(PROMPT, LONG, deadline_s=1.0))
@@ -59,7 +68,7 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
         turnstile.wait()
         turnstile.let_through()
         turnstile.wait()
-        time.sleep(1.1)
+        clock.now += 1.1
         turnstile.let_through(1000)
         for stream, tokens in ((running, 2), (waiting, 0)):
             _, received, end = collect(stream)
@@ -70,27 +79,27 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
         assert engine.stats().free_blocks == engine.stats().num_blocks
 
 
-def test_each_deadline_counts_from_its_own_start() -> None:
-    def slowly(batch: Batch, cancel_flag: CancelFlag) -> None:
-        time.sleep(0.012)
-
+def test_each_deadline_counts_from_its_own_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     with serving() as (engine, runner):
-        runner.before = slowly
-        started = time.perf_counter()
-        ends: dict[float, float] = {}
+        turnstile = Turnstile(runner)
+        wait = runner.before
 
-        def wait(seconds: float) -> None:
-            _, _, end = collect(engine.submit(Request(PROMPT, LONG, deadline_s=seconds)))
-            ends[seconds] = time.perf_counter() - started
-            assert isinstance(end, Failed)
+        def step(batch: Batch, cancel_flag: CancelFlag) -> None:
+            wait(batch, cancel_flag)
+            clock.now += 0.01
 
-        threads = [threading.Thread(target=wait, args=(seconds,)) for seconds in (0.7, 0.1, 1.0, 0.4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(10)
-        assert sorted(ends, key=lambda seconds: ends[seconds]) == [0.1, 0.4, 0.7, 1.0]
-        assert all(seconds <= end for seconds, end in ends.items())
+        runner.before = step
+        streams = [engine.submit(Request(PROMPT, LONG, deadline_s=0.075))]
+        turnstile.wait()
+        for seconds in (0.015, 0.105, 0.045):
+            streams.append(engine.submit(Request(PROMPT, LONG, deadline_s=seconds)))
+            turnstile.let_through()
+            turnstile.wait()
+        turnstile.let_through(1000)
+        answers = [collect(stream) for stream in streams]
+        assert all(isinstance(end, Failed) for _, _, end in answers)
+        assert [len(tokens) for _, tokens, _ in answers] == [8, 1, 10, 4]
 
 
 # Failures inside of a step
@@ -165,7 +174,7 @@ def test_events_of_a_step_are_delivered_before_after_step_is_called() -> None:
                 turnstile.wait()  # the others are not in the first step
         turnstile.let_through(1000)
         for _ in range(3):
-            assert over.acquire(timeout=10)
+            assert over.acquire(timeout=60)
         assert threads == {"mistralrs-engine"}
         assert [[number for number, _ in step] for step in steps] == [
             [0],
@@ -188,7 +197,7 @@ def test_a_handle_cancels_and_its_end_is_delivered() -> None:
         turnstile.wait()
         handle.cancel()
         handle.cancel()
-        assert over.wait(10)
+        assert over.wait(60)
         (end,) = events
         assert isinstance(end, Finished)
         assert end.reason == "cancelled"

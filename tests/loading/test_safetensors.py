@@ -294,11 +294,11 @@ def test_a_broken_file_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(FormatError) as caught:
             SafetensorsFile.open(path)
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
         assert tracemalloc.get_traced_memory()[1] < (4 << 20)
     finally:
         tracemalloc.stop()

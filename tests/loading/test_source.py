@@ -166,10 +166,8 @@ def test_offline_uses_the_cache_and_names_what_it_lacks(hub: Hub, monkeypatch: p
     hub.asked.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fetch(REPO, "tiny.Q8_0.gguf") == path
-    begin = time.monotonic()
     with pytest.raises(LoadError, match=rf"{REPO}: tiny.Q4_K_M.gguf is not in the cache") as caught:
         fetch(REPO, "tiny.Q4_K_M.gguf")
-    assert time.monotonic() - begin < 1
     assert "-f PATH" in str(caught.value.hint)
     assert hub.asked == []
 
@@ -180,18 +178,20 @@ def test_no_network_is_reported_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "ENDPOINT", nowhere)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere + "/{repo_id}/resolve/{revision}/{filename}")
     assert fetch(REPO, "tiny.Q8_0.gguf") == path
-    begin = time.monotonic()
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)  # between attempts
     with pytest.raises(LoadError, match=r"127\.0\.0\.1:9 failed.*refused"):
         fetch(REPO, "tiny.Q4_K_M.gguf")
-    assert time.monotonic() - begin < 3
+    assert naps == []
 
 
-def test_a_hub_in_trouble_is_reported_at_once(hub: Hub) -> None:
+def test_a_hub_in_trouble_is_reported_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.trouble.status = 503
-    begin = time.monotonic()
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)  # between attempts
     with pytest.raises(LoadError, match="answers 503"):
         fetch(REPO, "tiny.Q8_0.gguf")
-    assert time.monotonic() - begin < 3
+    assert naps == []
 
 
 def test_a_full_disk_is_seen_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

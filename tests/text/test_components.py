@@ -56,10 +56,10 @@ def test_the_known_patterns_are_fast_on_runs_of_characters(pre: str) -> None:
     size = tokenizer.quick_bytes
     assert size == (QUICK_BYTES_SQUARED if pre in ("tiny_aya", "cohere2moe", "deepseek-llm") else QUICK_BYTES)
     for run in (*RUNS, " " * (size - 1) + "x"):
-        started = time.monotonic()
+        started = time.process_time()
         text = (run * (size // len(run) + 1)).encode()[:size].decode("utf-8", "ignore")
         tokenizer.encode(text, special=False)
-        assert time.monotonic() - started < HANG_S
+        assert time.process_time() - started < HANG_S
 
 
 @pytest.mark.parametrize(
