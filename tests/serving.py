@@ -19,7 +19,7 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[1]
 START_S = 120.0
 """Seconds for a model to load on a busy machine."""
-END_S = 20.0
+END_S = 60.0
 _ANNOUNCED = re.compile(r"^Serving .* at (https?)://([^/]+):(\d+)/v1 ")
 
 

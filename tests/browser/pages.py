@@ -17,7 +17,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NODE = shutil.which("node")
 MODULES = Path(os.environ.get("MISTRALRS_CLIENTS", ROOT / ".clients")) / "npm" / "node_modules"
 DRIVER = Path(__file__).parent / "driver.js"
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 def missing() -> str | None:
@@ -52,7 +52,7 @@ class Browser:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(60)
         self._process.stdout.close()
 
     def order(self, page: int | None, method: str, *args: Any) -> Any:

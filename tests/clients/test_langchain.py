@@ -175,7 +175,7 @@ def test_cancel(chat: Callable[..., Any], server: RunningServer) -> None:
     assert len(list(itertools.islice(stream, 4))) == 4
     assert server.ask("GET", "/v1/requests", headers=HEADERS)[1]["data"]
     stream.close()
-    assert server.until_quiet(5, headers=HEADERS)
+    assert server.until_quiet(15, headers=HEADERS)
 
 
 def test_a_model_chooses_an_adapter(adapter_server: AdapterServer, adapted: dict[str, str], http: Any) -> None:

@@ -62,7 +62,7 @@ def test_errors(seen: dict[str, Any]) -> None:
 
 def test_asynchronous(seen: dict[str, Any], server: RunningServer) -> None:
     assert seen["asynchronous"] == {"texts": [ANSWER] * 3, "streamed": ANSWER, "cancelled": True}
-    assert server.until_quiet(5, headers=HEADERS)
+    assert server.until_quiet(15, headers=HEADERS)
 
 
 def test_a_model_chooses_an_adapter(observe: Observe, adapter_server: AdapterServer, adapted: dict[str, str]) -> None:

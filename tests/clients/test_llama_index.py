@@ -170,4 +170,4 @@ def test_cancel(like: Any, server: RunningServer) -> None:
                 await asking
 
     asyncio.run(run())
-    assert server.until_quiet(5, headers=HEADERS)
+    assert server.until_quiet(15, headers=HEADERS)

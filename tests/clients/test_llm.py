@@ -92,4 +92,4 @@ def test_cancel(home: Path, server: RunningServer) -> None:
         assert process.stdout.read(20)
         assert server.ask("GET", "/v1/requests", headers=HEADERS)[1]["data"]
         process.kill()
-    assert server.until_quiet(5, headers=HEADERS)
+    assert server.until_quiet(15, headers=HEADERS)

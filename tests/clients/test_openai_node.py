@@ -65,4 +65,4 @@ def test_errors(seen: dict[str, Any]) -> None:
 
 def test_cancel(seen: dict[str, Any], server: RunningServer) -> None:
     assert seen["cancel"] == 4
-    assert server.until_quiet(5, headers=HEADERS)
+    assert server.until_quiet(15, headers=HEADERS)
