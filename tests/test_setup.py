@@ -70,6 +70,7 @@ def test_results_of_other_bits_are_named(tmp_path: Path) -> None:
     write("avx2", project_Q4=1, project_BF16_1=2)
     write("portable", project_Q4=3, project_BF16_1=4)
     write("neon_i8mm", project_Q4=1, project_BF16_1=2)
+    write("avx512", project_Q4=1, project_BF16_1=2)
     write("avx512bf16", project_Q4=1, project_BF16_1=2.5)
     assert differences(tmp_path, ["portable", "avx2", "neon_i8mm", "avx512bf16"], tmp_path) == []
     write("neon_i8mm", project_Q4=1.5, project_BF16_1=2.5)
@@ -77,5 +78,15 @@ def test_results_of_other_bits_are_named(tmp_path: Path) -> None:
         "neon_i8mm: project/Q4 differs by 5.00e-01",
         "neon_i8mm: project/BF16/1 differs by 5.00e-01",
     ]
+    write("avx2", attend_q8_8=1, attend_8=1)
+    write("avx512", attend_q8_8=2, attend_8=1)
+    write("avx512vnni", attend_q8_8=2, attend_8=1)
+    assert differences(tmp_path, ["avx512", "avx512vnni"], tmp_path) == []
+    write("avx512vnni", attend_q8_8=1, attend_8=2)
+    assert differences(tmp_path, ["avx512vnni"], tmp_path) == [
+        "avx512vnni: attend/q8/8 differs by 1.00e+00",
+        "avx512vnni: attend/8 differs by 1.00e+00",
+    ]
+    write("avx2", project_Q4=1, project_BF16_1=2)
     write("neon_i8mm", project_Q4=1)
     assert differences(tmp_path, ["neon_i8mm"], tmp_path) == ["neon_i8mm: other results were computed"]

@@ -172,7 +172,7 @@ void attention(const mrs_table &table, mrs_pool *pool, Writer &out) {
       step.query_start_loc = starts, step.seq_lens = lengths, step.block_tables = table_of_blocks.data(), step.max_blocks = blocks;
       table.attend((const mrs_op *)&op, &step, pool);
     }
-    out.write("attend/" + std::to_string(setting), result);
+    out.write((type == MRS_KV_Q8_0 ? "attend/q8/" : "attend/") + std::to_string(setting), result);
   }
 }
 
