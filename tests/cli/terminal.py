@@ -6,10 +6,12 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import sys
 import termios
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,6 +51,13 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     }
 
 
+def send_all(child: pexpect.spawn[bytes], text: str) -> None:
+    """Sends a text as a whole: a process that is stopped and goes on writes only a part at once."""
+    data = text.encode()
+    while data:
+        data = data[child.send(data) :]
+
+
 class _Screen(pyte.Screen):
     """Answers queries such as that of the cursor's position."""
 
@@ -83,6 +92,7 @@ class Terminal:
             cwd=str(ROOT),
             dimensions=(lines, columns),
             timeout=PATIENCE,
+            preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # nohup around the tests ignores it
         )
         self.child.delaybeforesend = None
         self._screen.child = self.child
@@ -98,7 +108,7 @@ class Terminal:
     def send(self, *keys: str) -> None:
         """Presses keys."""
         for key in keys:
-            self.child.send(key)
+            send_all(self.child, key)
 
     def send_until_the_end(self, key: str) -> None:
         """Presses a key until the program ends: one that counts within a second may come too late for that."""

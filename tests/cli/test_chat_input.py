@@ -19,7 +19,18 @@ from mistralrs_cli.arguments.invocation import ChatJob
 from mistralrs_cli.chat_input import web_page
 from mistralrs_cli.chat_input.shell_output import run_command
 from mistralrs_cli.chat_input.typed_input import act
-from tests.cli.terminal import ALT_ENTER, CTRL_D, ENTER, PASTE_BEGIN, PASTE_END, PATIENCE, ROOT, Terminal, environment
+from tests.cli.terminal import (
+    ALT_ENTER,
+    CTRL_D,
+    ENTER,
+    PASTE_BEGIN,
+    PASTE_END,
+    PATIENCE,
+    ROOT,
+    Terminal,
+    environment,
+    send_all,
+)
 from tests.cli.test_chat_commands import Talk
 
 
@@ -352,7 +363,7 @@ def test_a_paste_of_a_megabyte(tmp_path: Path) -> None:
         child.delaybeforesend = None
         child.expect_exact("\x1b[6n")
         child.send("\x1b[3;1R")  # the place of the cursor, which the editor asks for
-        child.send(PASTE_BEGIN + text + PASTE_END)
+        send_all(child, PASTE_BEGIN + text + PASTE_END)
         child.expect_exact("line 17999")
         child.send(ENTER)
         child.expect_exact("you said: ")
