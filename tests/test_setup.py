@@ -21,7 +21,7 @@ def planned(goal: str, folder: Path) -> str:
 
 def step(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
     command = [str(ROOT / "scripts" / "step.sh"), "a step", str(tmp_path / "logs" / "a.log"), "sh", "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_a_step_prints_its_title_alone(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_scripts_are_printed_and_parse(run: InProcess, shell: str) -> None:
     code, out, err = run("completions", shell)
     assert (code, out, err) == (0, SCRIPTS[shell], "")
     if program := shutil.which(shell):
-        subprocess.run([program, "-n"], input=out, text=True, check=True, timeout=20)
+        subprocess.run([program, "-n"], input=out, text=True, check=True, timeout=60)
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -14,7 +14,7 @@ from tests.conftest import DEFAULT_MODEL
 from tests.serving import ROOT, RunningServer
 
 EXAMPLES = ROOT / "examples"
-RUN_S = 120
+RUN_S = 300
 
 
 @pytest.fixture(scope="session")

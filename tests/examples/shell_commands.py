@@ -75,7 +75,7 @@ class ShellCommands:
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         return done, [int(code) for code in codes.read_text().split()]
 

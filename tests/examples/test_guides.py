@@ -95,7 +95,7 @@ def test_a_server_of_the_guides_serves_until_it_is_stopped(line: str, tiny_llama
     command = [sys.executable, "-m", "mistralrs_cli", *words]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        killer = threading.Timer(60, server.kill)  # so that one that never serves ends
+        killer = threading.Timer(120, server.kill)  # so that one that never serves ends
         killer.start()
         seen = list(itertools.takewhile(lambda said: not said.startswith("Serving "), server.stderr))
         server.terminate()

@@ -356,6 +356,6 @@ def test_a_loop_of_another_thread_can_serve(model: ServedModel) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert [str(error) for error in ended] == ["the engine died"]
     assert engines[0].is_closed
