@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -30,6 +30,7 @@ from mistralrs_cli.terminal.output import Streams
 from tests.adapters.xlora_files import NAMES, axis_of, write_xlora
 from tests.adapters.xlora_reference import ReferenceXLora
 from tests.architectures import VARIANTS, write_folder
+from tests.cli.in_process import running
 from tests.cli.terminal import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -91,10 +92,15 @@ def test_a_picture_of_any_text_is_xml() -> None:
 
 
 @pytest.mark.native
-def test_the_readme_s_picture_is_drawn_by_its_script(tmp_path: Path) -> None:
+def test_the_readme_s_picture_is_drawn_by_its_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Colours may differ by a step where another instruction set rounds differently."""
     out, kept = tmp_path / "out.svg", ROOT / "docs" / "pictures" / "scalings.svg"
-    subprocess.run([sys.executable, ROOT / "scripts" / "draw_scalings.py", out], check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["draw_scalings.py", str(out)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with running(tmp_path, capsys, monkeypatch):
+        assert runpy.run_path(str(ROOT / "scripts" / "draw_scalings.py"))["main"]() == 0
     fresh, old = (ElementTree.parse(path).getroot() for path in (out, kept))
     assert [each.text for each in fresh.iter(f"{SVG}text")] == [each.text for each in old.iter(f"{SVG}text")]
     titles = [[str(each.text) for each in root.findall(f"{SVG}rect/{SVG}title")] for root in (fresh, old)]
