@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
@@ -14,7 +15,9 @@ from mistralrs.errors import RequestError
 from mistralrs.grammar.translation import grammar_error
 
 TIMEOUT_S = 2.0
-"""Seconds for the translation and the compilation of one grammar."""
+"""Seconds of the processor for the translation and the compilation of one grammar."""
+PATIENCE = 10
+"""Times that many seconds may pass meanwhile: a machine that has other work is no reason to refuse a grammar."""
 MAX_RULES = 1000
 """Rules of a grammar. llguidance walks chains of rules by recursion and overflows the stack at about 4,000."""
 NO_FORCING = '%llguidance {"no_forcing": true}'
@@ -107,16 +110,41 @@ def reason_of(message: str) -> str:
     return _PLACE.sub(r"line \1, column \2: ", stated[1] if stated else line)[:400]
 
 
+def _wall_clock() -> Callable[[], float]:
+    """A function that returns the seconds since now."""
+    began = time.monotonic()
+    return lambda: time.monotonic() - began
+
+
+def _clock_of_thread() -> Callable[[], float]:
+    """A function that returns, to any thread, the seconds for which this one has computed; by the clock on systems that
+    do not tell."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return _wall_clock()
+    clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def used_s() -> float:
+        try:
+            return time.clock_gettime(clock)
+        except OSError:  # the thread has ended
+            return 0.0
+
+    return used_s
+
+
 def within(timeout_s: float, work: Callable[[], Result]) -> Result:
     """The result of ``work``, which runs in a thread of its own. Raises RequestError if it is not there in time.
 
-    The thread then goes on to the end of its work, which the limits bound; few run at once.
+    ``timeout_s``: seconds for which the thread may compute, in ``PATIENCE`` times as many by the clock. It then goes on
+    to the end of its work, which the limits bound; few run at once.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
+    clocks: list[Callable[[], float]] = []
 
     def run() -> None:
         try:
+            clocks.append(_clock_of_thread())
             results.append(work())
         except BaseException as error:  # raised again in the caller's thread
             errors.append(error)
@@ -127,7 +155,13 @@ def within(timeout_s: float, work: Callable[[], Result]) -> Result:
         raise RequestError("other grammars are being compiled", hint="try again later", code="queue_full")
     thread = threading.Thread(target=run, name="grammar", daemon=True)
     thread.start()
-    thread.join(timeout_s)
+    ends = time.monotonic() + PATIENCE * timeout_s
+
+    def left_s() -> float:
+        return min(timeout_s - sum(used_s() for used_s in clocks), ends - time.monotonic())
+
+    while thread.is_alive() and (seconds := left_s()) > 0:
+        thread.join(seconds + 0.001)
     if errors:
         raise errors[0]
     if not results:
