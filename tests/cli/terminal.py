@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -58,6 +57,15 @@ def send_all(child: pexpect.spawn[bytes], text: str) -> None:
         data = data[child.send(data) :]
 
 
+def end(child: pexpect.spawn[bytes]) -> None:
+    """Ends a program and waits for that: pexpect waits for a tenth of a second after SIGKILL."""
+    try:
+        child.close(force=True)
+    except pexpect.ExceptionPexpect:
+        child.kill(signal.SIGKILL)
+        child.wait()
+
+
 class _Screen(pyte.Screen):
     """Answers queries such as that of the cursor's position."""
 
@@ -103,21 +111,22 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.child.close(force=True)
+        end(self.child)
 
     def send(self, *keys: str) -> None:
         """Presses keys."""
         for key in keys:
             send_all(self.child, key)
 
-    def send_until_the_end(self, key: str) -> None:
-        """Presses a key until the program ends: one that counts within a second may come too late for that."""
+    def send_until_the_end(self, key: str, *, answer: str) -> None:
+        """Presses a key until the program ends, again whenever it shows ``answer``: a key that counts within a second
+        may have come too late for that."""
         end = time.monotonic() + PATIENCE
         while True:
-            assert time.monotonic() < end, "the program does not end; the screen:\n" + "\n".join(self.lines())
-            with contextlib.suppress(OSError):  # it has ended
-                self.send(key)
-            for _ in range(5):
+            shown = self.raw.count(answer.encode())
+            self.send(key)
+            while self.raw.count(answer.encode()) == shown:
+                assert time.monotonic() < end, "the program does not end; the screen:\n" + "\n".join(self.lines())
                 if not self._pump():
                     return
 

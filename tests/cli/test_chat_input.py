@@ -28,6 +28,7 @@ from tests.cli.terminal import (
     PATIENCE,
     ROOT,
     Terminal,
+    end,
     environment,
     send_all,
 )
@@ -373,4 +374,4 @@ def test_a_paste_of_a_megabyte(tmp_path: Path) -> None:
         child.send(CTRL_D)
         child.expect(pexpect.EOF)
     finally:
-        child.close(force=True)
+        end(child)
