@@ -299,7 +299,8 @@ struct Members {
       const int64_t bytes = view_of(o.weight->type, o.weight->cols).bytes * (o.second ? 2 : 1);
       widest = bytes > widest ? bytes : widest;
     }
-    // Few rows only read the panels: every new chunk begins a stream from memory anew. Many rows pass over them often.
+    // Few rows only read the panels: every new chunk begins a stream from memory anew. Many rows pass over them often. A
+    // block's tiles, of which a thread has its own, are read again for each chunk.
     const bool is_read_once = rows <= 4;
     const int64_t room = is_read_once ? 1 << 21 : 1 << 18, threads = mrs_pool_size(pool), blocks = this->blocks(pool);
     const int64_t chunks = is_read_once ? threads : blocks > 1 ? 5 * threads / blocks : 4 * threads;
