@@ -11,8 +11,7 @@
 #include "pack.h"
 #include "pool.h"
 #include "rounding.h"
-
-#include <new>
+#include "thread_memory.h"
 
 namespace MRS_ISA {
 
@@ -32,25 +31,10 @@ struct Segment {
   Range tiles;
 };
 
-// Memory of one thread, which stays from step to step.
-class ThreadMemory {
-  static constexpr std::align_val_t kLine{64};
-  uint8_t *data = nullptr;
-  int64_t size = 0;
-
- public:
-  ~ThreadMemory() { ::operator delete(data, kLine); }
-
-  // At least so many bytes, whose content is undefined.
-  uint8_t *get(int64_t bytes) {
-    if (bytes > size) {
-      ::operator delete(data, kLine);
-      data = nullptr, size = 0;
-      data = (uint8_t *)::operator new(bytes, kLine);
-      size = bytes;
-    }
-    return data;
-  }
+// The place of a tile among those of 8 that some panels are multiplied with; one of fewer tokens is counted if it is alone.
+// The thread's next panels are likely to be `ahead` behind these.
+struct Turn {
+  int64_t tile, tiles, ahead;
 };
 
 // A weight's micro-kernels for the tiles of one operand: all are of 8 tokens, but for the last.
@@ -60,7 +44,7 @@ struct Products {
   bool plain;                 // plain numbers have no unpacked form
   unpack_fn unpack;           // leaves the unpacked weights before the first tile, or null where that does it
   micro_kernel_fn first, middle, last;
-  micro_kernel_side_fn side;  // of kPanels unpacked panels and 8 tokens, or null
+  micro_kernel_side_fn side[kPanels + 1] = {}, last_side[kPanels + 1] = {};  // for so many panels at once, or null
 
   Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps, bool paired)
       : weight(w),
@@ -70,16 +54,24 @@ struct Products {
         unpack(kept ? unpack_of(w.type) : nullptr),
         first(micro_kernel_of(w.type, first_tokens, true, paired)),
         middle(micro_kernel_of(w.type, 8, false, paired)),
-        last(micro_kernel_of(w.type, last_tokens, false, paired)),
-        side(kept ? micro_kernel_side_of(w.type) : nullptr) {
+        last(micro_kernel_of(w.type, last_tokens, false, paired)) {
     if (weight.row_bytes && plain) kept = panel_bytes;
+    for (int panels = 2; (keeps || plain) && panels <= kPanels; ++panels) {
+      side[panels] = micro_kernel_side_of(w.type, panels, 8, paired);
+      last_side[panels] = micro_kernel_side_of(w.type, panels, last_tokens, paired);
+    }
   }
 
   // Bytes in which a panel that lies in its file's layout is packed for one tile.
   int64_t copied() const { return weight.row_bytes && !plain ? panel_bytes : 0; }
 
-  // Whether a tile can be multiplied with kPanels panels at once.
-  bool has_side(bool is_first) const { return side && (unpack || !is_first); }
+  // Whether something comes before a panel's first tile: unpacking, or packing plain numbers that lie in their file's layout.
+  bool prepares() const { return unpack || (plain && weight.row_bytes); }
+
+  // The micro-kernel that multiplies a tile with so many panels at once, or null.
+  micro_kernel_side_fn side_of(int64_t panels, const Tile &tile, bool is_first) const {
+    return !unpack && !plain && is_first ? nullptr : (tile.tokens == 8 ? side : last_side)[panels];
+  }
 
   // A panel as micro-kernels read it. One in its file's layout is packed by its first tile: plain numbers to where they
   // are kept, others, whose unpacked weights are kept, to `copy`.
@@ -90,11 +82,18 @@ struct Products {
     return to;
   }
 
-  // The kPanels panels behind those from `panel` on, for a first tile to ask for.
-  Bytes next(int64_t panel, bool is_first) const {
-    const int64_t panels = (weight.rows + 15) / 16, from = panel + kPanels, to = from + kPanels < panels ? from + kPanels : panels;
-    if (!is_first || weight.row_bytes || from >= to) return {nullptr, nullptr};
-    return {weight.data + from * panel_bytes, weight.data + to * panel_bytes};
+  // The cache lines of panels to come that a tile asks for: the first one for all of the kPanels panels behind those from
+  // `panel` on; of plain numbers, which need nothing before their first tile, each tile for its part.
+  Bytes next(int64_t panel, const Tile &tile, const Turn &turn) const {
+    if (turn.tile && (!plain || tile.tokens < 8)) return {nullptr, nullptr};
+    return plain ? part_of(panel + turn.ahead, turn) : part_of(panel + kPanels, {0, 1, kPanels});
+  }
+  Bytes part_of(int64_t panel, const Turn &turn) const {
+    const int64_t panels = (weight.rows + 15) / 16, to = panel + kPanels < panels ? panel + kPanels : panels;
+    if (weight.row_bytes || panel >= to) return {nullptr, nullptr};
+    const int64_t lines = (to - panel) * panel_bytes / 64;
+    const uint8_t *data = weight.data + panel * panel_bytes;
+    return {data + lines * turn.tile / turn.tiles * 64, data + lines * (turn.tile + 1) / turn.tiles * 64};
   }
 
   // Multiplies one panel with one tile: values[t] for the tile's tokens, with the bias.
@@ -138,21 +137,30 @@ template <class Operands, class Epilogue> struct SegmentProducts {
 
   // Multiplies panels [panel, to), which stand unpacked from `at` on, with a tile, as many as there are side by side.
   // Returns how many.
-  ALWAYS_INLINE int64_t multiply_side(int64_t panel, int64_t to, const Tile &tile, bool is_first, const uint8_t *at) const {
+  ALWAYS_INLINE int64_t multiply_side(int64_t panel, int64_t to, const Tile &tile, const Turn &turn, uint8_t *at) const {
     const int64_t from = panel;
-    const Acts acts = acts_at(tile.base, first.weight.cols, 8);
-    for (; panel + kPanels <= to; panel += kPanels, at += kPanels * kept) {
+    const Acts acts = acts_at(tile.base, first.weight.cols, tile.tokens);
+    const auto products = [&](const Products &p, micro_kernel_side_fn fn, uint8_t *unpacked, float *out) {
+      const bool is_in_place = p.plain && !p.weight.row_bytes;
+      fn(is_in_place ? p.weight.data + panel * p.panel_bytes : unpacked, is_in_place ? p.panel_bytes : kept, p.weight.cols,
+         acts, p.next(panel, tile, turn), out);
+    };
+    while (panel < to) {
+      const int64_t count = to - panel < kPanels ? to - panel : kPanels;
+      const micro_kernel_side_fn side = first.side_of(count, tile, turn.tile == 0);
+      const micro_kernel_side_fn second_side = gated() ? second.side_of(count, tile, turn.tile == 0) : side;
+      if (!side || !second_side) break;
       alignas(64) float out[kPanels * 128], second_out[kPanels * 128];
-      for (int p = 0; p < kPanels; ++p) epilogue.ask_for_output(segment.operand, panel + p, tile);
-      first.side(at, kept, first.weight.cols, acts, first.next(panel, is_first), out);
-      if (gated())
-        second.side(at + first.kept, kept, first.weight.cols, acts, second.next(panel, is_first), second_out);
-      for (int p = 0; p < kPanels; ++p) {
+      for (int p = 0; tile.tokens == 8 && p < count; ++p) epilogue.ask_for_output(segment.operand, panel + p, tile);
+      products(first, side, at, out);
+      if (gated()) products(second, second_side, at + first.kept, second_out);
+      for (int p = 0; p < count; ++p) {
         Vf values[8], others[8];
         first.read(panel + p, tile, out + 128 * p, values);
         if (gated()) second.read(panel + p, tile, second_out + 128 * p, others);
         epilogue(segment.operand, panel + p, operand.live_rows(panel + p), tile, values, others);
       }
+      panel += count, at += count * kept;
     }
     return panel - from;
   }
@@ -160,7 +168,7 @@ template <class Operands, class Epilogue> struct SegmentProducts {
   // Multiplies one panel with a tile.
   ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, bool is_first, bool is_last, uint8_t *at, Ahead *ahead) const {
     const auto product = [&](const Products &p, uint8_t *unpacked, Ahead *asked, Vf *values) {
-      const uint8_t *packed = p.packed(panel, is_first && !p.unpack, unpacked, copy);
+      const uint8_t *packed = p.packed(panel, is_first && !p.prepares(), unpacked, copy);
       p.multiply(panel, tile, is_first ? p.first : is_last ? p.last : p.middle, {packed, unpacked, asked}, values);
     };
     if (tile.tokens == 8) epilogue.ask_for_output(segment.operand, panel, tile);
@@ -170,11 +178,15 @@ template <class Operands, class Epilogue> struct SegmentProducts {
     epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, others);
   }
 
-  // Unpacks one panel, where that comes before its first tile.
-  ALWAYS_INLINE void unpack(int64_t panel, uint8_t *at) const {
-    if (first.unpack) first.unpack({first.packed(panel, true, at, copy), at, nullptr}, first.weight.cols);
-    if (!gated() || !second.unpack) return;
-    second.unpack({second.packed(panel, true, at + first.kept, copy), at + first.kept, nullptr}, first.weight.cols);
+  // Unpacks or packs one panel, where that comes before its first tile.
+  ALWAYS_INLINE void prepare(int64_t panel, uint8_t *at) const {
+    const auto prepare_one = [&](const Products &p, uint8_t *unpacked) {
+      if (!p.prepares()) return;
+      const uint8_t *packed = p.packed(panel, true, unpacked, copy);
+      if (p.unpack) p.unpack({packed, unpacked, nullptr}, p.weight.cols);
+    };
+    prepare_one(first, at);
+    if (gated()) prepare_one(second, at + first.kept);
   }
 };
 
@@ -196,8 +208,9 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const int64_t kept = first.kept + (operand.second ? second.kept : 0);
 
   const int64_t count = segment.end - segment.begin;
-  const int64_t fit = kept && kept * kPanels < kKeptBytes ? kKeptBytes / kept / kPanels * kPanels : kPanels;
-  const int64_t most = tiles.end - tiles.begin <= kNearTiles ? kPanels : kept ? fit : count;
+  const int64_t read = kept ? kept : first.panel_bytes + (operand.second ? second.panel_bytes : 0);  // a panel, as tiles read it
+  const int64_t fit = read * kPanels < kKeptBytes ? kKeptBytes / read / kPanels * kPanels : kPanels;
+  const int64_t most = tiles.end - tiles.begin <= kNearTiles ? kPanels : fit;
   const int64_t groups = (count + most - 1) / most, equal = (count + groups - 1) / groups;
   const int64_t step = (equal + kPanels - 1) / kPanels * kPanels;
   const int64_t first_copy = first.copied(), second_copy = operand.second ? second.copied() : 0;
@@ -205,16 +218,16 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   uint8_t *unpacked = kept + copied ? memory.get(step * kept + copied) : nullptr;
   const SegmentProducts<Operands, Epilogue> products = {operands, segment, epilogue, operand, first, second, kept,
                                                         unpacked + step * kept};
+  const int64_t whole = tiles.end - tiles.begin - (keeps && last_tokens < 8);
   for (int64_t from = segment.begin; from < segment.end; from += step) {
     const int64_t to = from + step < segment.end ? from + step : segment.end;
     for (int64_t i = tiles.begin; i < tiles.end; ++i) {
       const Tile tile = operands.tile(i);
+      const Turn turn = {i - tiles.begin, whole, to - from};
       const bool is_first = i == tiles.begin, asks = keeps && is_first;
-      for (int64_t panel = from; (first.unpack || second.unpack) && is_first && panel < to; ++panel)
-        products.unpack(panel, unpacked + (panel - from) * kept);
-      int64_t panel = from;
-      if (tile.tokens == 8 && first.has_side(is_first) && (!operand.second || second.has_side(is_first)))
-        panel += products.multiply_side(panel, to, tile, is_first, unpacked);
+      for (int64_t panel = from; (first.prepares() || second.prepares()) && is_first && panel < to; ++panel)
+        products.prepare(panel, unpacked + (panel - from) * kept);
+      int64_t panel = from + products.multiply_side(from, to, tile, turn, unpacked);
       for (; panel < to; ++panel) {
         Ahead ahead;
         if (asks) epilogue.ask_for(segment, panel, ahead);
@@ -304,9 +317,11 @@ struct Members {
     const bool is_read_once = rows <= 4;
     const int64_t room = is_read_once ? 1 << 21 : 1 << 18, threads = mrs_pool_size(pool), blocks = this->blocks(pool);
     const int64_t chunks = is_read_once ? threads : blocks > 1 ? 5 * threads / blocks : 4 * threads;
-    const int64_t fit = room / widest > 1 ? room / widest : 1, share = (panels() + chunks - 1) / chunks;
+    const int64_t fit = room / widest > kPanels ? room / widest : kPanels, share = (panels() + chunks - 1) / chunks;
     const int64_t span = share < fit ? share : fit;
-    return is_read_once || span < kPanels ? span : span / kPanels * kPanels;
+    if (is_read_once) return span;
+    const int64_t least = needs.floats || needs.pairs ? kPanels : span;
+    return span < kPanels ? least : span / kPanels * kPanels;
   }
 };
 

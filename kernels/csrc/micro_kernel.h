@@ -8,6 +8,7 @@
 // therefore does not depend on its neighbours.
 #pragma once
 #include "micro_kernel_few.h"
+#include "micro_kernel_float.h"
 
 namespace MRS_ISA {
 
@@ -327,52 +328,7 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
   add_second<F, 8, PANELS>(kept, a, cols, out);
 }
 
-// All loops over tokens are unrolled here: with one that is not, the compiler stores every sum after every column.
-template <int TYPE, int TOKENS> void micro_kernel_float(const Panel &panel, int64_t cols, const Acts &a, float *out) {
-  constexpr int bytes = layout_of(TYPE).quants;
-  Vf acc[TOKENS];
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t) acc[t] = zero_f();
-  for (int64_t k = 0; k < cols; ++k) {
-    Vf w = load_weight<TYPE>(panel.packed + k * bytes);
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) acc[t] = fma(w, set_f(a.x[k * TOKENS + t]), acc[t]);
-  }
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, acc[t]);
-}
-
-#if MRS_ISA_avx512bf16
-// As micro_kernel_float for bfloat16 weights and activations. Even and odd pairs are added apart: the instruction takes
-// longer than eight tokens keep it busy.
-template <int TOKENS> void micro_kernel_pairs(const Panel &panel, int64_t cols, const Acts &a, float *out) {
-  Vf even[TOKENS], odd[TOKENS];
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t) even[t] = odd[t] = zero_f();
-  const uint8_t *weights = panel.packed;
-  const int32_t *pairs = a.pairs;
-  const int64_t count = cols / 2;
-  int64_t i = 0;
-  for (; i + 2 <= count; i += 2, weights += 128, pairs += 2 * TOKENS) {
-    const Vi first = load_pairs(weights, true), second = load_pairs(weights + 64, true);
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) even[t] = dot2(even[t], first, set_i(pairs[t]));
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) odd[t] = dot2(odd[t], second, set_i(pairs[TOKENS + t]));
-  }
-  for (; i < (cols + 1) / 2; ++i, weights += 64, pairs += TOKENS) {
-    const Vi last = load_pairs(weights, i < count);
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) even[t] = dot2(even[t], last, set_i(pairs[t]));
-  }
-#pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; ++t) store_f(out + 16 * t, add(even[t], odd[t]));
-}
-#endif
-
-typedef void (*micro_kernel_fn)(const Panel &panel, int64_t cols, const Acts &a, float *out);
 typedef void (*unpack_fn)(const Panel &panel, int64_t cols);
-typedef void (*micro_kernel_side_fn)(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out);
 
 struct PickMicroKernel {
   int tokens;
@@ -396,23 +352,14 @@ struct PickMicroKernel {
            : tokens == 4 ? micro_kernel_kept<F, 4>
                          : micro_kernel_kept<F, 8>;
   }
-  template <int TYPE> void run_float() {
-    fn = tokens == 1   ? micro_kernel_float<TYPE, 1>
-         : tokens == 2 ? micro_kernel_float<TYPE, 2>
-         : tokens == 4 ? micro_kernel_float<TYPE, 4>
-                       : micro_kernel_float<TYPE, 8>;
-  }
+  template <int TYPE> void run_float() { fn = micro_kernel_of_floats<Singles<TYPE>>(tokens); }
 };
 
 // The micro-kernel for a storage type and a tile's number of tokens: 1, 2, 4 or 8. A tile that is not the first of its
 // panel follows one of 8 tokens. paired: see is_paired().
 INLINE micro_kernel_fn micro_kernel_of(int type, int tokens, bool is_first, [[maybe_unused]] bool paired) {
 #if MRS_ISA_avx512bf16
-  if (paired)
-    return tokens == 1   ? micro_kernel_pairs<1>
-           : tokens == 2 ? micro_kernel_pairs<2>
-           : tokens == 4 ? micro_kernel_pairs<4>
-                         : micro_kernel_pairs<8>;
+  if (paired) return micro_kernel_of_floats<Pairs>(tokens);
 #endif
   PickMicroKernel pick = {tokens, is_first, nullptr};
   visit_type(type, pick);
@@ -435,16 +382,21 @@ INLINE unpack_fn unpack_of(int type) {
 }
 
 struct PickSide {
-  micro_kernel_side_fn fn = nullptr;
+  int panels, tokens;
+  micro_kernel_side_fn fn;
   template <class F> void run() {
-    if constexpr (kPanels > 1) fn = micro_kernel_side<F, kPanels>;
+    if constexpr (kPanels > 1) fn = panels == kPanels && tokens == 8 ? micro_kernel_side<F, kPanels> : nullptr;
   }
-  template <int> void run_float() {}
+  template <int TYPE> void run_float() { fn = micro_kernel_side_of_floats<Singles<TYPE>, kPanels>(panels, tokens); }
 };
 
-// The micro-kernel for kPanels panels and a tile of 8 that is not their first, or null where there is none.
-INLINE micro_kernel_side_fn micro_kernel_side_of(int type) {
-  PickSide pick;
+// The micro-kernel for 2 to kPanels panels and a tile's number of tokens, which is not their first unless unpack_of() has
+// unpacked them or they hold plain numbers; null where there is none.
+INLINE micro_kernel_side_fn micro_kernel_side_of(int type, int panels, int tokens, [[maybe_unused]] bool paired) {
+#if MRS_ISA_avx512bf16
+  if (paired) return micro_kernel_side_of_floats<Pairs, kPanels>(panels, tokens);
+#endif
+  PickSide pick = {panels, tokens, nullptr};
   visit_type(type, pick);
   return pick.fn;
 }

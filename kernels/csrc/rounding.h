@@ -2,6 +2,7 @@
 // memory is written in order.
 #pragma once
 #include "activations.h"
+#include "plain_tile.h"
 
 #include <cfloat>
 
@@ -259,22 +260,6 @@ template <int TOKENS> INLINE void fill_few(const RoundedRows &rows, const Term &
     }
 }
 
-// Writes the pairs of column t of a tile.
-INLINE void pair_columns([[maybe_unused]] const float *x, [[maybe_unused]] int64_t cols, [[maybe_unused]] const Acts &a,
-                         [[maybe_unused]] int tokens, [[maybe_unused]] int t) {
-#if MRS_ISA_avx512bf16
-  for (int64_t k = 0; k < cols; k += 32) {
-    const int64_t live = cols - k < 32 ? cols - k : 32;
-    alignas(64) float last[32] = {0};
-    if (live < 32) std::memcpy(last, x + k, live * sizeof(float));
-    const float *from = live < 32 ? last : x + k;
-    alignas(64) int32_t pairs[16];
-    store_i(pairs, pack_bf16(load_f(from), load_f(from + 16)));
-    for (int64_t i = 0; i < (live + 1) / 2; ++i) a.pairs[(k / 2 + i) * tokens + t] = pairs[i];
-  }
-#endif
-}
-
 // Writes a tile's sums as pairs: `count` rows of TOKENS, from four neighbouring rows two of pairs. `steps` become the tokens'
 // units.
 template <int TOKENS> INLINE void pair_sums(const float *sums, int64_t count, int32_t *pairs, float *steps) {
@@ -377,19 +362,16 @@ INLINE void prepare_tile(const Tile &tile, int64_t cols, float outlier_threshold
   const int tokens = tile.tokens;
   const Acts a = acts_at(tile.base, cols, tokens);
   a.head->two_terms = outlier_threshold <= 0;
+  PlainTile plain(tile, a, cols, needs);
   const auto copy = [&](int t, const float *x) {
-    for (int64_t k = 0; needs.floats && k < cols; ++k) a.x[k * tokens + t] = x[k];
-    if (needs.pairs) pair_columns(x, cols, a, tokens, t);
+    plain.add(t, x);
     if (needs.rows) std::memcpy(a.x + t * cols, x, cols * sizeof(float));
   };
   if (needs.ints)
     round_tile(tile, a, cols, outlier_threshold, needs, row, copy);
   else
     for (int t = 0; t < tile.count; ++t) copy(t, row(t));
-  for (int t = tile.count; needs.floats && t < tokens; ++t)
-    for (int64_t k = 0; k < cols; ++k) a.x[k * tokens + t] = 0;
-  for (int64_t k = 0; needs.pairs && k < (cols + 1) / 2; ++k)
-    for (int t = tile.count; t < tokens; ++t) a.pairs[k * tokens + t] = 0;
+  plain.finish();
 }
 
 }  // namespace MRS_ISA

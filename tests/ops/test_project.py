@@ -281,6 +281,21 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, name: str) -> None:
 
 
 @for_every_isa
+@pytest.mark.parametrize("name", sorted(FLOATS))
+@pytest.mark.parametrize("columns", [3, 40, 515])
+def test_rows_alone_are_the_rows_beside_others(isa: str, name: str, columns: int) -> None:
+    """Bit for bit: panels of 16 rows are multiplied three, two or one at a time, with few tokens and with many."""
+    matrix = random_matrix(name, rows=130, columns=columns, seed=1)
+    for tokens in (1, 2, 4, 8, 12, 45):
+        whole = Projection(matrices=(matrix,), x=random_values(tokens, columns, seed=tokens))
+        [expected] = whole.run(native(isa, threads=1))
+        for rows in (16, 32, 48, 80):
+            data = matrix.data[: rows * matrix.type.row_bytes(columns)]
+            case = replace(whole, matrices=(replace(matrix, rows=rows, data=data),))
+            assert torch.equal(case.run(native(isa, threads=1))[0], expected[:, :rows]), (tokens, rows)
+
+
+@for_every_isa
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0"])
 def test_more_panels_than_stay_unpacked_at_once(isa: str, name: str) -> None:
     """Many tokens pass over a few unpacked panels at a time; four tokens read the panels as they are packed."""
