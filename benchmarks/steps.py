@@ -3,8 +3,9 @@
     python -m benchmarks.steps MODEL.gguf [--sequences 1] [--tokens 200] [--rounds 5] [--threads N]
 
 Answers come from the engine, with the chat's default sampling and their text. Times are microseconds from one step's
-end to the next one's, so that its requests' part counts too; page faults are those of the whole process, and 16 of them
-are 64 KB. Nothing else should run.
+start to the next one's, so that everything between them counts; page faults are those of the whole process, and
+16 of them are 64 KB. Gaps are those between two events of a sequence, as the thread that reads all of them sees them.
+Nothing else should run.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import Request, SamplingParams
-from mistralrs.engine.events import Finished
+from mistralrs.engine.events import End, Event, Failed
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.engine.sampling.native_sampler import NativeSampler
 from mistralrs.ops.native_program import NativeProgram
@@ -43,7 +46,7 @@ class Steps:
     forward: float = 0.0
     sampling: float = 0.0
     rows: list[tuple[float, float, float, int]] = field(default_factory=list)
-    """When a step ended, the library's part of it, and the process's page faults until then."""
+    """When a step began, the library's part of the one before, and the process's page faults until then."""
 
     def timed(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
         def run(*arguments: Any) -> None:
@@ -53,10 +56,14 @@ class Steps:
 
         return run
 
-    def end(self) -> None:
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        self.rows.append((time.perf_counter(), self.forward, self.sampling, faults))
-        self.forward = self.sampling = 0.0
+    def counted(self, step: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            self.rows.append((time.perf_counter(), self.forward, self.sampling, faults))
+            self.forward = self.sampling = 0.0
+            step()
+
+        return run
 
     def medians(self) -> tuple[float, float, float, float]:
         """Microseconds of a step, of its forward pass, of its sampling, and page faults a step."""
@@ -79,15 +86,16 @@ def main() -> None:
     with LocalModel.load(ModelSource(None, args.model, None, None), options) as model:
         answer(model, args.sequences, WARM)
         steps = watched(model)
-        rounds = []
+        rounds, gaps = [], []
         for _ in range(args.rounds):
             steps.rows.clear()
-            answer(model, args.sequences, args.tokens)
+            gaps += answer(model, args.sequences, args.tokens)
             rounds.append(steps.medians())
     whole, forward, sampling, faults = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"{args.model.name}, {args.sequences} sequences, medians of {args.rounds} rounds: a step {whole:.0f} us")
     print(f"forward pass {forward:.0f} us, sampling {sampling:.0f} us, Python {whole - forward - sampling:.0f} us")
-    print(f"page faults {faults:.2f} a step")
+    median, late = (1e6 * statistics.quantiles(gaps, n=100)[percent - 1] for percent in (50, 95))
+    print(f"page faults {faults:.2f} a step; between two tokens of a sequence {median:.0f} us, p95 {late:.0f} us")
 
 
 def watched(model: LocalModel) -> Steps:
@@ -98,21 +106,31 @@ def watched(model: LocalModel) -> Steps:
     program, rows = cast(NativeProgram, runner._decoder.forward), cast(NativeRowSampler, sampler._row_sampler)
     program._run = steps.timed(program._run, "forward")
     rows._sample = steps.timed(rows._sample, "sampling")
-    engine.after_step = steps.end
+    engine._step = steps.counted(engine._step)  # type: ignore[method-assign]
     return steps
 
 
-def answer(model: LocalModel, sequences: int, tokens: int) -> None:
-    """Answers a prompt in each sequence at once."""
+def answer(model: LocalModel, sequences: int, tokens: int) -> list[float]:
+    """Answers a prompt in each sequence at once. Returns the seconds between two events of a sequence."""
     prompt = tuple(model.tokenizer.encode(PROMPT, special=False, bos=model.tokenizer.add_bos))
     sampling = replace(CHAT, max_tokens=tokens, ignore_eos=True)
-    streams = [
-        model.engine.submit(Request(prompt, replace(sampling, seed=seed), reuse=False)) for seed in range(sequences)
-    ]
-    for stream in streams:
-        end = list(stream)[-1]
-        if not isinstance(end, Finished):
-            raise SystemExit(f"a request failed: {end}")
+    events: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+    for seed in range(sequences):
+        request = Request(prompt, replace(sampling, seed=seed), reuse=False)
+        model.engine.submit_to(partial(_deliver, events, seed), request)
+    times: list[list[float]] = [[] for _ in range(sequences)]
+    num_open = sequences
+    while num_open:
+        number, event = events.get()
+        times[number].append(time.perf_counter())
+        num_open -= isinstance(event, End)
+        if isinstance(event, Failed):
+            raise SystemExit(f"a request failed: {event}")
+    return [after - before for of_one in times for before, after in itertools.pairwise(of_one[WARM:-1])]
+
+
+def _deliver(events: SimpleQueue[tuple[int, Event]], number: int, event: Event) -> None:
+    events.put((number, event))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def start_engine(
 ) -> Engine:
     from mistralrs.engine.engine import Engine
     from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
+    from mistralrs.ops.backend import usable_cpus
 
     store = None
     if options.kv_dir is not None and model.fingerprint is not None:
@@ -98,6 +99,8 @@ def start_engine(
         disk_tier=store,
         row_sampler=backend.row_sampler(),
         torch_threads=backend.torch_threads,
+        # where all compute, another thread would wait for one of them, and its events with it
+        delivers_beside=backend.threads < usable_cpus(),
     )
     engine.named_hooks = named_hooks
     return engine

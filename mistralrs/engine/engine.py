@@ -16,9 +16,11 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from mistralrs.engine.admission import check_config, check_queue, check_request, fit_prompt
+from mistralrs.engine.answer_events import StepOutput
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.between_steps import BetweenSteps
 from mistralrs.engine.config import EngineConfig, Request
+from mistralrs.engine.delivery import Delivery
 from mistralrs.engine.draft_gain import DraftGain
 from mistralrs.engine.draft_model import DraftModel, ModelToDraft
 from mistralrs.engine.drafter import Drafter
@@ -31,7 +33,7 @@ from mistralrs.engine.model_executor import ModelExecutor as ModelExecutor
 from mistralrs.engine.prefill_budget import PrefillBudget
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.engine.request_hooks import NamedHooks
-from mistralrs.engine.request_state import RequestState, StepOutput
+from mistralrs.engine.request_state import RequestState
 from mistralrs.engine.sampling.sampler_choice import SamplerChoice
 from mistralrs.engine.scheduler import Chunk, Plan, Scheduler
 from mistralrs.engine.sequence import Sequence
@@ -65,8 +67,9 @@ class Engine(ProcessBound):
     """
 
     after_step: Callable[[], None]
-    """The engine's thread calls it when all events of a step, or of the time between two steps, are delivered. A caller
-    that sends the events of a step together sets it before the first request."""
+    """Called when all events of a step, or of the time between two steps, are delivered, and once more when the engine
+    has ended, by the thread that delivers them. A caller that sends the events of a step together sets it before the
+    first request."""
     named_hooks: NamedHooks = NamedHooks()
     """The hooks that requests may name. A caller that has some sets it before the first request."""
 
@@ -80,12 +83,13 @@ class Engine(ProcessBound):
         disk_tier: KvDiskTier | None = None,
         row_sampler: RowSampler | None = None,
         torch_threads: int = 1,
+        delivers_beside: bool = False,
     ) -> None:
         """Starts the thread, which owns ``executor`` from now on. Raises UsageError for limits that cannot work.
 
         ``draft_model``: proposes draft tokens too. ``disk_tier``: stores KV beyond the life of the engine, which closes
-        it. ``row_sampler``: samples tokens; None: torch does. ``torch_threads``: threads for torch's operations in the
-        engine's thread; torch in other threads keeps its number.
+        it. ``row_sampler``: samples tokens; None: torch does. ``torch_threads``: for torch's operations in the engine's
+        thread alone. ``delivers_beside``: a thread of its own delivers events; it needs a processor of its own, too.
         """
         super().__init__()
         check_config(config)
@@ -93,8 +97,7 @@ class Engine(ProcessBound):
         self._sampler_choice = SamplerChoice(row_sampler, torch_threads)
         self._tokenizer = tokenizer
         self.config = config
-        # A padded embedding has ids without a token, and a tokenizer may have tokens without an embedding: neither may
-        # be sampled.
+        # a padded embedding has ids without a token, some tokenizers tokens without an embedding: none is sampled
         self.vocab_size = min(executor.vocab_size, tokenizer.vocab_size)
         self._eos_ids = frozenset(token for token in tokenizer.eos_ids if token < self.vocab_size)
         self.after_step = _do_nothing
@@ -107,7 +110,7 @@ class Engine(ProcessBound):
         self._compiling: dict[int, RequestState] = {}  # requests that wait for their grammars
         self._step_masks = StepMasks(self._grammars.mask_words)
         self._prefill_budget = PrefillBudget()
-        self._cancel_flag = CancelFlag()
+        self._cancel_flag, self._closing = CancelFlag(), False
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()  # calls to be made by the engine's thread
         self._between_steps = BetweenSteps()
         self._ids = itertools.count()
@@ -115,9 +118,9 @@ class Engine(ProcessBound):
         self._step_streams: list[Handle] = []
         self._next_deadline = math.inf  # the earliest of the open requests', or earlier
         self._num_steps = self._num_prompt_tokens = self._num_completion_tokens = self._num_forced_tokens = 0
-        self._closing = False
         self._submit_lock = threading.Lock()  # so that no request is added after the thread has ended the others
         self._fault: EngineError | None = None
+        self._delivery = Delivery(lambda: self.after_step(), self._end_with, beside_steps=delivers_beside)
         self._thread = threading.Thread(target=self._run, name="mistralrs-engine", daemon=True)
         self._thread.start()
 
@@ -140,7 +143,7 @@ class Engine(ProcessBound):
         return self._enqueue(request, Stream)
 
     def submit_to(self, deliver: Callable[[Event], None], request: Request) -> Handle:
-        """Like ``submit``, but the engine's thread passes the events to ``deliver``, which must not block."""
+        """Like ``submit``, but a thread of the engine passes the events to ``deliver``, which must not block."""
         return self._enqueue(request, partial(Handle, put=deliver))
 
     def _enqueue(self, request: Request, handle: Callable[[Callable[[], None]], HandleT]) -> HandleT:
@@ -165,6 +168,7 @@ class Engine(ProcessBound):
                 request=request,
                 tokenizer=self._tokenizer,
                 submitted=time.perf_counter(),
+                deliver=self._delivery.add,
             )
             self._requests[number] = request_state
             self._inbox.put(partial(self._add, request_state, request))
@@ -215,8 +219,9 @@ class Engine(ProcessBound):
         self._inbox.put(lambda: None)
         self._cancel_flag.set()
         self._thread.join()
+        self._delivery.join()
 
-    # The engine's thread alone calls the methods below, except for _cancel.
+    # The engine's thread alone calls the methods below, except for _cancel and _end_with.
 
     def _run(self) -> None:
         fault: EngineError | None = None
@@ -230,7 +235,7 @@ class Engine(ProcessBound):
             while self._receive():
                 if self._scheduler.has_work:
                     self._step()
-                self.after_step()
+                self._delivery.flush()
         except Exception as error:
             logger.exception("the engine's thread died")
             fault = EngineError(f"the engine died: {describe_error(error)}", hint="load the model again")
@@ -248,7 +253,7 @@ class Engine(ProcessBound):
             else:
                 request_state.fail(fault, now)
         self._requests.clear()
-        self.after_step()
+        self._delivery.close()
 
     def _receive(self) -> bool:
         """Makes the calls in the inbox and those between two steps, waiting for one if there is no other work. Returns
@@ -305,7 +310,7 @@ class Engine(ProcessBound):
             self._scheduler.commit(plan, {number: output.tokens for number, output in outputs.items()})
             self._publish(plan, outputs, now)
             seconds = time.perf_counter() - started
-            self._drafter.on_step(plan.chunks, sum(len(output.tokens) for output in outputs.values()), seconds)
+            self._drafter.on_step(plan.chunks, sum(len(output.sampled) for output in outputs.values()), seconds)
             self._report(plan, seconds)
 
     def _forward(self, plan: Plan) -> Buffer | None:
@@ -431,12 +436,12 @@ class Engine(ProcessBound):
 
     def _deliver_output(self, sequence: Sequence, output: StepOutput, now: float) -> None:
         request_state = self._requests[sequence.id]
-        if len(sequence.tokens) == sequence.num_prompt + len(output.tokens):
+        num_tokens = len(output.sampled)
+        if len(sequence.tokens) == sequence.num_prompt + num_tokens:
             self._num_prompt_tokens += sequence.num_prompt
-        self._num_completion_tokens += len(output.tokens)
+        self._num_completion_tokens += num_tokens
         self._num_forced_tokens += output.num_forced
-        if output.delta.text or output.delta.tokens:
-            request_state.stream.put(output.delta)
+        request_state.publish(output, now)
         if output.reason is not None:
             # Blocks are freed before the caller receives the end.
             self._scheduler.remove(sequence, retain=True)
@@ -503,6 +508,10 @@ class Engine(ProcessBound):
         if self._is_abandoned():
             self._cancel_flag.set()
 
+    def _end_with(self, error: Exception) -> None:
+        """Called by the thread that delivers: the engine dies of its error."""
+        self._inbox.put(partial(_raise, error))
+
     def _is_abandoned(self) -> bool:
         """Whether the step under way has no request left that is not cancelled."""
         return self._closing or all(stream.cancelled for stream in self._step_streams)
@@ -510,3 +519,7 @@ class Engine(ProcessBound):
 
 def _do_nothing() -> None:
     pass
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -1,24 +1,17 @@
-"""The state of one running request: its sequence, its text so far, its times and its stream."""
+"""The state of one running request: its sequence, its times, and what its next step needs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from mistralrs.engine.answer_events import AnswerEvents, StepOutput, text_stream
 from mistralrs.engine.config import Request
-from mistralrs.engine.events import (
-    Delta,
-    Failed,
-    Finished,
-    FinishReason,
-    Handle,
-    PromptLogprobs,
-    TokenLogprob,
-    Usage,
-)
+from mistralrs.engine.events import FinishReason, Handle, Usage
 from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector, ScalingsCollector
 from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.engine.sampling.sampling_input import NO_TOKEN, SampledToken, SamplingInput, TokenSampler
@@ -27,27 +20,14 @@ from mistralrs.engine.step_masks import mask_of
 from mistralrs.engine.thinking_limit import ThinkingLimit
 from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
-from mistralrs.text.stream import TextStream
 
 if TYPE_CHECKING:
     from mistralrs.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """The output of one step for one request."""
-
-    tokens: list[int]
-    """To be committed, forced ones among them; the last of them may have no text."""
-    delta: Delta
-    reason: FinishReason | None
-    """Why the stream ends here; None: it goes on."""
-    num_forced: int
-    """Tokens that were not sampled, because the grammar or the end of a thought forced them."""
-
-
 class RequestState:
-    """Turns logits, hidden states and sampled tokens into events. Times are seconds of one monotonic clock."""
+    """Decides from sampled tokens how an answer goes on, and has its events delivered. Times are seconds of one
+    monotonic clock."""
 
     def __init__(
         self,
@@ -57,20 +37,19 @@ class RequestState:
         request: Request,
         tokenizer: Tokenizer,
         submitted: float,
+        deliver: Callable[[Callable[[], None]], None],
     ) -> None:
+        """``deliver``: takes the calls that deliver the events, in their order."""
         self.sequence = sequence
         self.stream = stream
         self.deadline = math.inf if request.deadline_s is None else submitted + request.deadline_s
         self._tokenizer = tokenizer
-        self._text = TextStream(
-            tokenizer,
-            stop=request.sampling.stop,
-            trim_space=request.trim_space and request.grammar is None,  # a grammar says itself where spaces are
-            spelled=request.spelled_tokens,
-        )
+        self._deliver = deliver
+        self._events = AnswerEvents(stream, request, tokenizer=tokenizer, submitted=submitted)
+        # The text decides where an answer ends only if it may have a stop string.
+        self._stop_text = text_stream(request, tokenizer) if request.sampling.stop else None
         self._submitted = submitted
         self._first_token: float | None = None
-        self._first_text: float | None = None
         self._last_token = submitted
         self._end_ids = tuple(sequence.end_ids)
         self._hooks = request.hooks
@@ -101,13 +80,12 @@ class RequestState:
         if self._prompt_logprobs is not None:
             self._prompt_logprobs.add(logits, sampler)
             if self._prompt_logprobs.complete:
-                tokens = (self._token_logprob(sampled) for sampled in self._prompt_logprobs.sampled_tokens)
-                self.stream.put(PromptLogprobs((None, *tokens)))
+                self._deliver(partial(self._events.on_prompt_logprobs, self._prompt_logprobs.sampled_tokens))
                 self._prompt_logprobs = None
         if self._pooler is not None:
             self._pooler.add(start, count, hidden)
             if start + count == self.sequence.num_prompt:
-                self.stream.put(self._pooler.embedding())
+                self._deliver(partial(self._events.put, self._pooler.embedding()))
 
     @property
     def pools(self) -> bool:
@@ -146,19 +124,30 @@ class RequestState:
         ``rows``: what was sampled after the known tokens, and after each of the draft tokens. Raises RequestError if
         the request's grammar cannot go on.
         """
-        tokens: list[int] = []
-        deltas: list[Delta] = []
+        if self._first_token is None:
+            self._first_token = now
+        self._last_token = now
+        sampled: list[SampledToken] = []
         reason: FinishReason | None = None
+        has_end_token = False
         num_forced = 0
+        num_known = len(self.sequence.tokens)
         for draw, was_sampled in self._tokens_of_step(rows, draft):
-            tokens.append(draw.token)
+            sampled.append(draw)
             num_forced += not was_sampled
-            delta, reason = self._on_token(draw, tokens, now)
-            deltas.append(delta)
+            reason = self.sequence.reason_after(draw.token, num_known + len(sampled))
+            if reason == "stop":
+                self._require_end(num_known + len(sampled) - 1)
+                has_end_token = True
+            elif self._stops_after(sampled, reason):
+                reason = "stop"
             if reason is not None:
                 break
-        # Joined: a reader that has left can notice it only between two events.
-        return StepOutput(tokens, Delta.joined(deltas), reason, num_forced)
+        return StepOutput(sampled, reason, has_end_token, num_forced)
+
+    def publish(self, output: StepOutput, now: float) -> None:
+        """Has the output of a step delivered."""
+        self._deliver(partial(self._events.on_step, output, now))
 
     def _tokens_of_step(
         self, rows: Row[SampledToken | EngineError], draft: tuple[int, ...]
@@ -190,31 +179,27 @@ class RequestState:
         forced = None if constraint is None else constraint.next_forced
         return self._thinking.next_forced if forced is None and self._thinking is not None else forced
 
-    def _on_token(self, draw: SampledToken, tokens: list[int], now: float) -> tuple[Delta, FinishReason | None]:
-        """The addition of a token, the last of the step's ``tokens``, and why the stream ends with it, if it does."""
-        num_tokens = len(self.sequence.tokens) + len(tokens)
-        if self._first_token is None:
-            self._first_token = now
-        self._last_token = now
-        reason: FinishReason | None = self.sequence.reason_after(draw.token, num_tokens)
-        if reason == "stop":  # an end-of-sequence token has no text
-            self._require_end(num_tokens - 1)
-            return self._delta(self._text.finish(draw.token), now), reason
-        text = self._text.push(draw.token)
+    def _stops_after(self, sampled: list[SampledToken], reason: FinishReason | None) -> bool:
+        """Whether the stream ends with the last of the step's tokens ``sampled``, which is no end token.
+
+        ``reason``: why it ends in any case.
+        """
+        token, constraint = sampled[-1].token, self.sequence.constraint
         if self._thinking is not None:
-            self._thinking.accept(draw.token)
-        if self._text.stopped:
-            reason = "stop"
-        elif self.sequence.constraint is not None and self.sequence.constraint.accept(draw.token):
-            self._require_end(num_tokens)
-            reason = "stop"
-        elif reason is not None and self.sequence.constraint is not None and self.sequence.constraint.may_only_end():
-            reason = "stop"  # nothing was cut off
-        elif self._hooks is not None and self._hooks.stops((*self.sequence.tokens, *tokens)):
-            reason = "stop"
-        if reason is not None:
-            text += self._text.finish()
-        return self._delta(text, now, draw), reason
+            self._thinking.accept(token)
+        if self._stop_text is not None:
+            self._stop_text.push(token)
+            if self._stop_text.stopped:
+                return True
+        if constraint is not None:
+            if constraint.accept(token):
+                self._require_end(len(self.sequence.tokens) + len(sampled))
+                return True
+            if reason is not None and constraint.may_only_end():
+                return True  # nothing was cut off
+        if self._hooks is None:
+            return False
+        return self._hooks.stops((*self.sequence.tokens, *(draw.token for draw in sampled)))
 
     def _require_end(self, num_tokens: int) -> None:
         """Raises RequestError if the answer may not end after ``num_tokens`` tokens: only a grammar makes it end."""
@@ -237,36 +222,19 @@ class RequestState:
     def finish(self, reason: FinishReason, now: float) -> None:
         """Ends the stream."""
         if self.scalings is not None:
-            self.stream.put(self.scalings.collected(self.sequence.tokens))
-        stop_string = self._text.stop_string if reason == "stop" else None
-        self.stream.put(Finished(reason, self._usage(now), stop_string))
+            self._deliver(partial(self._events.put, self.scalings.collected(self.sequence.tokens)))
+        self._deliver(partial(self._events.on_finished, reason, self._usage(now)))
 
     def fail(self, error: MistralrsError, now: float) -> None:
         """Ends the stream with an error."""
-        self.stream.put(Failed(error, self._usage(now)))
-
-    def _delta(self, text: str, now: float, sampled: SampledToken | None = None) -> Delta:
-        if text and self._first_text is None:
-            self._first_text = now
-        if sampled is None:
-            return Delta(text, (), ())
-        logprobs = () if sampled.logprob is None else (self._token_logprob(sampled),)
-        return Delta(text, (sampled.token,), logprobs)
-
-    def _token_logprob(self, sampled: SampledToken) -> TokenLogprob:
-        assert sampled.logprob is not None
-        top = tuple(self._logprob(token, logprob) for token, logprob in sampled.top)
-        return self._logprob(sampled.token, sampled.logprob, top)
+        self._deliver(partial(self._events.on_failed, error, self._usage(now)))
 
     def _spell(self, token: int) -> bytes:
         """A token's bytes; for a control token, those of its name."""
         return self._tokenizer.token_bytes(token) or self._tokenizer.token_text(token).encode()
 
-    def _logprob(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        text, data = self._tokenizer.token_text(token), self._tokenizer.token_bytes(token)
-        return TokenLogprob(token, text, data, logprob, top)
-
     def _usage(self, now: float) -> Usage:
+        """The usage so far, without the time of the first text."""
         first = now if self._first_token is None else self._first_token
         return Usage(
             prompt_tokens=self.sequence.num_prompt,
@@ -274,7 +242,7 @@ class RequestState:
             completion_tokens=len(self.sequence.tokens) - self.sequence.num_prompt,
             prompt_s=first - self._submitted,
             completion_s=max(self._last_token - first, 0.0),
-            first_token_s=0.0 if self._first_text is None else self._first_text - self._submitted,
+            first_token_s=0.0,
             seed=self.sequence.sampling.seed,
             drafted_tokens=self.sequence.ngram_proposer.num_drafted,
             accepted_tokens=self.sequence.ngram_proposer.num_accepted,

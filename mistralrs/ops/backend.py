@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -284,6 +285,11 @@ class ResolvedBackend:
 
     backend: Backend
     unavailable_backends: tuple[str, ...]
+
+
+def usable_cpus() -> int:
+    """Processors of the system that this process may run on, hardware threads counted one by one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve(device: str, *, threads: int | None = None, isa: str | None = None) -> ResolvedBackend:

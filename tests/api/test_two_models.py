@@ -99,8 +99,8 @@ isa = None if sys.argv[3] == "kernels" else "torch"
 inside, elsewhere = set(), []
 with LocalModel.load(ModelSource(None, Path(sys.argv[1]), None, None), LoadOptions(threads=2, isa=isa)) as model:
     import torch
-    model.engine.after_step = lambda: inside.add(torch.get_num_threads())
     list(model.engine.submit(Request((1, 2, 3), SamplingParams(), pooling="mean")))  # pools with torch
+    model.engine.between_steps(lambda: inside.add(torch.get_num_threads())).result()
     thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
     thread.start()
     thread.join()

@@ -14,6 +14,7 @@ from struct import iter_unpack, pack
 import torch
 
 from mistralrs.engine.batch import Batch, CancelFlag
+from mistralrs.engine.engine import Engine
 from mistralrs.ops.buffer import Buffer
 from tests.buffers import buffer_of
 
@@ -151,6 +152,17 @@ class FakeRunner:
             positions = range(max(0, count - window) if window else 0, count)
             seen += [memory[tables[index][p // size] * size + p % size] for p in positions]
         return seen
+
+
+def after_each_step(engine: Engine, call: Callable[[], None]) -> None:
+    """Has the engine's thread make a call after each of its steps."""
+    step = engine._step
+
+    def step_and_call() -> None:
+        step()
+        call()
+
+    engine._step = step_and_call  # type: ignore[method-assign]
 
 
 class Turnstile:

@@ -30,11 +30,12 @@ PROMPT = tuple(range(20, 45))
 
 @contextmanager
 def serving(
-    config: EngineConfig = CONFIG, *, eos_bias: float = -100.0, habit: float = 0.0
+    config: EngineConfig = CONFIG, *, eos_bias: float = -100.0, habit: float = 0.0, delivers_beside: bool = False
 ) -> Iterator[tuple[Engine, FakeRunner]]:
     windows = [group.window for group in config.kv_groups]
     runner = FakeRunner(block_size=config.block_size, windows=windows, eos_bias=eos_bias, habit=habit)
-    with closing(Engine(runner, FakeTokenizer(), config)) as engine:  # type: ignore[arg-type]
+    tokenizer: Any = FakeTokenizer()
+    with closing(Engine(runner, tokenizer, config, delivers_beside=delivers_beside)) as engine:
         yield engine, runner
         engine._scheduler.check_integrity()
 

@@ -14,7 +14,7 @@ import torch
 
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import Request, SamplingParams
-from mistralrs.engine.events import End, Event, Failed, Finished
+from mistralrs.engine.events import Delta, End, Event, Failed, Finished
 from mistralrs.errors import EngineError, QueueFullError, UsageError
 from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import Turnstile
@@ -146,8 +146,9 @@ def test_a_sampler_that_fails_ends_its_batch_only(
 # Events of a step together
 
 
-def test_events_of_a_step_are_delivered_before_after_step_is_called() -> None:
-    with serving() as (engine, runner):
+@pytest.mark.parametrize("beside", [False, True])
+def test_events_of_a_step_are_delivered_before_after_step_is_called(beside: bool) -> None:
+    with serving(delivers_beside=beside) as (engine, runner):
         turnstile = Turnstile(runner)
         delivered: list[tuple[int, Event]] = []
         steps: list[list[tuple[int, Event]]] = []
@@ -175,7 +176,7 @@ def test_events_of_a_step_are_delivered_before_after_step_is_called() -> None:
         turnstile.let_through(1000)
         for _ in range(3):
             assert over.acquire(timeout=60)
-        assert threads == {"mistralrs-engine"}
+        assert threads == {"mistralrs-delivery" if beside else "mistralrs-engine"}
         assert [[number for number, _ in step] for step in steps] == [
             [0],
             [0, 1, 2],
@@ -185,6 +186,55 @@ def test_events_of_a_step_are_delivered_before_after_step_is_called() -> None:
             [1, 1, 2, 2],
         ]
         assert sum(isinstance(event, Finished) for step in steps for _, event in step) == 3
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_caller_that_cannot_take_an_event_ends_the_engine(beside: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """All other callers get every event up to then, and an end."""
+
+    def refuse(event: Event) -> None:
+        raise KeyError("a defect of the caller")
+
+    with serving(delivers_beside=beside) as (engine, runner):
+        turnstile = Turnstile(runner)
+        others = [engine.submit(Request(PROMPT, SamplingParams(seed=seed, ignore_eos=True))) for seed in (1, 2)]
+        turnstile.wait()  # its events come behind those of the others' first step
+        engine.submit_to(refuse, Request(PROMPT, LONG))
+        turnstile.let_through(1000)
+        for stream in others:
+            _, tokens, end = collect(stream)
+            assert isinstance(end, Failed)
+            assert "the engine died: KeyError" in end.error.message
+            assert len(tokens) == end.usage.completion_tokens > 0
+        with pytest.raises(EngineError, match="KeyError"):
+            engine.submit(requests()[0])
+    assert "a defect of the caller" in caplog.text
+
+
+def test_answers_beside_the_steps_are_those_between_them() -> None:
+    sampling = SamplingParams(temperature=0.9, max_tokens=60, logprobs=2)
+    asked = [
+        Request(PROMPT, replace(sampling, seed=seed, stop=stop)) for seed in (1, 2) for stop in ((), ("a",), ("e", "i"))
+    ]
+    answers = []
+    for beside in (False, True):
+        with serving(replace(CONFIG, max_draft=3), habit=4.0, delivers_beside=beside) as (engine, _):
+            streams = [engine.submit(request) for request in asked]
+            answers.append([_without_times(list(stream)) for stream in streams])
+    assert answers[0] == answers[1]
+    assert {events[-1].reason for events in answers[0] if isinstance(events[-1], Finished)} == {"length", "stop"}
+
+
+def _without_times(events: list[Event]) -> list[Event]:
+    """The text and its end, wherever steps divided it."""
+    *deltas, end = events
+    assert isinstance(end, Finished)
+    has_text = float(end.usage.first_token_s > 0)
+    usage = replace(
+        end.usage, prompt_s=0.0, completion_s=0.0, first_token_s=has_text, drafted_tokens=0, accepted_tokens=0
+    )
+    joined = Delta.joined([delta for delta in deltas if isinstance(delta, Delta)])
+    return [joined, replace(end, usage=usage)]
 
 
 def test_a_handle_cancels_and_its_end_is_delivered() -> None:

@@ -18,7 +18,7 @@ from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Delta, Event, Failed, Finished, PromptLogprobs, Usage
 from mistralrs.engine.scheduler import MAX_DRAFT_BATCH
 from mistralrs.ops.kv_groups import KvGroup
-from tests.engine.fakes import EOS, VOCAB, FakeRunner, FakeTokenizer, Turnstile
+from tests.engine.fakes import EOS, VOCAB, FakeRunner, FakeTokenizer, Turnstile, after_each_step
 from tests.engine.test_engine import serving
 
 CONFIG = EngineConfig(kv_groups=(KvGroup(60),), max_model_len=120, max_seqs=4, max_batch_tokens=32, block_size=4)
@@ -65,7 +65,7 @@ def ask(
 ) -> tuple[list[Answer], list[Usage], int]:
     """Serves all at once: returns answers, usages and the number of steps. Blocks are checked after each step."""
     with serving(config, eos_bias=eos_bias, habit=habit) as (engine, runner):
-        engine.after_step = engine._scheduler.check_integrity  # its error would end every stream
+        after_each_step(engine, engine._scheduler.check_integrity)  # its error would end every stream
         streams = [engine.submit(request) for request in requests]
         results = [split_events(list(stream)) for stream in streams]
         stats = engine.stats()

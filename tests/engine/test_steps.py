@@ -18,6 +18,7 @@ from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Finished
 from mistralrs.engine.sampling.native_sampler import NativeSampler
 from mistralrs.ops.native_row_sampler import NativeRowSampler
+from tests.engine.fakes import after_each_step
 
 pytestmark = pytest.mark.native
 
@@ -72,7 +73,7 @@ def test_a_steady_step_calls_the_library_twice_and_allocates_little(
         start = [0]
         tracemalloc.start()
         try:
-            model.engine.after_step = after_step
+            after_each_step(model.engine, after_step)
             ends = answer(model, sequences, tokens=40)
         finally:
             tracemalloc.stop()

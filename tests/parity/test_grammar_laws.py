@@ -17,6 +17,7 @@ from mistralrs.engine.config import Request, SamplingParams, ThinkingBudget
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Usage
 from mistralrs.grammar.grammar_text import GrammarText
+from tests.engine.fakes import after_each_step
 from tests.parity.test_engine_laws import Answer, collect
 
 pytestmark = [pytest.mark.native, pytest.mark.model]
@@ -76,7 +77,7 @@ def load(path: Path, **options: Any) -> LocalModel:
 
 
 def preempting(engine: Engine) -> Callable[[], None]:
-    """Returns an ``after_step`` that preempts every fifth step: nobody can say when blocks run out."""
+    """Returns a call after each step that preempts every fifth step: nobody can say when blocks run out."""
     last = 0
 
     def after_step() -> None:
@@ -138,7 +139,7 @@ def test_an_answer_depends_on_its_request_alone(
     preempts = "prefix_cache_n" not in options
     with load(default_model, **options) as model:
         if preempts:
-            model.engine.after_step = preempting(model.engine)
+            after_each_step(model.engine, preempting(model.engine))
         for _ in range(2):  # the second time all grammars are compiled, so that all requests run at once
             results = ask_at_once(model, requests)
             assert [answer for answer, _ in results] == expected

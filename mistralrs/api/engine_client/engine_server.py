@@ -217,7 +217,7 @@ class EngineServer:
                 del self._handles[number]
 
     def flush(self) -> None:
-        """Sends the events of a step. Called by the engine's thread, which delivers them, after each step."""
+        """Sends the events of a step. Called by the thread that delivers them, after each step."""
         if self._events:
             self._channel.send(Step(self._events))
             self._events = []

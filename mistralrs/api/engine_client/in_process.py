@@ -77,13 +77,13 @@ class InProcessEngine:
         self._timer.cancel()
         await asyncio.to_thread(self._engine.close)
 
-    def _deliver(self, stream: AsyncStream, event: Event) -> None:  # by the engine's thread
+    def _deliver(self, stream: AsyncStream, event: Event) -> None:  # by the thread that delivers
         if isinstance(event, AdaptersChosen):  # it comes from ``submit``
             stream.put(event)
         else:
             self._events.append((stream, event))
 
-    def _flush(self) -> None:  # by the engine's thread
+    def _flush(self) -> None:  # by the thread that delivers
         if self._events:
             self._loop.call_soon_threadsafe(_deliver_all, self._events)
             self._events = []

@@ -158,7 +158,7 @@ class ModelAdapters:
 
     def submit_to(self, deliver: Deliver, request: Request, weights: Mapping[str, float] | None = None) -> Handle:
         """Like ``submit``, but passes the events to ``deliver``, which must not block. Where adapters act, the first is
-        ``AdaptersChosen``, from the calling thread; all others come from the engine's.
+        ``AdaptersChosen``, from the calling thread; all others come from one of the engine's.
 
         May wait until an adapter is read and placed. Raises what ``Engine.submit`` raises, ``RequestError`` for
         adapters that cannot act, and ``EngineError`` for one that has to be read again and cannot be.

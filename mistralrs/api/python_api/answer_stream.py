@@ -128,7 +128,7 @@ class EventQueue:
         self._unread: list[tuple[int, Event]] = []
         self._batches: SimpleQueue[list[tuple[int, Event]]] = SimpleQueue()
         self._delivering = threading.Lock()
-        """The engine's thread delivers, and the submitting thread too where a request fails at once."""
+        """A thread of the engine delivers, and the submitting thread too where a request fails at once."""
         self._num_open = 0
         self._handles = submit(self, requests, adapters)
 
