@@ -1,4 +1,4 @@
-"""The parts of a decoding step: the forward pass and the sampling in the library, and the Python between them.
+"""The parts of a decoding step: the forward pass and the sampling in one call of the library, and the Python between.
 
     python -m benchmarks.steps MODEL.gguf [--sequences 1] [--tokens 200] [--rounds 5] [--threads N]
 
@@ -27,9 +27,7 @@ from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import End, Event, Failed
 from mistralrs.engine.model_runner import ModelRunner
-from mistralrs.engine.sampling.native_sampler import NativeSampler
 from mistralrs.ops.native_program import NativeProgram
-from mistralrs.ops.native_row_sampler import NativeRowSampler
 
 PROMPT = "Write a long text about the sea."
 CHAT = SamplingParams(
@@ -43,35 +41,34 @@ WARM = 20
 class Steps:
     """Seconds of each step since the last ``clear``, and page faults."""
 
-    forward: float = 0.0
-    sampling: float = 0.0
-    rows: list[tuple[float, float, float, int]] = field(default_factory=list)
+    library: float = 0.0
+    rows: list[tuple[float, float, int]] = field(default_factory=list)
     """When a step began, the library's part of the one before, and the process's page faults until then."""
 
-    def timed(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> None:
             started = time.perf_counter()
             call(*arguments)
-            setattr(self, part, getattr(self, part) + time.perf_counter() - started)
+            self.library += time.perf_counter() - started
 
         return run
 
     def counted(self, step: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            self.rows.append((time.perf_counter(), self.forward, self.sampling, faults))
-            self.forward = self.sampling = 0.0
+            self.rows.append((time.perf_counter(), self.library, faults))
+            self.library = 0.0
             step()
 
         return run
 
-    def medians(self) -> tuple[float, float, float, float]:
-        """Microseconds of a step, of its forward pass, of its sampling, and page faults a step."""
+    def medians(self) -> tuple[float, float, float]:
+        """Microseconds of a step and of its call of the library, and page faults a step."""
         rows = self.rows[WARM:-1]
         pairs = list(itertools.pairwise(rows))
         whole = statistics.median(after[0] - before[0] for before, after in pairs)
-        forward, sampling = (statistics.median(after[place] for _, after in pairs) for place in (1, 2))
-        return 1e6 * whole, 1e6 * forward, 1e6 * sampling, (rows[-1][3] - rows[0][3]) / len(pairs)
+        library = statistics.median(after[1] for _, after in pairs)
+        return 1e6 * whole, 1e6 * library, (rows[-1][2] - rows[0][2]) / len(pairs)
 
 
 def main() -> None:
@@ -91,9 +88,9 @@ def main() -> None:
             steps.rows.clear()
             gaps += answer(model, args.sequences, args.tokens)
             rounds.append(steps.medians())
-    whole, forward, sampling, faults = (statistics.median(column) for column in zip(*rounds, strict=True))
+    whole, library, faults = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"{args.model.name}, {args.sequences} sequences, medians of {args.rounds} rounds: a step {whole:.0f} us")
-    print(f"forward pass {forward:.0f} us, sampling {sampling:.0f} us, Python {whole - forward - sampling:.0f} us")
+    print(f"the library {library:.0f} us, Python {whole - library:.0f} us")
     median, late = (1e6 * statistics.quantiles(gaps, n=100)[percent - 1] for percent in (50, 95))
     print(f"page faults {faults:.2f} a step; between two tokens of a sequence {median:.0f} us, p95 {late:.0f} us")
 
@@ -102,10 +99,8 @@ def watched(model: LocalModel) -> Steps:
     """The times of the model's steps from now on."""
     steps = Steps()
     engine = model.engine
-    runner, sampler = cast(ModelRunner, engine._executor), cast(NativeSampler, engine._sampler)
-    program, rows = cast(NativeProgram, runner._decoder.forward), cast(NativeRowSampler, sampler._row_sampler)
-    program._run = steps.timed(program._run, "forward")
-    rows._sample = steps.timed(rows._sample, "sampling")
+    program = cast(NativeProgram, cast(ModelRunner, engine._executor)._decoder.forward)
+    program._run = steps.timed(program._run)
     engine._step = steps.counted(engine._step)  # type: ignore[method-assign]
     return steps
 

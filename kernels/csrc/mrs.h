@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define MRS_ABI_VERSION 15
+#define MRS_ABI_VERSION 16
 
 typedef struct mrs_pool mrs_pool;
 typedef struct mrs_op mrs_op;
@@ -18,8 +18,6 @@ typedef void (*mrs_run_fn)(const mrs_op *op, const mrs_step *step, mrs_pool *poo
 typedef void (*mrs_unpack_fn)(const mrs_weight *weight, int64_t row, float *out);
 // Packs panel `panel` of a matrix in the layout of its file.
 typedef void (*mrs_pack_fn)(const mrs_weight *stored, int64_t panel, uint8_t *out);
-// Samples a token for each of `count` rows. `scratch`: mrs_sampling_scratch() bytes, zeros before its first use.
-typedef void (*mrs_sample_fn)(mrs_sampling *rows, int64_t count, uint8_t *scratch, mrs_pool *pool);
 // Reads `bytes` from `data` on, and computes the same int8 products on every thread `rounds` times; returns how many
 // multiplications these are. Either may be 0.
 typedef int64_t (*mrs_probe_fn)(const uint8_t *data, int64_t bytes, int64_t rounds, mrs_pool *pool);

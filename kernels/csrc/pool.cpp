@@ -37,8 +37,9 @@ struct mrs_pool {
 
 namespace {
 using Clock = std::chrono::steady_clock;
-// The time that a worker looks for the next job before it sleeps: longer than the gap between two ops of a step.
-constexpr auto kSpin = std::chrono::microseconds(150);
+// The time that a worker looks for the next job before it sleeps: longer than the gap between two ops of a step, and shorter
+// than that between two steps, in which readers of answers need its processor.
+constexpr auto kSpin = std::chrono::microseconds(60);
 // Jobs at a time that workers help with; a caller beyond them computes alone.
 constexpr int kSlots = 16;
 // A slot's state: workers registered, workers allowed, and whether the job is open.

@@ -445,13 +445,15 @@ static void sample_row(mrs_sampling &row, uint8_t *scratch) {
   if (row.token >= 0) row.logprob = double(s.scores[row.token]) - log_sum;
 }
 
-// Rows are computed in as many threads as the share has; each has its part of `scratch`.
-static void sample(mrs_sampling *rows, int64_t count, uint8_t *scratch, mrs_pool *pool) {
+// An op without fields of its own: the step has the rows. They are computed in as many threads as the share has; each has
+// its part of the scratch.
+static void sample(const mrs_op *, const mrs_step *step, mrs_pool *pool) {
+  const int64_t count = step->num_sampling;
   if (!count) return;
   const int64_t chunks = std::min<int64_t>(count, mrs_pool_size(pool));
-  const int64_t bytes = sampling_scratch(rows[0].vocab_size);
+  const int64_t bytes = sampling_scratch(step->sampling[0].vocab_size);
   parallel_for(pool, chunks, [&](int64_t chunk) {
-    for (int64_t i = chunk; i < count; i += chunks) sample_row(rows[i], scratch + chunk * bytes);
+    for (int64_t i = chunk; i < count; i += chunks) sample_row(step->sampling[i], step->sampling_scratch + chunk * bytes);
   });
 }
 

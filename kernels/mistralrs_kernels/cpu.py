@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 15
+ABI_VERSION = 16
 ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """Instruction sets from the best to the plainest, in the order of ``csrc/isas.def``."""
 
@@ -40,6 +40,8 @@ class Step(c.Structure):
         ("scalings", c.c_void_p),
         ("delta_scratch", c.c_void_p),
         ("cancel_flag", c.c_void_p),
+        ("sampling", c.c_void_p),
+        ("sampling_scratch", c.c_void_p),
         ("num_slots", c.c_int32),
         ("scaling_layers", c.c_int32),
         ("max_rank", c.c_int32),
@@ -47,10 +49,17 @@ class Step(c.Structure):
         ("num_tokens", c.c_int32),
         ("num_seqs", c.c_int32),
         ("num_logits", c.c_int32),
+        ("num_sampling", c.c_int32),
         ("max_tokens", c.c_int32),
         ("max_seqs", c.c_int32),
         ("max_blocks", c.c_int32),
     ]
+
+
+class Op(c.Structure):
+    """``mrs_op``: the first field of every operation; sampling has no other."""
+
+    _fields_ = [("run", c.c_void_p)]
 
 
 class Weight(c.Structure):
@@ -245,7 +254,7 @@ class Table(c.Structure):
         ("moe", c.c_void_p),
         ("unpack_row", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
         ("pack_panel", c.CFUNCTYPE(None, c.POINTER(Weight), c.c_int64, c.c_void_p)),
-        ("sample", c.CFUNCTYPE(None, c.POINTER(Sampling), c.c_int64, c.c_void_p, c.c_void_p)),
+        ("sample", c.c_void_p),
         ("probe", c.CFUNCTYPE(c.c_int64, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p)),
     ]
 
@@ -269,6 +278,7 @@ class StructInfo(c.Structure):
 
 STRUCTS: dict[str, type[c.Structure]] = {
     "mrs_step": Step,
+    "mrs_op": Op,
     "mrs_weight": Weight,
     "mrs_delta": Delta,
     "mrs_linear": Linear,

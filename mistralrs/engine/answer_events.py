@@ -65,13 +65,8 @@ class AnswerEvents:
 
     def on_step(self, output: StepOutput, now: float) -> None:
         """Delivers what came of a step that ended ``now``."""
-        last = len(output.sampled) - 1
-        deltas = []
-        for place, draw in enumerate(output.sampled):
-            is_last = place == last
-            deltas.append(self._delta(draw, output.reason if is_last else None, is_last and output.has_end_token))
-        # Joined: a reader that has left can notice it only between two events.
-        delta = Delta.joined(deltas)
+        *before, last = output.sampled
+        delta = self._delta(last, output.reason, output.has_end_token) if not before else self._joined(output)
         if delta.text and self._first_text is None:
             self._first_text = now
         if delta.text or delta.tokens:
@@ -85,6 +80,12 @@ class AnswerEvents:
     def on_failed(self, error: MistralrsError, usage: Usage) -> None:
         """Ends the stream with an error. ``usage`` lacks the time of the first text."""
         self._stream.put(Failed(error, self._timed(usage)))
+
+    def _joined(self, output: StepOutput) -> Delta:
+        """All of the step in one: a reader that has left can notice it only between two events."""
+        *before, last = output.sampled
+        deltas = [self._delta(draw, None, False) for draw in before]
+        return Delta.joined([*deltas, self._delta(last, output.reason, output.has_end_token)])
 
     def _delta(self, draw: SampledToken, reason: FinishReason | None, is_end_token: bool) -> Delta:
         if is_end_token:

@@ -44,7 +44,7 @@ from mistralrs.errors import EngineError, MistralrsError, RequestError
 from mistralrs.ops.buffer import Buffer
 
 if TYPE_CHECKING:
-    from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput
+    from mistralrs.engine.sampling.sampling_input import PreparedSampling, SampledToken, SamplingInput
     from mistralrs.ops.row_sampler import RowSampler
     from mistralrs.text.tokenizer import Tokenizer
 
@@ -103,7 +103,7 @@ class Engine(ProcessBound):
         self.after_step = _do_nothing
         self._kv_connector = None if disk_tier is None else DiskKvConnector(disk_tier, executor)
         self._draft_model = None if draft_model is None else DraftModel(draft_model, sampling_input=self._draft_input)
-        gain = DraftGain() if config.weighs_drafts else None
+        gain = DraftGain() if config.weighs_drafts and config.max_draft else None
         self._drafter = Drafter(gain=gain, model=self._draft_model, token_bytes=tokenizer.token_bytes)
         self._scheduler = Scheduler(config, self._kv_connector, drafter=self._drafter)
         self._grammars = GrammarCompiler(tokenizer, self.vocab_size)
@@ -297,13 +297,19 @@ class Engine(ProcessBound):
         started = time.perf_counter()
         self._num_steps += 1
         plan = self._scheduler.plan(self._prefill_budget.limit(self.config.max_batch_tokens))
+        try:
+            prepared = self._prepare_sampling(plan)
+        except Exception as error:
+            logger.exception("sampling failed")
+            self._fail_batch(plan, error)
+            return
         self._step_masks.start(plan)
-        logits = self._forward(plan)
+        logits = self._forward(plan, prepared)
         masks, errors = self._step_masks.finish()
         for number in errors.keys() & self._requests.keys():
             self._fail(self._requests[number], errors[number])
         if logits is not None:
-            sampled = self._sample(plan, logits, masks)
+            sampled = self._sample(plan, logits, masks, prepared)
             now = time.perf_counter()
             outputs = self._advance(sampled, now)
             self._collect_scalings(plan, outputs)
@@ -313,7 +319,27 @@ class Engine(ProcessBound):
             self._drafter.on_step(plan.chunks, sum(len(output.sampled) for output in outputs.values()), seconds)
             self._report(plan, seconds)
 
-    def _forward(self, plan: Plan) -> Buffer | None:
+    def _prepare_sampling(self, plan: Plan) -> PreparedSampling | None:
+        """The sampling of a step, to be done in the call of its forward pass; None: it follows the pass."""
+        logits = self._executor.logits_buffer
+        if logits is None:
+            return None
+        for chunk in plan.chunks:
+            if chunk.scored or self._requests[chunk.sequence.id].samples_late:
+                return None
+        return self._sampler.prepare(logits, self._sampling_inputs([c for c in plan.chunks if c.samples], {}))
+
+    def _sampling_inputs(self, chunks: Row[Chunk], masks: Mapping[int, Row[memoryview]]) -> list[SamplingInput]:
+        """The inputs of chunks that sample, one after another."""
+        return [
+            sampling_input
+            for chunk in chunks
+            for sampling_input in self._requests[chunk.sequence.id].sampling_inputs(
+                chunk.draft_tokens, masks.get(chunk.sequence.id, ())
+            )
+        ]
+
+    def _forward(self, plan: Plan, prepared: PreparedSampling | None) -> Buffer | None:
         """The logits of a step, or None if it failed or was cancelled: it is then not committed."""
         self._cancel_flag.clear()
         self._step_streams = [self._requests[chunk.sequence.id].stream for chunk in plan.chunks]
@@ -321,7 +347,8 @@ class Engine(ProcessBound):
             return None
         started = time.perf_counter()
         try:
-            logits = self._executor.forward(Batch.from_plan(plan, block_size=self.config.block_size), self._cancel_flag)
+            batch = Batch.from_plan(plan, block_size=self.config.block_size)
+            logits = self._executor.forward(batch, self._cancel_flag, None if prepared is None else prepared.rows)
         except Exception as error:
             logger.exception("a forward pass failed")
             self._fail_batch(plan, error)
@@ -338,26 +365,30 @@ class Engine(ProcessBound):
         return self._requests[sequence.id].draft_input(tokens)
 
     def _sample(
-        self, plan: Plan, logits: Buffer, masks: Mapping[int, Row[memoryview]]
+        self,
+        plan: Plan,
+        logits: Buffer,
+        masks: Mapping[int, Row[memoryview]],
+        prepared: PreparedSampling | None,
     ) -> list[tuple[Chunk, list[SampledToken | EngineError]]]:
         """What was sampled for each sequence: after its known tokens, and after each draft token.
 
         Cancelled requests are left out.
         """
         try:
-            drawing, logits_rows = self._collect_prompt_outputs(plan, logits)
-            numbers = [chunk.sequence.id for chunk in drawing]
-            inputs = [
-                sampling_input
-                for chunk, number in zip(drawing, numbers, strict=True)
-                for sampling_input in self._requests[number].sampling_inputs(chunk.draft_tokens, masks.get(number, ()))
-            ]
-            results = iter(self._sampler.sample(logits, inputs, rows=logits_rows))
+            if prepared is None:
+                drawing, logits_rows = self._collect_prompt_outputs(plan, logits)
+                inputs = self._sampling_inputs(drawing, masks)
+                results = iter(self._sampler.sample(logits, inputs, rows=logits_rows))
+            else:
+                drawing = [chunk for chunk in plan.chunks if chunk.samples]
+                results = iter(prepared.results())
         except Exception as error:
             logger.exception("sampling failed")
             self._fail_batch(plan, error)
             return []
-        return [(chunk, list(itertools.islice(results, len(chunk.draft_tokens) + 1))) for chunk in drawing]
+        sampled = [(chunk, list(itertools.islice(results, len(chunk.draft_tokens) + 1))) for chunk in drawing]
+        return [(chunk, rows) for chunk, rows in sampled if chunk.sequence.id in self._requests]
 
     def _advance(
         self, sampled: Row[tuple[Chunk, list[SampledToken | EngineError]]], now: float
@@ -413,13 +444,15 @@ class Engine(ProcessBound):
 
     def _collect_scalings(self, plan: Plan, outputs: dict[int, StepOutput]) -> None:
         """Passes the scalings of computed tokens to the requests that ask for them; not those of rejected drafts."""
-        first = 0
+        scalings, first = self._executor.scalings, 0
+        if scalings is None:
+            return
         for chunk in plan.chunks:
             request_state = self._requests.get(chunk.sequence.id)
-            if request_state is not None and request_state.scalings is not None and self._executor.scalings is not None:
+            if request_state is not None and request_state.scalings is not None:
                 output = outputs.get(chunk.sequence.id)
                 count = chunk.num_committed + (chunk.num_accepted(output.tokens) if output is not None else 0)
-                request_state.scalings.add(chunk.start, self._executor.scalings(first, first + count))
+                request_state.scalings.add(chunk.start, scalings(first, first + count))
             first += chunk.count
 
     def _publish(self, plan: Plan, outputs: dict[int, StepOutput], now: float) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.row_sampler import SamplingRows
 
 
 class ModelExecutor(Protocol):
@@ -22,9 +23,15 @@ class ModelExecutor(Protocol):
         """float32 (stop - start, layers, adapters) for ``start`` and ``stop``: the weights with which adapters were
         mixed for these tokens of the last batch, valid until the next one. None: it does not mix adapters by token."""
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+    @property
+    def logits_buffer(self) -> Buffer | None:
+        """float32 (most rows, vocab_size or more), whose first rows are the logits of each forward pass; None: it
+        samples no rows."""
+
+    def forward(self, batch: Batch, cancel_flag: CancelFlag, sampling: SamplingRows | None = None) -> Buffer:
         """float32 logits (len(batch.logits_indices), vocab_size or more), valid until the next call.
 
+        ``sampling``: rows of ``logits_buffer`` that are sampled in the same call of the library.
         Once ``cancel_flag`` is set it returns soon, with undefined values; the step is then dropped.
         """
 

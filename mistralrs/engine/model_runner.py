@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.models.decoder import Decoder
 from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.row_sampler import SamplingRows
 from mistralrs.ops.workspace import StepArgs
 
 
@@ -17,15 +20,22 @@ class ModelRunner:
     def __init__(self, decoder: Decoder, *, vocab_size: int) -> None:
         self._decoder = decoder
         self.vocab_size = vocab_size
+        self._first_logits = lru_cache(maxsize=256)(partial(decoder.logits.rows, 0))
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+    @property
+    def logits_buffer(self) -> Buffer:
+        """float32 (max_logits, columns), of which each pass writes the first rows."""
+        return self._decoder.logits
+
+    def forward(self, batch: Batch, cancel_flag: CancelFlag, sampling: SamplingRows | None = None) -> Buffer:
         """float32 logits (len(batch.logits_indices), columns), a view that is valid until the next call.
 
-        The columns from ``vocab_size`` on are those of padded rows, which readers leave out.
+        The columns from ``vocab_size`` on are those of padded rows, which readers leave out. ``sampling``: rows of
+        ``logits_buffer`` that are sampled in the same call.
         """
-        describe_step(self._decoder.args, batch, cancel_flag)
+        describe_step(self._decoder.args, batch, cancel_flag, sampling=sampling)
         self._decoder.forward()
-        return self._decoder.logits.rows(0, len(batch.logits_indices))
+        return self._first_logits(len(batch.logits_indices))
 
     def export_block(self, group: int, block: int) -> bytes:
         """The bytes of a block in all layers of a KV group."""
@@ -40,7 +50,9 @@ class ModelRunner:
         return self._decoder.hidden(start, stop)
 
 
-def describe_step(args: StepArgs, batch: Batch, cancel_flag: CancelFlag) -> None:
+def describe_step(
+    args: StepArgs, batch: Batch, cancel_flag: CancelFlag, *, sampling: SamplingRows | None = None
+) -> None:
     """Fills the arguments of the decoder's next step from a batch."""
     args.set(
         tokens=batch.tokens,
@@ -52,4 +64,5 @@ def describe_step(args: StepArgs, batch: Batch, cancel_flag: CancelFlag) -> None
         logits_indices=batch.logits_indices,
         adapters=batch.adapters if any(batch.adapters) else (),
     )
+    args.sampling = sampling
     args.cancel_flag = cancel_flag.flag

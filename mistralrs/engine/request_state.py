@@ -68,6 +68,12 @@ class RequestState:
         """Whether ``on_prompt_logits`` is to be called for each chunk of the prompt."""
         return self._prompt_logprobs is not None or self._pooler is not None
 
+    @property
+    def samples_late(self) -> bool:
+        """Whether its tokens are sampled after the forward pass: masks of a grammar are computed beside the pass, and
+        outputs of a prompt come first."""
+        return not (self.sequence.constraint is None and self._prompt_logprobs is None and self._pooler is None)
+
     def on_prompt_logits(
         self, start: int, count: int, logits: Buffer, *, sampler: TokenSampler, hidden: Callable[[int, int], Buffer]
     ) -> None:

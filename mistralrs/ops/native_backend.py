@@ -330,7 +330,8 @@ class NativeBackend(HostMemory):
     def program(self, ops: Sequence[Op], args: StepArgs) -> Callable[[], None]:
         native = [op for op in ops if isinstance(op, NativeOp)]
         assert len(native) == len(ops)
-        return NativeProgram(native, args, self._pool, self._deltas)
+        sample = NativeOp(cpu.Op(run=self._table.sample), self._pool, (), self._deltas)
+        return NativeProgram([*native, sample], args, self._pool, self._deltas)
 
 
 def _norm(norm: Norm | None) -> cpu.Norm:

@@ -10,6 +10,7 @@ from mistralrs_kernels import cpu
 
 from mistralrs.errors import LoadError
 from mistralrs.ops.native_deltas import DeltaScratch
+from mistralrs.ops.row_sampler import SamplingRows
 from mistralrs.ops.workspace import StepArgs
 
 
@@ -65,4 +66,13 @@ class NativeProgram:
         step.num_tokens, step.num_seqs, step.num_logits = args.num_tokens, args.num_seqs, args.num_logits
         step.cancel_flag = ctypes.addressof(args.cancel_flag)
         self._deltas.describe(step, args)
+        describe_sampling(step, args.sampling)
         self._run(self._ops, len(self._ops), ctypes.byref(step), self._pool.pointer)
+
+
+def describe_sampling(step: cpu.Step, rows: SamplingRows | None) -> None:
+    """Fills the rows to be sampled into a step."""
+    if rows is None:
+        step.num_sampling = 0
+    else:
+        step.sampling, step.num_sampling, step.sampling_scratch = rows

@@ -9,7 +9,8 @@ from typing import Any
 from mistralrs_kernels import cpu
 
 from mistralrs.ops.arena import Arena
-from mistralrs.ops.native_program import Pool
+from mistralrs.ops.native_program import Pool, describe_sampling
+from mistralrs.ops.row_sampler import SamplingRows
 
 _SIZE = ctypes.sizeof(cpu.Sampling)
 
@@ -18,7 +19,9 @@ class NativeRowSampler:
     """A ``RowSampler`` on a share of the pool of threads."""
 
     def __init__(self, table: cpu.Table, pool: Pool, threads: int) -> None:
-        self._sample = table.sample
+        self._op = cpu.Op(run=table.sample)
+        self._ops = (ctypes.c_void_p * 1)(ctypes.addressof(self._op))
+        self._step = cpu.Step()
         self._pool = pool
         self._threads = threads
         self._rows: Any = (cpu.Sampling * 1)()
@@ -38,10 +41,13 @@ class NativeRowSampler:
         rows: Sequence[cpu.Sampling] = self._rows
         return rows
 
-    def run(self, count: int) -> None:
-        if count:
-            self._make_room(self._rows[0].vocab_size)
-            self._sample(self._rows, count, self._scratch, self._pool.pointer)
+    def to_sample(self, count: int) -> SamplingRows:
+        self._make_room(self._rows[0].vocab_size)
+        return SamplingRows(ctypes.addressof(self._rows), count, self._scratch)
+
+    def run(self, rows: SamplingRows) -> None:
+        describe_sampling(self._step, rows)
+        cpu.load().mrs_run(self._ops, 1, ctypes.byref(self._step), self._pool.pointer)
 
     def _make_room(self, vocab_size: int) -> None:
         """Makes scratch memory for a vocabulary. Its pages are zeros, and are taken when they are first used."""

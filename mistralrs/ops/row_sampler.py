@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+
+class SamplingRows(NamedTuple):
+    """Rows to be sampled, in a call of its own or behind the operations of a program."""
+
+    address: int
+    num_rows: int
+    scratch: int
+    """The address of the memory in which they are sampled."""
 
 
 class RowSampler(Protocol):
@@ -15,9 +24,14 @@ class RowSampler(Protocol):
         ...
 
     def rows(self, templates: Sequence[Any]) -> Sequence[Any]:
-        """Copies of these rows, valid until the next call, to be completed and then run."""
+        """Copies of these rows, valid until the next call, to be completed and then sampled."""
         ...
 
-    def run(self, count: int) -> None:
-        """Samples a token for the first ``count`` rows, all of one vocabulary; the interpreter's lock is released."""
+    def to_sample(self, count: int) -> SamplingRows:
+        """The first ``count`` rows, at least one and all of one vocabulary, for ``run`` or for ``StepArgs.sampling`` of
+        a program of the same backend."""
+        ...
+
+    def run(self, rows: SamplingRows) -> None:
+        """Samples a token for each row; the interpreter's lock is released."""
         ...

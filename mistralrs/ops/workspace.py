@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mistralrs.ops.arena import Arena, buffer, buffers_bytes
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.linear import AdapterUse
+from mistralrs.ops.row_sampler import SamplingRows
 from mistralrs.ops.step_uses import StepUses
 
 
@@ -101,6 +102,9 @@ class StepArgs:
         if sizes.scaling_layers:
             shape = (sizes.max_tokens, sizes.scaling_layers, sizes.adapter_slots)
             self.scaling_room = buffer(Arena(buffers_bytes(shape)), *shape)
+        self.sampling: SamplingRows | None = None
+        """Rows of the step's logits to be sampled; None: none. ``set`` leaves them as they are, and a backend without a
+        ``RowSampler`` has none."""
         self.cancel_flag = ctypes.c_int32(0)
         """Not zero: stop between two operations. May be replaced by another object between two steps."""
 

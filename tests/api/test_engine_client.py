@@ -375,7 +375,7 @@ async def test_a_grammar_crosses_to_the_engine(client: EngineClient) -> None:
 
 
 async def test_cancelling_frees_the_sequence(client: EngineClient) -> None:
-    for _ in range(20):  # on a busy machine an answer may have ended before it is cancelled
+    for _ in range(100):  # on a busy machine an answer may have ended before it is cancelled
         stream = client.submit(Request(PROMPT, LONG))
         assert isinstance(await stream.__anext__(), Delta)
         stream.cancel()

@@ -76,6 +76,7 @@ class FakeRunner:
 
     vocab_size = VOCAB
     scalings: None = None
+    logits_buffer: None = None
 
     def __init__(
         self, *, block_size: int, windows: Sequence[int] = (0,), eos_bias: float = -100.0, habit: float = 0.0
@@ -90,7 +91,7 @@ class FakeRunner:
         self._positions: list[int] = []  # of the last batch, marked
         self.before: Callable[[Batch, CancelFlag], None] = lambda batch, cancel_flag: None
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag, sampling: None = None) -> Buffer:
         """``logits`` with columns of padding that a reader must leave out: larger than all others."""
         return buffer_of(torch.nn.functional.pad(self.logits(batch, cancel_flag), (0, 5), value=1e6))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 
 from mistralrs.engine.config import SAMPLERS, SamplingParams
 from mistralrs.engine.sampling.dry_penalty import Dry
+from mistralrs.engine.sampling.native_sampler import NativeSampler
 from mistralrs.engine.sampling.sampler import Sampler
 from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput, TokenSampler
+from mistralrs.ops.native_backend import NativeBackend
 from tests.buffers import buffer_of
 from tests.engine.samplers import MAKERS, bits_of, native_sampler
-from tests.ops.harness import ISAS
+from tests.ops.harness import ISAS, step_args
 
 pytestmark = pytest.mark.skipif("native" not in MAKERS, reason="built without kernels")
 
@@ -92,6 +95,42 @@ def test_both_sample_the_same(vocab_size: int) -> None:
                 assert [value for _, value in found.top] == pytest.approx([value for _, value in wanted.top], abs=1e-9)
             compared += 1
     assert compared == 960
+
+
+def test_a_program_samples_what_a_call_of_its_own_does() -> None:
+    """Prepared before the logits are there; the program has no other operation."""
+    random = Random(11)
+    backend = NativeBackend(threads=2)
+    sampler = NativeSampler(1000, backend.row_sampler(), lambda: Sampler(1000))
+    args = step_args(tokens=1)
+    program = backend.program([], args)
+    for _ in range(30):
+        logits, inputs = random_inputs(random, 5, 1000)
+        written = buffer_of(logits)
+        expected = sampler.sample(written, inputs)
+        later = buffer_of(torch.full_like(logits, torch.nan))
+        prepared = sampler.prepare(later, inputs)
+        assert prepared is not None
+        later.values[:] = written.values
+        args.sampling = prepared.rows
+        program()
+        assert prepared.results() == expected
+
+
+def test_prepared_rows_keep_their_masks() -> None:
+    data = bytearray(b"\xff" * 128)
+    prepared = native_sampler(1000).prepare(
+        buffer_of(torch.zeros(1, 1000)), [SamplingInput(SamplingParams(), [1], memoryview(data).cast("I"))]
+    )
+    assert prepared is not None
+    gc.collect()
+    with pytest.raises(BufferError):  # it is in use
+        data.append(0)
+
+
+def test_rows_with_hooks_are_not_prepared() -> None:
+    item = SamplingInput(SamplingParams(), [1], hooks=(lambda tokens, row: None,))
+    assert native_sampler(1000).prepare(buffer_of(torch.zeros(2, 1000)), [replace(item, hooks=()), item]) is None
 
 
 def test_rows_with_hooks_stand_beside_others() -> None:

@@ -1,13 +1,15 @@
-"""A steady step of decode calls the kernels' library for its forward pass and its sampling, and allocates little."""
+"""A steady step of decode is one call of the kernels' library, for its forward pass and its sampling, and allocates
+little."""
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from mistralrs_kernels import cpu
@@ -16,8 +18,7 @@ from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Finished
-from mistralrs.engine.sampling.native_sampler import NativeSampler
-from mistralrs.ops.native_row_sampler import NativeRowSampler
+from mistralrs.grammar.grammar_text import GrammarText
 from tests.engine.fakes import after_each_step
 
 pytestmark = pytest.mark.native
@@ -48,20 +49,34 @@ def counting(call: Callable[..., Any], name: str, calls: Counter[str]) -> Callab
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
-def test_a_steady_step_calls_the_library_twice_and_allocates_little(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, sequences: int
+@pytest.mark.parametrize(
+    ("options", "grammar", "expected_calls"),
+    [
+        ({}, None, 1),
+        ({"logprobs": 3, "dry_multiplier": 0.8, "logit_bias": ((5, 1.0),)}, None, 1),
+        ({"stop": ("a text that never comes",)}, None, 1),
+        ({}, GrammarText("regex", "(.|\n)*"), 2),  # its masks are computed beside the forward pass
+    ],
+    ids=["chat", "penalties", "stop", "grammar"],
+)
+def test_a_steady_step_calls_the_library_once_and_allocates_little(
+    tiny_llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sequences: int,
+    options: dict[str, Any],
+    grammar: GrammarText | None,
+    expected_calls: int,
 ) -> None:
+    """In company of a request with a grammar, all are sampled after the pass."""
+    sampling = replace(CHAT, **options)
     calls: Counter[str] = Counter()
     library = CountingLibrary(cpu.load(), calls)
+    gc.collect()  # an earlier model would let go of its threads in a step
     monkeypatch.setattr(cpu, "load", lambda: library)
     steps: list[tuple[Counter[str], int]] = []
-    options = LoadOptions(threads=1, max_seqs=sequences, max_draft=0)
-    with LocalModel.load(ModelSource(None, tiny_llama, None, None), options) as model:
-        answer(model, sequences, tokens=2)
-        sampler = model.engine._sampler
-        assert isinstance(sampler, NativeSampler)
-        rows = cast(NativeRowSampler, sampler._row_sampler)
-        rows._sample = counting(rows._sample, "sample", calls)
+    load_options = LoadOptions(threads=1, max_seqs=sequences, max_draft=0)
+    with LocalModel.load(ModelSource(None, tiny_llama, None, None), load_options) as model:
+        answer(model, sequences, sampling, grammar=grammar, tokens=2)
 
         def after_step() -> None:
             current, peak = tracemalloc.get_traced_memory()
@@ -74,16 +89,21 @@ def test_a_steady_step_calls_the_library_twice_and_allocates_little(
         tracemalloc.start()
         try:
             after_each_step(model.engine, after_step)
-            ends = answer(model, sequences, tokens=40)
+            ends = answer(model, sequences, sampling, grammar=grammar, tokens=40)
         finally:
             tracemalloc.stop()
     assert all(isinstance(end, Finished) for end in ends)
     steady = steps[-30:-2]
-    assert [counts for counts, _ in steady] == [Counter(mrs_run=1, sample=1)] * len(steady)
+    assert [counts for counts, _ in steady] == [Counter(mrs_run=expected_calls)] * len(steady)
     assert max(allocated for _, allocated in steady) <= MOST
 
 
-def answer(model: LocalModel, sequences: int, *, tokens: int) -> list[object]:
-    params = [replace(CHAT, max_tokens=tokens, seed=seed, ignore_eos=True) for seed in range(sequences)]
-    streams = [model.engine.submit(Request(tuple(range(3, 9)), sampling)) for sampling in params]
+def answer(
+    model: LocalModel, sequences: int, sampling: SamplingParams, *, grammar: GrammarText | None, tokens: int
+) -> list[object]:
+    """Answers in each sequence; the first has the grammar."""
+    streams = []
+    for seed in range(sequences):
+        params = replace(sampling, max_tokens=tokens, seed=seed, ignore_eos=True)
+        streams.append(model.engine.submit(Request(tuple(range(3, 9)), params, grammar=None if seed else grammar)))
     return [list(stream)[-1] for stream in streams]

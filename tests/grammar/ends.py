@@ -49,13 +49,14 @@ class NoisyModel:
 
     vocab_size = tokenizer().vocab_size
     scalings: None = None
+    logits_buffer: None = None
 
     def __init__(self, seed: int) -> None:
         self._random = torch.Generator().manual_seed(seed)
         self._bias = torch.zeros(self.vocab_size)
         self._bias[list(table().eos_ids)] = _END_BIAS
 
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag, sampling: None = None) -> Buffer:
         rows = torch.randn((len(batch.logits_indices), self.vocab_size), generator=self._random)
         return buffer_of(rows + self._bias)
 

@@ -219,7 +219,9 @@ void samples(const mrs_table &table, mrs_pool *pool, Writer &out) {
     rows[i].stages[0] = MRS_STAGE_TEMPERATURE, rows[i].stages[1] = MRS_STAGE_TOP_K, rows[i].stages[2] = MRS_STAGE_TOP_P;
     rows[i].stages[3] = MRS_STAGE_MIN_P;
   }
-  table.sample(rows.data(), count, scratch.data, pool);
+  mrs_step step = {};
+  step.sampling = rows.data(), step.sampling_scratch = scratch.data, step.num_sampling = count;
+  table.sample(nullptr, &step, pool);
   for (const mrs_sampling &row : rows) tokens.push_back(float(row.token));
   out.write("sample", tokens);
 }

@@ -21,6 +21,7 @@ from mistralrs.models.decoder import Decoder
 from mistralrs.ops.backend import Backend
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.linear import AdapterUse
+from mistralrs.ops.row_sampler import SamplingRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class XLoraExecutor:
             placement.write(slot, placement.prepare(adapter))
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, cancel_flag: CancelFlag) -> Buffer:
+    def forward(self, batch: Batch, cancel_flag: CancelFlag, sampling: SamplingRows | None = None) -> Buffer:
         """float32 logits of the full pass, as ``ModelRunner.forward``.
 
         Raises ``ValueError`` for a batch with adapters of its own.
@@ -95,7 +96,13 @@ class XLoraExecutor:
         if not cancel_flag.is_set():
             self._fill(batch, parts, own)
             args.scalings = self._room.rows(0, len(batch.tokens))
-        return self._runner.forward(replace(batch, adapters=[self._uses] * len(batch.seq_lens)), cancel_flag)
+        mixed = replace(batch, adapters=[self._uses] * len(batch.seq_lens))
+        return self._runner.forward(mixed, cancel_flag, sampling)
+
+    @property
+    def logits_buffer(self) -> Buffer:
+        """As ``ModelRunner.logits_buffer``."""
+        return self._runner.logits_buffer
 
     def scalings(self, start: int, stop: int) -> Buffer:
         """float32 (stop - start, layers of the axis, adapters): the scalings of these tokens of the last step, without

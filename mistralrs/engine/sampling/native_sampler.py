@@ -17,6 +17,7 @@ from typing import Any
 from mistralrs.engine.config import SAMPLERS, SamplingParams
 from mistralrs.engine.sampling.sampler_plan import sampler_plan
 from mistralrs.engine.sampling.sampling_input import (
+    PreparedSampling,
     SampledToken,
     SamplingInput,
     TokenSampler,
@@ -25,8 +26,10 @@ from mistralrs.engine.sampling.sampling_input import (
 )
 from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
-from mistralrs.ops.row_sampler import RowSampler
+from mistralrs.ops.row_sampler import RowSampler, SamplingRows
 
+MAX_TEMPLATES = 256
+"""Requests whose parameters are kept as rows."""
 _COPIED = (
     *("temperature", "typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty"),
@@ -54,7 +57,8 @@ class NativeSampler:
         self._hooks_sampler = hooks_sampler
         self._vocab_size = vocab_size
         self._row_sampler = row_sampler
-        self._template = lru_cache(maxsize=256)(self._new_template)
+        self._template_of_equal = lru_cache(maxsize=MAX_TEMPLATES)(self._new_template)
+        self._templates: dict[int, tuple[SamplingParams, _Template]] = {}  # by the parameters' identity
 
     def sample(
         self, logits: Buffer, inputs: Sequence[SamplingInput], *, rows: Sequence[int] | None = None
@@ -63,23 +67,38 @@ class NativeSampler:
         places = list(range(logits.shape[0])) if rows is None else rows
         if any(item.hooks for item in inputs):
             return self._sample_apart(logits, inputs, places)
-        templates = self._templates(inputs)
+        if not inputs:  # a step of prefill chunks that do not reach their ends
+            return []
+        prepared = self._prepared(logits, inputs, places)
+        self._row_sampler.run(prepared.rows)
+        return prepared.results()
+
+    def prepare(self, logits: Buffer, inputs: Sequence[SamplingInput]) -> PreparedSampling | None:
+        """As ``TokenSampler.prepare`` says: rows with hooks have to be sampled after the pass."""
+        if not inputs or any(item.hooks for item in inputs):
+            return None
+        return self._prepared(logits, inputs, range(len(inputs)))
+
+    def _prepared(self, logits: Buffer, inputs: Sequence[SamplingInput], places: Sequence[int]) -> _Prepared:
+        """Complete rows for these inputs, at least one; ``places``: the rows of their logits."""
+        templates = [self._template(item.params) for item in inputs]
         cells = self._row_sampler.rows([template.row for template in templates])
-        kept = [
-            self._complete(cells[index], item, template, logits.address + 4 * logits.shape[1] * place)
+        start, width = logits.address, 4 * logits.shape[1]
+        outputs = [
+            self._complete(cells[index], item, template, start + width * place)
             for index, (place, item, template) in enumerate(zip(places, inputs, templates, strict=True))
         ]
-        self._row_sampler.run(len(inputs))
-        return [_sampled(cells[index], template.num_logprobs, kept[index]) for index, template in enumerate(templates)]
+        return _Prepared(self._row_sampler.to_sample(len(inputs)), cells, templates, outputs, inputs)
 
-    def _templates(self, inputs: Sequence[SamplingInput]) -> list[_Template]:
-        """The template of each input; rows of one request are beside each other."""
-        templates: list[_Template] = []
-        params: SamplingParams | None = None
-        for item in inputs:
-            templates.append(templates[-1] if item.params is params else self._template(item.params))
-            params = item.params
-        return templates
+    def _template(self, params: SamplingParams) -> _Template:
+        """The template of a request's parameters, which are the same object in all its steps: as keys, all their fields
+        would be hashed in each of them."""
+        known = self._templates.get(id(params))
+        if known is None:
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
+            known = self._templates[id(params)] = params, self._template_of_equal(params)
+        return known[1]
 
     def _sample_apart(
         self, logits: Buffer, inputs: Sequence[SamplingInput], places: Sequence[int]
@@ -102,7 +121,8 @@ class NativeSampler:
             cells[index].token = token
             cells[index].logits = logits.address + 4 * logits.shape[1] * index
             kept.append(_Outputs(cells[index], template.num_logprobs))
-        self._row_sampler.run(len(tokens))
+        if tokens:
+            self._row_sampler.run(self._row_sampler.to_sample(len(tokens)))
         return [_sampled(cells[index], template.num_logprobs, outputs) for index, outputs in enumerate(kept)]
 
     def _new_template(self, params: SamplingParams) -> _Template:
@@ -148,6 +168,25 @@ class NativeSampler:
                 raise ValueError(f"a mask of {item.mask.nbytes} bytes for {self._vocab_size} tokens")
             row.mask = addressof(c_char.from_buffer(item.mask))
         return outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A ``PreparedSampling``."""
+
+    rows: SamplingRows
+    cells: Sequence[Any]
+    """The same rows, to be read."""
+    templates: Sequence[_Template]
+    outputs: Sequence[_Outputs]
+    inputs: Sequence[SamplingInput]
+    """The rows point to their masks."""
+
+    def results(self) -> list[SampledToken | EngineError]:
+        return [
+            _sampled(self.cells[index], template.num_logprobs, self.outputs[index])
+            for index, template in enumerate(self.templates)
+        ]
 
 
 class _Outputs:

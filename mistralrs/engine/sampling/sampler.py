@@ -76,6 +76,9 @@ class Sampler:
             for index, (item, row, top) in enumerate(zip(inputs, unmasked, tops, strict=True))
         ]
 
+    def prepare(self, logits: Buffer, inputs: Sequence[SamplingInput]) -> None:
+        """Returns None: torch samples after the pass."""
+
     def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
         """``tokens``, one for each row of ``logits``, with their own and the best ``count`` log-probabilities."""
         scored: list[SampledToken | EngineError] = []

@@ -12,6 +12,7 @@ from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.sampling.dry_penalty import Dry
 from mistralrs.errors import EngineError
 from mistralrs.ops.buffer import Buffer
+from mistralrs.ops.row_sampler import SamplingRows
 
 if TYPE_CHECKING:
     from mistralrs.engine.request_hooks import LogitsProcessor
@@ -47,6 +48,19 @@ class SampledToken:
     """(token, log-probability), best first."""
 
 
+class PreparedSampling(Protocol):
+    """Sampling that a forward pass does in its own call. The sampler is not used until the results are read."""
+
+    @property
+    def rows(self) -> SamplingRows:
+        """The rows for the forward pass."""
+        ...
+
+    def results(self) -> list[SampledToken | EngineError]:
+        """One token for each input, after the pass, as ``TokenSampler.sample`` says."""
+        ...
+
+
 class TokenSampler(Protocol):
     """The interface of a sampler: samples a token for each row of a batch of logits. One thread uses it."""
 
@@ -59,6 +73,11 @@ class TokenSampler(Protocol):
         ``rows``: the row of each input, ascending; None: all rows.
         A row without a usable logit yields an error instead of a token, and does not affect the others.
         """
+        ...
+
+    def prepare(self, logits: Buffer, inputs: Sequence[SamplingInput]) -> PreparedSampling | None:
+        """Prepares one token for each input, from the first rows of ``logits``, which a forward pass is about to write.
+        None: they have to be sampled after the pass."""
         ...
 
     def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
