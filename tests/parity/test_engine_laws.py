@@ -118,13 +118,16 @@ def test_in_a_batch_is_alone(
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("max_draft", [1, 15])
-def test_drafts_change_no_answer(load: Load, model: LocalModel, sampling: SamplingParams, max_draft: int) -> None:
+def test_drafts_change_no_answer(
+    load: Load, model: LocalModel, sampling: SamplingParams, max_draft: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alone and in company, with right and wrong draft tokens; the questions make the answers repeat themselves."""
+    monkeypatch.setattr("mistralrs.engine.engine.DraftGain", lambda: None)  # by measured times there may be none
     texts = [f"{text} Say it again: {text}" for text in QUESTIONS[:3]]
     longer = replace(sampling, max_tokens=80)
     expected = [ask(model, text, longer)[0] for text in texts]
     # others leave the way that earlier answers propose
-    others = [replace(DRAWN, temperature=heat, max_tokens=80) for heat in (0.3, 1.2, 2.0)]
+    others = [replace(DRAWN, temperature=heat, max_tokens=80) for heat in (0.3, 2.0)]
     expected_others = [[ask(model, text, other)[0] for text in texts] for other in others]
     with load(max_draft=max_draft) as drafting:
         assert [ask(drafting, text, longer)[0] for text in texts] == expected

@@ -41,11 +41,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         except ValueError:
             self.json(400, self.server.double.refusal)
             return
-        self.server.double.bodies.append(body)
+        self.server.double.bodies.append(self.body)
         self.server.double.answer(self)
 
     def json(self, status: int, value: object, **headers: str) -> None:

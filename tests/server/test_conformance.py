@@ -71,7 +71,7 @@ def answering(
     """Answers well, but for what the arguments change."""
 
     def answer(handler: Handler) -> None:
-        body = handler.server.double.bodies[-1]
+        body = handler.body
         messages = body.get("messages")
         is_bad = isinstance(body.get("temperature"), str) or isinstance(body.get("max_tokens"), list)
         if is_bad or not isinstance(messages, list) or not isinstance(messages[0]["role"], str):
