@@ -52,7 +52,7 @@ _LESS_IS_BETTER = {
 }
 _PRECISIONS = {
     "fast": "quads of columns with 4 times the average",
-    "default": "quads of columns with 1.25 times the average, for K types 1.5 times",
+    "default": "quads of columns with 1.5 times the average",
     "high": "everything",
 }
 _DIVERGED = {"SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2", "gemma-3-270m.Q4_K_M.gguf": "Gemma 3 270M Q4_K_M"}

@@ -22,7 +22,6 @@ from mistralrs.ops.kv_groups import KvGroup
 from mistralrs.ops.linear import DeltaShape, Linear
 from mistralrs.ops.weight import Weight
 from mistralrs.ops.workspace import Sizes, StepArgs
-from mistralrs.quant.types import K_TYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +52,18 @@ class Precision:
     slower. The head, which is computed for few rows, always has two.
     """
 
-    threshold: float
-    k_threshold: float
-    """Where a weight has a K type."""
+    outlier_threshold: float
     kv_dtype: Literal["half", "f16", "f32"] = "half"
     """half: the 16-bit dtype with which the backend is fastest."""
 
 
 PRECISIONS: dict[str, Precision] = {
-    # the thresholds up to which outliers cost prompts little (docs/log.md)
-    "default": Precision(1.25, 1.5),
-    # three times default's KL
-    "fast": Precision(4, 4),
-    "high": Precision(0, 0, kv_dtype="f16"),
-    "f32": Precision(0, 0, kv_dtype="f32"),
+    # the threshold up to which outliers cost prompts little (docs/log.md)
+    "default": Precision(1.5),
+    # twice default's KL
+    "fast": Precision(4),
+    "high": Precision(0, kv_dtype="f16"),
+    "f32": Precision(0, kv_dtype="f32"),
 }
 
 
@@ -244,7 +241,6 @@ class _Assembly:
             full_norms=spec.qk_norm == "full",
             temperature=spec.temperature,
         )
-        qkv, [o_proj] = self._linears(["q_proj", "k_proj", "v_proj"], layer), self._linears(["o_proj"], layer)
         attend = partial(
             attention,
             self.backend,
@@ -253,60 +249,49 @@ class _Assembly:
             layer=layer,
             group=self.groups[layer],
             norm=self._norm_before("attention_norm", layer),
-            qkv=qkv,
-            o_proj=o_proj,
+            qkv=self._linears(["q_proj", "k_proj", "v_proj"], layer),
+            o_proj=self._linears(["o_proj"], layer)[0],
             rotary=None if kind.rope is None else self.rotaries[kind.rope],
             q_norm=self._qk_norm("q_norm", layer),
             k_norm=self._qk_norm("k_norm", layer),
             post_norm=self._norm_after("post_attention_norm", layer),
             residual_multiplier=self.spec.residual_multiplier,
-            qkv_outlier_threshold=self._threshold(qkv),
-            o_outlier_threshold=self._threshold([o_proj]),
+            outlier_threshold=self.precision.outlier_threshold,
         )
         return [attend(kv=kv) for kv in self.kvs]
 
     def _mlp(self, layer: int) -> list[Op]:
         spec = self.spec
-        inputs, down = (
-            self._linears(["gate_proj", "up_proj"] if spec.gated else ["up_proj"], layer),
-            self._linears(["down_proj"], layer),
-        )
         return mlp(
             self.backend,
             self.work,
             norm=self._norm_before("attention_norm" if spec.parallel else "ffn_norm", layer),
-            inputs=inputs,
-            down=down[0],
+            inputs=self._linears(["gate_proj", "up_proj"] if spec.gated else ["up_proj"], layer),
+            down=self._linears(["down_proj"], layer)[0],
             activation=spec.activation,
             post_norm=self._norm_after("post_ffn_norm", layer),
             residual_multiplier=spec.residual_multiplier,
-            input_outlier_threshold=self._threshold(inputs),
-            down_outlier_threshold=self._threshold(down),
+            outlier_threshold=self.precision.outlier_threshold,
         )
 
     def _experts(self, layer: int) -> list[Op]:
         moe = self.spec.moe
         assert moe is not None
-        gate, up, down = (self._expert_linears(f"expert_{name}_proj", layer) for name in ("gate", "up", "down"))
         return [
             self.backend.moe(
                 self.work,
                 norm=self._norm("ffn_norm", layer),
                 router=self._linears(["router"], layer)[0],
-                gate=gate,
-                up=up,
-                down=down,
+                gate=self._expert_linears("expert_gate_proj", layer),
+                up=self._expert_linears("expert_up_proj", layer),
+                down=self._expert_linears("expert_down_proj", layer),
                 used=moe.experts_used,
                 activation=self.spec.activation,
-                outlier_threshold=self._threshold([*gate, *up, *down]),
+                outlier_threshold=self.precision.outlier_threshold,
                 normalize_weights=moe.normalize_weights,
                 scale=self.spec.residual_multiplier,
             )
         ]
-
-    def _threshold(self, linears: Sequence[Linear]) -> float:
-        has_k = any(linear.weight.type.name in K_TYPES for linear in linears)
-        return self.precision.k_threshold if has_k else self.precision.threshold
 
     def _norm(self, name: str, layer: int | None = None) -> Norm:
         weight, bias = self.parts.norm(name, layer=layer)

@@ -50,8 +50,7 @@ def attention(
     k_norm: Norm | None,
     post_norm: Norm | None,
     residual_multiplier: float,
-    qkv_outlier_threshold: float,
-    o_outlier_threshold: float,
+    outlier_threshold: float,
 ) -> Attention:
     """Returns a layer's attention. ``post_norm`` is applied to the output; ``group`` is the layer's KV group."""
     attend = backend.attend(
@@ -72,7 +71,7 @@ def attention(
         temperature=shape.temperature,
     )
     inputs = (work.q, work.k, work.v)
-    project = backend.project(qkv, work.x, inputs, norm=norm, outlier_threshold=qkv_outlier_threshold)
+    project = backend.project(qkv, work.x, inputs, norm=norm, outlier_threshold=outlier_threshold)
     write = added(
         backend,
         work,
@@ -80,7 +79,7 @@ def attention(
         work.attended,
         post_norm=post_norm,
         multiplier=residual_multiplier,
-        outlier_threshold=o_outlier_threshold,
+        outlier_threshold=outlier_threshold,
     )
     return Attention([project, attend], write)
 

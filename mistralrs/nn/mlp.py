@@ -20,8 +20,7 @@ def mlp(
     activation: Activation,
     post_norm: Norm | None,
     residual_multiplier: float,
-    input_outlier_threshold: float,
-    down_outlier_threshold: float,
+    outlier_threshold: float,
 ) -> list[Op]:
     """Returns a feed-forward. ``inputs``: gate and up, or up alone. ``post_norm`` is applied to the output."""
     read = backend.project(
@@ -31,7 +30,7 @@ def mlp(
         norm=norm,
         epilogue="gated" if len(inputs) == 2 else "activate",
         activation=activation,
-        outlier_threshold=input_outlier_threshold,
+        outlier_threshold=outlier_threshold,
     )
     write = added(
         backend,
@@ -40,6 +39,6 @@ def mlp(
         work.ffn,
         post_norm=post_norm,
         multiplier=residual_multiplier,
-        outlier_threshold=down_outlier_threshold,
+        outlier_threshold=outlier_threshold,
     )
     return [read, *write]
