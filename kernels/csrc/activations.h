@@ -21,8 +21,8 @@ struct Term {
   float *fsum16;   // (cols / 16, TOKENS)
   // For K types, which multiply them with their minima: fsum32 and fsum16 as int16 values in pairs, those of four neighbours as
   // 0 and 2, 1 and 3, in units of the tile's head.
-  int32_t *pairs32;  // (cols / 64, TOKENS)
-  int32_t *pairs16;  // (cols / 32, TOKENS)
+  int32_t *words32;  // (cols / 64, TOKENS)
+  int32_t *words16;  // (cols / 32, TOKENS)
 };
 
 // The coarse term of a quad. One of zeros changes no sum.
@@ -74,14 +74,14 @@ struct Needs {
   bool ints, floats, rows, pairs;
   bool wide;                          // one scale for 256 columns
   bool sum32, sum16, fsum32, fsum16;  // the sums of int8 terms
-  bool pairs32, pairs16;              // the paired sums, made of the float ones
+  bool words32, words16;              // the paired sums, made of the float ones
 
   template <class F> void run() {
     ints = true;
     if (F::OFFSET_LOG2) (F::SUB == 32 ? sum32 : sum16) = true;
     if (F::MINS) (F::SUB == 32 ? fsum32 : fsum16) = true;
     if (is_wide<F>) wide = true;
-    if (kMinima<F>) (F::SUB == 32 ? pairs32 : pairs16) = true;
+    if (kMinima<F>) (F::SUB == 32 ? words32 : words16) = true;
   }
   template <int> void run_float() { floats = true; }
 
@@ -101,8 +101,8 @@ INLINE Term term_at(uint8_t *&p, int64_t groups, int tokens) {
   a.fsum32 = (float *)p, p += groups * 4 * tokens;
   a.sum16 = (int32_t *)p, p += groups * 8 * tokens;
   a.fsum16 = (float *)p, p += groups * 8 * tokens;
-  a.pairs32 = (int32_t *)p, p += groups * 4 * tokens;
-  a.pairs16 = (int32_t *)p, p += groups * 4 * tokens;
+  a.words32 = (int32_t *)p, p += groups * 4 * tokens;
+  a.words16 = (int32_t *)p, p += groups * 4 * tokens;
   return a;
 }
 

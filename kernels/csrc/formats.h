@@ -26,7 +26,7 @@ template <int TO> INLINE Vi bit(Vi x, int n) { return shl<TO>(and_(shr(x, n), se
 
 struct Scales {
   Vf d[16];
-  Vf m;         // the addend, or of a K type the scale of the minima
+  Vf m;          // the addend, or of a K type the scale of the minima
   Vi minima[8];  // of a K type: two int16 in each lane
 };
 

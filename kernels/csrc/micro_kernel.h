@@ -234,7 +234,7 @@ INLINE void end_block_side(const Kept<F> *const *kept, const Term &a, int64_t bl
     }
   }
   if constexpr (kMinima<F> > 0) {
-    const int32_t *pairs = pairs_of<F, 8>(a, block) + t;
+    const int32_t *pairs = words_of<F, 8>(a, block) + t;
     Vi dots[4 * PANELS];
 #pragma GCC unroll 12
     for (int i = 0; i < 4 * PANELS; ++i) dots[i] = zero_i();

@@ -123,8 +123,8 @@ INLINE void add_term(const LineOf &line, const Vf *d, const Vf *m, const Term &a
 }
 
 // The pairs of sums that a type's minima are multiplied with, from those of a block on.
-template <class F, int TOKENS> INLINE const int32_t *pairs_of(const Term &a, int64_t block) {
-  return (F::SUB == 32 ? a.pairs32 : a.pairs16) + block * kMinima<F> * TOKENS;
+template <class F, int TOKENS> INLINE const int32_t *words_of(const Term &a, int64_t block) {
+  return (F::SUB == 32 ? a.words32 : a.words16) + block * kMinima<F> * TOKENS;
 }
 
 // Ends a block of a K type: scales its sums, and adds the products of its minima, which stand from `minima` on, with the
@@ -139,7 +139,7 @@ INLINE void end_block(const Vi *minima, const Vf *m, const Term &a, int64_t bloc
     }
   }
   if constexpr (kMinima<F> > 0) {
-    const int32_t *pairs = pairs_of<F, TOKENS>(a, block);
+    const int32_t *pairs = words_of<F, TOKENS>(a, block);
 #pragma GCC unroll 8
     for (int t = 0; t < TOKENS; ++t) {
       Vi i = zero_i();

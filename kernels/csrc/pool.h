@@ -18,15 +18,15 @@ struct mrs_part {
 };
 constexpr int kMostParts = 32;  // threads beyond them share parts
 
-inline int64_t mrs_parts(int64_t chunks, int64_t threads) {
+static inline int64_t mrs_parts(int64_t chunks, int64_t threads) {
   const int64_t most = threads < kMostParts ? threads : kMostParts;
   return chunks < most ? chunks : most;
 }
-inline mrs_part mrs_part_at(int64_t chunks, int64_t parts, int64_t index) {
+static inline mrs_part mrs_part_at(int64_t chunks, int64_t parts, int64_t index) {
   return {index * chunks / parts, (index + 1) * chunks / parts};
 }
 // The part that a chunk belongs to.
-inline mrs_part mrs_part_of(const mrs_pool *pool, int64_t chunks, int64_t chunk) {
+static inline mrs_part mrs_part_of(const mrs_pool *pool, int64_t chunks, int64_t chunk) {
   const int64_t parts = mrs_parts(chunks, mrs_pool_size(pool));
   return mrs_part_at(chunks, parts, ((chunk + 1) * parts - 1) / chunks);
 }

@@ -123,7 +123,7 @@ INLINE void round_group(const Vf *x, float d, float inverse, int8_t *q, Vf *left
 
 // The outliers of a row, while it is rounded.
 struct RowOutliers {
-  Outlier *terms;    // room for all quads
+  Outlier *terms;     // room for all quads
   float *remainders;  // room for all groups: the 32 values of each group that has outliers
   CoarseSums *sums;   // likewise, and the groups' numbers
   int32_t count;      // outliers
@@ -262,7 +262,7 @@ template <int TOKENS> INLINE void fill_few(const RoundedRows &rows, const Term &
 
 // Writes a tile's sums as pairs: `count` rows of TOKENS, from four neighbouring rows two of pairs. `steps` become the tokens'
 // units.
-template <int TOKENS> INLINE void pair_sums(const float *sums, int64_t count, int32_t *pairs, float *steps) {
+template <int TOKENS> INLINE void round_sums(const float *sums, int64_t count, int32_t *pairs, float *steps) {
   const int64_t size = count * TOKENS, whole = size / 16 * 16;
   alignas(64) float last[16] = {0}, most[16], inverse[16];
   std::memcpy(last, sums + whole, (size - whole) * sizeof(float));
@@ -287,17 +287,17 @@ template <int TOKENS> INLINE void pair_sums(const float *sums, int64_t count, in
 }
 
 // Writes the pairs of all terms of a tile.
-INLINE void pair_tile(const Acts &a, int64_t cols, int tokens, Needs needs) {
+INLINE void round_sums_of(const Acts &a, int64_t cols, int tokens, Needs needs) {
   const auto pair = [&](const float *sums, int64_t count, int32_t *pairs, float *steps) {
-    if (tokens == 8) pair_sums<8>(sums, count, pairs, steps);
-    if (tokens == 4) pair_sums<4>(sums, count, pairs, steps);
-    if (tokens == 2) pair_sums<2>(sums, count, pairs, steps);
-    if (tokens == 1) pair_sums<1>(sums, count, pairs, steps);
+    if (tokens == 8) round_sums<8>(sums, count, pairs, steps);
+    if (tokens == 4) round_sums<4>(sums, count, pairs, steps);
+    if (tokens == 2) round_sums<2>(sums, count, pairs, steps);
+    if (tokens == 1) round_sums<1>(sums, count, pairs, steps);
   };
   for (int term = 0; term < 1 + (a.head->two_terms != 0); ++term) {
     const Term &of = term ? a.residual : a.first;
-    if (needs.pairs32) pair(of.fsum32, cols / 32, of.pairs32, a.head->steps32[term]);
-    if (needs.pairs16) pair(of.fsum16, cols / 16, of.pairs16, a.head->steps16[term]);
+    if (needs.words32) pair(of.fsum32, cols / 32, of.words32, a.head->steps32[term]);
+    if (needs.words16) pair(of.fsum16, cols / 16, of.words16, a.head->steps16[term]);
   }
 }
 
@@ -352,7 +352,7 @@ INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outl
     for (int h = 0; needs.fsum16 && h < 2; ++h) a.first.fsum16[(s->group * 2 + h) * tokens + s->t] += s->halves[h];
     if (needs.fsum32) a.first.fsum32[s->group * tokens + s->t] += s->halves[0] + s->halves[1];
   }
-  if (needs.pairs32 || needs.pairs16) pair_tile(a, cols, tokens, needs);
+  if (needs.words32 || needs.words16) round_sums_of(a, cols, tokens, needs);
   if (!two_terms) order_tokens(counts, a, tokens);
 }
 

@@ -7,7 +7,7 @@ float32 sums alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -103,14 +103,21 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def products(
-    linears: Sequence[Linear], x: torch.Tensor, outlier_threshold: float, args: StepArgs, *, tokens: torch.Tensor
+    linears: Sequence[Linear],
+    x: torch.Tensor,
+    outlier_threshold: float,
+    args: StepArgs,
+    *,
+    tokens: torch.Tensor,
+    beside: Iterable[Linear] = (),
 ) -> list[torch.Tensor]:
     """Returns x (rows, columns) times each matrix, with what adapters add; int8 activations for the quantized ones.
 
-    ``tokens`` (rows,): each row's token of the step.
+    ``tokens`` (rows,): each row's token of the step. ``beside``: other matrices of the operation, whose types decide as
+    well how many columns share a scale.
     """
     rounded = None
-    shared = 256 if any(linear.weight.type.name in K_TYPES for linear in linears) else 32
+    shared = 256 if any(linear.weight.type.name in K_TYPES for linear in (*linears, *beside)) else 32
     values = []
     for linear in linears:
         weight = plain(linear.weight)
@@ -290,12 +297,15 @@ class Moe:
         if self.normalize_weights:
             best = best / best.sum(-1, keepdim=True)
         total = torch.zeros_like(x)
+        gates, ups, downs = zip(*self.experts, strict=True)
         # ascending, which is the order in which a token adds them
         for index, (gate, up, down) in enumerate(self.experts):
             tokens, ranks = torch.nonzero(chosen == index, as_tuple=True)
             if len(tokens):
-                first, second = products([gate, up], normed[tokens], self.outlier_threshold, args, tokens=tokens)
+                first, second = products(
+                    [gate, up], normed[tokens], self.outlier_threshold, args, tokens=tokens, beside=(*gates, *ups)
+                )
                 inner = ACTIVATIONS[self.activation](first) * second
-                [out] = products([down], inner, self.outlier_threshold, args, tokens=tokens)
+                [out] = products([down], inner, self.outlier_threshold, args, tokens=tokens, beside=downs)
                 total[tokens] += best[tokens, ranks, None] * out
         x += self.scale * total

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.native
 ROWS = (1, 15, 16, 17, 48, 130)
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33)
 THRESHOLDS = (math.inf, 1.0, 0.0)
-TWO_MEMBERS = (("Q4_1", "Q8_0"), ("Q4_K", "Q6_K"), ("Q5_0", "F16"), ("F32", "BF16"), ("Q2_K", "Q4_0"))
+TWO_MEMBERS = (("Q4_1", "Q8_0"), ("Q4_K", "Q6_K"), ("Q2_K", "Q4_K"), ("Q5_0", "F16"), ("F32", "BF16"), ("Q2_K", "Q4_0"))
 
 
 def widths(name: str) -> tuple[int, ...]:
