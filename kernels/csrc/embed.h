@@ -1,11 +1,12 @@
 // Rows of a matrix as float32, exactly as the file's definition decodes them, and the step's rotary table.
 #pragma once
+#include "activations.h"
 #include "deltas.h"
 #include "formats.h"
-#include "gemm.h"
 #include "mrs.h"
 #include "pack.h"
 #include "pool.h"
+#include "thread_memory.h"
 
 namespace MRS_ISA {
 

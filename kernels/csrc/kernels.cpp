@@ -2,12 +2,12 @@
 // stand in that namespace, so that no inline function of one set can be linked into another.
 #include "attention.h"
 #include "embed.h"
-#include "gemm.h"
 #include "moe.h"
 #include "mrs.h"
 #include "norm.h"
 #include "pack.h"
 #include "probe.h"
+#include "project.h"
 #include "sampling.h"
 
 #define MRS_STRING_(x) #x

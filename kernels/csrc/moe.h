@@ -2,10 +2,13 @@
 // others not at all. Every token adds its experts in ascending order; its result therefore does not depend on its
 // neighbours.
 #pragma once
+#include "activations.h"
+#include "deltas.h"
 #include "gemm.h"
 #include "mrs.h"
 #include "norm.h"
 #include "pool.h"
+#include "rounding.h"
 
 namespace MRS_ISA {
 
