@@ -39,6 +39,13 @@ EXPERTS = 2e-6
 """Kernel against reference, in units of the largest output: two products in a row, of float weights, without rounded
 activations."""
 
+ONE_TERM_EXPERTS = 3e-3
+"""Part of the norm of the outputs, for quantized experts: now and then an activation of either product is rounded the
+other way, by a step of 1 / 127 of its group's largest. A wrong scale or sum is ten times as much."""
+
+TWO_TERM_EXPERTS = 2e-4
+"""The same with two int8 terms, whose steps are 1 / 127 of those, and with ``PAIRED_SUM``."""
+
 FLOAT_LOGITS = 5e-6
 """Part of the range of the logits, float weights and cache against `transformers`: float32 sums in another order."""
 
