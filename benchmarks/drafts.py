@@ -142,7 +142,7 @@ def compare_lookup(model: LocalModel, cases: Sequence[str], *, rounds: int, toke
 
 def compare_models(model: LocalModel, rounds: int, *, tokens: int, agreements: Sequence[float]) -> None:
     """The draft model's own choices, or those with each agreement."""
-    drafting = model.engine._draft_model
+    drafting = model.engine._core._draft_model
     assert drafting is not None
     inner: ModelExecutor = drafting._executor
     for agreement in agreements or [None]:
@@ -161,7 +161,7 @@ def compare_models(model: LocalModel, rounds: int, *, tokens: int, agreements: S
 
 def forget(model: LocalModel) -> None:
     """Drops the texts of earlier requests, in which every answer would be found."""
-    model.engine._drafter._recent = RecentTexts()
+    model.engine._core._drafter._recent = RecentTexts()
 
 
 Answer = tuple[Usage, list[int]]
@@ -173,7 +173,7 @@ def chat(model: LocalModel, text: str) -> tuple[int, ...]:
 
 def answer(model: LocalModel, prompt: tuple[int, ...], tokens: int, *, drafts: bool) -> Answer:
     """A greedy answer of so many tokens, and its times, from the same weights with drafts and without."""
-    model.engine._scheduler._proposes_drafts = drafts
+    model.engine._core.scheduler._proposes_drafts = drafts
     sampling = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=False)
     *events, end = model.engine.submit(Request(prompt, sampling))
     if not isinstance(end, Finished):

@@ -99,9 +99,9 @@ def watched(model: LocalModel) -> Steps:
     """The times of the model's steps from now on."""
     steps = Steps()
     engine = model.engine
-    program = cast(NativeProgram, cast(ModelRunner, engine._executor)._decoder.forward)
+    program = cast(NativeProgram, cast(ModelRunner, engine._core._executor)._decoder.forward)
     program._run = steps.timed(program._run)
-    engine._step = steps.counted(engine._step)  # type: ignore[method-assign]
+    engine._core.step = steps.counted(engine._core.step)  # type: ignore[method-assign]
     return steps
 
 

@@ -24,7 +24,7 @@ from mistralrs.adapters.xlora.xlora_classifier import Affine, XLoraClassifier
 from mistralrs.adapters.xlora.xlora_config import XLoraConfig
 from mistralrs.adapters.xlora.xlora_executor import XLoraExecutor
 from mistralrs.engine.batch import Batch, CancelFlag
-from mistralrs.engine.engine import ModelExecutor
+from mistralrs.engine.model_executor import ModelExecutor
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.engine.sequence import ExecutorState
 from mistralrs.loading.pipeline import LoadPlan, Model, load

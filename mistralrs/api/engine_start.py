@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from mistralrs.adapters.adapter_placement import AdapterPlacement
     from mistralrs.api.loaded_adapters.adapter_loading import AdapterLoading
     from mistralrs.engine.draft_model import ModelToDraft
-    from mistralrs.engine.engine import Engine, ModelExecutor
+    from mistralrs.engine.engine import Engine
+    from mistralrs.engine.model_executor import ModelExecutor
     from mistralrs.engine.request_hooks import NamedHooks
     from mistralrs.loading.draft_needs import DraftNeeds
     from mistralrs.loading.pipeline import LoadPlan, Model

@@ -59,7 +59,7 @@ class Served:
         executor, tokenizer = self.running.runner, model.tokenizer
         with closing(Engine(executor, tokenizer, replace(config, **changes), disk_tier=tier)) as engine:
             yield engine
-            engine._scheduler.check_integrity()
+            engine._core.scheduler.check_integrity()
 
 
 @pytest.fixture(

@@ -87,7 +87,7 @@ class FakeModel:
         if LACKS_MEMORY in tokens:
             raise MemoryError
         if KILLS_THE_THREAD in tokens:
-            self.engine._scheduler.commit = None  # type: ignore[method-assign,assignment]
+            self.engine._core.scheduler.commit = None  # type: ignore[method-assign,assignment]
         if PANICS in tokens:
             raise Panic("unwrap on None")
         if CRASHES in tokens:

@@ -73,7 +73,7 @@ def test_answers_have_the_same_bits(
     folder: Path, expected: list[list[int]], draft: str, weighs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not weighs:  # as many draft tokens as there is room for
-        monkeypatch.setattr("mistralrs.engine.engine.DraftGain", lambda: None)
+        monkeypatch.setattr("mistralrs.engine.engine_core.DraftGain", lambda: None)
     with load(folder, draft) as model:
         assert answers(model) == expected
         stats = model.stats()
@@ -124,7 +124,7 @@ def test_memory_of_both_is_planned_before_it_is_taken(folder: Path, monkeypatch:
         alone = model.info.kv_bytes
     with load(folder, "small", kv_memory=1 << 20) as model:
         own = model.info.kv_bytes
-        drafting = model.engine._draft_model
+        drafting = model.engine._core._draft_model
         assert drafting is not None
         blocks = drafting.blocks.num_blocks
     block_bytes = 16 * DEFAULT.kv_heads * 2 * DEFAULT.head_dim * 2  # of one layer, in halves
@@ -140,6 +140,6 @@ def test_memory_of_both_is_planned_before_it_is_taken(folder: Path, monkeypatch:
 def test_a_runner_takes_a_draft_model(folder: Path) -> None:
     which = Which.Auto(source=str(folder / "target.gguf"))
     with Runner(which, draft_model=folder / "small.gguf", threads=1) as runner:
-        assert runner.loaded.model.engine._draft_model is not None
+        assert runner.loaded.model.engine._core._draft_model is not None
     with pytest.raises(LoadError, match="nothing"):
         Runner(which, draft_model=str(folder / "nothing.gguf"))

@@ -412,7 +412,7 @@ async def test_a_failing_pass_ends_its_batch_and_the_engine_goes_on(
         assert await reason(fragile.submit(Request(PROMPT, GREEDY))) == "length"
     assert fragile.fault is None
     # Records of the other process are logged here.
-    records = [record for record in caplog.records if record.name == "mistralrs.engine.engine"]
+    records = [record for record in caplog.records if record.name == "mistralrs.engine.engine_core"]
     assert [record.levelno for record in records] == [logging.ERROR] * 2
     assert records[0].getMessage() == "a forward pass failed: ValueError: out of luck"
     assert "Traceback" in (records[0].exc_text or "")

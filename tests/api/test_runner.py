@@ -545,7 +545,7 @@ def test_a_failed_step_is_told_to_everyone_and_is_no_end(runner: Runner, monkeyp
         raise RuntimeError("no luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner._model.engine._executor, "forward", fail)
+        patch.setattr(runner._model.engine._core._executor, "forward", fail)
         with pytest.raises(EngineError, match="the model failed: RuntimeError: no luck"):
             chat(runner, n_choices=2)
         request = ChatCompletionRequest("hello", stream=True, **GREEDY)

@@ -79,7 +79,7 @@ def test_lines_of_the_engines_process_look_like_those_of_the_server(tiny_llama: 
     assert all(
         re.match(r"(DEBUG|INFO|WARNING|ERROR) [a-z_.]+: (?!(DEBUG|INFO|WARNING|ERROR):)", line) for line in logged
     )
-    assert any(" mistralrs.engine.engine: Prompt" in line for line in logged)
+    assert any(" mistralrs.engine.engine_core: Prompt" in line for line in logged)
 
 
 def test_options_reach_the_server(tiny_llama: Path, tmp_path: Path) -> None:

@@ -157,13 +157,13 @@ class FakeRunner:
 
 def after_each_step(engine: Engine, call: Callable[[], None]) -> None:
     """Has the engine's thread make a call after each of its steps."""
-    step = engine._step
+    step = engine._core.step
 
     def step_and_call() -> None:
         step()
         call()
 
-    engine._step = step_and_call  # type: ignore[method-assign]
+    engine._core.step = step_and_call  # type: ignore[method-assign]
 
 
 class Turnstile:

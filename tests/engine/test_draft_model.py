@@ -57,8 +57,8 @@ def drafting(
     engine = Engine(runners[0], FakeTokenizer(), config, draft_model=ModelToDraft(runners[1], draft))  # type: ignore[arg-type]
     try:
         yield engine, runners[1]
-        model = engine._draft_model
-        assert model is engine._drafter.model is not None, "the draft model failed"
+        model = engine._core._draft_model
+        assert model is engine._core._drafter.model is not None, "the draft model failed"
         model.blocks.check_integrity([])
         assert model.blocks.num_free == model.blocks.num_blocks
     finally:
@@ -155,7 +155,7 @@ def test_with_adapters_on_the_target() -> None:
     """They act on the target alone: the draft model is the same for all."""
     expected = solo_answers()
     with drafting(replace(WITH_ADAPTERS, max_draft=3)) as (engine, draft):
-        engine._executor.slots = dict(enumerate((A, B, C, D)))  # type: ignore[attr-defined]
+        engine._core._executor.slots = dict(enumerate((A, B, C, D)))  # type: ignore[attr-defined]
         streams = [engine.submit(request) for request in adapter_requests()]
         assert [streamed_tokens(list(stream)) for stream in streams] == expected
         assert engine.stats().accepted_tokens > 0

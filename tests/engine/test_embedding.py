@@ -39,7 +39,7 @@ def serving(config: EngineConfig = CONFIG) -> Iterator[tuple[Engine, FakeRunner]
     runner = FakeRunner(block_size=config.block_size)
     with closing(Engine(runner, FakeTokenizer(), config)) as engine:  # type: ignore[arg-type]
         yield engine, runner
-        engine._scheduler.check_integrity()
+        engine._core.scheduler.check_integrity()
 
 
 def embedding(stream: Stream) -> tuple[float, ...]:

@@ -37,7 +37,7 @@ def serving(
     tokenizer: Any = FakeTokenizer()
     with closing(Engine(runner, tokenizer, config, delivers_beside=delivers_beside)) as engine:
         yield engine, runner
-        engine._scheduler.check_integrity()
+        engine._core.scheduler.check_integrity()
 
 
 def collect(stream: Stream) -> tuple[str, list[int], Finished | Failed]:
@@ -423,7 +423,7 @@ def test_a_dead_engine_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: py
         turnstile = Turnstile(runner)
         streams = [engine.submit(request) for request in requests()[:2]]
         turnstile.wait()
-        monkeypatch.setattr(engine._scheduler, "commit", lambda plan, sampled: 1 / 0)
+        monkeypatch.setattr(engine._core.scheduler, "commit", lambda plan, sampled: 1 / 0)
         turnstile.let_through(10)
         for stream in streams:
             end = collect(stream)[2]

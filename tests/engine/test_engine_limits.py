@@ -55,7 +55,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("mistralrs.engine.engine.time", SimpleNamespace(perf_counter=lambda: self.now))
+        for name in ("engine", "engine_core", "open_requests"):
+            monkeypatch.setattr(f"mistralrs.engine.{name}.time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
 def test_a_deadline_ends_what_runs_and_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,7 @@ def test_a_sampler_that_fails_ends_its_batch_only(
     with serving() as (engine, _):
         assert answer(engine, requests()[0]) == expected[0]
         with monkeypatch.context() as patch:
-            patch.setattr(engine._sampler, "sample", lambda logits, inputs, rows: 1 / 0)
+            patch.setattr(engine._core._sampler, "sample", lambda logits, inputs, rows: 1 / 0)
             _, tokens, end = collect(engine.submit(requests()[0]))
             assert tokens == []
             assert isinstance(end, Failed)

@@ -146,7 +146,7 @@ def serving(config: EngineConfig = CONFIG, *, disk: Path | None = None, **change
     tier = None if disk is None else KvDiskTier(disk, limit=1 << 30, fingerprint="model")
     with closing(Engine(runner, FakeTokenizer(), config, disk_tier=tier)) as engine:  # type: ignore[arg-type]
         yield engine, runner
-        engine._scheduler.check_integrity()
+        engine._core.scheduler.check_integrity()
 
 
 def collect(stream: Any) -> tuple[list[Event], Finished]:

@@ -199,13 +199,13 @@ def test_a_grammar_that_raises_fails_its_request_alone(
 @contextmanager
 def held(engine: Engine) -> Iterator[threading.Event]:
     """Holds compilations until the event is set."""
-    gate, run = threading.Event(), engine._grammars._run
+    gate, run = threading.Event(), engine._core._grammars._run
 
     def wait(request: Request, on_compiled: OnCompiled) -> None:
         assert gate.wait(60)
         run(request, on_compiled)
 
-    engine._grammars._run = wait  # type: ignore[method-assign]
+    engine._core._grammars._run = wait  # type: ignore[method-assign]
     yield gate
     gate.set()
 

@@ -26,7 +26,7 @@ def serving(*, eos_bias: float = -100.0) -> Iterator[Engine]:
     runner = FakeRunner(block_size=CONFIG.block_size, eos_bias=eos_bias)
     with closing(Engine(runner, FakeTokenizer(), CONFIG)) as engine:  # type: ignore[arg-type]
         yield engine
-        engine._scheduler.check_integrity()
+        engine._core.scheduler.check_integrity()
 
 
 def answer(stream: Stream) -> tuple[str, list[int], str, int]:

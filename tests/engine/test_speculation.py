@@ -65,7 +65,7 @@ def ask(
 ) -> tuple[list[Answer], list[Usage], int]:
     """Serves all at once: returns answers, usages and the number of steps. Blocks are checked after each step."""
     with serving(config, eos_bias=eos_bias, habit=habit) as (engine, runner):
-        after_each_step(engine, engine._scheduler.check_integrity)  # its error would end every stream
+        after_each_step(engine, engine._core.scheduler.check_integrity)  # its error would end every stream
         streams = [engine.submit(request) for request in requests]
         results = [split_events(list(stream)) for stream in streams]
         stats = engine.stats()
@@ -301,7 +301,7 @@ class Spoilt(FakeRunner):
 def ask_spoilt(config: EngineConfig, spoils: Callable[[int], bool], aborts: Callable[[int], bool]) -> Answer:
     with closing(Engine(Spoilt(spoils, aborts), FakeTokenizer(), config)) as engine:  # type: ignore[arg-type]
         answer, usage = split_events(list(engine.submit(Request(PROMPT, GREEDY))))
-        engine._scheduler.check_integrity()
+        engine._core.scheduler.check_integrity()
         assert engine.stats().free_blocks == engine.stats().num_blocks
         assert (usage.accepted_tokens > 0) == (config.max_draft > 0)
         return answer

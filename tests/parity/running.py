@@ -10,7 +10,7 @@ from random import Random
 import torch
 
 from mistralrs.engine.batch import Batch, CancelFlag
-from mistralrs.engine.engine import ModelExecutor
+from mistralrs.engine.model_executor import ModelExecutor
 from mistralrs.engine.model_runner import ModelRunner
 from mistralrs.engine.sequence import ExecutorState
 from mistralrs.loading.convert import Dtype

@@ -122,7 +122,7 @@ def test_drafts_change_no_answer(
     load: Load, model: LocalModel, sampling: SamplingParams, max_draft: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone and in company, with right and wrong draft tokens; the questions make the answers repeat themselves."""
-    monkeypatch.setattr("mistralrs.engine.engine.DraftGain", lambda: None)  # by measured times there may be none
+    monkeypatch.setattr("mistralrs.engine.engine_core.DraftGain", lambda: None)  # by measured times there may be none
     texts = [f"{text} Say it again: {text}" for text in QUESTIONS[:3]]
     longer = replace(sampling, max_tokens=80)
     expected = [ask(model, text, longer)[0] for text in texts]

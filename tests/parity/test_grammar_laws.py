@@ -82,7 +82,7 @@ def preempting(engine: Engine) -> Callable[[], None]:
 
     def after_step() -> None:
         nonlocal last
-        steps, scheduler = engine.stats().steps, engine._scheduler
+        steps, scheduler = engine.stats().steps, engine._core.scheduler
         if steps >= last + 5 and len(scheduler.running) > 1:
             last = steps
             scheduler._preempt(scheduler.running[-1])

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mistralrs.adapters.lora.lora import LoraAdapter
     from mistralrs.adapters.lora.lora_merge import LoraMerge
     from mistralrs.adapters.xlora.xlora import XLora
-    from mistralrs.engine.engine import Engine, ModelExecutor
+    from mistralrs.engine.engine import Engine
+    from mistralrs.engine.model_executor import ModelExecutor
     from mistralrs.loading.pipeline import Model
     from mistralrs.models.spec import DecoderSpec
     from mistralrs.ops.backend import Backend
