@@ -1,17 +1,18 @@
 // Micro-kernels for a tile of 1, 2 or 4 tokens, whose products take less time than reading the panel.
 #pragma once
-#include "bytes_ahead.h"
+#include "asks_ahead.h"
 #include "micro_term.h"
 
 namespace MRS_ISA {
 
-// Asks for the step-th of `steps` parts of the cache lines of INNER groups from `at` on, if that is not null.
-template <class F> INLINE void ask_ahead(const uint8_t *at, int step, int steps) {
+// Asks for the step-th of `steps` parts of the cache lines of INNER groups from `at` on, if that is not null. One or two
+// tokens are so fast that the lines are read before they leave the first-level cache, and need not pass through the second.
+template <class F, int TOKENS> INLINE void ask_ahead(const uint8_t *at, int step, int steps) {
   constexpr mrs_layout layout = layout_of(F::type);
   constexpr int lines = (layout.scales + layout.quants + 64 * F::OUTER - 1) / (64 * F::OUTER);
   if (!at) return;
 #pragma GCC unroll 32
-  for (int i = step * lines / steps; i < (step + 1) * lines / steps; ++i) __builtin_prefetch(at + 64 * i);
+  for (int i = step * lines / steps; i < (step + 1) * lines / steps; ++i) __builtin_prefetch(at + 64 * i, 0, TOKENS <= 2 ? 0 : 3);
 }
 
 template <class F, int TOKENS, int J>
@@ -66,7 +67,7 @@ INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts
       }
 #pragma GCC unroll 8
     for (int q = h * (8 / HALVES); q < (h + 1) * (8 / HALVES); ++q) {
-      ask_ahead<F>(ahead, q, 8);
+      ask_ahead<F, TOKENS>(ahead, q, 8);
       dot_line<F, TOKENS, RESIDUAL, 0>(quants, n, q, a.first, a.residual, group, sums[h], residuals[h]);
     }
   }
@@ -95,7 +96,7 @@ template <class F, int J = 0> INLINE Vi line_of(const uint8_t *quants, int group
 template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   const panel_view view = view_of(F::type, cols);
   Sums<TOKENS> sums, residual;  // two independent chains of additions
-  const uint8_t *ahead = mrs_bytes_ahead ? panel.packed + mrs_bytes_ahead : nullptr;
+  const uint8_t *ahead = mrs_asks_ahead ? panel.packed + (TOKENS <= 2 ? 6 << 10 : 16 << 10) : nullptr;
   constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
   int64_t group = 0;
   int32_t two_terms = a.head->two_terms;
@@ -114,16 +115,16 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
           dot_groups<F, TOKENS, false>(quants, n, s, a, group, wanted, sums, residual);
         continue;
       }
-      ask_ahead<F>(wanted, 0, F::INNER);
+      ask_ahead<F, TOKENS>(wanted, 0, F::INNER);
       dot_group<F, TOKENS, 0>(quants, n, s, a, group, sums, residual, two_terms);
       if constexpr (F::INNER > 1) {
-        ask_ahead<F>(wanted, 1, F::INNER);
+        ask_ahead<F, TOKENS>(wanted, 1, F::INNER);
         dot_group<F, TOKENS, 1>(quants, n, s, a, group + 1, sums, residual, two_terms);
       }
       if constexpr (F::INNER > 2) {
-        ask_ahead<F>(wanted, 2, F::INNER);
+        ask_ahead<F, TOKENS>(wanted, 2, F::INNER);
         dot_group<F, TOKENS, 2>(quants, n, s, a, group + 2, sums, residual, two_terms);
-        ask_ahead<F>(wanted, 3, F::INNER);
+        ask_ahead<F, TOKENS>(wanted, 3, F::INNER);
         dot_group<F, TOKENS, 3>(quants, n, s, a, group + 3, sums, residual, two_terms);
       }
     }

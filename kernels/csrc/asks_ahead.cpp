@@ -1,5 +1,5 @@
 // Compiled for the oldest supported processor, as module.cpp is: it runs when the library is loaded.
-#include "bytes_ahead.h"
+#include "asks_ahead.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -23,10 +23,8 @@ int amd_family() {
 #endif
 }
 
-// Zen 5 (26) reads packed weights up to four times as fast when asked ahead (docs/log.md). Others were not
-// measured with it.
-int64_t bytes_ahead() { return amd_family() == 26 ? 16 << 10 : 0; }
-
 }  // namespace
 
-const int64_t mrs_bytes_ahead = bytes_ahead();
+// Zen 5 (26) reads packed weights up to four times as fast when asked ahead (docs/log.md). Others were not
+// measured with it.
+const bool mrs_asks_ahead = amd_family() == 26;

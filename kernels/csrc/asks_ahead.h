@@ -1,0 +1,6 @@
+// What the kernels have to know of the processor beside its instructions.
+#pragma once
+#include <cstdint>
+
+// Whether readers of streams from memory ask for lines ahead; where not, the processor's own prefetcher does better alone.
+extern const bool mrs_asks_ahead;
