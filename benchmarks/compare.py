@@ -12,9 +12,9 @@ mistral.rs, which reads prompts as slowly as it decodes, at most 128 tokens, unl
 otherwise. The table marks figures of fewer tokens than their cell has.
 BINARY is a `llama-bench` of ik_llama.cpp, which decodes one sequence only and loads the file for each cell.
 
-Each cell of ours is shown beside the limit of the machine, measured before each round: decode of one sequence beside
-the plain read of memory in huge pages, prompts and batches beside that, shared by all their tokens, or the peak of int8
-products, whichever takes longer. Attention is not counted.
+Each cell of ours is shown beside the limit of the machine, measured before and after the engine ran: decode of one
+sequence beside the plain read of memory in huge pages, prompts and batches beside that, shared by all their tokens, or
+the peak of int8 products, whichever takes longer. Attention is not counted.
 Run it while nothing else runs.
 """
 
@@ -45,8 +45,8 @@ QUICK_TOKENS = 128
 """Of prompts and answers of mistral.rs with ``--quick``, at most."""
 ORDER = ("ours", "llama.cpp", "OpenVINO", "mistral.rs", "ik_llama.cpp")
 LARGE_BYTES = 3 << 30
-PROBED_BYTES = 256 << 20
-"""Memory of the plain read: more than the caches hold."""
+PROBED_BYTES = 1 << 30
+"""Memory of the plain read: of a quarter of it, caches of 32 MiB still give a twentieth."""
 FIGURES = {
     "first_token_s": "start to first token, s",
     "cold_first_token_s": "start to first token, cold, s",
@@ -81,14 +81,16 @@ def main() -> None:
         if args.quick and is_large:
             cells = tuple(cell.replace("tg128", "tg32") for cell in cells)
         for number in range(rounds):
-            read, peak = limits.measure()
-            bounds = {"plain_read": 1e9 * read, "int8_peak": 1e9 * peak, "cost": asdict(token_cost(path))}
             for peer in peers:
                 key = {"file": path.name, "engine": peer.name, "round": number, "threads": args.threads}
                 if any(is_done(record, key, cells) for record in records):
                     continue
                 print(f"{path.name}: round {number + 1} of {rounds}, {peer.name}", file=sys.stderr, flush=True)
-                record = {**key, "bytes": path.stat().st_size, **bounds, **measured(peer, path, cells, args)}
+                before = limits.measure()
+                figures = measured(peer, path, cells, args)
+                read, peak = (1e9 * statistics.mean(pair) for pair in zip(before, limits.measure(), strict=True))
+                bounds = {"plain_read": read, "int8_peak": peak, "cost": asdict(token_cost(path))}
+                record = {**key, "bytes": path.stat().st_size, **bounds, **figures}
                 records = [each for each in records if not key.items() <= each.items()] + [record]
                 write(store, json.dumps(records, indent=1))
     write(args.out.with_suffix(".md"), "\n".join(report(records)))
@@ -211,9 +213,12 @@ def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         cost = TokenCost(**own[0]["cost"])
         for cell in sorted({cell for record in own for cell in record["cells"]}, key=place_of):
             values = {each: [r["cells"].get(cell) for r in own if r["engine"] == each] for each in engines}
-            share = ""
-            if any(values["ours"]):
-                share = f"{middle(values['ours']) * least_time(cell, cost, read=read, peak=peak):.0%}"
+            shares = [
+                r["cells"][cell] * least_time(cell, cost, read=r["plain_read"], peak=r["int8_peak"])
+                for r in own
+                if r["engine"] == "ours" and r["cells"].get(cell)
+            ]
+            share = f"{statistics.median(shares):.0%}" if shares else ""
             marks = {r["engine"]: f" with {r['shortened'][cell]} tokens" for r in own if cell in r.get("shortened", {})}
             yield row(cell, values, share=share, marks=marks)
         for figure, title in FIGURES.items():
