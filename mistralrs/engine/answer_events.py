@@ -1,4 +1,4 @@
-"""The events of one request, made from the tokens of its steps. Steps need none of its text."""
+"""The events of one request, made from the tokens of its steps. Steps need its text for stop strings only."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ class StepOutput:
     """Whether the last token ends the sequence and has no text."""
     num_forced: int
     """Tokens that were not sampled, because the grammar or the end of a thought forced them."""
+    texts: list[str] | None = None
+    """The text of each token except an end token, where stop strings were looked for; None: it is made for the
+    events."""
 
     @property
     def tokens(self) -> list[int]:
@@ -51,7 +54,8 @@ class AnswerEvents:
     def __init__(self, stream: Handle, request: Request, *, tokenizer: Tokenizer, submitted: float) -> None:
         self._stream = stream
         self._tokenizer = tokenizer
-        self._text = text_stream(request, tokenizer)
+        self.text = text_stream(request, tokenizer)
+        """The engine's thread pushes tokens to it while it looks for stop strings, and passes on what it returned."""
         self._submitted = submitted
         self._first_text: float | None = None
 
@@ -65,8 +69,7 @@ class AnswerEvents:
 
     def on_step(self, output: StepOutput, now: float) -> None:
         """Delivers what came of a step that ended ``now``."""
-        *before, last = output.sampled
-        delta = self._delta(last, output.reason, output.has_end_token) if not before else self._joined(output)
+        delta = self._delta(output, 0) if len(output.sampled) == 1 else self._joined(output)
         if delta.text and self._first_text is None:
             self._first_text = now
         if delta.text or delta.tokens:
@@ -74,7 +77,7 @@ class AnswerEvents:
 
     def on_finished(self, reason: FinishReason, usage: Usage) -> None:
         """Ends the stream. ``usage`` lacks the time of the first text."""
-        stop_string = self._text.stop_string if reason == "stop" else None
+        stop_string = self.text.stop_string if reason == "stop" else None
         self._stream.put(Finished(reason, self._timed(usage), stop_string))
 
     def on_failed(self, error: MistralrsError, usage: Usage) -> None:
@@ -83,16 +86,16 @@ class AnswerEvents:
 
     def _joined(self, output: StepOutput) -> Delta:
         """All of the step in one: a reader that has left can notice it only between two events."""
-        *before, last = output.sampled
-        deltas = [self._delta(draw, None, False) for draw in before]
-        return Delta.joined([*deltas, self._delta(last, output.reason, output.has_end_token)])
+        return Delta.joined([self._delta(output, place) for place in range(len(output.sampled))])
 
-    def _delta(self, draw: SampledToken, reason: FinishReason | None, is_end_token: bool) -> Delta:
-        if is_end_token:
-            return Delta(self._text.finish(draw.token), (), ())
-        text = self._text.push(draw.token)
-        if reason is not None:
-            text += self._text.finish()
+    def _delta(self, output: StepOutput, place: int) -> Delta:
+        """What came of one token of a step."""
+        draw, is_last = output.sampled[place], place == len(output.sampled) - 1
+        if is_last and output.has_end_token:
+            return Delta(self.text.finish(draw.token), (), ())
+        text = self.text.push(draw.token) if output.texts is None else output.texts[place]
+        if is_last and output.reason is not None:
+            text += self.text.finish()
         logprobs = () if draw.logprob is None else (self._token_logprob(draw),)
         return Delta(text, (draw.token,), logprobs)
 

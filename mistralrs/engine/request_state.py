@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mistralrs.engine.answer_events import AnswerEvents, StepOutput, text_stream
+from mistralrs.engine.answer_events import AnswerEvents, StepOutput
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import FinishReason, Handle, Usage
 from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector, ScalingsCollector
@@ -47,7 +47,7 @@ class RequestState:
         self._deliver = deliver
         self._events = AnswerEvents(stream, request, tokenizer=tokenizer, submitted=submitted)
         # The text decides where an answer ends only if it may have a stop string.
-        self._stop_text = text_stream(request, tokenizer) if request.sampling.stop else None
+        self._stop_text = self._events.text if request.sampling.stop else None
         self._submitted = submitted
         self._first_token: float | None = None
         self._last_token = submitted
@@ -134,6 +134,7 @@ class RequestState:
             self._first_token = now
         self._last_token = now
         sampled: list[SampledToken] = []
+        texts: list[str] | None = None if self._stop_text is None else []
         reason: FinishReason | None = None
         has_end_token = False
         num_forced = 0
@@ -145,11 +146,11 @@ class RequestState:
             if reason == "stop":
                 self._require_end(num_known + len(sampled) - 1)
                 has_end_token = True
-            elif self._stops_after(sampled, reason):
+            elif self._stops_after(sampled, texts, reason):
                 reason = "stop"
             if reason is not None:
                 break
-        return StepOutput(sampled, reason, has_end_token, num_forced)
+        return StepOutput(sampled, reason, has_end_token, num_forced, texts)
 
     def publish(self, output: StepOutput, now: float) -> None:
         """Has the output of a step delivered."""
@@ -185,16 +186,16 @@ class RequestState:
         forced = None if constraint is None else constraint.next_forced
         return self._thinking.next_forced if forced is None and self._thinking is not None else forced
 
-    def _stops_after(self, sampled: list[SampledToken], reason: FinishReason | None) -> bool:
+    def _stops_after(self, sampled: list[SampledToken], texts: list[str] | None, reason: FinishReason | None) -> bool:
         """Whether the stream ends with the last of the step's tokens ``sampled``, which is no end token.
 
-        ``reason``: why it ends in any case.
+        ``texts``: gets its text if that may have a stop string. ``reason``: why the stream ends in any case.
         """
         token, constraint = sampled[-1].token, self.sequence.constraint
         if self._thinking is not None:
             self._thinking.accept(token)
-        if self._stop_text is not None:
-            self._stop_text.push(token)
+        if self._stop_text is not None and texts is not None:
+            texts.append(self._stop_text.push(token))
             if self._stop_text.stopped:
                 return True
         if constraint is not None:

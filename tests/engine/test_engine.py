@@ -207,6 +207,30 @@ def test_stop_strings_across_tokens_are_never_shown() -> None:
         assert collect(engine.submit(replace(request, sampling=almost)))[:2] == (whole, tokens)
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_token_becomes_text_once(beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the thread that delivers; where a stop string may end the answer, in the engine's, to the same pieces."""
+    bytes_of, readers = FakeTokenizer.token_bytes, []
+
+    def token_bytes(self: FakeTokenizer, token: int) -> bytes:
+        readers.append(threading.current_thread().name)
+        return bytes_of(self, token)
+
+    monkeypatch.setattr(FakeTokenizer, "token_bytes", token_bytes)
+    biased = replace(SAMPLED, logit_bias=tuple((token, 3.0) for token in range(1, 16)))
+    pieces: list[list[tuple[str, tuple[int, ...]]]] = []
+    with serving(delivers_beside=beside) as (engine, _):
+        for stop in ((), ("\0 never", "never")):
+            readers.clear()
+            events = list(engine.submit(Request(PROMPT, replace(biased, stop=stop))))
+            pieces.append([(event.text, event.tokens) for event in events if isinstance(event, Delta)])
+            thread = "mistralrs-delivery" if beside and not stop else "mistralrs-engine"
+            assert readers == [thread] * len(readers)
+            assert len(readers) == SAMPLED.max_tokens
+    assert pieces[0] == pieces[1]
+    assert any(text == "" for text, _ in pieces[0]), "no character has two tokens"
+
+
 def test_seeds_repeat_and_choices_differ() -> None:
     with serving() as (engine, _):
         streams = [engine.submit(Request(PROMPT, replace(SAMPLED, seed=seed))) for seed in (1, 2, 3, 1, 2, 3)]
