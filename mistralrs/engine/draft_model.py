@@ -59,7 +59,6 @@ class DraftModel:
         model: ModelToDraft,
         *,
         sampling_input: Callable[[Sequence, list[int]], SamplingInput],
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """``sampling_input``: everything but the logits that decides the token after these of a sequence."""
         self.sampler: TokenSampler | None = None
@@ -70,7 +69,6 @@ class DraftModel:
         self.vocab_size = model.executor.vocab_size
         self._config = config
         self._sampling_input = sampling_input
-        self._clock = clock
         self._texts: dict[int, DraftText] = {}  # by the sequence's number; least recently used first
         self._overall = Acceptance(FIRST_CHANCE)
         # Tokens of a text to which draft tokens can be added.
@@ -97,7 +95,7 @@ class DraftModel:
         text = self._text(sequence, len(sequence.tokens) if gain is None else gain.affordable_tokens)
         if text is None:
             return False
-        own, started, read = text.sequence, self._clock(), 0
+        own, started, read = text.sequence, time.perf_counter(), 0
         while own.num_remaining > self._few and (gain is None or read < READ_AT_ONCE) and self._extend(own):
             count = min(own.num_remaining - 1, READ_AT_ONCE, self._config.max_batch_tokens)
             self._forward([Chunk(own, own.num_computed, count, samples=False)])
@@ -105,7 +103,7 @@ class DraftModel:
             self.blocks.commit(own)
             read += count
         if gain is not None and read:
-            gain.on_reading(read, self._clock() - started)
+            gain.on_reading(read, time.perf_counter() - started)
         return own.num_remaining <= self._few
 
     def propose(self, counts: list[tuple[Sequence, int]], gain: DraftGain | None) -> dict[int, tuple[int, ...]]:
@@ -114,7 +112,7 @@ class DraftModel:
         texts = {sequence.id: self._texts[sequence.id] for sequence, _ in counts}
         drafts: dict[int, list[int]] = {sequence.id: [] for sequence, _ in counts}
         for place in range(max((count for _, count in counts), default=0)):
-            started = self._clock()
+            started = time.perf_counter()
             drawing = [
                 sequence
                 for sequence, count in counts
@@ -124,7 +122,7 @@ class DraftModel:
                 break
             self._draw(drawing, drafts)
             if gain is not None:
-                gain.on_pass(self._clock() - started)
+                gain.on_pass(time.perf_counter() - started)
         for sequence, _ in counts:
             text, own = texts[sequence.id], texts[sequence.id].sequence
             known = len(sequence.tokens) - text.start

@@ -6,7 +6,6 @@ A text is kept with the index that its sequence made of it, so that keeping it c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_TOKENS = 1 << 16
@@ -24,7 +23,7 @@ class Text:
     following: dict[tuple[int, ...], int]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """A place in a text before which the last tokens of a sequence stand."""
 
@@ -33,19 +32,6 @@ class Match:
     """The index of the token that may follow."""
     length: int
     """Tokens before it that are equal."""
-    known: int
-    """Tokens that the sequence had."""
-
-    def follow(self, tokens: Sequence[int]) -> Match | None:
-        """The match after more tokens of the sequence; None if they are others than those of the text."""
-        new = len(tokens) - self.known
-        if self.text.tokens[self.place : self.place + new] != list(tokens[self.known :]):
-            return None
-        return Match(self.text, self.place + new, self.length + new, len(tokens))
-
-    def draft(self, count: int) -> tuple[int, ...]:
-        """Up to ``count`` tokens that may follow."""
-        return tuple(self.text.tokens[self.place : self.place + count])
 
 
 class RecentTexts:
@@ -79,7 +65,7 @@ class RecentTexts:
             if place is not None:
                 equal = equal_before(text.tokens, place, tokens)
                 if best is None or equal > best.length:
-                    best = Match(text, place, equal, len(tokens))
+                    best = Match(text, place, equal)
         return best
 
 
