@@ -105,6 +105,24 @@ class EngineError(MistralrsError):
         self.code = code
 
 
+class EngineDeadError(EngineError):
+    """The engine has ended, and all that it was asked has with it."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, code="engine_dead")
+
+
+class DeadlineError(EngineError):
+    """A request took longer than its deadline."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the request took longer than it may",
+            hint="ask for fewer tokens, or allow it more time",
+            code="deadline_exceeded",
+        )
+
+
 def _restored(kind: type[MistralrsError], args: tuple[object, ...], state: dict[str, object]) -> MistralrsError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)

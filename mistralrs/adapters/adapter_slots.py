@@ -228,7 +228,7 @@ class AdapterSlots:
         adapter = self._read(known.name, known.source)
         if adapter.digest != known.digest:
             message = f"adapter {known.name}: {known.source} has changed since it was loaded"
-            raise LoadError(message, hint="load it again under this name")
+            raise LoadError(message)
         return adapter
 
     # The lock is held in the methods below.

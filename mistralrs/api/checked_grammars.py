@@ -64,6 +64,7 @@ class CheckedGrammars:
         if not tokenizer.eos_ids:
             raise RequestError(
                 "the model's vocabulary has no end token, which a grammar needs to end an answer",
+                hint="name its eos_token_id in generation_config.json, if it has one",
                 code="unsupported_grammar",
                 param="grammar",
             )

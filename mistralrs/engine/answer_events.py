@@ -89,7 +89,7 @@ class AnswerEvents:
         return Delta.joined([self._delta(output, place) for place in range(len(output.sampled))])
 
     def _delta(self, output: StepOutput, place: int) -> Delta:
-        """What came of one token of a step."""
+        """The event of one token of a step."""
         draw, is_last = output.sampled[place], place == len(output.sampled) - 1
         if is_last and output.has_end_token:
             return Delta(self.text.finish(draw.token), (), ())

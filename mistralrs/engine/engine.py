@@ -29,7 +29,7 @@ from mistralrs.engine.request_state import RequestState
 from mistralrs.engine.sampling.sampler_choice import SamplerChoice
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.stats import EngineStats
-from mistralrs.errors import EngineError, RequestError
+from mistralrs.errors import EngineDeadError, EngineError, RequestError
 
 if TYPE_CHECKING:
     from mistralrs.ops.row_sampler import RowSampler
@@ -133,7 +133,7 @@ class Engine(ProcessBound):
         prompt = fit_prompt(request, self.max_len, self.vocab_size, spell=self._tokenizer.token_text)
         with self._submit_lock:
             if self._fault is not None:
-                raise EngineError(self._fault.message, hint=self._fault.hint)
+                raise EngineDeadError(self._fault.message, hint=self._fault.hint)
             check_queue(len(self._core.requests), self.config)
             number = next(self._ids)
             stream = handle(partial(self._cancel, number))
@@ -165,7 +165,7 @@ class Engine(ProcessBound):
                 self._inbox.put(_do_nothing)
                 return future
         failed: Future[T] = Future()
-        failed.set_exception(EngineError(self._fault.message, hint=self._fault.hint))
+        failed.set_exception(EngineDeadError(self._fault.message, hint=self._fault.hint))
         return failed
 
     def stats(self) -> EngineStats:
@@ -194,10 +194,10 @@ class Engine(ProcessBound):
                 self._delivery.flush()
         except Exception as error:
             logger.exception("the engine's thread died")
-            fault = EngineError(f"the engine died: {describe_error(error)}", hint="load the model again")
+            fault = EngineDeadError(f"the engine died: {describe_error(error)}", hint="load the model again")
         self._core.close()
         with self._submit_lock:
-            self._fault = fault or EngineError("the engine is closed", hint="load the model again")
+            self._fault = fault or EngineDeadError("the engine is closed", hint="load the model again")
         self._between_steps.fail(self._fault)
         self._core.requests.end_all(fault)
         self._delivery.close()

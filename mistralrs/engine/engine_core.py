@@ -142,11 +142,11 @@ class EngineCore:
         plan = self.scheduler.plan(self._prefill_budget.limit(self._config.max_batch_tokens))
         try:
             prepared = self._prepare_sampling(plan)
+            self._step_masks.start(plan)
         except Exception as error:
             logger.exception("sampling failed")
             self._fail_batch(plan, error)
             return
-        self._step_masks.start(plan)
         logits = self._forward(plan, prepared)
         masks, errors = self._step_masks.finish()
         for number in errors:
@@ -215,7 +215,7 @@ class EngineCore:
         masks: Mapping[int, Row[memoryview]],
         prepared: PreparedSampling | None,
     ) -> list[tuple[Chunk, list[SampledToken | EngineError]]]:
-        """What was sampled for each sequence: after its known tokens, and after each draft token.
+        """The samples of each sequence: after its known tokens, and after each draft token.
 
         Cancelled requests are left out.
         """

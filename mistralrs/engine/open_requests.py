@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from functools import partial
 
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import FinishReason
+from mistralrs.engine.failures import describe_error
 from mistralrs.engine.grammar_compiler import GrammarCompiler
 from mistralrs.engine.inbox import Inbox
 from mistralrs.engine.request_state import RequestState
 from mistralrs.engine.scheduler import Scheduler
 from mistralrs.engine.sequence_constraint import SequenceConstraint
-from mistralrs.errors import EngineError, MistralrsError
+from mistralrs.errors import DeadlineError, EngineError, MistralrsError
+
+logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 60.0
 """Seconds after which deadlines are looked at while requests wait for their grammars, at the latest."""
@@ -72,7 +76,11 @@ class OpenRequests:
             return
         number = request_state.sequence.id
         self._compiling[number] = request_state
-        self._grammars.compile(request, lambda result: self._inbox.put(partial(self._on_compiled, number, result)))
+        try:
+            self._grammars.compile(request, lambda result: self._inbox.put(partial(self._on_compiled, number, result)))
+        except Exception as error:  # the system may refuse a thread
+            logger.exception("a grammar could not be compiled")
+            self.fail(request_state, EngineError(f"the grammar could not be compiled: {describe_error(error)}"))
 
     def finish(self, number: int, reason: FinishReason, now: float) -> None:
         """Ends a request whose sequence has left the scheduler."""
@@ -103,7 +111,7 @@ class OpenRequests:
         queued = (*self._scheduler.running, *self._scheduler.waiting)
         for request_state in (*self._compiling.values(), *(self._states[sequence.id] for sequence in queued)):
             if request_state.deadline <= now:
-                self.fail(request_state, EngineError("the request took longer than it may", code="deadline_exceeded"))
+                self.fail(request_state, DeadlineError())
             else:
                 self._next_deadline = min(self._next_deadline, request_state.deadline)
 

@@ -39,7 +39,7 @@ class Hooks:
                 if rule(tokens):
                     return True
             except BaseException as error:  # SystemExit too: it would end the engine's thread
-                raise hook_error("a stopping rule", error) from error
+                raise hook_error("the stopping rule", rule, error=error) from error
         return False
 
 
@@ -74,6 +74,7 @@ class NamedHooks:
             raise RequestError(f"the engine has no hook {error}", param="hook_names") from None
 
 
-def hook_error(kind: str, error: BaseException) -> EngineError:
-    """The error of a request one of whose hooks raised ``error``."""
-    return EngineError(f"{kind} failed: {type(error).__name__}: {error}", hint="mend it", code="hook_failed")
+def hook_error(kind: str, hook: Callable[..., object], *, error: BaseException) -> EngineError:
+    """The error of a request whose ``hook`` raised ``error``."""
+    name = getattr(hook, "__name__", type(hook).__name__)
+    return EngineError(f"{kind} {name} failed: {type(error).__name__}: {error}", hint="mend it", code="hook_failed")

@@ -14,7 +14,7 @@ from mistralrs.engine.config import Request
 from mistralrs.engine.events import FinishReason, Handle, Usage
 from mistralrs.engine.prompt_outputs import Pooler, PromptLogprobsCollector, ScalingsCollector
 from mistralrs.engine.sampling.dry_penalty import Dry
-from mistralrs.engine.sampling.sampling_input import NO_TOKEN, SampledToken, SamplingInput, TokenSampler
+from mistralrs.engine.sampling.sampling_input import NoTokenError, SampledToken, SamplingInput, TokenSampler
 from mistralrs.engine.sequence import Sequence
 from mistralrs.engine.step_masks import mask_of
 from mistralrs.engine.thinking_limit import ThinkingLimit
@@ -209,16 +209,30 @@ class RequestState:
         return self._hooks.stops((*self.sequence.tokens, *(draw.token for draw in sampled)))
 
     def _require_end(self, num_tokens: int) -> None:
-        """Raises RequestError if the answer may not end after ``num_tokens`` tokens: only a grammar makes it end."""
+        """Raises RequestError if the answer may not end after ``num_tokens`` tokens: a forced token makes it end."""
         if self._is_too_early(num_tokens):
-            message = f"the grammar ends the answer before its {self.sequence.sampling.min_tokens}th token"
-            raise RequestError(message, hint="lower min_tokens", code="grammar_failed", param="min_tokens")
+            raise self._too_early()
+
+    def _too_early(self) -> RequestError:
+        """The error for an answer that its grammar or the end of its thought would end before ``min_tokens``."""
+        least = self.sequence.sampling.min_tokens
+        if self.sequence.constraint is not None:
+            message = f"the grammar ends the answer before its {least}th token"
+            return RequestError(message, hint="lower min_tokens", code="grammar_failed", param="min_tokens")
+        return RequestError(
+            f"the end of the thought has an end token, and comes before the answer's {least}th token",
+            hint="lower min_tokens, or leave that token out of stop_token_ids",
+            code="no_token",
+            param="min_tokens",
+        )
 
     def explain(self, error: EngineError) -> MistralrsError:
         """The request's error for a row in which no token could be sampled."""
-        if self.sequence.constraint is None or error.code != NO_TOKEN:
+        if not isinstance(error, NoTokenError):
             return error
         too_early = self._is_too_early(len(self.sequence.tokens))
+        if self.sequence.constraint is None:
+            return self._too_early() if too_early and self._next_forced is not None else error
         return RequestError(
             "the answer cannot go on: every token that the grammar allows is excluded",
             hint="lower min_tokens" if too_early else "check logit_bias and logits processors",

@@ -9,7 +9,7 @@ from mistralrs.api.engine_client.engine_client import EngineClient
 from mistralrs.api.serving.answers.respond import submit
 from mistralrs.api.serving.policy import Policy
 from mistralrs.engine.config import Request
-from mistralrs.errors import EngineError
+from mistralrs.errors import EngineDeadError, EngineError
 from mistralrs.server.inflight import InflightRequest, InflightRequests
 from mistralrs.server.log import Kind, RequestLog
 from mistralrs.server.metrics import Metrics
@@ -46,7 +46,7 @@ class Service:
         if engine is None:
             raise EngineError("the model is being loaded", hint="ask again in a moment", code="model_loading")
         if engine.fault is not None:
-            raise EngineError(engine.fault.message, hint="the server has to be started again", code="engine_dead")
+            raise EngineDeadError(engine.fault.message, hint="the server has to be started again")
         return engine
 
     def admit(self) -> EngineClient:

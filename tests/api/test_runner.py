@@ -446,7 +446,7 @@ def test_a_function_that_raises_fails_its_request_alone(runner: Runner) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         beside = pool.submit(complete, runner, max_tokens=40)
-        with pytest.raises(EngineError, match="a logits processor failed: ValueError: no luck") as refused:
+        with pytest.raises(EngineError, match="the logits processor fail failed: ValueError: no luck") as refused:
             complete(runner, logits_processors=[fail])
         assert beside.result().choices == complete(runner, max_tokens=40).choices
     assert refused.value.code == "hook_failed"

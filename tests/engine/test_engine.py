@@ -19,7 +19,7 @@ from mistralrs.engine.config import EngineConfig, Request, SamplingParams
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import Delta, Event, Failed, Finished, Stream
 from mistralrs.engine.prefill_budget import PrefillBudget
-from mistralrs.errors import ContextLengthError, EngineError, LoadError, RequestError, UsageError
+from mistralrs.errors import ContextLengthError, EngineDeadError, EngineError, LoadError, RequestError, UsageError
 from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import EOS, VOCAB, FakeRunner, FakeTokenizer, Turnstile, history_logits
 
@@ -452,9 +452,10 @@ def test_a_dead_engine_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: py
         for stream in streams:
             end = collect(stream)[2]
             assert isinstance(end, Failed)
+            assert isinstance(end.error, EngineDeadError)
             assert "ZeroDivisionError" in end.error.message
         engine._thread.join(60)
-        with pytest.raises(EngineError, match="ZeroDivisionError"):
+        with pytest.raises(EngineDeadError, match="ZeroDivisionError"):
             engine.submit(requests()[0])
         monkeypatch.undo()
     assert "died" in caplog.text

@@ -155,6 +155,22 @@ def test_a_grammar_that_does_not_compile_fails_its_request_alone() -> None:
             assert end.error.code == "invalid_grammar"
 
 
+@pytest.mark.parametrize("refused", ["_grammars", "_step_masks"])
+def test_a_system_without_another_thread_fails_the_request_alone(refused: str) -> None:
+    def submit(*call: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with serving() as (engine, _):
+        place = "_pool" if refused == "_grammars" else "_thread"
+        threads = getattr(getattr(engine._core, refused), place)
+        usual, threads.submit = threads.submit, submit
+        _, _, end = collect(engine.submit(request("abc")))
+        assert isinstance(end, Failed)
+        assert "can't start new thread" in end.error.message
+        threads.submit = usual
+        assert collect(engine.submit(request("abc")))[0] == "abc"
+
+
 def test_an_answer_that_cannot_be_completed_fails_alone() -> None:
     dead = GrammarText("lark", "start: A | B C\nA: /aaa/\nB: /b/\nC: /x/ & /y/")
     with serving() as (engine, _):

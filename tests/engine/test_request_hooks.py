@@ -125,11 +125,11 @@ def writes(value: float) -> Any:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (hooked(raises(ValueError("no luck"))), "a logits processor failed: ValueError: no luck"),
-        (hooked(raises(SystemExit(3))), "a logits processor failed: SystemExit: 3"),
-        (hooked(writes(math.nan)), "a logits processor failed: ValueError: the largest of its logits is nan"),
+        (hooked(raises(ValueError("no luck"))), "the logits processor fail failed: ValueError: no luck"),
+        (hooked(raises(SystemExit(3))), "the logits processor fail failed: SystemExit: 3"),
+        (hooked(writes(math.nan)), "the logits processor write failed: ValueError: the largest of its logits is nan"),
         (hooked(writes(-math.inf)), "the largest of its logits is -inf"),
-        (hooked(rules=[raises(KeyError("x"))]), "a stopping rule failed: KeyError: 'x'"),
+        (hooked(rules=[raises(KeyError("x"))]), "the stopping rule fail failed: KeyError: 'x'"),
     ],
     ids=["value error", "exit", "nan", "infinity", "rule"],
 )

@@ -237,7 +237,9 @@ def test_logprobs_are_those_before_temperature_and_truncation() -> None:
     assert sample_one(logits, replace(params, logprobs=None), tokens).logprob is None
 
 
-@pytest.mark.parametrize(("value", "reason"), [(math.nan, "not finite"), (math.inf, "not finite"), (-math.inf, "mask")])
+@pytest.mark.parametrize(
+    ("value", "reason"), [(math.nan, "not finite"), (math.inf, "not finite"), (-math.inf, "no token may follow")]
+)
 def test_an_unusable_row_fails_alone(value: float, reason: str) -> None:
     logits = torch.stack([random_logits(1), random_logits(2), random_logits(3)])
     expected = new_sampler(VOCAB).sample(buffer_of(logits), [SamplingInput(SamplingParams(), [1])] * 3)

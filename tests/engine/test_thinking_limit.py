@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mistralrs.engine.admission import check_request
 from mistralrs.engine.config import Request, SamplingParams, ThinkingBudget
+from mistralrs.engine.events import Failed, Finished
 from mistralrs.engine.thinking_limit import ThinkingLimit
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GrammarText
@@ -144,3 +145,22 @@ def test_impossible_budgets_are_refused() -> None:
             check_request(replace(good, thinking=thinking), VOCAB, max_adapters=0)
     with pytest.raises(RequestError, match="thinking"):
         check_request(replace(good, pooling="mean"), VOCAB, max_adapters=0)
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_a_thought_whose_end_would_end_the_answer_too_early_fails_by_name(tokens: int, logprobs: int | None) -> None:
+    closing = budget(tokens)
+    letters = tuple((token, -99.0) for token in range(16))
+    sampling = replace(
+        SAMPLED, min_tokens=20, logprobs=logprobs, logit_bias=letters, stop_token_ids=closing.closing[:1]
+    )
+    request = Request(PROMPT, sampling, thinking=closing)
+    with serving() as (engine, _):
+        _, _, end = collect(engine.submit(request))
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, RequestError)
+        assert (end.error.code, end.error.param) == ("no_token", "min_tokens")
+        for remedied in ({"min_tokens": 0}, {"stop_token_ids": ()}):
+            mended = replace(request, sampling=replace(sampling, **remedied))  # type: ignore[arg-type]
+            assert isinstance(collect(engine.submit(mended))[2], Finished)

@@ -222,7 +222,7 @@ def codes_in_the_source() -> set[str]:
     found = set(STATUSES)
     for path in (ROOT / "mistralrs").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)) if re.search(r"\bcode\b|NO_TOKEN", text) else ():
+        for node in ast.walk(ast.parse(text)) if re.search(r"\bcode\b", text) else ():
             for value in values_of_codes(node):
                 branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
                 found |= {
@@ -235,7 +235,7 @@ def values_of_codes(node: ast.AST) -> list[ast.expr | None]:
     """The values that a call, an assignment or a default gives to something named ``code``."""
     if isinstance(node, ast.keyword) and node.arg == "code":
         return [node.value]
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("code", "NO_TOKEN"):
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "code":
         return [node.value]
     if isinstance(node, ast.FunctionDef):
         named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)

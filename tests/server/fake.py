@@ -11,7 +11,7 @@ from mistralrs.api.served_model import ServedModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.events import Delta, Embedding, Event, Failed, Finished, Usage
 from mistralrs.engine.stats import EngineStats
-from mistralrs.errors import EngineError, MistralrsError
+from mistralrs.errors import EngineDeadError, EngineError, MistralrsError
 
 Script = Callable[[Request], Iterable[Event | float]]
 """The script of a request: events, and seconds to wait between them."""
@@ -112,7 +112,7 @@ class FakeEngine:
 
     def die(self, message: str = "the engine died") -> None:
         """Ends every stream with a failure, as a real one does."""
-        self.fault = EngineError(message)
+        self.fault = EngineDeadError(message)
         for task, stream in list(self._playing.items()):
             task.cancel()
             stream.put(Failed(self.fault, Usage(0, 0, 0, 0.0, 0.0, 0.0, 0)))

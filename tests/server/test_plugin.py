@@ -79,7 +79,7 @@ def test_a_chat_names_them_too(server: RunningServer) -> None:
 def test_one_that_raises_fails_its_request_alone(server: RunningServer) -> None:
     status, answer = ask(server, logits_processors=["seven", "broken"])
     assert (status, answer["error"]["code"]) == (500, "hook_failed"), answer
-    assert "KeyError: 'mine'" in answer["error"]["message"]
+    assert "the logits processor broken failed: KeyError: 'mine'" in answer["error"]["message"]
     assert ask(server)[0] == 200
 
 

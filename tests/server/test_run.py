@@ -173,7 +173,7 @@ def test_the_death_of_the_engine_is_told_and_ends_it(model: ServedModel, tmp_pat
         answers = in_background(server, "endless", stream=True)
         with server.client() as client:
             failed = client.post(CHAT, json=question("die"))
-        assert (failed.status_code, failed.json()["error"]["message"]) == (500, "the engine died")
+        assert (failed.status_code, failed.json()["error"]["message"]) == (503, "the engine died")
         assert server.wait() == 1
         wait_for(lambda: bool(answers))
         assert "the engine died" in answers[0].text

@@ -41,7 +41,7 @@ from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.config import Request
 from mistralrs.engine.engine import Engine
 from mistralrs.engine.events import End, Event, Failed, Finished, Handle, Usage
-from mistralrs.errors import EngineError, LoadError, MistralrsError
+from mistralrs.errors import EngineDeadError, EngineError, LoadError, MistralrsError
 from mistralrs.process import open_standard_descriptors
 from mistralrs.text.worker import workers
 
@@ -104,7 +104,7 @@ def _die(channel: Channel, error: BaseException | None) -> int:
     May be called from any thread. An error that ends one thread ends the process, because others would wait for it.
     """
     logger.error("the engine's process met a defect", exc_info=error)
-    fault = EngineError(f"the engine died: {words_of(error)}", hint="start it again")
+    fault = EngineDeadError(f"the engine died: {words_of(error)}", hint="start it again")
     channel.send_last(Died(fault))
     channel.stop_reading()
     return fault.exit_code

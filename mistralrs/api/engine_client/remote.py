@@ -35,7 +35,7 @@ from mistralrs.api.engine_client.open_stream import OpenStream
 from mistralrs.engine.admission import check_queue, check_request, fit_prompt
 from mistralrs.engine.events import End, Event, Failed, Finished
 from mistralrs.engine.process_bound import ProcessBound
-from mistralrs.errors import EngineError, LoadError, RequestError
+from mistralrs.errors import DeadlineError, EngineDeadError, EngineError, LoadError, RequestError
 from mistralrs.text.worker import workers
 
 if TYPE_CHECKING:
@@ -136,8 +136,7 @@ class RemoteEngine(ProcessBound):
         self._open[number] = OpenStream(stream, fitted)
         self._link.send(Submit(number, fitted, adapters))
         if fitted.deadline_s is not None:
-            error = EngineError("the request took longer than it may", code="deadline_exceeded")
-            self._end_after(fitted.deadline_s + GRACE_S, number, error)
+            self._end_after(fitted.deadline_s + GRACE_S, number, DeadlineError())
         return stream
 
     async def stats(self) -> EngineStats:
@@ -168,7 +167,7 @@ class RemoteEngine(ProcessBound):
             return
         if self.fault is None:
             self._closing = True
-            self.fault = EngineError("the engine is closed", hint="start it again")
+            self.fault = EngineDeadError("the engine is closed", hint="start it again")
             self._link.hang_up()
         try:
             async with asyncio.timeout(CLOSING_S):
@@ -248,7 +247,7 @@ class RemoteEngine(ProcessBound):
         if self._watching is not None:
             self._watching.cancel()
         is_known = self.fault is not None
-        self.fault = self.fault or EngineError("the engine's process has ended", hint="start it again")
+        self.fault = self.fault or EngineDeadError("the engine's process has ended", hint="start it again")
         self._exit_task = self._loop.create_task(self._on_exit(is_known=is_known))
 
     async def _on_exit(self, *, is_known: bool) -> None:
@@ -258,7 +257,7 @@ class RemoteEngine(ProcessBound):
         how = killed or f"ended with exit code {code}"
         fault = self.fault
         if fault is None or not is_known:
-            fault = self.fault = EngineError(f"the engine's process {how}", hint="start it again")
+            fault = self.fault = EngineDeadError(f"the engine's process {how}", hint="start it again")
         if not self._loaded.done():
             hint = "does the model fit into memory?" if code == -signal.SIGKILL else None
             self._loaded.set_exception(LoadError(f"{fault.message} while it loaded the model", hint=hint))

@@ -180,7 +180,8 @@ class ModelAdapters:
         try:
             acquired = self._slots.acquire(self._active if weights is None else weights)
         except LoadError as error:
-            hint = f"{error.hint}; then load it again" if error.hint else "load it again"
+            remedy = "put its files back, or load it again with load_inplace"
+            hint = f"{error.hint}; {remedy}" if error.hint else remedy
             raise EngineError(error.message, hint=hint, code="adapter_unavailable") from error
         if acquired.adapters:
             return acquired

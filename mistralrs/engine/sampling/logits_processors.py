@@ -84,7 +84,7 @@ def _call_hooks(scores: torch.Tensor, sampling_input: SamplingInput) -> None:
             if not math.isfinite(top):
                 raise ValueError(f"the largest of its logits is {top}")
         except BaseException as error:  # SystemExit too: it would end the engine's thread
-            raise hook_error("a logits processor", error) from error
+            raise hook_error("the logits processor", hook, error=error) from error
     scores.copy_(torch.from_numpy(row))
 
 

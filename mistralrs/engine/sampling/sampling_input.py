@@ -17,8 +17,12 @@ from mistralrs.ops.row_sampler import SamplingRows
 if TYPE_CHECKING:
     from mistralrs.engine.request_hooks import LogitsProcessor
 
-NO_TOKEN = "no_token"
-"""The code of the error for a row in which every token is excluded."""
+
+class NoTokenError(EngineError):
+    """Every token of a row is excluded, by the request or because the model's logits are minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__("no token may follow: every logit is minus infinity", hint="is the model file damaged?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,7 @@ class TokenSampler(Protocol):
 def unusable_logits(top: float) -> EngineError:
     """The error for logits whose largest is ``top``, which is not finite."""
     if top == float("-inf"):
-        message = "no token may follow: every logit is minus infinity"
-        return EngineError(message, hint="check mask and logit_bias", code=NO_TOKEN)
+        return NoTokenError()
     return EngineError("the logits are not finite numbers", hint="is the model file damaged?")
 
 
