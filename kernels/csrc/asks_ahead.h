@@ -4,3 +4,5 @@
 
 // Whether readers of streams from memory ask for lines ahead; where not, the processor's own prefetcher does better alone.
 extern const bool mrs_asks_ahead;
+// How far ahead, but for tiles of one or two tokens.
+constexpr int64_t kBytesAhead = 16 << 10;

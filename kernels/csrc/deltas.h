@@ -4,95 +4,14 @@
 // A row's uses are added one after the other, and every sum in one order, by the same instructions for every number of
 // rows. A row's result therefore does not depend on its neighbours.
 #pragma once
+#include "delta_products.h"
 #include "micro_kernel.h"
 #include "mrs.h"
 
 namespace MRS_ISA {
 
-// A range of indices.
-struct Range {
-  int64_t begin, end;
-};
-
-// acc[i] += one panel (16 rows, count) * the column x[i][0], x[i][stride], ...; even and odd places are added apart, since
-// few rows would wait for one chain of additions.
-template <int TYPE, int ROWS>
-INLINE void add_panel(const uint8_t *panel, int64_t count, const float *const *x, int64_t stride, Vf *acc) {
-  constexpr int bytes = layout_of(TYPE).quants;
-  Vf even[ROWS], odd[ROWS];
-  const float *at[ROWS];
-  for (int i = 0; i < ROWS; ++i) even[i] = acc[i], odd[i] = zero_f(), at[i] = x[i];
-  int64_t k = 0;
-  for (; k + 2 <= count; k += 2) {
-    const Vf w = load_weight<TYPE>(panel + k * bytes), v = load_weight<TYPE>(panel + (k + 1) * bytes);
-#pragma GCC unroll 4
-    for (int i = 0; i < ROWS; ++i) {
-      even[i] = fma(w, set_f(at[i][k * stride]), even[i]);
-      odd[i] = fma(v, set_f(at[i][(k + 1) * stride]), odd[i]);
-    }
-  }
-  for (int i = 0; k < count && i < ROWS; ++i)
-    even[i] = fma(load_weight<TYPE>(panel + k * bytes), set_f(at[i][k * stride]), even[i]);
-  for (int i = 0; i < ROWS; ++i) acc[i] = add(even[i], odd[i]);
-}
-
-template <int TYPE>
-INLINE void add_panels(const mrs_weight &w, int64_t index, const float *const *x, int64_t stride, Vf *acc, int rows) {
-  const int64_t count = w.cols;
-  const uint8_t *panel = w.data + index * ((count * layout_of(TYPE).quants + 63) / 64 * 64);  // view_of() without a division
-  int i = 0;
-  for (; rows - i >= 4; i += 4) add_panel<TYPE, 4>(panel, count, x + i, stride, acc + i);
-  for (; rows - i >= 2; i += 2) add_panel<TYPE, 2>(panel, count, x + i, stride, acc + i);
-  if (rows > i) add_panel<TYPE, 1>(panel, count, x + i, stride, acc + i);
-}
-
-// acc[i] += panel `panel` of a matrix that is stored as floats * x[i].
-static void add_product(const mrs_weight &w, int64_t panel, const float *const *x, int64_t stride, Vf *acc, int rows) {
-  switch (w.type) {
-    case MRS_F16: return add_panels<MRS_F16>(w, panel, x, stride, acc, rows);
-    case MRS_BF16: return add_panels<MRS_BF16>(w, panel, x, stride, acc, rows);
-    default: return add_panels<MRS_F32>(w, panel, x, stride, acc, rows);
-  }
-}
-
-// out[i][n * stride] = panel n of `panels` * u[i], 16 values each.
-template <int TYPE, int ROWS>
-INLINE void multiply_panels(const mrs_weight &w, const Range &panels, const float *const *u, float *const *out, int64_t stride) {
-  const int64_t bytes = (w.cols * layout_of(TYPE).quants + 63) / 64 * 64;
-  const uint8_t *panel = w.data + panels.begin * bytes;
-  for (int64_t n = 0; n < panels.end - panels.begin; ++n, panel += bytes) {
-    Vf sums[ROWS];
-    for (int i = 0; i < ROWS; ++i) sums[i] = zero_f();
-    add_panel<TYPE, ROWS>(panel, w.cols, u, 1, sums);
-    for (int i = 0; i < ROWS; ++i) store_f(out[i] + n * stride, sums[i]);
-  }
-}
-
-template <int TYPE>
-INLINE void multiply_panels(const mrs_weight &w, const Range &panels, const float *const *u, float *const *out, int64_t stride,
-                            int rows) {
-  int i = 0;
-  for (; rows - i >= 4; i += 4) multiply_panels<TYPE, 4>(w, panels, u + i, out + i, stride);
-  for (; rows - i >= 2; i += 2) multiply_panels<TYPE, 2>(w, panels, u + i, out + i, stride);
-  if (rows > i) multiply_panels<TYPE, 1>(w, panels, u + i, out + i, stride);
-}
-
-// What deltas add to panels of a matrix for a few rows: (panels, columns, 16), with a column for each use of a row. A row's
-// columns stand together, in the order of its uses.
-struct Additions {
-  static constexpr int kRows = 4;
-  bool is_known = false;
-  int columns = 0, ends[kRows] = {};  // ends: of each row's columns
-  int64_t begin = 0;                  // the first panel
-  const float *values = nullptr;
-
-  // Adds to values[t], the products of a panel with row t, the columns of row t.
-  ALWAYS_INLINE void add_to(int64_t panel, int rows, Vf *products) const {
-    const float *column = values + (panel - begin) * columns * 16, *of_panel = column;
-    for (int t = 0; t < rows; ++t)
-      for (; column < of_panel + ends[t] * 16; column += 16) products[t] = add(products[t], load_f(column));
-  }
-};
+// Bytes ahead for which expand_columns() asks: a few lines of many matrices in turn, which no hardware prefetcher sees coming.
+constexpr int64_t kExpandAhead = 16 << 10;
 
 INLINE Vf load_live(const float *p, int live) {
   if (live == 16) return load_f(p);
@@ -208,7 +127,8 @@ struct Deltas {
 
   // Computes u of a group of rows: x(r) gives the plain values of row r, `stride` apart, and row(r) its row of the op.
   template <class RowOf, class XOf>
-  void shrink(const mrs_linear &linear, int member, const Group &group, int64_t stride, XOf &&x, RowOf &&row) const {
+  void shrink(const mrs_linear &linear, int member, const Group &group, int64_t stride, XOf &&x, RowOf &&row,
+              const uint8_t *next = nullptr) const {
     if (!linear.deltas || !linear.deltas[group.slot].a) return;
     const mrs_delta &delta = linear.deltas[group.slot];
     const float *from[32];
@@ -217,7 +137,10 @@ struct Deltas {
       const int live = int(delta.a->rows - panel * 16 < 16 ? delta.a->rows - panel * 16 : 16);
       Vf acc[32];
       for (int i = 0; i < group.count; ++i) acc[i] = zero_f();
-      add_product(*delta.a, panel, from, stride, acc, group.count);
+      if (next && mrs_asks_ahead)
+        add_product_ahead(*delta.a, panel, from, stride, acc, group.count, next);
+      else
+        add_product(*delta.a, panel, from, stride, acc, group.count);
       for (int i = 0; i < group.count; ++i) {
         const Uses of = uses_of(row(group.rows[i]));
         const Vf factor = set_f(delta.scale * weight(linear, of, group.j));
@@ -286,24 +209,24 @@ struct Deltas {
     return true;
   }
 
-  // The uses of a few rows that act on a matrix, row by row: column c is what deltas[c] adds, which has u[c].
+  // The uses of an op's rows that act on a matrix, row by row: column c is what deltas[c] adds, which has u[c].
   struct Columns {
-    static constexpr int kMost = 32;
-    int count = 0, ends[Additions::kRows] = {};
-    const mrs_delta *deltas[kMost];
-    const float *u[kMost];
+    int count = 0;
+    uint8_t ends[1 + Additions::kRows] = {};  // as those of Additions
+    const mrs_delta *deltas[Additions::kColumns];
+    const float *u[Additions::kColumns];
   };
 
   // Finds the columns of rows row(0 .. rows - 1) of tokens. Returns false, with an undefined result, where expand() has to
   // add them: for deltas that are more than products, and more uses than there is room for.
   template <class RowOf>
   bool find_columns(const mrs_linear &linear, int member, int rows, Columns &found, RowOf &&row) const {
-    for (int t = 0; linear.deltas && t < rows; found.ends[t++] = found.count) {
+    for (int t = 0; linear.deltas && t < rows; found.ends[++t] = uint8_t(found.count)) {
       const Uses uses = uses_of(row(t));
       for (int64_t j = 0; j < uses.count; ++j) {
         const mrs_delta &delta = linear.deltas[step.use_slots[uses.first + j]];
         if (!delta.a) continue;
-        if (delta.bias || delta.row_factor || found.count == Columns::kMost) return false;
+        if (delta.bias || delta.row_factor || found.count == Additions::kColumns) return false;
         found.deltas[found.count] = &delta;
         found.u[found.count++] = u(member, uses, j);
       }
@@ -311,31 +234,66 @@ struct Deltas {
     return true;
   }
 
-  // Computes columns for panels of a matrix; `out` has room for (panels, columns, 16). Each b is read in one stream, which is
-  // faster than a few cache lines between panels of weights, for all rows that use it.
-  Additions expand_columns(const Columns &columns, const Range &panels, float *out) const {
-    uint64_t left = (uint64_t(1) << columns.count) - 1;
-    while (left) {
-      const mrs_delta *delta = columns.deltas[__builtin_ctzll(left)];
-      const float *from[Additions::kRows];
-      float *to[Additions::kRows];
-      int rows = 0;
-      for (uint64_t rest = left; rest; rest &= rest - 1) {
-        const int c = __builtin_ctzll(rest);
-        if (columns.deltas[c] != delta || rows == Additions::kRows) continue;
-        from[rows] = columns.u[c], to[rows++] = out + 16 * c;
-        left &= ~(uint64_t(1) << c);
-      }
-      const int64_t stride = 16 * columns.count;
-      switch (delta->b->type) {
-        case MRS_F16: multiply_panels<MRS_F16>(*delta->b, panels, from, to, stride, rows); break;
-        case MRS_BF16: multiply_panels<MRS_BF16>(*delta->b, panels, from, to, stride, rows); break;
-        default: multiply_panels<MRS_F32>(*delta->b, panels, from, to, stride, rows);
+  // The columns of a weight, those with the same b side by side.
+  struct Groups {
+    int count = 0;
+    SameMatrix groups[Additions::kColumns];
+
+    // out: (panels, columns, 16)
+    Groups(const Columns &columns, float *out) {
+      for (uint64_t left = columns.count ? ~uint64_t(0) >> (64 - columns.count) : 0; left;) {
+        const mrs_delta *delta = columns.deltas[__builtin_ctzll(left)];
+        SameMatrix *group = nullptr;
+        for (uint64_t rest = left; rest; rest &= rest - 1) {
+          const int c = __builtin_ctzll(rest);
+          if (columns.deltas[c] != delta) continue;
+          left &= ~(uint64_t(1) << c);
+          if (!group || group->count == SameMatrix::kMost) {
+            const bool is_first = !group;
+            group = groups + count++;
+            group->b = delta->b, group->is_first = is_first, group->count = 0;
+          }
+          group->u[group->count] = columns.u[c], group->out[group->count++] = out + 16 * c;
+        }
       }
     }
-    Additions made = {true, columns.count, {}, panels.begin, out};
-    for (int t = 0; t < Additions::kRows; ++t) made.ends[t] = columns.ends[t];
-    return made;
+
+    void add_to(Pieces &pieces, const Range &panels) const {
+      for (int g = 0; g < count; ++g) {
+        const mrs_weight &b = *groups[g].b;
+        const int64_t lines = view_of(b.type, b.cols).bytes / 64, all = (b.rows + 15) / 16;
+        const int64_t end = panels.end < all ? panels.end : all;
+        if (groups[g].is_first) pieces.add(b.data + panels.begin * lines * 64, (end - panels.begin) * lines);
+      }
+    }
+  };
+
+  // Computes the columns of one or two weights for some panels. `out` has room for each one's (panels, columns, 16). Each b
+  // is read in one stream, which is faster than a few cache lines between panels of weights, for all rows that use it.
+  // next: the panels for which the thread is likely to call this next, or none; the first of their lines are asked for.
+  void expand_columns(const Columns *columns, int weights, const Range &panels, const Range &next, float *out,
+                      Additions *made) const {
+    static thread_local const uint8_t *announced;
+    const int64_t size = (panels.end - panels.begin) * 16;
+    const Groups groups[2] = {Groups(columns[0], out), Groups(columns[1], out + columns[0].count * size)};
+    Pieces ahead, behind;
+    for (int i = 0; i < weights; ++i) groups[i].add_to(ahead, panels);
+    for (int i = 0; i < weights; ++i) groups[i].add_to(behind, next), groups[i].add_to(ahead, next);
+    if (ahead.begin() == announced)
+      ahead.skip(kExpandAhead / 64);
+    else
+      ahead.ask(kExpandAhead / 64);
+    announced = behind.begin();
+    for (int i = 0; i < weights; ++i) {
+      for (const SameMatrix *group = groups[i].groups; group < groups[i].groups + groups[i].count; ++group)
+        switch (group->b->type) {
+          case MRS_F16: multiply_panels<MRS_F16>(*group, panels, 16 * columns[i].count, &ahead); break;
+          case MRS_BF16: multiply_panels<MRS_BF16>(*group, panels, 16 * columns[i].count, &ahead); break;
+          default: multiply_panels<MRS_F32>(*group, panels, 16 * columns[i].count, &ahead);
+        }
+      made[i] = {true, columns[i].count, {}, panels.begin, out + i * columns[0].count * size};
+      std::memcpy(made[i].ends, columns[i].ends, sizeof columns[i].ends);
+    }
   }
 
   void expand_group(const mrs_linear &linear, int member, int64_t panel, int live, const Uses *uses, const Group &group,

@@ -96,7 +96,7 @@ template <class F, int J = 0> INLINE Vi line_of(const uint8_t *quants, int group
 template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   const panel_view view = view_of(F::type, cols);
   Sums<TOKENS> sums, residual;  // two independent chains of additions
-  const uint8_t *ahead = mrs_asks_ahead ? panel.packed + (TOKENS <= 2 ? 6 << 10 : 16 << 10) : nullptr;
+  const uint8_t *ahead = mrs_asks_ahead ? panel.packed + (TOKENS <= 2 ? 6 << 10 : kBytesAhead) : nullptr;
   constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
   int64_t group = 0;
   int32_t two_terms = a.head->two_terms;

@@ -97,13 +97,14 @@ struct ProjectEpilogue {
     const int64_t size = (panels.end - panels.begin) * 16;
     float *out = (float *)memory.get((columns[0].count + columns[1].count) * size * sizeof(float));
     ProjectEpilogue own = *this;
-    own.added[0] = deltas.expand_columns(columns[0], panels, out);
-    if (gated()) own.added[1] = deltas.expand_columns(columns[1], panels, out + columns[0].count * size);
+    // a thread that reads the weights once has no next segment
+    const int64_t count = rows > 4 ? panels.end - panels.begin : 0;
+    deltas.expand_columns(columns, 1 + gated(), panels, {panels.end, panels.end + count}, out, own.added);
     return own;
   }
 
   void ask_for(const Segment &segment, int64_t panel, Ahead &ahead) const {
-    if (!deltas.act) return;
+    if (!deltas.act || added[0].is_known) return;
     deltas.ask_for(op.members[segment.operand], {segment.begin, segment.end}, panel, ahead);
     if (gated()) deltas.ask_for(op.members[1], {segment.begin, segment.end}, panel, ahead);
   }
@@ -116,8 +117,8 @@ struct ProjectEpilogue {
 
   ALWAYS_INLINE void operator()(int member, int64_t panel, int live, const Tile &tile, Vf *values, Vf *second) const {
     if (added[0].is_known) {
-      added[0].add_to(panel, tile.count, values);
-      if (gated()) added[1].add_to(panel, tile.count, second);
+      added[0].add_to(panel, tile.first, tile.count, values);
+      if (gated()) added[1].add_to(panel, tile.first, tile.count, second);
     } else if (deltas.act) {
       const auto row = [&](int t) { return deltas.row_of(op.logits_only, tile.first + t); };
       deltas.expand(op.members[member], member, panel, live, tile, values, row);
@@ -185,6 +186,9 @@ INLINE void shrink_rows(const mrs_project &op, const Deltas &deltas, const Membe
   const auto shrink = [&](int64_t i) {
     const int m = int(i % op.num_members);
     const Work &w = work[i / op.num_members];
+    const Work &next = work[(i + 1) / op.num_members % count];
+    const mrs_linear &next_linear = op.members[(i + 1) % op.num_members];
+    const mrs_weight *next_a = next_linear.deltas ? next_linear.deltas[next.group.slot].a : nullptr;
     const auto plain = [&](int64_t tile) { return plain_rows(members.tile(tile), cols, members.needs); };
     deltas.shrink(
         op.members[m], m, w.group, plain(w.first / 8).stride,
@@ -192,7 +196,7 @@ INLINE void shrink_rows(const mrs_project &op, const Deltas &deltas, const Membe
           const PlainRows of_tile = plain((w.first + r) / 8);
           return of_tile.x + (w.first + r) % 8 * of_tile.row;
         },
-        [&](int r) { return deltas.row_of(op.logits_only, w.first + r); });
+        [&](int r) { return deltas.row_of(op.logits_only, w.first + r); }, next_a ? next_a->data : nullptr);
   };
   const int64_t shrinks = count * op.num_members;
   // a smaller one takes less time than waking a thread

@@ -124,26 +124,35 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, type_: str) -> None:
 
 
 @for_every_isa
-def test_few_tokens_with_many_uses(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit those of each token alone, with as many uses as the kernel adds at once and with more."""
+def test_uses_up_to_the_limit_of_those_that_are_added_at_once(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit those of each token alone: up to 64 tokens with 64 uses in all, and more."""
     slots = 12
     monkeypatch.setattr(harness, "SLOTS", slots)
     backend, random = NativeBackend(threads=2, isa=isa), Random(6)
-    types = [("F32", "F16", "BF16")[slot % 3] for slot in range(slots)]
-    gated = replace(
-        projection("gated", 4, type_="Q8_0"),
-        deltas=tuple(
-            tuple(low_rank(64, 256, 5, seed=slot + 50 * member, type_=type_) for slot, type_ in enumerate(types))
-            for member in range(2)
-        ),
+    ranks, types = (1, 3, 8, 16, 17, 40), ("F32", "F16", "BF16")
+    matrices = tuple(random_matrix("Q8_0", rows=200, columns=256, seed=seed) for seed in (1, 2))
+    deltas = tuple(
+        tuple(
+            low_rank(200, 256, ranks[slot % 6], seed=slot + 50 * member, type_=types[slot % 3]) for slot in range(slots)
+        )
+        for member in range(2)
     )
-    for each in (8, 9, slots):
-        uses = tuple(tuple(AdapterUse(slot, random.uniform(-1, 1)) for slot in range(each)) for _ in range(4))
-        op = replace(gated, uses=uses)
-        [result], [expected] = op.run(backend), op.run(reference())
-        assert (result - expected).abs().max() <= PRODUCT * expected.abs().max()
-        for token in range(4):
-            assert torch.equal(result[token], op.only(token).run(backend)[0][0])
+    for tokens, each in ((4, 8), (4, 9), (4, slots), (5, 3), (8, 8), (13, 5), (17, 2), (64, 1), (65, 1)):
+        order = random.sample(range(slots), slots)
+        uses = tuple(
+            tuple(AdapterUse(order[(token + j) % slots], random.uniform(-1, 1)) for j in range(each))
+            for token in range(tokens)
+        )
+        epilogue: Epilogue = "store" if tokens == 17 else "gated"
+        op = Projection(
+            matrices=matrices, x=random_values(tokens, 256, seed=3), epilogue=epilogue, activation="gelu",
+            deltas=deltas, uses=uses,
+        )  # fmt: skip
+        alone = [op.only(token).run(backend) for token in range(tokens)]
+        for member, (result, expected) in enumerate(zip(op.run(backend), op.run(reference()), strict=True)):
+            assert (result - expected).abs().max() <= PRODUCT * expected.abs().max()
+            for token in range(tokens):
+                assert torch.equal(result[token], alone[token][member][0])
 
 
 @for_every_isa
