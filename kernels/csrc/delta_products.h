@@ -47,13 +47,15 @@ INLINE void add_panel(const uint8_t *panel, int64_t count, const float *const *x
 
 template <int TYPE, bool ASKS>
 INLINE void add_panels(const mrs_weight &w, int64_t index, const float *const *x, int64_t stride, Vf *acc, int rows,
-                       const uint8_t *next) {
+                       [[maybe_unused]] const uint8_t *next) {
   const int64_t count = w.cols, size = (count * layout_of(TYPE).quants + 63) / 64 * 64;  // view_of() without a division
   const uint8_t *panel = w.data + index * size;
   AheadOfMatrix ahead = {};
-  if constexpr (ASKS) ahead = {panel + kBytesAhead, w.data + (w.rows + 15) / 16 * size, next};
   int i = 0;
-  if (rows >= 4) add_panel<TYPE, 4, ASKS>(panel, count, x, stride, acc, ahead), i = 4;
+  if constexpr (ASKS) {
+    ahead = {panel + kBytesAhead, w.data + (w.rows + 15) / 16 * size, next};
+    if (rows >= 4) add_panel<TYPE, 4, true>(panel, count, x, stride, acc, ahead), i = 4;
+  }
   for (; rows - i >= 4; i += 4) add_panel<TYPE, 4, false>(panel, count, x + i, stride, acc + i, ahead);
   for (; rows - i >= 2; i += 2) add_panel<TYPE, 2, ASKS>(panel, count, x + i, stride, acc + i, ahead);
   if (rows > i) add_panel<TYPE, 1, ASKS>(panel, count, x + i, stride, acc + i, ahead);

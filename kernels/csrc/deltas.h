@@ -125,7 +125,8 @@ struct Deltas {
     }
   }
 
-  // Computes u of a group of rows: x(r) gives the plain values of row r, `stride` apart, and row(r) its row of the op.
+  // Computes u of a group of rows: x(r) gives the plain values of row r, `stride` apart, and row(r) its row of the op. Where a
+  // comes from memory, `next` is what the thread is likely to read after it, else null.
   template <class RowOf, class XOf>
   void shrink(const mrs_linear &linear, int member, const Group &group, int64_t stride, XOf &&x, RowOf &&row,
               const uint8_t *next = nullptr) const {

@@ -186,9 +186,10 @@ INLINE void shrink_rows(const mrs_project &op, const Deltas &deltas, const Membe
   const auto shrink = [&](int64_t i) {
     const int m = int(i % op.num_members);
     const Work &w = work[i / op.num_members];
-    const Work &next = work[(i + 1) / op.num_members % count];
-    const mrs_linear &next_linear = op.members[(i + 1) % op.num_members];
-    const mrs_weight *next_a = next_linear.deltas ? next_linear.deltas[next.group.slot].a : nullptr;
+    const mrs_linear &next = op.members[(i + 1) % op.num_members];
+    const int next_slot = work[(i + 1) / op.num_members % count].group.slot;
+    // many rows find a in the caches
+    const mrs_weight *next_a = next.deltas && members.rows <= Additions::kRows ? next.deltas[next_slot].a : nullptr;
     const auto plain = [&](int64_t tile) { return plain_rows(members.tile(tile), cols, members.needs); };
     deltas.shrink(
         op.members[m], m, w.group, plain(w.first / 8).stride,
