@@ -1,9 +1,12 @@
-"""Preparation of a process's surroundings: its standard descriptors and its working directory."""
+"""Preparation of a process's surroundings: its standard descriptors, its working directory and its garbage."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def open_standard_descriptors() -> None:
@@ -45,3 +48,16 @@ def import_torch_without_working_folder() -> None:
         os.fchdir(here)
     finally:
         os.close(here)
+
+
+@contextmanager
+def garbage_collected_later() -> Iterator[None]:
+    """Python searches for no garbage inside, unless another thread has it do so: for work that makes much and drops
+    little. Works as a decorator too."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -107,15 +107,22 @@ EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *ste
   }
 }
 
+void mrs_pack_panels(const mrs_weight *stored, int64_t begin, int64_t end, uint8_t *dst) {
+  static const mrs_table *const table = [] {
+    int isa = 0;
+    while (!mrs_table_at(isa)) ++isa;  // the last set runs on every processor
+    return mrs_table_at(isa);
+  }();
+  const int64_t bytes = view_of(stored->type, stored->cols).bytes;
+  for (int64_t panel = begin; panel < end; ++panel) table->pack_panel(stored, panel, dst + panel * bytes);
+}
+
 // Packs rows x cols of the file's blocks into panels. order: the file's row for each packed row, or null. Returns 0, or -1
 // for a type or a width that has no layout.
 EXPORT int mrs_pack(int type, const uint8_t *src, int64_t row_bytes, int64_t rows, int64_t cols, const int32_t *order,
                     uint8_t *dst, mrs_pool *pool) {
   if (mrs_packed_bytes(type, rows, cols) < 0) return -1;
-  const mrs_table *table = nullptr;
-  for (int isa = 0; !table; ++isa) table = mrs_table_at(isa);  // the last set runs on every processor
   const mrs_weight stored = {src, nullptr, type, int32_t(rows), int32_t(cols), row_bytes, order};
-  const int64_t bytes = view_of(type, cols).bytes;
-  parallel_for(pool, (rows + 15) / 16, [&](int64_t panel) { table->pack_panel(&stored, panel, dst + panel * bytes); });
+  parallel_for(pool, (rows + 15) / 16, [&](int64_t panel) { mrs_pack_panels(&stored, panel, panel + 1, dst); });
   return 0;
 }

@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define MRS_ABI_VERSION 16
+#define MRS_ABI_VERSION 17
 
 typedef struct mrs_pool mrs_pool;
 typedef struct mrs_op mrs_op;
@@ -58,3 +58,8 @@ typedef struct mrs_struct {
   const mrs_field *fields;
   int32_t num_fields, bytes;
 } mrs_struct;
+
+#ifdef __cplusplus
+// Packs the panels `begin` to `end` of a matrix in the layout of its file, whose first panel goes to `dst`.
+void mrs_pack_panels(const mrs_weight *stored, int64_t begin, int64_t end, uint8_t *dst);
+#endif

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes as c
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Iterable
 from functools import cache
@@ -18,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 16
+ABI_VERSION = 17
 ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
 """Instruction sets from the best to the plainest, in the order of ``csrc/isas.def``."""
 
@@ -305,6 +304,8 @@ def library_path() -> Path | None:
     beside = Path(__file__).parent / name
     if beside.exists():
         return beside
+    import importlib.metadata  # here: it takes longer to import than the kernels to load
+
     try:
         files = importlib.metadata.files("mistralrs-cli") or []
     except importlib.metadata.PackageNotFoundError:
@@ -404,6 +405,13 @@ def _declare(lib: c.CDLL) -> None:
             c.c_int,
             [c.c_int, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p, c.c_void_p],
         ),
+        "mrs_packing_start": (c.c_void_p, [c.c_int]),
+        "mrs_packing_add": (
+            None,
+            [c.c_void_p, c.c_int, c.c_void_p, *[c.c_int64] * 3, c.c_void_p, c.c_void_p, c.c_void_p, c.c_int64],
+        ),
+        "mrs_packing_wait": (c.c_int64, [c.c_void_p, c.c_int64, c.c_int64, c.c_int]),
+        "mrs_packing_end": (None, [c.c_void_p]),
         "mrs_quantize": (
             c.c_int,
             [c.c_int, c.c_void_p, c.c_int64, c.c_int64, c.c_void_p, c.c_void_p],

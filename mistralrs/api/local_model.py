@@ -1,7 +1,5 @@
-"""A model in this process, as the command line drives it: loading, text and engine put together.
-
-Heavy imports happen in ``load``, because naming a model must not cost a second.
-"""
+"""A model in this process, as the command line drives it: loading, text and engine put together. ``load`` does heavy
+imports, because naming a model must not cost a second."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from mistralrs.engine.config import SamplingParams
 from mistralrs.engine.process_bound import ProcessBound
 from mistralrs.engine.request_hooks import NamedHooks
 from mistralrs.errors import LoadError, RequestError
-from mistralrs.process import import_torch_without_working_folder
+from mistralrs.process import garbage_collected_later, import_torch_without_working_folder
 from mistralrs.progress import Progress
 from mistralrs.text.worker import workers
 
@@ -79,6 +77,7 @@ class LocalModel(ProcessBound):
         return replace(self._served, adapters=self.adapters.known())
 
     @classmethod
+    @garbage_collected_later()
     def load(cls, source: ModelSource, options: LoadOptions, *, progress: Progress | None = None) -> LocalModel:
         """Finds, checks and loads the model and its adapters. Raises ``LoadError`` or ``UsageError``."""
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from mistralrs.loading.convert import READ_AS_FLOATS, Conversion, decoded, encod
 from mistralrs.models.architecture import TensorRef, TensorRefs, WeightsMapping
 from mistralrs.models.parts import WeightKey, WeightMerge, layer_shapes, part_shapes
 from mistralrs.models.spec import DecoderSpec
-from mistralrs.ops.backend import Backend
+from mistralrs.ops.backend import Backend, Packing
 from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.weight import Matrix, Weight, read_vector
 
@@ -47,8 +47,12 @@ class CheckpointParts:
         merge: WeightMerge | None = None,
         progress: Callable[[int, int], None] | None = None,
         in_place: bool = False,
+        packing: Packing | None = None,
     ) -> None:
-        """``in_place``: weights that are computed in the type in which they are stored stay in the mapped file."""
+        """``in_place``: weights that are computed in the type in which they are stored stay in the mapped file.
+
+        ``packing`` places the others of that type until ``wait`` returns; None: they are placed at once.
+        """
         self._checkpoint = checkpoint
         self._conversion = conversion or Conversion()
         self._merge = merge
@@ -62,7 +66,12 @@ class CheckpointParts:
         self._backend = backend
         self._progress = progress
         self._in_place = in_place
+        self._packing = packing
         self._done = 0
+        self._packed_bytes = [0]
+        """Bytes that ``packing`` has placed after each of its matrices."""
+        self._norms: list[tuple[WeightKey, Buffer, Buffer | None]] = []
+        """Those that ``wait`` reads."""
         self._check_all()
         checkpoint.check_written()
         planned = {place: self.planned(place) for place in self.weight_keys() if self.is_matrix(place)}
@@ -219,14 +228,6 @@ class CheckpointParts:
         matrix = replace(self._matrix(place), in_place=planned.in_place)
         return self._conversion.convert(matrix, target, self._backend, release=lambda: self.release([place]))
 
-    def _place(self, place: WeightKey) -> Weight:
-        matrix = self.matrix(place)
-        weight = self._backend.place(matrix)
-        self._done += self._backend.placed_bytes(matrix)
-        if self._progress:
-            self._progress(self._done, self.placed_bytes)
-        return weight
-
     def linears(self, names: Sequence[str], *, layer: int | None = None) -> list[Weight]:
         places = [WeightKey(name, layer) for name in names]
         return self._placed(places)
@@ -236,10 +237,36 @@ class CheckpointParts:
 
     def _placed(self, places: list[WeightKey]) -> list[Weight]:
         """Places parts and releases their pages of the file, unless weights stay there."""
-        weights = [self._place(place) for place in places]
-        if not self._in_place:
-            self.release(places)
+        tensors = {place: self._tensor(place) for place in places}
+        last = {tensor.name: place for place, tensor in tensors.items()}
+        weights = []
+        for place, tensor in tensors.items():
+            matrix = self.matrix(place)
+            released = last[tensor.name] == place and not self._in_place
+            if self._packing is not None and matrix.data.obj is tensor.data.obj and not matrix.in_place:
+                weights.append(self._packing.place(matrix, pages=tensor.data if released else None))
+                self._packed_bytes.append(self._packed_bytes[-1] + self._backend.placed_bytes(matrix))
+            else:
+                weights.append(self._backend.place(matrix))
+                self._done += self._backend.placed_bytes(matrix)
+                self._report()
+                if released:
+                    self._checkpoint.release(tensor)
         return weights
+
+    def _report(self, packed: int = 0) -> None:
+        if self._progress:
+            self._progress(self._done + self._packed_bytes[packed], self.placed_bytes)
+
+    def wait(self) -> None:
+        """Returns when all weights are placed."""
+        if self._packing is None:
+            return
+        self._packing.wait(self._report)
+        for place, *buffers in self._norms:
+            for values, buffer in zip(self.vectors(place), buffers, strict=True):
+                if values is not None and buffer is not None:
+                    buffer.values[:] = values
 
     def release(self, places: Sequence[WeightKey]) -> None:
         """Releases the pages of the file with these parts. A later read loads them again."""
@@ -247,8 +274,16 @@ class CheckpointParts:
             self._checkpoint.release(self._checkpoint.tensor(name))
 
     def norm(self, name: str, *, layer: int | None = None) -> tuple[Buffer, Buffer | None]:
-        weight, bias = self.vectors(WeightKey(name, layer))
-        return self._backend.vector(weight), None if bias is None else self._backend.vector(bias)
+        place = WeightKey(name, layer)
+        if self._packing is None or self._merge is not None:
+            weight, bias = self.vectors(place)
+            return self._backend.vector(weight), None if bias is None else self._backend.vector(bias)
+        # read after the weights around it: the disk would be waited for at each norm
+        tensor = self._tensor(place)
+        stored = [tensor, *filter(None, [self._checkpoint.tensors.get(bias_name(tensor.name))])]
+        buffers = [self._backend.vector(array("f", bytes(4 * prod(each.shape)))) for each in stored]
+        self._norms.append((place, buffers[0], buffers[1] if len(buffers) > 1 else None))
+        return buffers[0], self._norms[-1][2]
 
     def vectors(self, place: WeightKey) -> tuple[array[float], array[float] | None]:
         """A norm's weight and, if it has one, its bias."""

@@ -1,10 +1,11 @@
-"""Divides a budget of bytes among the KV blocks of all groups."""
+"""Divides a budget of bytes among the KV blocks of all groups, and names one that is too small."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
 
+from mistralrs.errors import LoadError
 from mistralrs.models.spec import DecoderSpec
 from mistralrs.ops.backend import KvDtype, kv_head_bytes
 from mistralrs.ops.kv_groups import KvGroup, max_blocks_per_seq
@@ -43,3 +44,18 @@ def kv_groups(
 
     blocks = bisect_right(range(1, max(useful.values()) + 1), budget, key=cost)
     return tuple(KvGroup(min(blocks, useful[window]), window) for window in spec.windows)
+
+
+def does_not_fit(weights: int, adapters: int, free: int, *, draft: int, is_copied: bool) -> LoadError:
+    """Returns the error for a model that takes more bytes than are free."""
+    hint = "use a smaller model or stronger quantization, or close other programs"
+    if is_copied:
+        hint += ", or leave the weights in their file (--no-pack), which is slower"
+    taken = f"the weights take {weights / 2**30:.1f} GiB"
+    if adapters:
+        hint = "lower --max-adapters, --max-adapter-rank or --max-adapter-bytes, load fewer adapters, or " + hint
+        taken += f" and the adapters {adapters / 2**30:.1f} GiB"
+    if draft:
+        hint = "leave out --draft-model, or " + hint
+        taken += f" and the draft model {draft / 2**30:.1f} GiB"
+    return LoadError(f"{taken}, {free / 2**30:.1f} GiB of memory are free", hint=hint)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mistralrs.errors import LoadError
 from mistralrs.loading.architecture_lookup import (
@@ -25,7 +25,7 @@ from mistralrs.loading.draft_needs import DraftNeeds
 from mistralrs.loading.fingerprint import ContentHashing, fingerprint
 from mistralrs.loading.ggml_file import GgmlFile
 from mistralrs.loading.gguf_file import GgufFile
-from mistralrs.loading.kv_budget import kv_groups
+from mistralrs.loading.kv_budget import does_not_fit, kv_groups
 from mistralrs.loading.kv_dtype import ChosenKvDtype, kv_dtype
 from mistralrs.loading.model_metadata import GgufMetadata, HfMetadata, read_text_config
 from mistralrs.loading.safetensors_file import SafetensorsFile
@@ -44,6 +44,8 @@ from mistralrs.quant.quantize import isq_type
 from mistralrs.text.chat_template import ChatTemplate
 from mistralrs.text.response.response_template import ResponseTemplate
 from mistralrs.text.tokenizer import Tokenizer
+
+Meanwhile = TypeVar("Meanwhile")
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +130,8 @@ def load(
     """Loads the model at ``path``: a folder or file of safetensors, a GGUF or a legacy GGML file.
 
     ``architecture``: the name in ``ARCHITECTURES`` that it must have; None for any supported one.
-    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before all checks have passed.
+    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before the checks of all sizes have passed.
+    The tokenizer and the template are read while the weights are packed.
     """
     kind = kind_of(path)
     if kind == "safetensors":
@@ -167,7 +170,7 @@ def load_gguf(
 ) -> Model:
     """Loads a GGUF file. ``architecture``: the name in ``ARCHITECTURES`` that it must have; None for any supported one.
 
-    Raises ``LoadError`` and ``FormatError``; nothing large is allocated before all checks have passed.
+    Raises ``LoadError`` and ``FormatError`` as ``load`` does.
     """
     with GgufFile.open(path) as file:
         found, form = gguf_mapping_of(file, architecture)
@@ -183,10 +186,11 @@ def _load_described(
     progress: Progress | None,
 ) -> Model:
     spec = _spec_for(file.path, form, GgufMetadata(file), plan)
-    tokenizer, template = _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
-    if plan.draft is not None:
-        plan.draft.check_tokens(file.path, tokenizer, spec)
-    placed = _place(file, architecture, form, spec, backend, plan, progress)
+
+    def read_text() -> tuple[Tokenizer, ChatTemplate | None]:
+        return _text(file, plan, spec, builtin=ARCHITECTURES[architecture].template)
+
+    placed, (tokenizer, template) = _place(file, architecture, form, spec, backend, plan, progress, read_text)
     name = file.get("general.name", str, default=file.path.stem)
     return _model(
         file, placed, tokenizer, template, spec, architecture, name, plan, sampling=gguf_sampling(file.metadata)
@@ -238,11 +242,13 @@ def load_folder(
         config = read_text_config(file, folder / "config.json")
         found, form = hugging_face_mapping(path, config, architecture)
         spec = _spec_for(path, form, HfMetadata(file, folder / "config.json", config), plan)
-        tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
-        check_vocabulary(path, tokenizer, spec)
-        if plan.draft is not None:
-            plan.draft.check_tokens(path, tokenizer, spec)
-        placed = _place(file, found, form, spec, backend, plan, progress)
+
+        def read_text() -> tuple[Tokenizer, ChatTemplate | None]:
+            tokenizer, template = plan.text.for_model(str(folder), builtin=ARCHITECTURES[found].template)
+            _check_text(path, tokenizer, spec, plan)
+            return tokenizer, template
+
+        placed, (tokenizer, template) = _place(file, found, form, spec, backend, plan, progress, read_text)
         name = folder.resolve().name
         sampling = folder_sampling(folder)
         return _model(file, placed, tokenizer, template, spec, found, name, plan, sampling=sampling, place=str(folder))
@@ -265,10 +271,17 @@ def _text(
 ) -> tuple[Tokenizer, ChatTemplate | None]:
     with naming(file.path) if plan.text.own_tokenizer else nullcontext():
         tokenizer = plan.text.tokenizer(file.metadata)
-    check_vocabulary(file.path, tokenizer, spec)
+    _check_text(file.path, tokenizer, spec, plan)
     own = file.get("tokenizer.chat_template", str, default=None)
     with naming(file.path) if plan.text.chat_template is None else nullcontext():
         return tokenizer, plan.text.template(own, tokenizer, builtin=builtin)
+
+
+def _check_text(path: Path, tokenizer: Tokenizer, spec: DecoderSpec, plan: LoadPlan) -> None:
+    """Raises ``LoadError`` for a tokenizer that does not fit the model, or a draft model with other tokens."""
+    check_vocabulary(path, tokenizer, spec)
+    if plan.draft is not None:
+        plan.draft.check_tokens(path, tokenizer, spec)
 
 
 class _Placed(NamedTuple):
@@ -285,56 +298,50 @@ def _place(
     backend: Backend,
     plan: LoadPlan,
     progress: Progress | None,
-) -> _Placed:
-    """Checks all parts, plans the memory and places the weights; hashes the files meanwhile if the plan requires it."""
+    meanwhile: Callable[[], Meanwhile],
+) -> tuple[_Placed, Meanwhile]:
+    """Checks all parts, plans the memory and places the weights; hashes the files meanwhile if the plan requires it,
+    and calls ``meanwhile``, whose result it returns too."""
     report = (lambda done, total: progress("weights", done, total)) if progress else None
     conversion = Conversion(plan.dtype, isq_type(plan.isq) if plan.isq else None)
     merge = None if plan.merge is None else plan.merge(architecture, spec)
     if merge is not None and merge.unties_head:
         form, spec = untied(form, spec)
     mixture = None if plan.mixture is None else plan.mixture(architecture, spec)
-    with naming(checkpoint.path), ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing:
-        parts = CheckpointParts(
-            checkpoint,
-            form,
-            spec,
-            backend,
-            conversion=conversion,
-            merge=merge,
-            progress=report,
-            in_place=plan.in_place,
-        )
-        adapters = 0 if plan.adapter_bytes is None else plan.adapter_bytes(spec, backend)
-        dtype = kv_dtype(plan.kv_cache_dtype, spec, backend, precision=plan.precision)
-        sizes = _Sizes(parts.placed_bytes, parts.in_place_bytes, adapters)
-        limits = _plan_memory(spec, plan, dtype, sizes, mixture)
-        backend.reserve(parts.placed_bytes)
-        decoder = build_decoder(
-            spec,
-            parts,
-            backend,
-            limits,
-            precision=PRECISIONS[plan.precision],
-            scaling_layers={} if mixture is None else mixture.scaling_layers,
-        )
+    with (
+        ContentHashing(checkpoint.files if plan.keeps_kv else ()) as hashing,
+        backend.packing() or nullcontext() as packing,
+    ):
+        with naming(checkpoint.path):
+            parts = CheckpointParts(
+                checkpoint,
+                form,
+                spec,
+                backend,
+                conversion=conversion,
+                merge=merge,
+                progress=report,
+                in_place=plan.in_place,
+                packing=packing,
+            )
+            limits = _plan_memory(spec, plan, backend, parts, mixture)
+            backend.reserve(parts.placed_bytes)
+            layers = {} if mixture is None else mixture.scaling_layers
+            precision = PRECISIONS[plan.precision]
+            decoder = build_decoder(spec, parts, backend, limits, precision=precision, scaling_layers=layers)
+        other = meanwhile()
+        with naming(checkpoint.path):
+            parts.wait()
         if not plan.keeps_kv:
-            return _Placed(decoder, limits, None)
+            return _Placed(decoder, limits, None), other
         facts = (spec, plan.precision, plan.dtype, plan.isq, BLOCK_SIZE, limits.kv_dtype, backend.results)
         added = (() if merge is None else (merge.digest,)) + (() if mixture is None else ("mixture", mixture.digest))
-        return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *added))
-
-
-class _Sizes(NamedTuple):
-    """Bytes that parts of a model take."""
-
-    weights: int
-    mapped: int
-    """Of weights that are left in the file."""
-    adapters: int
+        with naming(checkpoint.path):
+            return _Placed(decoder, limits, fingerprint(checkpoint, hashing.result(), *facts, *added)), other
 
 
 def _plan_memory(
-    spec: DecoderSpec, plan: LoadPlan, dtype: KvDtype, sizes: _Sizes, mixture: AdapterMixture | None
+    spec: DecoderSpec, plan: LoadPlan, backend: Backend, parts: CheckpointParts, mixture: AdapterMixture | None
 ) -> Limits:
     """Returns the limits, with a KV cache of at most half of the memory that weights and adapters leave; it is
     committed as it fills.
@@ -345,10 +352,12 @@ def _plan_memory(
         raise LoadError(f"a context of {spec.max_position} tokens is none", hint="the file is damaged; fetch it again")
     free, step = available_bytes(), plan.max_batch_tokens
     draft = 0 if plan.draft is None else plan.draft.weights
-    left = free - sizes.weights - sizes.adapters - draft
+    adapters = 0 if plan.adapter_bytes is None else plan.adapter_bytes(spec, backend)
+    left = free - parts.placed_bytes - adapters - draft
+    dtype = kv_dtype(plan.kv_cache_dtype, spec, backend, precision=plan.precision)
     groups = kv_groups(
         spec,
-        _kv_bytes(spec, plan, dtype, left=left, mapped=sizes.mapped),
+        _kv_bytes(spec, plan, dtype, left=left, mapped=parts.in_place_bytes),
         dtype=dtype,
         max_seqs=plan.max_seqs,
         step=step,
@@ -360,9 +369,9 @@ def _plan_memory(
         if plan.kv_memory is not None and plan.kv_memory < left // 2:
             held = f"{plan.kv_memory / 2**20:.1f} MiB of KV cache hold {context} tokens of context"
             raise LoadError(held, hint="raise --kv-memory")
-        raise _does_not_fit(sizes.weights, sizes.adapters, free, draft=draft, is_copied=not plan.in_place)
+        raise does_not_fit(parts.placed_bytes, adapters, free, draft=draft, is_copied=not plan.in_place)
     if context < spec.max_position:
-        others = f" beside {sizes.adapters / 2**20:.0f} MiB of adapters" if sizes.adapters else ""
+        others = f" beside {adapters / 2**20:.0f} MiB of adapters" if adapters else ""
         logger.warning("memory for %d tokens of context%s; the model allows %d", context, others, spec.max_position)
     return Limits(
         max_tokens=step,
@@ -384,17 +393,3 @@ def _kv_bytes(spec: DecoderSpec, plan: LoadPlan, dtype: KvDtype, *, left: int, m
     if plan.draft is not None:
         budget -= plan.draft.kv_share(budget, spec, kv_dtype=dtype)
     return budget
-
-
-def _does_not_fit(weights: int, adapters: int, free: int, *, draft: int, is_copied: bool) -> LoadError:
-    hint = "use a smaller model or stronger quantization, or close other programs"
-    if is_copied:
-        hint += ", or leave the weights in their file (--no-pack), which is slower"
-    taken = f"the weights take {weights / 2**30:.1f} GiB"
-    if adapters:
-        hint = "lower --max-adapters, --max-adapter-rank or --max-adapter-bytes, load fewer adapters, or " + hint
-        taken += f" and the adapters {adapters / 2**30:.1f} GiB"
-    if draft:
-        hint = "leave out --draft-model, or " + hint
-        taken += f" and the draft model {draft / 2**30:.1f} GiB"
-    return LoadError(f"{taken}, {free / 2**30:.1f} GiB of memory are free", hint=hint)

@@ -10,6 +10,7 @@ import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -108,6 +109,22 @@ class KvCache(Protocol):
         ...
 
 
+class Packing(AbstractContextManager["Packing"], Protocol):
+    """Places matrices in the background, about in the order in which it gets them, until its end; what it was given
+    must stay until then."""
+
+    def place(self, matrix: Matrix, *, pages: memoryview | None = None) -> Weight:
+        """Returns the weight as ``Backend.place`` does; it must not be used before ``wait`` has returned.
+
+        ``pages``: bytes of a mapped file that nothing needs once this matrix is placed; their memory is released.
+        """
+        ...
+
+    def wait(self, on_packed: Callable[[int], None]) -> None:
+        """Returns when all matrices are placed; ``on_packed`` gets the number of those that are, now and then."""
+        ...
+
+
 class Backend(Protocol):
     """The operations of a model, bound to weights and buffers when they are made."""
 
@@ -130,6 +147,10 @@ class Backend(Protocol):
 
         Raises ``LoadError`` if the backend cannot compute it.
         """
+        ...
+
+    def packing(self) -> Packing | None:
+        """Returns what places matrices while other work goes on; None: ``place`` takes no time worth it."""
         ...
 
     def placed_bytes(self, matrix: Matrix) -> int:

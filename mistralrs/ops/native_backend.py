@@ -31,6 +31,7 @@ from mistralrs.ops.native_checks import (
 )
 from mistralrs.ops.native_deltas import DeltaScratch, NativeDeltaTable, linear_struct, linear_structs
 from mistralrs.ops.native_memory import PackedKv, PackedWeight, packed_weight
+from mistralrs.ops.native_packing import NativePacking, PackOne
 from mistralrs.ops.native_program import NativeOp, NativeProgram, Pool
 from mistralrs.ops.native_row_sampler import NativeRowSampler
 from mistralrs.ops.weight import Matrix
@@ -108,7 +109,13 @@ class NativeBackend(HostMemory):
             arena = Arena(nbytes)
         return arena.take(nbytes)
 
+    def packing(self) -> NativePacking:
+        return NativePacking(self.threads, self._placed)
+
     def place(self, matrix: Matrix) -> PackedWeight:
+        return self._placed(matrix, self._pack)
+
+    def _placed(self, matrix: Matrix, pack: PackOne) -> PackedWeight:
         check_stored(matrix)
         packed_bytes = self.placed_bytes(matrix) - 128 - (4 * matrix.rows if matrix.bias else 0)
         source = ctypes.addressof(ctypes.c_char.from_buffer(matrix.data)) if len(matrix.data) else 0
@@ -118,10 +125,10 @@ class NativeBackend(HostMemory):
             bias = Buffer(self._take(4 * matrix.rows), (matrix.rows,))
             bias.values[:] = matrix.bias
         if not matrix.in_place:
-            self._pack(matrix, source, span)
+            pack(matrix, source, span.address)
         return PackedWeight(matrix, span, bias, self._table)
 
-    def _pack(self, matrix: Matrix, source: int, span: Span) -> None:
+    def _pack(self, matrix: Matrix, source: int, target: int) -> None:
         order = ctypes.c_void_p(matrix.order.buffer_info()[0]) if matrix.order is not None else None
         status = cpu.load().mrs_pack(
             matrix.type.ggml_id,
@@ -130,7 +137,7 @@ class NativeBackend(HostMemory):
             matrix.rows,
             matrix.columns,
             order,
-            span.address,
+            target,
             self._pool.pointer,
         )
         if status:

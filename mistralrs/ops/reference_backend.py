@@ -54,6 +54,9 @@ class ReferenceBackend(HostMemory):
     def row_sampler(self) -> None:
         return None
 
+    def packing(self) -> None:
+        return None
+
     def place(self, matrix: Matrix) -> ReferenceWeight:
         return ReferenceWeight(matrix, keep_dense=self._keep_dense and not matrix.in_place)
 

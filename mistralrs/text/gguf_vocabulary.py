@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from itertools import repeat
 from typing import TypeVar
 
 from tokenizers import Tokenizer
@@ -138,10 +139,11 @@ def _scores(metadata: Mapping[str, object], texts: list[str]) -> list[float]:
 def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
     key = "merges"
     lines = _list(metadata, key, of=(str,))
-    bad_line = next((line for line in lines if line.count(" ") != 1), None)
-    if bad_line is not None:
+    if set(map(str.count, lines, repeat(" "))) - {1}:
+        bad_line = next(line for line in lines if line.count(" ") != 1)
         raise _error(key, f"holds {bad_line[:80]!r}, expected two pieces with a space between")
-    return [(first, second) for first, second in (line.split(" ") for line in lines)]
+    pieces = iter(" ".join(lines).split(" ") if lines else ())
+    return list(zip(pieces, pieces, strict=True))
 
 
 def _named_ids(metadata: Mapping[str, object], count: int) -> dict[str, int]:

@@ -51,6 +51,35 @@ def embed(
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_packing_in_the_background_gives_the_same(threads: int) -> None:
+    """Whether a matrix is packed by the threads beside the caller or, once it waits, by the caller."""
+    names = [name for name in TYPES if name not in EXPANDED and name not in DECODED]
+    matrices = [
+        random_matrix(name, rows=rows, columns=256, seed=rows, ordered=ordered)
+        for name in names
+        for rows, ordered in ((1, False), (17, True), (4100, False))
+    ]
+    backend, seen = NativeBackend(threads=threads), list[int]()
+    with backend.packing() as packing:
+        weights = [packing.place(matrix) for matrix in matrices]
+        packing.wait(seen.append)
+    assert seen[-1] == len(matrices)
+    assert seen == sorted(seen)
+    for matrix, weight in zip(matrices, weights, strict=True):
+        assert torch.equal(tensor_of(weight.dense()), tensor_of(backend.place(matrix).dense()))
+
+
+@pytest.mark.native
+def test_packing_ends_before_it_is_done() -> None:
+    """When an error ends the load, nobody waits for the matrices that are left."""
+    matrix = random_matrix("F32", rows=4096, columns=1024, seed=1)
+    with NativeBackend(threads=2).packing() as packing:
+        weights = [packing.place(matrix) for _ in range(64)]
+    assert not tensor_of(weights[-1].dense()).any()
+
+
+@pytest.mark.native
 @for_every_isa
 @pytest.mark.parametrize("name", TYPES)
 def test_packing_loses_nothing(isa: str, name: str) -> None:
