@@ -1,18 +1,19 @@
 """How far logits are from those of a file's own weights in float32: ours with each precision, and llama.cpp's.
 
     python -m benchmarks.divergence MODEL.gguf... [--store ffn_down=Q4_K]... [--text FILE] [--tokens 1000]
-        [--precisions fast,default,high] [--llamacpp PY] [--out docs/reports/divergence]
+        [--precisions fast,default,high] [--kv auto,q8_0] [--llamacpp PY] [--out docs/reports/divergence]
 
 The other side is `transformers` in float32, which decodes the file with the `gguf` package; no code of this project
 computes its numbers. PY is a Python that has llama-cpp-python. ``--store`` compares a copy of each file in which the
-matrices of a role are stored in another type. The text is one sequence, by default the GNU General Public License,
-version 3, as Debian has it. Writes OUT.json after each file, in which others of earlier runs stay, and OUT.md.
-It measures no time.
+matrices of a role are stored in another type, ``--kv`` measures each precision with these values of
+``--kv-cache-dtype``. The text is one sequence, by default the GNU General Public License, version 3, as Debian has it.
+Writes OUT.json after each file, in which others of earlier runs stay, and OUT.md. It measures no time.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--precisions", type=lambda text: text.split(","), default=list(PRECISIONS))
+    parser.add_argument("--kv", type=lambda text: text.split(","), default=["auto"])
     parser.add_argument("--llamacpp", metavar="PY")
     parser.add_argument("--out", type=Path, default=Path("docs/reports/divergence"))
     return parser.parse_args(given)
@@ -71,13 +73,14 @@ def compared(path: Path, args: argparse.Namespace, folder: Path, backend: Backen
     """Returns the record of a file: the divergence of each engine and precision."""
     engines: dict[str, dict[str, float]] = {}
     oracle = None
-    for precision in args.precisions:
-        print(f"{path.name}: {precision}", file=sys.stderr, flush=True)
-        model = load_gguf(path, backend, plan_of(precision))
+    for precision, kv in itertools.product(args.precisions, args.kv):
+        engine = precision if kv == "auto" else f"{precision}, KV in {kv}"
+        print(f"{path.name}: {engine}", file=sys.stderr, flush=True)
+        model = load_gguf(path, backend, plan_of(precision, kv))
         if oracle is None:
             ids = model.tokenizer.encode(args.text.read_text(encoding="utf-8"), special=True, bos=True)[: args.tokens]
             oracle = float_logits(path, ids, folder / "oracle.npy")
-        engines[precision] = divergence(oracle, logits_of(model, ids))
+        engines[engine] = divergence(oracle, logits_of(model, ids))
         del model
     if args.llamacpp:
         engines["llama.cpp"] = divergence(oracle, [llamacpp_logits(args.llamacpp, path, ids, folder)])

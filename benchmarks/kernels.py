@@ -115,10 +115,14 @@ class Limits:
         for page in range(0, nbytes, 4096):  # memory that was never written is one page of zeros
             self._memory.bytes[page] = 1
 
+    def read(self) -> None:
+        """Reads all bytes once."""
+        self._probe(self._memory.address, self.nbytes, 0, self._pool.pointer)
+
     def measure(self) -> tuple[float, float]:
         """GB/s of the plain read and GMAC/s of int8 products, each the best of five."""
-        address, pool = self._memory.address, self._pool.pointer
-        reads = [seconds_of(lambda: self._probe(address, self.nbytes, 0, pool)) for _ in range(5)]
+        pool = self._pool.pointer
+        reads = [seconds_of(self.read) for _ in range(5)]
         products = [seconds_of(lambda: self._probe(None, 0, ROUNDS, pool)) for _ in range(5)]
         macs = self._probe(None, 0, ROUNDS, pool)
         return self.nbytes / min(reads) / 1e9, macs / min(products) / 1e9

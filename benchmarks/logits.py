@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.model_runner import ModelRunner
+from mistralrs.loading.kv_dtype import ChosenKvDtype
 from mistralrs.loading.pipeline import BLOCK_SIZE, LoadPlan, Model, load_gguf
 from mistralrs.ops.backend import resolve
 
@@ -41,8 +42,8 @@ def main() -> None:
     print(json.dumps(facts))
 
 
-def plan_of(precision: str) -> LoadPlan:
-    return LoadPlan(max_seqs=1, max_batch_tokens=512, precision=precision)
+def plan_of(precision: str, kv_cache_dtype: ChosenKvDtype = "auto") -> LoadPlan:
+    return LoadPlan(max_seqs=1, max_batch_tokens=512, precision=precision, kv_cache_dtype=kv_cache_dtype)
 
 
 def logits_of(model: Model, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
