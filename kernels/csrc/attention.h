@@ -150,28 +150,36 @@ template <class Kv> struct Tiles {
             left < span ? left : span, table};
   }
 
-  // Computes a whole tile.
-  void attend(const QueryTile &tile) const {
+  int32_t first_of(const QueryTile &tile) const {
+    const int32_t limit = step.positions[tile.first] + 1;
+    return op.window > 0 && limit > op.window ? (limit - op.window) / Kv::chunk * Kv::chunk : 0;
+  }
+
+  // The chunk of a tile that begins at `start`, as the one that comes next.
+  NextChunk next_of(const QueryTile &tile, int32_t start) const {
+    return {tile.table, tile.kv_head, start, step.positions[tile.first + tile.count - 1] + 1};
+  }
+
+  // Computes a whole tile. next: the chunk behind it, of another tile.
+  void attend(const QueryTile &tile, const NextChunk &next) const {
     const QueryRows rows = tile.rows(op, step);
     float prepared[kv.query_items(rows.rows) + 1], memory[2 * Softmax::items(rows.rows, kv.wide)];
     kv.prepare(rows, prepared);
     Softmax total(memory, rows.rows, kv.wide), chunk(memory + Softmax::items(rows.rows, kv.wide), rows.rows, kv.wide);
-    int32_t start = rows.low[0] / Kv::chunk * Kv::chunk;
-    if (rows.low[rows.rows - 1] < start + Kv::chunk) {  // all rows see the first chunk
-      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, total);
-      start += Kv::chunk;
-    } else {
-      total.clear(rows.rows);
-    }
-    for (; start < rows.end(); start += Kv::chunk) {
-      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, chunk);
-      merge_chunk(rows, start, start + Kv::chunk, total, chunk);
+    int32_t start = first_of(tile);
+    const bool alone = rows.low[rows.rows - 1] < start + Kv::chunk;  // all rows see the first chunk
+    if (!alone) total.clear(rows.rows);
+    for (bool first = alone; start < rows.end(); start += Kv::chunk, first = false) {
+      const int32_t later = start + Kv::chunk;
+      const NextChunk behind = later < rows.end() ? next_of(tile, later) : next;
+      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, behind, first ? total : chunk);
+      if (!first) merge_chunk(rows, start, later, total, chunk);
     }
     tile.store(op, rows.rows, total, Kv::rotated);
   }
 
-  // Computes `count` chunks of a tile, each into a slot of its own.
-  void attend_piece(const QueryTile &tile, int64_t chunk, int64_t count, float *slots) const {
+  // Computes `count` chunks of a tile, each into a slot of its own. next: the chunk behind them.
+  void attend_piece(const QueryTile &tile, int64_t chunk, int64_t count, const NextChunk &next, float *slots) const {
     const QueryRows rows = tile.rows(op, step);
     float prepared[kv.query_items(rows.rows) + 1];
     kv.prepare(rows, prepared);
@@ -179,7 +187,8 @@ template <class Kv> struct Tiles {
       const int32_t start = int32_t(chunk + c) * Kv::chunk;
       if (start >= rows.end() || start + Kv::chunk <= rows.low[0]) continue;
       Softmax softmax(slots + c * slot_items, rows.rows, kv.wide);
-      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, softmax);
+      const NextChunk behind = c + 1 < count && start + Kv::chunk < rows.end() ? next_of(tile, start + Kv::chunk) : next;
+      kv.attend(rows, prepared, tile.table, tile.kv_head, start, op.softcap, behind, softmax);
     }
   }
 
@@ -221,21 +230,37 @@ template <class Kv> struct Tasks {
   int64_t pieces(int64_t chunks) const { return (chunks + run - 1) / run; }
 };
 
+// A whole tile, or `count` chunks of one from `first` on, whose results go to slots from `slot` on.
+struct Task {
+  QueryTile tile;
+  int64_t first, count, slot;  // count 0: the whole tile
+};
+
+template <class Kv> Task task_at(const Tiles<Kv> &tiles, const Tasks<Kv> &tasks, int64_t task) {
+  int s = 0;
+  while (tasks.begin[s + 1] <= task) ++s;
+  const int64_t index = task - tasks.begin[s];
+  if (tasks.slot[s] < 0) return {tiles.tile(s, index), 0, 0, -1};
+  const int64_t chunks = tiles.chunks(s), pieces = tasks.pieces(chunks), first = index % pieces * tasks.run;
+  const int64_t left = chunks - first, slot = tasks.slot[s] + index / pieces * chunks + first;
+  return {tiles.tile(s, index / pieces), tiles.first_chunk(s) + first, left < tasks.run ? left : tasks.run, slot};
+}
+
 template <class Kv> void attend_tiles(const Tiles<Kv> &tiles, mrs_pool *pool) {
   int64_t memory[2 * tiles.step.num_seqs + 1];
   const Tasks<Kv> tasks(tiles, mrs_pool_size(pool), memory);
   float *scratch = (float *)tiles.op.scratch;
   parallel_for(pool, tasks.count, [&](int64_t turn) {
     const mrs_part part = mrs_part_of(pool, tasks.count, turn);
-    const int64_t task = part.begin + part.end - 1 - turn;  // the longest rows first, so that no thread begins one last
-    int s = 0;
-    while (tasks.begin[s + 1] <= task) ++s;
-    const int64_t index = task - tasks.begin[s];
-    if (tasks.slot[s] < 0) return tiles.attend(tiles.tile(s, index));
-    const int64_t chunks = tiles.chunks(s), pieces = tasks.pieces(chunks), first = index % pieces * tasks.run;
-    const int64_t left = chunks - first, slot = tasks.slot[s] + index / pieces * chunks + first;
-    tiles.attend_piece(tiles.tile(s, index / pieces), tiles.first_chunk(s) + first, left < tasks.run ? left : tasks.run,
-                       scratch + slot * tiles.slot_items);
+    const int64_t index = part.begin + part.end - 1 - turn;  // the longest rows first, so that no thread begins one last
+    const Task task = task_at(tiles, tasks, index);
+    NextChunk next;
+    if (index > part.begin) {
+      const Task behind = task_at(tiles, tasks, index - 1);
+      next = tiles.next_of(behind.tile, behind.count ? int32_t(behind.first) * Kv::chunk : tiles.first_of(behind.tile));
+    }
+    if (task.count == 0) return tiles.attend(task.tile, next);
+    tiles.attend_piece(task.tile, task.first, task.count, next, scratch + task.slot * tiles.slot_items);
   });
   if (!tasks.cut) return;
   parallel_for(pool, tasks.cut, [&](int64_t index) {

@@ -174,15 +174,14 @@ struct Bf16Kv {
 
   // As FloatKv::attend.
   void attend(const QueryRows &rows, const float *prepared, const int32_t *table, int head, int32_t start, float softcap,
-              Softmax &out) const {
+              const NextChunk &next, Softmax &out) const {
     const int32_t end = rows.end() < start + chunk ? rows.end() : start + chunk;
     const int begin = rows.low[0] > start ? rows.low[0] - start : 0, keys = end - start;
     const int from = begin / 32 * 32, to = (keys + 31) / 32 * 32;
     const ChunkBlocks<blocks> found(table, start, begin, keys);
     const uint8_t *k[2 * blocks], *v[blocks];  // the keys of this chunk and of the next
     for (int j = 0; j < blocks; ++j) k[j] = this->k(found.block[j], head), v[j] = k[j] + k_bytes;
-    for (int j = blocks; j < 2 * blocks; ++j)
-      k[j] = start + j * kBlock < rows.end() ? this->k(table[start / kBlock + j], head) : k[0];
+    for (int j = 0; j < blocks; ++j) k[blocks + j] = next.block(*this, j, k[0]);
     alignas(64) float scores[kRows][chunk];
     alignas(64) uint16_t weights[kRows][chunk];
     const int32_t *q = (const int32_t *)prepared;

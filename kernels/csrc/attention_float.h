@@ -98,7 +98,7 @@ template <class E> struct FloatKv {
 
   // The softmax of the rows over their keys in [start, start + chunk). The rows' memory of `out` need not be cleared.
   void attend(const QueryRows &rows, const float *, const int32_t *table, int head, int32_t start, float softcap,
-              Softmax &out) const {
+              const NextChunk &, Softmax &out) const {
     out.clear(rows.rows);
     const int32_t end = rows.end() < start + chunk ? rows.end() : start + chunk;
     alignas(64) float scores[kRows][kSub];

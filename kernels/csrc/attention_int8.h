@@ -270,15 +270,14 @@ struct ByteKv {
 
   // As FloatKv::attend.
   void attend(const QueryRows &rows, const float *prepared, const int32_t *table, int head, int32_t start, float softcap,
-              Softmax &out) const {
+              const NextChunk &next, Softmax &out) const {
     const int32_t end = rows.end() < start + chunk ? rows.end() : start + chunk;
     const int begin = rows.low[0] > start ? rows.low[0] - start : 0, keys = end - start;
     const int from = begin / 16 * 16, to = (keys + 15) / 16 * 16;
     const ChunkBlocks<blocks> found(table, start, begin, keys);
     const uint8_t *k[2 * blocks], *v[2 * blocks];  // of this chunk and of the next
     for (int j = 0; j < blocks; ++j) k[j] = this->k(found.block[j], head);
-    for (int j = blocks; j < 2 * blocks; ++j)
-      k[j] = start + j * kBlock < rows.end() ? this->k(table[start / kBlock + j], head) : k[0];
+    for (int j = 0; j < blocks; ++j) k[blocks + j] = next.block(*this, j, k[0]);
     for (int j = 0; j < 2 * blocks; ++j) v[j] = j < blocks ? k[j] + v_at : k[j];
     alignas(64) float scores[kRows][chunk];
     score(rows, queries(const_cast<float *>(prepared)), k, start, begin, keys, scores);

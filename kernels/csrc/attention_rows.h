@@ -66,6 +66,18 @@ template <int BLOCKS> struct ChunkBlocks {
   }
 };
 
+// The chunk that a thread computes behind another one: its keys are fetched meanwhile.
+struct NextChunk {
+  const int32_t *table = nullptr;  // null: there is none
+  int head = 0;
+  int32_t start = 0, end = 0;
+
+  // The block of its j-th 16 keys, or `other` if it has none there.
+  template <class Kv> const uint8_t *block(const Kv &kv, int j, const uint8_t *other) const {
+    return table && start + j * kBlock < end ? kv.k(table[start / kBlock + j], head) : other;
+  }
+};
+
 // Running softmax of rows over a range of keys.
 struct Softmax {
   float *top, *sum;  // (rows)
