@@ -123,6 +123,12 @@ class DraftGain:
             self.balance_s += tokens / num_seqs * plain - (seconds - spent)
         self.balance_s = min(self.balance_s, MAX_BALANCE_S)
 
+    def extra_steps(self, num_seqs: int, rows: int) -> float:
+        """The time that a step with ``rows`` tokens takes longer than one without draft tokens, in such steps; 0 before
+        both were measured."""
+        plain, seconds = self._known(num_seqs, num_seqs), self._known(num_seqs, rows)
+        return 0.0 if plain is None or seconds is None else seconds / plain - 1
+
     def on_prefill(self, seconds: float) -> None:
         """Records a step that computed prompts."""
         self.balance_s = min(self.balance_s + SHARE * seconds - self._spent_s, MAX_BALANCE_S)

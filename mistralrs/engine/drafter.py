@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DOUBT = 0.6
+"""Share of a draft's chance that counts for a sequence whose earlier drafts cost more than they gave."""
+
 
 class ModelProposer(Protocol):
     """The interface of a draft model. Sequences are the target's."""
@@ -123,8 +126,16 @@ class Drafter:
         if all(chunk.samples and chunk.num_committed == 1 for chunk in chunks):
             rows = sum(chunk.count for chunk in chunks)
             self.gain.on_step(len(chunks), rows, tokens=tokens, seconds=seconds)
+            self._settle(chunks, rows, gain=self.gain)
         else:
             self.gain.on_prefill(seconds)
+
+    def _settle(self, chunks: Row[Chunk], rows: int, *, gain: DraftGain) -> None:
+        """Charges the sequences of a step with the time that their draft tokens took."""
+        drafted = rows - len(chunks)
+        each = gain.extra_steps(len(chunks), rows) / drafted if drafted else 0.0
+        for chunk in chunks:
+            chunk.sequence.ngram_proposer.settle(each * len(chunk.draft_tokens))
 
     def _part_of(self, token: int) -> WordPart:
         """The part of a word that a token spells."""
@@ -143,6 +154,8 @@ class Drafter:
         if constraint is not None and constraint.forced:
             return _Proposal(sequence, constraint.allowed(tuple(constraint.forced)[:limit]), (1.0,))
         tokens, chances = proposer.propose(sequence.tokens, limit), proposer.chances()
+        if proposer.balance < 0 and chances and self.gain is not None:
+            chances = (chances[0] * DOUBT, *chances[1:])
         if constraint is not None:
             tokens = constraint.allowed(tokens)
         if self.model is not None and not (tokens and chances and chances[0] >= self.model.chance(sequence)):

@@ -1,7 +1,8 @@
 """Proposes draft tokens by prompt lookup: those that followed an earlier occurrence of a sequence's last tokens.
 
 The last occurrence in the sequence itself counts, or one in a text that ended lately if more tokens before it are
-equal. A place that was copied from for a while is kept where single words of it are changed.
+equal. A place that was copied from for a while is kept where single words of it are changed, and beside another one
+where more tokens are equal, until one of them is wrong.
 
 Draft tokens are computed beside the last known token, which costs little; a step yields one more token for each draft
 token that is accepted.
@@ -19,6 +20,8 @@ NGRAM_LENGTHS = (3, 2)
 """Lengths of the n-grams that must have occurred before, in the order in which they are tried."""
 MAX_DRAFT_TOKENS = 15
 """Tokens of a draft, at most."""
+FIRST_BALANCE, MAX_BALANCE, BALANCE_SHARE = 0.3, 8.0, 0.005
+"""Steps that a sequence's draft tokens may lose at first and at most, and those that each step adds."""
 LONG_MATCH = 16
 """Equal tokens from which on no other place is looked for."""
 
@@ -39,6 +42,7 @@ class NgramProposer:
         *(
             "_cache_salt",
             "_chances",
+            "_earlier",
             "_following",
             "_kinds",
             "_known",
@@ -48,7 +52,7 @@ class NgramProposer:
             "_recent",
             "_source",
         ),
-        *("num_accepted", "num_drafted"),
+        *("balance", "num_accepted", "num_drafted"),
     )
 
     def __init__(
@@ -60,12 +64,15 @@ class NgramProposer:
         """Draft tokens that were computed, a draft model's too."""
         self.num_accepted = 0
         """Draft tokens that were accepted."""
+        self.balance = FIRST_BALANCE
+        """Steps without draft tokens that may be lost: those that draft tokens saved, less those that they took."""
         self._part = part
         self._recent = recent
         self._cache_salt = cache_salt
         self._chances = [Acceptance(first) for first in FIRST_CHANCES]
         self._source: CopySource | None = None  # the place that the last proposal came from
-        self._known = 0  # tokens that it has taken
+        self._earlier: CopySource | None = None  # a place that was copied from before this one was found
+        self._known = 0  # tokens that both have taken
         self._proposed: tuple[int, ...] = ()  # the last proposal, behind these tokens
         self._kinds: list[int] = []  # the kind of each of its tokens
         self._following: dict[tuple[int, ...], int] = {}  # index of the token that last followed it
@@ -105,6 +112,11 @@ class NgramProposer:
         """Counts ``accepted`` of ``drafted`` draft tokens that were right."""
         self.num_drafted += drafted
         self.num_accepted += accepted
+        self.balance += accepted
+
+    def settle(self, cost: float) -> None:
+        """Records a step of the sequence, whose draft tokens took as long as ``cost`` steps without any."""
+        self.balance = min(self.balance + BALANCE_SHARE - cost, MAX_BALANCE)
 
     def _observe(self, tokens: list[int]) -> None:
         """Learns from the new tokens which of the proposed ones were right, or would have been."""
@@ -115,16 +127,29 @@ class NgramProposer:
         self._proposed, self._kinds = (), []
 
     def _follow(self, tokens: list[int]) -> None:
-        """Brings the place up to the known tokens."""
-        if self._source is not None and not self._source.follow(tokens, self._known, self._part):
-            self._source = None
+        """Brings the places up to the known tokens, and takes the earlier one again if it was right where the other was
+        not."""
+        source, earlier = self._followed(self._source, tokens), self._followed(self._earlier, tokens)
+        if earlier is not None and (source is None or earlier.length > source.length):
+            source, earlier = earlier, source
+        if (
+            source is not None
+            and earlier is not None
+            and (source.text is earlier.text and source.place == earlier.place)
+        ):
+            earlier = None
+        self._source, self._earlier = source, earlier
         self._known = len(tokens)
+
+    def _followed(self, source: CopySource | None, tokens: list[int]) -> CopySource | None:
+        """A place brought up to the known tokens; None: there is none, or it was lost."""
+        return source if source is not None and source.follow(tokens, self._known, self._part) else None
 
     def _search(self, tokens: list[int]) -> None:
         """Takes another place if more tokens before it are equal: a whole n-gram in place of one that was copied."""
         source, known = self._source, 0 if self._source is None else self._source.length
         least = NGRAM_LENGTHS[-1] if source is None else max(known + 1, NGRAM_LENGTHS[0])
-        place = None
+        place, found = None, None
         for length in NGRAM_LENGTHS:
             place = self._following.get(tuple(tokens[-length:]))
             if place is not None:
@@ -132,11 +157,20 @@ class NgramProposer:
         if place is not None and not (source is not None and source.text is None and source.place == place):
             length = equal_before(tokens, place, tokens)
             if length >= least:
-                self._source, least = CopySource(None, place, length, copied=length), length + 1
+                found, least = CopySource(None, place, length, copied=length), length + 1
         if self._recent is not None:
             match = self._recent.find(self._cache_salt, tokens, length=NGRAM_LENGTHS[0])
             if match is not None and match.length >= least and match.place < len(match.text.tokens):
-                self._source = CopySource(match.text.tokens, match.place, match.length, copied=match.length)
+                found = CopySource(match.text.tokens, match.place, match.length, copied=match.length)
+        if found is not None:
+            self._replace(found)
+
+    def _replace(self, found: CopySource) -> None:
+        """Takes a place that was found, and keeps beside it the one that most was copied from."""
+        source, earlier = self._source, self._earlier
+        if source is not None and source.is_copied and (earlier is None or source.copied >= earlier.copied):
+            self._earlier = source
+        self._source = found
 
     def _index(self, tokens: list[int]) -> None:
         """Adds all n-grams that a token follows; those at the end of ``tokens`` have none yet."""

@@ -61,6 +61,25 @@ def test_a_place_is_lost_after_too_much_of_a_change() -> None:
     assert len(ids(copied)) // COPIED_FOR_CHANGED == 3
 
 
+def test_a_place_that_was_copied_is_taken_again_where_another_is_wrong() -> None:
+    """Three equal tokens elsewhere outnumber the one behind words that were left out, and may yet be another place."""
+    prompt = [*range(10, 30), 0, *(15, 16, 18), 5, 6, 7, 0]
+    proposer, answer = NgramProposer(), [*range(10, 17)]
+    assert proposer.propose([*prompt, *answer], 3) == (17, 18, 19)
+    assert proposer.propose([*prompt, *answer, 18], 3) == (5, 6, 7)
+    assert proposer.propose([*prompt, *answer, 18, 19], 3) == (20, 21, 22)
+    assert proposer.propose([*prompt, *answer, 18, 19, 20], 3) == (21, 22, 23)
+
+
+def test_a_place_elsewhere_is_kept_where_it_is_right() -> None:
+    prompt = [*range(10, 30), 0, *(15, 16, 18), 5, 6, 7, 0]
+    proposer, answer = NgramProposer(), [*range(10, 17)]
+    for count in range(len(answer)):
+        proposer.propose([*prompt, *answer[: count + 1]], 3)
+    assert proposer.propose([*prompt, *answer, 18], 3) == (5, 6, 7)
+    assert proposer.propose([*prompt, *answer, 18, 5], 2) == (6, 7)
+
+
 @pytest.mark.parametrize(
     ("spelling", "expected"),
     [

@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mistralrs.engine.config import EngineConfig
+from mistralrs.engine.config import EngineConfig, SamplingParams
 from mistralrs.engine.copy_source import WordPart
+from mistralrs.engine.draft_gain import DraftGain
+from mistralrs.engine.drafter import Drafter
 from mistralrs.engine.engine import Engine
-from mistralrs.engine.ngram_proposer import MAX_DRAFT_TOKENS, NGRAM_LENGTHS, NgramProposer
-from mistralrs.engine.scheduler import MAX_DRAFT_BATCH, Plan
+from mistralrs.engine.ngram_proposer import (
+    BALANCE_SHARE,
+    MAX_BALANCE,
+    MAX_DRAFT_TOKENS,
+    NGRAM_LENGTHS,
+    NgramProposer,
+)
+from mistralrs.engine.scheduler import MAX_DRAFT_BATCH, Chunk, Plan
+from mistralrs.engine.sequence import Sequence
 from mistralrs.errors import UsageError
 from mistralrs.ops.kv_groups import KvGroup
 from tests.engine.fakes import FakeRunner, FakeTokenizer
@@ -97,6 +106,36 @@ def test_a_text_is_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert draft.propose(tokens, 3) == ()
         tokens.append(len(tokens))
     assert taken == [498 + 497, 2, 2, 2, 2]
+
+
+def test_a_sequence_whose_drafts_lost_time_needs_likelier_ones() -> None:
+    """The loss of each sequence is bounded by itself: what other texts gained is not for it to lose."""
+    gain = DraftGain()
+    for rows, seconds in ((2, 0.0013), (1, 0.001)):
+        gain.on_step(1, rows, tokens=rows, seconds=seconds)
+    drafter = Drafter(gain=gain)
+    losing, other = (Sequence(number, [*range(40), 0, 1, 2, 3], SamplingParams(), 100) for number in range(2))
+    losses = 0
+    while draft := drafter.propose([losing], [1], 1)[0]:
+        losing.ngram_proposer.record_acceptance(len(draft), 0)
+        drafter.on_step([Chunk(losing, 43, 2, True, draft_tokens=draft)], 1, 0.0013)
+        losses += 1
+    assert losses == 2  # FIRST_BALANCE is one of them
+    assert losing.ngram_proposer.balance < 0
+    assert drafter.propose([other], [1], 1) == [(4,)]
+    while losing.ngram_proposer.balance < 0:
+        drafter.on_step([Chunk(losing, 43, 1, True)], 1, 0.001)
+    assert drafter.propose([losing], [1], 1) == [(4,)]
+
+
+def test_drafts_that_are_right_pay_for_later_ones() -> None:
+    proposer = NgramProposer()
+    for _ in range(20):
+        proposer.record_acceptance(3, 3)
+        proposer.settle(1.0)
+    assert proposer.balance == MAX_BALANCE
+    proposer.settle(2.0)
+    assert proposer.balance == pytest.approx(MAX_BALANCE - 2 + BALANCE_SHARE)
 
 
 # Draft tokens in the scheduler
