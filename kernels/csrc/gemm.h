@@ -5,7 +5,7 @@
 #pragma once
 #include "activations.h"
 #include "deltas.h"
-#include "micro_kernel.h"
+#include "micro_kernel_packed.h"
 #include "mrs.h"
 #include "pack.h"
 #include "pool.h"
@@ -40,21 +40,27 @@ struct Products {
   const mrs_weight &weight;
   int64_t panel_bytes, kept;  // bytes of a panel, and of what its first tile leaves to the others
   bool plain;                 // plain numbers have no unpacked form
+  bool direct;                // all tiles read the panels as they are packed
   unpack_fn unpack;           // leaves the unpacked weights before the first tile, or null where that does it
   micro_kernel_fn first, middle, last;
   micro_kernel_side_fn side[kPanels + 1] = {}, last_side[kPanels + 1] = {};  // for so many panels at once, or null
 
-  Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps, bool paired)
+  Products(const mrs_weight &w, int first_tokens, int last_tokens, bool keeps, bool direct, bool paired)
       : weight(w),
         panel_bytes(view_of(w.type, w.cols).bytes),
-        kept(keeps ? kept_bytes(w.type, w.cols) : 0),
+        kept(keeps && !direct ? kept_bytes(w.type, w.cols) : 0),
         plain(kept_bytes(w.type, w.cols) == 0),
+        direct(direct),
         unpack(kept ? unpack_of(w.type) : nullptr),
         first(micro_kernel_of(w.type, first_tokens, true, paired)),
         middle(micro_kernel_of(w.type, 8, false, paired)),
-        last(micro_kernel_of(w.type, last_tokens, false, paired)) {
+        last(micro_kernel_of(w.type, last_tokens, direct, paired)) {
     if (weight.row_bytes && plain) kept = panel_bytes;
-    for (int panels = 2; (keeps || plain) && panels <= kPanels; ++panels) {
+    for (int panels = 1; direct && panels <= kPanels; ++panels) {
+      side[panels] = micro_kernel_packed_of(w.type, panels);
+      last_side[panels] = last_tokens == 8 ? side[panels] : nullptr;
+    }
+    for (int panels = 2; !direct && (keeps || plain) && panels <= kPanels; ++panels) {
       side[panels] = micro_kernel_side_of(w.type, panels, 8, paired);
       last_side[panels] = micro_kernel_side_of(w.type, panels, last_tokens, paired);
     }
@@ -68,7 +74,7 @@ struct Products {
 
   // The micro-kernel that multiplies a tile with so many panels at once, or null.
   micro_kernel_side_fn side_of(int64_t panels, const Tile &tile, bool is_first) const {
-    return !unpack && !plain && is_first ? nullptr : (tile.tokens == 8 ? side : last_side)[panels];
+    return !unpack && !plain && !direct && is_first ? nullptr : (tile.tokens == 8 ? side : last_side)[panels];
   }
 
   // A panel as micro-kernels read it. One in its file's layout is packed by its first tile: plain numbers to where they
@@ -118,6 +124,8 @@ struct Products {
 constexpr int64_t kKeptBytes = 416 << 10;
 // Tiles with which kPanels panels at a time are multiplied: more of them would come from beyond the cache for each panel.
 constexpr int64_t kNearTiles = 4;
+// Tiles up to which panels that allow it are multiplied as they are packed.
+constexpr int64_t kPackedTiles = 2;
 // Tiles of a block at least, see Members::blocks().
 constexpr int64_t kBlockTiles = 16;
 
@@ -139,7 +147,7 @@ template <class Operands, class Epilogue> struct SegmentProducts {
     const int64_t from = panel;
     const Acts acts = acts_at(tile.base, first.weight.cols, tile.tokens);
     const auto products = [&](const Products &p, micro_kernel_side_fn fn, uint8_t *unpacked, float *out) {
-      const bool is_in_place = p.plain && !p.weight.row_bytes;
+      const bool is_in_place = p.direct || (p.plain && !p.weight.row_bytes);
       fn(is_in_place ? p.weight.data + panel * p.panel_bytes : unpacked, is_in_place ? p.panel_bytes : kept, p.weight.cols,
          acts, p.next(panel, tile, turn), out);
     };
@@ -196,10 +204,14 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const Operand operand = operands.at(segment.operand);
   const Range tiles = segment.tiles;
   if (tiles.begin == tiles.end) return;
+  operands.prepare();
   const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
+  const auto is_direct = [&](const mrs_weight *w) { return !w || (!w->row_bytes && micro_kernel_packed_of(w->type, 1)); };
+  const bool is_short = keeps && tiles.end - tiles.begin <= kPackedTiles;
+  const bool direct = is_short && is_direct(operand.weight) && is_direct(operand.second);
   const auto products_of = [&](const mrs_weight &w) {
-    return Products(w, first_tokens, last_tokens, keeps, is_paired(w.type, operands.outlier_threshold));
+    return Products(w, first_tokens, last_tokens, keeps, direct, is_paired(w.type, operands.outlier_threshold));
   };
   const Products first = products_of(*operand.weight);
   const Products second = products_of(operand.second ? *operand.second : *operand.weight);
@@ -240,11 +252,12 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
 // tiles one of `blocks` equal parts. The blocks are parts of the job: a block's products are mostly computed by one thread.
 //
 // Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
-// belongs to its first operand, with all of its tiles; at(operand) and tile(i). Epilogue is called as epilogue(operand,
-// panel, live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the
-// operand's second weight, if it has one; epilogue.of(segment) is the one for a segment's panels. For tiles of 8,
-// epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that the epilogue will write; for a
-// first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead) adds to `ahead` what it will read.
+// belongs to its first operand, with all of its tiles; at(operand) and tile(i); and prepare(), which each thread calls before it
+// reads a tile. Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where values[t] are 16 rows of
+// the tile's token t, and second[t] those of the operand's second weight, if it has one; epilogue.of(segment) is the one for a
+// segment's panels. For tiles of 8, epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that
+// the epilogue will write; for a first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead)
+// adds to `ahead` what it will read.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, int64_t blocks, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels(), chunks = (total + span - 1) / span;

@@ -166,10 +166,11 @@ constexpr int kPanels = 3;
 constexpr int kPanels = 1;
 #endif
 
-// As add_term of PANELS panels, of which `kept[p]` has the group's weights, and the 4 tokens from `t` on of a tile of 8:
-// sums[4 * p + i] of panel p and token t + i. A column is read once for all panels.
-template <class F, int PANELS>
-INLINE void add_term_side(const typename Kept<F>::Group *const *kept, const Term &a, int64_t group, int t, Vf *sums) {
+// As add_term of PANELS panels and the 4 tokens from `t` on of a tile of 8: sums[4 * p + i] of panel p and token t + i.
+// line(p, q) gives panel p's vector q of the group's weights, scale(p, h) its sub-block's scale. A column is read once for
+// all panels.
+template <class F, int PANELS, class LineOf, class ScaleOf>
+INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &a, int64_t group, int t, Vf *sums) {
   constexpr int HALVES = 32 / F::SUB, COUNT = 4 * PANELS;
   const int8_t *q = a.q + group * 256 + 4 * t;
   Vf part[COUNT];
@@ -188,7 +189,7 @@ INLINE void add_term_side(const typename Kept<F>::Group *const *kept, const Term
     for (int l = h * (8 / HALVES); l < (h + 1) * (8 / HALVES); ++l) {
       Vi w[PANELS];
 #pragma GCC unroll 3
-      for (int p = 0; p < PANELS; ++p) w[p] = load_i(&kept[p]->lines[l]);
+      for (int p = 0; p < PANELS; ++p) w[p] = line(p, l);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const Vi x = set_i(load32(q + 32 * l + 4 * i));
@@ -198,7 +199,7 @@ INLINE void add_term_side(const typename Kept<F>::Group *const *kept, const Term
     }
 #pragma GCC unroll 3
     for (int p = 0; p < PANELS; ++p) {
-      const Vf d = kept[p]->d[h];
+      const Vf d = scale(p, h);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const Vf dot = to_float(dots[4 * p + i]);
@@ -217,6 +218,13 @@ INLINE void add_term_side(const typename Kept<F>::Group *const *kept, const Term
       for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = fma(part[4 * p + i], d, sums[4 * p + i]);
     }
   }
+}
+
+// The same, of unpacked panels: `kept[p]` has the group's weights.
+template <class F, int PANELS>
+INLINE void add_kept_side(const typename Kept<F>::Group *const *kept, const Term &a, int64_t group, int t, Vf *sums) {
+  add_term_side<F, PANELS>([&](int p, int l) { return load_i(&kept[p]->lines[l]); }, [&](int p, int h) { return kept[p]->d[h]; },
+                           a, group, t, sums);
 }
 
 // As end_block for PANELS panels and the 4 tokens from `t` on: `sums` are those of the block. Token i's finished sums with
@@ -287,7 +295,7 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
 #pragma GCC unroll 3
           for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][b].groups + g;
           ask();
-          add_term_side<F, PANELS>(groups, a.first, b * 8 + g, t, sums);
+          add_kept_side<F, PANELS>(groups, a.first, b * 8 + g, t, sums);
         }
         const Kept<F> *at[PANELS];
 #pragma GCC unroll 3
@@ -311,7 +319,7 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
 #pragma GCC unroll 3
         for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][g].groups;
         ask();
-        add_term_side<F, PANELS>(groups, a.first, g, t, sums);
+        add_kept_side<F, PANELS>(groups, a.first, g, t, sums);
         if constexpr (F::MINS)
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i)

@@ -127,6 +127,7 @@ struct Experts {
   }
   Operand at(int e) const { return {first[e].weight, second ? second[e].weight : nullptr}; }
   int64_t num_tiles() const { return routes.first_tile[op.experts]; }
+  void prepare() const {}  // all tiles were rounded before
   Tile tile(int64_t i) const {
     const int64_t first_pair = routes.tiles[i], e = routes.expert[routes.order[first_pair]];
     return tile_of(first_pair, routes.begin[e + 1] - first_pair, op.scratch + i * tile_bytes);

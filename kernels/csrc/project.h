@@ -12,6 +12,28 @@
 
 namespace MRS_ISA {
 
+// Fills a tile with a step's rows, normed on the way where the op asks for it.
+INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile &tile, int64_t cols, Needs needs) {
+  const float *rows[8];
+  for (int t = 0; t < tile.count; ++t) {
+    const int64_t row = tile.first + t;
+    rows[t] = op.x + (op.logits_only ? step.logits_indices[row] : row) * cols;
+  }
+  if (op.norm.kind == MRS_NORM_NONE) {
+    prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) { return rows[t]; });
+    return;
+  }
+  Moments moments[8];
+  int done = 0;
+  for (; done + 4 <= tile.count; done += 4) find_moments<4>(op.norm, rows + done, cols, moments + done);
+  for (; done < tile.count; ++done) find_moments<1>(op.norm, rows + done, cols, moments + done);
+  float normed[cols];
+  prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) -> const float * {
+    normalize(op.norm, rows[t], cols, moments[t], normed);
+    return normed;
+  });
+}
+
 // The members of a projection, all of which multiply the same rows.
 struct Members {
   Operand operands[4];
@@ -21,6 +43,9 @@ struct Members {
   uint8_t *scratch;
   float outlier_threshold;
   Needs needs = {};
+  uint64_t turn = 0;  // not 0: each thread rounds all rows into memory of its own, once for each turn
+  const mrs_project *op = nullptr;
+  const mrs_step *step = nullptr;
 
   Members(const mrs_project &op, int64_t rows_, bool adapted)
       : rows(rows_), scratch(op.scratch), outlier_threshold(op.outlier_threshold) {
@@ -44,7 +69,33 @@ struct Members {
   }
   const Operand &at(int m) const { return operands[m]; }
   int64_t num_tiles() const { return (rows + 7) / 8; }
-  Tile tile(int64_t i) const { return tile_of(8 * i, rows - 8 * i, scratch + i * tile_bytes); }
+  Tile tile(int64_t i) const { return tile_of(8 * i, rows - 8 * i, (turn ? own().tiles : scratch) + i * tile_bytes); }
+
+  // The tiles that a thread rounded for itself.
+  struct Own {
+    ThreadMemory memory;
+    uint8_t *tiles = nullptr;
+    uint64_t turn = 0;
+  };
+  static Own &own() {
+    static thread_local Own own;
+    return own;
+  }
+
+  // Lets each thread round few rows for itself. The lines of tiles that one thread wrote take the others longer, and they
+  // would have to wait for them.
+  void round_in_each_thread(const mrs_project &of, const mrs_step &in) {
+    static uint64_t turns = 0;
+    op = &of, step = &in, turn = __atomic_add_fetch(&turns, 1, __ATOMIC_RELAXED);
+  }
+
+  // Called before a thread multiplies: rounds its tiles, if it has tiles of its own.
+  void prepare() const {
+    if (!turn || own().turn == turn) return;
+    Own &mine = own();
+    mine.turn = turn, mine.tiles = (uint8_t *)mine.memory.get(num_tiles() * tile_bytes);
+    for (int64_t i = 0; i < num_tiles(); ++i) prepare_rows(*op, *step, tile(i), op->members[0].weight->cols, needs);
+  }
 
   // Blocks of tiles. A thread that rounds rows and multiplies them with all weights keeps them in its caches; in turn it
   // unpacks all weights, which takes as long as a tile's products.
@@ -145,28 +196,6 @@ struct ProjectEpilogue {
   }
 };
 
-// Fills a tile with a step's rows, normed on the way where the op asks for it.
-INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile &tile, int64_t cols, Needs needs) {
-  const float *rows[8];
-  for (int t = 0; t < tile.count; ++t) {
-    const int64_t row = tile.first + t;
-    rows[t] = op.x + (op.logits_only ? step.logits_indices[row] : row) * cols;
-  }
-  if (op.norm.kind == MRS_NORM_NONE) {
-    prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) { return rows[t]; });
-    return;
-  }
-  Moments moments[8];
-  int done = 0;
-  for (; done + 4 <= tile.count; done += 4) find_moments<4>(op.norm, rows + done, cols, moments + done);
-  for (; done < tile.count; ++done) find_moments<1>(op.norm, rows + done, cols, moments + done);
-  float normed[cols];
-  prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) -> const float * {
-    normalize(op.norm, rows[t], cols, moments[t], normed);
-    return normed;
-  });
-}
-
 // Computes u of all rows: a thread takes a member and rows with a common slot, up to four tiles of them, and reads a once.
 INLINE void shrink_rows(const mrs_project &op, const Deltas &deltas, const Members &members, mrs_pool *pool) {
   struct Work {
@@ -208,18 +237,23 @@ INLINE void shrink_rows(const mrs_project &op, const Deltas &deltas, const Membe
   }
 }
 
+// Values of all rows below which they are rounded where the products are computed.
+constexpr int64_t kFewValues = 16384;
+
 void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_project &op = *(const mrs_project *)self;
   const int64_t cols = op.members[0].weight->cols, rows = op.logits_only ? step->num_logits : step->num_tokens;
   if (!rows) return;
   const Deltas deltas(*step, op.members, op.num_members, 1);
-  const Members members(op, rows, deltas.act);
+  Members members(op, rows, deltas.act);
   auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), cols, members.needs); };
-  // quantizing one token takes less time than waking a thread
-  if (rows * cols < 16384) {
-    for (int64_t i = 0; i < members.num_tiles(); ++i) prepare(i);
-  } else {
+  // rounding few rows takes less time than waking a thread
+  if (rows * cols >= kFewValues) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
+  } else if (!deltas.act && rows > 1 && mrs_pool_size(pool) > 1) {
+    members.round_in_each_thread(op, *step);
+  } else {
+    for (int64_t i = 0; i < members.num_tiles(); ++i) prepare(i);
   }
   if (deltas.act) shrink_rows(op, deltas, members, pool);
   gemm(members, members.span(pool), members.blocks(pool), pool, ProjectEpilogue{op, deltas, rows});

@@ -211,7 +211,7 @@ class Backend(Protocol):
         scale: float = 1.0,
     ) -> Op:
         """out = linear(x) for each member; ``add`` adds to the values in out, ``gated`` gives act(first) * second,
-        ``activate`` act(out).
+        ``activate`` act(out). Outs have no memory in common with x.
 
         ``outlier_threshold``: for quantized weights, activations are rounded to int8 with one scale for 32 columns, or
         for 256 if a member has a K type.

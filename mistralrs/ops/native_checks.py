@@ -67,7 +67,7 @@ def check_stored(matrix: Matrix) -> None:
 def check_project(
     weights: Sequence[Placed], x: Buffer, outs: Sequence[Buffer], norm: Norm | None, epilogue: Epilogue
 ) -> None:
-    """Raises ``LoadError`` for members that do not read ``x`` or do not write ``outs``."""
+    """Raises ``LoadError`` for members that do not read ``x`` or do not write ``outs``, and for results over ``x``."""
     if not 1 <= len(weights) <= MAX_MEMBERS:
         raise LoadError(f"a projection of {len(weights)} matrices is not one of 1 to {MAX_MEMBERS}")
     for weight in weights:
@@ -79,6 +79,9 @@ def check_project(
         raise LoadError(f"{weights[0].name}: {len(written)} results for {len(outs)} buffers")
     for weight, out in zip(written, outs, strict=True):
         _check_shape(weight, out.shape[-1], x.shape[-1])
+        # threads read x while others write results
+        if out.address < x.address + len(x.span.bytes) and x.address < out.address + len(out.span.bytes):
+            raise LoadError(f"{weight.name}: the results overwrite what is read")
     check_norm(norm, x.shape[-1])
 
 

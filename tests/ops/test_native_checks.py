@@ -124,6 +124,7 @@ def test_projections_that_do_not_fit(backend: NativeBackend, work: Workspace) ->
     for weights, outs, epilogue, message in (
         ([narrow], [work.ffn], "store", "is 96 x 63, expected 96 x 64"),
         ([right], [work.x], "store", "is 96 x 64, expected 64 x 64"),
+        ([placed(backend, HIDDEN, HIDDEN)], [work.x], "add", "the results overwrite what is read"),
         ([right] * 5, [work.ffn] * 5, "store", "a projection of 5 matrices"),
         ([right], [work.ffn] * 2, "store", "1 results for 2 buffers"),
         ([right], [work.ffn], "gated", "a gate and what it gates"),
