@@ -88,7 +88,7 @@ sanitize: $(INSTALLED) ## the kernels, their pool and the loaders under address,
 sanitize-quick: $(INSTALLED) ## the same with one instruction set and few tests
 	$(BIN)/python scripts/sanitize.py --quick
 
-cross: $(INSTALLED) ## compare the kernels for aarch64, in an emulator, with those of this machine
+cross: $(INSTALLED) ## compare the kernels for aarch64 and with AMX, emulated, with those of this machine
 	$(BIN)/python scripts/cross_check.py
 
 # Each drill is a target of its own. Those that measure time run alone and first; of the others SOAK_JOBS run at once, the

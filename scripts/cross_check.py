@@ -1,4 +1,6 @@
-"""Compares the kernels for aarch64, in an emulator, with those of this x86-64 machine: `make cross`.
+"""Compares kernels that this x86-64 machine cannot run with those that it runs: `make cross`.
+
+Those for aarch64 run in an emulator.
 
 `tests/native/kernels_values.cpp` is built for both, here with the installed kernels. It writes the results of products
 of every storage type with 1 to 40 tokens, of attention, experts and sampling, for each instruction set. Those that have
@@ -6,6 +8,9 @@ fused multiply-add (all but `portable`) must agree in every bit within and acros
 `portable`; `avx512bf16` rounds products of BF16 weights otherwise, and they are left out. The AVX-512 sets weigh the
 scores of a q8_0 cache with a shorter polynomial, and must agree with each other there. The emulator then plays
 processors that lack some of the sets, which must not be offered there.
+
+`amx_int8` is built with tile instructions in plain C++ (`kernels/csrc/amx_tiles.h`) and must agree in every bit with
+`avx512bf16`; the tests of the operations then run with this build. A processor without AVX-512 BF16 leaves that out.
 
 Needs a cross compiler and an emulator: `apt-get install g++-aarch64-linux-gnu qemu-user`. The kernels for aarch64 are
 compiled anew where their sources changed, with as many jobs as CMAKE_BUILD_PARALLEL_LEVEL says, else one for each core:
@@ -40,8 +45,10 @@ PROCESSORS = {
 """Processors of the emulator, and the instruction sets that each has, the best first."""
 UNFUSED, FUSED = "portable", "avx2"
 """The sets that the others are compared with."""
-PAIRED = "avx512bf16"
+PAIRED = ("avx512bf16", "amx_int8")
 SHORTER, SHORTER_PART = "avx512", "attend/q8/"
+TILES, VECTORS = "amx_int8", "avx512bf16"
+"""The set whose tile instructions are emulated, and the one that it is compared with."""
 """The plainest of the sets that compute 2^x with fewer terms, and the results that they need it for."""
 
 Values = dict[str, NDArray[np.float32]]
@@ -64,7 +71,12 @@ def main() -> int:
         results.mkdir()
         names = output([str(here), str(expected)])
         found = output([*EMULATOR, "max", str(there), str(results)])
-        problems = [*wrong_sets(there), *differences(expected, names, expected), *differences(expected, found, results)]
+        problems = [
+            *tile_problems(),
+            *wrong_sets(there),
+            *differences(expected, names, expected),
+            *differences(expected, found, results),
+        ]
     for problem in problems:
         print(f"cross: {problem}", file=sys.stderr)
     if not problems:
@@ -86,22 +98,50 @@ def program_here() -> Path:
 
 def program_there() -> Path:
     """Returns the program for the other processor, compiled if its sources have changed."""
-    folder = BUILD / "aarch64"
+    settings = ["CMAKE_SYSTEM_NAME=Linux", "CMAKE_SYSTEM_PROCESSOR=aarch64", f"CMAKE_CXX_COMPILER={COMPILER}"]
+    return build("aarch64", settings) / "kernels_values"
+
+
+def build(name: str, settings: Sequence[str]) -> Path:
+    """Returns the folder with the kernels and their program, compiled if their sources have changed."""
+    folder = BUILD / name
     tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     cmake = shutil.which("cmake", path=tools) or "cmake"
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=tools) else []
     environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count()), **os.environ, "PATH": tools}
     environment.pop("CXXFLAGS", None)  # they are this machine's
-    settings = [
-        "-DCMAKE_BUILD_TYPE=Release",
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"-DCMAKE_CXX_COMPILER={COMPILER}",
-    ]
-    configure = [cmake, "-S", str(ROOT), "-B", str(folder), *generator, *settings]
+    defines = [f"-D{setting}" for setting in ("CMAKE_BUILD_TYPE=Release", *settings)]
+    configure = [cmake, "-S", str(ROOT), "-B", str(folder), *generator, *defines]
     subprocess.run(configure, env=environment, check=True)
     subprocess.run([cmake, "--build", str(folder), "--target", "kernels_values"], env=environment, check=True)
-    return folder / "kernels_values"
+    return folder
+
+
+def tile_problems() -> list[str]:
+    """Returns a sentence for each result that emulated tiles give other bits, and for tests that fail with them."""
+    folder = build("tiles", [f"MRS_ISAS={TILES};{VECTORS}", "MRS_EMULATE_TILES=ON"])
+    with tempfile.TemporaryDirectory() as results:
+        if TILES not in output([str(folder / "kernels_values"), results]):
+            print(f"cross: this processor does not run {VECTORS}, and {TILES} was left out")
+            return []
+        problems = unequal(read(Path(results), VECTORS), read(Path(results), TILES))
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "tests/ops",
+        "-k",
+        f"{TILES} or tiles",
+    ]
+    kernels = {"MISTRALRS_KERNELS": str(folder / "libmistralrs_cpu.so")}
+    if subprocess.run(tests, cwd=ROOT, env={**os.environ, **kernels}).returncode:
+        problems.append("the tests of operations fail")
+    print(f"cross: {TILES} with emulated tiles {'differs from' if problems else 'gives the bits of'} {VECTORS}")
+    return [f"{TILES}: {problem}" for problem in problems]
 
 
 def output(command: Sequence[str]) -> list[str]:
@@ -124,7 +164,7 @@ def differences(expected: Path, names: Sequence[str], results: Path) -> list[str
     return [
         f"{name}: {problem}"
         for name in names
-        for problem in unequal(plainest(expected, name), read(results, name), is_paired=name == PAIRED)
+        for problem in unequal(plainest(expected, name), read(results, name), is_paired=name in PAIRED)
     ]
 
 
@@ -133,7 +173,7 @@ def plainest(expected: Path, name: str) -> Values:
     if name == UNFUSED:
         return read(expected, UNFUSED)
     values = read(expected, FUSED)
-    if name.startswith(SHORTER):
+    if name.startswith((SHORTER, TILES)):
         values |= {key: value for key, value in read(expected, SHORTER).items() if key.startswith(SHORTER_PART)}
     return values
 

@@ -6,6 +6,7 @@
 #include "activations.h"
 #include "deltas.h"
 #include "micro_kernel_packed.h"
+#include "micro_kernel_tiles.h"
 #include "mrs.h"
 #include "pack.h"
 #include "pool.h"

@@ -167,12 +167,10 @@ constexpr int kPanels = 1;
 #endif
 
 // As add_term of PANELS panels and the 4 tokens from `t` on of a tile of 8: sums[4 * p + i] of panel p and token t + i.
-// line(p, q) gives panel p's vector q of the group's weights, scale(p, h) its sub-block's scale. A column is read once for
-// all panels.
-template <class F, int PANELS, class LineOf, class ScaleOf>
-INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &a, int64_t group, int t, Vf *sums) {
+// add_dots(h, dots) adds the int8 products of the group's sub-block h to dots[4 * p + i], scale(p, h) gives its scale.
+template <class F, int PANELS, class AddDots, class ScaleOf>
+INLINE void add_dots_side(const AddDots &add_dots, const ScaleOf &scale, const Term &a, int64_t group, int t, Vf *sums) {
   constexpr int HALVES = 32 / F::SUB, COUNT = 4 * PANELS;
-  const int8_t *q = a.q + group * 256 + 4 * t;
   Vf part[COUNT];
 #pragma GCC unroll 2
   for (int h = 0; h < HALVES; ++h) {
@@ -185,18 +183,7 @@ INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &
 #pragma GCC unroll 3
       for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = first;
     }
-#pragma GCC unroll 8
-    for (int l = h * (8 / HALVES); l < (h + 1) * (8 / HALVES); ++l) {
-      Vi w[PANELS];
-#pragma GCC unroll 3
-      for (int p = 0; p < PANELS; ++p) w[p] = line(p, l);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const Vi x = set_i(load32(q + 32 * l + 4 * i));
-#pragma GCC unroll 3
-        for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = dot4<F::BITS>(dots[4 * p + i], w[p], x);
-      }
-    }
+    add_dots(h, dots);
 #pragma GCC unroll 3
     for (int p = 0; p < PANELS; ++p) {
       const Vf d = scale(p, h);
@@ -218,6 +205,28 @@ INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &
       for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = fma(part[4 * p + i], d, sums[4 * p + i]);
     }
   }
+}
+
+// The same; line(p, q) gives panel p's vector q of the group's weights. A column is read once for all panels.
+template <class F, int PANELS, class LineOf, class ScaleOf>
+INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &a, int64_t group, int t, Vf *sums) {
+  constexpr int LINES = F::SUB / 4;
+  const int8_t *q = a.q + group * 256 + 4 * t;
+  const auto add_dots = [&](int h, Vi *dots) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int l = h * LINES; l < (h + 1) * LINES; ++l) {
+      Vi w[PANELS];
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p) w[p] = line(p, l);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const Vi x = set_i(load32(q + 32 * l + 4 * i));
+#pragma GCC unroll 3
+        for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = dot4<F::BITS>(dots[4 * p + i], w[p], x);
+      }
+    }
+  };
+  add_dots_side<F, PANELS>(add_dots, scale, a, group, t, sums);
 }
 
 // The same, of unpacked panels: `kept[p]` has the group's weights.
@@ -389,11 +398,20 @@ INLINE unpack_fn unpack_of(int type) {
   return pick.fn;
 }
 
+#if MRS_ISA_amx_int8
+template <class F, int PANELS>
+void micro_kernel_tiles(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out);
+#endif
+
 struct PickSide {
   int panels, tokens;
   micro_kernel_side_fn fn;
   template <class F> void run() {
+#if MRS_ISA_amx_int8
+    fn = panels == kPanels && tokens == 8 ? micro_kernel_tiles<F, kPanels> : nullptr;
+#else
     if constexpr (kPanels > 1) fn = panels == kPanels && tokens == 8 ? micro_kernel_side<F, kPanels> : nullptr;
+#endif
   }
   template <int TYPE> void run_float() { fn = micro_kernel_side_of_floats<Singles<TYPE>, kPanels>(panels, tokens); }
 };

@@ -110,7 +110,7 @@ EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *ste
 void mrs_pack_panels(const mrs_weight *stored, int64_t begin, int64_t end, uint8_t *dst) {
   static const mrs_table *const table = [] {
     int isa = 0;
-    while (!mrs_table_at(isa)) ++isa;  // the last set runs on every processor
+    while (!mrs_table_at(isa)) ++isa;  // the portable set runs on every processor
     return mrs_table_at(isa);
   }();
   const int64_t bytes = view_of(stored->type, stored->cols).bytes;

@@ -122,7 +122,7 @@ struct Quantizer {
 template <int Type> Quantizer quantizer_on(int isa) {
   if (isa < 0 || isa >= num_isas || !runs((enum isa)isa)) return {};
 #if MRS_WIDE
-  if (isa == isa_avx512bf16 || isa == isa_avx512vnni || isa == isa_avx512)
+  if (isa == isa_amx_int8 || isa == isa_avx512bf16 || isa == isa_avx512vnni || isa == isa_avx512)
     return {avx512::search<Type>, write<Type>, avx512::kLanes};
   if (isa == isa_avxvnni || isa == isa_avx2) return {avx2::search<Type>, write<Type>, avx2::kLanes};
 #endif

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 ABI_VERSION = 17
-ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
-"""Instruction sets from the best to the plainest, in the order of ``csrc/isas.def``."""
+ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable", "amx_int8")
+"""Instruction sets in the order of ``csrc/isas.def``: from the best to the plainest, and then those of ``BY_NAME``."""
+BY_NAME = frozenset({"amx_int8"})
+"""Instruction sets that run only where they are named: nobody has measured them."""
 
 
 class Step(c.Structure):
@@ -425,8 +427,10 @@ def _declare(lib: c.CDLL) -> None:
         function.restype, function.argtypes = result, arguments
 
 
-def tables() -> dict[str, Table]:
-    """The instruction sets that this processor runs, the best first."""
+def tables(*, by_name: bool = False) -> dict[str, Table]:
+    """The instruction sets that this processor runs, the best first. ``by_name``: those of ``BY_NAME`` too, which the
+    library tries in a process of its own when it is first asked for them.
+    """
     lib = load()
-    pointers = {isa: lib.mrs_table_at(index) for index, isa in enumerate(ISAS)}
+    pointers = {isa: lib.mrs_table_at(index) for index, isa in enumerate(ISAS) if by_name or isa not in BY_NAME}
     return {isa: pointer.contents for isa, pointer in pointers.items() if pointer}

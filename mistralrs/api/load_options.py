@@ -62,7 +62,7 @@ class LoadOptions:
     threads: int | None = DEFAULTS.threads
     """None: as many as there are physical cores."""
     isa: str | None = None
-    """An instruction set of the kernels, or ``torch`` for none; None: the best."""
+    """An instruction set of the kernels, or ``torch`` for none; None: the best that was measured."""
     max_batch_tokens: int = 512
     dtype: Literal["auto", "bf16", "f16", "f32"] = DEFAULTS.dtype
     """The type of weights that are stored as floats; ``auto``: as they are stored."""

@@ -72,7 +72,7 @@ class NativeBackend(HostMemory):
     def __init__(self, *, threads: int | None = None, isa: str | None = None) -> None:
         super().__init__()
         try:
-            tables = cpu.tables()
+            tables = cpu.tables(by_name=isa in cpu.BY_NAME)
         except cpu.KernelError as error:
             raise BackendUnavailable(f"the compiled kernels cannot be used: {error}") from error
         if isa is not None and isa not in tables:
@@ -82,7 +82,7 @@ class NativeBackend(HostMemory):
         self.threads = threads or physical_cores()
         self.torch_threads = 1  # two sets of threads would take the cores from each other
         self.batch_invariant = True
-        self.half_kv: Literal["f16", "bf16"] = "bf16" if self.isa == "avx512bf16" else "f16"
+        self.half_kv: Literal["f16", "bf16"] = "bf16" if self.isa in ("avx512bf16", "amx_int8") else "f16"
         self._table = tables[self.isa]
         self._pool = Pool(self.threads)
         self._arena: Arena | None = None

@@ -118,14 +118,16 @@ mrs_step step_of(int tokens) {
   return step;
 }
 
-void projections(const mrs_table &table, mrs_pool *pool, Writer &out) {
-  const int rows = 37, cols = 768;
+// `many`: of more rows, so that a thread gets as many panels as some sets multiply side by side.
+void projections(const mrs_table &table, mrs_pool *pool, bool many, Writer &out) {
+  const int rows = many ? 150 : 37;
   for (const Kind &kind : kKinds) {
+    const int cols = !many ? 768 : layout_of(kind.type).block == 256 ? 512 : 288;
     Random random{uint64_t(kind.type) * 977 + 12345};
     Matrix first(kind, rows, cols, random, pool), second(kind, rows, cols, random, pool);
     const vector<float> x = random.normals(40 * cols, 1.0f), norm = random.normals(cols, 1.0f);
     Lines scratch(mrs_project_scratch(40, cols));
-    for (int tokens = 1; tokens <= 40; ++tokens)
+    for (int tokens = many ? 17 : 1; tokens <= 40; tokens += many ? 7 : 1)
       for (int epilogue = 0; epilogue < 4; ++epilogue) {
         vector<float> result(tokens * rows, 0.25f);
         mrs_project op = {};
@@ -137,9 +139,10 @@ void projections(const mrs_table &table, mrs_pool *pool, Writer &out) {
         if (epilogue) op.norm = {norm.data(), nullptr, 1e-5f, tokens % 2 ? MRS_NORM_RMS : MRS_NORM_LAYER};
         const mrs_step step = step_of(tokens);
         table.project((const mrs_op *)&op, &step, pool);
-        out.write("project/" + std::string(kind.name) + "/" + std::to_string(tokens) + "/" + std::to_string(epilogue), result);
+        out.write("project/" + std::string(kind.name) + (many ? "/many/" : "/") + std::to_string(tokens) + "/" + std::to_string(epilogue), result);
       }
     vector<float> row(cols);
+    if (many) continue;
     table.unpack_row(&first.weight, rows - 1, row.data());
     out.write("unpack_row/" + std::string(kind.name), row);
   }
@@ -229,17 +232,18 @@ void samples(const mrs_table &table, mrs_pool *pool, Writer &out) {
 
 // Prints the names of the instruction sets; with a folder, writes FOLDER/NAME.values for each.
 int main(int argc, char **argv) {
-  mrs_pool *pool = mrs_pool_acquire(2);
+  mrs_pool *pool = mrs_pool_acquire(2), *alone = mrs_pool_acquire(1);
   for (int index = 0; index < kTables; ++index) {
     const mrs_table *table = mrs_table_at(index);
     if (!table) continue;
     std::puts(table->name);
     if (argc < 2) continue;
     Writer out(std::string(argv[1]) + "/" + table->name + ".values");
-    projections(*table, pool, out);
+    projections(*table, pool, false, out);
+    projections(*table, alone, true, out);
     attention(*table, pool, out);
     experts(*table, pool, out);
     samples(*table, pool, out);
   }
-  mrs_pool_release(pool);
+  mrs_pool_release(pool), mrs_pool_release(alone);
 }

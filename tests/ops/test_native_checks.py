@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from mistralrs_kernels import cpu
 
 from mistralrs.errors import LoadError
 from mistralrs.ops.arena import Arena, buffer
-from mistralrs.ops.backend import KvShape, Norm, Rotary
+from mistralrs.ops.backend import BackendUnavailable, KvShape, Norm, Rotary
 from mistralrs.ops.linear import Linear
 from mistralrs.ops.native_backend import NativeBackend
 from mistralrs.ops.weight import Matrix
@@ -36,6 +37,37 @@ def work() -> Workspace:
             hidden=HIDDEN, q=4 * HEAD, kv=2 * HEAD, ffn=FFN, vocab=VOCAB, rotary=(HEAD // 2,),
         )
     )  # fmt: skip
+
+
+class Recorder:
+    """The library, which notes the instruction sets that it is asked for."""
+
+    def __init__(self) -> None:
+        self.library, self.asked = cpu.load(), list[str]()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.library, name)
+
+    def mrs_table_at(self, index: int) -> object:
+        self.asked.append(cpu.ISAS[index])
+        return self.library.mrs_table_at(index)
+
+
+@pytest.mark.parametrize("isa", sorted(cpu.BY_NAME))
+def test_an_instruction_set_that_nobody_measured_is_taken_only_by_name(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(cpu, "load", lambda: recorder)
+    assert NativeBackend(threads=1).isa != isa
+    assert recorder.asked
+    assert isa not in recorder.asked, "the library may start a process to try it"
+    if isa in ISAS:
+        assert NativeBackend(threads=1, isa=isa).isa == isa
+    else:
+        with pytest.raises(BackendUnavailable, match="this processor and build have"):
+            NativeBackend(threads=1, isa=isa)
+    assert isa in recorder.asked
 
 
 def placed(backend: NativeBackend, rows: int, columns: int, type_: str = "F32") -> Linear:

@@ -75,7 +75,7 @@ def rounding(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
 
 def is_paired(name: str, case: Projection, *, isa: str) -> bool:
     """Whether activations are rounded to bfloat16."""
-    return name == "BF16" and isa == "avx512bf16" and case.outlier_threshold > 0
+    return name == "BF16" and isa in ("avx512bf16", "amx_int8") and case.outlier_threshold > 0
 
 
 def assert_products_equal(
@@ -368,6 +368,22 @@ def test_bfloat16_weights_multiply_bfloat16(columns: int) -> None:
         for case in (before, exact):
             [result], [wanted] = case.run(native("avx512bf16")), case.run(reference())
             assert ((result - wanted).abs() <= rounding(matrix, case.x)).all()
+
+
+@pytest.mark.skipif(
+    "amx_int8" not in ISAS, reason="this machine or build does not run amx_int8; `make cross` emulates it"
+)
+@pytest.mark.parametrize("name", TYPES)
+def test_tiles_have_the_bits_of_vectors(name: str) -> None:
+    """Of as many rows as a thread multiplies side by side, and of blocks that are whole and not."""
+    for columns in (*widths(name), 3 * widths(name)[-1]):
+        matrix = random_matrix(name, rows=150, columns=columns, seed=3)
+        for tokens in (17, 24, 43):
+            for outlier_threshold in THRESHOLDS:
+                x = random_values(tokens, columns, seed=tokens)
+                case = Projection(matrices=(matrix,), x=x, outlier_threshold=outlier_threshold)
+                [result], [wanted] = (case.run(native(isa, threads=1)) for isa in ("amx_int8", "avx512bf16"))
+                assert torch.equal(result, wanted)
 
 
 @for_every_isa

@@ -102,13 +102,15 @@ def test_the_surface_is_c11() -> None:
 
 
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
+BF16 = f"{AVX512} -mavx512vnni -mavx512bf16 -DMRS_ISA_avx512vnni=1"
 ISA_FLAGS = {
     "portable": "",
     "avx2": "-mavx2 -mfma -mf16c",
     "avxvnni": "-mavxvnni -mavx2 -mfma -mf16c",
     "avx512": AVX512,
     "avx512vnni": f"{AVX512} -mavx512vnni",
-    "avx512bf16": f"{AVX512} -mavx512vnni -mavx512bf16 -DMRS_ISA_avx512vnni=1",
+    "avx512bf16": BF16,
+    "amx_int8": f"{BF16} -mamx-tile -mamx-int8 -DMRS_ISA_avx512bf16=1",
     "neon_dotprod": "-march=armv8.2-a+dotprod",
     "neon_i8mm": "-march=armv8.2-a+dotprod+i8mm",
 }
