@@ -358,7 +358,7 @@ def test_a_paste_of_a_megabyte(tmp_path: Path) -> None:
         cwd=str(ROOT),
         timeout=PATIENCE,
         maxread=1 << 16,
-        searchwindowsize=1 << 12,
+        searchwindowsize=1 << 17,  # more than is read at once: a smaller one would pass over what stands before it
     )
     try:
         child.delaybeforesend = None
