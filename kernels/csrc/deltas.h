@@ -10,9 +10,6 @@
 
 namespace MRS_ISA {
 
-// Bytes ahead for which expand_columns() asks: a few lines of many matrices in turn, which no hardware prefetcher sees coming.
-constexpr int64_t kExpandAhead = 16 << 10;
-
 INLINE Vf load_live(const float *p, int live) {
   if (live == 16) return load_f(p);
   alignas(64) float padded[16] = {0};
@@ -280,10 +277,11 @@ struct Deltas {
     Pieces ahead, behind;
     for (int i = 0; i < weights; ++i) groups[i].add_to(ahead, panels);
     for (int i = 0; i < weights; ++i) groups[i].add_to(behind, next), groups[i].add_to(ahead, next);
+    // a few lines of many matrices in turn, which no hardware prefetcher sees coming: asked for on every processor
     if (ahead.begin() == announced)
-      ahead.skip(kExpandAhead / 64);
+      ahead.skip(kBytesAhead / 64);
     else
-      ahead.ask(kExpandAhead / 64);
+      ahead.ask(kBytesAhead / 64);
     announced = behind.begin();
     for (int i = 0; i < weights; ++i) {
       for (const SameMatrix *group = groups[i].groups; group < groups[i].groups + groups[i].count; ++group)
