@@ -25,6 +25,6 @@ int amd_family() {
 
 }  // namespace
 
-// Zen 5 (26) reads packed weights up to four times as fast when asked ahead (docs/log.md). Others were not
-// measured with it.
+// Zen 5 (26) reads packed weights up to four times as fast when asked ahead; Zen 4 reads some types faster and Q6_K slower, if
+// its cores share no third-level cache, and all as fast otherwise (docs/log.md). Others were not measured with it.
 const bool mrs_asks_ahead = amd_family() == 26;

@@ -205,7 +205,7 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const Operand operand = operands.at(segment.operand);
   const Range tiles = segment.tiles;
   if (tiles.begin == tiles.end) return;
-  operands.prepare();
+  operands.prepare(segment);
   const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
   const auto is_direct = [&](const mrs_weight *w) { return !w || (!w->row_bytes && micro_kernel_packed_of(w->type, 1)); };
@@ -249,12 +249,20 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   }
 }
 
+// Panels that a thread takes at a time where each is read once: equal turns of at most 1 MB. Every turn begins a stream from
+// memory anew, and a thread that has no more of them waits for the others.
+INLINE int64_t equal_span(int64_t panels, int64_t panel_bytes, int64_t threads) {
+  const int64_t fit = (1 << 20) / panel_bytes > kPanels ? (1 << 20) / panel_bytes : kPanels;
+  const int64_t share = (panels + threads - 1) / threads, turns = (share + fit - 1) / fit;
+  return (share + turns - 1) / turns;
+}
+
 // Multiplies every panel of every operand with the operand's tiles; a thread takes `span` panels at a time, and of each operand's
 // tiles one of `blocks` equal parts. The blocks are parts of the job: a block's products are mostly computed by one thread.
 //
 // Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
-// belongs to its first operand, with all of its tiles; at(operand) and tile(i); and prepare(), which each thread calls before it
-// reads a tile. Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where values[t] are 16 rows of
+// belongs to its first operand, with all of its tiles; at(operand) and tile(i); and prepare(segment), which each thread calls before
+// it reads a tile. Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where values[t] are 16 rows of
 // the tile's token t, and second[t] those of the operand's second weight, if it has one; epilogue.of(segment) is the one for a
 // segment's panels. For tiles of 8, epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that
 // the epilogue will write; for a first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead)

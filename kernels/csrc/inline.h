@@ -15,3 +15,12 @@ INLINE void prefetch_written(const void *p) {
   __builtin_prefetch(p, 1);
 #endif
 }
+
+// Lets a thread that looks at memory again and again leave its core's units to others.
+INLINE void relax() {
+#if defined(__x86_64__)
+  asm volatile("pause");
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}

@@ -119,15 +119,23 @@ struct Experts {
     tile_bytes = bytes_of_tile(first->weight->cols, needs);
   }
 
-  int64_t panels() const { return op.experts * expert_panels; }
+  // Of all experts that have tokens.
+  int64_t panels() const {
+    int64_t count = 0;
+    for (int e = 0; e < op.experts; ++e) count += has_tokens(e);
+    return count * expert_panels;
+  }
+  bool has_tokens(int e) const { return routes.first_tile[e] < routes.first_tile[e + 1]; }
   Segment segment(int64_t from, int64_t to) const {
-    const int64_t e = from / expert_panels, before = e * expert_panels;
-    return {int(e), from - before, (to < before + expert_panels ? to : before + expert_panels) - before,
+    int64_t before = 0;
+    int e = 0;
+    for (; !has_tokens(e) || from - before >= expert_panels; ++e) before += has_tokens(e) * expert_panels;
+    return {e, from - before, (to < before + expert_panels ? to : before + expert_panels) - before,
             {routes.first_tile[e], routes.first_tile[e + 1]}};
   }
   Operand at(int e) const { return {first[e].weight, second ? second[e].weight : nullptr}; }
   int64_t num_tiles() const { return routes.first_tile[op.experts]; }
-  void prepare() const {}  // all tiles were rounded before
+  void prepare(const Segment &) const {}  // all tiles were rounded before
   Tile tile(int64_t i) const {
     const int64_t first_pair = routes.tiles[i], e = routes.expert[routes.order[first_pair]];
     return tile_of(first_pair, routes.begin[e + 1] - first_pair, op.scratch + i * tile_bytes);
@@ -189,8 +197,11 @@ INLINE void expert_products(const Experts &experts, const Deltas &deltas, float 
     deltas.shrink_tile(experts.first[expert], 0, tile, plain, pair);
     if (experts.second) deltas.shrink_tile(experts.second[expert], 1, tile, plain, pair);
   });
-  const int64_t span = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
-  gemm(experts, span, 1, pool, PairEpilogue{experts, deltas, op.activation, out});
+  const int64_t bytes = view_of(experts.first->weight->type, cols).bytes * (experts.second ? 2 : 1);
+  const int64_t part = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
+  const int64_t even = equal_span(experts.panels(), bytes, mrs_pool_size(pool));
+  const bool is_read_once = routes.begin[op.experts] <= 4 * op.used;
+  gemm(experts, is_read_once ? even : part, 1, pool, PairEpilogue{experts, deltas, op.activation, out});
 }
 
 void moe(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {

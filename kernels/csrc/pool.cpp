@@ -22,14 +22,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-static inline void relax() { _mm_pause(); }
-#elif defined(__aarch64__)
-static inline void relax() { asm volatile("yield"); }
-#else
-static inline void relax() {}
-#endif
+#include "inline.h"
 
 struct mrs_pool {
   int threads;

@@ -34,8 +34,18 @@ INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile
   });
 }
 
+// Weights that a thread reads at most while another one rounds.
+constexpr int64_t kReadBytes = 256 << 10;
+
 // The members of a projection, all of which multiply the same rows.
 struct Members {
+  // The tiles that a thread rounded for itself.
+  struct Own {
+    ThreadMemory memory;
+    uint8_t *tiles = nullptr;
+    uint64_t turn = 0;
+  };
+
   Operand operands[4];
   int64_t ends[4];  // panels up to the end of each operand
   int count;
@@ -44,7 +54,9 @@ struct Members {
   float outlier_threshold;
   Needs needs = {};
   uint64_t turn = 0;  // not 0: each thread rounds all rows into memory of its own, once for each turn
-  const mrs_project *op = nullptr;
+  Own *caller = nullptr;  // not null: it rounds the row in the job, and the others read weights meanwhile
+  alignas(64) mutable int32_t is_rounded = 0;
+  alignas(64) const mrs_project *op = nullptr;
   const mrs_step *step = nullptr;
 
   Members(const mrs_project &op, int64_t rows_, bool adapted)
@@ -71,12 +83,6 @@ struct Members {
   int64_t num_tiles() const { return (rows + 7) / 8; }
   Tile tile(int64_t i) const { return tile_of(8 * i, rows - 8 * i, (turn ? own().tiles : scratch) + i * tile_bytes); }
 
-  // The tiles that a thread rounded for itself.
-  struct Own {
-    ThreadMemory memory;
-    uint8_t *tiles = nullptr;
-    uint64_t turn = 0;
-  };
   static Own &own() {
     static thread_local Own own;
     return own;
@@ -89,12 +95,44 @@ struct Members {
     op = &of, step = &in, turn = __atomic_add_fetch(&turns, 1, __ATOMIC_RELAXED);
   }
 
-  // Called before a thread multiplies: rounds its tiles, if it has tiles of its own.
-  void prepare() const {
+  // Lets the caller round its row when the others have joined the job: they read their first weights meanwhile, for memory
+  // would have nothing to do.
+  void round_in_job(const mrs_project &of, const mrs_step &in) { op = &of, step = &in, caller = &own(); }
+
+  void round(int64_t i) const { prepare_rows(*op, *step, tile(i), op->members[0].weight->cols, needs); }
+
+  // Called before a thread multiplies the panels of a segment: rounds its tiles, if it has tiles of its own.
+  void prepare(const Segment &segment) const {
+    if (caller && !__atomic_load_n(&is_rounded, __ATOMIC_ACQUIRE)) {
+      if (caller != &own()) return read_until(is_rounded, segment);
+      for (int64_t i = 0; i < num_tiles(); ++i) round(i);
+      __atomic_store_n(&is_rounded, 1, __ATOMIC_RELEASE);
+    }
     if (!turn || own().turn == turn) return;
     Own &mine = own();
     mine.turn = turn, mine.tiles = (uint8_t *)mine.memory.get(num_tiles() * tile_bytes);
-    for (int64_t i = 0; i < num_tiles(); ++i) prepare_rows(*op, *step, tile(i), op->members[0].weight->cols, needs);
+    for (int64_t i = 0; i < num_tiles(); ++i) round(i);
+  }
+
+  // Reads weights of a segment in the order in which they are multiplied, until `flag` is set: as many as the second-level
+  // cache has room for.
+  void read_until(const int32_t &flag, const Segment &segment) const {
+    const Operand &operand = at(segment.operand);
+    const mrs_weight *const weights[] = {operand.weight, operand.second};
+    const auto is_set = [&] { return __atomic_load_n(&flag, __ATOMIC_ACQUIRE); };
+    int64_t room = kReadBytes;
+    for (int64_t panel = segment.begin; panel < segment.end && room > 0; ++panel)
+      for (const mrs_weight *w : weights) {
+        if (!w || w->row_bytes) continue;
+        const int64_t bytes = view_of(w->type, w->cols).bytes;
+        const uint8_t *data = w->data + panel * bytes;
+        for (int64_t i = 0; i < bytes; i += 64) {
+          if (i % 512 == 0 && is_set()) return;
+          *(const volatile uint8_t *)(data + i);
+        }
+        room -= bytes;
+      }
+    while (!is_set()) relax();
   }
 
   // Blocks of tiles. A thread that rounds rows and multiplies them with all weights keeps them in its caches; in turn it
@@ -112,14 +150,12 @@ struct Members {
       const int64_t bytes = view_of(o.weight->type, o.weight->cols).bytes * (o.second ? 2 : 1);
       widest = bytes > widest ? bytes : widest;
     }
-    // Few rows only read the panels: every new chunk begins a stream from memory anew. Many rows pass over them often. A
-    // block's tiles, of which a thread has its own, are read again for each chunk.
-    const bool is_read_once = rows <= 4;
-    const int64_t room = is_read_once ? 1 << 21 : 1 << 18, threads = mrs_pool_size(pool), blocks = this->blocks(pool);
-    const int64_t chunks = is_read_once ? threads : blocks > 1 ? 5 * threads / blocks : 4 * threads;
+    const int64_t threads = mrs_pool_size(pool), blocks = this->blocks(pool);
+    if (rows <= 4) return equal_span(panels(), widest, threads);
+    // Many rows pass over the panels often. A block's tiles, of which a thread has its own, are read again for each chunk.
+    const int64_t room = 1 << 18, chunks = blocks > 1 ? 5 * threads / blocks : 4 * threads;
     const int64_t fit = room / widest > kPanels ? room / widest : kPanels, share = (panels() + chunks - 1) / chunks;
     const int64_t span = share < fit ? share : fit;
-    if (is_read_once) return span;
     const int64_t least = needs.floats || needs.pairs ? kPanels : span;
     return span < kPanels ? least : span / kPanels * kPanels;
   }
@@ -247,16 +283,19 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const Deltas deltas(*step, op.members, op.num_members, 1);
   Members members(op, rows, deltas.act);
   auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), cols, members.needs); };
+  const int64_t span = members.span(pool), threads = mrs_pool_size(pool);
   // rounding few rows takes less time than waking a thread
   if (rows * cols >= kFewValues) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
-  } else if (!deltas.act && rows > 1 && mrs_pool_size(pool) > 1) {
+  } else if (!deltas.act && rows > 1 && threads > 1) {
     members.round_in_each_thread(op, *step);
+  } else if (!deltas.act && threads > 1 && members.panels() > span * (threads - 1)) {  // the caller will have a turn
+    members.round_in_job(op, *step);
   } else {
     for (int64_t i = 0; i < members.num_tiles(); ++i) prepare(i);
   }
   if (deltas.act) shrink_rows(op, deltas, members, pool);
-  gemm(members, members.span(pool), members.blocks(pool), pool, ProjectEpilogue{op, deltas, rows});
+  gemm(members, span, members.blocks(pool), pool, ProjectEpilogue{op, deltas, rows});
 }
 
 }  // namespace MRS_ISA

@@ -12,8 +12,6 @@ from mistralrs.ops.arena import Arena
 from mistralrs.ops.native_program import Pool, describe_sampling
 from mistralrs.ops.row_sampler import SamplingRows
 
-_SIZE = ctypes.sizeof(cpu.Sampling)
-
 
 class NativeRowSampler:
     """A ``RowSampler`` on a share of the pool of threads."""
@@ -35,9 +33,8 @@ class NativeRowSampler:
     def rows(self, templates: Sequence[cpu.Sampling]) -> Sequence[cpu.Sampling]:
         if len(self._rows) < len(templates):
             self._rows = (cpu.Sampling * len(templates))()
-        start = ctypes.addressof(self._rows)
         for index, template in enumerate(templates):
-            ctypes.memmove(start + index * _SIZE, ctypes.addressof(template), _SIZE)
+            self._rows[index] = template  # copies it
         rows: Sequence[cpu.Sampling] = self._rows
         return rows
 
