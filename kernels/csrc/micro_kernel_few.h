@@ -15,11 +15,15 @@ template <class F, int TOKENS> INLINE void ask_ahead(const uint8_t *at, int step
   for (int i = step * lines / steps; i < (step + 1) * lines / steps; ++i) __builtin_prefetch(at + 64 * i, 0, TOKENS <= 2 ? 0 : 3);
 }
 
-// Asks for 4 KB of the next panel. The processor's own prefetcher begins anew there, and lies idle while the outliers of
-// this panel are added. 2 or 8 KB make it slower than none, and so do 4 KB
-// of smaller panels than 16 (docs/log.md).
-INLINE void ask_for_page(const uint8_t *at) {
-  for (int i = 0; i < 4096; i += 64) __builtin_prefetch(at + i, 0, 2);
+// Asks for the first lines of the page behind the one that begins in [at, at + bytes), if one begins there. The processor's own
+// prefetcher stays within a page; these lines let it begin the next one while this one is multiplied. 32 lines and more
+// make it slower than none (docs/log.md).
+INLINE void ask_for_page(const uint8_t *at, int bytes) {
+  constexpr uintptr_t size = 4096;
+  const uintptr_t from = (uintptr_t)at, to = from + bytes;
+  if (from / size == to / size) return;
+  const char *next = (const char *)(to / size * size + size);
+  for (int i = 0; i < 8; ++i) __builtin_prefetch(next + 64 * i, 0, 2);
 }
 
 template <class F, int TOKENS, int J>
@@ -110,6 +114,7 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *scales = panel.packed + at.scales, *quants = panel.packed + at.quants;
+    if (!ahead) ask_for_page(panel.packed + b * bytes, bytes);
     Scales s;
     F::unpack_scales(scales, quants, s);
     for (int n = 0; n < F::OUTER; ++n, group += F::INNER) {
@@ -138,7 +143,6 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
     end_block<F>(s.minima, &s.m, a.first, b, sums);
     if (two_terms) end_block<F>(s.minima, &s.m, a.residual, b, residual);
   }
-  if (!ahead && view.bytes >= 16 << 10) ask_for_page(panel.packed + view.bytes);
   for (int t = 0; t < TOKENS; ++t) {
     const Vf sum = sum_of<F>(sums, *a.head, 0, t);
     store_f(out + 16 * t, two_terms ? add(sum, sum_of<F>(residual, *a.head, 1, t)) : sum);
