@@ -103,6 +103,35 @@ template <class F, int J = 0> INLINE Vi line_of(const uint8_t *quants, int group
   }
 }
 
+template <class F> constexpr int kQuads = F::OUTER * F::INNER * 8;  // of a block
+
+// The weights of a quad of columns, and the scale of its sub-block.
+template <class F> INLINE Vi line_of_quad(const Panel &panel, const panel_view &view, uint32_t quad) {
+  const int in_block = quad % kQuads<F>;
+  return line_of<F>(panel.packed + view.block(quad / kQuads<F>).quants, in_block / 8, in_block % 8);
+}
+template <class F> INLINE Vf scale_of_quad(const Panel &panel, const panel_view &view, uint32_t quad) {
+  const panel_block at = view.block(quad / kQuads<F>);
+  return F::scale(panel.packed + at.scales, panel.packed + at.quants, quad % kQuads<F> / (F::SUB / 4));
+}
+
+// The coarse terms of a single token, whose quads ascend: each is added when its block has been read and lies in the
+// first-level cache. The sum is that of add_outliers.
+struct Outliers {
+  const Outlier *next, *end;
+  Vf sum = zero_f();
+
+  explicit Outliers(const Acts &a) : next(a.outliers + a.head->order[0] * a.room), end(next + a.head->counts[0]) {}
+
+  template <class F> ALWAYS_INLINE void add_block(const Panel &panel, const panel_view &view, int64_t block) {
+    for (; next != end && next->quad < (block + 1) * kQuads<F>; ++next) {
+      const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(next->sum)) : zero_i();
+      const Vi dot = dot4_at<F::BITS>(start, line_of_quad<F>(panel, view, next->quad), &next->q);
+      sum = fma(mul(to_float(dot), scale_of_quad<F>(panel, view, next->quad)), set_f(next->d), sum);
+    }
+  }
+};
+
 // out: (TOKENS, 16) products of one panel with a tile of few tokens.
 template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   const panel_view view = view_of(F::type, cols);
@@ -111,6 +140,8 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
   int64_t group = 0;
   int32_t two_terms = a.head->two_terms;
+  Outliers outliers(a);
+  if (two_terms) outliers.end = outliers.next;
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *scales = panel.packed + at.scales, *quants = panel.packed + at.quants;
@@ -142,22 +173,17 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
     }
     end_block<F>(s.minima, &s.m, a.first, b, sums);
     if (two_terms) end_block<F>(s.minima, &s.m, a.residual, b, residual);
+    if constexpr (TOKENS == 1) outliers.add_block<F>(panel, view, b);
   }
   for (int t = 0; t < TOKENS; ++t) {
     const Vf sum = sum_of<F>(sums, *a.head, 0, t);
     store_f(out + 16 * t, two_terms ? add(sum, sum_of<F>(residual, *a.head, 1, t)) : sum);
   }
-  if (!two_terms) {
-    constexpr int groups = F::OUTER * F::INNER;
-    const auto line = [&](int, uint32_t quad) {
-      const int group = quad / 8 % groups;
-      return line_of<F>(panel.packed + view.block(quad / 8 / groups).quants, group, quad % 8);
-    };
-    const auto scale = [&](int, uint32_t quad) {
-      const panel_block at = view.block(quad / 8 / groups);
-      return F::scale(panel.packed + at.scales, panel.packed + at.quants, quad % (8 * groups) / (F::SUB / 4));
-    };
-    add_outliers<F, TOKENS>(a, line, scale, out);
+  if constexpr (TOKENS == 1) {
+    if (!two_terms) store_f(out, add(load_f(out), outliers.sum));
+  } else if (!two_terms) {
+    add_outliers<F, TOKENS>(a, [&](int, uint32_t quad) { return line_of_quad<F>(panel, view, quad); },
+                            [&](int, uint32_t quad) { return scale_of_quad<F>(panel, view, quad); }, out);
   }
 }
 
