@@ -10,6 +10,8 @@
 #include "rounding.h"
 #include "thread_memory.h"
 
+#include <sched.h>
+
 namespace MRS_ISA {
 
 // Fills a tile with a step's rows, normed on the way where the op asks for it.
@@ -34,8 +36,10 @@ INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile
   });
 }
 
-// Weights that a thread reads at most while another one rounds.
+// Weights that a thread begins to read at most while another one rounds.
 constexpr int64_t kReadBytes = 256 << 10;
+// Looks at a flag, some 10 us, after which a thread that waits for another gives way to it.
+constexpr int kPatience = 256;
 
 // The members of a projection, all of which multiply the same rows.
 struct Members {
@@ -132,7 +136,7 @@ struct Members {
         }
         room -= bytes;
       }
-    while (!is_set()) relax();
+    for (int turns = 0; !is_set(); ++turns) turns < kPatience ? relax() : (void)sched_yield();  // the caller may need this core
   }
 
   // Blocks of tiles. A thread that rounds rows and multiplies them with all weights keeps them in its caches; in turn it
