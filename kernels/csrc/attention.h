@@ -111,6 +111,9 @@ INLINE void merge_chunk(const QueryRows &rows, int32_t start, int32_t end, Softm
     if (rows.limit[r] > start && rows.low[r] < end) total.merge(r, chunk);
 }
 
+// Chunks of keys that the second-level cache has room for.
+constexpr int64_t kNearChunks = 2;
+
 // The tiles of a step. Those of long sequences are cut into pieces of some chunks, so that threads share them; the results
 // of these chunks wait in the op's scratch until all are there.
 template <class Kv> struct Tiles {
@@ -120,10 +123,30 @@ template <class Kv> struct Tiles {
   int group, heads, parts;
   int64_t span, slot_items;
 
-  Tiles(const mrs_attend &op, const mrs_step &step) : op(op), step(step), kv(op) {
+  Tiles(const mrs_attend &op, const mrs_step &step, int threads) : op(op), step(step), kv(op) {
     group = op.heads / op.kv_heads, heads = group < kRows ? group : kRows, parts = (group + heads - 1) / heads;
     span = kRows / heads;
     slot_items = Softmax::items(kRows, kv.wide);
+    share_evenly(threads);
+  }
+
+  // Lets fewer tokens share a tile if each thread then has as many tiles: where tiles are few and their keys near.
+  void share_evenly(int threads) {
+    const auto uneven = [&] {
+      int64_t tiles = 0;
+      for (int s = 0; s < step.num_seqs; ++s) tiles += of_sequence(s);
+      return tiles < 4 * threads && tiles % threads;
+    };
+    if (step.num_tokens > kRows || !uneven()) return;
+    int64_t most = 0;
+    for (int s = 0; s < step.num_seqs; ++s) {
+      const int64_t tokens = step.query_start_loc[s + 1] - step.query_start_loc[s];
+      if (chunks(s) > kNearChunks) return;
+      most = tokens > most ? tokens : most;
+    }
+    const int64_t whole = span;
+    for (int64_t pieces = 2; pieces <= most && uneven(); ++pieces) span = (most + pieces - 1) / pieces;
+    if (uneven()) span = whole;
   }
 
   int64_t of_sequence(int s) const {
@@ -276,7 +299,7 @@ template <class Kv> void attend_tiles(const Tiles<Kv> &tiles, mrs_pool *pool) {
 }
 
 template <class Kv> void attend_step(const mrs_attend &op, const mrs_step *step, mrs_pool *pool) {
-  const Tiles<Kv> tiles(op, *step);
+  const Tiles<Kv> tiles(op, *step, mrs_pool_size(pool));
   if (step->num_tokens < 8) {
     for (int64_t t = 0; t < step->num_tokens; ++t) write_token(op, *step, tiles.kv, t);
   } else {

@@ -78,6 +78,9 @@ struct Products {
     return !unpack && !plain && !direct && is_first ? nullptr : (tile.tokens == 8 ? side : last_side)[panels];
   }
 
+  // A panel where it stands in memory, or null if that is the file's layout.
+  const uint8_t *stored(int64_t panel) const { return weight.row_bytes ? nullptr : weight.data + panel * panel_bytes; }
+
   // A panel as micro-kernels read it. One in its file's layout is packed by its first tile: plain numbers to where they
   // are kept, others, whose unpacked weights are kept, to `copy`.
   ALWAYS_INLINE const uint8_t *packed(int64_t panel, bool is_first, uint8_t *unpacked, uint8_t *copy) const {
@@ -174,14 +177,14 @@ template <class Operands, class Epilogue> struct SegmentProducts {
 
   // Multiplies one panel with a tile.
   ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, bool is_first, bool is_last, uint8_t *at, Ahead *ahead) const {
-    const auto product = [&](const Products &p, uint8_t *unpacked, Ahead *asked, Vf *values) {
+    const auto product = [&](const Products &p, uint8_t *unpacked, Ahead *asked, const uint8_t *next, Vf *values) {
       const uint8_t *packed = p.packed(panel, is_first && !p.prepares(), unpacked, copy);
-      p.multiply(panel, tile, is_first ? p.first : is_last ? p.last : p.middle, {packed, unpacked, asked}, values);
+      p.multiply(panel, tile, is_first ? p.first : is_last ? p.last : p.middle, {packed, unpacked, asked, next}, values);
     };
     if (tile.tokens == 8) epilogue.ask_for_output(segment.operand, panel, tile);
     Vf values[8], others[8];
-    product(first, at, ahead, values);
-    if (gated()) product(second, at + first.kept, nullptr, others);
+    product(first, at, ahead, gated() ? second.stored(panel) : nullptr, values);
+    if (gated()) product(second, at + first.kept, nullptr, panel + 1 < segment.end ? first.stored(panel + 1) : nullptr, others);
     epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, others);
   }
 
@@ -190,7 +193,7 @@ template <class Operands, class Epilogue> struct SegmentProducts {
     const auto prepare_one = [&](const Products &p, uint8_t *unpacked) {
       if (!p.prepares()) return;
       const uint8_t *packed = p.packed(panel, true, unpacked, copy);
-      if (p.unpack) p.unpack({packed, unpacked, nullptr}, p.weight.cols);
+      if (p.unpack) p.unpack({packed, unpacked, nullptr, nullptr}, p.weight.cols);
     };
     prepare_one(first, at);
     if (gated()) prepare_one(second, at + first.kept);

@@ -15,15 +15,21 @@ template <class F, int TOKENS> INLINE void ask_ahead(const uint8_t *at, int step
   for (int i = step * lines / steps; i < (step + 1) * lines / steps; ++i) __builtin_prefetch(at + 64 * i, 0, TOKENS <= 2 ? 0 : 3);
 }
 
-// Asks for the first lines of the page behind the one that begins in [at, at + bytes), if one begins there. The processor's own
-// prefetcher stays within a page; these lines let it begin the next one while this one is multiplied. 32 lines and more
-// make it slower than none (docs/log.md).
+// Lines with which the processor's own prefetcher begins a stream. 32 and more make it slower than none (docs/log.md).
+constexpr int kFirstLines = 8;
+// Bytes before a panel's end at which one that stands elsewhere is asked for.
+constexpr int kBytesBeforeNext = 2048;
+
+INLINE void ask_for_stream(const uint8_t *at) {
+  for (int i = 0; i < kFirstLines; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+}
+
+// Asks for the page behind the one that begins in [at, at + bytes), if one begins there. The processor's own prefetcher stays
+// within a page; the first lines let it begin the next one while this one is multiplied.
 INLINE void ask_for_page(const uint8_t *at, int bytes) {
   constexpr uintptr_t size = 4096;
   const uintptr_t from = (uintptr_t)at, to = from + bytes;
-  if (from / size == to / size) return;
-  const char *next = (const char *)(to / size * size + size);
-  for (int i = 0; i < 8; ++i) __builtin_prefetch(next + 64 * i, 0, 2);
+  if (from / size != to / size) ask_for_stream((const uint8_t *)(to / size * size + size));
 }
 
 template <class F, int TOKENS, int J>
@@ -138,6 +144,8 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   Sums<TOKENS> sums, residual;  // two independent chains of additions
   const uint8_t *ahead = mrs_asks_ahead ? panel.packed + (TOKENS <= 2 ? 6 << 10 : kBytesAhead) : nullptr;
   constexpr int bytes = layout_of(F::type).scales + layout_of(F::type).quants;  // of a block
+  const int64_t last_blocks = kBytesBeforeNext / bytes + 1, from_end = view.blocks - last_blocks;
+  const int64_t near_end = !panel.next ? -1 : from_end > 0 ? from_end : 0;
   int64_t group = 0;
   int32_t two_terms = a.head->two_terms;
   Outliers outliers(a);
@@ -145,7 +153,10 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *scales = panel.packed + at.scales, *quants = panel.packed + at.quants;
-    if (!ahead) ask_for_page(panel.packed + b * bytes, bytes);
+    if (!ahead) {
+      ask_for_page(panel.packed + b * bytes, bytes);
+      if (b == near_end) ask_for_stream(panel.next);
+    }
     Scales s;
     F::unpack_scales(scales, quants, s);
     for (int n = 0; n < F::OUTER; ++n, group += F::INNER) {

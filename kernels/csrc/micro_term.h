@@ -42,11 +42,13 @@ struct Bytes {
 };
 
 // A panel of a weight, and the memory for its unpacked weights: kept_bytes(), or null for a tile of fewer than 8 tokens.
-// The first tile of 8 asks for `ahead`, if that is not null, a few lines at a time.
+// The first tile of 8 asks for `ahead`, if that is not null, a few lines at a time. `next` is the panel that the thread reads
+// after this one, or null where it stands behind this one or is not known.
 struct Panel {
   const uint8_t *packed;
   uint8_t *kept;
   Ahead *ahead;
+  const uint8_t *next;
 };
 
 // The sums of a panel's products with one term of TOKENS columns.

@@ -73,7 +73,7 @@ INLINE void route_token(const mrs_moe &op, int64_t t, const Deltas &deltas, cons
   for (int64_t panel = 0; panel < (op.experts + 15) / 16; ++panel) {
     const int live = int(op.experts - panel * 16 < 16 ? op.experts - panel * 16 : 16);
     float *out = logits + 16 * panel;
-    micro_kernel({router.data + panel * view_of(router.type, cols).bytes, nullptr, nullptr}, cols, a, out);
+    micro_kernel({router.data + panel * view_of(router.type, cols).bytes, nullptr, nullptr, nullptr}, cols, a, out);
     for (int e = 0; router.bias && e < live; ++e) out[e] += router.bias[panel * 16 + e];
     if (!deltas.act) continue;
     Vf value = load_f(out);

@@ -234,30 +234,78 @@ INLINE void fill_eight(const RoundedRows &rows, const Term &a, Needs needs) {
   }
 }
 
-// The same for TOKENS = 1, 2 or 4.
-template <int TOKENS> INLINE void fill_few(const RoundedRows &rows, const Term &a) {
-  const int64_t groups = rows.cols / 32;
-  if constexpr (TOKENS == 1) {
-    std::memcpy(a.q, rows.q, rows.cols);
-    std::memcpy(a.d, rows.d, groups * sizeof(float));
-  }
-  for (int64_t group = 0; group < groups; ++group)
-    for (int t = 0; t < TOKENS; ++t) {
-      const int8_t *q = rows.q + t * rows.cols + 32 * group;
-      const float d = rows.d[t * rows.room + group];
-      if constexpr (TOKENS > 1) {
-        for (int l = 0; l < 8; ++l) std::memcpy(a.q + ((group * 8 + l) * TOKENS + t) * 4, q + 4 * l, 4);
-        a.d[group * TOKENS + t] = d;
-      }
-      int32_t sum[2];
-      for (int h = 0; h < 2; ++h) {
-        sum[h] = byte_sum(q + 16 * h);
-        a.sum16[(group * 2 + h) * TOKENS + t] = -sum[h];
-        a.fsum16[(group * 2 + h) * TOKENS + t] = d * float(sum[h]) + 0.0f;
-      }
-      a.sum32[group * TOKENS + t] = -(sum[0] + sum[1]);
-      a.fsum32[group * TOKENS + t] = d * float(sum[0] + sum[1]) + 0.0f;
+// Writes 32 columns of 2 or 4 rows, `stride` bytes apart, by quads: (8, TOKENS, 4). `sums` become those of 16 columns each.
+template <int TOKENS> INLINE void side_by_side(const int8_t *rows, int64_t stride, int8_t *out, int32_t (*sums)[TOKENS]) {
+#if MRS_ISA_avx512 || MRS_ISA_avx512vnni
+  const auto two = [&](int t) {
+    const __m256i first = _mm256_loadu_si256((const __m256i *)(rows + t * stride));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), _mm256_loadu_si256((const __m256i *)(rows + (t + 1) * stride)), 1);
+  };
+  const Vi ones = set_i(0x01010101);
+  if constexpr (TOKENS == 4) {
+    const Vi quads = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+    const Vi low = two(0), high = two(2);
+    for (int h = 0; h < 2; ++h) {
+      const Vi four = _mm512_permutex2var_epi32(low, add(quads, set_i(4 * h)), high);
+      store_i(out + 64 * h, four);
+      const Vi each = dot4<1>(zero_i(), ones, four);
+      const __m256i pairs = _mm256_add_epi32(_mm512_castsi512_si256(each), _mm512_extracti64x4_epi64(each, 1));
+      _mm_storeu_si128((__m128i *)sums[h], _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
     }
+  } else {
+    const Vi all = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15), two(0));
+    store_i(out, all);
+    const Vi each = dot4<1>(zero_i(), ones, all);
+    for (int h = 0; h < 2; ++h) {
+      const __m256i half = h ? _mm512_extracti64x4_epi64(each, 1) : _mm512_castsi512_si256(each);
+      const __m128i pairs = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+      _mm_storel_epi64((__m128i *)sums[h], _mm_add_epi32(pairs, _mm_unpackhi_epi64(pairs, pairs)));
+    }
+  }
+#else
+  for (int t = 0; t < TOKENS; ++t) {
+    const int8_t *q = rows + t * stride;
+    for (int l = 0; l < 8; ++l) std::memcpy(out + (l * TOKENS + t) * 4, q + 4 * l, 4);
+    for (int h = 0; h < 2; ++h) sums[h][t] = byte_sum(q + 16 * h);
+  }
+#endif
+}
+
+// The same for one token.
+INLINE void fill_one(const RoundedRows &rows, const Term &a) {
+  const int64_t groups = rows.cols / 32;
+  std::memcpy(a.q, rows.q, rows.cols);
+  std::memcpy(a.d, rows.d, groups * sizeof(float));
+  for (int64_t group = 0; group < groups; ++group) {
+    const float d = rows.d[group];
+    int32_t sum[2];
+    for (int h = 0; h < 2; ++h) {
+      sum[h] = byte_sum(rows.q + 32 * group + 16 * h);
+      a.sum16[group * 2 + h] = -sum[h];
+      a.fsum16[group * 2 + h] = d * float(sum[h]) + 0.0f;
+    }
+    a.sum32[group] = -(sum[0] + sum[1]);
+    a.fsum32[group] = d * float(sum[0] + sum[1]) + 0.0f;
+  }
+}
+
+// The same for 2 or 4.
+template <int TOKENS> INLINE void fill_few(const RoundedRows &rows, const Term &a) {
+  for (int64_t group = 0; group < rows.cols / 32; ++group) {
+    int32_t sums[2][TOKENS], ints[3][TOKENS];
+    float d[TOKENS], floats[3][TOKENS];
+    side_by_side<TOKENS>(rows.q + 32 * group, rows.cols, a.q + group * 32 * TOKENS, sums);
+    for (int t = 0; t < TOKENS; ++t) d[t] = rows.d[t * rows.room + group];
+    for (int t = 0; t < TOKENS; ++t) {
+      const int32_t of[3] = {sums[0][t], sums[1][t], sums[0][t] + sums[1][t]};
+      for (int i = 0; i < 3; ++i) ints[i][t] = -of[i], floats[i][t] = d[t] * float(of[i]) + 0.0f;
+    }
+    std::memcpy(a.d + group * TOKENS, d, sizeof d);
+    std::memcpy(a.sum16 + group * 2 * TOKENS, ints, 2 * sizeof ints[0]);
+    std::memcpy(a.fsum16 + group * 2 * TOKENS, floats, 2 * sizeof floats[0]);
+    std::memcpy(a.sum32 + group * TOKENS, ints[2], sizeof ints[2]);
+    std::memcpy(a.fsum32 + group * TOKENS, floats[2], sizeof floats[2]);
+  }
 }
 
 // Writes a tile's sums as pairs: `count` rows of TOKENS, from four neighbouring rows two of pairs. `steps` become the tokens'
@@ -346,7 +394,7 @@ INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outl
     if (tokens == 8) fill_eight(*rows, term, needs);
     if (tokens == 4) fill_few<4>(*rows, term);
     if (tokens == 2) fill_few<2>(*rows, term);
-    if (tokens == 1) fill_few<1>(*rows, term);
+    if (tokens == 1) fill_one(*rows, term);
   }
   for (const CoarseSums *s = sums; s < last; ++s) {
     for (int h = 0; needs.fsum16 && h < 2; ++h) a.first.fsum16[(s->group * 2 + h) * tokens + s->t] += s->halves[h];
