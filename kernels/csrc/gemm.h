@@ -58,8 +58,8 @@ struct Products {
         last(micro_kernel_of(w.type, last_tokens, direct, paired)) {
     if (weight.row_bytes && plain) kept = panel_bytes;
     for (int panels = 1; direct && panels <= kPanels; ++panels) {
-      side[panels] = micro_kernel_packed_of(w.type, panels);
-      last_side[panels] = last_tokens == 8 ? side[panels] : nullptr;
+      side[panels] = micro_kernel_packed_of(w.type, panels, 8);
+      last_side[panels] = micro_kernel_packed_of(w.type, panels, last_tokens);
     }
     for (int panels = 2; !direct && (keeps || plain) && panels <= kPanels; ++panels) {
       side[panels] = micro_kernel_side_of(w.type, panels, 8, paired);
@@ -211,8 +211,10 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   operands.prepare(segment);
   const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
-  const auto is_direct = [&](const mrs_weight *w) { return !w || (!w->row_bytes && micro_kernel_packed_of(w->type, 1)); };
-  const bool is_short = keeps && tiles.end - tiles.begin <= kPackedTiles;
+  const auto is_direct = [&](const mrs_weight *w) {
+    return !w || (!w->row_bytes && micro_kernel_packed_of(w->type, 1, first_tokens));
+  };
+  const bool is_short = tiles.end - tiles.begin <= kPackedTiles;
   const bool direct = is_short && is_direct(operand.weight) && is_direct(operand.second);
   const auto products_of = [&](const mrs_weight &w) {
     return Products(w, first_tokens, last_tokens, keeps, direct, is_paired(w.type, operands.outlier_threshold));

@@ -166,9 +166,9 @@ constexpr int kPanels = 3;
 constexpr int kPanels = 1;
 #endif
 
-// As add_term of PANELS panels and the 4 tokens from `t` on of a tile of 8: sums[4 * p + i] of panel p and token t + i.
+// As add_term of PANELS panels and the 4 tokens from `t` on of a tile of TILE: sums[4 * p + i] of panel p and token t + i.
 // add_dots(h, dots) adds the int8 products of the group's sub-block h to dots[4 * p + i], scale(p, h) gives its scale.
-template <class F, int PANELS, class AddDots, class ScaleOf>
+template <class F, int PANELS, int TILE = 8, class AddDots, class ScaleOf>
 INLINE void add_dots_side(const AddDots &add_dots, const ScaleOf &scale, const Term &a, int64_t group, int t, Vf *sums) {
   constexpr int HALVES = 32 / F::SUB, COUNT = 4 * PANELS;
   Vf part[COUNT];
@@ -179,7 +179,7 @@ INLINE void add_dots_side(const AddDots &add_dots, const ScaleOf &scale, const T
     for (int i = 0; i < 4; ++i) {
       Vi first = zero_i();
       if constexpr (F::OFFSET_LOG2 > 0)
-        first = shl<F::OFFSET_LOG2>(set_i((HALVES == 1 ? a.sum32[group * 8 + t + i] : a.sum16[(group * 2 + h) * 8 + t + i])));
+        first = shl<F::OFFSET_LOG2>(set_i((HALVES == 1 ? a.sum32[group * TILE + t + i] : a.sum16[(group * 2 + h) * TILE + t + i])));
 #pragma GCC unroll 3
       for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = first;
     }
@@ -200,7 +200,7 @@ INLINE void add_dots_side(const AddDots &add_dots, const ScaleOf &scale, const T
   if constexpr (!is_wide<F>) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      const Vf d = set_f(a.d[group * 8 + t + i]);
+      const Vf d = set_f(a.d[group * TILE + t + i]);
 #pragma GCC unroll 3
       for (int p = 0; p < PANELS; ++p) sums[4 * p + i] = fma(part[4 * p + i], d, sums[4 * p + i]);
     }
@@ -208,10 +208,10 @@ INLINE void add_dots_side(const AddDots &add_dots, const ScaleOf &scale, const T
 }
 
 // The same; line(p, q) gives panel p's vector q of the group's weights. A column is read once for all panels.
-template <class F, int PANELS, class LineOf, class ScaleOf>
+template <class F, int PANELS, int TILE = 8, class LineOf, class ScaleOf>
 INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &a, int64_t group, int t, Vf *sums) {
   constexpr int LINES = F::SUB / 4;
-  const int8_t *q = a.q + group * 256 + 4 * t;
+  const int8_t *q = a.q + group * 32 * TILE + 4 * t;
   const auto add_dots = [&](int h, Vi *dots) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int l = h * LINES; l < (h + 1) * LINES; ++l) {
@@ -220,30 +220,31 @@ INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &
       for (int p = 0; p < PANELS; ++p) w[p] = line(p, l);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const Vi x = set_i(load32(q + 32 * l + 4 * i));
+        const Vi x = set_i(load32(q + 4 * TILE * l + 4 * i));
 #pragma GCC unroll 3
         for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = dot4<F::BITS>(dots[4 * p + i], w[p], x);
       }
     }
   };
-  add_dots_side<F, PANELS>(add_dots, scale, a, group, t, sums);
+  add_dots_side<F, PANELS, TILE>(add_dots, scale, a, group, t, sums);
 }
 
 // The same, of unpacked panels: `kept[p]` has the group's weights.
-template <class F, int PANELS>
+template <class F, int PANELS, int TILE>
 INLINE void add_kept_side(const typename Kept<F>::Group *const *kept, const Term &a, int64_t group, int t, Vf *sums) {
-  add_term_side<F, PANELS>([&](int p, int l) { return load_i(&kept[p]->lines[l]); }, [&](int p, int h) { return kept[p]->d[h]; },
-                           a, group, t, sums);
+  add_term_side<F, PANELS, TILE>([&](int p, int l) { return load_i(&kept[p]->lines[l]); },
+                                 [&](int p, int h) { return kept[p]->d[h]; }, a, group, t, sums);
 }
 
-// As end_block for PANELS panels and the 4 tokens from `t` on: `sums` are those of the block. Token i's finished sums with
-// panel p stand at out + 128 * p + 16 * i, and those of its minima likewise.
-template <class F, int PANELS>
-INLINE void end_block_side(const Kept<F> *const *kept, const Term &a, int64_t block, int t, const Vf *sums, float *out,
-                           float *minima) {
+// As end_block for PANELS panels and the 4 tokens from `t` on of a tile of TILE: `sums` are those of the block. Token i's
+// finished sums with panel p stand at out + 128 * p + 16 * i, and those of its minima likewise. minimum(p, k) gives the block's
+// minima, scale(p) what they are multiplied with.
+template <class F, int PANELS, int TILE, class MinimumOf, class ScaleOf>
+INLINE void end_block_side(const MinimumOf &minimum, const ScaleOf &scale, const Term &a, int64_t block, int t, const Vf *sums,
+                           float *out, float *minima) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const Vf d = set_f(a.d[block * 64 + t + i]);
+    const Vf d = set_f(a.d[block * 8 * TILE + t + i]);
 #pragma GCC unroll 3
     for (int p = 0; p < PANELS; ++p) {
       float *to = out + 128 * p + 16 * i;
@@ -251,7 +252,7 @@ INLINE void end_block_side(const Kept<F> *const *kept, const Term &a, int64_t bl
     }
   }
   if constexpr (kMinima<F> > 0) {
-    const int32_t *pairs = words_of<F, 8>(a, block) + t;
+    const int32_t *pairs = words_of<F, TILE>(a, block) + t;
     Vi dots[4 * PANELS];
 #pragma GCC unroll 12
     for (int i = 0; i < 4 * PANELS; ++i) dots[i] = zero_i();
@@ -259,43 +260,62 @@ INLINE void end_block_side(const Kept<F> *const *kept, const Term &a, int64_t bl
     for (int k = 0; k < kMinima<F>; ++k)
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const Vi x = set_i(pairs[8 * k + i]);
+        const Vi x = set_i(pairs[TILE * k + i]);
 #pragma GCC unroll 3
-        for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = dot2_words(dots[4 * p + i], kept[p]->minima[k], x);
+        for (int p = 0; p < PANELS; ++p) dots[4 * p + i] = dot2_words(dots[4 * p + i], minimum(p, k), x);
       }
 #pragma GCC unroll 3
     for (int p = 0; p < PANELS; ++p)
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         float *to = minima + 128 * p + 16 * i;
-        store_f(to, fma(to_float(dots[4 * p + i]), *kept[p]->m, load_f(to)));
+        store_f(to, fma(to_float(dots[4 * p + i]), scale(p), load_f(to)));
       }
   }
 }
 
-// As micro_kernel_kept for PANELS panels and a tile of 8 tokens; unpacked weights and products of the panels stand `stride`
-// bytes and 128 values apart. Asks for the cache lines of `wanted` meanwhile, since the products take longer than reading
-// them.
-template <class F, int PANELS>
-void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out) {
-  constexpr int lines = (lines_of_group(F::type) * PANELS + 1) / 2;  // asked for during a group of 4 tokens
-  const Kept<F> *kept[PANELS];
-  for (int p = 0; p < PANELS; ++p) kept[p] = (const Kept<F> *)(panels + p * stride);
-  const auto ask = [&] {
-    if (!unpacks_first<F> || wanted.begin >= wanted.end) return;
-#pragma GCC unroll 16
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(wanted.begin + 64 * i, 0, 2);
-    wanted.begin += 64 * lines;
-  };
-  if constexpr (is_wide<F>) {
-    alignas(64) float minima[kMinima<F> ? PANELS * 128 : 1];
+// The sums of a wide type's blocks for PANELS panels and TILE tokens: they are too many for the registers.
+template <class F, int PANELS, int TILE> struct BlockSums {
+  float *out;
+  alignas(64) float minima[kMinima<F> ? PANELS * 128 : 1];
+
+  explicit BlockSums(float *out) : out(out) {
     for (int i = 0; i < PANELS * 128; i += 16) {
       store_f(out + i, zero_f());
       if constexpr (kMinima<F> > 0) store_f(minima + i, zero_f());
     }
+  }
+
+  // Adds the minima. term: 0 for the first one, 1 for the residual.
+  ALWAYS_INLINE void finish(const Acts &a, int term) {
+    if constexpr (kMinima<F> > 0)
+      for (int p = 0; p < PANELS; ++p)
+        for (int t = 0; t < TILE; ++t) {
+          float *to = out + 128 * p + 16 * t;
+          store_f(to, fma(load_f(minima + 128 * p + 16 * t), set_f(steps_of<F>(*a.head, term)[t]), load_f(to)));
+        }
+  }
+};
+
+// As micro_kernel_kept for PANELS panels and a tile of TILE tokens, 4 or 8; unpacked weights and products of the panels stand `stride`
+// bytes and 128 values apart. Asks for the cache lines of `wanted` meanwhile, since the products take longer than reading
+// them.
+template <class F, int PANELS, int TILE>
+void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out) {
+  constexpr int passes = TILE / 4, lines = (lines_of_group(F::type) * PANELS + passes - 1) / passes;  // asked for during a group of 4 tokens
+  const Kept<F> *kept[PANELS];
+  for (int p = 0; p < PANELS; ++p) kept[p] = (const Kept<F> *)(panels + p * stride);
+  const auto ask = [&] {
+    if (!unpacks_first<F> || wanted.begin >= wanted.end) return;
+#pragma GCC unroll 32
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(wanted.begin + 64 * i, 0, 2);
+    wanted.begin += 64 * lines;
+  };
+  if constexpr (is_wide<F>) {
+    BlockSums<F, PANELS, TILE> finished(out);
     for (int64_t b = 0; b < cols / 256; ++b) {
       // the second four tokens find the block in the first-level cache
-      for (int t = 0; t < 8; t += 4) {
+      for (int t = 0; t < TILE; t += 4) {
         Vf sums[4 * PANELS];
 #pragma GCC unroll 12
         for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
@@ -304,22 +324,15 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
 #pragma GCC unroll 3
           for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][b].groups + g;
           ask();
-          add_kept_side<F, PANELS>(groups, a.first, b * 8 + g, t, sums);
+          add_kept_side<F, PANELS, TILE>(groups, a.first, b * 8 + g, t, sums);
         }
-        const Kept<F> *at[PANELS];
-#pragma GCC unroll 3
-        for (int p = 0; p < PANELS; ++p) at[p] = kept[p] + b;
-        end_block_side<F, PANELS>(at, a.first, b, t, sums, out + 16 * t, minima + 16 * t);
+        end_block_side<F, PANELS, TILE>([&](int p, int k) { return kept[p][b].minima[k]; }, [&](int p) { return *kept[p][b].m; },
+                                        a.first, b, t, sums, out + 16 * t, finished.minima + 16 * t);
       }
     }
-    if constexpr (kMinima<F> > 0)
-      for (int p = 0; p < PANELS; ++p)
-        for (int t = 0; t < 8; ++t) {
-          float *to = out + 128 * p + 16 * t;
-          store_f(to, fma(load_f(minima + 128 * p + 16 * t), set_f(steps_of<F>(*a.head, 0)[t]), load_f(to)));
-        }
+    finished.finish(a, 0);
   } else {
-    for (int t = 0; t < 8; t += 4) {
+    for (int t = 0; t < TILE; t += 4) {
       Vf sums[4 * PANELS];
 #pragma GCC unroll 12
       for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
@@ -328,13 +341,13 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
 #pragma GCC unroll 3
         for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][g].groups;
         ask();
-        add_kept_side<F, PANELS>(groups, a.first, g, t, sums);
+        add_kept_side<F, PANELS, TILE>(groups, a.first, g, t, sums);
         if constexpr (F::MINS)
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 3
             for (int p = 0; p < PANELS; ++p)
-              sums[4 * p + i] = fma(*kept[p][g].m, set_f(a.first.fsum32[8 * g + t + i]), sums[4 * p + i]);
+              sums[4 * p + i] = fma(*kept[p][g].m, set_f(a.first.fsum32[TILE * g + t + i]), sums[4 * p + i]);
       }
 #pragma GCC unroll 3
       for (int p = 0; p < PANELS; ++p)
@@ -342,7 +355,7 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
         for (int i = 0; i < 4; ++i) store_f(out + 128 * p + 16 * (t + i), sums[4 * p + i]);
     }
   }
-  add_second<F, 8, PANELS>(kept, a, cols, out);
+  add_second<F, TILE, PANELS>(kept, a, cols, out);
 }
 
 typedef void (*unpack_fn)(const Panel &panel, int64_t cols);
@@ -405,12 +418,15 @@ void micro_kernel_tiles(const uint8_t *panels, int64_t stride, int64_t cols, con
 
 struct PickSide {
   int panels, tokens;
-  micro_kernel_side_fn fn;
+  micro_kernel_side_fn fn = nullptr;
   template <class F> void run() {
 #if MRS_ISA_amx_int8
     fn = panels == kPanels && tokens == 8 ? micro_kernel_tiles<F, kPanels> : nullptr;
 #else
-    if constexpr (kPanels > 1) fn = panels == kPanels && tokens == 8 ? micro_kernel_side<F, kPanels> : nullptr;
+    if constexpr (kPanels > 1) {
+      if (panels == kPanels && tokens == 4) fn = micro_kernel_side<F, kPanels, 4>;
+      if (panels == kPanels && tokens == 8) fn = micro_kernel_side<F, kPanels, 8>;
+    }
 #endif
   }
   template <int TYPE> void run_float() { fn = micro_kernel_side_of_floats<Singles<TYPE>, kPanels>(panels, tokens); }
@@ -422,7 +438,7 @@ INLINE micro_kernel_side_fn micro_kernel_side_of(int type, int panels, int token
 #if MRS_ISA_avx512bf16
   if (paired) return micro_kernel_side_of_floats<Pairs, kPanels>(panels, tokens);
 #endif
-  PickSide pick = {panels, tokens, nullptr};
+  PickSide pick = {panels, tokens};
   visit_type(type, pick);
   return pick.fn;
 }

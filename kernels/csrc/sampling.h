@@ -172,13 +172,18 @@ INLINE int64_t best_ids(const SamplingScratch &s, int64_t width, int64_t k) {
 }
 
 // Fills float32 weights of all scores and returns the sum of each tile's sums; `out` may be null.
-INLINE double weigh_all(const float *scores, int64_t width, float top, double temperature, float *out) {
-  const Vf shift = set_f(top), factor = set_f(float(1.4426950408889634 / temperature)), low = set_f(float(kLeastExponent * 1.4426950408889634));
+INLINE double weigh_all(const SamplingScratch &s, int64_t width, float top, double temperature, float *out) {
+  const float scale = float(1.4426950408889634 / temperature), least = float(kLeastExponent * 1.4426950408889634);
+  const Vf shift = set_f(top), factor = set_f(scale), low = set_f(least);
   double total = 0;
   for (int64_t i = 0; i < width; i += kTile) {
+    if (!((s.maxima[i / kTile] - top) * scale >= least)) {  // all weights are zeros
+      if (out) std::memset(out + i, 0, kTile * sizeof(float));
+      continue;
+    }
     Vf sum = zero_f();
     for (int j = 0; j < kTile; j += 16) {
-      const Vf x = mul(sub(load_f(scores + i + j), shift), factor), weight = zero_below(x, low, exp2(x));
+      const Vf x = mul(sub(load_f(s.scores + i + j), shift), factor), weight = zero_below(x, low, exp2(x));
       if (out) store_f(out + i + j, weight);
       sum = add(sum, weight);
     }
@@ -189,7 +194,7 @@ INLINE double weigh_all(const float *scores, int64_t width, float top, double te
 
 // The best k tokens, of these the fewest that reach a mass, of these the ones not below a share of the best.
 INLINE int32_t sample_ranked(const mrs_sampling &row, const SamplingScratch &s, int64_t width, double temperature) {
-  const double total = row.top_p < 1 ? weigh_all(s.scores, width, row.top, temperature, nullptr) : 0;
+  const double total = row.top_p < 1 ? weigh_all(s, width, row.top, temperature, nullptr) : 0;
   const double limit = row.top_p < 1 ? row.top_p * total : std::numeric_limits<double>::infinity();
   const int64_t n = best_ids(s, width, row.top_k);
   double mass = 0;
@@ -233,7 +238,7 @@ INLINE void keep_nucleus(const SamplingScratch &s, int64_t width, double limit) 
 }
 
 INLINE int32_t sample_dense(const mrs_sampling &row, const SamplingScratch &s, int64_t width, double temperature) {
-  const double all = weigh_all(s.scores, width, row.top, temperature, s.weights);
+  const double all = weigh_all(s, width, row.top, temperature, s.weights);
   if (row.top_p < 1) keep_nucleus(s, width, row.top_p * all);
   const float least = float(row.min_p);
   for (int64_t i = 0; least > 0 && i < width; ++i) s.weights[i] = s.weights[i] < least ? 0 : s.weights[i];
