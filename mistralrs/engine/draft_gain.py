@@ -182,16 +182,17 @@ class DraftGain:
         return time.seconds
 
     def _step_s(self, num_seqs: int, rows: int) -> float:
-        """Seconds of a step with ``rows`` tokens. If there was none, those of the next larger in its tile, or a hopeful
-        guess."""
+        """Seconds of a step with ``rows`` tokens. If there was none, those of the next larger in its tile, or a guess: each
+        further token costs a little, or as much as those of a smaller step did."""
         tile = 1 << (rows - 1).bit_length()
         for count in (rows, *range(rows + 1, tile + 1)):
             known = self._known(num_seqs, count)
             if known is not None:
                 return known
         fewer = next(count for count in range(rows - 1, 0, -1) if self._known(num_seqs, count) is not None)
-        seconds = self._known(num_seqs, fewer) or 0.0
-        return seconds * (1 + GUESSED_COST * (rows - fewer))
+        seconds, plain = self._known(num_seqs, fewer) or 0.0, self._known(num_seqs, num_seqs) or 0.0
+        measured = (seconds - plain) / (fewer - num_seqs) if fewer > num_seqs else 0.0
+        return seconds + (rows - fewer) * max(GUESSED_COST * seconds, measured)
 
 
 def _averaged(before: float | None, seconds: float) -> float:

@@ -103,10 +103,11 @@ class RequestState:
 
         ``masks``: one for each of them, if the request has a grammar.
         """
-        known = self.sequence.tokens
+        known, forced = self.sequence.tokens, self._next_forced
+        if not draft and not masks and forced is None:
+            return [self._sampling_input(known, None)]
         texts = [known, *([*known, *draft[: place + 1]] for place in range(len(draft)))]
         every: list[memoryview | None] = [*masks] or [None] * len(texts)
-        forced = self._next_forced
         if forced is not None:  # log-probabilities need a row for it
             every[0] = mask_of(forced, self._tokenizer.vocab_size)
         return [self._sampling_input(tokens, mask) for tokens, mask in zip(texts, every, strict=True)]

@@ -30,6 +30,10 @@ from mistralrs.ops.row_sampler import RowSampler, SamplingRows
 
 MAX_TEMPLATES = 256
 """Requests whose parameters are kept as rows."""
+DRAWS = 32
+"""Positions for which random numbers are made at once."""
+MAX_DRAWS = 1024
+"""Such runs of positions whose numbers are kept: as many sequences may run."""
 _COPIED = (
     *("temperature", "typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty"),
@@ -149,7 +153,7 @@ class NativeSampler:
         outputs = _Outputs(row, template.num_logprobs)
         tokens, stages, position = item.tokens, template.stages, len(item.tokens)
         row.logits = logits
-        row.draw = uniform(item.params.seed, position)
+        row.draw = _draws(item.params.seed, position // DRAWS)[position % DRAWS]
         if "xtc" in stages:
             row.xtc_draw = uniform(item.params.seed, position, "xtc")
         if "penalties" in stages:
@@ -213,6 +217,13 @@ def _sampled(row: Any, num_logprobs: int | None, outputs: _Outputs) -> SampledTo
         return unusable_logits(row.top)
     top = zip(outputs.tokens, outputs.logprobs, strict=True) if num_logprobs else ()
     return SampledToken(row.token, row.logprob, tuple((token, value) for token, value in top if token >= 0))
+
+
+@lru_cache(maxsize=MAX_DRAWS)
+def _draws(seed: int, run: int) -> list[float]:
+    """``uniform`` for the positions of a run. For one position alone, most of the time would go into fetching its code
+    from memory."""
+    return [uniform(seed, position) for position in range(run * DRAWS, (run + 1) * DRAWS)]
 
 
 def _address(values: array[Any]) -> int | None:
