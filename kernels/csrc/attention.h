@@ -145,7 +145,7 @@ template <class Kv> struct Tiles {
       most = tokens > most ? tokens : most;
     }
     const int64_t whole = span;
-    for (int64_t pieces = 2; pieces <= most && uneven(); ++pieces) span = (most + pieces - 1) / pieces;
+    for (int64_t pieces = most / whole + 1; pieces <= most && uneven(); ++pieces) span = (most + pieces - 1) / pieces;
     if (uneven()) span = whole;
   }
 
