@@ -182,8 +182,8 @@ class DraftGain:
         return time.seconds
 
     def _step_s(self, num_seqs: int, rows: int) -> float:
-        """Seconds of a step with ``rows`` tokens. If there was none, those of the next larger in its tile, or a guess: each
-        further token costs a little, or as much as those of a smaller step did."""
+        """Seconds of a step with ``rows`` tokens. If there was none, those of the next larger in its tile, or a guess:
+        each further token costs a little, or as much as those of a smaller step did."""
         tile = 1 << (rows - 1).bit_length()
         for count in (rows, *range(rows + 1, tile + 1)):
             known = self._known(num_seqs, count)

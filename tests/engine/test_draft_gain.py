@@ -91,6 +91,15 @@ def test_steps_that_fill_a_tile_are_tried() -> None:
     assert tried == {4, 7}
 
 
+def test_larger_steps_are_guessed_from_measured_ones() -> None:
+    """Sixteen tokens would gain if each further one cost a twentieth, and lose if it costs what those before it did."""
+    for two, four, chosen in ((1.05, 1.15, 15), (1.7, 3.0, 3)):
+        gain = DraftGain()
+        for rows, seconds in ((4, four), (2, two), (1, 1.0)):
+            gain.on_step(1, rows, tokens=rows, seconds=seconds)
+        assert gain.choose([Offer(0.9, 15)], 15) == [chosen]
+
+
 def test_the_first_step_and_some_later_ones_are_plain() -> None:
     """Without them nobody knows what draft tokens gain."""
     gain = DraftGain()
