@@ -212,9 +212,10 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
   const auto is_direct = [&](const mrs_weight *w) {
-    return !w || (!w->row_bytes && micro_kernel_packed_of(w->type, 1, first_tokens));
+    return !w || (!w->row_bytes && micro_kernel_packed_of(w->type, kPanels, first_tokens));
   };
-  const bool is_short = tiles.end - tiles.begin <= kPackedTiles;
+  // where lines are asked for ahead, memory bounds four tokens, and one stream serves it
+  const bool is_short = tiles.end - tiles.begin <= kPackedTiles && (keeps || !mrs_asks_ahead);
   const bool direct = is_short && is_direct(operand.weight) && is_direct(operand.second);
   const auto products_of = [&](const mrs_weight &w) {
     return Products(w, first_tokens, last_tokens, keeps, direct, is_paired(w.type, operands.outlier_threshold));

@@ -230,16 +230,16 @@ INLINE void add_term_side(const LineOf &line, const ScaleOf &scale, const Term &
 }
 
 // The same, of unpacked panels: `kept[p]` has the group's weights.
-template <class F, int PANELS, int TILE>
+template <class F, int PANELS>
 INLINE void add_kept_side(const typename Kept<F>::Group *const *kept, const Term &a, int64_t group, int t, Vf *sums) {
-  add_term_side<F, PANELS, TILE>([&](int p, int l) { return load_i(&kept[p]->lines[l]); },
-                                 [&](int p, int h) { return kept[p]->d[h]; }, a, group, t, sums);
+  add_term_side<F, PANELS>([&](int p, int l) { return load_i(&kept[p]->lines[l]); }, [&](int p, int h) { return kept[p]->d[h]; },
+                           a, group, t, sums);
 }
 
 // As end_block for PANELS panels and the 4 tokens from `t` on of a tile of TILE: `sums` are those of the block. Token i's
 // finished sums with panel p stand at out + 128 * p + 16 * i, and those of its minima likewise. minimum(p, k) gives the block's
 // minima, scale(p) what they are multiplied with.
-template <class F, int PANELS, int TILE, class MinimumOf, class ScaleOf>
+template <class F, int PANELS, int TILE = 8, class MinimumOf, class ScaleOf>
 INLINE void end_block_side(const MinimumOf &minimum, const ScaleOf &scale, const Term &a, int64_t block, int t, const Vf *sums,
                            float *out, float *minima) {
 #pragma GCC unroll 4
@@ -275,7 +275,7 @@ INLINE void end_block_side(const MinimumOf &minimum, const ScaleOf &scale, const
 }
 
 // The sums of a wide type's blocks for PANELS panels and TILE tokens: they are too many for the registers.
-template <class F, int PANELS, int TILE> struct BlockSums {
+template <class F, int PANELS, int TILE = 8> struct BlockSums {
   float *out;
   alignas(64) float minima[kMinima<F> ? PANELS * 128 : 1];
 
@@ -297,25 +297,25 @@ template <class F, int PANELS, int TILE> struct BlockSums {
   }
 };
 
-// As micro_kernel_kept for PANELS panels and a tile of TILE tokens, 4 or 8; unpacked weights and products of the panels stand `stride`
+// As micro_kernel_kept for PANELS panels and a tile of 8 tokens; unpacked weights and products of the panels stand `stride`
 // bytes and 128 values apart. Asks for the cache lines of `wanted` meanwhile, since the products take longer than reading
 // them.
-template <class F, int PANELS, int TILE>
+template <class F, int PANELS>
 void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out) {
-  constexpr int passes = TILE / 4, lines = (lines_of_group(F::type) * PANELS + passes - 1) / passes;  // asked for during a group of 4 tokens
+  constexpr int lines = (lines_of_group(F::type) * PANELS + 1) / 2;  // asked for during a group of 4 tokens
   const Kept<F> *kept[PANELS];
   for (int p = 0; p < PANELS; ++p) kept[p] = (const Kept<F> *)(panels + p * stride);
   const auto ask = [&] {
     if (!unpacks_first<F> || wanted.begin >= wanted.end) return;
-#pragma GCC unroll 32
+#pragma GCC unroll 16
     for (int i = 0; i < lines; ++i) __builtin_prefetch(wanted.begin + 64 * i, 0, 2);
     wanted.begin += 64 * lines;
   };
   if constexpr (is_wide<F>) {
-    BlockSums<F, PANELS, TILE> finished(out);
+    BlockSums<F, PANELS> finished(out);
     for (int64_t b = 0; b < cols / 256; ++b) {
       // the second four tokens find the block in the first-level cache
-      for (int t = 0; t < TILE; t += 4) {
+      for (int t = 0; t < 8; t += 4) {
         Vf sums[4 * PANELS];
 #pragma GCC unroll 12
         for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
@@ -324,15 +324,15 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
 #pragma GCC unroll 3
           for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][b].groups + g;
           ask();
-          add_kept_side<F, PANELS, TILE>(groups, a.first, b * 8 + g, t, sums);
+          add_kept_side<F, PANELS>(groups, a.first, b * 8 + g, t, sums);
         }
-        end_block_side<F, PANELS, TILE>([&](int p, int k) { return kept[p][b].minima[k]; }, [&](int p) { return *kept[p][b].m; },
+        end_block_side<F, PANELS>([&](int p, int k) { return kept[p][b].minima[k]; }, [&](int p) { return *kept[p][b].m; },
                                         a.first, b, t, sums, out + 16 * t, finished.minima + 16 * t);
       }
     }
     finished.finish(a, 0);
   } else {
-    for (int t = 0; t < TILE; t += 4) {
+    for (int t = 0; t < 8; t += 4) {
       Vf sums[4 * PANELS];
 #pragma GCC unroll 12
       for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
@@ -341,13 +341,13 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
 #pragma GCC unroll 3
         for (int p = 0; p < PANELS; ++p) groups[p] = kept[p][g].groups;
         ask();
-        add_kept_side<F, PANELS, TILE>(groups, a.first, g, t, sums);
+        add_kept_side<F, PANELS>(groups, a.first, g, t, sums);
         if constexpr (F::MINS)
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 3
             for (int p = 0; p < PANELS; ++p)
-              sums[4 * p + i] = fma(*kept[p][g].m, set_f(a.first.fsum32[TILE * g + t + i]), sums[4 * p + i]);
+              sums[4 * p + i] = fma(*kept[p][g].m, set_f(a.first.fsum32[8 * g + t + i]), sums[4 * p + i]);
       }
 #pragma GCC unroll 3
       for (int p = 0; p < PANELS; ++p)
@@ -355,7 +355,7 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
         for (int i = 0; i < 4; ++i) store_f(out + 128 * p + 16 * (t + i), sums[4 * p + i]);
     }
   }
-  add_second<F, TILE, PANELS>(kept, a, cols, out);
+  add_second<F, 8, PANELS>(kept, a, cols, out);
 }
 
 typedef void (*unpack_fn)(const Panel &panel, int64_t cols);
@@ -418,15 +418,12 @@ void micro_kernel_tiles(const uint8_t *panels, int64_t stride, int64_t cols, con
 
 struct PickSide {
   int panels, tokens;
-  micro_kernel_side_fn fn = nullptr;
+  micro_kernel_side_fn fn;
   template <class F> void run() {
 #if MRS_ISA_amx_int8
     fn = panels == kPanels && tokens == 8 ? micro_kernel_tiles<F, kPanels> : nullptr;
 #else
-    if constexpr (kPanels > 1) {
-      if (panels == kPanels && tokens == 4) fn = micro_kernel_side<F, kPanels, 4>;
-      if (panels == kPanels && tokens == 8) fn = micro_kernel_side<F, kPanels, 8>;
-    }
+    if constexpr (kPanels > 1) fn = panels == kPanels && tokens == 8 ? micro_kernel_side<F, kPanels> : nullptr;
 #endif
   }
   template <int TYPE> void run_float() { fn = micro_kernel_side_of_floats<Singles<TYPE>, kPanels>(panels, tokens); }
@@ -438,7 +435,7 @@ INLINE micro_kernel_side_fn micro_kernel_side_of(int type, int panels, int token
 #if MRS_ISA_avx512bf16
   if (paired) return micro_kernel_side_of_floats<Pairs, kPanels>(panels, tokens);
 #endif
-  PickSide pick = {panels, tokens};
+  PickSide pick = {panels, tokens, nullptr};
   visit_type(type, pick);
   return pick.fn;
 }

@@ -118,21 +118,19 @@ void micro_kernel_packed(const uint8_t *panels, int64_t stride, int64_t cols, co
 struct PickPacked {
   int panels, tokens;
   micro_kernel_side_fn fn = nullptr;
-  template <class F, int TILE> micro_kernel_side_fn of() const {
-    return panels == 1   ? micro_kernel_packed<F, 1, TILE>
-           : panels == 2 ? micro_kernel_packed<F, 2, TILE>
-                         : micro_kernel_packed<F, kPanels, TILE>;
-  }
   template <class F> void run() {
     if constexpr (kPanels > 1)
-      if (tokens == 4) fn = of<F, 4>();
+      if (panels == kPanels && tokens == 4) fn = micro_kernel_packed<F, kPanels, 4>;
     if constexpr (is_read_packed<F>)
-      if (tokens == 8) fn = of<F, 8>();
+      if (tokens == 8)
+        fn = panels == 1   ? micro_kernel_packed<F, 1, 8>
+             : panels == 2 ? micro_kernel_packed<F, 2, 8>
+                           : micro_kernel_packed<F, kPanels, 8>;
   }
   template <int> void run_float() {}
 };
 
-// The micro-kernel for 1 to kPanels packed panels and a tile of 4 or 8 tokens, or null where there is none.
+// The micro-kernel for packed panels and a tile of 8 tokens, or of 4 for kPanels of them; null where there is none.
 INLINE micro_kernel_side_fn micro_kernel_packed_of(int type, int panels, int tokens) {
   PickPacked pick = {panels, tokens};
   visit_type(type, pick);

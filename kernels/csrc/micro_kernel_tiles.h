@@ -90,8 +90,8 @@ void micro_kernel_tiles(const uint8_t *panels, int64_t stride, int64_t cols, con
       if constexpr (is_wide<F>) {
         const Kept<F> *at[PANELS];
         for (int p = 0; p < PANELS; ++p) at[p] = kept[p] + from / GROUPS;
-        end_block_side<F, PANELS, 8>([&](int p, int k) { return at[p]->minima[k]; }, [&](int p) { return *at[p]->m; }, a.first,
-                                     from / GROUPS, t, sums, out + 16 * t, minima + 16 * t);
+        end_block_side<F, PANELS>([&](int p, int k) { return at[p]->minima[k]; }, [&](int p) { return *at[p]->m; }, a.first,
+                                  from / GROUPS, t, sums, out + 16 * t, minima + 16 * t);
       } else {
 #pragma GCC unroll 12
         for (int i = 0; i < 4 * PANELS; ++i) store_f(out + 128 * (i / 4) + 16 * (t + i % 4), sums[i]);
