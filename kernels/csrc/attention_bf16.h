@@ -17,9 +17,9 @@ struct NextLines {
 
 constexpr int kPairChunk = 256, kPairs = kBlock / 2;  // keys of a chunk, pairs of them in a block
 
-// Fetches a line of keys. A first-level cache of 48 KB has room for those of the next blocks beside these, one of 32 KB has not.
+// Fetches a line of keys into the nearest cache that has room for those of the next blocks beside these.
 INLINE void fetch_keys(const uint8_t *at) {
-  if (mrs_asks_ahead)
+  if (mrs_has_wide_l1)
     __builtin_prefetch(at, 0, 3);
   else
     __builtin_prefetch(at, 0, 2);

@@ -327,7 +327,7 @@ void micro_kernel_side(const uint8_t *panels, int64_t stride, int64_t cols, cons
           add_kept_side<F, PANELS>(groups, a.first, b * 8 + g, t, sums);
         }
         end_block_side<F, PANELS>([&](int p, int k) { return kept[p][b].minima[k]; }, [&](int p) { return *kept[p][b].m; },
-                                        a.first, b, t, sums, out + 16 * t, finished.minima + 16 * t);
+                                  a.first, b, t, sums, out + 16 * t, finished.minima + 16 * t);
       }
     }
     finished.finish(a, 0);

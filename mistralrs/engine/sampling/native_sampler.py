@@ -33,7 +33,7 @@ MAX_TEMPLATES = 256
 DRAWS = 32
 """Positions for which random numbers are made at once."""
 MAX_DRAWS = 1024
-"""Such runs of positions whose numbers are kept: as many sequences may run."""
+"""Runs of positions whose numbers are kept; each sequence of a batch needs one."""
 _COPIED = (
     *("temperature", "typical_p", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty"),
@@ -220,10 +220,10 @@ def _sampled(row: Any, num_logprobs: int | None, outputs: _Outputs) -> SampledTo
 
 
 @lru_cache(maxsize=MAX_DRAWS)
-def _draws(seed: int, run: int) -> list[float]:
+def _draws(seed: int, run: int) -> tuple[float, ...]:
     """``uniform`` for the positions of a run. For one position alone, most of the time would go into fetching its code
     from memory."""
-    return [uniform(seed, position) for position in range(run * DRAWS, (run + 1) * DRAWS)]
+    return tuple([uniform(seed, position) for position in range(run * DRAWS, (run + 1) * DRAWS)])
 
 
 def _address(values: array[Any]) -> int | None:
