@@ -1,7 +1,8 @@
 """Compares engines on GGUF files, in turns: prefill, decode at depths, batches, load, first token and memory.
 
     python -m benchmarks.compare MODEL.gguf... [--quick] [--rounds 3] [--threads 2] [--llamacpp PY] [--openvino PY]
-        [--mistralrs PY] [--mistralrs-tokens N] [--ik-llama-bench BINARY] [--out docs/reports/compare]
+        [--ik-llamacpp PY] [--mistralrs PY] [--mistralrs-tokens N] [--ik-llama-bench BINARY]
+        [--out docs/reports/compare]
 
 Each PY is a Python in which that engine is installed. A round starts every engine once, one after the other; it loads
 the file and runs all cells. Writes OUT.json after each engine and OUT.md at the end: medians, spread, and our median
@@ -43,7 +44,7 @@ CELLS = ("pp128", "pp512", "pp2048", "tg128", "tg128@2000", "tg128@8000", "b1", 
 QUICK_CELLS = ("pp512", "tg128", "b16")
 QUICK_TOKENS = 128
 """Of prompts and answers of mistral.rs with ``--quick``, at most."""
-ORDER = ("ours", "llama.cpp", "OpenVINO", "mistral.rs", "ik_llama.cpp")
+ORDER = ("ours", "llama.cpp", "OpenVINO", "ik_llama.cpp", "mistral.rs", "ik_llama.cpp's llama-bench")
 LARGE_BYTES = 3 << 30
 PROBED_BYTES = 1 << 30
 """Memory of the plain read: of a quarter of it, caches of 32 MiB still give a twentieth."""
@@ -116,7 +117,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one engine in one round")
     parser.add_argument("--out", type=Path, default=Path("docs/reports/compare"))
-    for name in ("llamacpp", "openvino", "mistralrs"):
+    for name in ("llamacpp", "openvino", "ik-llamacpp", "mistralrs"):
         parser.add_argument(f"--{name}", metavar="PY")
     parser.add_argument("--mistralrs-tokens", type=int, metavar="N", help="at most so many in its prompts and answers")
     parser.add_argument("--ik-llama-bench", metavar="BINARY")
@@ -128,13 +129,13 @@ def arguments() -> argparse.Namespace:
 
 def peers_of(args: argparse.Namespace) -> Iterator[Peer]:
     yield Peer("ours", sys.executable, {"PYTHONPATH": str(WORKER.parents[1])})
-    for name, python in zip(ORDER[1:3], (args.llamacpp, args.openvino), strict=True):
+    for name, python in zip(ORDER[1:4], (args.llamacpp, args.openvino, args.ik_llamacpp), strict=True):
         if python:
             yield Peer(name, python, {})
     if args.mistralrs:
-        yield Peer(ORDER[3], args.mistralrs, {}, args.mistralrs_tokens)
+        yield Peer(ORDER[4], args.mistralrs, {}, args.mistralrs_tokens)
     if args.ik_llama_bench:
-        yield Peer(ORDER[4], sys.executable, {"LLAMA_BENCH": args.ik_llama_bench})
+        yield Peer(ORDER[5], sys.executable, {"LLAMA_BENCH": args.ik_llama_bench})
 
 
 def measured(peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -149,9 +150,12 @@ def measured(peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namesp
 def launched(
     peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace, *, forget: bool = False
 ) -> dict[str, Any]:
-    """The lines of one process. ``forget``: the file is dropped from the page cache first."""
+    """The lines of one process. ``forget``: the file is dropped from the page cache first. It is read before that, so
+    that caches below, of a host or a disk, have it for the first engine too."""
     if forget:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 23):
+                pass
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     result: dict[str, Any] = {"cells": {}}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(peer.variables)

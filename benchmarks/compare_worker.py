@@ -108,7 +108,34 @@ class LlamaCpp:
             batch.seq_id[i][0], batch.logits[i] = sequence, int(i >= len(items) - logits)
         if self._lib.llama_decode(self._context, batch):
             raise SystemExit("llama_decode failed")
+        self._synchronize()
+
+    def _synchronize(self) -> None:
         self._lib.llama_synchronize(self._context)
+
+
+class IkLlamaCpp(LlamaCpp):
+    """ik_llama.cpp through ik-llama-cpp-python's bindings of its C interface; without sampling. It repacks weights for
+    its kernels when it loads them (its ``-rtr``)."""
+
+    def __init__(self, path: str, threads: int, widest: int) -> None:
+        self._lib = lib = importlib.import_module("ik_llama_cpp._ctypes_api")
+        lib.llama_backend_init()
+        params = lib.llama_model_default_params()
+        params.repack_tensors = True
+        self._model = lib.llama_model_load_from_file(path.encode(), params)
+        context = lib.llama_context_default_params()
+        context.n_ctx, context.n_batch, context.n_ubatch = max(MAX_CONTEXT, 256 * widest), 2048, 512
+        context.n_seq_max = widest
+        context.n_threads = context.n_threads_batch = threads
+        self._context = lib.llama_init_from_model(self._model, context)
+        self._batch = lib.llama_batch_init(2048, 0, 1)
+
+    def _clear(self) -> None:
+        self._lib.llama_kv_cache_clear(self._context)
+
+    def _synchronize(self) -> None:
+        """Its processor code has ended when a call returns."""
 
 
 class OpenVino:
@@ -185,11 +212,12 @@ ENGINES: dict[str, Callable[[str, int, int], Any]] = {
     "llama.cpp": LlamaCpp,
     "OpenVINO": OpenVino,
     "mistral.rs": MistralRs,
-    "ik_llama.cpp": LlamaBench,
+    "ik_llama.cpp": IkLlamaCpp,
+    "ik_llama.cpp's llama-bench": LlamaBench,
 }
 
 
-PROGRAMS = ("ik_llama.cpp",)
+PROGRAMS = ("ik_llama.cpp's llama-bench",)
 """Engines that are a process for each cell, and load the model in it."""
 
 

@@ -1,12 +1,12 @@
 """Decode with draft tokens beside the same answers without them, in turns in one process.
 
     python -m benchmarks.drafts MODEL.gguf [--draft-model SMALL.gguf] [--agreement 0.7 ...] [--rounds 5] [--tokens 128]
-        [--cases edit second letter code story]
+        [--cases edit edit-again letter letter-again ...]
 
-Without a draft model: prompt lookup on a text to be corrected, on a second edit of the same text, on a letter with many
-typos, on code in which a variable is to be renamed, and on a story. With one: free text. ``--agreement`` replaces the
-draft model's choices by the right token with this probability and by a wrong one otherwise, so that models with random
-weights can be measured; its passes are computed all the same.
+Without a draft model: prompt lookup on texts to be edited (a text to be corrected, a letter with many typos, a
+paragraph in wrong grammar, code in which a variable is to be renamed), on a second, similar edit of each, and on a
+story. With one: free text. ``--agreement`` replaces the draft model's choices by the right token with this probability
+and by a wrong one otherwise, so that models with random weights can be measured; its passes are computed all the same.
 Prints a table of ratios; nothing else should run.
 """
 
@@ -34,8 +34,8 @@ TEXT = (
     "baskets. In winter the bay freezes, the boats are drawn onto the beach, and the men repair their hulls with tar "
     "and oak. On the first day of spring the priest blesses the fleet, and everyone dances until late at night."
 )
-FIRST_EDIT = f"Write this text again, with the spelling corrected:\n\n{TEXT}"
-SECOND_EDIT = f"Write this text again, with the spelling and the commas corrected:\n\n{TEXT}"
+EDIT = f"Write this text again, with the spelling corrected:\n\n{TEXT}"
+EDIT_AGAIN = f"Write this text again, with the spelling and the commas corrected:\n\n{TEXT}"
 LETTER = """Correct the typos in this letter and answer with the whole letter:
 
 Dear Mr Miller,
@@ -70,14 +70,26 @@ def column(rows, index):
             tmp.append(row[index])
     return tmp
 ```"""
+GRAMMAR = """Correct the grammar of this paragraph and write the whole paragraph again:
+
+Yesterday we goes to the zoo with our childs. They seen lions, tiger and many monkey. My son were afraid of the snakes \
+but my daughter like them. After lunch it begin to rain and we has to go home early. Next week we wants to visit the \
+museum of natural history, where they has a skeleton of a whale."""
+LETTER_AGAIN = LETTER.replace("Correct the typos", "Correct the typos and the commas")
+GRAMMAR_AGAIN = GRAMMAR.replace("Correct the grammar", "Correct the grammar and the style")
+CODE_AGAIN = CODE.replace("tmp to cleaned", "tmp to row")
 STORY = "Tell me a story about a lighthouse."
 
 
 CASES = {
-    "edit": ("a text to be edited", (FIRST_EDIT,)),
-    "second": ("another edit of it", (FIRST_EDIT, SECOND_EDIT)),
+    "edit": ("a text to be edited", (EDIT,)),
+    "edit-again": ("another edit of it", (EDIT, EDIT_AGAIN)),
     "letter": ("a letter with typos", (LETTER,)),
+    "letter-again": ("another edit of it", (LETTER, LETTER_AGAIN)),
+    "grammar": ("a paragraph in wrong grammar", (GRAMMAR,)),
+    "grammar-again": ("another edit of it", (GRAMMAR, GRAMMAR_AGAIN)),
     "code": ("a variable to be renamed", (CODE,)),
+    "code-again": ("another name for it", (CODE, CODE_AGAIN)),
     "story": ("a story", (STORY,)),
 }
 """A name and the questions of each case, of which the last is measured."""

@@ -37,18 +37,42 @@ from tests.soak.http_load import Ask, Heard, run_streams, workload
 OPENVINO = """
 import json, sys, time
 import openvino_genai as g
-path, requests = sys.argv[1], json.load(sys.stdin)
-scheduler = g.SchedulerConfig(); scheduler.cache_size = 4; scheduler.max_num_seqs = int(sys.argv[2])
+path, streams = sys.argv[1], int(sys.argv[2])
+requests = json.load(sys.stdin)
+scheduler = g.SchedulerConfig(); scheduler.cache_size = 4; scheduler.max_num_seqs = streams
 pipe = g.ContinuousBatchingPipeline(path, scheduler, "CPU")
 def config(n):
     c = g.GenerationConfig(); c.max_new_tokens = n; c.do_sample = False; return c
 pipe.generate(["warm up"], [config(4)])
+
+def whole():
+    results = pipe.generate([p for p, _ in requests], [config(n) for _, n in requests])
+    tokenizer = pipe.get_tokenizer()
+    return sum(tokenizer.encode(result.m_generation_ids[0]).input_ids.shape[1] for result in results), []
+
+def streamed():
+    tokens, first, waiting, running = 0, [], list(enumerate(requests)), {}
+    waiting.reverse()
+    while waiting or running:
+        while waiting and len(running) < streams:
+            number, (prompt, n) = waiting.pop()
+            running[number] = time.perf_counter(), pipe.add_request(number, prompt, config(n))
+        pipe.step()
+        for number, (started, handle) in list(running.items()):
+            while handle.can_read():
+                [output] = handle.read().values()
+                if started is not None and output.generated_ids:
+                    first.append(time.perf_counter() - started)
+                    started = None
+                    running[number] = None, handle
+                tokens += len(output.generated_ids)
+            if handle.get_status() != g.GenerationStatus.RUNNING:
+                del running[number]
+    return tokens, first
+
 started = time.perf_counter()
-results = pipe.generate([p for p, _ in requests], [config(n) for _, n in requests])
-seconds = time.perf_counter() - started
-tokenizer = pipe.get_tokenizer()
-tokens = sum(tokenizer.encode(result.m_generation_ids[0]).input_ids.shape[1] for result in results)
-print(json.dumps({"seconds": seconds, "tokens": tokens}))
+tokens, first = {"whole": whole, "streamed": streamed}[sys.argv[3]]()
+print(json.dumps({"seconds": time.perf_counter() - started, "tokens": tokens, "first": first}))
 """
 
 
@@ -71,7 +95,8 @@ def main() -> None:
         some = requests[: max(args.streams, args.requests // 8)]
         results["llama.cpp"] = _over_http([*command, *extra], some, args.streams)
     if args.openvino:
-        results["openvino"] = _openvino(args.openvino, args.model, requests, args.streams)
+        for way in ("whole", "streamed"):
+            results[f"openvino, {way}"] = _openvino(args.openvino, args.model, requests, args.streams, way)
     print(json.dumps({"streams": args.streams, "requests": args.requests, **results}))
 
 
@@ -172,27 +197,41 @@ def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server did not become ready")
 
 
-def _openvino(python: str, path: Path, requests: list[Ask], streams: int) -> dict[str, float]:
+def _openvino(python: str, path: Path, requests: list[Ask], streams: int, way: str) -> dict[str, float]:
+    """Runs them in OpenVINO's process. ``way``: "whole" gives it all at once and awaits whole answers, "streamed" keeps
+    ``streams`` of them open and reads their tokens after each of its steps."""
     text = json.dumps([[request.prompt, request.max_tokens] for request in requests])
-    command = [python, "-c", OPENVINO, str(path), str(streams)]
-    found = json.loads(subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout)
-    return {"tokens_per_s": round(found["tokens"] / found["seconds"], 1), "seconds": round(found["seconds"], 1)}
+    command = [python, "-c", OPENVINO, str(path), str(streams), way]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, input=text, text=True, check=True).stdout)
+    figures = {
+        "tokens_per_s": found["tokens"] / found["seconds"],
+        **_first(found["first"]),
+        "seconds": found["seconds"],
+    }
+    print(figures, file=sys.stderr)
+    return {name: round(value, 2) for name, value in figures.items()}
 
 
 def _figures(heard: list[Heard], seconds: float) -> dict[str, float]:
     failed = [one.error for one in heard if one.error]
     if failed:
         print(f"{len(failed)} requests failed: {failed[0]}", file=sys.stderr)
-    first = sorted(one.pieces[0] for one in heard if one.pieces)
     figures = {
         "tokens_per_s": sum(one.tokens for one in heard) / seconds,
-        "first_p50_s": statistics.median(first),
-        "first_p95_s": first[int(len(first) * 0.95)],
+        **_first([one.pieces[0] for one in heard if one.pieces]),
         "seconds": seconds,
         "failed": float(len(failed)),
     }
     print(figures, file=sys.stderr)
     return {name: round(value, 2) for name, value in figures.items()}
+
+
+def _first(seconds: list[float]) -> dict[str, float]:
+    """The median and the 95th percentile of the seconds to a first token; nothing where there are none."""
+    ordered = sorted(seconds)
+    if not ordered:
+        return {}
+    return {"first_p50_s": statistics.median(ordered), "first_p95_s": ordered[int(len(ordered) * 0.95)]}
 
 
 if __name__ == "__main__":

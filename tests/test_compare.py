@@ -76,13 +76,50 @@ def test_ik_llama_cpp_is_asked_through_its_binary(tmp_path: Path) -> None:
     binary.write_text(LLAMA_BENCH.format(python=sys.executable))
     binary.chmod(0o755)
     args = argparse.Namespace(threads=2, timeout=60)
-    peer = compare.Peer("ik_llama.cpp", sys.executable, {"LLAMA_BENCH": str(binary)})
+    peer = compare.Peer("ik_llama.cpp's llama-bench", sys.executable, {"LLAMA_BENCH": str(binary)})
     cells = ("pp512", "tg128", "tg128@2000", "b16")
     found = compare.launched(peer, Path("/m.gguf"), cells, args)
     assert found.pop("peak_bytes") > 1e6, "that of the binary"
     assert found == {"cells": {"pp512": 500, "tg128": 50, "tg128@2000": 20, "b16": None}}, "it says nothing of its load"
     failed = compare.launched(peer, Path("/m.gguf"), ("pp64",), args)
     assert (failed["cells"], "CalledProcessError" in failed["error"]) == ({"pp64": None}, True)
+
+
+IK_LLAMA = """
+import sys, types
+lib = types.ModuleType("ik_llama_cpp._ctypes_api")
+def decode(context, batch):
+    assert context == "context" and all(batch.n_seq_id[i] == 1 for i in range(batch.n_tokens))
+    assert 1 <= sum(batch.logits[: batch.n_tokens]) <= 16
+    return 0
+def batch(tokens, embedding, sequences):
+    zeros = lambda: [0] * tokens
+    return types.SimpleNamespace(
+        n_tokens=0, token=zeros(), pos=zeros(), n_seq_id=zeros(), logits=zeros(), seq_id=[[0] for _ in range(tokens)])
+def load(path, params):
+    assert (path, params.repack_tensors) == (b"/m.gguf", True)
+    return "model"
+def context(model, params):
+    assert (model, params.n_seq_max, params.n_threads, params.n_threads_batch) == ("model", 16, 2, 2)
+    return "context"
+lib.llama_backend_init = lambda: None
+lib.llama_model_default_params = lib.llama_context_default_params = types.SimpleNamespace
+lib.llama_model_load_from_file, lib.llama_init_from_model = load, context
+lib.llama_batch_init, lib.llama_decode, lib.llama_kv_cache_clear = batch, decode, lambda context: None
+package = types.ModuleType("ik_llama_cpp")
+package.__path__ = []
+sys.modules.update({"ik_llama_cpp": package, "ik_llama_cpp._ctypes_api": lib})
+"""
+
+
+def test_ik_llama_cpp_is_run_through_its_bindings(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(IK_LLAMA)
+    args = argparse.Namespace(threads=2, timeout=60)
+    peer = compare.Peer("ik_llama.cpp", sys.executable, {"PYTHONPATH": str(tmp_path)})
+    found = compare.launched(peer, Path("/m.gguf"), ("pp32", "tg4", "tg4@20", "b16"), args)
+    assert "error" not in found, found
+    assert all(found["cells"][cell] > 0 for cell in ("pp32", "tg4", "tg4@20", "b16"))
+    assert found["load_s"] > 0
 
 
 ENGINE = """

@@ -1,4 +1,4 @@
-"""Matrices of a file that the kernels' library packs in a thread of its own while other work goes on."""
+"""Matrices of a file that the kernels' library packs in threads of its own while other work goes on."""
 
 from __future__ import annotations
 
