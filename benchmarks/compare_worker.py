@@ -116,20 +116,35 @@ class LlamaCpp:
 
 class IkLlamaCpp(LlamaCpp):
     """ik_llama.cpp through ik-llama-cpp-python's bindings of its C interface; without sampling. It repacks weights for
-    its kernels when it loads them (its ``-rtr``)."""
+    its kernels when it loads them (its ``-rtr``). Several sequences are decoded without its flash attention, which ends
+    the process (0.1.5)."""
 
     def __init__(self, path: str, threads: int, widest: int) -> None:
         self._lib = lib = importlib.import_module("ik_llama_cpp._ctypes_api")
+        self._threads, self._widest = threads, widest
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.repack_tensors = True
         self._model = lib.llama_model_load_from_file(path.encode(), params)
-        context = lib.llama_context_default_params()
-        context.n_ctx, context.n_batch, context.n_ubatch = max(MAX_CONTEXT, 256 * widest), 2048, 512
-        context.n_seq_max = widest
-        context.n_threads = context.n_threads_batch = threads
-        self._context = lib.llama_init_from_model(self._model, context)
+        self._context = self._context_with(flash_attention=True)
         self._batch = lib.llama_batch_init(2048, 0, 1)
+
+    def decode(self, count: int, depth: int, sequences: int) -> float:
+        if sequences == 1:
+            return super().decode(count, depth, sequences)
+        usual, self._context = self._context, self._context_with(flash_attention=False)
+        try:
+            return super().decode(count, depth, sequences)
+        finally:
+            self._lib.llama_free(self._context)
+            self._context = usual
+
+    def _context_with(self, *, flash_attention: bool) -> Any:
+        params = self._lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = max(MAX_CONTEXT, 256 * self._widest), 2048, 512
+        params.n_seq_max, params.flash_attn = self._widest, flash_attention
+        params.n_threads = params.n_threads_batch = self._threads
+        return self._lib.llama_init_from_model(self._model, params)
 
     def _clear(self) -> None:
         self._lib.llama_kv_cache_clear(self._context)

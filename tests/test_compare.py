@@ -89,7 +89,9 @@ IK_LLAMA = """
 import sys, types
 lib = types.ModuleType("ik_llama_cpp._ctypes_api")
 def decode(context, batch):
-    assert context == "context" and all(batch.n_seq_id[i] == 1 for i in range(batch.n_tokens))
+    several = len({item[0] for item in batch.seq_id[: batch.n_tokens]}) > 1
+    assert context == "plain" or not several
+    assert all(batch.n_seq_id[i] == 1 for i in range(batch.n_tokens))
     assert 1 <= sum(batch.logits[: batch.n_tokens]) <= 16
     return 0
 def batch(tokens, embedding, sequences):
@@ -101,11 +103,12 @@ def load(path, params):
     return "model"
 def context(model, params):
     assert (model, params.n_seq_max, params.n_threads, params.n_threads_batch) == ("model", 16, 2, 2)
-    return "context"
+    return "flash" if params.flash_attn else "plain"
 lib.llama_backend_init = lambda: None
 lib.llama_model_default_params = lib.llama_context_default_params = types.SimpleNamespace
 lib.llama_model_load_from_file, lib.llama_init_from_model = load, context
 lib.llama_batch_init, lib.llama_decode, lib.llama_kv_cache_clear = batch, decode, lambda context: None
+lib.llama_free = lambda context: None
 package = types.ModuleType("ik_llama_cpp")
 package.__path__ = []
 sys.modules.update({"ik_llama_cpp": package, "ik_llama_cpp._ctypes_api": lib})
