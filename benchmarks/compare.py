@@ -4,16 +4,18 @@
         [--ik-llamacpp PY] [--mistralrs PY] [--mistralrs-tokens N] [--ik-llama-bench BINARY]
         [--out docs/reports/compare]
 
-Each PY is a Python in which that engine is installed. A round starts every engine once, one after the other; it loads
-the file and runs all cells. Writes OUT.json after each engine and OUT.md at the end: medians, spread, and our median
-over the fastest other one. Started again with the same OUT, it goes on where it was interrupted: what was measured is
-kept, what failed is tried again.
+Each PY is a Python in which that engine is installed. A round starts every engine twice, with the file dropped from
+memory and with the file there, and then runs the cells: each cell in all engines, one after the other, since memory may
+be fast in one minute and slow in the next. Where not all engines have room for the file at once, an engine runs all
+cells before the next one starts. Writes OUT.json after each round and OUT.md at the end: medians, spread, and our
+median over the fastest other one. Started again with the same OUT, it goes on where it was interrupted: what was
+measured is kept, what failed is tried again.
 ``--quick`` has fewer cells: pp512, tg128 and 16 sequences; files over 3 GB get two rounds and 32 decoded tokens, and
 mistral.rs, which reads prompts as slowly as it decodes, at most 128 tokens, unless ``--mistralrs-tokens`` says
 otherwise. The table marks figures of fewer tokens than their cell has.
 BINARY is a `llama-bench` of ik_llama.cpp, which decodes one sequence only and loads the file for each cell.
 
-Each cell of ours is shown beside the limit of the machine, measured before and after the engine ran: decode of one
+Each cell of ours is shown beside the limit of the machine, measured before and after the cell: decode of one
 sequence beside the plain read of memory in huge pages, prompts and batches beside that, shared by all their tokens, or
 the peak of int8 products, whichever takes longer. Attention is not counted.
 Run it while nothing else runs.
@@ -31,6 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,10 @@ QUICK_TOKENS = 128
 """Of prompts and answers of mistral.rs with ``--quick``, at most."""
 ORDER = ("ours", "llama.cpp", "OpenVINO", "ik_llama.cpp", "mistral.rs", "ik_llama.cpp's llama-bench")
 LARGE_BYTES = 3 << 30
+COPIES = 3.5
+"""Times the file's size that the hungriest engine takes."""
+PAUSE_S = 0.2
+"""Between two engines: threads of the one before may still look for work."""
 PROBED_BYTES = 1 << 30
 """Memory of the plain read: of a quarter of it, caches of 32 MiB still give a twentieth."""
 FIGURES = {
@@ -82,17 +89,15 @@ def main() -> None:
         if args.quick and is_large:
             cells = tuple(cell.replace("tg128", "tg32") for cell in cells)
         for number in range(rounds):
-            for peer in peers:
-                key = {"file": path.name, "engine": peer.name, "round": number, "threads": args.threads}
-                if any(is_done(record, key, cells) for record in records):
-                    continue
-                print(f"{path.name}: round {number + 1} of {rounds}, {peer.name}", file=sys.stderr, flush=True)
-                before = limits.measure()
-                figures = measured(peer, path, cells, args)
-                read, peak = (1e9 * statistics.mean(pair) for pair in zip(before, limits.measure(), strict=True))
-                bounds = {"plain_read": read, "int8_peak": peak, "cost": asdict(token_cost(path))}
-                record = {**key, "bytes": path.stat().st_size, **bounds, **figures}
-                records = [each for each in records if not key.items() <= each.items()] + [record]
+            key = {"file": path.name, "round": number, "threads": args.threads}
+            missing = [peer for peer in peers if not is_done(records, key | {"engine": peer.name}, cells)]
+            print(f"{path.name}: round {number + 1} of {rounds}, {len(missing)} engines", file=sys.stderr, flush=True)
+            groups = [missing] if missing and fit(path, len(missing)) else [[peer] for peer in missing]
+            for together in groups:
+                known = {"bytes": path.stat().st_size, "cost": asdict(token_cost(path))}
+                for peer, figures in zip(together, measured(together, path, cells, limits, args), strict=True):
+                    own = key | {"engine": peer.name}
+                    records = [each for each in records if not own.items() <= each.items()] + [own | known | figures]
                 write(store, json.dumps(records, indent=1))
     write(args.out.with_suffix(".md"), "\n".join(report(records)))
 
@@ -105,8 +110,17 @@ def write(path: Path, text: str) -> None:
     news.replace(path)
 
 
-def is_done(record: dict[str, Any], key: dict[str, Any], cells: Sequence[str]) -> bool:
-    return key.items() <= record.items() and set(cells) <= record["cells"].keys() and not record.get("error")
+def is_done(records: Sequence[dict[str, Any]], key: dict[str, Any], cells: Sequence[str]) -> bool:
+    return any(
+        key.items() <= record.items() and set(cells) <= record["cells"].keys() and not record.get("error")
+        for record in records
+    )
+
+
+def fit(path: Path, engines: int) -> bool:
+    """Whether so many engines have room for a file at once."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return engines * path.stat().st_size * COPIES < memory * 0.6
 
 
 def arguments() -> argparse.Namespace:
@@ -115,7 +129,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds for one engine in one round")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for a load or a cell of one engine")
     parser.add_argument("--out", type=Path, default=Path("docs/reports/compare"))
     for name in ("llamacpp", "openvino", "ik-llamacpp", "mistralrs"):
         parser.add_argument(f"--{name}", metavar="PY")
@@ -138,62 +152,118 @@ def peers_of(args: argparse.Namespace) -> Iterator[Peer]:
         yield Peer(ORDER[5], sys.executable, {"LLAMA_BENCH": args.ik_llama_bench})
 
 
-def measured(peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one engine in one round. An engine that fails has the end of its errors instead."""
-    result: dict[str, Any] = {"cells": {}}
-    cold = launched(peer, path, (), args, forget=True)
-    result.update({f"cold_{name}": cold.get(name) for name in ("load_s", "first_token_s")})
-    result.update(launched(peer, path, cells, args))
-    return result
+def measured(
+    peers: Sequence[Peer], path: Path, cells: Sequence[str], limits: Limits, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The figures of engines in one round, each cell in all of them before the next. An engine that fails has the end
+    of its errors instead."""
+    results: list[dict[str, Any]] = []
+    for peer in peers:
+        cold = launched(peer, path, (), args, forget=True)
+        results.append({f"cold_{name}": cold.get(name) for name in ("load_s", "first_token_s")})
+    running = [Running(peer, path, args, widest=widest_of(cells)) for peer in peers]
+    bounds: list[dict[str, tuple[float, float]]] = [{} for _ in peers]
+    for cell in cells:
+        for engine, found in zip(running, bounds, strict=True):
+            time.sleep(PAUSE_S)
+            before = limits.measure()
+            engine.run(cell)
+            read, peak = (1e9 * statistics.mean(pair) for pair in zip(before, limits.measure(), strict=True))
+            found[cell] = read, peak
+    for engine, found, result in zip(running, bounds, results, strict=True):
+        result |= engine.end() | {"limits": found}
+        reads, peaks = zip(*found.values(), strict=True)
+        result |= {"plain_read": statistics.median(reads), "int8_peak": statistics.median(peaks)}
+    return results
+
+
+def widest_of(cells: Sequence[str]) -> int:
+    """Sequences of the largest batch."""
+    return max((int(cell[1:]) for cell in cells if cell.startswith("b")), default=1)
 
 
 def launched(
     peer: Peer, path: Path, cells: Sequence[str], args: argparse.Namespace, *, forget: bool = False
 ) -> dict[str, Any]:
-    """The lines of one process. ``forget``: the file is dropped from the page cache first. It is read before that, so
+    """The figures of one process. ``forget``: the file is dropped from the page cache first. It is read before that, so
     that caches below, of a host or a disk, have it for the first engine too."""
     if forget:
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 23):
                 pass
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    result: dict[str, Any] = {"cells": {}}
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(peer.variables)
-    wanted = [f"{cell}:{peer.longest}" if peer.longest else cell for cell in cells]
-    command = [peer.python, str(WORKER), peer.name, str(path), str(args.threads), *wanted]
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/"
-    )
-    timer = threading.Timer(args.timeout, process.kill)
-    timer.start()
-    errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()))
-    reader.start()
-    assert process.stdout is not None
-    for line in process.stdout:
-        if not line.startswith("{"):  # what engines print by themselves
-            continue
-        news = json.loads(line)
-        if "cell" in news:
-            result["cells"][news["cell"]] = news["tokens_s"]
-            if "of" in news:
-                result.setdefault("shortened", {})[news["cell"]] = news["of"]
-        else:
-            result.update(news)
+    engine = Running(peer, path, args, widest=widest_of(cells))
+    for cell in cells:
+        engine.run(cell)
+    return engine.end()
+
+
+class Running:
+    """A process of an engine that has loaded a file, and runs cells. One that fails runs no further ones."""
+
+    def __init__(self, peer: Peer, path: Path, args: argparse.Namespace, *, widest: int) -> None:
+        self._peer, self._timeout = peer, args.timeout
+        self._result: dict[str, Any] = {"cells": {}}
+        self._errors: list[str] = []
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(peer.variables)
+        command = [peer.python, str(WORKER), peer.name, str(path), str(args.threads), str(widest)]
+        started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd="/",
+        )
+        self._reader = threading.Thread(target=lambda: self._errors.extend(self._process.stderr or ()))
+        self._reader.start()
+        news = self._next()
+        self._result |= news
         if "load_s" in news:
-            result["first_token_s"] = time.perf_counter() - started
-    code = process.wait()
-    timer.cancel()
-    reader.join()
-    process.stdout.close()
-    assert process.stderr is not None
-    process.stderr.close()
-    if code:
-        result["error"] = f"exit code {code}: " + "".join(errors)[-500:]
-        result["cells"] = dict.fromkeys(cells) | result["cells"]
-        print(f"{peer.name} failed: {result['error']}", file=sys.stderr)
-    return result
+            self._result["first_token_s"] = time.perf_counter() - started
+
+    def run(self, cell: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it ended: its exit code and its errors say why
+            self._process.stdin.write(f"{cell}:{self._peer.longest}\n" if self._peer.longest else f"{cell}\n")
+            self._process.stdin.flush()
+        news = self._next()
+        self._result["cells"][cell] = news.get("tokens_s")
+        if "of" in news:
+            self._result.setdefault("shortened", {})[cell] = news["of"]
+
+    def end(self) -> dict[str, Any]:
+        """Ends it. Returns all of its figures."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._result |= self._next()
+        code = self._process.wait()
+        self._reader.join()
+        self._process.stdout.close()
+        self._process.stderr.close()
+        if code:
+            self._result["error"] = f"exit code {code}: " + "".join(self._errors)[-500:]
+            print(f"{self._peer.name} failed: {self._result['error']}", file=sys.stderr)
+        return self._result
+
+    def _next(self) -> dict[str, Any]:
+        """Its next line; nothing if it ended, or took too long and was ended."""
+        timer = threading.Timer(self._timeout, self._process.kill)
+        timer.start()
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                if line.startswith("{"):  # others are what engines print by themselves
+                    news: dict[str, Any] = json.loads(line)
+                    return news
+            return {}
+        finally:
+            timer.cancel()
 
 
 def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -218,9 +288,10 @@ def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         for cell in sorted({cell for record in own for cell in record["cells"]}, key=place_of):
             values = {each: [r["cells"].get(cell) for r in own if r["engine"] == each] for each in engines}
             shares = [
-                r["cells"][cell] * least_time(cell, cost, read=r["plain_read"], peak=r["int8_peak"])
+                r["cells"][cell] * least_time(cell, cost, read=bounds[0], peak=bounds[1])
                 for r in own
                 if r["engine"] == "ours" and r["cells"].get(cell)
+                for bounds in [r.get("limits", {}).get(cell, (r["plain_read"], r["int8_peak"]))]
             ]
             share = f"{statistics.median(shares):.0%}" if shares else ""
             marks = {r["engine"]: f" with {r['shortened'][cell]} tokens" for r in own if cell in r.get("shortened", {})}

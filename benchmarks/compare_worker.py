@@ -1,10 +1,11 @@
 """Runs the cells of `compare.py` in one engine: a program of its own, which imports that engine alone.
 
-    PYTHON compare_worker.py ENGINE MODEL.gguf THREADS CELL...
+    PYTHON compare_worker.py ENGINE MODEL.gguf THREADS WIDEST
 
-A cell is ``pp512`` (tokens/s of a prompt of 512), ``tg128@2000`` (tokens/s of decoding 128 tokens behind 2,000) or
-``b16`` (total tokens/s of 16 sequences that decode ``STEPS`` tokens each); ``pp512:32`` takes 32 tokens instead of
-512. Writes a JSON line after the load and a first token, then one for each cell, and one with the peak of its memory.
+Reads cells, a line each, until its input ends; WIDEST is the number of sequences of the largest batch. A cell is
+``pp512`` (tokens/s of a prompt of 512), ``tg128@2000`` (tokens/s of decoding 128 tokens behind 2,000) or ``b16`` (total
+tokens/s of 16 sequences that decode ``STEPS`` tokens each); ``pp512:32`` takes 32 tokens instead of 512. Writes a JSON
+line after the load and a first token, then one for each cell, and one with the peak of its memory at the end.
 It imports nothing of this project for others.
 """
 
@@ -263,17 +264,18 @@ def peak_bytes(name: str) -> int:
 
 
 def main() -> None:
-    name, path, threads, *cells = sys.argv[1:]
+    name, path, threads, widest = sys.argv[1:]
     started = time.perf_counter()
-    widest = max((int(cell[1:].partition(":")[0]) for cell in cells if cell.startswith("b")), default=1)
-    engine = ENGINES[name](path, int(threads), widest)
+    engine = ENGINES[name](path, int(threads), int(widest))
     loaded = time.perf_counter() - started
-    if name not in PROGRAMS:
+    if name in PROGRAMS:
+        print("{}", flush=True)
+    else:
         engine.prefill(16)
         print(json.dumps({"load_s": loaded}), flush=True)
         engine.decode(4, 0, 1)
-    for each in cells:
-        cell, _, limit = each.partition(":")
+    for line in sys.stdin:
+        cell, _, limit = line.strip().partition(":")
         longest = int(limit) if limit else None
         news = {"cell": cell, "tokens_s": run_cell(engine, cell, longest)}
         if longest and longest < length_of(cell):

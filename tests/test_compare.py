@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,13 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest
         def measure(self) -> tuple[float, float]:
             return 40.0, 1000.0
 
-    def measured(peer: compare.Peer, _: Path, cells: tuple[str, ...], __: argparse.Namespace) -> dict[str, Any]:
-        asked.append(peer.name)
-        if len(asked) == 2:
+    def measured(peers: list[compare.Peer], _: Path, cells: tuple[str, ...], *__: object) -> list[dict[str, Any]]:
+        asked.append([peer.name for peer in peers])
+        if len(asked) == 1:
             raise KeyboardInterrupt
-        if len(asked) == 3:
-            return {"cells": dict.fromkeys(cells), "error": "exit code 1: no memory"}
-        return {"cells": dict.fromkeys(cells, 10.0)}
+        found: dict[str, Any] = {"cells": dict.fromkeys(cells, 10.0), "plain_read": 4e10, "int8_peak": 1e12}
+        failed = {**found, "cells": dict.fromkeys(cells), "error": "exit code 1: no memory"}
+        return [failed if peer.name == "llama.cpp" and len(asked) == 2 else found for peer in peers]
 
     for name, fake in {"Limits": Limits, "NativeBackend": lambda threads: None, "measured": measured}.items():
         monkeypatch.setattr(compare, name, fake)
@@ -179,12 +180,46 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(KeyboardInterrupt):
         compare.main()
-    for _ in range(3):  # the second fails, the third measures it, the last has nothing to do
+    for _ in range(3):  # one fails in the second, the third measures it, the last has nothing to do
         compare.main()
-    assert asked == ["ours", "llama.cpp", "llama.cpp", "llama.cpp"]
+    assert asked == [["ours", "llama.cpp"], ["ours", "llama.cpp"], ["llama.cpp"]]
     assert [each["engine"] for each in json.loads(out.with_suffix(".json").read_text())] == ["ours", "llama.cpp"]
     assert "| tg128 | 10.0 (10.0 to 10.0) |" in out.with_suffix(".md").read_text()
     assert sorted(path.name for path in out.parent.iterdir()) == ["c.json", "c.md"]
+
+
+def test_each_cell_runs_in_all_engines_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may be fast in one minute and slow in the next: each cell has limits of its own."""
+    events, reads = [], iter([40.0, 42.0, 30.0, 30.0, 60.0, 60.0, 20.0, 22.0])
+
+    class Running:
+        def __init__(self, peer: compare.Peer, *_: object, widest: int) -> None:
+            self.name, self.cells = peer.name, dict[str, float]()
+            events.append(("load", self.name, widest))
+
+        def run(self, cell: str) -> None:
+            events.append((cell, self.name))
+            self.cells[cell] = 10.0
+
+        def end(self) -> dict[str, Any]:
+            return {"cells": self.cells, "peak_bytes": 1e9}
+
+    limits = types.SimpleNamespace(measure=lambda: (next(reads), 1000.0))
+    monkeypatch.setattr(compare, "Running", Running)
+    monkeypatch.setattr(compare, "launched", lambda *_, forget: {"load_s": 2.0, "first_token_s": 3.0, "cells": {}})
+    monkeypatch.setattr(compare, "PAUSE_S", 0)
+    peers = [compare.Peer(name, "py", {}) for name in ("ours", "llama.cpp")]
+    args = argparse.Namespace(threads=2, timeout=60)
+    ours, other = compare.measured(peers, Path("/m.gguf"), ("tg128", "b16"), limits, args)  # type: ignore[arg-type]
+    assert events == [
+        ("load", "ours", 16), ("load", "llama.cpp", 16), ("tg128", "ours"), ("tg128", "llama.cpp"), ("b16", "ours"),
+        ("b16", "llama.cpp"),
+    ]  # fmt: skip
+    assert ours["limits"] == {"tg128": (4.1e10, 1e12), "b16": (6e10, 1e12)}
+    assert (ours["plain_read"], ours["cold_load_s"], other["limits"]["b16"][0]) == (5.05e10, 2.0, 2.1e10)
+    table = list(compare.report([{**record("ours"), **ours}, {**record("llama.cpp"), **other}]))
+    [decode] = [line for line in table if line.startswith("| tg128")]
+    assert decode.endswith("| 1.00 | 24% |"), "10 times 1 GB of 41 GB/s"
 
 
 @pytest.mark.parametrize("tied", [False, True])
