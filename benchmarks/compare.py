@@ -219,10 +219,9 @@ class Running:
         )
         self._reader = threading.Thread(target=lambda: self._errors.extend(self._process.stderr or ()))
         self._reader.start()
-        news = self._next()
-        self._result |= news
-        if "load_s" in news:
-            self._result["first_token_s"] = time.perf_counter() - started
+        # it must be at rest before another engine is measured
+        while (news := self._next()) and "ready" not in news:
+            self._result |= news | {"first_token_s": time.perf_counter() - started}
 
     def run(self, cell: str) -> None:
         assert self._process.stdin is not None

@@ -5,7 +5,7 @@
 Reads cells, a line each, until its input ends; WIDEST is the number of sequences of the largest batch. A cell is
 ``pp512`` (tokens/s of a prompt of 512), ``tg128@2000`` (tokens/s of decoding 128 tokens behind 2,000) or ``b16`` (total
 tokens/s of 16 sequences that decode ``STEPS`` tokens each); ``pp512:32`` takes 32 tokens instead of 512. Writes a JSON
-line after the load and a first token, then one for each cell, and one with the peak of its memory at the end.
+line after the load and a first token, one when it is ready, one for each cell, and one with the peak of its memory.
 It imports nothing of this project for others.
 """
 
@@ -268,12 +268,11 @@ def main() -> None:
     started = time.perf_counter()
     engine = ENGINES[name](path, int(threads), int(widest))
     loaded = time.perf_counter() - started
-    if name in PROGRAMS:
-        print("{}", flush=True)
-    else:
+    if name not in PROGRAMS:
         engine.prefill(16)
         print(json.dumps({"load_s": loaded}), flush=True)
         engine.decode(4, 0, 1)
+    print('{"ready": true}', flush=True)
     for line in sys.stdin:
         cell, _, limit = line.strip().partition(":")
         longest = int(limit) if limit else None
