@@ -33,10 +33,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from benchmarks.kernels import Limits
 from benchmarks.roofline import TokenCost, token_cost
@@ -161,19 +162,20 @@ def measured(
     for peer in peers:
         cold = launched(peer, path, (), args, forget=True)
         results.append({f"cold_{name}": cold.get(name) for name in ("load_s", "first_token_s")})
-    running = [Running(peer, path, args, widest=widest_of(cells)) for peer in peers]
     bounds: list[dict[str, tuple[float, float]]] = [{} for _ in peers]
-    for cell in cells:
-        for engine, found in zip(running, bounds, strict=True):
-            time.sleep(PAUSE_S)
-            before = limits.measure()
-            engine.run(cell)
-            read, peak = (1e9 * statistics.mean(pair) for pair in zip(before, limits.measure(), strict=True))
-            found[cell] = read, peak
-    for engine, found, result in zip(running, bounds, results, strict=True):
-        result |= engine.end() | {"limits": found}
-        reads, peaks = zip(*found.values(), strict=True)
-        result |= {"plain_read": statistics.median(reads), "int8_peak": statistics.median(peaks)}
+    with ExitStack() as stack:
+        running = [stack.enter_context(Running(peer, path, args, widest=widest_of(cells))) for peer in peers]
+        for cell in cells:
+            for engine, found in zip(running, bounds, strict=True):
+                time.sleep(PAUSE_S)
+                before = limits.measure()
+                engine.run(cell)
+                read, peak = (1e9 * statistics.mean(pair) for pair in zip(before, limits.measure(), strict=True))
+                found[cell] = read, peak
+        for engine, found, result in zip(running, bounds, results, strict=True):
+            result |= engine.end() | {"limits": found}
+            reads, peaks = zip(*found.values(), strict=True)
+            result |= {"plain_read": statistics.median(reads), "int8_peak": statistics.median(peaks)}
     return results
 
 
@@ -192,14 +194,15 @@ def launched(
             while file.read(1 << 23):
                 pass
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    engine = Running(peer, path, args, widest=widest_of(cells))
-    for cell in cells:
-        engine.run(cell)
-    return engine.end()
+    with Running(peer, path, args, widest=widest_of(cells)) as engine:
+        for cell in cells:
+            engine.run(cell)
+        return engine.end()
 
 
 class Running:
-    """A process of an engine that has loaded a file, and runs cells. One that fails runs no further ones."""
+    """A process of an engine that has loaded a file, and runs cells. One that fails runs no further ones. A context
+    manager, at whose end it is gone: it would wait for cells, and its reader for it."""
 
     def __init__(self, peer: Peer, path: Path, args: argparse.Namespace, *, widest: int) -> None:
         self._peer, self._timeout = peer, args.timeout
@@ -217,11 +220,25 @@ class Running:
             env=environment,
             cwd="/",
         )
-        self._reader = threading.Thread(target=lambda: self._errors.extend(self._process.stderr or ()))
+        self._reader = threading.Thread(target=lambda: self._errors.extend(self._process.stderr or ()), daemon=True)
         self._reader.start()
         # it must be at rest before another engine is measured
         while (news := self._next()) and "ready" not in news:
             self._result |= news | {"first_token_s": time.perf_counter() - started}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
 
     def run(self, cell: str) -> None:
         assert self._process.stdin is not None
@@ -236,15 +253,11 @@ class Running:
     def end(self) -> dict[str, Any]:
         """Ends it. Returns all of its figures."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._result |= self._next()
         code = self._process.wait()
         self._reader.join()
-        self._process.stdout.close()
-        self._process.stderr.close()
         if code:
             self._result["error"] = f"exit code {code}: " + "".join(self._errors)[-500:]
             print(f"{self._peer.name} failed: {self._result['error']}", file=sys.stderr)

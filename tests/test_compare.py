@@ -7,7 +7,7 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gguf
 import numpy as np
@@ -197,6 +197,12 @@ def test_each_cell_runs_in_all_engines_before_the_next(monkeypatch: pytest.Monke
             self.name, self.cells = peer.name, dict[str, float]()
             events.append(("load", self.name, widest))
 
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            events.append(("gone", self.name))
+
         def run(self, cell: str) -> None:
             events.append((cell, self.name))
             self.cells[cell] = 10.0
@@ -213,13 +219,34 @@ def test_each_cell_runs_in_all_engines_before_the_next(monkeypatch: pytest.Monke
     ours, other = compare.measured(peers, Path("/m.gguf"), ("tg128", "b16"), limits, args)  # type: ignore[arg-type]
     assert events == [
         ("load", "ours", 16), ("load", "llama.cpp", 16), ("tg128", "ours"), ("tg128", "llama.cpp"), ("b16", "ours"),
-        ("b16", "llama.cpp"),
+        ("b16", "llama.cpp"), ("gone", "llama.cpp"), ("gone", "ours"),
     ]  # fmt: skip
     assert ours["limits"] == {"tg128": (4.1e10, 1e12), "b16": (6e10, 1e12)}
     assert (ours["plain_read"], ours["cold_load_s"], other["limits"]["b16"][0]) == (5.05e10, 2.0, 2.1e10)
     table = list(compare.report([{**record("ours"), **ours}, {**record("llama.cpp"), **other}]))
     [decode] = [line for line in table if line.startswith("| tg128")]
     assert decode.endswith("| 1.00 | 24% |"), "10 times 1 GB of 41 GB/s"
+
+
+def test_engines_are_gone_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for cells: without an end they would stay, and so would the comparison."""
+    (tmp_path / "sitecustomize.py").write_text(ENGINE)
+    processes, start = [], compare.subprocess.Popen
+
+    def popen(*args: Any, **options: Any) -> Any:
+        processes.append(start(*args, **options))
+        return processes[-1]
+
+    def broken() -> tuple[float, float]:
+        raise MemoryError
+
+    monkeypatch.setattr(compare.subprocess, "Popen", popen)
+    monkeypatch.setattr(compare, "launched", lambda *_, forget: {})
+    peers = [compare.Peer("mistral.rs", sys.executable, {"PYTHONPATH": str(tmp_path)})] * 2
+    limits = types.SimpleNamespace(measure=broken)
+    with pytest.raises(MemoryError):
+        compare.measured(peers, Path("/m.gguf"), ("tg4",), limits, argparse.Namespace(threads=2, timeout=60))  # type: ignore[arg-type]
+    assert [process.poll() for process in processes] == [-9, -9]
 
 
 @pytest.mark.parametrize("tied", [False, True])

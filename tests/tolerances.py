@@ -11,6 +11,9 @@ PAIRED_SUM = 1 / 65534
 """In units of the largest of a row's sums of columns, which the minima of Q2_K, Q4_K and Q5_K are multiplied with as
 int16 values."""
 
+PAIRED_TYPES = ("Q2_K", "Q4_K", "Q5_K")
+"""These types."""
+
 BFLOAT16 = 2**-8
 """In the same units, in addition: for bfloat16 weights, avx512bf16 rounds activations to the eight bits of bfloat16."""
 

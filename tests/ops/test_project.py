@@ -34,7 +34,7 @@ from tests.ops.harness import (
     reference,
     step_args,
 )
-from tests.tolerances import ACTIVATION, BFLOAT16, NORM, PAIRED_SUM, PRODUCT
+from tests.tolerances import ACTIVATION, BFLOAT16, NORM, PAIRED_SUM, PAIRED_TYPES, PRODUCT
 
 pytestmark = pytest.mark.native
 
@@ -56,7 +56,7 @@ def magnitude(matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
     return sums if matrix.bias is None else sums + torch.tensor(matrix.bias).abs()
 
 
-QUANTS = {"Q2_K": slice(16, 80), "Q4_K": slice(16, 144), "Q5_K": slice(16, 176)}
+QUANTS = dict(zip(PAIRED_TYPES, (slice(16, 80), slice(16, 144), slice(16, 176)), strict=True))
 """The bytes of a block's integers, of the types whose minima are multiplied with int16 sums of columns."""
 
 
