@@ -78,13 +78,13 @@ struct Products {
     return !unpack && !plain && !direct && is_first ? nullptr : (tile.tokens == 8 ? side : last_side)[panels];
   }
 
-  // A panel where it stands in memory, or null if that is the file's layout.
-  const uint8_t *stored(int64_t panel) const { return weight.row_bytes ? nullptr : weight.data + panel * panel_bytes; }
+  // A panel where it stands in memory, if that is not the file's layout.
+  const uint8_t *stored(int64_t panel) const { return weight.data + panel * panel_bytes; }
 
   // A panel as micro-kernels read it. One in its file's layout is packed by its first tile: plain numbers to where they
   // are kept, others, whose unpacked weights are kept, to `copy`.
   ALWAYS_INLINE const uint8_t *packed(int64_t panel, bool is_first, uint8_t *unpacked, uint8_t *copy) const {
-    if (__builtin_expect(!weight.row_bytes, true)) return weight.data + panel * panel_bytes;
+    if (__builtin_expect(!weight.row_bytes, true)) return stored(panel);
     uint8_t *to = plain ? unpacked : copy;
     if (is_first) pack_panel(&weight, panel, to);
     return to;
@@ -130,6 +130,11 @@ constexpr int64_t kKeptBytes = 416 << 10;
 constexpr int64_t kNearTiles = 4;
 // Tiles up to which panels that allow it are multiplied as they are packed.
 constexpr int64_t kPackedTiles = 2;
+// Panels that few tokens multiply one after another before what is done with the products: each pause of the stream from
+// memory costs as much as reading some lines. Small panels leave what comes after them in the first-level cache, where it
+// takes less time than the pauses of a run (docs/log.md).
+constexpr int64_t kRun = 32;
+INLINE int64_t run_of(int64_t panel_bytes) { return panel_bytes < (mrs_has_wide_l1 ? 24 : 16) << 10 ? 1 : kRun; }
 // Tiles of a block at least, see Members::blocks().
 constexpr int64_t kBlockTiles = 16;
 
@@ -175,16 +180,39 @@ template <class Operands, class Epilogue> struct SegmentProducts {
     return panel - from;
   }
 
+  // Multiplies all panels, which lie packed, with a tile of fewer than 8 tokens: it is the only one, and they are read once.
+  ALWAYS_INLINE void multiply_once(const Tile &tile) const {
+    alignas(64) float out[kRun * 4 * 16], second_out[kRun * 4 * 16];
+    const Acts acts = acts_at(tile.base, first.weight.cols, tile.tokens);
+    const int64_t size = tile.tokens * 16, run = run_of(first.panel_bytes);
+    for (int64_t from = segment.begin; from < segment.end; from += run) {
+      const int64_t to = from + run < segment.end ? from + run : segment.end;
+      for (int64_t panel = from; panel < to; ++panel) {
+        const int64_t at = (panel - from) * size;
+        const uint8_t *other = gated() ? second.stored(panel) : nullptr;
+        first.first({first.stored(panel), nullptr, nullptr, other}, first.weight.cols, acts, out + at);
+        if (gated()) second.first({other, nullptr, nullptr, first.stored(panel + 1)}, first.weight.cols, acts, second_out + at);
+      }
+      for (int64_t panel = from; panel < to; ++panel) {
+        const int64_t at = (panel - from) * size;
+        Vf values[8], others[8];
+        first.read(panel, tile, out + at, values);
+        if (gated()) second.read(panel, tile, second_out + at, others);
+        epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, others);
+      }
+    }
+  }
+
   // Multiplies one panel with a tile.
   ALWAYS_INLINE void multiply(int64_t panel, const Tile &tile, bool is_first, bool is_last, uint8_t *at, Ahead *ahead) const {
-    const auto product = [&](const Products &p, uint8_t *unpacked, Ahead *asked, const uint8_t *next, Vf *values) {
+    const auto product = [&](const Products &p, uint8_t *unpacked, Ahead *asked, Vf *values) {
       const uint8_t *packed = p.packed(panel, is_first && !p.prepares(), unpacked, copy);
-      p.multiply(panel, tile, is_first ? p.first : is_last ? p.last : p.middle, {packed, unpacked, asked, next}, values);
+      p.multiply(panel, tile, is_first ? p.first : is_last ? p.last : p.middle, {packed, unpacked, asked, nullptr}, values);
     };
     if (tile.tokens == 8) epilogue.ask_for_output(segment.operand, panel, tile);
     Vf values[8], others[8];
-    product(first, at, ahead, gated() ? second.stored(panel) : nullptr, values);
-    if (gated()) product(second, at + first.kept, nullptr, panel + 1 < segment.end ? first.stored(panel + 1) : nullptr, others);
+    product(first, at, ahead, values);
+    if (gated()) product(second, at + first.kept, nullptr, others);
     epilogue(segment.operand, panel, operand.live_rows(panel), tile, values, others);
   }
 
@@ -235,6 +263,8 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   uint8_t *unpacked = kept + copied ? memory.get(step * kept + copied) : nullptr;
   const SegmentProducts<Operands, Epilogue> products = {operands, segment, epilogue, operand, first, second, kept,
                                                         unpacked + step * kept};
+  const bool is_packed = !copied && !first.plain && !second.plain;
+  if (!keeps && !direct && is_packed) return products.multiply_once(operands.tile(tiles.begin));
   const int64_t whole = tiles.end - tiles.begin - (keeps && last_tokens < 8);
   for (int64_t from = segment.begin; from < segment.end; from += step) {
     const int64_t to = from + step < segment.end ? from + step : segment.end;
