@@ -130,9 +130,8 @@ constexpr int64_t kKeptBytes = 416 << 10;
 constexpr int64_t kNearTiles = 4;
 // Tiles up to which panels that allow it are multiplied as they are packed.
 constexpr int64_t kPackedTiles = 2;
-// Panels that few tokens multiply one after another before what is done with the products: each pause of the stream from
-// memory costs as much as reading some lines. Small panels leave what comes after them in the first-level cache, where it
-// takes less time than the pauses of a run (docs/log.md).
+// Panels that few tokens multiply one after another before the epilogue gets their products. The stream from memory pauses for
+// the epilogue; beside large panels a run of 32 takes less time than each by itself, beside small ones more (docs/log.md).
 constexpr int64_t kRun = 32;
 INLINE int64_t run_of(int64_t panel_bytes) { return panel_bytes < (mrs_has_wide_l1 ? 24 : 16) << 10 ? 1 : kRun; }
 // Tiles of a block at least, see Members::blocks().
