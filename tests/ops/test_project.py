@@ -311,6 +311,26 @@ def test_more_panels_than_stay_unpacked_at_once(isa: str, name: str) -> None:
 
 
 @for_every_isa
+@pytest.mark.parametrize(("name", "columns"), [("Q4_K", 2816), ("Q8_0", 1472), ("Q4_1", 2464)])
+@pytest.mark.parametrize("epilogue", ["store", "add", "gated"])
+def test_few_tokens_with_runs_of_large_panels(isa: str, name: str, columns: int, epilogue: Epilogue) -> None:
+    """A thread takes 35 of 69 panels of 24 KB at a time, which are a whole run and a part of one; of gate and up fewer.
+    One to four tokens have the bits of a batch of eight, which knows no runs."""
+    matrices = tuple(random_matrix(name, rows=1100, columns=columns, seed=seed, bias=True) for seed in (1, 2))
+    case = Projection(
+        matrices=matrices if epilogue == "gated" else matrices[:1],
+        x=random_values(8, columns, seed=3),
+        epilogue=epilogue,
+        outlier_threshold=1.0,
+        before=0.5,
+    )
+    backend = native(isa, threads=1)
+    [expected] = case.run(backend)
+    for tokens in ((0,), (1, 2), (3, 4, 5), (4, 5, 6, 7)):
+        assert torch.equal(case.only(*tokens).run(backend)[0], expected[list(tokens)]), tokens
+
+
+@for_every_isa
 @pytest.mark.parametrize("names", TWO_MEMBERS)
 def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
     """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces."""
