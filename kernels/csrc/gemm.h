@@ -134,6 +134,9 @@ constexpr int64_t kPackedTiles = 2;
 // the epilogue; beside large panels a run of 32 takes less time than each by itself, beside small ones more (docs/log.md).
 constexpr int64_t kRun = 32;
 INLINE int64_t run_of(int64_t panel_bytes) { return panel_bytes < (mrs_has_wide_l1 ? 24 : 16) << 10 ? 1 : kRun; }
+// Whether `count` values that a job computes are stored past the caches: threads are far from each other, and the values are few
+// enough to be read before they would have left the caches anyway.
+INLINE bool streams_values(int64_t count, const mrs_pool *pool) { return count <= 1 << 18 && mrs_pool_is_far(pool); }
 // Tiles of a block at least, see Members::blocks().
 constexpr int64_t kBlockTiles = 16;
 
@@ -239,10 +242,11 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
   const auto is_direct = [&](const mrs_weight *w) {
-    return !w || (!w->row_bytes && micro_kernel_packed_of(w->type, kPanels, first_tokens));
+    if (!w) return true;
+    if (w->row_bytes || !micro_kernel_packed_of(w->type, kPanels, first_tokens)) return false;
+    return keeps || has_few_side_by_side(w->type, w->cols);
   };
-  // where lines are asked for ahead, memory bounds four tokens, and one stream serves it
-  const bool is_short = tiles.end - tiles.begin <= kPackedTiles && (keeps || !mrs_asks_ahead);
+  const bool is_short = tiles.end - tiles.begin <= kPackedTiles;
   const bool direct = is_short && is_direct(operand.weight) && is_direct(operand.second);
   const auto products_of = [&](const mrs_weight &w) {
     return Products(w, first_tokens, last_tokens, keeps, direct, is_paired(w.type, operands.outlier_threshold));
@@ -301,7 +305,7 @@ INLINE int64_t equal_span(int64_t panels, int64_t panel_bytes, int64_t threads) 
 // the tile's token t, and second[t] those of the operand's second weight, if it has one; epilogue.of(segment) is the one for a
 // segment's panels. For tiles of 8, epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that
 // the epilogue will write; for a first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead)
-// adds to `ahead` what it will read.
+// adds to `ahead` what it will read. epilogue.streams: it uses store_line() with that.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, int64_t blocks, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels(), chunks = (total + span - 1) / span;
@@ -315,6 +319,7 @@ INLINE void gemm(const Operands &operands, int64_t span, int64_t blocks, mrs_poo
       multiply_segment(operands, segment, epilogue.of(segment));
       at += segment.end - segment.begin;
     }
+    if (epilogue.streams) end_streaming();
   });
 }
 

@@ -32,6 +32,15 @@ INLINE void ask_for_page(const uint8_t *at, int bytes) {
   if (from / size != to / size) ask_for_stream((const uint8_t *)(to / size * size + size));
 }
 
+// Asks for what a block of a K type multiplies: the weights of a long panel drive it out of the first-level cache before the next
+// panel comes to it.
+template <class F, int TOKENS> INLINE void ask_for_columns(const Term &a, int64_t block) {
+  const int8_t *q = a.q + block * 256 * TOKENS;
+#pragma GCC unroll 8
+  for (int i = 0; i < 4 * TOKENS; ++i) __builtin_prefetch(q + 64 * i, 0, 3);
+  if constexpr (kMinima<F> > 0) __builtin_prefetch(words_of<F, TOKENS>(a, block), 0, 3);
+}
+
 template <class F, int TOKENS, int J>
 INLINE void dot_group(const uint8_t *quants, int n, const Scales &s, const Acts &a, int64_t group, Sums<TOKENS> &sums,
                       Sums<TOKENS> &residual, bool two_terms) {
@@ -157,6 +166,7 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
       ask_for_page(panel.packed + b * bytes, bytes);
       if (b == near_end) ask_for_stream(panel.next);
     }
+    if constexpr (TOKENS <= 2 && is_wide<F>) ask_for_columns<F, TOKENS>(a.first, b + 1);
     Scales s;
     F::unpack_scales(scales, quants, s);
     for (int n = 0; n < F::OUTER; ++n, group += F::INNER) {

@@ -3,6 +3,7 @@
 // With one or two tiles, unpacking for each takes less time than storing what was unpacked. The sums are those of the other
 // micro-kernels, to the last bit.
 #pragma once
+#include "asks_ahead.h"
 #include "micro_kernel.h"
 
 namespace MRS_ISA {
@@ -135,6 +136,24 @@ INLINE micro_kernel_side_fn micro_kernel_packed_of(int type, int panels, int tok
   PickPacked pick = {panels, tokens};
   visit_type(type, pick);
   return pick.fn;
+}
+
+struct IsWide {
+  bool is = false;
+  template <class F> void run() { is = is_wide<F>; }
+  template <int> void run_float() {}
+};
+
+// Bytes of a panel from which on 4 tokens alone gain by kPanels of them side by side, if its type is unpacked in few instructions.
+constexpr int64_t kSmallPanel = 16 << 10;
+
+// Whether 4 tokens that nothing follows are multiplied with kPanels packed panels at a time. Memory bounds them where lines are
+// asked for ahead, and with small panels of types that are no K types: one stream serves it (docs/log.md).
+INLINE bool has_few_side_by_side(int type, int64_t cols) {
+  if (mrs_asks_ahead) return false;
+  IsWide wide;
+  visit_type(type, wide);
+  return wide.is || view_of(type, cols).bytes >= kSmallPanel;
 }
 
 }  // namespace MRS_ISA

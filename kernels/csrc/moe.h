@@ -148,6 +148,7 @@ struct PairEpilogue {
   const Deltas &deltas;
   int activation;
   float *out;
+  bool streams;
 
   const PairEpilogue &of(const Segment &) const { return *this; }
 
@@ -175,7 +176,11 @@ struct PairEpilogue {
     const int64_t rows = experts.first->weight->rows;
     for (int t = 0; t < tile.count; ++t) {
       Vf value = gated ? mul(activate(activation, values[t]), second[t]) : values[t];
-      store_first(out + pairs[t] * rows + panel * 16, value, live);
+      float *to = out + pairs[t] * rows + panel * 16;
+      if (live == 16)
+        store_line(to, value, streams);
+      else
+        store_first(to, value, live);
     }
   }
 };
@@ -200,8 +205,10 @@ INLINE void expert_products(const Experts &experts, const Deltas &deltas, float 
   const int64_t bytes = view_of(experts.first->weight->type, cols).bytes * (experts.second ? 2 : 1);
   const int64_t part = experts.expert_panels / 8 > 0 ? experts.expert_panels / 8 : 1;
   const int64_t even = equal_span(experts.panels(), bytes, mrs_pool_size(pool));
-  const bool is_read_once = routes.begin[op.experts] <= 4 * op.used;
-  gemm(experts, is_read_once ? even : part, 1, pool, PairEpilogue{experts, deltas, op.activation, out});
+  const int64_t pairs = routes.begin[op.experts], rows = experts.first->weight->rows;
+  const bool is_read_once = pairs <= 4 * op.used;
+  const PairEpilogue epilogue = {experts, deltas, op.activation, out, streams_values(pairs * rows, pool)};
+  gemm(experts, is_read_once ? even : part, 1, pool, epilogue);
 }
 
 void moe(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {

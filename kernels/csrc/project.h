@@ -170,6 +170,7 @@ struct ProjectEpilogue {
   const mrs_project &op;
   const Deltas &deltas;
   int64_t rows;
+  bool streams;
   Additions added[2] = {};  // to the panels of one segment, for each weight, if they are known before the products
 
   bool gated() const { return op.epilogue == MRS_EPILOGUE_GATED; }
@@ -226,7 +227,7 @@ struct ProjectEpilogue {
     for (int t = 0; t < tile.count; ++t) {
       float *out = op.outs[member] + (tile.first + t) * rows + panel * 16;
       if (live == 16) {
-        store_f(out, accumulates ? add(load_f(out), values[t]) : values[t]);
+        store_line(out, accumulates ? add(load_f(out), values[t]) : values[t], streams);
       } else {
         alignas(64) float old[16] = {0};
         for (int j = 0; j < live && accumulates; ++j) old[j] = out[j];
@@ -299,7 +300,8 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
     for (int64_t i = 0; i < members.num_tiles(); ++i) prepare(i);
   }
   if (deltas.act) shrink_rows(op, deltas, members, pool);
-  gemm(members, span, members.blocks(pool), pool, ProjectEpilogue{op, deltas, rows});
+  const bool streams = streams_values(rows * 16 * members.panels(), pool);
+  gemm(members, span, members.blocks(pool), pool, ProjectEpilogue{op, deltas, rows, streams});
 }
 
 }  // namespace MRS_ISA

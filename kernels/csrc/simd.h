@@ -16,6 +16,8 @@ INLINE Vf set_f(float x) { return _mm512_set1_ps(x); }
 INLINE Vi set_i(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE Vf load_f(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void store_f(float *p, Vf x) { _mm512_storeu_ps(p, x); }
+INLINE void stream_line(float *p, Vf x) { _mm512_stream_ps(p, x); }
+INLINE void end_streaming() { _mm_sfence(); }
 INLINE Vi load_i(const void *p) { return _mm512_loadu_si512(p); }
 INLINE void store_i(void *p, Vi x) { _mm512_storeu_si512(p, x); }
 INLINE Vf load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
@@ -120,6 +122,8 @@ INLINE Vf set_f(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 INLINE Vi set_i(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 INLINE Vf load_f(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE void store_f(float *p, Vf x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
+INLINE void stream_line(float *p, Vf x) { _mm256_stream_ps(p, x.a), _mm256_stream_ps(p + 8, x.b); }
+INLINE void end_streaming() { _mm_sfence(); }
 INLINE Vi load_i(const void *p) {
   return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1)};
 }
@@ -267,6 +271,8 @@ INLINE Vf set_f(float x) { Vf r; EACH r.v[i] = x; return r; }
 INLINE Vi set_i(int32_t x) { Vi r; EACH r.v[i] = x; return r; }
 INLINE Vf load_f(const float *p) { Vf r; EACH r.v[i] = p[i]; return r; }
 INLINE void store_f(float *p, Vf x) { EACH p[i] = x.v[i]; }
+INLINE void stream_line(float *p, Vf x) { store_f(p, x); }
+INLINE void end_streaming() {}
 INLINE Vi load_i(const void *p) { Vi r; std::memcpy(r.v, p, 64); return r; }
 INLINE void store_i(void *p, Vi x) { std::memcpy(p, x.v, 64); }
 INLINE Vf load_f16(const uint16_t *p) { Vf r; EACH r.v[i] = half_to_float(p[i]); return r; }
@@ -555,5 +561,14 @@ INLINE Vi bytes_apart(Vi x) {
   return load_i(to);
 }
 #endif
+
+// Stores 16 values, a cache line if it begins at p past the caches where `streams` is set: the line is not fetched from a core that
+// holds it. Other threads see it after end_streaming().
+INLINE void store_line(float *p, Vf x, bool streams) {
+  if (streams && (uintptr_t)p % 64 == 0)
+    stream_line(p, x);
+  else
+    store_f(p, x);
+}
 
 }  // namespace MRS_ISA

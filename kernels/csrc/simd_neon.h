@@ -18,6 +18,8 @@ INLINE Vf zero_f() { return set_f(0); }
 INLINE Vi zero_i() { return set_i(0); }
 INLINE Vf load_f(const float *p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
 INLINE void store_f(float *p, Vf x) { EACH vst1q_f32(p + 4 * i, x.v[i]); }
+INLINE void stream_line(float *p, Vf x) { store_f(p, x); }
+INLINE void end_streaming() {}
 INLINE Vi load_i(const void *p) {
   Vi r;
   EACH r.v[i] = vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)p + 16 * i));

@@ -47,6 +47,19 @@ void every_chunk_once() {
   }
 }
 
+// Whether workers are far is measured while jobs run, unless it is assumed; a thread alone has none.
+void distance_is_measured_or_assumed() {
+  mrs_pool *alone = mrs_pool_acquire(1), *pool = mrs_pool_acquire(3);
+  for (int far : {1, 0, -1}) {
+    mrs_pool_assume_far(far);
+    for (int i = 0; i < 1000; ++i) run_one(pool, 6);
+    CHECK(!mrs_pool_is_far(alone));
+    CHECK(far < 0 || mrs_pool_is_far(pool) == (far == 1));
+  }
+  mrs_pool_release(pool);
+  mrs_pool_release(alone);
+}
+
 // A thread begins with its own part: the caller with the first, the worker with the second, in every job.
 void parts_stay_with_their_threads() {
   mrs_pool *pool = mrs_pool_acquire(2);
@@ -205,6 +218,7 @@ int main(int argc, char **argv) {
   alarm(kHangs);
   for (int round = 0; round < rounds; ++round) {
     every_chunk_once();
+    distance_is_measured_or_assumed();
     parts_stay_with_their_threads();
     one_pool_of_the_largest_share();
     share_is_kept();

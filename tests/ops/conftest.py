@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from mistralrs_kernels import cpu
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_tensors(one_torch_thread: None) -> None:
     """Uses the fixture in every module."""
+
+
+@pytest.fixture(params=["near", "far"])
+def distance(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets the kernels believe that threads share a cache, or that they do not: they then store past the caches."""
+    cpu.load().mrs_pool_assume_far(int(request.param == "far"))
+    yield
+    cpu.load().mrs_pool_assume_far(-1)

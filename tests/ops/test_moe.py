@@ -178,6 +178,26 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, names: Names, outlier_t
 
 
 @for_every_isa
+@pytest.mark.usefixtures("distance")
+def test_threads_do_not_matter(isa: str) -> None:
+    """Bit for bit, whether experts have one token each or several."""
+    for tokens in (1, 5, 40):
+        x = random_values(tokens, HIDDEN, seed=tokens)
+        first, *others = (
+            mixture(
+                native(isa, threads=threads),
+                x,
+                experts=6,
+                used=2,
+                names=("Q4_K", "Q6_K", "Q8_0"),
+                outlier_threshold=1.0,
+            )
+            for threads in (1, 2, 3)
+        )
+        assert all(torch.equal(other, first) for other in others), tokens
+
+
+@for_every_isa
 @pytest.mark.parametrize("names", [("F32", "F16", "BF16"), ("Q4_K", "Q6_K", "F16"), ("Q8_0", "Q4_K", "F32"), MIXED[1]])
 def test_experts_that_stay_in_their_file_give_the_same(isa: str, names: Names) -> None:
     for tokens in (1, 40):

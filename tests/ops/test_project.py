@@ -332,11 +332,12 @@ def test_few_tokens_with_runs_of_large_panels(isa: str, name: str, columns: int,
 
 @for_every_isa
 @pytest.mark.parametrize("names", TWO_MEMBERS)
+@pytest.mark.usefixtures("distance")
 def test_threads_do_not_matter(isa: str, names: tuple[str, str]) -> None:
-    """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces."""
-    matrices = tuple(random_matrix(name, rows=400, columns=512, seed=seed) for seed, name in enumerate(names))
-    epilogues: tuple[Epilogue, ...] = ("store", "add", "gated")
-    for tokens, epilogue in product((1, 7, 40), epilogues):
+    """Bit for bit with 1, 2 and 3 threads, in sizes that are cut into many pieces; some rows begin no cache line."""
+    epilogues: tuple[Epilogue, ...] = ("store", "add", "gated", "activate")
+    for tokens, epilogue, rows in product((1, 7, 40), epilogues, (400, 387)):
+        matrices = tuple(random_matrix(name, rows=rows, columns=512, seed=seed) for seed, name in enumerate(names))
         norm = Normalization(weight=1 + random_values(512, seed=3) / 8)
         x = random_values(tokens, 512, seed=tokens)
         case = Projection(matrices=matrices, x=x, norm=norm, epilogue=epilogue, outlier_threshold=0.0, before=0.5)
