@@ -138,12 +138,6 @@ INLINE micro_kernel_side_fn micro_kernel_packed_of(int type, int panels, int tok
   return pick.fn;
 }
 
-struct IsWide {
-  bool is = false;
-  template <class F> void run() { is = is_wide<F>; }
-  template <int> void run_float() {}
-};
-
 // Bytes of a panel from which on 4 tokens alone gain by kPanels of them side by side, if its type is unpacked in few instructions.
 constexpr int64_t kSmallPanel = 16 << 10;
 
@@ -151,9 +145,9 @@ constexpr int64_t kSmallPanel = 16 << 10;
 // asked for ahead, and with small panels of types that are no K types: one stream serves it (docs/log.md).
 INLINE bool has_few_side_by_side(int type, int64_t cols) {
   if (mrs_asks_ahead) return false;
-  IsWide wide;
-  visit_type(type, wide);
-  return wide.is || view_of(type, cols).bytes >= kSmallPanel;
+  Needs needs = {};
+  visit_type(type, needs);
+  return needs.wide || view_of(type, cols).bytes >= kSmallPanel;
 }
 
 }  // namespace MRS_ISA

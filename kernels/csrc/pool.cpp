@@ -19,9 +19,11 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
+#include "distance.h"
 #include "inline.h"
 
 struct mrs_pool {
@@ -35,10 +37,8 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(60);
 // Jobs at a time that workers help with; a caller beyond them computes alone.
 constexpr int kSlots = 16;
-// A caller notes when it opened one of kOneOf jobs. The least time in which kMeasured of these reached a worker tells how far it is.
-constexpr int kOneOf = 8, kMeasured = 16;
-// A job reaches a worker whose core shares a cache with the caller's in 85 to 160 ns, and another in 270 to 430 (docs/log.md).
-constexpr auto kFar = std::chrono::nanoseconds(220);
+// A caller notes when it opened one of so many jobs.
+constexpr int kOneOf = 8;
 // A slot's state: workers registered, workers allowed, and whether the job is open.
 constexpr uint64_t kCount = 0xffff, kAllowedOne = 1ull << 16, kOpen = 1ull << 32;
 
@@ -64,9 +64,9 @@ struct Slot {
   alignas(64) std::atomic<int> num_parts{0};
   mrs_chunk_fn fn = nullptr;
   void *context = nullptr;
-  Clock::time_point opened;  // or zero: it was not noted
+  int jobs = 0;                             // of its callers
+  std::optional<Clock::time_point> opened;  // where it was noted
   Part parts[kMostParts];
-  int jobs = 0;  // of its callers
   alignas(64) std::atomic<bool> owned{false};  // by a caller
 
   void cut(int64_t chunks, int threads) {
@@ -103,27 +103,6 @@ struct Slot {
   }
 };
 
-// How far a worker is from its callers.
-class Distance {
- public:
-  // Counts a job that the worker joins. Returns 1 or -1 when it turned out to be far or near and was not before, else 0.
-  int on_join(Clock::time_point opened) {
-    if (opened == Clock::time_point()) return 0;
-    least_ = std::min(least_, Clock::now() - opened);
-    if (++jobs_ < kMeasured) return 0;
-    const int before = is_far_;
-    is_far_ = least_ > kFar;
-    least_ = Clock::duration::max(), jobs_ = 0;
-    return is_far_ - before;
-  }
-  bool is_far() const { return is_far_; }
-
- private:
-  Clock::duration least_ = Clock::duration::max();
-  int jobs_ = 0;
-  bool is_far_ = false;
-};
-
 class Pool {
  public:
   void run(int threads, mrs_chunk_fn fn, void *context, int64_t chunks) {
@@ -135,7 +114,8 @@ class Pool {
     }
     slot->fn = fn;
     slot->context = context;
-    slot->opened = slot->jobs++ % kOneOf ? Clock::time_point() : Clock::now();
+    slot->opened.reset();
+    if (slot->jobs++ % kOneOf == 0) slot->opened = Clock::now();
     slot->cut(chunks, threads);
     slot->state.store(kOpen | (threads - 1) * kAllowedOne, std::memory_order_seq_cst);
     if (parked_.load(std::memory_order_seq_cst) > 0 && look().job) wake(threads - 1);
@@ -169,11 +149,14 @@ class Pool {
     resize();
   }
 
+  // Whether all workers are far: of many that join a job at once, each but the first takes long.
   bool is_far() const {
-    const int assumed = assumed_far_.load(std::memory_order_relaxed);
-    return assumed < 0 ? far_workers_.load(std::memory_order_relaxed) > 0 : assumed > 0;
+    const mrs_distance assumed = assumed_.load(std::memory_order_relaxed);
+    if (assumed != MRS_DISTANCE_MEASURED) return assumed == MRS_DISTANCE_FAR;
+    const int far = far_workers_.load(std::memory_order_relaxed);
+    return far > 0 && far + 1 >= size_.load(std::memory_order_relaxed);
   }
-  void assume_far(int far) { assumed_far_.store(far); }
+  void assume(mrs_distance distance) { assumed_.store(distance); }
 
   int workers() {
     std::lock_guard<std::mutex> lock(shares_mutex);
@@ -305,7 +288,7 @@ class Pool {
     Distance distance;
     while (!retired(index)) {
       if (Slot *job = await_job()) {
-        if (const int change = distance.on_join(job->opened)) far_workers_.fetch_add(change, std::memory_order_relaxed);
+        if (job->opened && distance.add(Clock::now() - *job->opened)) far_workers_.fetch_add(distance.is_far() ? 1 : -1);
         help(*job, index + 1);
         continue;
       }
@@ -322,7 +305,7 @@ class Pool {
   std::atomic<int> size_{1};              // workers and one caller
   std::atomic<int> parked_{0};
   std::atomic<int> far_workers_{0};
-  std::atomic<int> assumed_far_{-1};
+  std::atomic<mrs_distance> assumed_{MRS_DISTANCE_MEASURED};
   std::mutex park_mutex_;
   std::condition_variable park_;
   std::vector<std::thread> workers_;
@@ -371,4 +354,4 @@ EXPORT void mrs_pool_release(mrs_pool *pool) {
 
 EXPORT int mrs_pool_workers() { return pool_of_process().workers(); }
 
-EXPORT void mrs_pool_assume_far(int far) { pool_of_process().assume_far(far); }
+EXPORT void mrs_pool_assume(mrs_distance distance) { pool_of_process().assume(distance); }

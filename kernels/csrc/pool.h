@@ -11,8 +11,8 @@ typedef void (*mrs_chunk_fn)(void *context, int64_t chunk);
 // from any number of threads, also with the same share: no caller waits for the job of another.
 void mrs_pool_for(mrs_pool *pool, mrs_chunk_fn fn, void *context, int64_t chunks);
 int mrs_pool_size(const mrs_pool *pool);
-// Whether a worker is far from the callers of its last jobs: the time that these took to reach it tells that the two cores share no
-// cache. A line that one of them holds is then written by the other in many times as long as one that nobody holds.
+// Whether the workers are far from the callers of their last jobs: the time that these took to reach them tells that the cores share
+// no cache. A core then takes long to write a line that another one holds.
 bool mrs_pool_is_far(const mrs_pool *pool);
 
 // Chunks of a job that one thread claims, in ascending order, before it claims others.
@@ -41,8 +41,9 @@ mrs_pool *mrs_pool_acquire(int threads);
 void mrs_pool_release(mrs_pool *pool);
 // The number of the pool's workers.
 int mrs_pool_workers();
-// For tests: workers are far (1) or near (0) whatever was measured, or as measured (-1).
-void mrs_pool_assume_far(int far);
+// For tests: whether workers are far, whatever was measured.
+enum mrs_distance { MRS_DISTANCE_MEASURED, MRS_DISTANCE_NEAR, MRS_DISTANCE_FAR };
+void mrs_pool_assume(mrs_distance distance);
 }
 
 template <class Body>

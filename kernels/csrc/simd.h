@@ -562,8 +562,8 @@ INLINE Vi bytes_apart(Vi x) {
 }
 #endif
 
-// Stores 16 values, a cache line if it begins at p past the caches where `streams` is set: the line is not fetched from a core that
-// holds it. Other threads see it after end_streaming().
+// Stores 16 values. Where `streams` is set and p begins a cache line, the store is non-temporal: it goes past the caches, and the line
+// is not fetched from a core that holds it. Other threads see the values after end_streaming().
 INLINE void store_line(float *p, Vf x, bool streams) {
   if (streams && (uintptr_t)p % 64 == 0)
     stream_line(p, x);

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "distance.h"
 #include "pool.h"
 
 // ThreadSanitizer follows no fork of several threads. AddressSanitizer's allocator waits in the child for what a thread
@@ -47,14 +48,30 @@ void every_chunk_once() {
   }
 }
 
-// Whether workers are far is measured while jobs run, unless it is assumed; a thread alone has none.
+// One job of 16 that comes soon tells that a worker is near; it is far when none does.
+void distance_is_the_least_time() {
+  using std::chrono::nanoseconds;
+  Distance distance;
+  const auto add = [&](int jobs, int ns) {
+    bool changed = false;
+    for (int i = 0; i < jobs; ++i) changed |= distance.add(nanoseconds(ns));
+    return changed;
+  };
+  CHECK(!add(16, 100) && !distance.is_far());
+  CHECK(!add(15, 300) && !distance.is_far());
+  CHECK(add(1, 300) && distance.is_far());
+  CHECK(!add(16, 9000) && distance.is_far());
+  CHECK(!add(15, 300) && add(1, 100) && !distance.is_far());
+}
+
+// A thread alone has no distance.
 void distance_is_measured_or_assumed() {
   mrs_pool *alone = mrs_pool_acquire(1), *pool = mrs_pool_acquire(3);
-  for (int far : {1, 0, -1}) {
-    mrs_pool_assume_far(far);
+  for (mrs_distance assumed : {MRS_DISTANCE_FAR, MRS_DISTANCE_NEAR, MRS_DISTANCE_MEASURED}) {
+    mrs_pool_assume(assumed);
     for (int i = 0; i < 1000; ++i) run_one(pool, 6);
     CHECK(!mrs_pool_is_far(alone));
-    CHECK(far < 0 || mrs_pool_is_far(pool) == (far == 1));
+    CHECK(assumed == MRS_DISTANCE_MEASURED || mrs_pool_is_far(pool) == (assumed == MRS_DISTANCE_FAR));
   }
   mrs_pool_release(pool);
   mrs_pool_release(alone);
@@ -218,6 +235,7 @@ int main(int argc, char **argv) {
   alarm(kHangs);
   for (int round = 0; round < rounds; ++round) {
     every_chunk_once();
+    distance_is_the_least_time();
     distance_is_measured_or_assumed();
     parts_stay_with_their_threads();
     one_pool_of_the_largest_share();

@@ -13,9 +13,13 @@ def small_tensors(one_torch_thread: None) -> None:
     """Uses the fixture in every module."""
 
 
-@pytest.fixture(params=["near", "far"])
+MEASURED, NEAR, FAR = range(3)
+"""``mrs_distance``."""
+
+
+@pytest.fixture(params=[NEAR, FAR], ids=["near", "far"])
 def distance(request: pytest.FixtureRequest) -> Iterator[None]:
     """Lets the kernels believe that threads share a cache, or that they do not: they then store past the caches."""
-    cpu.load().mrs_pool_assume_far(int(request.param == "far"))
+    cpu.load().mrs_pool_assume(request.param)
     yield
-    cpu.load().mrs_pool_assume_far(-1)
+    cpu.load().mrs_pool_assume(MEASURED)
