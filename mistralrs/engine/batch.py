@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mistralrs.engine.active_adapters import ActiveAdapter
 from mistralrs.engine.scheduler import Plan
 from mistralrs.engine.sequence import ExecutorState
 from mistralrs.ops.kv_groups import KvGroup
@@ -27,8 +28,8 @@ class Batch:
     seq_lens: list[int]
     """(num_seqs,) tokens of the sequence once this step is done, draft tokens included."""
     block_tables: list[list[list[int]]]
-    """(kv_groups, num_seqs) the blocks that hold those tokens, perhaps more. Entries before the window are
-    undefined."""
+    """(kv_groups, num_seqs) the blocks that hold those tokens, perhaps more: the sequences' own lists, which the step
+    does not change. Entries before the window are undefined."""
     logits_indices: list[int]
     """Flat indices of the tokens whose logits the step returns, ascending."""
     adapters: list[list[AdapterUse]] = field(default_factory=list)
@@ -41,33 +42,28 @@ class Batch:
     def from_plan(cls, plan: Plan, *, block_size: int) -> Batch:
         """The batch of a plan, which must have at least one chunk. Sequences keep their order."""
         groups = range(len(plan.chunks[0].sequence.block_tables))
-        batch = cls([], [], [[] for _ in groups], [0], [], [[] for _ in groups], [])
+        tokens, positions, logits_indices, starts = list[int](), list[int](), list[int](), [0]
+        slot_mapping: list[list[int]] = [[] for _ in groups]
+        block_tables: list[list[list[int]]] = [[] for _ in groups]
         for chunk in plan.chunks:
-            end = chunk.start + chunk.count
-            positions = range(chunk.start, end)
-            batch.tokens.extend(chunk.sequence.tokens[chunk.start : end])
-            batch.tokens.extend(chunk.draft_tokens)
-            batch.positions.extend(positions)
-            batch.query_start_loc.append(len(batch.tokens))
-            batch.seq_lens.append(end)
-            for slots, tables, table in zip(
-                batch.slot_mapping, batch.block_tables, chunk.sequence.block_tables, strict=True
-            ):
-                slots.extend([table[p // block_size] * block_size + p % block_size for p in positions])
-                tables.append(list(table))
-            batch.states.append(chunk.sequence.executor_state)
-            batch.adapters.append(
-                [
-                    AdapterUse(active.slot, active.weight, active.first_position)
-                    for active in chunk.sequence.adapters
-                    if active.first_position < end  # others leave the step on the plain path
-                ]
-            )
-            batch.logits_indices.extend(len(batch.tokens) - end + position for position in chunk.scored)
+            sequence, end = chunk.sequence, chunk.start + chunk.count
+            places = range(chunk.start, end)
+            tokens += sequence.tokens[chunk.start : end]
+            tokens += chunk.draft_tokens
+            positions += places
+            starts.append(len(tokens))
+            for slots, tables, table in zip(slot_mapping, block_tables, sequence.block_tables, strict=True):
+                slots += [table[place // block_size] * block_size + place % block_size for place in places]
+                tables.append(table)
+            if chunk.scored:
+                logits_indices += [len(tokens) - end + place for place in chunk.scored]
             if chunk.samples:
-                last = len(batch.tokens) - 1
-                batch.logits_indices.extend(range(last - len(chunk.draft_tokens), last + 1))
-        return batch
+                logits_indices += range(len(tokens) - 1 - len(chunk.draft_tokens), len(tokens))
+        sequences = [chunk.sequence for chunk in plan.chunks]
+        seq_lens = [chunk.start + chunk.count for chunk in plan.chunks]
+        adapters = [_adapter_uses(each.adapters, end) for each, end in zip(sequences, seq_lens, strict=True)]
+        states = [each.executor_state for each in sequences]
+        return cls(tokens, positions, slot_mapping, starts, seq_lens, block_tables, logits_indices, adapters, states)
 
     @classmethod
     def of_one_sequence(
@@ -83,6 +79,17 @@ class Batch:
         batch = cls(tokens, positions, slots, [0, len(tokens)], [end], [[table] for table in tables], logits_indices)
         batch.states.append(ExecutorState(end))
         return batch
+
+
+def _adapter_uses(adapters: Sequence[ActiveAdapter], end: int) -> list[AdapterUse]:
+    """Those that act before position ``end``: others leave the step on the plain path."""
+    if not adapters:
+        return []
+    return [
+        AdapterUse(active.slot, active.weight, active.first_position)
+        for active in adapters
+        if active.first_position < end
+    ]
 
 
 class CancelFlag:

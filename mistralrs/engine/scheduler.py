@@ -44,6 +44,8 @@ class Chunk:
     def num_accepted(self, tokens: Row[int]) -> int:
         """Draft tokens that were right, if these are the tokens of the step, at least one. The last of them is yet to
         be computed, even where it equals a draft token."""
+        if not self.draft_tokens:
+            return 0
         pairs = zip(self.draft_tokens, tokens[:-1], strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -124,20 +126,8 @@ class Scheduler:
         self._spare_logits = self._config.max_prompt_logits
         decodes = [s for s in self.running if s.num_remaining == 1][: self._config.max_batch_tokens]
         chunks = [self._chunk(sequence, 1) for sequence in decodes]
-        budget = self._config.max_batch_tokens - len(chunks)
-        if chunks:
-            budget = min(budget, prefill_limit)
-        behind = [s for s in self.running if s.num_remaining > 1]
-        answers = [s for s in behind if s.num_computed >= s.num_prompt]  # their clients wait for tokens
-        prompts = [s for s in behind if s.num_computed < s.num_prompt]
-        reserved = int(prompts[:1] == self.running[:1] and budget > 0)  # the oldest sequence is in every step
-        budget = self._add_chunks(chunks, answers, budget - reserved) + reserved
-        if answers:
-            budget = min(budget, prefill_limit)
-        budget = self._add_chunks(chunks, prompts, budget)
-        while budget > 0 and self.waiting and not preempted and self._admit(self.waiting[0]):
-            chunks.append(self._chunk(self.running[-1], budget))
-            budget -= chunks[-1].count
+        if self.waiting or len(decodes) < len(self.running):
+            self._add_prefill(chunks, prefill_limit, admits=not preempted)
         if self.has_work and not chunks:
             raise RuntimeError("the scheduler has work and found none to do")
         if self._proposes_drafts and len(chunks) == len(decodes) and not self.waiting:
@@ -204,6 +194,24 @@ class Scheduler:
         self._drafter.ended(sequence)
         sequence.state = State.FINISHED
 
+    def _add_prefill(self, chunks: list[Chunk], limit: int, *, admits: bool) -> None:
+        """Adds to the chunks that decode those of sequences with more tokens to compute, and of waiting ones if it
+        ``admits`` them. ``limit``: as in ``plan``."""
+        budget = self._config.max_batch_tokens - len(chunks)
+        if chunks:
+            budget = min(budget, limit)
+        behind = [s for s in self.running if s.num_remaining > 1]
+        answers = [s for s in behind if s.num_computed >= s.num_prompt]  # their clients wait for tokens
+        prompts = [s for s in behind if s.num_computed < s.num_prompt]
+        reserved = int(prompts[:1] == self.running[:1] and budget > 0)  # the oldest sequence is in every step
+        budget = self._add_chunks(chunks, answers, budget - reserved) + reserved
+        if answers:
+            budget = min(budget, limit)
+        budget = self._add_chunks(chunks, prompts, budget)
+        while budget > 0 and self.waiting and admits and self._admit(self.waiting[0]):
+            chunks.append(self._chunk(self.running[-1], budget))
+            budget -= chunks[-1].count
+
     def _add_chunks(self, chunks: list[Chunk], sequences: Row[Sequence], budget: int) -> int:
         """Adds chunks of these sequences within a budget of tokens. Returns the rest of it."""
         for sequence in sequences:
@@ -214,12 +222,13 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
         start = sequence.num_computed
-        count = min(sequence.num_remaining, budget)
-        scored = range(0)
-        if sequence.num_unscored:
-            count = min(count, max(sequence.num_scored - start, 0) + 1 + self._spare_logits)
-            scored = range(max(sequence.num_scored, start), min(start + count, sequence.num_prompt - 1))
-        samples = count == sequence.num_remaining and sequence.prompt_end is None
+        remaining = sequence.num_remaining
+        count = min(remaining, budget)
+        if not sequence.num_unscored:
+            return Chunk(sequence, start, count, count == remaining and sequence.prompt_end is None)
+        count = min(count, max(sequence.num_scored - start, 0) + 1 + self._spare_logits)
+        scored = range(max(sequence.num_scored, start), min(start + count, sequence.num_prompt - 1))
+        samples = count == remaining and sequence.prompt_end is None
         self._spare_logits -= max(len(scored) + samples - 1, 0)
         return Chunk(sequence, start, count, samples, scored)
 

@@ -45,11 +45,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The ``outlier_threshold`` of a layer's projections (``Backend.project``), and the dtype that the KV cache has by
-    default.
+    """The ``outlier_threshold`` of projections (``Backend.project``), and the dtype that the KV cache has by default.
 
     At 0 all activations have two int8 terms, and prefill does the work twice; decode is bound by memory and hardly
-    slower. The head, which is computed for few rows, always has two.
+    slower. The head, which is computed for few rows, has a threshold of ``HEAD_THRESHOLD`` at most.
     """
 
     outlier_threshold: float
@@ -57,9 +56,11 @@ class Precision:
     """half: the 16-bit dtype with which the backend is fastest."""
 
 
+HEAD_THRESHOLD = 1.25
+"""Lower ones make batches slower, and higher ones none faster (docs/log.md)."""
 PRECISIONS: dict[str, Precision] = {
     # the threshold up to which outliers cost prompts little (docs/log.md)
-    "default": Precision(1.5),
+    "default": Precision(1.25),
     # twice default's KL
     "fast": Precision(4),
     "high": Precision(0, kv_dtype="f16"),
@@ -183,7 +184,7 @@ class _Assembly:
                 work.x,
                 [work.logits],
                 norm=norm,
-                outlier_threshold=0,
+                outlier_threshold=min(self.precision.outlier_threshold, HEAD_THRESHOLD),
                 logits_only=True,
                 scale=spec.logits_multiplier,
                 softcap=spec.logits_softcap,

@@ -103,9 +103,11 @@ class KvCacheManager:
 
         ``ahead``: draft tokens that the step computes beyond the known tokens.
         """
+        if len(sequence.tokens) + ahead <= min(map(len, sequence.block_tables)) * self._block_size:
+            return True  # as usual: the last block has room for one more token
         counts = self._num_blocks_needed(sequence, sequence.num_computed, ahead=ahead)
         missing = [max(count - len(table), 0) for count, table in zip(counts, sequence.block_tables, strict=True)]
-        if any(missing):  # usually none: the last block has room for one more token
+        if any(missing):
             for pool, count in zip(self.pools, missing, strict=True):
                 if count > pool.num_free:
                     return False
