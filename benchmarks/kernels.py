@@ -38,7 +38,7 @@ TOKENS = (1, 2, 4, 8, 16, 32, 512)
 MANY = 32
 """Tokens above which ``ROWS`` rows are enough."""
 ROWS = 4096
-OUTLIERS = 1.25
+OUTLIERS = 1.4
 """The engine's default threshold of outliers."""
 ROUNDS = 200_000
 """Of the probe of int8 products: some milliseconds."""
