@@ -42,7 +42,10 @@ class Batch:
     def from_plan(cls, plan: Plan, *, block_size: int) -> Batch:
         """The batch of a plan, which must have at least one chunk. Sequences keep their order."""
         groups = range(len(plan.chunks[0].sequence.block_tables))
-        tokens, positions, logits_indices, starts = list[int](), list[int](), list[int](), [0]
+        tokens: list[int] = []
+        positions: list[int] = []
+        logits_indices: list[int] = []
+        query_start_loc = [0]
         slot_mapping: list[list[int]] = [[] for _ in groups]
         block_tables: list[list[list[int]]] = [[] for _ in groups]
         for chunk in plan.chunks:
@@ -51,7 +54,7 @@ class Batch:
             tokens += sequence.tokens[chunk.start : end]
             tokens += chunk.draft_tokens
             positions += places
-            starts.append(len(tokens))
+            query_start_loc.append(len(tokens))
             for slots, tables, table in zip(slot_mapping, block_tables, sequence.block_tables, strict=True):
                 slots += [table[place // block_size] * block_size + place % block_size for place in places]
                 tables.append(table)
@@ -63,7 +66,9 @@ class Batch:
         seq_lens = [chunk.start + chunk.count for chunk in plan.chunks]
         adapters = [_adapter_uses(each.adapters, end) for each, end in zip(sequences, seq_lens, strict=True)]
         states = [each.executor_state for each in sequences]
-        return cls(tokens, positions, slot_mapping, starts, seq_lens, block_tables, logits_indices, adapters, states)
+        return cls(
+            tokens, positions, slot_mapping, query_start_loc, seq_lens, block_tables, logits_indices, adapters, states
+        )
 
     @classmethod
     def of_one_sequence(

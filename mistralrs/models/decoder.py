@@ -57,7 +57,7 @@ class Precision:
 
 
 HEAD_THRESHOLD = 1.1
-"""The threshold of few rows up to which outliers cost them little (docs/log.md)."""
+"""Up to this one, outliers cost few rows little (docs/log.md)."""
 PRECISIONS: dict[str, Precision] = {
     # the threshold up to which outliers cost prompts little (docs/log.md)
     "default": Precision(1.4),
