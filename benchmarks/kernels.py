@@ -24,6 +24,7 @@ from pathlib import Path
 
 from mistralrs_kernels import cpu
 
+from mistralrs.models.decoder import PRECISIONS
 from mistralrs.ops.arena import Arena, buffer, buffers_bytes
 from mistralrs.ops.linear import Linear
 from mistralrs.ops.native_backend import NativeBackend
@@ -38,8 +39,7 @@ TOKENS = (1, 2, 4, 8, 16, 32, 512)
 MANY = 32
 """Tokens above which ``ROWS`` rows are enough."""
 ROWS = 4096
-OUTLIERS = 1.4
-"""The engine's default threshold of outliers."""
+OUTLIERS = PRECISIONS["default"].outlier_threshold
 ROUNDS = 200_000
 """Of the probe of int8 products: some milliseconds."""
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mistralrs.models.decoder import HEAD_THRESHOLD, PRECISIONS
 from mistralrs.models.registry import GGUF_NAMES, HF_MODEL_TYPES
 from mistralrs.quant.quantize import ISQ_TYPES
 from mistralrs.quant.types import BY_GGML_ID, EXPANDED
@@ -50,9 +51,9 @@ _LESS_IS_BETTER = {
     "cold_load_s": "load, the file not in memory",
     "peak_bytes": "peak memory",
 }
+_OUTLIERS = "quads of columns with {:g} times the average, {:g} in the head"
 _PRECISIONS = {
-    "fast": "quads of columns with 4 times the average, 1.1 in the head",
-    "default": "quads of columns with 1.4 times the average, 1.1 in the head",
+    **{name: _OUTLIERS.format(PRECISIONS[name].outlier_threshold, HEAD_THRESHOLD) for name in ("fast", "default")},
     "high": "everything",
 }
 _DIVERGED = {"SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2", "gemma-3-270m.Q4_K_M.gguf": "Gemma 3 270M Q4_K_M"}

@@ -88,8 +88,6 @@ class Batch:
 
 def _adapter_uses(adapters: Sequence[ActiveAdapter], end: int) -> list[AdapterUse]:
     """Those that act before position ``end``: others leave the step on the plain path."""
-    if not adapters:
-        return []
     return [
         AdapterUse(active.slot, active.weight, active.first_position)
         for active in adapters

@@ -224,10 +224,10 @@ class Scheduler:
         start = sequence.num_computed
         remaining = sequence.num_remaining
         count = min(remaining, budget)
-        if not sequence.num_unscored:
-            return Chunk(sequence, start, count, count == remaining and sequence.prompt_end is None)
-        count = min(count, max(sequence.num_scored - start, 0) + 1 + self._spare_logits)
-        scored = range(max(sequence.num_scored, start), min(start + count, sequence.num_prompt - 1))
+        scored = range(0)
+        if sequence.num_unscored:
+            count = min(count, max(sequence.num_scored - start, 0) + 1 + self._spare_logits)
+            scored = range(max(sequence.num_scored, start), min(start + count, sequence.num_prompt - 1))
         samples = count == remaining and sequence.prompt_end is None
         self._spare_logits -= max(len(scored) + samples - 1, 0)
         return Chunk(sequence, start, count, samples, scored)

@@ -57,7 +57,7 @@ class Precision:
 
 
 HEAD_THRESHOLD = 1.1
-"""Up to this one, outliers cost few rows little (docs/log.md)."""
+"""The head's highest threshold. With a lower one, more outliers make steps of few tokens slower (docs/log.md)."""
 PRECISIONS: dict[str, Precision] = {
     # the threshold up to which outliers cost prompts little (docs/log.md)
     "default": Precision(1.4),

@@ -39,8 +39,6 @@ _COPIED = (
     *("frequency_penalty", "presence_penalty", "repetition_penalty"),
 )
 """Parameters that a row has under the same name."""
-_PER_STEP = frozenset({"xtc", "penalties", "dry"})
-"""Stages that read more than a request's parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,6 @@ class _Template:
 
     row: Any
     stages: frozenset[str]
-    """Those of ``_PER_STEP`` that act."""
     repeat_last_n: int
     num_logprobs: int | None
     kept: tuple[array[Any], ...]
@@ -149,16 +146,25 @@ class NativeSampler:
         tokens, values = array("i", [token for token, _ in params.logit_bias]), array("f")
         values.extend(value for _, value in params.logit_bias)
         row.num_bias, row.bias_tokens, row.bias_values = len(tokens), _address(tokens), _address(values)
-        return _Template(row, _PER_STEP.intersection(plan.stages), params.repeat_last_n, num_logprobs, (tokens, values))
+        return _Template(row, frozenset(plan.stages), params.repeat_last_n, num_logprobs, (tokens, values))
 
     def _complete(self, row: Any, item: SamplingInput, template: _Template, logits: int) -> _Outputs:
         """Fills what is new in this step into ``row``. Returns what must outlive the run."""
         outputs = _Outputs(row, template.num_logprobs)
-        position = len(item.tokens)
+        tokens, stages, position = item.tokens, template.stages, len(item.tokens)
         row.logits = logits
         row.draw = _draws(item.params.seed, position // DRAWS)[position % DRAWS]
-        if template.stages:
-            self._complete_stages(row, item, template, outputs)
+        if "xtc" in stages:
+            row.xtc_draw = uniform(item.params.seed, position, "xtc")
+        if "penalties" in stages:
+            history = array("i", tokens[max(position - template.repeat_last_n, 0) :])
+            row.num_history, row.history = len(history), outputs.keep(history)
+        if "dry" in stages:
+            assert item.dry is not None, "the request asks for DRY and has no penalties"
+            penalties = item.dry.penalties(tokens)
+            row.num_dry = len(penalties)
+            row.dry_tokens = outputs.keep(array("i", penalties))
+            row.dry_penalties = outputs.keep(array("f", penalties.values()))
         if item.banned:
             row.num_banned, row.banned = len(item.banned), outputs.keep(array("i", item.banned))
         if item.mask is not None:
@@ -166,21 +172,6 @@ class NativeSampler:
                 raise ValueError(f"a mask of {item.mask.nbytes} bytes for {self._vocab_size} tokens")
             row.mask = addressof(c_char.from_buffer(item.mask))
         return outputs
-
-    def _complete_stages(self, row: Any, item: SamplingInput, template: _Template, outputs: _Outputs) -> None:
-        """Fills what the stages of ``_PER_STEP`` read."""
-        tokens, position = item.tokens, len(item.tokens)
-        if "xtc" in template.stages:
-            row.xtc_draw = uniform(item.params.seed, position, "xtc")
-        if "penalties" in template.stages:
-            history = array("i", tokens[max(position - template.repeat_last_n, 0) :])
-            row.num_history, row.history = len(history), outputs.keep(history)
-        if "dry" in template.stages:
-            assert item.dry is not None, "the request asks for DRY and has no penalties"
-            penalties = item.dry.penalties(tokens)
-            row.num_dry = len(penalties)
-            row.dry_tokens = outputs.keep(array("i", penalties))
-            row.dry_penalties = outputs.keep(array("f", penalties.values()))
 
 
 @dataclass(frozen=True, slots=True)
