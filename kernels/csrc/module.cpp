@@ -100,10 +100,40 @@ EXPORT int64_t mrs_sampling_scratch(int64_t vocab_size, int64_t threads) {
   return threads * sampling_scratch(vocab_size);
 }
 
-EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *step, mrs_pool *pool) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (step->cancel_flag && __atomic_load_n(step->cancel_flag, __ATOMIC_RELAXED)) return;  // set from another thread
-    ops[i]->run(ops[i], step, pool);
+// Whether a flag is set, perhaps from another thread.
+static bool is_set(const volatile int32_t *flag) { return flag && __atomic_load_n(flag, __ATOMIC_RELAXED); }
+
+// Whether all rows of a step were sampled, and none of their tokens ends its sequence.
+static bool goes_on(const mrs_step &step) {
+  return std::all_of(step.sampling, step.sampling + step.num_sampling, [](const mrs_sampling &row) {
+    return row.token >= 0 && std::find(row.ends, row.ends + row.num_ends, row.token) == row.ends + row.num_ends;
+  });
+}
+
+// Turns a step into the one behind it, which computes the tokens that were sampled.
+static void advance(mrs_step &step) {
+  for (int64_t s = 0; s < step.num_sampling; ++s) {
+    const mrs_sampling &row = step.sampling[s];
+    const int32_t position = ++step.positions[s];
+    if (row.appended) *row.appended = row.token;
+    step.tokens[s] = row.token;
+    step.seq_lens[s] = position + 1;
+    for (int64_t group = 0; group < step.num_groups; ++group) {
+      const int32_t *table = step.block_tables + (group * step.max_seqs + s) * step.max_blocks;
+      step.slot_mapping[group * step.max_tokens + s] = table[position / 16] * 16 + position % 16;
+    }
+  }
+  step.sampling += step.num_sampling;
+}
+
+EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *first, mrs_pool *pool) {
+  mrs_step step = *first;
+  for (int64_t left = step.num_steps;; advance(step)) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (is_set(step.cancel_flag)) return;
+      ops[i]->run(ops[i], &step, pool);
+    }
+    if (--left <= 0 || is_set(step.wait_flag) || !goes_on(step)) return;
   }
 }
 

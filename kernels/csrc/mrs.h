@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define MRS_ABI_VERSION 17
+#define MRS_ABI_VERSION 18
 
 typedef struct mrs_pool mrs_pool;
 typedef struct mrs_op mrs_op;

@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 17
+ABI_VERSION = 18
 ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable", "amx_int8")
 """Instruction sets in the order of ``csrc/isas.def``: from the best to the plainest, and then those of ``BY_NAME``."""
 BY_NAME = frozenset({"amx_int8"})
@@ -41,6 +41,7 @@ class Step(c.Structure):
         ("scalings", c.c_void_p),
         ("delta_scratch", c.c_void_p),
         ("cancel_flag", c.c_void_p),
+        ("wait_flag", c.c_void_p),
         ("sampling", c.c_void_p),
         ("sampling_scratch", c.c_void_p),
         ("num_slots", c.c_int32),
@@ -51,6 +52,8 @@ class Step(c.Structure):
         ("num_seqs", c.c_int32),
         ("num_logits", c.c_int32),
         ("num_sampling", c.c_int32),
+        ("num_steps", c.c_int32),
+        ("num_groups", c.c_int32),
         ("max_tokens", c.c_int32),
         ("max_seqs", c.c_int32),
         ("max_blocks", c.c_int32),
@@ -214,6 +217,8 @@ class Sampling(c.Structure):
         ("bias_values", c.c_void_p),
         ("mask", c.c_void_p),
         ("banned", c.c_void_p),
+        ("ends", c.c_void_p),
+        ("appended", c.c_void_p),
         ("top_tokens", c.c_void_p),
         ("top_logprobs", c.c_void_p),
         ("draw", c.c_double),
@@ -233,6 +238,7 @@ class Sampling(c.Structure):
         ("num_dry", c.c_int32),
         ("num_bias", c.c_int32),
         ("num_banned", c.c_int32),
+        ("num_ends", c.c_int32),
         ("num_top", c.c_int32),
         ("top_k", c.c_int32),
         ("vocab_size", c.c_int32),

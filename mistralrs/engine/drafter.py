@@ -124,7 +124,7 @@ class Drafter:
         if self.gain is None or not chunks:
             return
         if all(chunk.samples and chunk.num_committed == 1 for chunk in chunks):
-            rows = sum(chunk.count for chunk in chunks)
+            rows = sum(1 + len(chunk.draft_tokens) for chunk in chunks)
             self.gain.on_step(len(chunks), rows, tokens=tokens, seconds=seconds)
             self._settle(chunks, rows, gain=self.gain)
         else:

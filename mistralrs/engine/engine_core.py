@@ -22,6 +22,7 @@ from mistralrs.engine.inbox import Inbox
 from mistralrs.engine.kv.kv_connector import DiskKvConnector
 from mistralrs.engine.kv.kv_disk_tier import KvDiskTier
 from mistralrs.engine.model_executor import ModelExecutor
+from mistralrs.engine.multi_step import MultiStep
 from mistralrs.engine.open_requests import OpenRequests
 from mistralrs.engine.prefill_budget import PrefillBudget
 from mistralrs.engine.request_state import RequestState
@@ -74,6 +75,11 @@ class EngineCore:
         self._grammars = GrammarCompiler(tokenizer, self.vocab_size)
         self._step_masks = StepMasks(self._grammars.mask_words)
         self._prefill_budget = PrefillBudget()
+        self._multi_step = MultiStep(has_drafts=config.max_draft > 0)
+        # The library samples for the next step, and the executor has nothing to do before it.
+        self._makes_multi_steps = (
+            sampler_choice.samples_in_pass and executor.logits_buffer is not None and executor.scalings is None
+        )
         self.requests = OpenRequests(self.scheduler, self._grammars, inbox)
         self._step_streams: list[Handle] = []
         self._cancel_flag = CancelFlag()
@@ -139,7 +145,8 @@ class EngineCore:
         """Plans a step, computes and samples it, commits its tokens and hands out what came of it."""
         started = time.perf_counter()
         self._num_steps += 1
-        plan = self.scheduler.plan(self._prefill_budget.limit(self._config.max_batch_tokens))
+        max_steps = self._multi_step.limit if self._makes_multi_steps else 1
+        plan = self.scheduler.plan(self._prefill_budget.limit(self._config.max_batch_tokens), max_steps)
         try:
             prepared = self._prepare_sampling(plan)
             self._step_masks.start(plan)
@@ -153,15 +160,14 @@ class EngineCore:
             if number in self.requests:
                 self.requests.fail(self.requests[number], errors[number])
         if logits is not None:
-            sampled = self._sample(plan, logits, masks, prepared)
+            plan, sampled = self._sample(plan, logits, masks, prepared)
             now = time.perf_counter()
             outputs = self._advance(sampled, now)
             self._collect_scalings(plan, outputs)
             self.scheduler.commit(plan, {number: output.tokens for number, output in outputs.items()})
             self._publish(plan, outputs, now)
-            seconds = time.perf_counter() - started
-            self._drafter.on_step(plan.chunks, sum(len(output.sampled) for output in outputs.values()), seconds)
-            self._report(plan, seconds)
+            self._num_steps += plan.num_steps - 1
+            self._measure(plan, outputs, time.perf_counter() - started)
 
     def _prepare_sampling(self, plan: Plan) -> PreparedSampling | None:
         """The sampling of a step, to be done in the call of its forward pass; None: it follows the pass."""
@@ -171,7 +177,8 @@ class EngineCore:
         for chunk in plan.chunks:
             if chunk.scored or self.requests[chunk.sequence.id].samples_late:
                 return None
-        return self._sampler.prepare(logits, self._sampling_inputs([c for c in plan.chunks if c.samples], {}))
+        inputs = self._sampling_inputs([c for c in plan.chunks if c.samples], {})
+        return self._sampler.prepare(logits, inputs, num_steps=plan.num_steps, wait_flag=self._inbox.wait_flag)
 
     def _sampling_inputs(self, chunks: Row[Chunk], masks: Mapping[int, Row[memoryview]]) -> list[SamplingInput]:
         """The inputs of chunks that sample, one after another."""
@@ -214,8 +221,9 @@ class EngineCore:
         logits: Buffer,
         masks: Mapping[int, Row[memoryview]],
         prepared: PreparedSampling | None,
-    ) -> list[tuple[Chunk, list[SampledToken | EngineError]]]:
-        """The samples of each sequence: after its known tokens, and after each draft token.
+    ) -> tuple[Plan, list[tuple[Chunk, list[SampledToken | EngineError]]]]:
+        """The plan as it was carried out, and the samples of each sequence: after its known tokens, and after each
+        later one.
 
         Cancelled requests are left out.
         """
@@ -223,16 +231,19 @@ class EngineCore:
             if prepared is None:
                 drawing, logits_rows = self._collect_prompt_outputs(plan, logits)
                 inputs = self._sampling_inputs(drawing, masks)
+                plan = Plan(plan.chunks)
                 results = iter(self._sampler.sample(logits, inputs, rows=logits_rows))
             else:
+                steps = prepared.results()
+                plan = _carried_out(plan, steps)
                 drawing = [chunk for chunk in plan.chunks if chunk.samples]
-                results = iter(prepared.results())
+                results = itertools.chain.from_iterable(zip(*steps, strict=True))
         except Exception as error:
             logger.exception("sampling failed")
             self._fail_batch(plan, error)
-            return []
-        sampled = [(chunk, list(itertools.islice(results, len(chunk.draft_tokens) + 1))) for chunk in drawing]
-        return [(chunk, rows) for chunk, rows in sampled if chunk.sequence.id in self.requests]
+            return Plan(plan.chunks), []
+        sampled = [(chunk, list(itertools.islice(results, len(chunk.later_tokens) + 1))) for chunk in drawing]
+        return plan, [(chunk, rows) for chunk, rows in sampled if chunk.sequence.id in self.requests]
 
     def _advance(
         self, sampled: Row[tuple[Chunk, list[SampledToken | EngineError]]], now: float
@@ -244,7 +255,7 @@ class EngineCore:
             try:
                 if isinstance(rows[0], EngineError):
                     raise request_state.explain(rows[0])
-                outputs[chunk.sequence.id] = request_state.on_tokens(rows, chunk.draft_tokens, now)
+                outputs[chunk.sequence.id] = request_state.on_tokens(rows, chunk.later_tokens, now)
             except MistralrsError as error:
                 self.requests.fail(request_state, error)
             except Exception as error:
@@ -324,6 +335,19 @@ class EngineCore:
             self.scheduler.remove(sequence, retain=True)
             self.requests.finish(sequence.id, output.reason, now)
 
+    def _measure(self, plan: Plan, outputs: Mapping[int, StepOutput], seconds: float) -> None:
+        """Records the time of the steps of a plan."""
+        tokens = sum(len(output.sampled) for output in outputs.values())
+        if not all(chunk.samples and chunk.num_committed == 1 for chunk in plan.chunks):
+            self._multi_step.on_prefill()
+        elif any(chunk.draft_tokens for chunk in plan.chunks):
+            self._multi_step.on_drafts(tokens - len(outputs))
+        else:
+            self._multi_step.on_decode(plan.num_steps, seconds)
+        for _ in range(plan.num_steps):
+            self._drafter.on_step(plan.chunks, tokens, seconds / plan.num_steps)
+        self._report(plan, seconds)
+
     def _report(self, plan: Plan, seconds: float) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             lengths: tuple[list[int], list[int]] = ([], [])
@@ -341,3 +365,13 @@ class EngineCore:
     def _is_abandoned(self) -> bool:
         """Whether the step under way has no request left that is not cancelled."""
         return self.stopping or all(stream.cancelled for stream in self._step_streams)
+
+
+def _carried_out(plan: Plan, steps: Row[Row[SampledToken | EngineError]]) -> Plan:
+    """The plan of the steps that were made, from what they sampled: for each one row for each sequence."""
+    if len(steps) == 1:
+        return Plan(plan.chunks)
+    chunks: list[Chunk] = []
+    for chunk, rows in zip(plan.chunks, zip(*steps[:-1], strict=True), strict=True):
+        chunks.append(chunk.decoded(tuple(row.token for row in rows if not isinstance(row, EngineError))))
+    return Plan(chunks, len(steps))

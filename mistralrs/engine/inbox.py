@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
@@ -15,13 +16,17 @@ class Inbox:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.wait_flag = ctypes.c_int32(0)
+        """Nonzero: a call waits. Kernels read it between steps in a row."""
 
     def put(self, call: Callable[[], None]) -> None:
         """Adds a call and wakes the engine's thread if it waits."""
         self._calls.put(call)
+        self.wait_flag.value = 1
 
     def run(self) -> None:
         """Makes the calls that are there."""
+        self.wait_flag.value = 0
         while not self._calls.empty():
             self._calls.get()()
 

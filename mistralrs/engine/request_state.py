@@ -119,7 +119,8 @@ class RequestState:
     def _sampling_input(self, tokens: list[int], mask: memoryview | None) -> SamplingInput:
         banned = self._end_ids if self._is_too_early(len(tokens)) else ()
         hooks = () if self._hooks is None else self._hooks.logits_processors
-        return SamplingInput(self.sequence.sampling, tokens, mask, banned=banned, dry=self._dry, hooks=hooks)
+        ends = self.sequence.end_ids
+        return SamplingInput(self.sequence.sampling, tokens, mask, banned=banned, dry=self._dry, hooks=hooks, ends=ends)
 
     def _is_too_early(self, num_tokens: int) -> bool:
         """Whether no end may follow ``num_tokens`` tokens."""

@@ -35,18 +35,29 @@ class Chunk:
     """Prompt positions whose logits the step returns, for the log-probabilities of the tokens after them."""
     draft_tokens: tuple[int, ...] = ()
     """Draft tokens at the end of the chunk, after the known ones. The step also samples a token after each of them."""
+    computed_tokens: tuple[int, ...] = ()
+    """Instead of these: tokens that steps in a row sampled after the known one and computed, all but the last."""
+
+    @property
+    def later_tokens(self) -> tuple[int, ...]:
+        """Tokens that are computed and not known yet."""
+        return self.draft_tokens or self.computed_tokens
 
     @property
     def num_committed(self) -> int:
-        """Tokens of the chunk that are not draft tokens."""
-        return self.count - len(self.draft_tokens)
+        """Tokens of the chunk that are known."""
+        return self.count - len(self.later_tokens)
+
+    def decoded(self, tokens: tuple[int, ...]) -> Chunk:
+        """The chunk of steps in a row: that of the first of them, and the tokens that the others computed."""
+        return Chunk(self.sequence, self.start, self.count + len(tokens), True, computed_tokens=tokens)
 
     def num_accepted(self, tokens: Row[int]) -> int:
-        """Draft tokens that were right, if these are the tokens of the step, at least one. The last of them is yet to
+        """Later tokens that become known, if these are the tokens of the step, at least one. The last of them is yet to
         be computed, even where it equals a draft token."""
-        if not self.draft_tokens:
+        if not self.later_tokens:
             return 0
-        pairs = zip(self.draft_tokens, tokens[:-1], strict=False)
+        pairs = zip(self.later_tokens, tokens[:-1], strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
@@ -55,6 +66,9 @@ class Plan:
     """One step: chunks that decode in order of arrival, then chunks of prefill in order of arrival."""
 
     chunks: list[Chunk]
+    num_steps: int = 1
+    """Steps that may follow each other: if more than one, each computes one token of each sequence, the token that the
+    step before sampled."""
 
 
 class Scheduler:
@@ -87,7 +101,7 @@ class Scheduler:
         self._config = config
         self._drafter = drafter or Drafter()
         self._proposes_drafts = config.max_draft > 0 and not config.no_kv_cache
-        self._sequences_with_drafts: list[Sequence] = []  # those with blocks for the last plan's draft tokens
+        self._sequences_with_later: list[Sequence] = []  # those with blocks for the last plan's later tokens
         self._spare_logits = 0  # logits left in the step that is being planned, beside one of each sequence
 
     @property
@@ -115,13 +129,13 @@ class Scheduler:
         self._drafter.ended(sequence)
         sequence.state = State.FINISHED
 
-    def plan(self, prefill_limit: int) -> Plan:
+    def plan(self, prefill_limit: int, max_steps: int = 1) -> Plan:
         """The next step. Admits and preempts sequences, but computes nothing: a plan may be dropped at no cost.
 
         ``prefill_limit``: prefill tokens that the step may have beside decoding sequences; without any, prefill may
-        fill the whole budget.
+        fill the whole budget. ``max_steps``: decode steps that may follow each other.
         """
-        self._free_draft_blocks()
+        self._free_later_blocks()
         preempted = self._allocate_for_running()
         self._spare_logits = self._config.max_prompt_logits
         decodes = [s for s in self.running if s.num_remaining == 1][: self._config.max_batch_tokens]
@@ -130,15 +144,18 @@ class Scheduler:
             self._add_prefill(chunks, prefill_limit, admits=not preempted)
         if self.has_work and not chunks:
             raise RuntimeError("the scheduler has work and found none to do")
-        if self._proposes_drafts and len(chunks) == len(decodes) and not self.waiting:
+        if len(chunks) > len(decodes) or self.waiting:
+            return Plan(chunks)
+        if self._proposes_drafts:
             self._add_drafts(chunks)
-        return Plan(chunks)
+        return Plan(chunks, 1 if self._sequences_with_later else self._num_steps(chunks, max_steps))
 
     def commit(self, plan: Plan, sampled_tokens: Mapping[int, Row[int]]) -> None:
-        """Records a step that was computed, and how many of its draft tokens were accepted.
+        """Records a step that was computed, or steps in a row, and how many draft tokens were accepted.
 
         ``sampled_tokens`` maps ids of sequences to the tokens of the step, in their order: one after the known tokens,
-        one after each accepted draft token, and forced ones, which are computed later unless they were draft tokens.
+        one after each later token that was right, and forced ones, which are computed later unless they were draft
+        tokens.
         Those behind a token that ends the sequence are dropped. Sequences that were removed since the plan was made
         are left out.
         """
@@ -169,7 +186,7 @@ class Scheduler:
             if sequence.state is not State.RUNNING:
                 break
             if accepted < num_accepted:
-                self._commit_computed(sequence, 1)  # the last known token is the draft token that was accepted
+                self._commit_computed(sequence, 1)  # the last known token is the later token that was right
                 accepted += 1
             self._append(sequence, token)
         if chunk.draft_tokens:
@@ -247,7 +264,7 @@ class Scheduler:
                 draft = draft[:-1]
             if draft:
                 chunks[index] = Chunk(chunk.sequence, chunk.start, chunk.count + len(draft), True, chunk.scored, draft)
-                self._sequences_with_drafts.append(chunk.sequence)
+                self._sequences_with_later.append(chunk.sequence)
                 rows -= len(draft)
 
     def _max_draft(self, chunk: Chunk, rows: int) -> int:
@@ -257,12 +274,26 @@ class Scheduler:
         count = min(rows, self._config.max_draft, sequence.max_len - len(sequence.tokens) - 1)
         return count if chunk.samples and sequence.takes_drafts else 0
 
-    def _free_draft_blocks(self) -> None:
-        """Frees the blocks that rejected draft tokens had, so that other sequences can use them."""
-        for sequence in self._sequences_with_drafts:
+    def _num_steps(self, chunks: Row[Chunk], max_steps: int) -> int:
+        """Steps that may follow each other, ``max_steps`` at most. Gives the sequences the blocks for them."""
+        # A window has blocks for the tokens of one step.
+        count = 1 if self._config.no_kv_cache else min(max_steps, self._config.max_batch_tokens)
+        for chunk in chunks:
+            count = min(count, _max_steps(chunk))
+        if count == 1:
+            return 1
+        for chunk in chunks:
+            self._sequences_with_later.append(chunk.sequence)
+            if not self.blocks.extend(chunk.sequence, ahead=count - 1):
+                return 1
+        return count
+
+    def _free_later_blocks(self) -> None:
+        """Frees the blocks of tokens that did not become known, so that other sequences can use them."""
+        for sequence in self._sequences_with_later:
             if sequence.state is State.RUNNING:
                 self.blocks.trim(sequence)
-        self._sequences_with_drafts.clear()
+        self._sequences_with_later.clear()
 
     def _allocate_for_running(self) -> bool:
         """Gives running sequences, oldest first, the blocks they need. Returns whether a sequence was preempted for
@@ -297,3 +328,13 @@ class Scheduler:
         sequence.state = State.RUNNING
         self.running.append(self.waiting.popleft())
         return True
+
+
+def _max_steps(chunk: Chunk) -> int:
+    """Steps that may follow each other as far as the chunk's sequence is concerned, at least one."""
+    sequence = chunk.sequence
+    if not (chunk.samples and sequence.takes_steps and sequence.constraint is None):
+        return 1
+    if len(sequence.tokens) - sequence.num_prompt < sequence.sampling.min_tokens:
+        return 1
+    return sequence.max_len - len(sequence.tokens)

@@ -75,6 +75,8 @@ class Sequence:
     constraint: SequenceConstraint | None = None
     """The grammar that the tokens after the prompt match."""
     takes_drafts: bool = True
+    takes_steps: bool = True
+    """Whether tokens may be sampled and computed before those before them are committed."""
     executor_state: ExecutorState = field(init=False)
     state: State = State.NEW
     finish_reason: Literal["stop", "length"] | None = None
@@ -105,6 +107,7 @@ class Sequence:
             prompt_end="stop" if pools else "length" if scores_prompt and room == 0 else None,
             scores_prompt=scores_prompt,
             takes_drafts=request.hooks is None,
+            takes_steps=request.hooks is None and request.thinking is None and not sampling.dry_multiplier,
         )
 
     def prompt_progress(self) -> tuple[int, int]:

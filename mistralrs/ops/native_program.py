@@ -59,7 +59,7 @@ class NativeProgram:
         self._step = cpu.Step(*(args.arrays[name].address for name in names))
         sizes = args.sizes
         self._step.max_tokens, self._step.max_seqs = sizes.max_tokens, sizes.max_seqs
-        self._step.max_blocks = sizes.max_blocks
+        self._step.max_blocks, self._step.num_groups = sizes.max_blocks, sizes.kv_groups
 
     def __call__(self) -> None:
         step, args = self._step, self._args
@@ -73,6 +73,6 @@ class NativeProgram:
 def describe_sampling(step: cpu.Step, rows: SamplingRows | None) -> None:
     """Fills the rows to be sampled into a step."""
     if rows is None:
-        step.num_sampling = 0
+        step.num_sampling, step.num_steps = 0, 1
     else:
-        step.sampling, step.num_sampling, step.sampling_scratch = rows
+        step.sampling, step.num_sampling, step.sampling_scratch, step.num_steps, step.wait_flag = rows

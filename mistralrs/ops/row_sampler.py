@@ -11,8 +11,14 @@ class SamplingRows(NamedTuple):
 
     address: int
     num_rows: int
+    """Rows of each step."""
     scratch: int
     """The address of the memory in which they are sampled."""
+    num_steps: int = 1
+    """If more than one, the program is run again for the tokens of its rows, one of each sequence, until a token is one
+    of its row's ``ends``."""
+    wait_flag: int = 0
+    """The address of an int32; once it is not zero, no further step follows. 0: there is none."""
 
 
 class RowSampler(Protocol):
@@ -28,8 +34,8 @@ class RowSampler(Protocol):
         ...
 
     def to_sample(self, count: int) -> SamplingRows:
-        """The first ``count`` rows, at least one and all of one vocabulary, for ``run`` or for ``StepArgs.sampling`` of
-        a program of the same backend."""
+        """The first ``count`` rows, at least one and all of one vocabulary, for ``run`` or, as those of one step, for
+        ``StepArgs.sampling`` of a program of the same backend."""
         ...
 
     def run(self, rows: SamplingRows) -> None:

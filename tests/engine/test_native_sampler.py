@@ -114,7 +114,7 @@ def test_a_program_samples_what_a_call_of_its_own_does() -> None:
         later.values[:] = written.values
         args.sampling = prepared.rows
         program()
-        assert prepared.results() == expected
+        assert prepared.results() == [expected]
 
 
 def test_prepared_rows_keep_their_masks() -> None:

@@ -90,16 +90,19 @@ class Drill:
         connector: FakeKvConnector | None = None,
         habit: bool = False,
         forces: bool = False,
+        max_steps: int = 1,
     ) -> None:
-        """``forces``: some tokens are followed by others that no step samples, as a grammar may force."""
+        """``forces``: some tokens are followed by others that no step samples, as a grammar may force. ``max_steps``:
+        steps in a row, of which now and then fewer are made."""
         self.config = config
         self.forces = forces
+        self.max_steps = max_steps
         self.habit = habit
         self.scheduler = Scheduler(config, connector)
         self.memory: list[dict[int, tuple[int, int]]] = (
             connector.memory if connector else [{} for _ in config.kv_groups]
         )
-        self.count = 0
+        self.count = self.count_of_calls = 0
 
     @property
     def num_blocks(self) -> int:
@@ -114,8 +117,9 @@ class Drill:
         return sequence
 
     def plan(self, prefill_limit: int = UNLIMITED) -> Plan:
-        plan = self.scheduler.plan(prefill_limit)
+        plan = self.scheduler.plan(prefill_limit, self.max_steps)
         self.scheduler.check_integrity()
+        assert 1 <= plan.num_steps <= self.max_steps
         assert sum(chunk.count for chunk in plan.chunks) <= self.config.max_batch_tokens
         assert len(self.scheduler.running) <= self.config.max_seqs
         order = [s.id for s in (*self.scheduler.running, *self.scheduler.waiting)]
@@ -147,6 +151,28 @@ class Drill:
                 self.look_back(chunk, table, group.window, memory)
         return {chunk.sequence.id: self.draw(chunk) for chunk in plan.chunks if chunk.samples}
 
+    def go_on(self, plan: Plan, drawn: dict[int, list[int]]) -> Plan:
+        """Makes the steps of a plan behind the first, and adds their tokens. Returns what was carried out."""
+        self.count_of_calls += 1
+        for _ in range(self.count_of_calls % plan.num_steps):
+            if any(drawn[chunk.sequence.id][-1] in chunk.sequence.end_ids for chunk in plan.chunks):
+                break
+            for chunk in plan.chunks:
+                self.write_next(chunk.sequence, drawn[chunk.sequence.id])
+        chunks = [chunk.decoded(tuple(drawn[chunk.sequence.id][:-1])) for chunk in plan.chunks]
+        for group, (limits, memory) in enumerate(zip(self.config.kv_groups, self.memory, strict=True)):
+            for chunk in chunks:
+                self.look_back(chunk, chunk.sequence.block_tables[group], limits.window, memory)
+        return Plan(chunks, plan.num_steps)
+
+    def write_next(self, sequence: Sequence, drawn: list[int]) -> None:
+        """Computes the last token that was drawn for a sequence, and draws one more."""
+        position, size = len(sequence.tokens) + len(drawn) - 1, self.config.block_size
+        assert position < sequence.max_len
+        for memory, table in zip(self.memory, sequence.block_tables, strict=True):
+            memory[table[position // size] * size + position % size] = drawn[-1], self.mark(sequence, position)
+        drawn.append(next_token([*sequence.tokens, *drawn], habit=self.habit))
+
     def draw(self, chunk: Chunk) -> list[int]:
         """The tokens of a step: one after the known tokens, one after each draft token that is right, and forced
         ones."""
@@ -163,7 +189,7 @@ class Drill:
 
     def look_back(self, chunk: Chunk, table: list[int], window: int, memory: dict[int, tuple[int, int]]) -> None:
         """All that the tokens of a chunk see must lie where the table says."""
-        size, tokens = self.config.block_size, [*chunk.sequence.tokens, *chunk.draft_tokens]
+        size, tokens = self.config.block_size, [*chunk.sequence.tokens, *chunk.later_tokens]
         seen = range(max(0, chunk.start - window + 1) if window else 0, chunk.start + chunk.count)
         expected = [(tokens[p], self.mark(chunk.sequence, p)) for p in seen]
         assert [memory[table[p // size] * size + p % size] for p in seen] == expected
@@ -176,7 +202,10 @@ class Drill:
 
     def step(self, prefill_limit: int = UNLIMITED) -> Plan:
         plan = self.plan(prefill_limit)
-        self.scheduler.commit(plan, self.compute(plan))
+        drawn = self.compute(plan)
+        if plan.num_steps > 1:
+            plan = self.go_on(plan, drawn)
+        self.scheduler.commit(plan, drawn)
         self.scheduler.check_integrity()
         return plan
 
@@ -563,6 +592,57 @@ def test_a_forced_token_that_equals_a_draft_token_is_computed_with_it() -> None:
     assert sequence.num_remaining == 3
 
 
+def test_steps_in_a_row_are_for_sequences_that_decode_freely() -> None:
+    """Each case has two sequences, of which the second has a reason against it, and how many steps there may be."""
+    cases: list[tuple[dict[str, Any], dict[str, Any], int]] = [
+        ({}, {}, 8),
+        ({}, {"takes_steps": False}, 1),
+        ({}, {"constraint": object()}, 1),
+        ({}, {"sampling": SamplingParams(min_tokens=2)}, 1),
+        ({}, {"sampling": SamplingParams(min_tokens=1)}, 8),
+        ({"no_kv_cache": True}, {}, 1),
+        ({"max_draft": 3}, {}, 8),
+    ]
+    for changes, values, expected in cases:
+        drill = Drill(config(**changes), max_steps=8)
+        for number in range(2):
+            sequence = drill.add([7 + number], max_tokens=30, endless=True)
+        for name, value in values.items():
+            setattr(sequence, name, value)
+        assert drill.step().num_steps == 1
+        assert drill.plan().num_steps == expected, (changes, values)
+
+
+def test_steps_in_a_row_end_at_the_longest_answer_and_at_full_memory() -> None:
+    drill = Drill(config(), max_steps=8)
+    drill.add([7], max_tokens=30, endless=True)
+    drill.add([8], max_tokens=4, endless=True)
+    drill.step()
+    assert drill.plan().num_steps == 3
+    full = Drill(config(8), max_steps=8)
+    for first in (0, 20):
+        full.add(range(first + 1, first + 10), max_tokens=20, endless=True)
+    full.step()
+    assert [full.plan().num_steps for _ in range(3)] == [1] * 3  # one of the two has room
+    full.run()
+
+
+def test_nothing_waits_behind_steps_in_a_row() -> None:
+    drill = Drill(config(max_seqs=1), max_steps=8)
+    drill.add([7], max_tokens=30, endless=True)
+    drill.step()
+    drill.add([8], max_tokens=30, endless=True)
+    assert drill.plan().num_steps == 1
+
+
+def test_steps_in_a_row_are_no_draft_tokens() -> None:
+    drill = Drill(config(max_draft=3), max_steps=4)
+    sequence = drill.add([7], max_tokens=40, endless=True)
+    drill.run()
+    assert sequence.tokens == continuation([7], 41, endless=True)
+    assert drill.scheduler.num_drafted == sequence.ngram_proposer.num_drafted
+
+
 def test_old_sequences_are_forgotten() -> None:
     drill = Drill(config(prefix_cache_n=1))
     drill.add(range(1, 10), max_tokens=1)
@@ -605,21 +685,22 @@ ARRIVALS = st.lists(
     prefill_limit=st.integers(1, 20),
     drop_every=st.integers(2, 9),
     shared_answer_tokens=st.sampled_from([None, None, 0, 1, 6]),
-    forces=st.booleans(),
+    forces_or_steps=st.sampled_from([True, 1, 2, 5, 8]),
 )
 def test_whatever_the_schedule_the_tokens_are_the_same(
     arrivals: list[tuple[int, int, int, int, int | None]],
     prefill_limit: int,
     drop_every: int,
     connector: int | None,
-    forces: bool,
+    forces_or_steps: int,
     **changes: Any,
 ) -> None:
-    """``connector``: one in how many blocks is lost from it, 0 for none; None: there is no connector."""
+    """``connector``: one in how many blocks is lost from it, 0 for none; None: there is no connector.
+    ``forces_or_steps``: True, or steps in a row, which sequences with forced tokens do not have."""
     limits = config(max_model_len=48, **changes)
     memory: list[dict[int, tuple[int, int]]] = [{} for _ in limits.kv_groups]
     kept = None if connector is None else FakeKvConnector(memory, block_size=limits.block_size, lose_every=connector)
-    drill = Drill(limits, connector=kept, habit=True, forces=forces)
+    drill = Drill(limits, connector=kept, habit=True, forces=forces_or_steps is True, max_steps=int(forces_or_steps))
     texts = [[(17 * text + i * i) % 50 + 1 for i in range(40)] for text in range(3)]
     served: list[tuple[Sequence, list[int], int]] = []
     cancels: dict[int, list[Sequence]] = {}

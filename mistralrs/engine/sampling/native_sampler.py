@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from ctypes import addressof, c_char
+from ctypes import addressof, c_char, c_int32
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -75,18 +75,26 @@ class NativeSampler:
             return []
         prepared = self._prepared(logits, inputs, places)
         self._row_sampler.run(prepared.rows)
-        return prepared.results()
+        return prepared.results()[0]
 
-    def prepare(self, logits: Buffer, inputs: Sequence[SamplingInput]) -> PreparedSampling | None:
+    def prepare(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], *, num_steps: int = 1, wait_flag: c_int32 | None = None
+    ) -> PreparedSampling | None:
         """As ``TokenSampler.prepare`` says: rows with hooks have to be sampled after the pass."""
         if not inputs or any(item.hooks for item in inputs):
             return None
-        return self._prepared(logits, inputs, range(len(inputs)))
+        prepared = self._prepared(logits, inputs, range(len(inputs)), num_steps)
+        if num_steps > 1:
+            prepared.continue_rows(num_steps, wait_flag)
+        return prepared
 
-    def _prepared(self, logits: Buffer, inputs: Sequence[SamplingInput], places: Sequence[int]) -> _Prepared:
-        """Complete rows for these inputs, at least one; ``places``: the rows of their logits."""
+    def _prepared(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], places: Sequence[int], num_steps: int = 1
+    ) -> _Prepared:
+        """Complete rows for these inputs, at least one, and copies of their templates for further steps. ``places``:
+        the rows of their logits."""
         templates = [self._template(item.params) for item in inputs]
-        cells = self._row_sampler.rows([template.row for template in templates])
+        cells = self._row_sampler.rows([template.row for template in templates] * num_steps)
         start, width = logits.address, 4 * logits.shape[1]
         outputs = [
             self._complete(cells[index], item, template, start + width * place)
@@ -153,9 +161,7 @@ class NativeSampler:
         outputs = _Outputs(row, template.num_logprobs)
         tokens, stages, position = item.tokens, template.stages, len(item.tokens)
         row.logits = logits
-        row.draw = _draws(item.params.seed, position // DRAWS)[position % DRAWS]
-        if "xtc" in stages:
-            row.xtc_draw = uniform(item.params.seed, position, "xtc")
+        _set_draws(row, template, item.params.seed, position)
         if "penalties" in stages:
             history = array("i", tokens[max(position - template.repeat_last_n, 0) :])
             row.num_history, row.history = len(history), outputs.keep(history)
@@ -174,7 +180,7 @@ class NativeSampler:
         return outputs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prepared:
     """A ``PreparedSampling``."""
 
@@ -182,14 +188,39 @@ class _Prepared:
     cells: Sequence[Any]
     """The same rows, to be read."""
     templates: Sequence[_Template]
-    outputs: Sequence[_Outputs]
+    outputs: list[_Outputs]
+    """For each step one of each input."""
     inputs: Sequence[SamplingInput]
     """The rows point to their masks."""
+    wait_flag: c_int32 | None = None
+    """The rows point to it."""
 
-    def results(self) -> list[SampledToken | EngineError]:
+    def continue_rows(self, num_steps: int, wait_flag: c_int32 | None) -> None:
+        """Completes the rows of the steps behind the first one."""
+        count = len(self.inputs)
+        for place in range(count, count * num_steps):
+            self.outputs.append(_Outputs(self.cells[place], self.templates[place % count].num_logprobs))
+        for index, (item, template) in enumerate(zip(self.inputs, self.templates, strict=True)):
+            rows = [self.cells[place] for place in range(index, count * num_steps, count)]
+            _continue(rows, item, template, self.outputs[index])
+        self.wait_flag = wait_flag
+        flag = 0 if wait_flag is None else addressof(wait_flag)
+        self.rows = self.rows._replace(num_steps=num_steps, wait_flag=flag)
+
+    def results(self) -> list[list[SampledToken | EngineError]]:
+        steps = [self._results(0)]
+        for first in range(len(self.inputs), len(self.outputs), len(self.inputs)):
+            rows = self._results(first)
+            if any(isinstance(row, EngineError) for row in rows):
+                break
+            steps.append(rows)
+        return steps
+
+    def _results(self, first: int) -> list[SampledToken | EngineError]:
+        """Those of a step, from its first row on."""
         return [
             _sampled(self.cells[index], template.num_logprobs, self.outputs[index])
-            for index, template in enumerate(self.templates)
+            for index, template in enumerate(self.templates, first)
         ]
 
 
@@ -206,6 +237,32 @@ class _Outputs:
         """The address of ``values``, which live as long as this object; None if they are empty."""
         self._arrays.append(values)
         return _address(values)
+
+
+def _continue(rows: Sequence[Any], item: SamplingInput, template: _Template, outputs: _Outputs) -> None:
+    """Completes the rows of an input's steps in a row, of which the first was complete. The history of each has the
+    tokens of those before it, which the library appends. ``outputs``: keep what all of them read."""
+    position, last_n = len(item.tokens), template.repeat_last_n
+    known = item.tokens[max(position - last_n, 0) :] if "penalties" in template.stages else []
+    history, ends = array("i", [*known, *[0] * len(rows)]), array("i", item.ends)
+    start, end_ids = outputs.keep(history) or 0, outputs.keep(ends)
+    for place, row in enumerate(rows):
+        row.ends, row.num_ends = end_ids, len(ends)
+        if place:
+            row.logits = rows[0].logits
+            _set_draws(row, template, item.params.seed, position + place)
+        if "penalties" in template.stages:
+            length = len(known) + place
+            row.num_history = min(length, last_n)
+            row.history = start + history.itemsize * (length - row.num_history)
+            row.appended = start + history.itemsize * length
+
+
+def _set_draws(row: Any, template: _Template, seed: int, position: int) -> None:
+    """Gives a row the random numbers of a position."""
+    row.draw = _draws(seed, position // DRAWS)[position % DRAWS]
+    if "xtc" in template.stages:
+        row.xtc_draw = uniform(seed, position, "xtc")
 
 
 def _sampled(row: Any, num_logprobs: int | None, outputs: _Outputs) -> SampledToken | EngineError:

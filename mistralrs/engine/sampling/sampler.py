@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from ctypes import c_int32
 from dataclasses import replace
 
 import torch
@@ -76,7 +77,9 @@ class Sampler:
             for index, (item, row, top) in enumerate(zip(inputs, unmasked, tops, strict=True))
         ]
 
-    def prepare(self, logits: Buffer, inputs: Sequence[SamplingInput]) -> None:
+    def prepare(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], *, num_steps: int = 1, wait_flag: c_int32 | None = None
+    ) -> None:
         """Returns None: torch samples after the pass."""
 
     def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:

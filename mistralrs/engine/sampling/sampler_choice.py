@@ -18,6 +18,11 @@ class SamplerChoice:
         self._torch_threads = torch_threads
         self._has_torch = False
 
+    @property
+    def samples_in_pass(self) -> bool:
+        """Whether the backend samples, in the call of a forward pass too."""
+        return self._row_sampler is not None
+
     def prepare_torch(self) -> None:
         """Imports torch and limits its threads, before its first use in this thread."""
         if not self._has_torch:

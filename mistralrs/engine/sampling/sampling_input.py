@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from ctypes import c_int32
 from dataclasses import dataclass
 from struct import pack
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -40,6 +41,8 @@ class SamplingInput:
     """Required if ``params`` turn DRY on."""
     hooks: tuple[LogitsProcessor, ...] = ()
     """Functions of the caller that change the logits before the mask."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end the sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,9 @@ class PreparedSampling(Protocol):
         """The rows for the forward pass."""
         ...
 
-    def results(self) -> list[SampledToken | EngineError]:
-        """One token for each input, after the pass, as ``TokenSampler.sample`` says."""
+    def results(self) -> list[list[SampledToken | EngineError]]:
+        """For each step that was made, after the pass, one token for each input, as ``TokenSampler.sample`` says. Only
+        the first step may have errors: one behind it that has some counts as not made."""
         ...
 
 
@@ -79,9 +83,15 @@ class TokenSampler(Protocol):
         """
         ...
 
-    def prepare(self, logits: Buffer, inputs: Sequence[SamplingInput]) -> PreparedSampling | None:
+    def prepare(
+        self, logits: Buffer, inputs: Sequence[SamplingInput], *, num_steps: int = 1, wait_flag: c_int32 | None = None
+    ) -> PreparedSampling | None:
         """Prepares one token for each input, from the first rows of ``logits``, which a forward pass is about to write.
-        None: they have to be sampled after the pass."""
+        None: they have to be sampled after the pass.
+
+        ``num_steps``: steps in a row that the pass makes at most, each with the tokens of the one before; with more
+        than one, no input has a mask, banned tokens or DRY. ``wait_flag``: not zero stops them.
+        """
         ...
 
     def score(self, logits: Buffer, tokens: Sequence[int], count: int) -> list[SampledToken | EngineError]:
