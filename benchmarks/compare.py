@@ -56,6 +56,8 @@ PAUSE_S = 0.2
 """Between two engines: threads of the one before may still look for work."""
 PROBED_BYTES = 1 << 30
 """Memory of the plain read: of a quarter of it, caches of 32 MiB still give a twentieth."""
+VARIED = 1.15
+"""Plain reads that differ more than that are of memory with two speeds."""
 FIGURES = {
     "first_token_s": "start to first token, s",
     "cold_first_token_s": "start to first token, cold, s",
@@ -313,7 +315,26 @@ def report(records: Sequence[dict[str, Any]]) -> Iterator[str]:
             found = {each: [r.get(figure) for r in own if r["engine"] == each] for each in engines}
             if any(each for values in found.values() for each in values):
                 yield row(title, {each: [v and v * scale for v in found[each]] for each in engines}, is_time=True)
+        for cell in sorted({cell for record in own for cell in record["cells"] if cell.startswith("tg")}, key=place_of):
+            yield from by_round(cell, own, engines)
         yield from (f"\n{r['engine']}: {r['error'].strip().splitlines()[-1]}" for r in own if r.get("error"))
+
+
+def by_round(cell: str, records: Sequence[dict[str, Any]], engines: Sequence[str]) -> Iterator[str]:
+    """A table of the rounds of a decode cell, if memory was not as fast in all of them: medians mix its speeds."""
+    shown: dict[tuple[int, str], str] = {}
+    reads: list[float] = []
+    for record in records:
+        if record["cells"].get(cell) and cell in record.get("limits", {}):
+            reads.append(record["limits"][cell][0])
+            shown[record["round"], record["engine"]] = f"{number_text(record['cells'][cell])} [{reads[-1] / 1e9:.0f}]"
+    if not reads or max(reads) < VARIED * min(reads):
+        return
+    yield from ("", f"{cell} by rounds, beside each figure the plain read around it, GB/s:", "")
+    yield "| round | " + " | ".join(engines) + " |"
+    yield "| --- |" + " --- |" * len(engines)
+    for number in sorted({number for number, _ in shown}):
+        yield f"| {number + 1} | " + " | ".join(shown.get((number, each), "-") for each in engines) + " |"
 
 
 def place_of(cell: str) -> tuple[int, int, int]:
@@ -353,8 +374,16 @@ def row(
 def cell_text(values: Sequence[float]) -> str:
     if not values:
         return "-"
-    digits = 1 if statistics.median(values) >= 10 else 2
+    digits = digits_of(statistics.median(values))
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def number_text(value: float) -> str:
+    return f"{value:.{digits_of(value)}f}"
+
+
+def digits_of(value: float) -> int:
+    return 1 if value >= 10 else 2
 
 
 def middle(values: Sequence[float | None]) -> float:

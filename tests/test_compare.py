@@ -53,6 +53,24 @@ def test_threads_have_tables_of_their_own() -> None:
     assert [line[0] for line in lines if "threads; plain read" in line] == ["1", "2"]
 
 
+def test_rounds_are_shown_where_memory_had_two_speeds() -> None:
+    def at(read: float, found: dict[str, Any]) -> dict[str, Any]:
+        return {**found, "limits": {"tg128": (read, 1e12)}}
+
+    slow = [at(3.5e10, record("ours", tg128=50.25, pp512=1.0)), at(3.6e10, record("ik_llama.cpp", tg128=9.755))]
+    lines = list(compare.report(slow))
+    assert not any("by rounds" in line for line in lines)
+    fast = [at(6e10, record("ours", number=1, tg128=80.0)), record("ik_llama.cpp", number=1)]
+    lines = list(compare.report([*slow, *fast]))
+    [title] = [place for place, line in enumerate(lines) if line.startswith("tg128 by rounds")]
+    assert lines[title + 2 :] == [
+        "| round | ours | ik_llama.cpp |",
+        "| --- | --- | --- |",
+        "| 1 | 50.2 [35] | 9.76 [36] |",
+        "| 2 | 80.0 [60] | - |",
+    ]
+
+
 def test_pictures_are_drawn_of_what_was_measured() -> None:
     records = [record("ours", tg128=20.0, **{"tg128@2000": 15.0, "tg128@8000": 10.0}), record("llama.cpp", tg128=5.0)]
     [depth] = plots.pictures(records)
