@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from ctypes import c_int32
@@ -15,13 +16,17 @@ from mistralrs_kernels import cpu
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
 from mistralrs.engine import multi_step
+from mistralrs.engine.batch import Batch, CancelFlag
 from mistralrs.engine.config import Request, SamplingParams
 from mistralrs.engine.events import Delta, Event, Finished
 from mistralrs.engine.multi_step import MultiStep
-from mistralrs.engine.sampling.native_sampler import NativeSampler
+from mistralrs.engine.sampling.native_sampler import NativeSampler, _Prepared
 from mistralrs.engine.sampling.sampler import Sampler
 from mistralrs.engine.sampling.sampling_input import SampledToken, SamplingInput
+from mistralrs.errors import EngineError
+from mistralrs.ops.buffer import Buffer
 from mistralrs.ops.native_backend import NativeBackend
+from mistralrs.ops.row_sampler import SamplingRows
 from mistralrs.ops.workspace import Sizes, StepArgs
 from tests.architectures import Folders
 from tests.buffers import buffer_of
@@ -139,6 +144,48 @@ def test_a_step_without_a_token_counts_as_not_made() -> None:
     backend.row_sampler().run(prepared.rows._replace(num_steps=1))
     [[row]] = prepared.results()
     assert isinstance(row, SampledToken)
+
+
+@native
+def test_steps_behind_an_error_count_as_not_made() -> None:
+    """The library sees that a token was sampled, and not that its log-probability is no number."""
+    backend = NativeBackend(threads=1)
+    sampler = NativeSampler(64, backend.row_sampler(), lambda: Sampler(64))
+    inputs = [SamplingInput(SamplingParams(logprobs=0), [1]) for _ in range(2)]
+    prepared = sampler.prepare(buffer_of(torch.zeros(2, 64)), inputs, num_steps=3)
+    assert isinstance(prepared, _Prepared)
+    args = steps_of_two(positions=(14, 0))
+    args.sampling = prepared.rows
+    backend.program([], args)()
+    assert len(prepared.results()) == 3
+    prepared.cells[4].logprob = math.nan
+    assert len(prepared.results()) == 2
+    prepared.cells[1].logprob = math.nan
+    [[first, second]] = prepared.results()
+    assert isinstance(first, SampledToken)
+    assert isinstance(second, EngineError)
+
+
+@native
+def test_a_call_for_the_engine_ends_steps_in_a_row(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call comes within each pass: all steps are single, though more were planned."""
+    with LocalModel.load(ModelSource(None, tiny_llama, None, None), LoadOptions(threads=1, max_draft=0)) as model:
+        core, inbox = model.engine._core, model.engine._inbox
+        forward, calls, planned = core._executor.forward, Counter[str](), Counter[int]()
+
+        def forward_beside_a_call(
+            batch: Batch, cancel_flag: CancelFlag, sampling: SamplingRows | None = None
+        ) -> Buffer:
+            assert not inbox.wait_flag.value
+            inbox.put(lambda: calls.update(made=1))
+            assert inbox.wait_flag.value
+            planned[sampling.num_steps if sampling else 0] += 1
+            return forward(batch, cancel_flag, sampling)
+
+        monkeypatch.setattr(core._executor, "forward", forward_beside_a_call)
+        list(model.engine.submit(Request((5, 6), SamplingParams(max_tokens=60, ignore_eos=True))))
+        assert planned[multi_step.MAX_STEPS] > 40
+        assert planned.total() == calls["made"] == model.engine.stats().steps == 60
 
 
 def answers(

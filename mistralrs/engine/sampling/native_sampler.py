@@ -208,13 +208,9 @@ class _Prepared:
         self.rows = self.rows._replace(num_steps=num_steps, wait_flag=flag)
 
     def results(self) -> list[list[SampledToken | EngineError]]:
-        steps = [self._results(0)]
-        for first in range(len(self.inputs), len(self.outputs), len(self.inputs)):
-            rows = self._results(first)
-            if any(isinstance(row, EngineError) for row in rows):
-                break
-            steps.append(rows)
-        return steps
+        steps = [self._results(first) for first in range(0, len(self.outputs), len(self.inputs))]
+        has_error = [any(isinstance(row, EngineError) for row in rows) for rows in steps]
+        return steps[:1] if has_error[0] else steps[: [*has_error, True].index(True)]
 
     def _results(self, first: int) -> list[SampledToken | EngineError]:
         """Those of a step, from its first row on."""
