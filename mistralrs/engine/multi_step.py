@@ -9,7 +9,7 @@ from __future__ import annotations
 MAX_STEPS = 8
 SECONDS = 0.06
 """Time that steps in a row may take: readers hardly see that tokens come together."""
-TOKENS_PER_STEP = 4
+TOKENS_PER_STEP = 2
 """Tokens without use for draft tokens after which one more step may follow: drafts are missed in it."""
 SMOOTHING = 0.3
 """Weight of the newest measurement in the exponential average."""
