@@ -145,7 +145,7 @@ class EngineCore:
         """Plans a step, computes and samples it, commits its tokens and hands out what came of it."""
         started = time.perf_counter()
         self._num_steps += 1
-        max_steps = self._multi_step.limit if self._makes_multi_steps else 1
+        max_steps = self._multi_step.limit(len(self.scheduler.running)) if self._makes_multi_steps else 1
         plan = self.scheduler.plan(self._prefill_budget.limit(self._config.max_batch_tokens), max_steps)
         try:
             prepared = self._prepare_sampling(plan)
@@ -343,7 +343,7 @@ class EngineCore:
         elif any(chunk.draft_tokens for chunk in plan.chunks):
             self._multi_step.on_drafts(tokens - len(outputs))
         else:
-            self._multi_step.on_decode(plan.num_steps, seconds)
+            self._multi_step.on_decode(len(plan.chunks), plan.num_steps, seconds)
         for _ in range(plan.num_steps):
             self._drafter.on_step(plan.chunks, tokens, seconds / plan.num_steps)
         self._report(plan, seconds)

@@ -21,21 +21,22 @@ class MultiStep:
     def __init__(self, *, has_drafts: bool) -> None:
         """``has_drafts``: whether there are draft tokens, which no step but the first can have."""
         self._has_drafts = has_drafts
-        self._step_s: float | None = None
+        self._num_seqs = 0  # of the steps that were measured
+        self._step_s = 0.0
         self._num_plain = 0  # tokens of each sequence since draft tokens were of use, or a prompt came
 
-    @property
-    def limit(self) -> int:
-        """Steps that may be made in a row now, at least one."""
-        if self._step_s is None:
+    def limit(self, num_seqs: int) -> int:
+        """Steps of so many sequences that may be made in a row now, at least one."""
+        if num_seqs > self._num_seqs:  # they take longer than those that were measured
             return 1
         count = min(MAX_STEPS, int(SECONDS / max(self._step_s, 1e-6)))
         return max(min(count, 1 + self._num_plain // TOKENS_PER_STEP) if self._has_drafts else count, 1)
 
-    def on_decode(self, num_steps: int, seconds: float) -> None:
-        """Records steps in a row without draft tokens, that took ``seconds`` together."""
+    def on_decode(self, num_seqs: int, num_steps: int, seconds: float) -> None:
+        """Records steps in a row of so many sequences, without draft tokens, that took ``seconds`` together."""
         each = seconds / num_steps
-        self._step_s = each if self._step_s is None else self._step_s + SMOOTHING * (each - self._step_s)
+        self._step_s = each if num_seqs != self._num_seqs else self._step_s + SMOOTHING * (each - self._step_s)
+        self._num_seqs = num_seqs
         self._num_plain += num_steps
 
     def on_drafts(self, accepted: int) -> None:

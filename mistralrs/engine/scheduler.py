@@ -155,9 +155,8 @@ class Scheduler:
 
         ``sampled_tokens`` maps ids of sequences to the tokens of the step, in their order: one after the known tokens,
         one after each later token that was right, and forced ones, which are computed later unless they were draft
-        tokens.
-        Those behind a token that ends the sequence are dropped. Sequences that were removed since the plan was made
-        are left out.
+        tokens. Those behind a token that ends the sequence are dropped. Sequences that were removed since the plan was
+        made are left out.
         """
         for chunk in plan.chunks:
             sequence = chunk.sequence

@@ -37,35 +37,46 @@ native = pytest.mark.native
 
 def test_steps_in_a_row_take_as_long_as_readers_may_wait() -> None:
     steps = MultiStep(has_drafts=False)
-    assert steps.limit == 1
-    steps.on_decode(1, 0.001)
-    assert steps.limit == multi_step.MAX_STEPS
+    assert steps.limit(1) == 1
+    steps.on_decode(1, 1, 0.001)
+    assert steps.limit(1) == multi_step.MAX_STEPS
     for _ in range(40):
-        steps.on_decode(4, 4 * 0.017)
-    assert steps.limit == int(multi_step.SECONDS / 0.017)
+        steps.on_decode(1, 4, 4 * 0.017)
+    assert steps.limit(1) == int(multi_step.SECONDS / 0.017)
     for _ in range(40):
-        steps.on_decode(1, 1.0)
-    assert steps.limit == 1
+        steps.on_decode(1, 1, 1.0)
+    assert steps.limit(1) == 1
     for _ in range(40):
-        steps.on_decode(1, 0.0)
-    assert steps.limit == multi_step.MAX_STEPS
+        steps.on_decode(1, 1, 0.0)
+    assert steps.limit(1) == multi_step.MAX_STEPS
 
 
 def test_draft_tokens_that_are_of_use_keep_steps_single() -> None:
     steps = MultiStep(has_drafts=True)
-    steps.on_decode(1, 0.001)
-    assert steps.limit == 1
+    steps.on_decode(1, 1, 0.001)
+    assert steps.limit(1) == 1
     for _ in range(2 * multi_step.TOKENS_PER_STEP):
-        steps.on_decode(1, 0.001)
-    assert steps.limit == 3
+        steps.on_decode(1, 1, 0.001)
+    assert steps.limit(1) == 3
     steps.on_drafts(0)
-    assert steps.limit == 3
+    assert steps.limit(1) == 3
     steps.on_drafts(2)
-    assert steps.limit == 1
-    steps.on_decode(100, 0.1)
-    assert steps.limit == multi_step.MAX_STEPS
+    assert steps.limit(1) == 1
+    steps.on_decode(1, 100, 0.1)
+    assert steps.limit(1) == multi_step.MAX_STEPS
     steps.on_prefill()
-    assert steps.limit == 1
+    assert steps.limit(1) == 1
+
+
+def test_steps_of_more_sequences_are_measured_before_they_are_made_in_a_row() -> None:
+    steps = MultiStep(has_drafts=False)
+    for _ in range(40):
+        steps.on_decode(1, 8, 0.008)
+    assert [steps.limit(count) for count in (1, 2, 64)] == [multi_step.MAX_STEPS, 1, 1]
+    steps.on_decode(64, 1, 0.025)
+    assert [steps.limit(count) for count in (1, 64, 65)] == [2, 2, 1]
+    steps.on_decode(1, 1, 0.001)
+    assert steps.limit(1) == multi_step.MAX_STEPS
 
 
 @native
