@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from mistralrs.errors import LoadError
+from mistralrs.parsing import parse_nested
 
 JSON_BYTES = 32 << 20
 """Bytes of a `config.json` or similar file, at most. Real ones have some KB, an index of 100,000 tensors 10 MB."""
@@ -213,10 +214,10 @@ def parse_json(text: str, *, unique: bool = False) -> dict[str, object]:
     if text.count("{") + text.count("[") > MAX_CONTAINERS:  # counting is cheap where parsing is not
         raise ValueError(f"has more than {MAX_CONTAINERS} objects and lists")
     try:
-        value = json.loads(text, object_pairs_hook=_unique if unique else None)
+        value = parse_nested(json.loads, text, object_pairs_hook=_unique if unique else None)
     except _RepeatedKeyError as error:
         raise ValueError(f"has the key {str(error.args[0])[:100]!r} twice") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"is not JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise ValueError("is not a JSON object")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from mistralrs.grammar.translation import Translation, grammar_error
+from mistralrs.parsing import parse_nested
 
 MAX_CHOICES = 10_000
 
@@ -12,8 +13,8 @@ MAX_CHOICES = 10_000
 def translate_choice(text: str) -> Translation:
     """The translation of a JSON array of texts. Raises RequestError if it is something else or empty."""
     try:
-        choices = json.loads(text)
-    except (ValueError, RecursionError):
+        choices = parse_nested(json.loads, text)
+    except ValueError:
         choices = None
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise grammar_error("the choices are not a JSON array of texts", hint='for example: ["yes", "no"]')

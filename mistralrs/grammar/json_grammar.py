@@ -32,6 +32,7 @@ from mistralrs.grammar.json_values import (
 )
 from mistralrs.grammar.library_limits import NO_FORCING, error_of, is_empty, reason_of
 from mistralrs.grammar.translation import Translation, grammar_error, reason_in
+from mistralrs.parsing import parse_nested
 
 MAX_DEPTH = 64
 MAX_SCHEMAS = 3_000
@@ -95,9 +96,7 @@ def _parsed(text: str) -> Schema:
         raise ValueError(f"it has {name}")
 
     try:
-        value = json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        raise grammar_error("the schema is nested too deeply") from None
+        value = parse_nested(json.loads, text, parse_constant=refuse)
     except ValueError as error:
         raise grammar_error(f"the schema is not JSON: {error}") from None
     return as_schema(value, "")

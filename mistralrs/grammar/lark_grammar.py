@@ -16,6 +16,7 @@ from mistralrs.errors import RequestError
 from mistralrs.grammar.json_grammar import inline_schema
 from mistralrs.grammar.library_limits import MAX_RULES, NO_FORCING
 from mistralrs.grammar.translation import Place, Translation, grammar_error, reason_in
+from mistralrs.parsing import parse_nested
 
 _OPTIONS = ("allow_initial_skip", "skip_repetition")
 _ATTRIBUTES = ("lazy", "suffix", "capture", "suffix_capture")
@@ -67,8 +68,8 @@ def _checked(text: str) -> Iterator[str]:
 def _json_at(text: str, index: int, *, place: Place) -> tuple[object, int]:
     start = len(text) - len(text[index:].lstrip())
     try:
-        return json.JSONDecoder().raw_decode(text, start)
-    except (ValueError, RecursionError) as error:
+        return parse_nested(json.JSONDecoder().raw_decode, text, idx=start)
+    except ValueError as error:
         raise grammar_error(f"no JSON follows: {error}", place=place) from None
 
 

@@ -16,6 +16,7 @@ from mistralrs.grammar.choice_grammar import literal
 from mistralrs.grammar.json_grammar import inline_schema
 from mistralrs.grammar.library_limits import NO_FORCING
 from mistralrs.grammar.translation import Translation, grammar_error, reason_in
+from mistralrs.parsing import parse_nested
 
 MAX_STRUCTURES = 128
 _ROOT = ("type", "structures", "triggers")
@@ -50,8 +51,8 @@ def _quoted(text: str) -> str:
 
 def _parsed(text: str) -> tuple[list[dict[str, Any]], list[str]]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_nested(json.loads, text)
+    except ValueError as error:
         raise grammar_error(f"the structural tag is not JSON: {error}") from None
     if not isinstance(value, dict) or value.get("type", "structural_tag") != "structural_tag":
         raise grammar_error('the structural tag is not an object of the type "structural_tag"')

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from mistralrs.parsing import parse_nested
 from mistralrs.user_dirs import user_folder
 
 NAME = "digests.json"
@@ -80,10 +81,10 @@ class DigestCache:
 
     def _read(self) -> dict[str, str]:
         try:
-            content = json.loads(_own_file(self.path))
+            content = parse_nested(json.loads, _own_file(self.path))
             entries = content["digests"] if content["version"] == _VERSION else {}
             valid = all(_KEY.fullmatch(key) and _DIGEST.fullmatch(digest) for key, digest in entries.items())
-        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return {}  # the file is missing, or this module did not write it
         return dict(entries) if valid else {}
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from mistralrs.errors import UsageError
+from mistralrs.parsing import parse_nested
 from mistralrs.server.log_file import COMPLAIN_S, LogFile
 from mistralrs.server.redaction import KeyRedactor
 
@@ -174,7 +175,7 @@ class RequestLog:
         if kind != "request" and not self._redactor.finds(text):
             return body
         try:
-            value = json.loads(body.decode(), parse_constant=_refuse)
+            value = parse_nested(json.loads, body.decode(), parse_constant=_refuse)
             line = _dump(value)
             return _dump(self._redactor.value(value)) if self._redactor.finds(line.decode()) else line
         except (ValueError, RecursionError):

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from mistralrs.errors import LoadError
 from mistralrs.files import TOKENIZER_BYTES, read_json_text
+from mistralrs.parsing import parse_nested
 from mistralrs.text.components import Components
 from mistralrs.text.native_errors import native_errors
 from mistralrs.text.vocabulary import (
@@ -97,8 +98,8 @@ def _read(name: str, text: str) -> tuple[dict[str, Any], Tokenizer, list[list[in
         return LoadError(f"{name} is not a usable tokenizer.json: {message}", hint=_HINT)
 
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parse_nested(json.loads, text)
+    except ValueError as error:
         raise unusable(str(error)) from error
     if not isinstance(fields, dict):
         raise unusable("it holds no object")

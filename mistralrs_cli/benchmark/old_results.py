@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.files import read_text
+from mistralrs.parsing import parse_nested
 
 _BYTES = 4 << 20
 _HINT = "it is what mistralrs bench --json printed: a JSON object a line"
@@ -77,10 +78,10 @@ def read_old_results(path: Path) -> Mapping[tuple[str, int], OldResult]:
 
 def _result(line: str, where: str) -> tuple[tuple[str, int], OldResult]:
     try:
-        record = json.loads(line)
+        record = parse_nested(json.loads, line)
         rates = record["tok_s_all"]
         test = record["test"], record["concurrency"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise UsageError(f"{where} is no result of a benchmark", hint=_HINT) from None
     is_result = isinstance(test[0], str) and isinstance(test[1], int) and isinstance(rates, list) and rates
     if not is_result or not all(isinstance(rate, int | float) and 0 <= rate < 1e12 for rate in rates):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mistralrs.errors import UsageError
 from mistralrs.files import read_text
+from mistralrs.parsing import parse_nested
 from mistralrs_cli.chat.chat_history import Conversation, Message, Role
 
 Format = Literal["md", "json", "html"]
@@ -138,8 +139,8 @@ def read_chats(path: Path) -> list[Conversation]:
 
 def _records(text: str, path: Path) -> list[tuple[str, object]]:
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        whole = parse_nested(json.loads, text)
+    except ValueError as error:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) < 2:
             raise UsageError(f"{path} is not JSON: {str(error)[:200]}", hint=_HINT) from error
@@ -151,8 +152,8 @@ def _records(text: str, path: Path) -> list[tuple[str, object]]:
 
 def _line(line: str, place: str) -> object:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_nested(json.loads, line)
+    except ValueError as error:
         raise UsageError(f"{place} is not JSON: {str(error)[:200]}", hint=_HINT) from error
 
 

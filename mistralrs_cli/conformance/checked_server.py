@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 
+from mistralrs.parsing import parse_nested
 from mistralrs_cli.server_client.server_connection import Server
 from mistralrs_cli.server_client.server_errors import UnreachableError, failure
 from mistralrs_cli.server_client.sse_events import SseDecoder
@@ -57,8 +58,8 @@ class Reply:
     def value(self) -> Any:
         """Returns the body's JSON value. Raises ``Fault``."""
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
+            return parse_nested(json.loads, self.body)
+        except ValueError:
             raise Fault(f"status {self.status} with {self.kind} that is no JSON") from None
 
     def answer(self) -> dict[str, Any]:
@@ -83,8 +84,8 @@ class Reply:
             if data == DONE:
                 continue
             try:
-                value = json.loads(data)
-            except (ValueError, RecursionError):
+                value = parse_nested(json.loads, data)
+            except ValueError:
                 raise Fault(f"an event is no JSON: {data[:60]!r}") from None
             if not isinstance(value, dict):
                 raise Fault(f"an event is no object: {data[:60]!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mistralrs.parsing import parse_nested
 from mistralrs_cli.conformance.answer_checks import choice, stream_choices
 from mistralrs_cli.conformance.checked_server import TOOLS, CheckedServer, Fault, NotChecked, Reply
 
@@ -74,8 +75,8 @@ def _read_call(found: Any) -> None:
     if not isinstance(arguments, str):
         raise Fault(f"arguments are a {type(arguments).__name__}, not a text")
     try:
-        json.loads(arguments)
-    except (ValueError, RecursionError):
+        parse_nested(json.loads, arguments)
+    except ValueError:
         raise Fault(f"arguments are no JSON: {arguments[:60]}") from None
 
 

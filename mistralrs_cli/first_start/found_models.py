@@ -15,6 +15,7 @@ from pathlib import Path
 from mistralrs.api.cached_models import cached_models
 from mistralrs.errors import LoadError
 from mistralrs.files import read_text
+from mistralrs.parsing import parse_nested
 from mistralrs.user_dirs import home_folder
 
 _LATER_PART = re.compile(r".*-(?!00001)\d{5}-of-\d{5}\.gguf")
@@ -98,8 +99,8 @@ def _of_ollama(folder: Path) -> Iterator[FoundModel]:
 def _blob_of(manifest: Path, folder: Path) -> Path | None:
     """Returns the file of a manifest's model; None: it has none that is known."""
     try:
-        layers = json.loads(read_text(manifest, limit=_MANIFEST_BYTES, hint=""))["layers"]
+        layers = parse_nested(json.loads, read_text(manifest, limit=_MANIFEST_BYTES, hint=""))["layers"]
         digest = next(str(each["digest"]) for each in layers if each["mediaType"] == _MODEL_LAYER)
-    except (LoadError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
+    except (LoadError, ValueError, KeyError, TypeError, StopIteration):
         return None
     return folder / "blobs" / digest.replace(":", "-") if re.fullmatch("sha256:[0-9a-f]{64}", digest) else None

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from mistralrs.errors import MistralrsError, UsageError
+from mistralrs.parsing import parse_nested
 from mistralrs_cli.printing.answer_record import Record, json_line
 
 SYNC_INTERVAL_S = 1.0
@@ -135,11 +136,11 @@ def _read(line: bytes) -> KeptRecord | None:
     if not (line.startswith(_BEGINNING) and line.endswith(b"}\n")):
         return None
     try:
-        found = json.loads(line)
+        found = parse_nested(json.loads, line)
         kept = KeptRecord(
             found["line"], found["digest"], found["options"], found["seed"], failed=found.get("error") is not None
         )
-    except (ValueError, KeyError, RecursionError):
+    except (ValueError, KeyError):
         return None
     numbers = isinstance(kept.line, int) and isinstance(kept.seed, int)
     return kept if numbers and isinstance(kept.digest, str) and isinstance(kept.options, str) else None
@@ -155,7 +156,7 @@ def _may_be_torn(line: bytes) -> bool:
     if not _BEGINNING.startswith(line[: len(_BEGINNING)]):
         return False
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_nested(json.loads, line)
+    except ValueError:
         return True
     return not line.endswith(b"\n")

@@ -13,6 +13,7 @@ from typing import Any
 from mistralrs.api.read_stream import Thought
 from mistralrs.engine.events import Delta, End, Event, Failed, Finished, Usage
 from mistralrs.errors import EngineError, MistralrsError
+from mistralrs.parsing import parse_nested
 from mistralrs_cli.model import LostModelError
 from mistralrs_cli.server_client.remote_tokens import StreamLogprobs
 from mistralrs_cli.server_client.server_connection import Server, ServerConnection
@@ -136,7 +137,7 @@ class RemoteStream:
         """Takes the data of one event. Raises ``MistralrsError`` for an error, and for what is no chunk of a chat."""
         address = self._server.address
         try:
-            chunk = json.loads(data)
+            chunk = parse_nested(json.loads, data)
             if not isinstance(chunk, dict):
                 raise ValueError("an event is no object")
             choice: Mapping[str, Any] = next(iter(chunk.get("choices") or ()), {})
@@ -146,7 +147,7 @@ class RemoteStream:
             if not all(isinstance(value, str | None) for value in (text, thought, reason)):
                 raise ValueError("a text or a reason is none")
             logprobs = self._logprobs.read(choice.get("logprobs"))
-        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise LostModelError(f"{address} sent no chunk of a chat: {error}", hint="is this OpenAI's API?") from error
         if chunk.get("error"):
             raise stream_error(address, chunk["error"])

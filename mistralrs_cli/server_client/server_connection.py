@@ -13,6 +13,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 
 from mistralrs import __version__
 from mistralrs.errors import LoadError, MistralrsError
+from mistralrs.parsing import parse_nested
 from mistralrs_cli.model import LostModelError
 from mistralrs_cli.server_client.server_address import ServerAddress
 from mistralrs_cli.server_client.server_errors import UnreachableError, failure, refusal
@@ -78,8 +79,8 @@ class ServerConnection:
         if response.status != 200:
             raise self._refusal(response, body)
         try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
+            return parse_nested(json.loads, body)
+        except ValueError as error:
             hint = "is this the address of OpenAI's API?"
             raise LoadError(f"{self._server.address} has no JSON at {path}", hint=hint) from error
 

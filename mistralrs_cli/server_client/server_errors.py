@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from http.client import HTTPException
 
 from mistralrs.errors import EngineError, LoadError, MistralrsError, RequestError
+from mistralrs.parsing import parse_nested
 from mistralrs_cli.server_client.server_address import ServerAddress
 
 _LONGEST = 500
@@ -80,8 +81,8 @@ def failure(address: ServerAddress, error: OSError | HTTPException) -> str:
 
 def _message(body: bytes) -> str:
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = parse_nested(json.loads, body)
+    except ValueError:
         return _short(body.decode("utf-8", "replace"))
     return _said(found.get("error", found)) if isinstance(found, dict) else ""
 
@@ -100,8 +101,8 @@ def _short(text: str) -> str:
 
 def _code(body: bytes) -> str:
     try:
-        code = json.loads(body)["error"]["code"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        code = parse_nested(json.loads, body)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
         return "invalid_value"
     return code if isinstance(code, str) else "invalid_value"
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from mistralrs.parsing import parse_nested
+
 if TYPE_CHECKING:
     from mistralrs.adapters.lora.lora_config import LoraConfig
 
@@ -42,9 +44,9 @@ def checked_pattern(text: str) -> Pattern:
     if len(_UNBOUNDED.findall(text)) > _MAX_REPEATS:
         raise ValueError(f"which repeats more than {_MAX_REPEATS} times: matching it may take hours")
     try:
-        re.compile(f"({text})")  # as it is used within others
-        return Pattern(text, re.compile(text))
-    except (re.error, OverflowError, RecursionError) as error:
+        parse_nested(re.compile, f"({text})")  # as it is used within others
+        return Pattern(text, parse_nested(re.compile, text))
+    except (re.error, OverflowError, ValueError) as error:
         raise ValueError(f"which is no regular expression: {error}") from error
 
 

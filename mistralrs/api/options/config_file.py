@@ -13,6 +13,7 @@ from mistralrs.api.options.declarations import DECLARED, types
 from mistralrs.api.options.values import without_none
 from mistralrs.errors import LoadError, UsageError
 from mistralrs.files import read_text
+from mistralrs.parsing import parse_nested
 from mistralrs.user_dirs import expand_user, user_folder
 
 VARIABLE = "MISTRALRS_CONFIG"
@@ -59,10 +60,10 @@ def read_config(environment: Mapping[str, str]) -> ConfigFile | None:
     import tomllib  # takes milliseconds that a start without a file need not spend
 
     try:
-        table = tomllib.loads(read_text(path, limit=CONFIG_BYTES, hint=_EXAMPLE))
+        table = parse_nested(tomllib.loads, read_text(path, limit=CONFIG_BYTES, hint=_EXAMPLE))
     except LoadError as error:
         raise UsageError(error.message, hint=error.hint) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not TOML: {str(error)[:200]}", hint=_EXAMPLE) from error
     values = {}
     for key, value in table.items():

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from mistralrs.parsing import parse_nested
 from mistralrs.text.response.json_reader import JsonReader, What
 
 Types = Mapping[str, tuple[str, ...]]
@@ -68,10 +69,10 @@ def _value_of(text: str, types: tuple[str, ...]) -> object:
             elif name == "null" and text.strip() in ("null", "None"):
                 return None
             elif name in ("object", "array"):
-                value = json.loads(text)
+                value = parse_nested(json.loads, text)
                 if isinstance(value, dict if name == "object" else list):
                     return value
-        except (ValueError, RecursionError):
+        except ValueError:
             continue
     return text
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from mistralrs.parsing import parse_nested
 from mistralrs.text.response.argument_types import ArgumentWriter, Types, in_types, json_text
 from mistralrs.text.response.call_plan import CallPlan
 from mistralrs.text.response.delimiters import MatchClock
@@ -115,7 +116,7 @@ def arguments_text(arguments: object, types: Types) -> str:
     if arguments is None:
         return "{}"
     if isinstance(arguments, str):
-        if not isinstance(json.loads(arguments), dict):
+        if not isinstance(parse_nested(json.loads, arguments), dict):
             raise ValueError("the arguments are no object")
         return arguments
     if not isinstance(arguments, dict):
@@ -242,7 +243,7 @@ class GrowingCalls:
             call.name = name if name is not None and is_name(name) else None
         elif reading == _OTHER:
             try:
-                call.text = arguments_text(json.loads(read), {})
+                call.text = arguments_text(parse_nested(json.loads, read), {})
             except (ValueError, RecursionError):
                 call.text = None
         elif call.index is None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mistralrs.errors import EngineError, LoadError
+from mistralrs.parsing import parse_nested
 from mistralrs.text.stream import partial_suffix
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def compiled(pattern: str) -> regex.Pattern[str]:
     import regex  # takes 80 ms, and many models need no pattern
 
     try:
-        return regex.compile(pattern, regex.DOTALL)
-    except (regex.error, ValueError, OverflowError, RecursionError, KeyError, IndexError, TypeError) as error:
+        return parse_nested(regex.compile, pattern, flags=regex.DOTALL)
+    except (regex.error, ValueError, OverflowError, KeyError, IndexError, TypeError) as error:
         raise LoadError(f"the pattern {shown(pattern)} does not compile: {error}") from None
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mistralrs.parsing import parse_nested
 from mistralrs.text.response.delimiters import Delimiter, MatchClock, compiled
 from mistralrs.text.response.python_calls import python_calls
 
@@ -65,7 +66,7 @@ def _json(text: str, arguments: Mapping[str, Any]) -> Any:
     if delimiters:
         changed = _STAND_IN.sub(lambda place: json.dumps(strings[int(place[1])]), changed)
     try:
-        return json.loads(changed)
+        return parse_nested(json.loads, changed)
     except ValueError:
         if arguments.get("allow_non_json"):
             return _stripped(text, arguments)

@@ -12,6 +12,7 @@ from mistralrs.api.schemas.parameter_table import unknown_within
 from mistralrs.errors import RequestError
 from mistralrs.grammar.grammar_text import GrammarText
 from mistralrs.grammar.translation import reason_in
+from mistralrs.parsing import parse_nested
 
 if TYPE_CHECKING:
     from mistralrs.api.served_model import ServedModel
@@ -180,8 +181,8 @@ def _as_object(schema: object) -> object:
     """Returns a schema as an object where it is one, or the text that is none, which is refused later."""
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError):
+            schema = parse_nested(json.loads, schema)
+        except ValueError:
             return schema
     return {} if schema is True else schema
 
