@@ -127,6 +127,14 @@ class Limits:
         macs = self._probe(None, 0, ROUNDS, pool)
         return self.nbytes / min(reads) / 1e9, macs / min(products) / 1e9
 
+    def sustained_read(self, seconds: float) -> float:
+        """GB/s of plain reads one after the other, on average over ``seconds``."""
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            self.read()
+            count += 1
+        return count * self.nbytes / (time.perf_counter() - started) / 1e9
+
 
 def rows_of(name: str, tokens: int, *, columns: int, nbytes: int) -> int:
     """Rows of a matrix of about ``nbytes`` bytes, a multiple of 16."""
