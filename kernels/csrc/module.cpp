@@ -110,6 +110,30 @@ static bool goes_on(const mrs_step &step) {
   });
 }
 
+// Whether the steps in a row are parts of one sequence's tokens.
+static bool has_parts(const mrs_step &step) { return step.num_steps > 1 && step.num_tokens > step.num_seqs; }
+
+// Turns a step into the first of its parts.
+static void take_first_part(mrs_step &step) {
+  step.num_tokens /= step.num_steps, step.num_logits /= step.num_steps;
+  step.seq_lens[0] -= (step.num_steps - 1) * step.num_tokens;
+  step.query_start_loc[1] = step.num_tokens;
+}
+
+// Whether the tokens behind those of a part, which are drafts, are the ones that were sampled.
+static bool is_right(const mrs_step &part) {
+  for (int64_t i = 0; i < part.num_tokens; ++i)
+    if (part.sampling[i].token != part.tokens[i + 1]) return false;
+  return true;
+}
+
+static void take_next_part(mrs_step &part) {
+  part.tokens += part.num_tokens, part.positions += part.num_tokens, part.slot_mapping += part.num_tokens;
+  if (part.use_start) part.use_start += part.num_tokens;
+  part.seq_lens[0] += part.num_tokens;
+  part.sampling += part.num_sampling;
+}
+
 // Turns a step into the one behind it, which computes the tokens that were sampled.
 static void advance(mrs_step &step) {
   for (int64_t s = 0; s < step.num_sampling; ++s) {
@@ -128,12 +152,14 @@ static void advance(mrs_step &step) {
 
 EXPORT void mrs_run(const mrs_op *const *ops, int64_t count, const mrs_step *first, mrs_pool *pool) {
   mrs_step step = *first;
-  for (int64_t left = step.num_steps;; advance(step)) {
+  const bool in_parts = has_parts(step);
+  if (in_parts) take_first_part(step);
+  for (int64_t left = step.num_steps;; in_parts ? take_next_part(step) : advance(step)) {
     for (int64_t i = 0; i < count; ++i) {
       if (is_set(step.cancel_flag)) return;
       ops[i]->run(ops[i], &step, pool);
     }
-    if (--left <= 0 || is_set(step.wait_flag) || !goes_on(step)) return;
+    if (--left <= 0 || is_set(step.wait_flag) || !goes_on(step) || (in_parts && !is_right(step))) return;
   }
 }
 

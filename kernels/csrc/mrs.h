@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define MRS_ABI_VERSION 18
+#define MRS_ABI_VERSION 19
 
 typedef struct mrs_pool mrs_pool;
 typedef struct mrs_op mrs_op;

@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ABI_VERSION = 18
+ABI_VERSION = 19
 ISAS = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable", "amx_int8")
 """Instruction sets in the order of ``csrc/isas.def``: from the best to the plainest, and then those of ``BY_NAME``."""
 BY_NAME = frozenset({"amx_int8"})

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+PART = 8
+"""Tokens of one sequence that are computed at once: a tile of the kernels. Others follow if these were right."""
 SMOOTHING = 0.25
 """Weight of the newest measurement in the exponential average."""
 MARGIN = 1.05
@@ -101,6 +103,9 @@ class DraftGain:
             if extra < len(offered) and not (from_model or self._is_tried(num_seqs, num_seqs + extra)):
                 continue
             seconds = self._step_s(num_seqs, num_seqs + extra)
+            if num_seqs == 1 and extra + 1 > PART and (extra + 1) % PART == 0:
+                first = self._step_s(1, PART)
+                seconds = first + offered[PART - 1][0] * max(seconds - first, 0.0)  # where the part before is right
             if from_model:
                 seconds += max(taken[index] for index in from_model) * self._pass()
             rate = tokens / seconds

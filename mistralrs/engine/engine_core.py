@@ -146,7 +146,8 @@ class EngineCore:
         started = time.perf_counter()
         self._num_steps += 1
         max_steps = self._multi_step.limit(len(self.scheduler.running)) if self._makes_multi_steps else 1
-        plan = self.scheduler.plan(self._prefill_budget.limit(self._config.max_batch_tokens), max_steps)
+        prefill_limit = self._prefill_budget.limit(self._config.max_batch_tokens)
+        plan = self.scheduler.plan(prefill_limit, max_steps, in_parts=self._makes_multi_steps)
         try:
             prepared = self._prepare_sampling(plan)
             self._step_masks.start(plan)
@@ -178,7 +179,8 @@ class EngineCore:
             if chunk.scored or self.requests[chunk.sequence.id].samples_late:
                 return None
         inputs = self._sampling_inputs([c for c in plan.chunks if c.samples], {})
-        return self._sampler.prepare(logits, inputs, num_steps=plan.num_steps, wait_flag=self._inbox.wait_flag)
+        steps, parts = (1, plan.num_steps) if plan.has_drafts else (plan.num_steps, 1)
+        return self._sampler.prepare(logits, inputs, num_steps=steps, num_parts=parts, wait_flag=self._inbox.wait_flag)
 
     def _sampling_inputs(self, chunks: Row[Chunk], masks: Mapping[int, Row[memoryview]]) -> list[SamplingInput]:
         """The inputs of chunks that sample, one after another."""
@@ -235,9 +237,10 @@ class EngineCore:
                 results = iter(self._sampler.sample(logits, inputs, rows=logits_rows))
             else:
                 steps = prepared.results()
-                plan = _carried_out(plan, steps)
+                in_parts = plan.has_drafts and plan.num_steps > 1
+                plan = _parts_carried_out(plan, steps) if in_parts else _carried_out(plan, steps)
                 drawing = [chunk for chunk in plan.chunks if chunk.samples]
-                results = itertools.chain.from_iterable(zip(*steps, strict=True))
+                results = itertools.chain.from_iterable(steps if in_parts else zip(*steps, strict=True))
         except Exception as error:
             logger.exception("sampling failed")
             self._fail_batch(plan, error)
@@ -340,7 +343,7 @@ class EngineCore:
         tokens = sum(len(output.sampled) for output in outputs.values())
         if not all(chunk.samples and chunk.num_committed == 1 for chunk in plan.chunks):
             self._multi_step.on_prefill()
-        elif any(chunk.draft_tokens for chunk in plan.chunks):
+        elif plan.has_drafts:
             self._multi_step.on_drafts(tokens - len(outputs))
         else:
             self._multi_step.on_decode(len(plan.chunks), plan.num_steps, seconds)
@@ -375,3 +378,8 @@ def _carried_out(plan: Plan, steps: Row[Row[SampledToken | EngineError]]) -> Pla
     for chunk, rows in zip(plan.chunks, zip(*steps[:-1], strict=True), strict=True):
         chunks.append(chunk.decoded(tuple(row.token for row in rows if not isinstance(row, EngineError))))
     return Plan(chunks, len(steps))
+
+
+def _parts_carried_out(plan: Plan, steps: Row[Row[SampledToken | EngineError]]) -> Plan:
+    """The plan of one chunk of which these parts were computed."""
+    return Plan([plan.chunks[0].first_part(sum(map(len, steps)))])

@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Literal
 
 from mistralrs.engine.config import EngineConfig
+from mistralrs.engine.draft_gain import PART
 from mistralrs.engine.drafter import Drafter
 from mistralrs.engine.kv.kv_cache_manager import KvCacheManager, KvConnector
 from mistralrs.engine.sequence import Sequence, State
@@ -52,6 +53,10 @@ class Chunk:
         """The chunk of steps in a row: that of the first of them, and the tokens that the others computed."""
         return Chunk(self.sequence, self.start, self.count + len(tokens), True, computed_tokens=tokens)
 
+    def first_part(self, count: int) -> Chunk:
+        """The chunk with its first ``count`` tokens alone, all but one of which are draft tokens."""
+        return Chunk(self.sequence, self.start, count, True, draft_tokens=self.draft_tokens[: count - 1])
+
     def num_accepted(self, tokens: Row[int]) -> int:
         """Later tokens that become known, if these are the tokens of the step, at least one. The last of them is yet to
         be computed, even where it equals a draft token."""
@@ -68,7 +73,13 @@ class Plan:
     chunks: list[Chunk]
     num_steps: int = 1
     """Steps that may follow each other: if more than one, each computes one token of each sequence, the token that the
-    step before sampled."""
+    step before sampled. With draft tokens, which are those of one sequence then: each computes an equal part of the
+    chunk, if the draft tokens before it were right."""
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether there are draft tokens."""
+        return any(chunk.draft_tokens for chunk in self.chunks)
 
 
 class Scheduler:
@@ -129,11 +140,12 @@ class Scheduler:
         self._drafter.ended(sequence)
         sequence.state = State.FINISHED
 
-    def plan(self, prefill_limit: int, max_steps: int = 1) -> Plan:
+    def plan(self, prefill_limit: int, max_steps: int = 1, *, in_parts: bool = False) -> Plan:
         """The next step. Admits and preempts sequences, but computes nothing: a plan may be dropped at no cost.
 
         ``prefill_limit``: prefill tokens that the step may have beside decoding sequences; without any, prefill may
-        fill the whole budget. ``max_steps``: decode steps that may follow each other.
+        fill the whole budget. ``max_steps``: decode steps that may follow each other. ``in_parts``: whether draft
+        tokens may be computed in parts.
         """
         self._free_later_blocks()
         preempted = self._allocate_for_running()
@@ -148,7 +160,9 @@ class Scheduler:
             return Plan(chunks)
         if self._proposes_drafts:
             self._add_drafts(chunks)
-        return Plan(chunks, 1 if self._sequences_with_later else self._num_steps(chunks, max_steps))
+        if self._sequences_with_later:
+            return Plan(chunks, _num_parts(chunks) if in_parts else 1)
+        return Plan(chunks, self._num_steps(chunks, max_steps))
 
     def commit(self, plan: Plan, sampled_tokens: Mapping[int, Row[int]]) -> None:
         """Records a step that was computed, or steps in a row, and how many draft tokens were accepted.
@@ -327,6 +341,11 @@ class Scheduler:
         sequence.state = State.RUNNING
         self.running.append(self.waiting.popleft())
         return True
+
+
+def _num_parts(chunks: Row[Chunk]) -> int:
+    """Parts in which the draft tokens of one sequence are computed; 1 for other steps."""
+    return chunks[0].count // PART if len(chunks) == 1 and chunks[0].count % PART == 0 else 1
 
 
 def _max_steps(chunk: Chunk) -> int:

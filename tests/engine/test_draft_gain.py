@@ -80,6 +80,15 @@ def test_each_token_has_a_chance_of_its_own() -> None:
     assert list(Offer(0.5, 3, chances=(0.1,)).useful()) == pytest.approx([0.1, 0.05, 0.025])
 
 
+@pytest.mark.parametrize(("chance", "expected"), [(0.99, 15), (0.9, 15), (0.6, 3)])
+def test_a_second_part_costs_time_only_if_the_first_is_right(chance: float, expected: int) -> None:
+    """With a chance of 0.9, 16 tokens in one pass would give 4.5 tokens a second, and 8 of them give 5.7."""
+    gain = DraftGain()
+    for rows, seconds in ((16, 1.8), (8, 1.0), (4, 0.75), (2, 0.6), (1, 0.5)):
+        gain.on_step(1, rows, tokens=rows, seconds=seconds)
+    assert gain.choose([Offer(chance, 15)], 15) == [expected]
+
+
 def test_steps_that_fill_a_tile_are_tried() -> None:
     """Each number of tokens that is measured costs trials; one that a draft's end asks for is taken as it is."""
     gain = known_times((1.0,))

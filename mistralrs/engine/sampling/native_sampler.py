@@ -78,14 +78,23 @@ class NativeSampler:
         return prepared.results()[0]
 
     def prepare(
-        self, logits: Buffer, inputs: Sequence[SamplingInput], *, num_steps: int = 1, wait_flag: c_int32 | None = None
+        self,
+        logits: Buffer,
+        inputs: Sequence[SamplingInput],
+        *,
+        num_steps: int = 1,
+        num_parts: int = 1,
+        wait_flag: c_int32 | None = None,
     ) -> PreparedSampling | None:
         """As ``TokenSampler.prepare`` says: rows with hooks have to be sampled after the pass."""
         if not inputs or any(item.hooks for item in inputs):
             return None
-        prepared = self._prepared(logits, inputs, range(len(inputs)), num_steps)
+        rows_of_part = len(inputs) // num_parts
+        prepared = self._prepared(logits, inputs, [place % rows_of_part for place in range(len(inputs))], num_steps)
         if num_steps > 1:
             prepared.continue_rows(num_steps, wait_flag)
+        elif num_parts > 1:
+            prepared.divide_rows(num_parts, wait_flag)
         return prepared
 
     def _prepared(
@@ -93,12 +102,12 @@ class NativeSampler:
     ) -> _Prepared:
         """Complete rows for these inputs, at least one, and copies of their templates for further steps. ``places``:
         the rows of their logits."""
-        templates = [self._template(item.params) for item in inputs]
-        cells = self._row_sampler.rows([template.row for template in templates] * num_steps)
+        templates = [self._template(item.params) for item in inputs] * num_steps
+        cells = self._row_sampler.rows([template.row for template in templates])
         start, width = logits.address, 4 * logits.shape[1]
         outputs = [
-            self._complete(cells[index], item, template, start + width * place)
-            for index, (place, item, template) in enumerate(zip(places, inputs, templates, strict=True))
+            self._complete(cells[index], item, templates[index], start + width * place)
+            for index, (place, item) in enumerate(zip(places, inputs, strict=True))
         ]
         return _Prepared(self._row_sampler.to_sample(len(inputs)), cells, templates, outputs, inputs)
 
@@ -186,10 +195,9 @@ class _Prepared:
 
     rows: SamplingRows
     cells: Sequence[Any]
-    """The same rows, to be read."""
+    """The rows of all steps, to be read; they have ``templates`` and ``outputs``."""
     templates: Sequence[_Template]
     outputs: list[_Outputs]
-    """For each step one of each input."""
     inputs: Sequence[SamplingInput]
     """The rows point to their masks."""
     wait_flag: c_int32 | None = None
@@ -199,24 +207,32 @@ class _Prepared:
         """Completes the rows of the steps behind the first one."""
         count = len(self.inputs)
         for place in range(count, count * num_steps):
-            self.outputs.append(_Outputs(self.cells[place], self.templates[place % count].num_logprobs))
-        for index, (item, template) in enumerate(zip(self.inputs, self.templates, strict=True)):
+            self.outputs.append(_Outputs(self.cells[place], self.templates[place].num_logprobs))
+        for index, item in enumerate(self.inputs):
             rows = [self.cells[place] for place in range(index, count * num_steps, count)]
-            _continue(rows, item, template, self.outputs[index])
+            _continue(rows, item, self.templates[index], self.outputs[index])
+        self._make_steps(num_steps, count, wait_flag)
+
+    def divide_rows(self, num_parts: int, wait_flag: c_int32 | None) -> None:
+        """Has the rows, which are complete and of one sequence, sampled in steps of equal parts."""
+        _set_ends([self.cells[place] for place in range(len(self.inputs))], self.inputs[0], self.outputs[0])
+        self._make_steps(num_parts, len(self.inputs) // num_parts, wait_flag)
+
+    def _make_steps(self, num_steps: int, num_rows: int, wait_flag: c_int32 | None) -> None:
         self.wait_flag = wait_flag
         flag = 0 if wait_flag is None else addressof(wait_flag)
-        self.rows = self.rows._replace(num_steps=num_steps, wait_flag=flag)
+        self.rows = self.rows._replace(num_rows=num_rows, num_steps=num_steps, wait_flag=flag)
 
     def results(self) -> list[list[SampledToken | EngineError]]:
-        steps = [self._results(first) for first in range(0, len(self.outputs), len(self.inputs))]
+        count = self.rows.num_rows
+        steps = [self._results(range(first, first + count)) for first in range(0, len(self.outputs), count)]
         has_error = [any(isinstance(row, EngineError) for row in rows) for rows in steps]
         return steps[:1] if has_error[0] else steps[: [*has_error, True].index(True)]
 
-    def _results(self, first: int) -> list[SampledToken | EngineError]:
-        """Those of a step, from its first row on."""
+    def _results(self, places: range) -> list[SampledToken | EngineError]:
+        """Those of the rows of a step."""
         return [
-            _sampled(self.cells[index], template.num_logprobs, self.outputs[index])
-            for index, template in enumerate(self.templates, first)
+            _sampled(self.cells[place], self.templates[place].num_logprobs, self.outputs[place]) for place in places
         ]
 
 
@@ -240,10 +256,10 @@ def _continue(rows: Sequence[Any], item: SamplingInput, template: _Template, out
     tokens of those before it, which the library appends. ``outputs``: keep what all of them read."""
     position, last_n = len(item.tokens), template.repeat_last_n
     known = item.tokens[max(position - last_n, 0) :] if "penalties" in template.stages else []
-    history, ends = array("i", [*known, *[0] * len(rows)]), array("i", item.ends)
-    start, end_ids = outputs.keep(history) or 0, outputs.keep(ends)
+    history = array("i", [*known, *[0] * len(rows)])
+    start = outputs.keep(history) or 0
+    _set_ends(rows, item, outputs)
     for place, row in enumerate(rows):
-        row.ends, row.num_ends = end_ids, len(ends)
         if place:
             row.logits = rows[0].logits
             _set_draws(row, template, item.params.seed, position + place)
@@ -252,6 +268,14 @@ def _continue(rows: Sequence[Any], item: SamplingInput, template: _Template, out
             row.num_history = min(length, last_n)
             row.history = start + history.itemsize * (length - row.num_history)
             row.appended = start + history.itemsize * length
+
+
+def _set_ends(rows: Sequence[Any], item: SamplingInput, outputs: _Outputs) -> None:
+    """Lets no step follow one that ends the sequence of an input. ``outputs``: keep what all of its rows read."""
+    ends = array("i", item.ends)
+    address = outputs.keep(ends)
+    for row in rows:
+        row.ends, row.num_ends = address, len(ends)
 
 
 def _set_draws(row: Any, template: _Template, seed: int, position: int) -> None:

@@ -78,7 +78,13 @@ class Sampler:
         ]
 
     def prepare(
-        self, logits: Buffer, inputs: Sequence[SamplingInput], *, num_steps: int = 1, wait_flag: c_int32 | None = None
+        self,
+        logits: Buffer,
+        inputs: Sequence[SamplingInput],
+        *,
+        num_steps: int = 1,
+        num_parts: int = 1,
+        wait_flag: c_int32 | None = None,
     ) -> None:
         """Returns None: torch samples after the pass."""
 

@@ -64,8 +64,8 @@ class PreparedSampling(Protocol):
         ...
 
     def results(self) -> list[list[SampledToken | EngineError]]:
-        """For each step that was made, after the pass, one token for each input, as ``TokenSampler.sample`` says. Only
-        the first step may have errors: one behind it that has some counts as not made."""
+        """For each step that was made, after the pass, one token for each of its inputs, as ``TokenSampler.sample``
+        says. Only the first step may have errors: one behind it that has some counts as not made."""
         ...
 
 
@@ -84,13 +84,20 @@ class TokenSampler(Protocol):
         ...
 
     def prepare(
-        self, logits: Buffer, inputs: Sequence[SamplingInput], *, num_steps: int = 1, wait_flag: c_int32 | None = None
+        self,
+        logits: Buffer,
+        inputs: Sequence[SamplingInput],
+        *,
+        num_steps: int = 1,
+        num_parts: int = 1,
+        wait_flag: c_int32 | None = None,
     ) -> PreparedSampling | None:
         """Prepares one token for each input, from the first rows of ``logits``, which a forward pass is about to write.
         None: they have to be sampled after the pass.
 
         ``num_steps``: steps in a row that the pass makes at most, each with the tokens of the one before; with more
-        than one, no input has a mask, banned tokens or DRY. ``wait_flag``: not zero stops them.
+        than one, no input has a mask, banned tokens or DRY. ``num_parts``: steps in a row that share the inputs, those
+        of draft tokens, each made if the draft tokens before it were right. ``wait_flag``: not zero stops them.
         """
         ...
 
