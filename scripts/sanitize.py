@@ -52,6 +52,8 @@ WHOLE = Extent(
         "tests/ops",
         "tests/quant",
         "tests/engine/test_native_sampler.py",
+        "tests/engine/test_multi_step.py",
+        "tests/engine/test_draft_parts.py",
         "tests/loading/test_gguf_fuzz.py",
         "tests/loading/test_formats_fuzz.py",
         "tests/loading/test_gguf_broken.py",
