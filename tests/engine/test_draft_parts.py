@@ -77,7 +77,8 @@ def test_a_part_follows_one_that_was_right(seed: int) -> None:
         SamplingInput(SamplingParams(temperature=0.0), [*known, *tokens[1 : place + 1]], ends=ends)
         for place in range(len(tokens))
     ]
-    prepared = sampler.prepare(buffer_of(logits), inputs, num_parts=num_parts, wait_flag=c_int32(waits))
+    buffer = buffer_of(logits)
+    prepared = sampler.prepare(buffer, inputs, num_parts=num_parts, wait_flag=c_int32(waits))
     assert prepared is not None
     args = step_of(tokens, start)
     args.sampling = prepared.rows
@@ -103,7 +104,8 @@ def test_penalties_and_numbers_of_each_part_are_those_of_its_tokens() -> None:
     inputs = [SamplingInput(params, [*known, *tokens[1 : place + 1]]) for place in range(2 * PART)]
     twice = buffer_of(torch.cat([logits, logits]))
     expected = sampler.sample(twice, inputs)
-    prepared = sampler.prepare(buffer_of(logits), inputs, num_parts=2)
+    buffer = buffer_of(logits)
+    prepared = sampler.prepare(buffer, inputs, num_parts=2)
     assert prepared is not None
     args = step_of(tokens, 2)
     args.sampling = prepared.rows

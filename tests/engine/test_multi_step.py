@@ -150,7 +150,8 @@ def test_a_step_without_a_token_counts_as_not_made() -> None:
     """The rows of the second step have never been sampled, as behind logits that are not numbers."""
     backend = NativeBackend(threads=1)
     sampler = NativeSampler(64, backend.row_sampler(), lambda: Sampler(64))
-    prepared = sampler.prepare(buffer_of(torch.zeros(1, 64)), [SamplingInput(SamplingParams(), [1])], num_steps=3)
+    logits = buffer_of(torch.zeros(1, 64))
+    prepared = sampler.prepare(logits, [SamplingInput(SamplingParams(), [1])], num_steps=3)
     assert prepared is not None
     backend.row_sampler().run(prepared.rows._replace(num_steps=1))
     [[row]] = prepared.results()
@@ -163,7 +164,8 @@ def test_steps_behind_an_error_count_as_not_made() -> None:
     backend = NativeBackend(threads=1)
     sampler = NativeSampler(64, backend.row_sampler(), lambda: Sampler(64))
     inputs = [SamplingInput(SamplingParams(logprobs=0), [1]) for _ in range(2)]
-    prepared = sampler.prepare(buffer_of(torch.zeros(2, 64)), inputs, num_steps=3)
+    logits = buffer_of(torch.zeros(2, 64))
+    prepared = sampler.prepare(logits, inputs, num_steps=3)
     assert isinstance(prepared, _Prepared)
     args = steps_of_two(positions=(14, 0))
     args.sampling = prepared.rows

@@ -170,7 +170,7 @@ void attention(const mrs_table &table, mrs_pool *pool, Writer &out) {
       op.block_bytes = block_bytes, op.scale = 0.15f, op.softcap = setting & 2 ? 30.0f : 0.0f, op.window = setting & 4 ? 33 : 0;
       op.heads = heads, op.kv_heads = kv_heads, op.head_dim = dim, op.rotary_half = half, op.kv_type = type;
       mrs_step step = step_of(end - begin);
-      const int32_t starts[] = {0, end - begin}, lengths[] = {end};
+      int32_t starts[] = {0, end - begin}, lengths[] = {end};
       step.positions = positions.data() + begin, step.slot_mapping = slots.data() + begin;
       step.query_start_loc = starts, step.seq_lens = lengths, step.block_tables = table_of_blocks.data(), step.max_blocks = blocks;
       table.attend((const mrs_op *)&op, &step, pool);
