@@ -128,3 +128,13 @@ def test_every_header_compiles_by_itself(isa: str) -> None:
     command = [compiler("CXX", "c++"), "-std=c++17", "-fsyntax-only", "-w", *defines, *ISA_FLAGS[isa].split(), "-xc++"]
     done = subprocess.run([*command, *headers], text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "program", sorted((Path(__file__).parents[1] / "native").glob("*.cpp")), ids=lambda path: path.stem
+)
+def test_native_programs_fit_the_structs(program: Path) -> None:
+    """`make cross` and `make sanitize` run them, and CI does not."""
+    command = [compiler("CXX", "c++"), "-std=c++17", "-fsyntax-only", f"-I{SOURCES}", str(program)]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
