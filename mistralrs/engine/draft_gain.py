@@ -86,8 +86,9 @@ class DraftGain:
         """Tokens that the draft model may read at once."""
         return int(self.balance_s / 2 / self._token_s) if self._token_s else 32
 
-    def choose(self, offers: Sequence[Offer], rows: int) -> list[int]:
-        """How many draft tokens each sequence of a step gets, ``rows`` at most in sum."""
+    def choose(self, offers: Sequence[Offer], rows: int, *, in_parts: bool = False) -> list[int]:
+        """How many draft tokens each sequence of a step gets, ``rows`` at most in sum. ``in_parts``: whether those of
+        one sequence are computed in parts of ``PART`` tokens."""
         none = [0] * len(offers)
         num_seqs = len(offers)
         plain = self._known(num_seqs, num_seqs)
@@ -103,7 +104,7 @@ class DraftGain:
             if extra < len(offered) and not (from_model or self._is_tried(num_seqs, num_seqs + extra)):
                 continue
             seconds = self._step_s(num_seqs, num_seqs + extra)
-            if num_seqs == 1 and extra + 1 > PART and (extra + 1) % PART == 0:
+            if in_parts and extra + 1 > PART and (extra + 1) % PART == 0:
                 first = self._step_s(1, PART)
                 seconds = first + offered[PART - 1][0] * max(seconds - first, 0.0)  # where the part before is right
             if from_model:

@@ -98,15 +98,18 @@ class Drafter:
         if self.model is not None:
             self.model.ended(sequence)
 
-    def propose(self, sequences: Row[Sequence], limits: Row[int], rows: int) -> list[tuple[int, ...]]:
-        """Draft tokens for each sequence, at most as many as its limit. ``rows``: how many the step has room for."""
+    def propose(
+        self, sequences: Row[Sequence], limits: Row[int], rows: int, *, in_parts: bool = False
+    ) -> list[tuple[int, ...]]:
+        """Draft tokens for each sequence, at most as many as its limit. ``rows``: how many the step has room for.
+        ``in_parts``: whether those of one sequence are computed in parts."""
         proposals = [self._proposal(each, limit) for each, limit in zip(sequences, limits, strict=True)]
         if not any(proposal.tokens or proposal.count for proposal in proposals):
             return [()] * len(proposals)
         if self.gain is None:
             counts = [proposal.offer.limit for proposal in proposals]
         else:
-            counts = self.gain.choose([proposal.offer for proposal in proposals], rows)
+            counts = self.gain.choose([proposal.offer for proposal in proposals], rows, in_parts=in_parts)
         drafts = {} if self.model is None else self._computed(proposals, counts, model=self.model)
         for proposal, count in zip(proposals, counts, strict=True):
             if proposal.tokens:

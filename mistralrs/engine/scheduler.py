@@ -158,10 +158,11 @@ class Scheduler:
             raise RuntimeError("the scheduler has work and found none to do")
         if len(chunks) > len(decodes) or self.waiting:
             return Plan(chunks)
+        in_parts = in_parts and len(chunks) == 1 and _is_unaided(chunks[0].sequence)
         if self._proposes_drafts:
-            self._add_drafts(chunks)
+            self._add_drafts(chunks, in_parts=in_parts)
         if self._sequences_with_later:
-            return Plan(chunks, _num_parts(chunks) if in_parts else 1)
+            return Plan(chunks, chunks[0].count // PART if in_parts and chunks[0].count % PART == 0 else 1)
         return Plan(chunks, self._num_steps(chunks, max_steps))
 
     def commit(self, plan: Plan, sampled_tokens: Mapping[int, Row[int]]) -> None:
@@ -262,13 +263,13 @@ class Scheduler:
         self._spare_logits -= max(len(scored) + samples - 1, 0)
         return Chunk(sequence, start, count, samples, scored)
 
-    def _add_drafts(self, chunks: list[Chunk]) -> None:
+    def _add_drafts(self, chunks: list[Chunk], *, in_parts: bool) -> None:
         """Adds draft tokens to a step that only decodes, evenly, as far as blocks and budget are left."""
         rows = min(MAX_DRAFT_BATCH - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_logits)
         if rows < 1:
             return
         limits = [self._max_draft(chunk, rows) for chunk in chunks]
-        drafts = self._drafter.propose([chunk.sequence for chunk in chunks], limits, rows)
+        drafts = self._drafter.propose([chunk.sequence for chunk in chunks], limits, rows, in_parts=in_parts)
         shortest_first = sorted(range(len(chunks)), key=lambda index: len(drafts[index]))
         for place, index in enumerate(shortest_first):
             chunk, share = chunks[index], rows // (len(chunks) - place)
@@ -343,15 +344,15 @@ class Scheduler:
         return True
 
 
-def _num_parts(chunks: Row[Chunk]) -> int:
-    """Parts in which the draft tokens of one sequence are computed; 1 for other steps."""
-    return chunks[0].count // PART if len(chunks) == 1 and chunks[0].count % PART == 0 else 1
+def _is_unaided(sequence: Sequence) -> bool:
+    """Whether the library can go on with a sequence without the engine."""
+    return sequence.takes_steps and sequence.constraint is None
 
 
 def _max_steps(chunk: Chunk) -> int:
     """Steps that may follow each other as far as the chunk's sequence is concerned, at least one."""
     sequence = chunk.sequence
-    if not (chunk.samples and sequence.takes_steps and sequence.constraint is None):
+    if not (chunk.samples and _is_unaided(sequence)):
         return 1
     if len(sequence.tokens) - sequence.num_prompt < sequence.sampling.min_tokens:
         return 1

@@ -86,7 +86,9 @@ def test_a_second_part_costs_time_only_if_the_first_is_right(chance: float, expe
     gain = DraftGain()
     for rows, seconds in ((16, 1.8), (8, 1.0), (4, 0.75), (2, 0.6), (1, 0.5)):
         gain.on_step(1, rows, tokens=rows, seconds=seconds)
-    assert gain.choose([Offer(chance, 15)], 15) == [expected]
+    assert gain.choose([Offer(chance, 15)], 15, in_parts=True) == [expected]
+    if chance == 0.9:
+        assert gain.choose([Offer(chance, 15)], 15) == [7]
 
 
 def test_steps_that_fill_a_tile_are_tried() -> None:

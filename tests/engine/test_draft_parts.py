@@ -125,12 +125,12 @@ def repetitive_requests(seed: int) -> list[Request]:
             temperature=draw.choice([0.0, 0.0, 0.3]),
             seed=draw.randrange(1000),
             max_tokens=draw.randrange(60, 90),
-            frequency_penalty=draw.choice([0.0, 0.0, 0.2]),
+            frequency_penalty=draw.choice([0.0, 0.05, 0.1, 0.2]),
             logprobs=draw.choice([None, 2]),
             stop=draw.choice([(), ("ab", "x")]),
             stop_token_ids=tuple(draw.sample(range(288), draw.choice([0, 0, 20]))),
             ignore_eos=True,
-            dry_multiplier=draw.choice([0.0, 0.0, 0.8]),
+            dry_multiplier=draw.choice([0.0, 0.0, 0.0, 0.0, 0.8]),
         )
         requests.append(Request(tuple(period * (80 // len(period))), sampling))
     return requests
@@ -147,12 +147,23 @@ def counted(commit: Commit, counts: Counter[str], plan: Plan, tokens: Mapping[in
     commit(plan, tokens)
 
 
+def spoiled(
+    propose: Callable[..., list[tuple[int, ...]]], calls: Counter[str], *arguments: object, **options: object
+) -> list[tuple[int, ...]]:
+    """The proposals, of which every second has another fourth token."""
+    calls["propose"] += 1
+    drafts = propose(*arguments, **options)
+    if calls["propose"] % 2:
+        return drafts
+    return [(*draft[:3], (draft[3] + 1) % 280, *draft[4:]) if len(draft) > 3 else draft for draft in drafts]
+
+
 @native
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
 def test_answers_are_those_of_whole_steps(name: str, folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of these have layers with a window."""
     parts: Counter[str] = Counter()
-    for seed in range(6):
+    for seed in range(8):
         found = []
         for in_parts in (False, True):
             source = ModelSource(None, folders(name), None, None)
@@ -161,6 +172,7 @@ def test_answers_are_those_of_whole_steps(name: str, folders: Folders, monkeypat
                 core._makes_multi_steps = in_parts
                 assert core._drafter.gain is not None
                 core._drafter.gain = None  # as many draft tokens as there may be
+                monkeypatch.setattr(core._drafter, "propose", partial(spoiled, core._drafter.propose, Counter[str]()))
                 counts = parts if in_parts else Counter[str]()
                 monkeypatch.setattr(core.scheduler, "commit", partial(counted, core.scheduler.commit, counts))
                 ended = [joined(list(model.engine.submit(request))) for request in repetitive_requests(seed)]
@@ -169,7 +181,7 @@ def test_answers_are_those_of_whole_steps(name: str, folders: Folders, monkeypat
                 core.scheduler.check_integrity()
             found.append([(delta, end.reason, end.stop_string, end.usage.completion_tokens) for delta, end in ended])
         assert found[0] == found[1]
-    assert parts["8"] > 5, "the second part did not follow"
+    assert parts["8"] > 0, "the second part did not follow"
     assert parts["16"] > 0, "both parts were right"
 
 
