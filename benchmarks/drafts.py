@@ -2,12 +2,15 @@
 
     python -m benchmarks.drafts MODEL.gguf [--draft-model SMALL.gguf] [--agreement 0.7 ...] [--rounds 5] [--tokens 128]
         [--cases edit edit-again letter letter-again ...]
+    python -m benchmarks.drafts SCRIPTED.gguf --cases words words-again [--rounds 5] [--tokens 128]
 
 Without a draft model: prompt lookup on texts to be edited (a text to be corrected, a letter with many typos, a
 paragraph in wrong grammar, code in which a variable is to be renamed), on a second, similar edit of each, and on a
-story. With one: free text. ``--agreement`` replaces the draft model's choices by the right token with this probability
-and by a wrong one otherwise, so that models with random weights can be measured; its passes are computed all the same.
-Prints a table of ratios; nothing else should run.
+story. ``words`` is an edit whose answer is known, for a file by ``benchmarks.scripted_model``: one word of 16 is
+misspelled in the prompt, is missing there or is too much. Before ``words-again`` an earlier text had the answer but for
+one word of 48. With a draft model: free text. ``--agreement`` replaces its choices by the right token with this
+probability and by a wrong one otherwise, so that models with random weights can be measured; its passes are computed
+all the same. Prints a table of ratios; nothing else should run.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import gguf
+
+from benchmarks.scripted_model import REST, script, tokens_like
 from mistralrs.api.load_options import LoadOptions, ModelSource
 from mistralrs.api.local_model import LocalModel
 from mistralrs.engine.batch import Batch, CancelFlag
@@ -79,7 +85,10 @@ LETTER_AGAIN = LETTER.replace("Correct the typos", "Correct the typos and the co
 GRAMMAR_AGAIN = GRAMMAR.replace("Correct the grammar", "Correct the grammar and the style")
 CODE_AGAIN = CODE.replace("tmp to cleaned", "tmp to row")
 STORY = "Tell me a story about a lighthouse."
-
+CHANGED, CHANGED_AGAIN = 16, 48
+"""Words, on average, of which one is changed."""
+UNUSED = 1024
+"""Words at the end of a script that no answer has."""
 
 CASES = {
     "edit": ("a text to be edited", (EDIT,)),
@@ -93,6 +102,7 @@ CASES = {
     "story": ("a story", (STORY,)),
 }
 """A name and the questions of each case, of which the last is measured."""
+WORDS = {"words": "words to be corrected", "words-again": "another edit of them"}
 
 
 class Agreeing:
@@ -119,7 +129,7 @@ class Agreeing:
         return logits
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--draft-model", type=Path)
@@ -127,29 +137,75 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    args = parser.parse_args()
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *WORDS], default=[*CASES])
+    args = parser.parse_args(given)
     draft = None if args.draft_model is None else ModelSource(None, args.draft_model, None, None)
     options = LoadOptions(threads=args.threads, prefix_cache_n=0, max_seqs=8, draft_model=draft)
     print("| | without, tokens/s | with | ratio (least) | accepted of drafted |\n| --- | --- | --- | --- | --- |")
     with LocalModel.load(ModelSource(None, args.model, None, None), options) as model:
         if draft is None:
-            compare_lookup(model, args.cases, rounds=args.rounds, tokens=args.tokens)
+            compare_lookup(model, args.cases, args.model, rounds=args.rounds, tokens=args.tokens)
         else:
             compare_models(model, args.rounds, tokens=args.tokens, agreements=args.agreement)
 
 
-def compare_lookup(model: LocalModel, cases: Sequence[str], *, rounds: int, tokens: int) -> None:
+def compare_lookup(model: LocalModel, cases: Sequence[str], path: Path, *, rounds: int, tokens: int) -> None:
     """Each round has texts of its own, as otherwise every answer would be in a text before."""
-    for name, asked in (CASES[case] for case in cases):
+    for case in cases:
+        words = Words(path, tokens) if case in WORDS else None
+        name, asked = (WORDS[case], ()) if words is not None else CASES[case]
         pairs = []
         for number in range(rounds):
             forget(model)
-            for text in asked:
-                prompt = chat(model, f"{text}\n" + "." * number)
+            if words is None:
+                prompts = [chat(model, f"{text}\n" + "." * number) for text in asked]
+            else:
+                prompts = words.prompts(number, again=case == "words-again")
+            for prompt in prompts:
                 pair = answer(model, prompt, tokens, drafts=False), answer(model, prompt, tokens, drafts=True)
+            if words is not None and pair[0][1] != words.answer(number):
+                raise SystemExit(f"{path.name} was not written by benchmarks.scripted_model")
             pairs.append(pair)
         report(name, pairs)
+
+
+class Words:
+    """Edits whose answer is the next part of the script of a file by ``benchmarks.scripted_model``."""
+
+    def __init__(self, path: Path, tokens: int) -> None:
+        reader = gguf.GGUFReader(path)
+        self._script, self._rests, self._tokens = script(reader), tokens_like(REST, reader), tokens
+
+    def answer(self, number: int) -> list[int]:
+        """Returns the words of a round."""
+        start = 1 + number * self._tokens
+        return self._script[start : start + self._tokens]
+
+    def prompts(self, number: int, *, again: bool) -> list[tuple[int, ...]]:
+        """Returns the prompt that the words of a round answer, and before it the earlier text, if there is one."""
+        words, random_ = self.answer(number), random.Random(number)
+        prompts = [(*self._changed(words, CHANGED, random_), self._script[number * self._tokens])]
+        if again:
+            elsewhere = self._script[-UNUSED - self._tokens]  # its own answer has none of these words
+            prompts.insert(0, (*self._changed(words, CHANGED_AGAIN, random_), elsewhere))
+        return prompts
+
+    def _changed(self, words: list[int], every: int, random_: random.Random) -> list[int]:
+        """Returns a text with a word of so many misspelled, which half of the changes are, left out or added."""
+        text: list[int] = []
+        unused = self._script[-UNUSED:]
+        change = random_.randint(every // 2, every * 3 // 2)
+        for place, word in enumerate(words):
+            if place < change:
+                text.append(word)
+                continue
+            kind = random_.choice(("misspelled", "misspelled", "missing", "added"))
+            if kind == "misspelled":
+                text += [random_.choice(unused), *random_.choices(self._rests, k=random_.randint(1, 2))]
+            elif kind == "added":
+                text += [random_.choice(unused), word]
+            change += random_.randint(every // 2, every * 3 // 2)
+        return text
 
 
 def compare_models(model: LocalModel, rounds: int, *, tokens: int, agreements: Sequence[float]) -> None:
