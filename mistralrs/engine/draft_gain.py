@@ -75,7 +75,7 @@ class DraftGain:
         self.balance_s = FIRST_BALANCE_S
         """Seconds that may be lost."""
         self._steps = 0
-        self._times: dict[tuple[int, int], _StepTime] = {}  # by numbers of sequences and tokens
+        self._times: dict[tuple[int, int, int], _StepTime] = {}  # by numbers of sequences, tokens and parts
         self._drafted_since: dict[int, int] = {}  # by sequences: steps with drafts since the last one without
         self._pass_s: float | None = None  # a pass of the draft model
         self._token_s: float | None = None  # a token that the draft model reads
@@ -86,16 +86,16 @@ class DraftGain:
         """Tokens that the draft model may read at once."""
         return int(self.balance_s / 2 / self._token_s) if self._token_s else 32
 
-    def choose(self, offers: Sequence[Offer], rows: int, *, in_parts: bool = False) -> list[int]:
-        """How many draft tokens each sequence of a step gets, ``rows`` at most in sum. ``in_parts``: whether those of
-        one sequence are computed in parts of ``PART`` tokens."""
+    def choose(self, offers: Sequence[Offer], rows: int, *, in_parts: bool = False) -> tuple[list[int], bool]:
+        """How many draft tokens each sequence of a step gets, ``rows`` at most in sum, and whether they are computed in
+        parts of ``PART`` tokens. ``in_parts``: whether they may be, those of one sequence."""
         none = [0] * len(offers)
         num_seqs = len(offers)
         plain = self._known(num_seqs, num_seqs)
         if plain is None or self._drafted_since.get(num_seqs, 0) >= PLAIN_EVERY:
-            return none
+            return none, False
         best, chosen = num_seqs / plain * (MARGIN if self.balance_s >= 0 else MARGIN_AFTER_LOSSES), none
-        tokens, taken = float(num_seqs), [0] * num_seqs
+        tokens, taken, divided = float(num_seqs), [0] * num_seqs, False
         offered = self._by_chance(offers)[:rows]
         from_model = [index for index, offer in enumerate(offers) if offer.from_model]
         for extra, (chance, index) in enumerate(offered, 1):
@@ -103,25 +103,25 @@ class DraftGain:
             taken[index] += 1
             if extra < len(offered) and not (from_model or self._is_tried(num_seqs, num_seqs + extra)):
                 continue
-            seconds = self._step_s(num_seqs, num_seqs + extra)
-            if in_parts and extra + 1 > PART and (extra + 1) % PART == 0:
-                first = self._step_s(1, PART)
-                seconds = first + offered[PART - 1][0] * max(seconds - first, 0.0)  # where the part before is right
+            seconds, is_divided = self._step_s(num_seqs, num_seqs + extra), False
+            if in_parts and extra + 1 == 2 * PART:
+                is_divided = (parts := self._parts_s(offered[PART - 1][0])) < seconds
+                seconds = min(parts, seconds)
             if from_model:
                 seconds += max(taken[index] for index in from_model) * self._pass()
             rate = tokens / seconds
             if rate > best:
-                best, chosen = rate, list(taken)
-        return chosen
+                best, chosen, divided = rate, list(taken), is_divided
+        return chosen, divided
 
-    def on_step(self, num_seqs: int, rows: int, *, tokens: int, seconds: float) -> None:
+    def on_step(self, num_seqs: int, rows: int, *, tokens: int, seconds: float, num_parts: int = 1) -> None:
         """Records a step that decoded: its sequences, the tokens that it computed and those that came of it.
 
-        ``seconds``: the whole step, the draft model's work included.
+        ``seconds``: the whole step, the draft model's work included. ``num_parts``: parts that were computed.
         """
         spent, self._spent_s = self._spent_s, 0.0
         self._steps += 1
-        self._measure(num_seqs, rows, seconds - spent)
+        self._measure((num_seqs, rows, num_parts), seconds - spent)
         plain = self._known(num_seqs, num_seqs)
         self._drafted_since[num_seqs] = 0 if rows == num_seqs else self._drafted_since.get(num_seqs, 0) + 1
         self.balance_s += SHARE * seconds - spent
@@ -129,10 +129,10 @@ class DraftGain:
             self.balance_s += tokens / num_seqs * plain - (seconds - spent)
         self.balance_s = min(self.balance_s, MAX_BALANCE_S)
 
-    def extra_steps(self, num_seqs: int, rows: int) -> float:
+    def extra_steps(self, num_seqs: int, rows: int, *, num_parts: int = 1) -> float:
         """The time that a step with ``rows`` tokens takes longer than one without draft tokens, in such steps; 0 before
         both were measured."""
-        plain, seconds = self._known(num_seqs, num_seqs), self._known(num_seqs, rows)
+        plain, seconds = self._known(num_seqs, num_seqs), self._known(num_seqs, rows, num_parts)
         return 0.0 if plain is None or seconds is None else seconds / plain - 1
 
     def on_prefill(self, seconds: float) -> None:
@@ -172,20 +172,27 @@ class DraftGain:
         that fills a tile of a kernel, because the last token of a tile costs hardly more."""
         return rows & (rows - 1) == 0 or self._known(num_seqs, rows) is not None
 
-    def _measure(self, num_seqs: int, rows: int, seconds: float) -> None:
-        time = self._times.get((num_seqs, rows))
+    def _measure(self, kind: tuple[int, int, int], seconds: float) -> None:
+        time = self._times.get(kind)
         if time is None or self._steps - time.step >= FORGET_AFTER:
-            self._times[num_seqs, rows] = _StepTime(seconds, self._steps, count=1)
+            self._times[kind] = _StepTime(seconds, self._steps, count=1)
         elif time.count == 1:
-            self._times[num_seqs, rows] = _StepTime(min(time.seconds, seconds), self._steps, count=2)
+            self._times[kind] = _StepTime(min(time.seconds, seconds), self._steps, count=2)
         else:
-            self._times[num_seqs, rows] = _StepTime(_averaged(time.seconds, seconds), self._steps, count=2)
+            self._times[kind] = _StepTime(_averaged(time.seconds, seconds), self._steps, count=2)
 
-    def _known(self, num_seqs: int, rows: int) -> float | None:
-        time = self._times.get((num_seqs, rows))
+    def _known(self, num_seqs: int, rows: int, num_parts: int = 1) -> float | None:
+        time = self._times.get((num_seqs, rows, num_parts))
         if time is None or self._steps - time.step >= (FORGET_ONE_AFTER if time.count == 1 else FORGET_AFTER):
             return None
         return time.seconds
+
+    def _parts_s(self, chance: float) -> float:
+        """Seconds of two parts of one sequence, of which the second is computed with this chance. It saves the time
+        between two steps, which is guessed before it was measured."""
+        first, both = self._step_s(1, PART), self._known(1, 2 * PART, num_parts=2)
+        second = first * (1 - GUESSED_COST) if both is None else max(both - first, 0.0)
+        return first + chance * second
 
     def _step_s(self, num_seqs: int, rows: int) -> float:
         """Seconds of a step with ``rows`` tokens. If there was none, those of the next larger in its tile, or a guess:

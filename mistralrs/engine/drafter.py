@@ -100,21 +100,21 @@ class Drafter:
 
     def propose(
         self, sequences: Row[Sequence], limits: Row[int], rows: int, *, in_parts: bool = False
-    ) -> list[tuple[int, ...]]:
-        """Draft tokens for each sequence, at most as many as its limit. ``rows``: how many the step has room for.
-        ``in_parts``: whether those of one sequence are computed in parts."""
+    ) -> tuple[list[tuple[int, ...]], bool]:
+        """Draft tokens for each sequence, at most as many as its limit, and whether they are best computed in parts.
+        ``rows``: how many the step has room for. ``in_parts``: whether there may be parts."""
         proposals = [self._proposal(each, limit) for each, limit in zip(sequences, limits, strict=True)]
         if not any(proposal.tokens or proposal.count for proposal in proposals):
-            return [()] * len(proposals)
+            return [()] * len(proposals), False
         if self.gain is None:
             counts = [proposal.offer.limit for proposal in proposals]
         else:
-            counts = self.gain.choose([proposal.offer for proposal in proposals], rows, in_parts=in_parts)
+            counts, in_parts = self.gain.choose([each.offer for each in proposals], rows, in_parts=in_parts)
         drafts = {} if self.model is None else self._computed(proposals, counts, model=self.model)
         for proposal, count in zip(proposals, counts, strict=True):
             if proposal.tokens:
                 drafts[proposal.sequence.id] = proposal.tokens[:count]
-        return [drafts.get(each.id, ()) for each in sequences]
+        return [drafts.get(each.id, ()) for each in sequences], in_parts
 
     def record_acceptance(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """Records how many draft tokens of a step were right."""
@@ -122,21 +122,22 @@ class Drafter:
             self.model.record_acceptance(sequence, drafted, accepted)
         sequence.ngram_proposer.record_acceptance(drafted, accepted)
 
-    def on_step(self, chunks: Row[Chunk], tokens: int, seconds: float) -> None:
-        """Records a step that was committed: ``tokens`` came of it in ``seconds``, those for drafts included."""
+    def on_step(self, chunks: Row[Chunk], tokens: int, seconds: float, *, num_parts: int = 1) -> None:
+        """Records a step that was committed: ``tokens`` came of it in ``seconds``, those for drafts included.
+        ``num_parts``: parts in which draft tokens were computed."""
         if self.gain is None or not chunks:
             return
         if all(chunk.samples and chunk.num_committed == 1 for chunk in chunks):
             rows = sum(1 + len(chunk.draft_tokens) for chunk in chunks)
-            self.gain.on_step(len(chunks), rows, tokens=tokens, seconds=seconds)
-            self._settle(chunks, rows, gain=self.gain)
+            self.gain.on_step(len(chunks), rows, tokens=tokens, seconds=seconds, num_parts=num_parts)
+            self._settle(chunks, rows, gain=self.gain, num_parts=num_parts)
         else:
             self.gain.on_prefill(seconds)
 
-    def _settle(self, chunks: Row[Chunk], rows: int, *, gain: DraftGain) -> None:
+    def _settle(self, chunks: Row[Chunk], rows: int, *, gain: DraftGain, num_parts: int) -> None:
         """Charges the sequences of a step with the time that their draft tokens took."""
         drafted = rows - len(chunks)
-        each = gain.extra_steps(len(chunks), rows) / drafted if drafted else 0.0
+        each = gain.extra_steps(len(chunks), rows, num_parts=num_parts) / drafted if drafted else 0.0
         for chunk in chunks:
             chunk.sequence.ngram_proposer.settle(each * len(chunk.draft_tokens))
 

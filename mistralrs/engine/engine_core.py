@@ -179,8 +179,9 @@ class EngineCore:
             if chunk.scored or self.requests[chunk.sequence.id].samples_late:
                 return None
         inputs = self._sampling_inputs([c for c in plan.chunks if c.samples], {})
-        steps, parts = (1, plan.num_steps) if plan.has_drafts else (plan.num_steps, 1)
-        return self._sampler.prepare(logits, inputs, num_steps=steps, num_parts=parts, wait_flag=self._inbox.wait_flag)
+        return self._sampler.prepare(
+            logits, inputs, num_steps=plan.num_steps, num_parts=plan.num_parts, wait_flag=self._inbox.wait_flag
+        )
 
     def _sampling_inputs(self, chunks: Row[Chunk], masks: Mapping[int, Row[memoryview]]) -> list[SamplingInput]:
         """The inputs of chunks that sample, one after another."""
@@ -237,7 +238,7 @@ class EngineCore:
                 results = iter(self._sampler.sample(logits, inputs, rows=logits_rows))
             else:
                 steps = prepared.results()
-                in_parts = plan.has_drafts and plan.num_steps > 1
+                in_parts = plan.num_parts > 1
                 plan = _parts_carried_out(plan, steps) if in_parts else _carried_out(plan, steps)
                 drawing = [chunk for chunk in plan.chunks if chunk.samples]
                 results = itertools.chain.from_iterable(steps if in_parts else zip(*steps, strict=True))
@@ -348,7 +349,7 @@ class EngineCore:
         else:
             self._multi_step.on_decode(len(plan.chunks), plan.num_steps, seconds)
         for _ in range(plan.num_steps):
-            self._drafter.on_step(plan.chunks, tokens, seconds / plan.num_steps)
+            self._drafter.on_step(plan.chunks, tokens, seconds / plan.num_steps, num_parts=plan.num_parts)
         self._report(plan, seconds)
 
     def _report(self, plan: Plan, seconds: float) -> None:
@@ -382,4 +383,4 @@ def _carried_out(plan: Plan, steps: Row[Row[SampledToken | EngineError]]) -> Pla
 
 def _parts_carried_out(plan: Plan, steps: Row[Row[SampledToken | EngineError]]) -> Plan:
     """The plan of one chunk of which these parts were computed."""
-    return Plan([plan.chunks[0].first_part(sum(map(len, steps)))])
+    return Plan([plan.chunks[0].first_part(sum(map(len, steps)))], num_parts=len(steps))

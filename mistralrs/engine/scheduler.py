@@ -73,8 +73,10 @@ class Plan:
     chunks: list[Chunk]
     num_steps: int = 1
     """Steps that may follow each other: if more than one, each computes one token of each sequence, the token that the
-    step before sampled. With draft tokens, which are those of one sequence then: each computes an equal part of the
-    chunk, if the draft tokens before it were right."""
+    step before sampled."""
+    num_parts: int = 1
+    """Equal parts of the draft tokens, if more than one those of one sequence: each is computed if all draft tokens
+    before it were right."""
 
     @property
     def has_drafts(self) -> bool:
@@ -160,9 +162,10 @@ class Scheduler:
             return Plan(chunks)
         in_parts = in_parts and len(chunks) == 1 and _is_unaided(chunks[0].sequence)
         if self._proposes_drafts:
-            self._add_drafts(chunks, in_parts=in_parts)
+            in_parts = self._add_drafts(chunks, in_parts=in_parts)
         if self._sequences_with_later:
-            return Plan(chunks, chunks[0].count // PART if in_parts and chunks[0].count % PART == 0 else 1)
+            is_divided = in_parts and chunks[0].count % PART == 0
+            return Plan(chunks, num_parts=chunks[0].count // PART if is_divided else 1)
         return Plan(chunks, self._num_steps(chunks, max_steps))
 
     def commit(self, plan: Plan, sampled_tokens: Mapping[int, Row[int]]) -> None:
@@ -263,13 +266,14 @@ class Scheduler:
         self._spare_logits -= max(len(scored) + samples - 1, 0)
         return Chunk(sequence, start, count, samples, scored)
 
-    def _add_drafts(self, chunks: list[Chunk], *, in_parts: bool) -> None:
-        """Adds draft tokens to a step that only decodes, evenly, as far as blocks and budget are left."""
+    def _add_drafts(self, chunks: list[Chunk], *, in_parts: bool) -> bool:
+        """Adds draft tokens to a step that only decodes, evenly, as far as blocks and budget are left. Returns whether
+        they are computed in parts, which is only where they may be."""
         rows = min(MAX_DRAFT_BATCH - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_logits)
         if rows < 1:
-            return
+            return False
         limits = [self._max_draft(chunk, rows) for chunk in chunks]
-        drafts = self._drafter.propose([chunk.sequence for chunk in chunks], limits, rows, in_parts=in_parts)
+        drafts, in_parts = self._drafter.propose([chunk.sequence for chunk in chunks], limits, rows, in_parts=in_parts)
         shortest_first = sorted(range(len(chunks)), key=lambda index: len(drafts[index]))
         for place, index in enumerate(shortest_first):
             chunk, share = chunks[index], rows // (len(chunks) - place)
@@ -280,6 +284,7 @@ class Scheduler:
                 chunks[index] = Chunk(chunk.sequence, chunk.start, chunk.count + len(draft), True, chunk.scored, draft)
                 self._sequences_with_later.append(chunk.sequence)
                 rows -= len(draft)
+        return in_parts
 
     def _max_draft(self, chunk: Chunk, rows: int) -> int:
         """Draft tokens that a chunk may have."""

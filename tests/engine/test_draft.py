@@ -116,16 +116,16 @@ def test_a_sequence_whose_drafts_lost_time_needs_likelier_ones() -> None:
     drafter = Drafter(gain=gain)
     losing, other = (Sequence(number, [*range(40), 0, 1, 2, 3], SamplingParams(), 100) for number in range(2))
     losses = 0
-    while draft := drafter.propose([losing], [1], 1)[0]:
+    while draft := drafter.propose([losing], [1], 1)[0][0]:
         losing.ngram_proposer.record_acceptance(len(draft), 0)
         drafter.on_step([Chunk(losing, 43, 2, True, draft_tokens=draft)], 1, 0.0013)
         losses += 1
     assert losses == 2  # FIRST_BALANCE is one of them
     assert losing.ngram_proposer.balance < 0
-    assert drafter.propose([other], [1], 1) == [(4,)]
+    assert drafter.propose([other], [1], 1)[0] == [(4,)]
     while losing.ngram_proposer.balance < 0:
         drafter.on_step([Chunk(losing, 43, 1, True)], 1, 0.001)
-    assert drafter.propose([losing], [1], 1) == [(4,)]
+    assert drafter.propose([losing], [1], 1)[0] == [(4,)]
 
 
 def test_drafts_that_are_right_pay_for_later_ones() -> None:

@@ -22,7 +22,7 @@ def simulate(
     gain, acceptance, random = DraftGain(), Acceptance(0.6), Random(seed)
     seconds, known, num_steps, drafted = 0.0, 0, 0, 0
     while known < tokens:
-        [count] = gain.choose([Offer(acceptance.chance, 7, from_model=pass_ms > 0)], 7)
+        [count], _ = gain.choose([Offer(acceptance.chance, 7, from_model=pass_ms > 0)], 7)
         spent = 0.0
         for _ in range(count if pass_ms else 0):
             gain.on_pass(pass_ms / 1000)
@@ -67,28 +67,52 @@ def known_times(steps: tuple[float, ...], num_seqs: int = 1) -> DraftGain:
 
 def test_likely_tokens_come_first() -> None:
     gain = known_times((1.0,) * 8, num_seqs=3)
-    assert gain.choose([Offer(0.8, 7), Offer(0.1, 7), Offer(0.5, 7)], 5) == [4, 0, 1]
-    assert gain.choose([Offer(0.9, 2), Offer(0.0, 7), Offer(0.9, 1)], 5) == [2, 0, 1]
-    assert gain.choose([Offer(1.0, 7), Offer(0.0, 0), Offer(0.0, 0)], 5) == [5, 0, 0]
+    assert gain.choose([Offer(0.8, 7), Offer(0.1, 7), Offer(0.5, 7)], 5)[0] == [4, 0, 1]
+    assert gain.choose([Offer(0.9, 2), Offer(0.0, 7), Offer(0.9, 1)], 5)[0] == [2, 0, 1]
+    assert gain.choose([Offer(1.0, 7), Offer(0.0, 0), Offer(0.0, 0)], 5)[0] == [5, 0, 0]
 
 
 def test_each_token_has_a_chance_of_its_own() -> None:
     """A draft ends before one that is unlikely, as those behind it are of use only together with it."""
     gain = known_times((1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4))
-    assert gain.choose([Offer(0.99, 7, chances=(0.9, 0.9, 0.1, 0.9))], 7) == [2]
-    assert gain.choose([Offer(0.99, 7, chances=(0.5,))], 7) == [7]
+    assert gain.choose([Offer(0.99, 7, chances=(0.9, 0.9, 0.1, 0.9))], 7)[0] == [2]
+    assert gain.choose([Offer(0.99, 7, chances=(0.5,))], 7)[0] == [7]
     assert list(Offer(0.5, 3, chances=(0.1,)).useful()) == pytest.approx([0.1, 0.05, 0.025])
 
 
 @pytest.mark.parametrize(("chance", "expected"), [(0.99, 15), (0.9, 15), (0.6, 3)])
 def test_a_second_part_costs_time_only_if_the_first_is_right(chance: float, expected: int) -> None:
     """With a chance of 0.9, 16 tokens in one pass would give 4.5 tokens a second, and 8 of them give 5.7."""
-    gain = DraftGain()
-    for rows, seconds in ((16, 1.8), (8, 1.0), (4, 0.75), (2, 0.6), (1, 0.5)):
-        gain.on_step(1, rows, tokens=rows, seconds=seconds)
-    assert gain.choose([Offer(chance, 15)], 15, in_parts=True) == [expected]
+    gain = known_tiles(1.8)
+    gain.on_step(1, 16, tokens=16, seconds=1.8, num_parts=2)
+    assert gain.choose([Offer(chance, 15)], 15, in_parts=True) == ([expected], expected == 15)
     if chance == 0.9:
-        assert gain.choose([Offer(chance, 15)], 15) == [7]
+        assert gain.choose([Offer(chance, 15)], 15) == ([7], False)
+
+
+def test_a_second_part_is_tried() -> None:
+    for sixteen, divided in ((1.8, False), (2.1, True)):
+        assert known_tiles(sixteen).choose([Offer(0.99, 15)], 15, in_parts=True) == ([15], divided)
+
+
+@pytest.mark.parametrize(("whole", "both", "chance"), [(1.4, 1.9, 0.97), (1.8, 1.4, 0.97), (1.4, 1.9, 0.85)])
+def test_parts_are_chosen_by_their_time(whole: float, both: float, chance: float) -> None:
+    """A large model reads its weights for each part; a small one saves what is between two steps."""
+    gain = known_tiles(whole)
+    gain.on_step(1, 16, tokens=16, seconds=both, num_parts=2)
+    expected = 1.0 + chance**8 * (both - 1.0) < whole
+    assert gain.choose([Offer(chance, 15)], 15, in_parts=True) == ([15], expected)
+    assert expected == (whole == 1.8 or chance == 0.85)
+    assert gain.extra_steps(1, 16) == pytest.approx(whole / 0.5 - 1)
+    assert gain.extra_steps(1, 16, num_parts=2) == pytest.approx(both / 0.5 - 1)
+
+
+def known_tiles(sixteen: float) -> DraftGain:
+    """Steps that fill tiles of the kernels, the largest of which takes so many seconds."""
+    gain = DraftGain()
+    for rows, seconds in ((16, sixteen), (8, 1.0), (4, 0.75), (2, 0.6), (1, 0.5)):
+        gain.on_step(1, rows, tokens=rows, seconds=seconds)
+    return gain
 
 
 def test_steps_that_fill_a_tile_are_tried() -> None:
@@ -96,7 +120,7 @@ def test_steps_that_fill_a_tile_are_tried() -> None:
     gain = known_times((1.0,))
     tried = set()
     for _ in range(20):
-        [count] = gain.choose([Offer(0.99, 6)], 6)
+        [count], _ = gain.choose([Offer(0.99, 6)], 6)
         tried.add(1 + count)
         gain.on_step(1, 1 + count, tokens=1 + count, seconds=(1.0, 1.1, 1.2, 1.3, 5, 5, 5)[count])
     assert tried == {4, 7}
@@ -108,7 +132,7 @@ def test_larger_steps_are_guessed_from_measured_ones() -> None:
         gain = DraftGain()
         for rows, seconds in ((4, four), (2, two), (1, 1.0)):
             gain.on_step(1, rows, tokens=rows, seconds=seconds)
-        assert gain.choose([Offer(0.9, 15)], 15) == [chosen]
+        assert gain.choose([Offer(0.9, 15)], 15)[0] == [chosen]
 
 
 def test_the_first_step_and_some_later_ones_are_plain() -> None:
@@ -116,7 +140,7 @@ def test_the_first_step_and_some_later_ones_are_plain() -> None:
     gain = DraftGain()
     counts = []
     for _ in range(2 * PLAIN_EVERY + 3):
-        [count] = gain.choose([Offer(1.0, 3)], 3)
+        [count], _ = gain.choose([Offer(1.0, 3)], 3)
         gain.on_step(1, 1 + count, tokens=1 + count, seconds=1.0 + count / 10)
         counts.append(count)
     assert [step for step, count in enumerate(counts) if not count] == [0, 33, PLAIN_EVERY + 34]
@@ -125,16 +149,16 @@ def test_the_first_step_and_some_later_ones_are_plain() -> None:
 def test_a_draft_model_rests_while_it_has_lost_too_much() -> None:
     gain = known_times((1.0, 1.0, 1.0, 1.0))
     offer = Offer(0.9, 3, from_model=True)
-    assert gain.choose([offer], 3) == [3]
+    assert gain.choose([offer], 3)[0] == [3]
     gain.on_pass(0.01)
     gain.on_reading(100, 50 * FIRST_BALANCE_S)
     gain.on_step(1, 4, tokens=1, seconds=1.01 + 50 * FIRST_BALANCE_S)
     assert gain.balance_s < 0
-    assert gain.choose([offer], 3) == [0]
-    assert gain.choose([Offer(0.9, 3)], 3) == [3]  # prompt lookup costs no passes
+    assert gain.choose([offer], 3)[0] == [0]
+    assert gain.choose([Offer(0.9, 3)], 3)[0] == [3]  # prompt lookup costs no passes
     while gain.balance_s < 0:
         gain.on_step(1, 1, tokens=1, seconds=1.0)
-    assert gain.choose([offer], 3) == [3]
+    assert gain.choose([offer], 3)[0] == [3]
 
 
 def test_what_may_be_read_is_what_may_be_lost() -> None:

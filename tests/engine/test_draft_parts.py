@@ -142,20 +142,24 @@ Commit = Callable[[Plan, Mapping[int, Sequence[int]]], None]
 def counted(commit: Commit, counts: Counter[str], plan: Plan, tokens: Mapping[int, Sequence[int]]) -> None:
     """Commits a plan and counts the tokens of a single sequence that has drafts."""
     assert plan.num_steps == 1 or not plan.has_drafts
+    assert plan.num_parts == 1 or plan.chunks[0].count == plan.num_parts * PART
     if plan.has_drafts and len(plan.chunks) == 1:
         counts[str(plan.chunks[0].count)] += 1
     commit(plan, tokens)
 
 
 def spoiled(
-    propose: Callable[..., list[tuple[int, ...]]], calls: Counter[str], *arguments: object, **options: object
-) -> list[tuple[int, ...]]:
+    propose: Callable[..., tuple[list[tuple[int, ...]], bool]],
+    calls: Counter[str],
+    *arguments: object,
+    **options: object,
+) -> tuple[list[tuple[int, ...]], bool]:
     """The proposals, of which every second has another fourth token."""
     calls["propose"] += 1
-    drafts = propose(*arguments, **options)
-    if calls["propose"] % 2:
-        return drafts
-    return [(*draft[:3], (draft[3] + 1) % 280, *draft[4:]) if len(draft) > 3 else draft for draft in drafts]
+    drafts, in_parts = propose(*arguments, **options)
+    if calls["propose"] % 2 == 0:
+        drafts = [(*draft[:3], (draft[3] + 1) % 280, *draft[4:]) if len(draft) > 3 else draft for draft in drafts]
+    return drafts, in_parts
 
 
 @native
