@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
 import statistics
 import subprocess
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--llamacpp", metavar="PY")
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have bytecode
     path = args.model.resolve()
     row = ["gguf", "-m", str(path.parent), "-f", path.name]
     program = [sys.executable, "-m", "mistralrs_cli"]
