@@ -115,11 +115,11 @@ drill-killed-batches: DRILL = tests.soak.killed_batches --kills 50
 drill-chat-edits: DRILL = tests.soak.chat_edits --actions 200
 drill-markdown-chunkings: DRILL = tests.soak.markdown_chunkings --chunkings 20
 
-soak: $(INSTALLED) $(MODEL) ## the drills with their full counts; they write reports
+soak: $(INSTALLED) $(MODEL) $(FIXTURES) ## the drills with their full counts; they write reports
 	@status=0; $(MAKE) --keep-going $(TIMED) || status=1; \
 	  $(MAKE) --keep-going --jobs=$(SOAK_JOBS) --output-sync=target $(DRILLS) || status=1; exit $$status
 
-$(TIMED) $(DRILLS): drill-%: $(INSTALLED) $(MODEL)
+$(TIMED) $(DRILLS): drill-%: $(INSTALLED) $(MODEL) $(FIXTURES)
 	@mkdir -p $(REPORTS)
 	$(BIN)/python -m $(DRILL) --report $(REPORTS)/$*.md
 
