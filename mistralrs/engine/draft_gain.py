@@ -24,6 +24,8 @@ PLAIN_EVERY = 64
 """Steps with draft tokens after which one is made without, to know what it takes now."""
 FORGET_AFTER = 1024
 """Steps after which measurements are no longer believed."""
+FASTER = 0.85
+"""Share of the time that a step without draft tokens took before, below which the machine has become faster."""
 FORGET_ONE_AFTER = 32
 """The same for a single measurement, which may have been held up by something else."""
 SHARE = 0.008
@@ -62,6 +64,8 @@ class _StepTime:
     """The last step that was measured."""
     count: int
     """1, or 2 for more."""
+    plain: float
+    """The time of a step without draft tokens when it was measured; 0: not known."""
 
 
 class DraftGain:
@@ -173,19 +177,29 @@ class DraftGain:
         return rows & (rows - 1) == 0 or self._known(num_seqs, rows) is not None
 
     def _measure(self, kind: tuple[int, int, int], seconds: float) -> None:
-        time = self._times.get(kind)
-        if time is None or self._steps - time.step >= FORGET_AFTER:
-            self._times[kind] = _StepTime(seconds, self._steps, count=1)
-        elif time.count == 1:
-            self._times[kind] = _StepTime(min(time.seconds, seconds), self._steps, count=2)
-        else:
-            self._times[kind] = _StepTime(_averaged(time.seconds, seconds), self._steps, count=2)
+        num_seqs, rows, _ = kind
+        plain = 0.0 if rows == num_seqs else self._known(num_seqs, num_seqs) or 0.0
+        time, count = self._times.get(kind), 1
+        if time is not None and self._steps - time.step < FORGET_AFTER:
+            before = self._believed(kind, time)
+            seconds, count = min(before, seconds) if time.count == 1 else _averaged(before, seconds), 2
+        self._times[kind] = _StepTime(seconds, self._steps, count, plain)
 
     def _known(self, num_seqs: int, rows: int, num_parts: int = 1) -> float | None:
-        time = self._times.get((num_seqs, rows, num_parts))
+        kind = num_seqs, rows, num_parts
+        time = self._times.get(kind)
         if time is None or self._steps - time.step >= (FORGET_ONE_AFTER if time.count == 1 else FORGET_AFTER):
             return None
-        return time.seconds
+        return self._believed(kind, time)
+
+    def _believed(self, kind: tuple[int, int, int], time: _StepTime) -> float:
+        """The seconds that a step takes now: less than it took if the machine has become faster. Memory may, and draft
+        tokens that did not gain before would not be tried again."""
+        num_seqs, rows, _ = kind
+        if rows == num_seqs or not time.plain:
+            return time.seconds
+        faster = (self._known(num_seqs, num_seqs) or time.plain) / time.plain
+        return time.seconds * faster if faster < FASTER else time.seconds
 
     def _parts_s(self, chance: float) -> float:
         """Seconds of two parts of one sequence, of which the second is computed with this chance. It saves the time

@@ -115,6 +115,23 @@ def known_tiles(sixteen: float) -> DraftGain:
     return gain
 
 
+def test_drafts_are_tried_again_on_a_machine_that_became_faster() -> None:
+    """Steps with draft tokens were measured while memory was slow, and may be faster too."""
+    gain = DraftGain()
+    for _ in range(3):
+        for rows, seconds in ((1, 0.020), (2, 0.026)):
+            gain.on_step(1, rows, tokens=rows, seconds=seconds)
+    offer = Offer(0.6, 1)
+    assert gain.choose([offer], 1)[0] == [1]
+    for _ in range(30):
+        gain.on_step(1, 1, tokens=1, seconds=0.013)
+    assert gain.choose([offer], 1)[0] == [1]
+    for _ in range(10):  # which takes as long as before
+        gain.on_step(1, 2, tokens=2, seconds=0.026)
+    assert gain.choose([offer], 1)[0] == [0]
+    assert gain.extra_steps(1, 2) == pytest.approx(1.0, abs=0.1)
+
+
 def test_steps_that_fill_a_tile_are_tried() -> None:
     """Each number of tokens that is measured costs trials; one that a draft's end asks for is taken as it is."""
     gain = known_times((1.0,))
