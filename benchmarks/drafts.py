@@ -152,7 +152,7 @@ def main(given: Sequence[str] | None = None) -> None:
 def compare_lookup(model: LocalModel, cases: Sequence[str], path: Path, *, rounds: int, tokens: int) -> None:
     """Each round has texts of its own, as otherwise every answer would be in a text before."""
     for case in cases:
-        words = Words(path, tokens) if case in WORDS else None
+        words = Words(path, rounds, tokens) if case in WORDS else None
         name, asked = (WORDS[case], ()) if words is not None else CASES[case]
         pairs = []
         for number in range(rounds):
@@ -172,9 +172,11 @@ def compare_lookup(model: LocalModel, cases: Sequence[str], path: Path, *, round
 class Words:
     """Edits whose answer is the next part of the script of a file by ``benchmarks.scripted_model``."""
 
-    def __init__(self, path: Path, tokens: int) -> None:
+    def __init__(self, path: Path, rounds: int, tokens: int) -> None:
         reader = gguf.GGUFReader(path)
         self._script, self._rests, self._tokens = script(reader), tokens_like(REST, reader), tokens
+        if rounds * tokens > len(self._script) - UNUSED - tokens:
+            raise SystemExit(f"{path.name} knows {len(self._script)} words, too few for {rounds} rounds of {tokens}")
 
     def answer(self, number: int) -> list[int]:
         """Returns the words of a round."""

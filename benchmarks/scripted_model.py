@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mistralrs.ops.backend import Backend, resolve
 from mistralrs.quant.types import TYPES
 
-ZERO = (".attn_output.weight", ".ffn_down.weight")
+ZERO = (".attn_output.weight", ".ffn_down.weight", ".ffn_down_exps.weight")
 WORD, REST = re.compile("[Ġ▁][a-z]+"), re.compile("[a-z]+")
 """Tokens that are whole words, and those that continue one, as GGUF spells them."""
 
@@ -35,11 +35,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     args = parser.parse_args(given)
+    if all(tensor.name != "output.weight" for tensor in gguf.GGUFReader(args.source).tensors):
+        raise SystemExit(f"{args.source} has no head of its own")
     shutil.copyfile(args.source, args.target)
     reader = gguf.GGUFReader(args.target, "r+")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "output.weight" not in tensors:
-        raise SystemExit(f"{args.source} has no head of its own")
     backend = resolve("cpu").backend
     for name, tensor in tensors.items():
         if name.endswith(ZERO):

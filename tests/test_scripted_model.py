@@ -40,6 +40,7 @@ def test_a_model_without_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
     write_tiny(tmp_path / "m.gguf")
     with pytest.raises(SystemExit, match="no head of its own"):
         scripted_model.main([str(tmp_path / "m.gguf"), str(tmp_path / "scripted.gguf")])
+    assert not (tmp_path / "scripted.gguf").exists()
 
 
 def test_changes_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +48,7 @@ def test_changes_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     write_tiny(tmp_path / "m.gguf")
     monkeypatch.setattr(drafts, "UNUSED", 4)
     monkeypatch.setattr(drafts, "CHANGED", 2)
-    words = drafts.Words(tmp_path / "m.gguf", 4)
+    words = drafts.Words(tmp_path / "m.gguf", 2, 4)
     script = scripted_model.script(gguf.GGUFReader(tmp_path / "m.gguf"))
     answer = words.answer(0)
     assert answer == script[1:5]
@@ -60,3 +61,5 @@ def test_changes_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     earlier, same = words.prompts(0, again=True)
     assert same == prompt
     assert earlier[-1] not in (*answer, script[0])
+    with pytest.raises(SystemExit, match=r"m\.gguf knows 16 words, too few for 3 rounds of 4"):
+        drafts.Words(tmp_path / "m.gguf", 3, 4)

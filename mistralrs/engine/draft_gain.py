@@ -64,8 +64,8 @@ class _StepTime:
     """The last step that was measured."""
     count: int
     """1, or 2 for more."""
-    plain: float
-    """The time of a step without draft tokens when it was measured; 0: not known."""
+    plain: float | None
+    """The time of a step without draft tokens when it was measured; None: not known, or this is that time."""
 
 
 class DraftGain:
@@ -178,7 +178,7 @@ class DraftGain:
 
     def _measure(self, kind: tuple[int, int, int], seconds: float) -> None:
         num_seqs, rows, _ = kind
-        plain = 0.0 if rows == num_seqs else self._known(num_seqs, num_seqs) or 0.0
+        plain = None if rows == num_seqs else self._known(num_seqs, num_seqs)
         time, count = self._times.get(kind), 1
         if time is not None and self._steps - time.step < FORGET_AFTER:
             before = self._believed(kind, time)
@@ -193,13 +193,13 @@ class DraftGain:
         return self._believed(kind, time)
 
     def _believed(self, kind: tuple[int, int, int], time: _StepTime) -> float:
-        """The seconds that a step takes now: less than it took if the machine has become faster. Memory may, and draft
-        tokens that did not gain before would not be tried again."""
-        num_seqs, rows, _ = kind
-        if rows == num_seqs or not time.plain:
+        """The seconds that a step takes now: less than it took if the machine has become faster. Otherwise draft tokens
+        that did not gain while memory was slow would not be tried again."""
+        num_seqs = kind[0]
+        plain = None if time.plain is None else self._known(num_seqs, num_seqs)
+        if time.plain is None or plain is None or plain >= FASTER * time.plain:
             return time.seconds
-        faster = (self._known(num_seqs, num_seqs) or time.plain) / time.plain
-        return time.seconds * faster if faster < FASTER else time.seconds
+        return time.seconds * plain / time.plain
 
     def _parts_s(self, chance: float) -> float:
         """Seconds of two parts of one sequence, of which the second is computed with this chance. It saves the time

@@ -75,8 +75,8 @@ class Plan:
     """Steps that may follow each other: if more than one, each computes one token of each sequence, the token that the
     step before sampled."""
     num_parts: int = 1
-    """Equal parts of the draft tokens, if more than one those of one sequence: each is computed if all draft tokens
-    before it were right."""
+    """If more than one, the only chunk is computed in so many equal parts, each if all draft tokens before it were
+    right."""
 
     @property
     def has_drafts(self) -> bool:
@@ -267,8 +267,8 @@ class Scheduler:
         return Chunk(sequence, start, count, samples, scored)
 
     def _add_drafts(self, chunks: list[Chunk], *, in_parts: bool) -> bool:
-        """Adds draft tokens to a step that only decodes, evenly, as far as blocks and budget are left. Returns whether
-        they are computed in parts, which is only where they may be."""
+        """Adds draft tokens to a step that only decodes, evenly, as far as blocks and budget are left. ``in_parts`` and
+        the result are as of ``Drafter.propose``."""
         rows = min(MAX_DRAFT_BATCH - len(chunks), self._config.max_batch_tokens - len(chunks), self._spare_logits)
         if rows < 1:
             return False
