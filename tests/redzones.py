@@ -25,8 +25,8 @@ def install() -> None:
     libc.free.argtypes = [ctypes.c_void_p]
     counted = Arena.take
 
-    def take(self: Arena, nbytes: int) -> Span:
-        inside = counted(self, nbytes)
+    def take(self: Arena, nbytes: int, *, huge_pages_after: int | None = None) -> Span:
+        inside = counted(self, nbytes, huge_pages_after=huge_pages_after)
         if nbytes > LARGEST:
             return inside
         address = ctypes.c_void_p()

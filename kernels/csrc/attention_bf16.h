@@ -3,7 +3,6 @@
 // A block holds 16 tokens; for each KV head it stores K as (head_dim / 2, 16, 2) and V as (8, padded head_dim, 2): pairs of
 // a key's values, and pairs of keys. Queries and weights are rounded to bfloat16 too.
 #pragma once
-#include "asks_ahead.h"
 #include "attention_rows.h"
 
 namespace MRS_ISA {
@@ -17,14 +16,6 @@ struct NextLines {
 
 constexpr int kPairChunk = 256, kPairs = kBlock / 2;  // keys of a chunk, pairs of them in a block
 
-// Fetches a line of keys into the nearest cache that has room for those of the next blocks beside these.
-INLINE void fetch_keys(const uint8_t *at) {
-  if (mrs_has_wide_l1)
-    __builtin_prefetch(at, 0, 3);
-  else
-    __builtin_prefetch(at, 0, 2);
-}
-
 // s[r][16 j ..) = scores of R rows against K * 16 keys. q: (pairs, kRows), from the first of the rows on.
 template <int R, int K>
 INLINE void score_pairs(const int32_t *q, const uint8_t *const *k, int pairs, float (*s)[kPairChunk], const NextLines &ahead) {
@@ -36,7 +27,7 @@ INLINE void score_pairs(const int32_t *q, const uint8_t *const *k, int pairs, fl
     for (int j = 0; j < K; ++j) {
       key[j] = load_i(k[j] + 64 * i);
       fetch_keys(ahead.later[j] + 64 * i);
-      __builtin_prefetch(ahead.values[j] + 64 * i, 0, 2);
+      fetch(ahead.values[j] + 64 * i);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -74,7 +65,7 @@ INLINE void weigh_pairs(float *o, const uint16_t (*p)[kPairChunk], const uint8_t
       Vi value[V];
       for (int j = 0; j < V; ++j) {
         value[j] = load_i(from + 64 * j);
-        __builtin_prefetch(next + 64 * j, 0, 2);
+        fetch(next + 64 * j);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {

@@ -70,8 +70,8 @@ INLINE void score_bytes(const ByteQueries &q, int row, int group, int lines, con
 #pragma GCC unroll 4
     for (int j = 0; j < K; ++j) {
       key[j] = load_i(k[j] + at);
-      __builtin_prefetch(later[j] + at, 0, 3);
-      __builtin_prefetch(values[j] + at, 0, 2);
+      fetch_keys(later[j] + at);
+      fetch(values[j] + at);
     }
     Vi lowest[K];
 #pragma GCC unroll 4
@@ -91,8 +91,8 @@ INLINE void score_bytes(const ByteQueries &q, int row, int group, int lines, con
 #pragma GCC unroll 4
   for (int j = 0; j < K; ++j) {
     const Vf scale = load_f16((const uint16_t *)(rest[j] + 64));
-    __builtin_prefetch(later[j] + (rest[j] - k[j]), 0, 3);
-    __builtin_prefetch(later[j] + (rest[j] - k[j]) + 64, 0, 3);
+    fetch_keys(later[j] + (rest[j] - k[j]));
+    fetch_keys(later[j] + (rest[j] - k[j]) + 64);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const Vf sum = mul(to_float(add(shl<8>(high[r][j]), low[r][j])), scale);
@@ -121,7 +121,7 @@ INLINE void weigh_bytes(float *o, const uint8_t (*high)[kByteChunk], const uint8
 #pragma GCC unroll 4
       for (int j = 0; j < V; ++j) {
         value[j] = load_i(from + 64 * j);
-        __builtin_prefetch(next + 64 * j, 0, 2);
+        fetch(next + 64 * j);
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {

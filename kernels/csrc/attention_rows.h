@@ -1,5 +1,6 @@
 // Query rows that attend together, and their running softmax.
 #pragma once
+#include "asks_ahead.h"
 #include "mrs.h"
 #include "norm.h"
 
@@ -65,6 +66,22 @@ template <int BLOCKS> struct ChunkBlocks {
     }
   }
 };
+
+// Fetches a line of values, or of keys that are multiplied later than those of the next blocks.
+INLINE void fetch(const uint8_t *at) {
+  if (mrs_has_wide_l1)
+    ask_for_line<1>(at);
+  else
+    ask_for_line(at);
+}
+
+// Fetches a line of keys of the next blocks: into the nearest cache if that has room for them beside these.
+INLINE void fetch_keys(const uint8_t *at) {
+  if (mrs_has_wide_l1)
+    __builtin_prefetch(at, 0, 3);
+  else
+    ask_for_line(at);
+}
 
 // The chunk that a thread computes behind another one: its keys are fetched meanwhile.
 struct NextChunk {

@@ -11,41 +11,78 @@ namespace MRS_ISA {
 // Whether panels are multiplied with tiles of 8 tokens as they are packed: where unpacking takes one or two instructions a vector.
 template <class F> constexpr bool is_read_packed = kPanels > 1 && F::SUB == 32 && !is_wide<F> && F::BITS != 5;
 
-// sums[4 * p + i] = the product of panel p with one term of token t + i, for PANELS panels. ask() is called once a block.
-template <class F, int PANELS, int TILE, class Ask>
-INLINE void multiply_narrow(const uint8_t *const *packed, const panel_view &view, const Term &a, int t, const Ask &ask,
-                            Vf *sums) {
+// Where micro-kernels ask for lines meanwhile: from `at` on, or nowhere.
+struct Asking {
+  const uint8_t *at;
+};
+struct NotAsking {};
+
+// Asks for the part-th of PARTS parts of LINES cache lines, TIMES times in a row for each. The parts are spread over the
+// products: of many lines at once most would not come.
+template <int LINES, int PARTS, int TIMES> INLINE void ask_part(const Asking &ahead, int part) {
+#pragma GCC unroll 16
+  for (int i = part * LINES / PARTS; i < (part + 1) * LINES / PARTS; ++i) ask_for_line<TIMES>(ahead.at + 64 * i);
+}
+template <int, int, int> INLINE void ask_part(NotAsking, int) {}
+
+INLINE Asking behind(const Asking &ahead, int lines) { return {ahead.at + 64 * lines}; }
+INLINE NotAsking behind(NotAsking, int) { return {}; }
+
+// Lines asked for while 4 of TILE tokens are multiplied with the groups of one n of PANELS panels: as many as these have, after
+// all tokens.
+template <class F, int PANELS, int TILE>
+constexpr int kLinesAsked = ((layout_of(F::type).scales + layout_of(F::type).quants) * PANELS + 16 * TILE * F::OUTER - 1) /
+                            (16 * TILE * F::OUTER);
+
+// Adds the groups from J on of those that share cache lines, as add_term_side; scale(p, j) gives the scale of panel p's
+// sub-block j. Asks for the lines from `ahead` on meanwhile.
+template <class F, int PANELS, int TILE, int J = 0, class ScaleOf, class Ahead>
+INLINE void add_groups(const uint8_t *const *quants, const ScaleOf &scale, int n, const Term &a, int64_t group, int t,
+                       const Ahead &ahead, Vf *sums) {
+  constexpr int halves = 32 / F::SUB;
+  constexpr int times = TILE == 4 && F::BITS > 2 ? kTimesAsked : 1;  // of others the products are the bound
+  const auto line = [&](int p, int l) __attribute__((always_inline)) {
+    if (p == 0) ask_part<kLinesAsked<F, PANELS, TILE>, 8 * F::INNER, times>(ahead, 8 * J + l);
+    return F::template line<J>(quants[p], n, l);
+  };
+  const auto scale_of = [&](int p, int h) __attribute__((always_inline)) { return scale(p, (n * F::INNER + J) * halves + h); };
+  add_term_side<F, PANELS, TILE>(line, scale_of, a, group + J, t, sums);
+  if constexpr (J + 1 < F::INNER) add_groups<F, PANELS, TILE, J + 1>(quants, scale, n, a, group, t, ahead, sums);
+}
+
+// sums[4 * p + i] = the product of panel p with one term of token t + i, for PANELS panels. Returns where the next tokens go on
+// asking for lines.
+template <class F, int PANELS, int TILE, class Ahead>
+INLINE Ahead multiply_narrow(const uint8_t *const *packed, const panel_view &view, const Term &a, int t, Ahead ahead,
+                             Vf *sums) {
 #pragma GCC unroll 12
   for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
-  for (int64_t b = 0; b < view.blocks; ++b) {
+  for (int64_t b = 0; b < view.blocks; ++b, ahead = behind(ahead, kLinesAsked<F, PANELS, TILE>)) {
     const panel_block at = view.block(b);
-    ask();
-    add_term_side<F, PANELS, TILE>([&](int p, int l) { return F::template line<0>(packed[p] + at.quants, 0, l); },
-                                   [&](int p, int h) { return F::scale(packed[p] + at.scales, packed[p] + at.quants, h); },
-                                   a, b, t, sums);
+    const uint8_t *quants[PANELS];
+#pragma GCC unroll 3
+    for (int p = 0; p < PANELS; ++p) quants[p] = packed[p] + at.quants;
+    const auto scale = [&](int p, int j) __attribute__((always_inline)) {
+      return F::scale(packed[p] + at.scales, quants[p], j);
+    };
+    add_groups<F, PANELS, TILE>(quants, scale, 0, a, b, t, ahead, sums);
     if constexpr (F::MINS) {
 #pragma GCC unroll 3
       for (int p = 0; p < PANELS; ++p) {
         Scales s;
-        F::unpack_scales(packed[p] + at.scales, packed[p] + at.quants, s);
+        F::unpack_scales(packed[p] + at.scales, quants[p], s);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) sums[4 * p + i] = fma(s.m, set_f(a.fsum32[TILE * b + t + i]), sums[4 * p + i]);
       }
     }
   }
-}
-
-// Adds the groups from J on of those of a wide type that share cache lines, as add_term_side.
-template <class F, int PANELS, int TILE, int J = 0>
-INLINE void add_groups(const uint8_t *const *quants, const Scales *scales, int n, const Term &a, int64_t group, int t, Vf *sums) {
-  const auto scale = [&](int p, int h) { return scales[p].d[(n * F::INNER + J) * (32 / F::SUB) + h]; };
-  add_term_side<F, PANELS, TILE>([&](int p, int l) { return F::template line<J>(quants[p], n, l); }, scale, a, group + J, t, sums);
-  if constexpr (J + 1 < F::INNER) add_groups<F, PANELS, TILE, J + 1>(quants, scales, n, a, group, t, sums);
+  return ahead;
 }
 
 // The same for a wide type: out[128 * p + 16 * i] = the product of panel p with one term of token i of 4. term: its number.
-template <class F, int PANELS, class Ask>
-INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, const Acts &a, int term, const Ask &ask, float *out) {
+template <class F, int PANELS, class Ahead>
+INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, const Acts &a, int term, Ahead ahead,
+                          float *out) {
   const Term &of = term ? a.residual : a.first;
   BlockSums<F, PANELS, 4> finished(out);
   for (int64_t b = 0; b < view.blocks; ++b) {
@@ -59,10 +96,9 @@ INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, 
     Vf sums[4 * PANELS];
 #pragma GCC unroll 12
     for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
-    for (int n = 0; n < F::OUTER; ++n) {
-      ask();
-      add_groups<F, PANELS, 4>(quants, scales, n, of, 8 * b + n * F::INNER, 0, sums);
-    }
+    const auto scale = [&](int p, int j) { return scales[p].d[j]; };
+    for (int n = 0; n < F::OUTER; ++n, ahead = behind(ahead, kLinesAsked<F, PANELS, 4>))
+      add_groups<F, PANELS, 4>(quants, scale, n, of, 8 * b + n * F::INNER, 0, ahead, sums);
     end_block_side<F, PANELS, 4>([&](int p, int k) { return scales[p].minima[k]; }, [&](int p) { return scales[p].m; }, of, b, 0,
                                  sums, out, finished.minima);
   }
@@ -70,15 +106,15 @@ INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, 
 }
 
 // The same for one term of all tokens.
-template <class F, int PANELS, int TILE, class Ask>
-INLINE void multiply_packed(const uint8_t *const *packed, const panel_view &view, const Acts &a, int term, const Ask &ask,
+template <class F, int PANELS, int TILE, class Ahead>
+INLINE void multiply_packed(const uint8_t *const *packed, const panel_view &view, const Acts &a, int term, Ahead ahead,
                             float *out) {
   if constexpr (is_wide<F>) {
-    multiply_wide<F, PANELS>(packed, view, a, term, ask, out);
+    multiply_wide<F, PANELS>(packed, view, a, term, ahead, out);
   } else {
     for (int t = 0; t < TILE; t += 4) {
       Vf sums[4 * PANELS];
-      multiply_narrow<F, PANELS, TILE>(packed, view, term ? a.residual : a.first, t, ask, sums);
+      ahead = multiply_narrow<F, PANELS, TILE>(packed, view, term ? a.residual : a.first, t, ahead, sums);
 #pragma GCC unroll 3
       for (int p = 0; p < PANELS; ++p)
 #pragma GCC unroll 4
@@ -90,17 +126,12 @@ INLINE void multiply_packed(const uint8_t *const *packed, const panel_view &view
 // As micro_kernel_side, from panels that stand packed `stride` bytes apart. Wide types: for tiles of 4.
 template <class F, int PANELS, int TILE>
 void micro_kernel_packed(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out) {
-  constexpr int passes = TILE / 4, lines = (lines_of_group(F::type) * F::INNER * PANELS + passes - 1) / passes;  // asked for at a time
   const panel_view view = view_of(F::type, cols);
   const uint8_t *packed[PANELS];
   for (int p = 0; p < PANELS; ++p) packed[p] = panels + p * stride;
-  const auto ask = [&] {
-    if (wanted.begin >= wanted.end) return;
-#pragma GCC unroll 32
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(wanted.begin + 64 * i, 0, 2);
-    wanted.begin += 64 * lines;
-  };
-  multiply_packed<F, PANELS, TILE>(packed, view, a, 0, ask, out);
+  // without a branch between the products: where nothing is wanted, what is in the cache is asked for
+  const Asking ahead = {wanted.begin < wanted.end ? wanted.begin : panels};
+  multiply_packed<F, PANELS, TILE>(packed, view, a, 0, ahead, out);
   if (!a.head->two_terms) {
     const auto panel = [&](int p) { return Panel{packed[p], nullptr, nullptr, nullptr}; };
     add_outliers<F, TILE, PANELS>(a, [&](int p, uint32_t quad) { return line_of_quad<F>(panel(p), view, quad); },
@@ -108,7 +139,7 @@ void micro_kernel_packed(const uint8_t *panels, int64_t stride, int64_t cols, co
     return;
   }
   alignas(64) float residual[PANELS * 128];
-  multiply_packed<F, PANELS, TILE>(packed, view, a, 1, [] {}, residual);
+  multiply_packed<F, PANELS, TILE>(packed, view, a, 1, NotAsking(), residual);
   for (int p = 0; p < PANELS; ++p)
     for (int t = 0; t < TILE; ++t) {
       float *to = out + 128 * p + 16 * t;

@@ -41,10 +41,8 @@ class Arena:
                 f"cannot reserve {capacity / 2**20:.0f} MiB of memory: {error}",
                 hint="use a smaller model, a shorter context or fewer sequences (--max-seqs)",
             ) from error
-        if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-            # a kernel without transparent huge pages is slower, nothing else
-            with contextlib.suppress(OSError):
-                self._map.madvise(mmap.MADV_HUGEPAGE)
+        if huge_pages:
+            self._want_huge_pages(0, size)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._base = -(-base // HUGE_PAGE) * HUGE_PAGE + start
         self._bytes = memoryview(self._map)[self._base - base :]
@@ -56,13 +54,25 @@ class Arena:
         """Bytes that can still be taken in one piece."""
         return len(self._bytes) - (self._used + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
-    def take(self, nbytes: int) -> Span:
-        """``nbytes`` zeroed bytes at an address that is a multiple of 64."""
+    def take(self, nbytes: int, *, huge_pages_after: int | None = None) -> Span:
+        """``nbytes`` zeroed bytes at an address that is a multiple of 64.
+
+        ``huge_pages_after``: bytes of them behind which huge pages are wanted, in an arena without."""
         start = -(-self._used // ALIGNMENT) * ALIGNMENT
         if start + nbytes > len(self._bytes):
             raise MemoryError(f"arena of {self.capacity} bytes is full")
         self._used = start + nbytes
+        if huge_pages_after is not None:
+            first = len(self._map) - len(self._bytes) + start
+            page = -(-(first + huge_pages_after) // mmap.PAGESIZE) * mmap.PAGESIZE
+            self._want_huge_pages(page, first + nbytes - page)
         return Span(self._base + start, self._bytes[start : start + nbytes])
+
+    def _want_huge_pages(self, start: int, nbytes: int) -> None:
+        if nbytes > 0 and hasattr(mmap, "MADV_HUGEPAGE"):
+            # a kernel without transparent huge pages is slower, nothing else
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE, start, nbytes)
 
 
 def buffer(arena: Arena, *shape: int, format: Literal["f", "i"] = "f") -> Buffer:

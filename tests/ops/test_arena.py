@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from mistralrs.ops.arena import HUGE_PAGE, Arena
+from mistralrs.ops.backend import KvShape
+from mistralrs.ops.native_memory import PackedKv
 
 
 def flags(address: int) -> set[str]:
@@ -32,6 +34,35 @@ def test_memory_is_private_and_huge_pages_are_asked_for_where_wanted(huge_pages:
     found = flags(span.address)
     assert "sh" not in found  # shared
     assert ("hg" in found) == huge_pages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("after", [0, HUGE_PAGE, 5000])
+def test_a_part_of_a_span_alone_can_be_huge_pages(after: int) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("this kernel has no transparent huge pages")
+    arena = Arena(12 * HUGE_PAGE)
+    before = arena.take(4 * HUGE_PAGE)
+    span = arena.take(4 * HUGE_PAGE, huge_pages_after=after)
+    behind = arena.take(4 * HUGE_PAGE)
+    end = span.address + len(span.bytes)
+    assert "hg" not in flags(before.address) | flags(span.address - 1) | flags(end) | flags(behind.address)
+    assert ("hg" in flags(span.address)) == (after == 0)
+    assert "hg" in flags(span.address + after + 4096) & flags(end - 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.native
+def test_a_layer_of_the_cache_has_huge_pages_behind_what_a_short_text_takes() -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("this kernel has no transparent huge pages")
+    block = PackedKv(KvShape(blocks=(1,), kv_heads=8, head_dim=128, block_size=16, dtype="bf16")).block_bytes
+    blocks = 3 * HUGE_PAGE // block
+    cache = PackedKv(KvShape(blocks=(blocks, 1, blocks), kv_heads=8, head_dim=128, block_size=16, dtype="bf16"))
+    for layer in (cache.layers[0], cache.layers[2]):
+        assert "hg" not in flags(layer.address + HUGE_PAGE // 2)
+        assert "hg" in flags(layer.address + 2 * HUGE_PAGE)
+    assert "hg" not in flags(cache.layers[1].address)  # shorter than what is left out
 
 
 def test_what_lies_at_the_same_place_of_two_arenas_uses_different_sets_of_a_cache() -> None:

@@ -118,10 +118,10 @@ ISA_FLAGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", cpu.ISAS)
+@pytest.mark.parametrize("isa", ["portable", "amx_int8" if platform.machine() == "x86_64" else "neon_i8mm"])
 def test_every_header_compiles_by_itself(isa: str) -> None:
-    if isa != "portable" and isa.startswith("neon") == (platform.machine() == "x86_64"):
-        pytest.skip(f"{isa} is another processor's")
+    """With the plainest instruction set and with the one that has the most code: what a header includes is the same for
+    all, and the build compiles all of them."""
     headers = sorted(str(path) for path in SOURCES.glob("*.h"))
     assert len(headers) > 10
     defines = [f"-DMRS_ISA={isa}", f"-DMRS_ISA_{isa}=1", "-DMRS_LANES=8"]

@@ -20,10 +20,10 @@ def test_an_attack_is_named_by_its_number() -> None:
 @pytest.mark.native
 @pytest.mark.slow
 def test_a_server_under_attack(tiny_llama: Path) -> None:
-    outcomes, wrong, peak = run(tiny_llama, range(60), seed=1)
+    outcomes, wrong, peak = run(tiny_llama, range(40), seed=1)
     assert wrong == []
-    assert sorted(each.number for each in outcomes) == list(range(60))
-    assert sum(each.result.startswith("4") for each in outcomes) > 20  # most are told what is wrong with them
+    assert sorted(each.number for each in outcomes) == list(range(40))
+    assert sum(each.result.startswith("4") for each in outcomes) > 13  # most are told what is wrong with them
     assert peak < 2 << 30
 
 
