@@ -14,8 +14,8 @@ constexpr int64_t kBytesAhead = 16 << 10;
 // moment (docs/log.md).
 constexpr int kTimesAsked = 3;
 
-// Asks for a line that will be read soon, into the second-level cache.
-template <int TIMES = kTimesAsked> INLINE void ask_for_line(const uint8_t *at) {
+// Asks for a line that will be read soon: into the second-level cache, or with LOCALITY 3 into the first one too.
+template <int TIMES = kTimesAsked, int LOCALITY = 2> INLINE void ask_for_line(const uint8_t *at) {
 #pragma GCC unroll 3
-  for (int i = 0; i < TIMES; ++i) __builtin_prefetch(at, 0, 2);
+  for (int i = 0; i < TIMES; ++i) __builtin_prefetch(at, 0, LOCALITY);
 }

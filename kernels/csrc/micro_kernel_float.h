@@ -3,6 +3,7 @@
 // panels beside it.
 #pragma once
 #include "activations.h"
+#include "asks_ahead.h"
 #include "micro_term.h"
 
 namespace MRS_ISA {
@@ -62,7 +63,7 @@ INLINE void ask_beside(const uint8_t *panels, int64_t stride, int64_t at, int64_
   const uint8_t *from = at < end ? panels + at : next + (at - end);
 #pragma GCC unroll 3
   for (int p = 0; p < PANELS; ++p)
-    for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(from + p * stride + i);
+    for (int i = 0; i < BYTES; i += 64) ask_for_line<kTimesAsked, 3>(from + p * stride + i);
 }
 
 // Bytes ahead of the columns of few tokens that are asked for.
