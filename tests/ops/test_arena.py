@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,10 @@ import pytest
 from mistralrs.ops.arena import HUGE_PAGE, Arena
 from mistralrs.ops.backend import KvShape
 from mistralrs.ops.native_memory import PackedKv
+
+with_huge_pages = pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no transparent huge pages"
+)
 
 
 def flags(address: int) -> set[str]:
@@ -25,22 +28,18 @@ def flags(address: int) -> set[str]:
     raise AssertionError("no mapping holds the address")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@with_huge_pages
 @pytest.mark.parametrize("huge_pages", [False, True])
 def test_memory_is_private_and_huge_pages_are_asked_for_where_wanted(huge_pages: bool) -> None:
-    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
-        pytest.skip("this kernel has no transparent huge pages")
     span = Arena(4 * HUGE_PAGE, huge_pages=huge_pages).take(4 * HUGE_PAGE)
     found = flags(span.address)
     assert "sh" not in found  # shared
     assert ("hg" in found) == huge_pages
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@with_huge_pages
 @pytest.mark.parametrize("after", [0, HUGE_PAGE, 5000])
 def test_a_part_of_a_span_alone_can_be_huge_pages(after: int) -> None:
-    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
-        pytest.skip("this kernel has no transparent huge pages")
     arena = Arena(12 * HUGE_PAGE)
     before = arena.take(4 * HUGE_PAGE)
     span = arena.take(4 * HUGE_PAGE, huge_pages_after=after)
@@ -51,11 +50,9 @@ def test_a_part_of_a_span_alone_can_be_huge_pages(after: int) -> None:
     assert "hg" in flags(span.address + after + 4096) & flags(end - 1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@with_huge_pages
 @pytest.mark.native
 def test_a_layer_of_the_cache_has_huge_pages_behind_what_a_short_text_takes() -> None:
-    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
-        pytest.skip("this kernel has no transparent huge pages")
     block = PackedKv(KvShape(blocks=(1,), kv_heads=8, head_dim=128, block_size=16, dtype="bf16")).block_bytes
     blocks = 3 * HUGE_PAGE // block
     cache = PackedKv(KvShape(blocks=(blocks, 1, blocks), kv_heads=8, head_dim=128, block_size=16, dtype="bf16"))
