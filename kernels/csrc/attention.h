@@ -10,6 +10,7 @@
 #include "mrs.h"
 #include "norm.h"
 #include "pool.h"
+#include <algorithm>
 
 namespace MRS_ISA {
 
@@ -300,11 +301,13 @@ template <class Kv> void attend_tiles(const Tiles<Kv> &tiles, mrs_pool *pool) {
 
 template <class Kv> void attend_step(const mrs_attend &op, const mrs_step *step, mrs_pool *pool) {
   const Tiles<Kv> tiles(op, *step, mrs_pool_size(pool));
-  if (step->num_tokens < 8) {
-    for (int64_t t = 0; t < step->num_tokens; ++t) write_token(op, *step, tiles.kv, t);
+  const int64_t tokens = step->num_tokens, threads = mrs_pool_size(pool);
+  if (tokens < 4) {
+    for (int64_t t = 0; t < tokens; ++t) write_token(op, *step, tiles.kv, t);
   } else {
-    parallel_for(pool, (step->num_tokens + 7) / 8, [&](int64_t chunk) {
-      for (int64_t t = chunk * 8; t < step->num_tokens && t < chunk * 8 + 8; ++t) write_token(op, *step, tiles.kv, t);
+    const int64_t share = std::min<int64_t>((tokens + threads - 1) / threads, 8);
+    parallel_for(pool, (tokens + share - 1) / share, [&](int64_t turn) {
+      for (int64_t t = turn * share; t < tokens && t < turn * share + share; ++t) write_token(op, *step, tiles.kv, t);
     });
   }
   attend_tiles(tiles, pool);

@@ -17,7 +17,7 @@ struct NextLines {
 constexpr int kPairChunk = 256, kPairs = kBlock / 2;  // keys of a chunk, pairs of them in a block
 
 // s[r][16 j ..) = scores of R rows against K * 16 keys. q: (pairs, kRows), from the first of the rows on.
-template <int R, int K>
+template <int R, int K, bool IS_FIRST>
 INLINE void score_pairs(const int32_t *q, const uint8_t *const *k, int pairs, float (*s)[kPairChunk], const NextLines &ahead) {
   Vf acc[R][K];
   for (int r = 0; r < R; ++r)
@@ -26,8 +26,8 @@ INLINE void score_pairs(const int32_t *q, const uint8_t *const *k, int pairs, fl
     Vi key[K];
     for (int j = 0; j < K; ++j) {
       key[j] = load_i(k[j] + 64 * i);
-      fetch_keys(ahead.later[j] + 64 * i);
-      fetch(ahead.values[j] + 64 * i);
+      fetch_keys<IS_FIRST>(ahead.later[j] + 64 * i);
+      fetch<IS_FIRST>(ahead.values[j] + 64 * i);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -39,19 +39,19 @@ INLINE void score_pairs(const int32_t *q, const uint8_t *const *k, int pairs, fl
     for (int j = 0; j < K; ++j) store_f(s[r] + 16 * j, acc[r][j]);
 }
 
-template <int R>
+template <int R, bool IS_FIRST>
 void score_pair_rows(const int32_t *q, const uint8_t *const *k, int pairs, float (*s)[kPairChunk], const NextLines &ahead) {
   if constexpr (R == 8) {
-    score_pairs<8, 2>(q, k, pairs, s, ahead);
-    score_pairs<8, 2>(q, k + 2, pairs, (float(*)[kPairChunk])(*s + 32), {ahead.later + 2, ahead.values + 2});
+    score_pairs<8, 2, IS_FIRST>(q, k, pairs, s, ahead);
+    score_pairs<8, 2, IS_FIRST>(q, k + 2, pairs, (float(*)[kPairChunk])(*s + 32), {ahead.later + 2, ahead.values + 2});
   } else {
-    score_pairs<R, 4>(q, k, pairs, s, ahead);
+    score_pairs<R, 4, IS_FIRST>(q, k, pairs, s, ahead);
   }
 }
 
 // o[r][column .. column + 16 V) = sum over the pairs of keys [first, last) of p[r] * v
 // later: the blocks of as many keys behind the chunk, whose lines are fetched.
-template <int R, int V>
+template <int R, int V, bool IS_FIRST>
 INLINE void weigh_pairs(float *o, const uint16_t (*p)[kPairChunk], const uint8_t *const *v, const uint8_t *const *later,
                         int first, int last, int64_t wide, int64_t column) {
   Vf acc[R][V];
@@ -65,7 +65,7 @@ INLINE void weigh_pairs(float *o, const uint16_t (*p)[kPairChunk], const uint8_t
       Vi value[V];
       for (int j = 0; j < V; ++j) {
         value[j] = load_i(from + 64 * j);
-        fetch(next + 64 * j);
+        fetch<IS_FIRST>(next + 64 * j);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -79,14 +79,14 @@ INLINE void weigh_pairs(float *o, const uint16_t (*p)[kPairChunk], const uint8_t
     for (int j = 0; j < V; ++j) store_f(o + r * wide + column + 16 * j, acc[r][j]);
 }
 
-template <int R>
+template <int R, bool IS_FIRST>
 void weigh_pair_rows(float *o, const uint16_t (*p)[kPairChunk], const uint8_t *const *v, const uint8_t *const *later, int first,
                      int last, int64_t wide) {
   int64_t column = 0;
   if constexpr (R <= 4)
-    for (; column + 64 <= wide; column += 64) weigh_pairs<R, 4>(o, p, v, later, first, last, wide, column);
-  for (; column + 32 <= wide; column += 32) weigh_pairs<R, 2>(o, p, v, later, first, last, wide, column);
-  for (; column < wide; column += 16) weigh_pairs<R, 1>(o, p, v, later, first, last, wide, column);
+    for (; column + 64 <= wide; column += 64) weigh_pairs<R, 4, IS_FIRST>(o, p, v, later, first, last, wide, column);
+  for (; column + 32 <= wide; column += 32) weigh_pairs<R, 2, IS_FIRST>(o, p, v, later, first, last, wide, column);
+  for (; column < wide; column += 16) weigh_pairs<R, 1, IS_FIRST>(o, p, v, later, first, last, wide, column);
 }
 
 // to[2 i + odd] = from[i] for 16 values, and touches nothing between them: another thread may write there.
@@ -191,18 +191,18 @@ struct Bf16Kv {
       const NextLines ahead = {k + sub / kBlock + 4, v + sub / kBlock};
       float(*s)[chunk] = (float(*)[chunk])(scores[0] + sub);
       const uint8_t *const *tiles = k + sub / kBlock;
-      by_rows<8>(live, stop, [&](auto R, int r) {
-        score_pair_rows<R.value>(q + r, tiles, pairs, s + r, ahead);
+      by_rows<8>(live, stop, [&](auto some, int r) {
+        score_pair_rows<some.rows, some.is_first>(q + r, tiles, pairs, s + r, ahead);
       });
     }
     live = 0;
     if (!rows.seeing(start, end, live, stop)) return;
     for (int r = live; r < stop; ++r)
       out.sum[r] = weights_of(scores[r], from, to, rows.low[r] - start, rows.limit[r] - start, softcap, out.top[r], weights[r]);
-    by_rows<8>(live, stop, [&](auto R, int r) {
-      const int32_t low = rows.low[r] - start, limit = rows.limit[r + R.value - 1] - start;
+    by_rows<8>(live, stop, [&](auto some, int r) {
+      const int32_t low = rows.low[r] - start, limit = rows.limit[r + some.rows - 1] - start;
       const int first = low > 0 ? low / 2 : 0, last = (limit < keys ? limit + 1 : keys + 1) / 2;
-      weigh_pair_rows<R.value>(out.o + r * wide, weights + r, v, k + blocks, first, last, wide);
+      weigh_pair_rows<some.rows, some.is_first>(out.o + r * wide, weights + r, v, k + blocks, first, last, wide);
     });
   }
 };

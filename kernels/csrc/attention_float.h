@@ -113,9 +113,9 @@ template <class E> struct FloatKv {
       float *s[kRows], *o[kRows];
       const float *p[kRows];
       for (int r = live; r < stop; ++r) p[r] = s[r] = scores[r], o[r] = out.o + r * wide;
-      by_rows<8>(live, stop, [&](auto R, int r) { score_rows<R.value>(rows.q + r, k, head_dim, s + r); });
+      by_rows<8>(live, stop, [&](auto some, int r) { score_rows<some.rows>(rows.q + r, k, head_dim, s + r); });
       for (int r = live; r < stop; ++r) out.update(r, scores[r], rows.low[r] - from, rows.limit[r] - from, softcap);
-      by_rows<4>(live, stop, [&](auto R, int r) { weigh_rows<R.value>(o + r, p + r, v, begin, keys, wide); });
+      by_rows<4>(live, stop, [&](auto some, int r) { weigh_rows<some.rows>(o + r, p + r, v, begin, keys, wide); });
     }
   }
 };

@@ -52,7 +52,7 @@ struct ByteQueries {
 
 // s[r][16 j ..) += scores of R rows against K * 16 keys over the group's `lines` of four values. rest[j]: the
 // lowest bits of the keys, and behind them the scales.
-template <int R, int K>
+template <int R, int K, bool IS_FIRST>
 INLINE void score_bytes(const ByteQueries &q, int row, int group, int lines, const uint8_t *const *k, const uint8_t *const *rest,
                         float (*s)[kByteChunk], const uint8_t *const *later, const uint8_t *const *values) {
   const Vi top = set_i(int32_t(0x80808080));
@@ -70,8 +70,8 @@ INLINE void score_bytes(const ByteQueries &q, int row, int group, int lines, con
 #pragma GCC unroll 4
     for (int j = 0; j < K; ++j) {
       key[j] = load_i(k[j] + at);
-      fetch_keys(later[j] + at);
-      fetch(values[j] + at);
+      fetch_keys<IS_FIRST>(later[j] + at);
+      fetch<IS_FIRST>(values[j] + at);
     }
     Vi lowest[K];
 #pragma GCC unroll 4
@@ -91,8 +91,8 @@ INLINE void score_bytes(const ByteQueries &q, int row, int group, int lines, con
 #pragma GCC unroll 4
   for (int j = 0; j < K; ++j) {
     const Vf scale = load_f16((const uint16_t *)(rest[j] + 64));
-    fetch_keys(later[j] + (rest[j] - k[j]));
-    fetch_keys(later[j] + (rest[j] - k[j]) + 64);
+    fetch_keys<IS_FIRST>(later[j] + (rest[j] - k[j]));
+    fetch_keys<IS_FIRST>(later[j] + (rest[j] - k[j]) + 64);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const Vf sum = mul(to_float(add(shl<8>(high[r][j]), low[r][j])), scale);
@@ -104,7 +104,7 @@ INLINE void score_bytes(const ByteQueries &q, int row, int group, int lines, con
 
 // o[r][0 .. 16 V) = factor[r] * the sum over the quads of keys [first, last) of p * v. p: high and low bytes.
 // later: the blocks of as many keys behind the chunk, whose lines are fetched.
-template <int R, int V>
+template <int R, int V, bool IS_FIRST>
 INLINE void weigh_bytes(float *o, const uint8_t (*high)[kByteChunk], const uint8_t (*low)[kByteChunk], const float *factor,
                         const uint8_t *const *v, const uint8_t *const *later, int64_t at, int first, int last, int64_t wide) {
   Vi top[R][V], rest[R][V];
@@ -121,7 +121,7 @@ INLINE void weigh_bytes(float *o, const uint8_t (*high)[kByteChunk], const uint8
 #pragma GCC unroll 4
       for (int j = 0; j < V; ++j) {
         value[j] = load_i(from + 64 * j);
-        fetch(next + 64 * j);
+        fetch<IS_FIRST>(next + 64 * j);
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -258,10 +258,10 @@ struct ByteKv {
       for (int j = 0; j < 4; ++j) values[j] = tiles[j] + v_at;
       for (int g = 0; g < groups; ++g) {
         for (int j = 0; j < 4; ++j) rest[j] = tiles[j] + k_bytes + g * 128;
-        by_rows<4>(live, stop, [&](auto R, int r) {
-          constexpr int K = R.value >= 2 ? 2 : 4;
+        by_rows<4>(live, stop, [&](auto some, int r) {
+          constexpr int K = some.rows >= 2 ? 2 : 4;
           for (int j = 0; j < 4; j += K)
-            score_bytes<R.value, K>(q, r, g, width(g) / 4, tiles + j, rest + j,
+            score_bytes<some.rows, K, some.is_first>(q, r, g, width(g) / 4, tiles + j, rest + j,
                                     (float(*)[kByteChunk])(scores[r] + sub + 16 * j), tiles + 4 + j, values + j);
         });
       }
@@ -295,13 +295,13 @@ struct ByteKv {
         store_f(scales + i, first(first(zero_f(), within16(begin - i), scale), within16(keys - i), zero_f()));
       }
       for (int r = live; r < stop; ++r) factor[r] = round_weights(scores[r], scales, from, to, high[r], low[r]);
-      by_rows<4>(live, stop, [&](auto R, int r) {
-        const int32_t least = rows.low[r] - start, limit = rows.limit[r + R.value - 1] - start;
+      by_rows<4>(live, stop, [&](auto some, int r) {
+        const int32_t least = rows.low[r] - start, limit = rows.limit[r + some.rows - 1] - start;
         const int first = least > 0 ? least / 4 : 0, last = ((limit < keys ? limit : keys) + 3) / 4;
         const int64_t at = g * kGroup * kBlock;
         float *o = out.o + r * wide + g * kGroup;
-        if (width(g) == kGroup) weigh_bytes<R.value, 2>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
-        if (width(g) < kGroup) weigh_bytes<R.value, 1>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
+        if (width(g) == kGroup) weigh_bytes<some.rows, 2, some.is_first>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
+        if (width(g) < kGroup) weigh_bytes<some.rows, 1, some.is_first>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
       });
     }
   }

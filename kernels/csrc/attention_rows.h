@@ -3,6 +3,7 @@
 #include "asks_ahead.h"
 #include "mrs.h"
 #include "norm.h"
+#include <type_traits>
 
 namespace MRS_ISA {
 
@@ -67,8 +68,10 @@ template <int BLOCKS> struct ChunkBlocks {
   }
 };
 
-// Fetches a line of values, or of keys that are multiplied later than those of the next blocks.
-INLINE void fetch(const uint8_t *at) {
+// Fetches a line of values, or of keys that are multiplied later than those of the next blocks. IS_FIRST: for the first rows; the
+// others would ask for the same lines again.
+template <bool IS_FIRST> INLINE void fetch(const uint8_t *at) {
+  if (!IS_FIRST) return;
   if (mrs_has_wide_l1)
     ask_for_line<1>(at);
   else
@@ -76,7 +79,8 @@ INLINE void fetch(const uint8_t *at) {
 }
 
 // Fetches a line of keys of the next blocks: into the nearest cache if that has room for them beside these.
-INLINE void fetch_keys(const uint8_t *at) {
+template <bool IS_FIRST> INLINE void fetch_keys(const uint8_t *at) {
+  if (!IS_FIRST) return;
   if (mrs_has_wide_l1)
     __builtin_prefetch(at, 0, 3);
   else
@@ -155,16 +159,27 @@ struct Softmax {
   }
 };
 
-// Calls f(integral_constant<R>, r) for the rows [r, r + R) that make up [live, stop): as many as MOST at once.
-template <int R> struct Count { static constexpr int value = R; };
+// Rows that are computed at once: how many, and whether they are the first.
+template <int ROWS, bool IS_FIRST> struct SomeRows {
+  static constexpr int rows = ROWS;
+  static constexpr bool is_first = IS_FIRST;
+};
+
+// Calls f(SomeRows, r) for the rows from r on that make up [live, stop): as many as MOST at once.
 template <int MOST, class F> INLINE void by_rows(int live, int stop, F &&f) {
   int r = live;
+  const auto call = [&](auto rows) __attribute__((always_inline)) {
+    if (r == live)
+      f(SomeRows<rows.value, true>(), r);
+    else
+      f(SomeRows<rows.value, false>(), r);
+  };
   if constexpr (MOST >= 8)
-    for (; r + 8 <= stop; r += 8) f(Count<8>(), r);
-  for (; r + 4 <= stop; r += 4) f(Count<4>(), r);
-  if (stop - r == 3) f(Count<3>(), r);
-  if (stop - r == 2) f(Count<2>(), r);
-  if (stop - r == 1) f(Count<1>(), r);
+    for (; r + 8 <= stop; r += 8) call(std::integral_constant<int, 8>());
+  for (; r + 4 <= stop; r += 4) call(std::integral_constant<int, 4>());
+  if (stop - r == 3) call(std::integral_constant<int, 3>());
+  if (stop - r == 2) call(std::integral_constant<int, 2>());
+  if (stop - r == 1) call(std::integral_constant<int, 1>());
 }
 
 }  // namespace MRS_ISA

@@ -4,8 +4,9 @@
 // The addend of a K type is a small integer, the minimum, times a scale of the block.
 // A block is walked as OUTER x INNER groups; INNER is unrolled so that shifts are constants.
 //
-// unpack_scales(scales, quants, s) unpacks a block's scales, scale(scales, quants, j) one of them, and line<J>(quants, n, q) vector q of the group n * INNER + J.
-// The groups of one n share cache lines.
+// unpack_scales(scales, quants, s) unpacks a block's scales, scale(scales, quants, j) one of them, and line<J>(quants, n, q) vector
+// q of the group n * INNER + J; line(quants, n, j, q) is the same for a j that varies, where INNER is not 1. The groups of one n
+// share cache lines.
 #pragma once
 #include "layout.h"
 #include "simd.h"
@@ -110,6 +111,9 @@ template <> struct Format<MRS_Q2_K> {
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     return and_(shr<2 * J>(load_i(quants + 512 * n + 64 * q)), set_i(0x03030303));
   }
+  INLINE Vi line(const uint8_t *quants, int n, int j, int q) {
+    return and_(shr(load_i(quants + 512 * n + 64 * q), 2 * j), set_i(0x03030303));
+  }
 };
 
 template <> struct Format<MRS_Q3_K> {
@@ -131,6 +135,9 @@ template <> struct Format<MRS_Q3_K> {
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     const Vi low = and_(shr<2 * J>(load_i(quants + 512 + 512 * n + 64 * q)), set_i(0x03030303));
     return or_(low, bit<2>(load_i(quants + 64 * q), 4 * n + J));
+  }
+  INLINE Vi line(const uint8_t *quants, int n, int j, int q) {
+    return or_(Format<MRS_Q2_K>::line(quants + 512, n, j, q), bit<2>(load_i(quants + 64 * q), 4 * n + j));
   }
 };
 
@@ -157,6 +164,7 @@ template <> struct Format<MRS_Q4_K> {
     const Vi x = load_i(quants + 512 * n + 64 * q);
     return J ? nibble_high(x) : nibble_low(x);
   }
+  INLINE Vi line(const uint8_t *quants, int n, int j, int q) { return nibble_low(shr(load_i(quants + 512 * n + 64 * q), 4 * j)); }
 };
 
 template <> struct Format<MRS_Q5_K> {
@@ -166,6 +174,9 @@ template <> struct Format<MRS_Q5_K> {
   INLINE Vf scale(const uint8_t *scales, const uint8_t *quants, int j) { return Format<MRS_Q4_K>::scale(scales, quants, j); }
   template <int J> INLINE Vi line(const uint8_t *quants, int n, int q) {
     return or_(Format<MRS_Q4_K>::line<J>(quants + 512, n, q), bit<4>(load_i(quants + 64 * q), 2 * n + J));
+  }
+  INLINE Vi line(const uint8_t *quants, int n, int j, int q) {
+    return or_(Format<MRS_Q4_K>::line(quants + 512, n, j, q), bit<4>(load_i(quants + 64 * q), 2 * n + j));
   }
 };
 
@@ -187,6 +198,11 @@ template <> struct Format<MRS_Q6_K> {
     if constexpr (J == 1) h = shl<2>(h);
     if constexpr (J == 3) h = shr<2>(h);
     return or_(J < 2 ? nibble_low(x) : nibble_high(x), and_(h, set_i(0x30303030)));
+  }
+  INLINE Vi line(const uint8_t *quants, int n, int j, int q) {
+    const uint8_t *lines = quants + 256 + 192 * (8 * n + q);
+    const Vi x = nibble_low(shr(load_i(lines + 64 + 64 * (j & 1)), j / 2 * 4));
+    return or_(x, and_(shl<4>(shr(load_i(lines), 2 * j)), set_i(0x30303030)));
   }
 };
 

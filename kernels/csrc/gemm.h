@@ -128,8 +128,6 @@ struct Products {
 constexpr int64_t kKeptBytes = 416 << 10;
 // Tiles with which kPanels panels at a time are multiplied: more of them would come from beyond the cache for each panel.
 constexpr int64_t kNearTiles = 4;
-// Tiles up to which panels that allow it are multiplied as they are packed.
-constexpr int64_t kPackedTiles = 2;
 // Panels that few tokens multiply one after another before the epilogue gets their products. The stream from memory pauses for
 // the epilogue; beside large panels a run of 32 takes less time than each by itself, beside small ones more (docs/log.md).
 constexpr int64_t kRun = 32;
@@ -239,15 +237,16 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const Range tiles = segment.tiles;
   if (tiles.begin == tiles.end) return;
   operands.prepare(segment);
-  const int first_tokens = operands.tile(tiles.begin).tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
+  const Tile first_tile = operands.tile(tiles.begin);
+  const int first_tokens = first_tile.tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
   const auto is_direct = [&](const mrs_weight *w) {
     if (!w) return true;
     if (w->row_bytes || !micro_kernel_packed_of(w->type, kPanels, first_tokens)) return false;
-    return keeps || has_few_side_by_side(w->type, w->cols);
+    if (!keeps) return has_few_side_by_side(w->type, w->cols);
+    return is_multiplied_packed(w->type, tiles.end - tiles.begin, acts_at(first_tile.base, w->cols, 8));
   };
-  const bool is_short = tiles.end - tiles.begin <= kPackedTiles;
-  const bool direct = is_short && is_direct(operand.weight) && is_direct(operand.second);
+  const bool direct = is_direct(operand.weight) && is_direct(operand.second);
   const auto products_of = [&](const mrs_weight &w) {
     return Products(w, first_tokens, last_tokens, keeps, direct, is_paired(w.type, operands.outlier_threshold));
   };
@@ -267,7 +266,7 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const SegmentProducts<Operands, Epilogue> products = {operands, segment, epilogue, operand, first, second, kept,
                                                         unpacked + step * kept};
   const bool is_packed = !copied && !first.plain && !second.plain;
-  if (!keeps && !direct && is_packed) return products.multiply_once(operands.tile(tiles.begin));
+  if (!keeps && !direct && is_packed) return products.multiply_once(first_tile);
   const int64_t whole = tiles.end - tiles.begin - (keeps && last_tokens < 8);
   for (int64_t from = segment.begin; from < segment.end; from += step) {
     const int64_t to = from + step < segment.end ? from + step : segment.end;

@@ -107,15 +107,12 @@ INLINE void dot_groups(const uint8_t *quants, int n, const Scales &s, const Acts
       }
 }
 
-// Vector q of any group of a block. All INNER groups are unpacked, which takes less time than a branch that is hard to foresee.
-template <class F, int J = 0> INLINE Vi line_of(const uint8_t *quants, int group, int q) {
-  const Vi w = F::template line<J>(quants, group / F::INNER, q);
-  if constexpr (J + 1 == F::INNER) {
-    return w;
-  } else {
-    const Vi next = line_of<F, J + 1>(quants, group, q), all = set_i(-(group % F::INNER == J));
-    return select(all, w, next);
-  }
+// Vector q of any group of a block, without a branch that is hard to foresee.
+template <class F> INLINE Vi line_of(const uint8_t *quants, int group, int q) {
+  if constexpr (F::INNER == 1)
+    return F::template line<0>(quants, group, q);
+  else
+    return F::line(quants, group / F::INNER, group % F::INNER, q);
 }
 
 template <class F> constexpr int kQuads = F::OUTER * F::INNER * 8;  // of a block

@@ -8,8 +8,9 @@
 
 namespace MRS_ISA {
 
-// Whether panels are multiplied with tiles of 8 tokens as they are packed: where unpacking takes one or two instructions a vector.
-template <class F> constexpr bool is_read_packed = kPanels > 1 && F::SUB == 32 && !is_wide<F> && F::BITS != 5;
+// Whether there are micro-kernels for packed panels and tiles of 8 tokens: where unpacking takes few instructions a vector, for no
+// bits lie by themselves.
+template <class F> constexpr bool is_read_packed = kPanels > 1 && F::BITS % 2 == 0 && (F::SUB == 32 || is_wide<F>);
 
 // Where micro-kernels ask for lines meanwhile: from `at` on, or nowhere.
 struct Asking {
@@ -40,7 +41,8 @@ template <class F, int PANELS, int TILE, int J = 0, class ScaleOf, class Ahead>
 INLINE void add_groups(const uint8_t *const *quants, const ScaleOf &scale, int n, const Term &a, int64_t group, int t,
                        const Ahead &ahead, Vf *sums) {
   constexpr int halves = 32 / F::SUB;
-  constexpr int times = TILE == 4 && F::BITS > 2 ? kTimesAsked : 1;  // of others the products are the bound
+  // of others the products are the bound
+  constexpr int times = F::BITS >= 6 || (TILE == 4 && F::BITS > 2) ? kTimesAsked : 1;
   const auto line = [&](int p, int l) __attribute__((always_inline)) {
     if (p == 0) ask_part<kLinesAsked<F, PANELS, TILE>, 8 * F::INNER, times>(ahead, 8 * J + l);
     return F::template line<J>(quants[p], n, l);
@@ -79,12 +81,13 @@ INLINE Ahead multiply_narrow(const uint8_t *const *packed, const panel_view &vie
   return ahead;
 }
 
-// The same for a wide type: out[128 * p + 16 * i] = the product of panel p with one term of token i of 4. term: its number.
-template <class F, int PANELS, class Ahead>
+// The same for a wide type and all tokens: out[128 * p + 16 * i] = the product of panel p with one term of token i. term: its
+// number. The second four tokens find the block in the first-level cache, and its scales unpacked.
+template <class F, int PANELS, int TILE, class Ahead>
 INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, const Acts &a, int term, Ahead ahead,
                           float *out) {
   const Term &of = term ? a.residual : a.first;
-  BlockSums<F, PANELS, 4> finished(out);
+  BlockSums<F, PANELS, TILE> finished(out);
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *quants[PANELS];
@@ -93,14 +96,16 @@ INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, 
       quants[p] = packed[p] + at.quants;
       F::unpack_scales(packed[p] + at.scales, quants[p], scales[p]);
     }
-    Vf sums[4 * PANELS];
-#pragma GCC unroll 12
-    for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
     const auto scale = [&](int p, int j) { return scales[p].d[j]; };
-    for (int n = 0; n < F::OUTER; ++n, ahead = behind(ahead, kLinesAsked<F, PANELS, 4>))
-      add_groups<F, PANELS, 4>(quants, scale, n, of, 8 * b + n * F::INNER, 0, ahead, sums);
-    end_block_side<F, PANELS, 4>([&](int p, int k) { return scales[p].minima[k]; }, [&](int p) { return scales[p].m; }, of, b, 0,
-                                 sums, out, finished.minima);
+    for (int t = 0; t < TILE; t += 4) {
+      Vf sums[4 * PANELS];
+#pragma GCC unroll 12
+      for (int i = 0; i < 4 * PANELS; ++i) sums[i] = zero_f();
+      for (int n = 0; n < F::OUTER; ++n, ahead = behind(ahead, kLinesAsked<F, PANELS, TILE>))
+        add_groups<F, PANELS, TILE>(quants, scale, n, of, 8 * b + n * F::INNER, t, ahead, sums);
+      end_block_side<F, PANELS, TILE>([&](int p, int k) { return scales[p].minima[k]; }, [&](int p) { return scales[p].m; }, of, b,
+                                      t, sums, out + 16 * t, finished.minima + 16 * t);
+    }
   }
   finished.finish(a, term);
 }
@@ -110,7 +115,7 @@ template <class F, int PANELS, int TILE, class Ahead>
 INLINE void multiply_packed(const uint8_t *const *packed, const panel_view &view, const Acts &a, int term, Ahead ahead,
                             float *out) {
   if constexpr (is_wide<F>) {
-    multiply_wide<F, PANELS>(packed, view, a, term, ahead, out);
+    multiply_wide<F, PANELS, TILE>(packed, view, a, term, ahead, out);
   } else {
     for (int t = 0; t < TILE; t += 4) {
       Vf sums[4 * PANELS];
@@ -123,7 +128,7 @@ INLINE void multiply_packed(const uint8_t *const *packed, const panel_view &view
   }
 }
 
-// As micro_kernel_side, from panels that stand packed `stride` bytes apart. Wide types: for tiles of 4.
+// As micro_kernel_side, from panels that stand packed `stride` bytes apart.
 template <class F, int PANELS, int TILE>
 void micro_kernel_packed(const uint8_t *panels, int64_t stride, int64_t cols, const Acts &a, Bytes wanted, float *out) {
   const panel_view view = view_of(F::type, cols);
@@ -167,6 +172,22 @@ INLINE micro_kernel_side_fn micro_kernel_packed_of(int type, int panels, int tok
   PickPacked pick = {panels, tokens};
   visit_type(type, pick);
   return pick.fn;
+}
+
+// Whether a tile has so few outliers that unpacking the weights of each by themselves takes less time than keeping all that are
+// unpacked.
+INLINE bool has_few_outliers(const Acts &a) {
+  int64_t count = 0;
+  for (int32_t of_token : a.head->counts) count += of_token;
+  return !a.head->two_terms && 4 * count <= a.room;
+}
+
+// Whether `tiles` tiles of 8 tokens, of which `first` is the first, are multiplied with packed panels, if their type has
+// micro-kernels for that. One tile is with panels of K types, where that was measured (docs/log.md).
+INLINE bool is_multiplied_packed(int type, int64_t tiles, const Acts &first) {
+  Needs needs = {};
+  visit_type(type, needs);
+  return needs.wide ? tiles == 1 && !mrs_has_wide_l1 && has_few_outliers(first) : tiles <= 2;
 }
 
 // Bytes of a panel from which on 4 tokens alone gain by kPanels of them side by side, if its type is unpacked in few instructions.

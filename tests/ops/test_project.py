@@ -451,6 +451,23 @@ def test_outliers_everywhere(isa: str, name: str) -> None:
     assert torch.equal(case.run(native(isa))[0], alone)
 
 
+@for_every_isa
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_few_outliers_and_many_in_eight_tokens(isa: str, name: str) -> None:
+    """With few, panels may be read as they are packed; with more, what was unpacked is kept: the bits are the same."""
+    columns, random = 3 * TYPES[name].block_len, Random(name)
+    matrix = random_matrix(name, rows=100, columns=columns, seed=1)
+    for outliers in (1, 6, 7, 40):  # of a token, in 192 quads
+        x = random_values(8, columns, seed=outliers).clamp(-0.9, 0.9)
+        for token in x:
+            token[torch.tensor(random.sample(range(0, columns, 4), outliers), dtype=torch.long)] = 100.0
+        case = Projection(matrices=(matrix,), x=x, outlier_threshold=0.75)
+        [result] = case.run(native(isa))
+        assert_products_equal(case, [result], case.run(reference()), isa=isa)
+        alone = torch.cat([case.only(token).run(native(isa))[0] for token in range(8)])
+        assert torch.equal(result, alone), outliers
+
+
 def _identity_q8_0() -> memoryview:
     rows = torch.zeros(32, 34, dtype=torch.uint8)
     rows[:, :2] = torch.tensor([1.0], dtype=torch.float16).view(torch.uint8)
