@@ -56,16 +56,24 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class _StepTime:
-    """The measured time of steps of one kind."""
+class _Measured:
+    """The measured time of steps of one kind, or of a pass of the draft model."""
 
     seconds: float
     step: int
-    """The last step that was measured."""
+    """The number of steps when it was last measured."""
     count: int
     """1, or 2 for more."""
     plain: float | None
     """The time of a step without draft tokens when it was measured; None: not known, or this is that time."""
+
+    def believed(self, plain: float | None) -> float:
+        """The seconds that it takes now, where a step without draft tokens takes ``plain``: less than it took if the
+        machine has become faster. Otherwise draft tokens that did not gain while memory was slow would not be tried
+        again."""
+        if self.plain is None or plain is None or plain >= FASTER * self.plain:
+            return self.seconds
+        return self.seconds * plain / self.plain
 
 
 class DraftGain:
@@ -79,9 +87,9 @@ class DraftGain:
         self.balance_s = FIRST_BALANCE_S
         """Seconds that may be lost."""
         self._steps = 0
-        self._times: dict[tuple[int, int, int], _StepTime] = {}  # by numbers of sequences, tokens and parts
+        self._times: dict[tuple[int, int, int], _Measured] = {}  # by numbers of sequences, tokens and parts
         self._drafted_since: dict[int, int] = {}  # by sequences: steps with drafts since the last one without
-        self._pass_s: float | None = None  # a pass of the draft model
+        self._pass_time: _Measured | None = None
         self._token_s: float | None = None  # a token that the draft model reads
         self._spent_s = 0.0  # by the draft model since the last step
 
@@ -147,7 +155,7 @@ class DraftGain:
     def on_pass(self, seconds: float) -> None:
         """Records a pass of the draft model over a few tokens."""
         self._spent_s += seconds
-        self._pass_s = _averaged(self._pass_s, seconds)
+        self._pass_time = self._updated(self._pass_time, seconds, self._known(1, 1))
 
     def on_reading(self, tokens: int, seconds: float) -> None:
         """Records that the draft model read ``tokens`` of a text."""
@@ -156,8 +164,9 @@ class DraftGain:
             self._token_s = _averaged(self._token_s, seconds / tokens)
 
     def _pass(self) -> float:
-        """Seconds of a pass of the draft model, guessed before the first."""
-        return GUESSED_PASS * (self._token_s or 0.0) if self._pass_s is None else self._pass_s
+        """Seconds of a pass of the draft model, guessed where that is not known."""
+        known = self._still_known(self._pass_time, self._known(1, 1))
+        return GUESSED_PASS * (self._token_s or 0.0) if known is None else known
 
     def _by_chance(self, offers: Sequence[Offer]) -> list[tuple[float, int]]:
         """The chance of each draft token to be of use, and its sequence: the best first, a sequence's in order."""
@@ -179,27 +188,24 @@ class DraftGain:
     def _measure(self, kind: tuple[int, int, int], seconds: float) -> None:
         num_seqs, rows, _ = kind
         plain = None if rows == num_seqs else self._known(num_seqs, num_seqs)
-        time, count = self._times.get(kind), 1
+        self._times[kind] = self._updated(self._times.get(kind), seconds, plain)
+
+    def _updated(self, time: _Measured | None, seconds: float, plain: float | None) -> _Measured:
+        """``time`` with a new measurement."""
+        count = 1
         if time is not None and self._steps - time.step < FORGET_AFTER:
-            before = self._believed(kind, time)
+            before = time.believed(plain)
             seconds, count = min(before, seconds) if time.count == 1 else _averaged(before, seconds), 2
-        self._times[kind] = _StepTime(seconds, self._steps, count, plain)
+        return _Measured(seconds, self._steps, count, plain)
 
     def _known(self, num_seqs: int, rows: int, num_parts: int = 1) -> float | None:
-        kind = num_seqs, rows, num_parts
-        time = self._times.get(kind)
+        plain = None if rows == num_seqs else self._known(num_seqs, num_seqs)
+        return self._still_known(self._times.get((num_seqs, rows, num_parts)), plain)
+
+    def _still_known(self, time: _Measured | None, plain: float | None) -> float | None:
         if time is None or self._steps - time.step >= (FORGET_ONE_AFTER if time.count == 1 else FORGET_AFTER):
             return None
-        return self._believed(kind, time)
-
-    def _believed(self, kind: tuple[int, int, int], time: _StepTime) -> float:
-        """The seconds that a step takes now: less than it took if the machine has become faster. Otherwise draft tokens
-        that did not gain while memory was slow would not be tried again."""
-        num_seqs = kind[0]
-        plain = None if time.plain is None else self._known(num_seqs, num_seqs)
-        if time.plain is None or plain is None or plain >= FASTER * time.plain:
-            return time.seconds
-        return time.seconds * plain / time.plain
+        return time.believed(plain)
 
     def _parts_s(self, chance: float) -> float:
         """Seconds of two parts of one sequence, of which the second is computed with this chance. It saves the time

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from mistralrs.engine.acceptance import Acceptance
-from mistralrs.engine.draft_gain import FIRST_BALANCE_S, PLAIN_EVERY, DraftGain, Offer
+from mistralrs.engine.draft_gain import FIRST_BALANCE_S, FORGET_ONE_AFTER, PLAIN_EVERY, DraftGain, Offer
 
 DENSE = (20.0, 22, 33, 33, 43, 43, 43, 43)
 """Milliseconds of a step of 1 to 8 tokens: a dense model, whose weights are read once."""
@@ -176,6 +176,41 @@ def test_a_draft_model_rests_while_it_has_lost_too_much() -> None:
     while gain.balance_s < 0:
         gain.on_step(1, 1, tokens=1, seconds=1.0)
     assert gain.choose([offer], 3)[0] == [3]
+
+
+@pytest.mark.parametrize("first_pass", [0.003, 1.0])
+def test_a_pass_that_was_held_up_is_not_believed_for_long(first_pass: float) -> None:
+    """Passes are measured only while there are some: one that took too long would be the last."""
+    gain, offer = known_times((0.020, 0.022, 0.024, 0.026)), Offer(0.9, 3, from_model=True)
+
+    def after_passes(count: int, seconds: float) -> int:
+        for _ in range(count):
+            gain.on_pass(seconds)
+        gain.on_prefill(count * seconds)
+        gain.balance_s = FIRST_BALANCE_S
+        return gain.choose([offer], 3)[0][0]
+
+    gain.on_reading(100, 0.05)
+    assert after_passes(1, first_pass) == (3 if first_pass == 0.003 else 0)
+    for _ in range(FORGET_ONE_AFTER):
+        gain.on_step(1, 1, tokens=1, seconds=0.020)
+    assert after_passes(0, 0.0) == 3
+    assert after_passes(3, 0.003) == 3
+    assert after_passes(30, 0.1) == 0
+
+
+def test_passes_are_faster_on_a_machine_that_became_faster() -> None:
+    """Steps with tokens that cost nothing show it; passes that were measured before keep nobody from trying them."""
+    gain = DraftGain()
+    for plain in (0.020, 0.012):
+        for _ in range(30):
+            for rows, seconds in ((1, plain), (2, 1.2 * plain)):
+                if plain == 0.020:
+                    gain.on_pass(0.009)
+                    seconds += 0.009
+                gain.on_step(1, rows, tokens=rows, seconds=seconds)
+        gain.balance_s = FIRST_BALANCE_S
+        assert gain.choose([Offer(0.8, 1, from_model=True)], 1)[0] == [1]
 
 
 def test_what_may_be_read_is_what_may_be_lost() -> None:
