@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -29,46 +29,13 @@ from mistralrs_cli.arguments.selector_options import (
     summary,
 )
 from mistralrs_cli.arguments.typer_parameters import global_parameters, parameters
-from mistralrs_cli.commands.utility_options import (
-    AdapterConvertOptions,
-    AdapterInspectOptions,
-    AdapterMergeOptions,
-    BenchOptions,
-    ChatsDeleteOptions,
-    ChatsExportOptions,
-    ChatsImportOptions,
-    ChatsListOptions,
-    ChatsOptions,
-    ChatsSearchOptions,
-    ChatsShowOptions,
-    InspectOptions,
-    ModelsOptions,
-    OrderingCreateOptions,
-    OrderingRenameOptions,
-    QuantizeOptions,
-    ScalingsOptions,
-)
-from mistralrs_cli.completion.completion_options import CompletionsOptions
-from mistralrs_cli.diagnosis.diagnosis_options import (
-    ConfigOptions,
-    DiagnosisOptions,
-    DoctorOptions,
-    TuneOptions,
-    VerifyOptions,
-)
 
-ModelToolOptions = (
-    InspectOptions
-    | ModelsOptions
-    | ChatsOptions
-    | QuantizeOptions
-    | OrderingCreateOptions
-    | OrderingRenameOptions
-    | AdapterInspectOptions
-    | AdapterConvertOptions
-    | AdapterMergeOptions
-)
-UtilityOptions = ModelToolOptions | DiagnosisOptions
+if TYPE_CHECKING:
+    from mistralrs_cli.commands.utility_options import BenchOptions, ModelToolOptions, ScalingsOptions
+    from mistralrs_cli.completion.completion_options import CompletionsOptions
+    from mistralrs_cli.diagnosis.diagnosis_options import DiagnosisOptions
+
+    UtilityOptions = ModelToolOptions | DiagnosisOptions
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -263,12 +230,15 @@ def _frozen(field: Field[Any], value: Any) -> Any:
 
 @functools.cache
 def _bench_command() -> Any:
+    from mistralrs_cli.commands.utility_options import BenchOptions
+
     return _command_with_row("bench", BenchOptions, help=_HELP["bench"])
 
 
 @functools.cache
 def _command_with_row(name: str, options_class: type[BenchOptions | ScalingsOptions], *, help: str) -> Any:
     """A subcommand with options of its own, and then a row."""
+    from mistralrs_cli.commands.utility_options import BenchOptions
 
     def run(context: typer.Context, row: list[str], **options: Any) -> ParsedArgs:
         wanted = options_class(**options)
@@ -307,6 +277,8 @@ def _help_command() -> Any:
 
 @functools.cache
 def _completions_command() -> Any:
+    from mistralrs_cli.completion.completion_options import CompletionsOptions
+
     def select(context: typer.Context, **options: Any) -> ParsedArgs:
         return ParsedArgs(context.obj[0], None, None, (), completions=CompletionsOptions(**options))
 
@@ -314,24 +286,55 @@ def _completions_command() -> Any:
     return _single_command("completions", select, help=_HELP["completions"])
 
 
-@functools.cache
-def _tool_command(name: str, options_class: type[UtilityOptions]) -> Any:
-    return _single_command(name, _tool(options_class), help=_HELP[name])
+def _tool_options() -> Mapping[str, type[UtilityOptions]]:
+    """The options of the tools, by their commands. They are imported when one is made: a chat needs none of them."""
+    from mistralrs_cli.commands import utility_options as utility
+    from mistralrs_cli.diagnosis import diagnosis_options as diagnosis
+
+    return {
+        "inspect": utility.InspectOptions,
+        "models": utility.ModelsOptions,
+        "quantize": utility.QuantizeOptions,
+        "config": diagnosis.ConfigOptions,
+        "doctor": diagnosis.DoctorOptions,
+        "verify": diagnosis.VerifyOptions,
+        "tune": diagnosis.TuneOptions,
+        "chats list": utility.ChatsListOptions,
+        "chats show": utility.ChatsShowOptions,
+        "chats search": utility.ChatsSearchOptions,
+        "chats export": utility.ChatsExportOptions,
+        "chats import": utility.ChatsImportOptions,
+        "chats delete": utility.ChatsDeleteOptions,
+        "ordering create": utility.OrderingCreateOptions,
+        "ordering rename": utility.OrderingRenameOptions,
+        "adapter inspect": utility.AdapterInspectOptions,
+        "adapter convert": utility.AdapterConvertOptions,
+        "adapter merge": utility.AdapterMergeOptions,
+    }
 
 
 @functools.cache
-def _tool_group(name: str, classes: tuple[tuple[str, type[UtilityOptions]], ...]) -> Any:
-    """A subcommand with subcommands of its own; ``classes``: theirs by name."""
+def _tool_command(name: str) -> Any:
+    return _single_command(name, _tool(_tool_options()[name]), help=_HELP[name])
+
+
+@functools.cache
+def _tool_group(name: str) -> Any:
+    """A subcommand with subcommands of its own."""
     app = typer.Typer(cls=InnerCommands, rich_markup_mode=None, add_completion=False, context_settings=CONTEXT)
     app.callback(help=_HELP[name])(lambda: None)
-    for each, options_class in classes:
-        app.command(each, help=_GROUP_HELP[f"{name} {each}"], context_settings=CONTEXT)(_tool(options_class))
+    for command, options_class in _tool_options().items():
+        group, _, each = command.partition(" ")
+        if each and group == name:
+            app.command(each, help=_GROUP_HELP[command], context_settings=CONTEXT)(_tool(options_class))
     return typer.main.get_command(app)
 
 
 @functools.cache
 def _adapter_group() -> Any:
-    group = _tool_group("adapter", _ADAPTER)
+    from mistralrs_cli.commands.utility_options import ScalingsOptions
+
+    group = _tool_group("adapter")
     text = _GROUP_HELP["adapter scalings"]
     group.add_command(_command_with_row("scalings", ScalingsOptions, help=text), "scalings")
     return group
@@ -361,20 +364,6 @@ _HELP = {
     "completions": "Print a function with which bash, zsh or fish completes command lines.",
     "help": "Show the help of a command.",
 }
-_ORDERING = (("create", OrderingCreateOptions), ("rename", OrderingRenameOptions))
-_ADAPTER = (
-    ("inspect", AdapterInspectOptions),
-    ("convert", AdapterConvertOptions),
-    ("merge", AdapterMergeOptions),
-)
-_CHATS = (
-    ("list", ChatsListOptions),
-    ("show", ChatsShowOptions),
-    ("search", ChatsSearchOptions),
-    ("export", ChatsExportOptions),
-    ("import", ChatsImportOptions),
-    ("delete", ChatsDeleteOptions),
-)
 _GROUP_HELP = {
     "chats list": "List the chats, the last used first.",
     "chats show": "Show a chat.",
@@ -391,16 +380,16 @@ _GROUP_HELP = {
 }
 _OTHER: dict[str, Callable[[], Any]] = {
     "bench": _bench_command,
-    "inspect": lambda: _tool_command("inspect", InspectOptions),
-    "models": lambda: _tool_command("models", ModelsOptions),
-    "chats": lambda: _tool_group("chats", _CHATS),
-    "quantize": lambda: _tool_command("quantize", QuantizeOptions),
-    "ordering": lambda: _tool_group("ordering", _ORDERING),
+    "inspect": lambda: _tool_command("inspect"),
+    "models": lambda: _tool_command("models"),
+    "chats": lambda: _tool_group("chats"),
+    "quantize": lambda: _tool_command("quantize"),
+    "ordering": lambda: _tool_group("ordering"),
     "adapter": _adapter_group,
-    "config": lambda: _tool_command("config", ConfigOptions),
-    "doctor": lambda: _tool_command("doctor", DoctorOptions),
-    "verify": lambda: _tool_command("verify", VerifyOptions),
-    "tune": lambda: _tool_command("tune", TuneOptions),
+    "config": lambda: _tool_command("config"),
+    "doctor": lambda: _tool_command("doctor"),
+    "verify": lambda: _tool_command("verify"),
+    "tune": lambda: _tool_command("tune"),
     "completions": lambda: _completions_command(),
     "help": _help_command,
 }

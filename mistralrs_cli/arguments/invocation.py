@@ -30,44 +30,25 @@ from mistralrs.api.selectors.named_adapters import find_adapters
 from mistralrs.engine.config import SamplingParams
 from mistralrs.errors import UsageError
 from mistralrs.grammar.grammar_text import GrammarText
-from mistralrs_cli.adapter_commands.adapter_jobs import AdapterInspectJob, AdapterOptions, check_new_file
 from mistralrs_cli.adapter_commands.adapter_settings import adapter_settings
-from mistralrs_cli.adapter_commands.ordering_job import CreateOrderingJob, RenameOrderingJob
 from mistralrs_cli.arguments.command_line import ParsedArgs, Selection
 from mistralrs_cli.arguments.grammar_option import grammar_of
 from mistralrs_cli.arguments.look_of import look_of
 from mistralrs_cli.arguments.own_sampling import given_sampling
 from mistralrs_cli.arguments.server_choice import server_choice
 from mistralrs_cli.arguments.source_options import CommandLineErrorFormatter, choice_of, find_source, source_at
-from mistralrs_cli.benchmark.old_results import OldResult, read_old_results
 from mistralrs_cli.chat_storage.kept_kv import LIMIT_BYTES
-from mistralrs_cli.commands.chats_job import ChatsJob
-from mistralrs_cli.commands.serve import serve_job
 from mistralrs_cli.commands.shell_jobs import BatchJob, ChatJsonlJob, batch_job
-from mistralrs_cli.commands.utility_jobs import InspectJob, ModelsJob, UtilityCommand, utility_command
-from mistralrs_cli.commands.utility_options import (
-    ChatsOptions,
-    InspectOptions,
-    ModelsOptions,
-    OrderingCreateOptions,
-    OrderingRenameOptions,
-    QuantizeOptions,
-    ScalingsOptions,
-)
-from mistralrs_cli.diagnosis.diagnosis_jobs import DiagnosisJob, diagnosis_job
-from mistralrs_cli.diagnosis.diagnosis_options import (
-    ConfigOptions,
-    DiagnosisOptions,
-    DoctorOptions,
-    TuneOptions,
-    VerifyOptions,
-)
 from mistralrs_cli.markdown_screen.answer_display import AUTOMATIC, Look
 from mistralrs_cli.printing.answer_output import AnswerForm
 from mistralrs_cli.printing.thoughts import Think
 from mistralrs_cli.terminal.stdin_text import without_mark
 
 if TYPE_CHECKING:
+    from mistralrs_cli.arguments.command_line import UtilityOptions
+    from mistralrs_cli.benchmark.old_results import OldResult
+    from mistralrs_cli.commands.utility_jobs import UtilityCommand
+    from mistralrs_cli.commands.utility_options import ScalingsOptions
     from mistralrs_cli.server_client.remote_model import ServerChoice
 
 
@@ -173,19 +154,12 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     """
     options = options or options_of(args)
     values = options.values
-    if isinstance(args.tool, DiagnosisOptions):
-        return diagnosis_job(args.tool, options)
     if args.tool is not None:
-        formatter = CommandLineErrorFormatter({name: options.written(name) for name in options.origins})
-        check_kv_cache_dtype(values.kv_cache_dtype, formatter, precision=values.precision, dtype=values.dtype)
-        return utility_command(
-            args.tool,
-            values.token_source or DEFAULTS.token_source,
-            precision=values.precision,
-            kv_cache_dtype=values.kv_cache_dtype,
-        )
+        return _tool_job(args.tool, options)
     mode = mode_of(args)
     if mode is Mode.SERVE:
+        from mistralrs_cli.commands.serve import serve_job
+
         defaults = SamplingParams(repeat_last_n=_repeat_last_n(args.selection))
         return serve_job(options, find_source(args.selection), _load_options(args, options, None), defaults)
     job: Job
@@ -209,6 +183,25 @@ def resolve(args: ParsedArgs, options: ResolvedOptions | None = None) -> Invocat
     return Invocation(job, source, _load_options(args, options, job), given_sampling(options))
 
 
+def _tool_job(tool: UtilityOptions, options: ResolvedOptions) -> UtilityCommand:
+    """Returns the job of a subcommand that needs no model in this process."""
+    from mistralrs_cli.commands.utility_jobs import utility_command
+    from mistralrs_cli.diagnosis.diagnosis_jobs import diagnosis_job
+    from mistralrs_cli.diagnosis.diagnosis_options import DiagnosisOptions
+
+    if isinstance(tool, DiagnosisOptions):
+        return diagnosis_job(tool, options)
+    values = options.values
+    formatter = CommandLineErrorFormatter({name: options.written(name) for name in options.origins})
+    check_kv_cache_dtype(values.kv_cache_dtype, formatter, precision=values.precision, dtype=values.dtype)
+    return utility_command(
+        tool,
+        values.token_source or DEFAULTS.token_source,
+        precision=values.precision,
+        kv_cache_dtype=values.kv_cache_dtype,
+    )
+
+
 def options_of(args: ParsedArgs) -> ResolvedOptions:
     """Returns the merged options of a command line, of the process's environment and of the config file.
 
@@ -220,15 +213,11 @@ def options_of(args: ParsedArgs) -> ResolvedOptions:
 
 def writes_answers(task: Invocation | RemoteInvocation | UtilityCommand) -> bool:
     """Returns whether the job writes its result to stdout; serving, writing files and deleting do not."""
-    if isinstance(task, ModelsJob):
-        return task.delete is None
-    if isinstance(task, ChatsJob):
-        return task.writes_answer
-    if isinstance(task, CreateOrderingJob | RenameOrderingJob):
-        return task.output.path is None
-    if isinstance(task, Invocation | RemoteInvocation) and isinstance(task.job, BatchJob):
-        return task.job.out is None
-    return isinstance(task, Invocation | RemoteInvocation | InspectJob | AdapterInspectJob | DiagnosisJob)
+    if isinstance(task, Invocation | RemoteInvocation):
+        return not isinstance(task.job, BatchJob) or task.job.out is None
+    from mistralrs_cli.commands.utility_jobs import tool_writes_answers
+
+    return tool_writes_answers(task)
 
 
 def mode_of(args: ParsedArgs) -> Mode:
@@ -240,20 +229,13 @@ def mode_of(args: ParsedArgs) -> Mode:
         Mode.CHAT_JSONL: "chat_jsonl" in args.flags,
         Mode.SERVE: "port" in args.flags,
         Mode.BENCH: args.bench is not None,
-        Mode.INSPECT: isinstance(args.tool, InspectOptions),
-        Mode.MODELS: isinstance(args.tool, ModelsOptions),
-        Mode.CHATS: isinstance(args.tool, ChatsOptions),
-        Mode.QUANTIZE: isinstance(args.tool, QuantizeOptions),
-        Mode.ORDERING_CREATE: isinstance(args.tool, OrderingCreateOptions),
-        Mode.ORDERING_RENAME: isinstance(args.tool, OrderingRenameOptions),
-        Mode.ADAPTER: isinstance(args.tool, AdapterOptions),
         Mode.SCALINGS: args.scalings is not None,
-        Mode.CONFIG: isinstance(args.tool, ConfigOptions),
-        Mode.DOCTOR: isinstance(args.tool, DoctorOptions),
-        Mode.VERIFY: isinstance(args.tool, VerifyOptions),
-        Mode.TUNE: isinstance(args.tool, TuneOptions),
     }
     modes = [mode for mode, is_asked in asked.items() if is_asked]
+    if args.tool is not None:
+        from mistralrs_cli.commands.utility_jobs import mode_of_tool
+
+        modes.append(mode_of_tool(args.tool))
     if len(modes) > 1:
         raise UsageError(f"{' and '.join(mode.value for mode in modes)} exclude each other", hint="choose one of them")
     mode = modes[0] if modes else None
@@ -333,6 +315,8 @@ def _bench_job(args: ParsedArgs, sampling: SamplingParams) -> BenchJob:
         raise UsageError("-p 0 and -n 0 leave nothing to measure", hint="give one of them some tokens")
     if bench.n_gen == 1:
         raise UsageError("-n 1 measures nothing: the first token comes with the prompt", hint="give -n 2 or more, or 0")
+    from mistralrs_cli.benchmark.old_results import read_old_results
+
     return BenchJob(
         n_prompt=bench.n_prompt,
         n_gen=bench.n_gen,
@@ -345,6 +329,8 @@ def _bench_job(args: ParsedArgs, sampling: SamplingParams) -> BenchJob:
 
 
 def _scalings_invocation(args: ParsedArgs, words: ScalingsOptions, options: ResolvedOptions) -> Invocation:
+    from mistralrs_cli.adapter_commands.adapter_jobs import check_new_file
+
     if words.svg is not None:
         check_new_file(words.svg, ending=".svg", force=words.force)
     elif words.force:

@@ -9,12 +9,12 @@ from mistralrs.api.load_options import ModelSource
 from mistralrs.api.loaded_adapters.adapter_options import AdapterSource
 from mistralrs.api.options.declarations import DEFAULTS
 from mistralrs.api.options.kv_flags import KvCacheDtype
+from mistralrs.api.options.option import Mode
 from mistralrs.api.selectors.named_adapters import named_adapters
 from mistralrs.errors import UsageError
 from mistralrs.quant.quantize import isq_type
-from mistralrs_cli.adapter_commands.adapter_jobs import AdapterJob, AdapterOptions, adapter_job
+from mistralrs_cli.adapter_commands.adapter_jobs import AdapterInspectJob, AdapterJob, AdapterOptions, adapter_job
 from mistralrs_cli.adapter_commands.ordering_job import OrderingJob, ordering_job
-from mistralrs_cli.arguments.command_line import ModelToolOptions
 from mistralrs_cli.arguments.source_options import FORMATTER, source_at
 from mistralrs_cli.commands.chats_job import ChatsJob, chats_job
 from mistralrs_cli.commands.serve import ServeJob
@@ -22,11 +22,33 @@ from mistralrs_cli.commands.utility_options import (
     ChatsOptions,
     InspectOptions,
     ModelsOptions,
+    ModelToolOptions,
     OrderingCreateOptions,
     OrderingRenameOptions,
     QuantizeOptions,
 )
 from mistralrs_cli.diagnosis.diagnosis_jobs import DiagnosisJob
+from mistralrs_cli.diagnosis.diagnosis_options import (
+    ConfigOptions,
+    DiagnosisOptions,
+    DoctorOptions,
+    TuneOptions,
+    VerifyOptions,
+)
+
+_MODES = (
+    (InspectOptions, Mode.INSPECT),
+    (ModelsOptions, Mode.MODELS),
+    (ChatsOptions, Mode.CHATS),
+    (QuantizeOptions, Mode.QUANTIZE),
+    (OrderingCreateOptions, Mode.ORDERING_CREATE),
+    (OrderingRenameOptions, Mode.ORDERING_RENAME),
+    (AdapterOptions, Mode.ADAPTER),
+    (ConfigOptions, Mode.CONFIG),
+    (DoctorOptions, Mode.DOCTOR),
+    (VerifyOptions, Mode.VERIFY),
+    (TuneOptions, Mode.TUNE),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +108,22 @@ def utility_command(
     if isinstance(options, ChatsOptions):
         return chats_job(options)
     return _models_job(options) if isinstance(options, ModelsOptions) else _quantize_job(options, token_source)
+
+
+def mode_of_tool(options: ModelToolOptions | DiagnosisOptions) -> Mode:
+    """Returns the mode of a subcommand that needs no model in this process."""
+    return next(mode for options_class, mode in _MODES if isinstance(options, options_class))
+
+
+def tool_writes_answers(job: UtilityCommand) -> bool:
+    """Returns whether a job writes its result to stdout; serving, writing files and deleting do not."""
+    if isinstance(job, ModelsJob):
+        return job.delete is None
+    if isinstance(job, ChatsJob):
+        return job.writes_answer
+    if isinstance(job, OrderingJob):
+        return job.output.path is None
+    return isinstance(job, InspectJob | AdapterInspectJob | DiagnosisJob)
 
 
 def _quantize_job(words: QuantizeOptions, token_source: str) -> QuantizeJob:

@@ -254,3 +254,17 @@ class AdapterMergeOptions:
         None, "--type", metavar="TYPE", help="What the weights of safetensors become in a GGUF file, as of quantize."
     )
     force: bool = option(False, "--force", help="Replace a file that is there.")
+
+
+ModelToolOptions = (
+    InspectOptions
+    | ModelsOptions
+    | ChatsOptions
+    | QuantizeOptions
+    | OrderingCreateOptions
+    | OrderingRenameOptions
+    | AdapterInspectOptions
+    | AdapterConvertOptions
+    | AdapterMergeOptions
+)
+"""The options of the subcommands that need no model in this process."""
