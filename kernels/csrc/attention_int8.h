@@ -300,8 +300,10 @@ struct ByteKv {
         const int first = least > 0 ? least / 4 : 0, last = ((limit < keys ? limit : keys) + 3) / 4;
         const int64_t at = g * kGroup * kBlock;
         float *o = out.o + r * wide + g * kGroup;
-        if (width(g) == kGroup) weigh_bytes<some.rows, 2, some.is_first>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
-        if (width(g) < kGroup) weigh_bytes<some.rows, 1, some.is_first>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
+        if (width(g) == kGroup)
+          weigh_bytes<some.rows, 2, some.is_first>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
+        if (width(g) < kGroup)
+          weigh_bytes<some.rows, 1, some.is_first>(o, high + r, low + r, factor + r, v, v + blocks, at, first, last, wide);
       });
     }
   }
