@@ -302,7 +302,7 @@ template <class Kv> void attend_tiles(const Tiles<Kv> &tiles, mrs_pool *pool) {
 template <class Kv> void attend_step(const mrs_attend &op, const mrs_step *step, mrs_pool *pool) {
   const Tiles<Kv> tiles(op, *step, mrs_pool_size(pool));
   const int64_t tokens = step->num_tokens, threads = mrs_pool_size(pool);
-  if (tokens < 4) {
+  if (tokens < 4) {  // with four and more, sharing them was measured to take less time, or as much (docs/log.md)
     for (int64_t t = 0; t < tokens; ++t) write_token(op, *step, tiles.kv, t);
   } else {
     const int64_t share = std::min<int64_t>((tokens + threads - 1) / threads, 8);

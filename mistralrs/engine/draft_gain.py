@@ -57,7 +57,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """The measured time of steps of one kind, or of a pass of the draft model."""
+    """The measured time of steps of one kind, or of a pass of the draft model, or of a token that it reads."""
 
     seconds: float
     step: int
@@ -90,13 +90,14 @@ class DraftGain:
         self._times: dict[tuple[int, int, int], _Measured] = {}  # by numbers of sequences, tokens and parts
         self._drafted_since: dict[int, int] = {}  # by sequences: steps with drafts since the last one without
         self._pass_time: _Measured | None = None
-        self._token_s: float | None = None  # a token that the draft model reads
+        self._token_time: _Measured | None = None  # of those that the draft model reads
         self._spent_s = 0.0  # by the draft model since the last step
 
     @property
     def affordable_tokens(self) -> int:
         """Tokens that the draft model may read at once."""
-        return int(self.balance_s / 2 / self._token_s) if self._token_s else 32
+        token_s = self._token()
+        return int(self.balance_s / 2 / token_s) if token_s else 32
 
     def choose(self, offers: Sequence[Offer], rows: int, *, in_parts: bool = False) -> tuple[list[int], bool]:
         """How many draft tokens each sequence of a step gets, ``rows`` at most in sum, and whether they are computed in
@@ -161,12 +162,16 @@ class DraftGain:
         """Records that the draft model read ``tokens`` of a text."""
         self._spent_s += seconds
         if tokens >= 8:
-            self._token_s = _averaged(self._token_s, seconds / tokens)
+            self._token_time = self._updated(self._token_time, seconds / tokens, self._known(1, 1))
 
     def _pass(self) -> float:
         """Seconds of a pass of the draft model, guessed where that is not known."""
         known = self._still_known(self._pass_time, self._known(1, 1))
-        return GUESSED_PASS * (self._token_s or 0.0) if known is None else known
+        return GUESSED_PASS * (self._token() or 0.0) if known is None else known
+
+    def _token(self) -> float | None:
+        """Seconds in which the draft model reads a token; None: not known."""
+        return self._still_known(self._token_time, self._known(1, 1))
 
     def _by_chance(self, offers: Sequence[Offer]) -> list[tuple[float, int]]:
         """The chance of each draft token to be of use, and its sequence: the best first, a sequence's in order."""
@@ -228,8 +233,6 @@ class DraftGain:
         return seconds + (rows - fewer) * max(GUESSED_COST * seconds, measured)
 
 
-def _averaged(before: float | None, seconds: float) -> float:
+def _averaged(before: float, seconds: float) -> float:
     """The average with a new measurement, which counts as twice the average at most: a step may be held up."""
-    if before is None:
-        return seconds
     return before + SMOOTHING * (min(seconds, 2 * before) - before)

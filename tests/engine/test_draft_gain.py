@@ -199,6 +199,20 @@ def test_a_pass_that_was_held_up_is_not_believed_for_long(first_pass: float) -> 
     assert after_passes(30, 0.1) == 0
 
 
+def test_a_reading_that_was_held_up_is_not_believed_for_long() -> None:
+    """It bounds what is read next, and few tokens are not measured; a pass is guessed from it, too."""
+    gain, offer = known_times((0.020, 0.022, 0.024, 0.026)), Offer(0.9, 3, from_model=True)
+    gain.on_reading(100, 5.0)
+    gain.on_prefill(5.0)
+    gain.balance_s = FIRST_BALANCE_S
+    assert gain.affordable_tokens < 8
+    assert gain.choose([offer], 3)[0] == [0]
+    for _ in range(FORGET_ONE_AFTER):
+        gain.on_step(1, 1, tokens=1, seconds=0.020)
+    assert gain.affordable_tokens == 32
+    assert gain.choose([offer], 3)[0] == [3]
+
+
 def test_passes_are_faster_on_a_machine_that_became_faster() -> None:
     """Steps with tokens that cost nothing show it; passes that were measured before keep nobody from trying them."""
     gain = DraftGain()
