@@ -80,6 +80,9 @@ static void add_product_ahead(const mrs_weight &w, int64_t panel, const float *c
   }
 }
 
+// Lines of the matrices b that are asked for before they are read. In a wide first-level cache they have room.
+INLINE int64_t lines_ahead() { return (mrs_has_wide_l1 ? kBytesAhead : kBytesAhead / 2) / 64; }
+
 // Pieces of memory that will be read one after the other.
 class Pieces {
   static constexpr int kMost = 64;  // those beyond them are read without notice
@@ -94,7 +97,7 @@ class Pieces {
     for (; next < count; ++next) {
       Piece &piece = pieces[next];
       const int64_t now = lines < piece.lines ? lines : piece.lines;
-      for (int64_t i = 0; ASKS && i < now; ++i) __builtin_prefetch(piece.at + 64 * i);
+      for (int64_t i = 0; ASKS && i < now; ++i) mrs_has_wide_l1 ? __builtin_prefetch(piece.at + 64 * i) : ask_for_line(piece.at + 64 * i);
       piece.at += 64 * now, piece.lines -= now, lines -= now;
       if (piece.lines) return;
     }

@@ -279,9 +279,9 @@ struct Deltas {
     for (int i = 0; i < weights; ++i) groups[i].add_to(behind, next), groups[i].add_to(ahead, next);
     // a few lines of many matrices in turn, which no hardware prefetcher sees coming: asked for on every processor
     if (ahead.begin() == announced)
-      ahead.skip(kBytesAhead / 64);
+      ahead.skip(lines_ahead());
     else
-      ahead.ask(kBytesAhead / 64);
+      ahead.ask(lines_ahead());
     announced = behind.begin();
     for (int i = 0; i < weights; ++i) {
       for (const SameMatrix *group = groups[i].groups; group < groups[i].groups + groups[i].count; ++group)

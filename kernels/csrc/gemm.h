@@ -236,7 +236,6 @@ INLINE void multiply_segment(const Operands &operands, const Segment &segment, c
   const Operand operand = operands.at(segment.operand);
   const Range tiles = segment.tiles;
   if (tiles.begin == tiles.end) return;
-  operands.prepare(segment);
   const Tile first_tile = operands.tile(tiles.begin);
   const int first_tokens = first_tile.tokens, last_tokens = operands.tile(tiles.end - 1).tokens;
   const bool keeps = first_tokens == 8;
@@ -315,6 +314,7 @@ INLINE void gemm(const Operands &operands, int64_t span, int64_t blocks, mrs_poo
       Segment segment = operands.segment(at, end);
       const int64_t first = segment.tiles.begin, tiles = segment.tiles.end - first;
       segment.tiles = {first + block * tiles / blocks, first + (block + 1) * tiles / blocks};
+      operands.prepare(segment);
       multiply_segment(operands, segment, epilogue.of(segment));
       at += segment.end - segment.begin;
     }

@@ -14,27 +14,85 @@
 
 namespace MRS_ISA {
 
-// Fills a tile with a step's rows, normed on the way where the op asks for it.
-INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile &tile, int64_t cols, Needs needs) {
+// Rows of a step as an op reads them: eight of them at most, normed where it asks for that.
+struct StepRows {
+  const mrs_project &op;
+  int64_t cols;
   const float *rows[8];
-  for (int t = 0; t < tile.count; ++t) {
-    const int64_t row = tile.first + t;
-    rows[t] = op.x + (op.logits_only ? step.logits_indices[row] : row) * cols;
-  }
-  if (op.norm.kind == MRS_NORM_NONE) {
-    prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) { return rows[t]; });
-    return;
-  }
   Moments moments[8];
-  int done = 0;
-  for (; done + 4 <= tile.count; done += 4) find_moments<4>(op.norm, rows + done, cols, moments + done);
-  for (; done < tile.count; ++done) find_moments<1>(op.norm, rows + done, cols, moments + done);
-  float normed[cols];
-  prepare_tile(tile, cols, op.outlier_threshold, needs, [&](int t) -> const float * {
+
+  StepRows(const mrs_project &op, const mrs_step &step, int64_t first, int count) : op(op), cols(op.members[0].weight->cols) {
+    for (int t = 0; t < count; ++t) rows[t] = op.x + (op.logits_only ? step.logits_indices[first + t] : first + t) * cols;
+    if (!is_normed()) return;
+    int done = 0;
+    for (; done + 4 <= count; done += 4) find_moments<4>(op.norm, rows + done, cols, moments + done);
+    for (; done < count; ++done) find_moments<1>(op.norm, rows + done, cols, moments + done);
+  }
+
+  bool is_normed() const { return op.norm.kind != MRS_NORM_NONE; }
+
+  // The values of row t: where it is normed, they are written to `normed`.
+  const float *values(int t, float *normed) const {
+    if (!is_normed()) return rows[t];
     normalize(op.norm, rows[t], cols, moments[t], normed);
     return normed;
-  });
+  }
+};
+
+// Fills a tile with a step's rows.
+INLINE void prepare_rows(const mrs_project &op, const mrs_step &step, const Tile &tile, Needs needs) {
+  const StepRows rows(op, step, tile.first, tile.count);
+  float normed[rows.cols];
+  prepare_tile(tile, rows.cols, op.outlier_threshold, needs, [&](int t) { return rows.values(t, normed); });
 }
+
+// The products of a step's rows with the matrices a of their adapters. Each is that of one member and of rows with a common slot,
+// which read a once: of up to four tiles, if their plain values stand row by row.
+class Shrinks {
+  struct Work {
+    int64_t first;  // the group's rows are counted from here
+    Deltas::Group group;
+  };
+  const mrs_project &op;
+  const Deltas &deltas;
+  const bool from_memory;  // a comes from memory; many rows find it in the caches
+  const Work *work = nullptr;
+  int64_t groups = 0;
+
+ public:
+  // at_once: rows that may be one product's.
+  Shrinks(const mrs_project &op, const Deltas &deltas, int64_t rows, int64_t at_once)
+      : op(op), deltas(deltas), from_memory(rows <= Additions::kRows) {
+    static thread_local ThreadMemory memory;
+    if (!deltas.act) return;
+    Work *found = (Work *)memory.get(deltas.total * sizeof(Work));
+    for (int64_t first = 0; first < rows; first += at_once) {
+      const int count = int(rows - first < at_once ? rows - first : at_once);
+      Deltas::Uses uses[32];
+      for (int r = 0; r < count; ++r) uses[r] = deltas.uses_of(deltas.row_of(op.logits_only, first + r));
+      deltas.for_groups(uses, count, [&](const Deltas::Group &group) { found[groups++] = {first, group}; });
+    }
+    work = found;
+  }
+
+  int64_t count() const { return groups * op.num_members; }
+
+  // Computes the i-th. plain(tile) gives the plain values of a tile's rows.
+  template <class PlainOf> void run(int64_t i, PlainOf &&plain) const {
+    const int m = int(i % op.num_members);
+    const Work &w = work[i / op.num_members];
+    const mrs_linear &next = op.members[(i + 1) % op.num_members];
+    const int next_slot = work[(i + 1) / op.num_members % groups].group.slot;
+    const mrs_weight *next_a = next.deltas && from_memory ? next.deltas[next_slot].a : nullptr;
+    deltas.shrink(
+        op.members[m], m, w.group, plain(w.first / 8).stride,
+        [&](int r) {
+          const PlainRows of_tile = plain((w.first + r) / 8);
+          return of_tile.x + (w.first + r) % 8 * of_tile.row;
+        },
+        [&](int r) { return deltas.row_of(op.logits_only, w.first + r); }, next_a ? next_a->data : nullptr);
+  }
+};
 
 // Weights that a thread begins to read at most while another one rounds.
 constexpr int64_t kReadBytes = 256 << 10;
@@ -43,9 +101,9 @@ constexpr int kPatience = 256;
 
 // The members of a projection, all of which multiply the same rows.
 struct Members {
-  // The tiles that a thread rounded for itself.
+  // What a thread made for itself: tiles, and plain rows.
   struct Own {
-    ThreadMemory memory;
+    ThreadMemory memory, plain_memory;
     uint8_t *tiles = nullptr;
     uint64_t turn = 0;
   };
@@ -58,10 +116,11 @@ struct Members {
   float outlier_threshold;
   Needs needs = {};
   uint64_t turn = 0;  // not 0: each thread rounds all rows into memory of its own, once for each turn
-  Own *caller = nullptr;  // not null: it rounds the row in the job, and the others read weights meanwhile
-  alignas(64) mutable int32_t is_rounded = 0;
+  Own *caller = nullptr;  // not null: it rounds the rows in the job
+  alignas(64) mutable int64_t is_rounded = 0, num_shrunk = 0, next_shrink = 0;
   alignas(64) const mrs_project *op = nullptr;
   const mrs_step *step = nullptr;
+  const Shrinks *shrinks = nullptr;
 
   Members(const mrs_project &op, int64_t rows_, bool adapted)
       : rows(rows_), scratch(op.scratch), outlier_threshold(op.outlier_threshold) {
@@ -99,18 +158,32 @@ struct Members {
     op = &of, step = &in, turn = __atomic_add_fetch(&turns, 1, __ATOMIC_RELAXED);
   }
 
-  // Lets the caller round its row when the others have joined the job: they read their first weights meanwhile, for memory
-  // would have nothing to do.
-  void round_in_job(const mrs_project &of, const mrs_step &in) { op = &of, step = &in, caller = &own(); }
+  // Lets the caller round the rows when the others have joined the job. Meanwhile these begin with the shrinks and read their
+  // first weights, for memory would have nothing to do.
+  void round_in_job(const mrs_project &of, const mrs_step &in, const Shrinks &and_shrinks) {
+    op = &of, step = &in, shrinks = &and_shrinks, caller = &own();
+  }
 
-  void round(int64_t i) const { prepare_rows(*op, *step, tile(i), op->members[0].weight->cols, needs); }
+  void round(int64_t i) const { prepare_rows(*op, *step, tile(i), needs); }
 
-  // Called before a thread multiplies the panels of a segment: rounds its tiles, if it has tiles of its own.
+  PlainRows plain(int64_t i) const { return plain_rows(tile(i), op->members[0].weight->cols, needs); }
+
+  // Called before a thread multiplies the panels of a segment: sees to it that all rows are rounded and all shrinks computed.
   void prepare(const Segment &segment) const {
-    if (caller && !__atomic_load_n(&is_rounded, __ATOMIC_ACQUIRE)) {
-      if (caller != &own()) return read_until(is_rounded, segment);
-      for (int64_t i = 0; i < num_tiles(); ++i) round(i);
-      __atomic_store_n(&is_rounded, 1, __ATOMIC_RELEASE);
+    if (caller && !is_prepared()) {
+      if (caller == &own()) {
+        for (int64_t i = 0; i < num_tiles(); ++i) round(i);
+        __atomic_store_n(&is_rounded, 1, __ATOMIC_RELEASE);
+        shrink([&](int64_t i) { return plain(i); });
+      } else {
+        const float *rows = nullptr;
+        const int64_t cols = op->members[0].weight->cols;
+        shrink([&](int64_t i) {
+          if (!rows) rows = own_rows();
+          return PlainRows{rows + 8 * i * cols, cols, 1};
+        });
+      }
+      read_until_prepared(segment);
     }
     if (!turn || own().turn == turn) return;
     Own &mine = own();
@@ -118,12 +191,43 @@ struct Members {
     for (int64_t i = 0; i < num_tiles(); ++i) round(i);
   }
 
-  // Reads weights of a segment in the order in which they are multiplied, until `flag` is set: as many as the second-level
+  bool is_prepared() const {
+    return __atomic_load_n(&is_rounded, __ATOMIC_ACQUIRE) && __atomic_load_n(&num_shrunk, __ATOMIC_ACQUIRE) == shrinks->count();
+  }
+
+  // Computes shrinks until each was begun by some thread. plain: see Shrinks::run.
+  template <class PlainOf> void shrink(PlainOf &&plain) const {
+    const int64_t count = shrinks->count();
+    while (__atomic_load_n(&next_shrink, __ATOMIC_RELAXED) < count) {
+      const int64_t i = __atomic_fetch_add(&next_shrink, 1, __ATOMIC_RELAXED);
+      if (i >= count) return;
+      shrinks->run(i, plain);
+      __atomic_fetch_add(&num_shrunk, 1, __ATOMIC_RELEASE);
+    }
+  }
+
+  // The plain values of all rows, for a thread that does not wait for the caller's.
+  const float *own_rows() const {
+    if (op->norm.kind == MRS_NORM_NONE && !op->logits_only) return op->x;
+    const int64_t cols = op->members[0].weight->cols;
+    float *all = (float *)own().plain_memory.get(rows * cols * sizeof(float));
+    for (int64_t first = 0; first < rows; first += 8) {
+      const int count = int(rows - first < 8 ? rows - first : 8);
+      const StepRows of_step(*op, *step, first, count);
+      for (int t = 0; t < count; ++t) {
+        float *to = all + (first + t) * cols;
+        const float *values = of_step.values(t, to);
+        if (values != to) std::memcpy(to, values, cols * sizeof(float));
+      }
+    }
+    return all;
+  }
+
+  // Reads weights of a segment in the order in which they are multiplied, until all is prepared: as many as the second-level
   // cache has room for.
-  void read_until(const int32_t &flag, const Segment &segment) const {
+  void read_until_prepared(const Segment &segment) const {
     const Operand &operand = at(segment.operand);
     const mrs_weight *const weights[] = {operand.weight, operand.second};
-    const auto is_set = [&] { return __atomic_load_n(&flag, __ATOMIC_ACQUIRE); };
     int64_t room = kReadBytes;
     for (int64_t panel = segment.begin; panel < segment.end && room > 0; ++panel)
       for (const mrs_weight *w : weights) {
@@ -131,12 +235,13 @@ struct Members {
         const int64_t bytes = view_of(w->type, w->cols).bytes;
         const uint8_t *data = w->data + panel * bytes;
         for (int64_t i = 0; i < bytes; i += 64) {
-          if (i % 512 == 0 && is_set()) return;
+          if (i % 512 == 0 && is_prepared()) return;
           *(const volatile uint8_t *)(data + i);
         }
         room -= bytes;
       }
-    for (int turns = 0; !is_set(); ++turns) turns < kPatience ? relax() : (void)sched_yield();  // the caller may need this core
+    for (int turns = 0; !is_prepared(); ++turns)
+      turns < kPatience ? relax() : (void)sched_yield();  // another thread may need this core
   }
 
   // Blocks of tiles. A thread that rounds rows and multiplies them with all weights keeps them in its caches; in turn it
@@ -237,47 +342,6 @@ struct ProjectEpilogue {
   }
 };
 
-// Computes u of all rows: a thread takes a member and rows with a common slot, up to four tiles of them, and reads a once.
-INLINE void shrink_rows(const mrs_project &op, const Deltas &deltas, const Members &members, mrs_pool *pool) {
-  struct Work {
-    int64_t first;  // the group's rows are counted from here
-    Deltas::Group group;
-  };
-  static thread_local ThreadMemory memory;
-  Work *work = (Work *)memory.get(deltas.total * sizeof(Work));
-  const int64_t cols = op.members[0].weight->cols, most = members.needs.rows ? 32 : 8;  // a tile of floats has its own stride
-  int64_t count = 0;
-  for (int64_t first = 0; first < members.rows; first += most) {
-    const int rows = int(members.rows - first < most ? members.rows - first : most);
-    Deltas::Uses uses[32];
-    for (int r = 0; r < rows; ++r) uses[r] = deltas.uses_of(deltas.row_of(op.logits_only, first + r));
-    deltas.for_groups(uses, rows, [&](const Deltas::Group &group) { work[count++] = {first, group}; });
-  }
-  const auto shrink = [&](int64_t i) {
-    const int m = int(i % op.num_members);
-    const Work &w = work[i / op.num_members];
-    const mrs_linear &next = op.members[(i + 1) % op.num_members];
-    const int next_slot = work[(i + 1) / op.num_members % count].group.slot;
-    // many rows find a in the caches
-    const mrs_weight *next_a = next.deltas && members.rows <= Additions::kRows ? next.deltas[next_slot].a : nullptr;
-    const auto plain = [&](int64_t tile) { return plain_rows(members.tile(tile), cols, members.needs); };
-    deltas.shrink(
-        op.members[m], m, w.group, plain(w.first / 8).stride,
-        [&](int r) {
-          const PlainRows of_tile = plain((w.first + r) / 8);
-          return of_tile.x + (w.first + r) % 8 * of_tile.row;
-        },
-        [&](int r) { return deltas.row_of(op.logits_only, w.first + r); }, next_a ? next_a->data : nullptr);
-  };
-  const int64_t shrinks = count * op.num_members;
-  // a smaller one takes less time than waking a thread
-  if (shrinks * cols < 3072) {
-    for (int64_t i = 0; i < shrinks; ++i) shrink(i);
-  } else {
-    parallel_for(pool, shrinks, [&](int64_t i) { shrink(i); });
-  }
-}
-
 // Values of all rows below which they are rounded where the products are computed.
 constexpr int64_t kFewValues = 16384;
 
@@ -287,19 +351,23 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   if (!rows) return;
   const Deltas deltas(*step, op.members, op.num_members, 1);
   Members members(op, rows, deltas.act);
-  auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), cols, members.needs); };
+  const Shrinks shrinks(op, deltas, rows, members.needs.rows ? 32 : 8);  // a tile of floats has its own stride
+  const auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), members.needs); };
+  const auto shrink = [&](int64_t i) {
+    shrinks.run(i, [&](int64_t tile) { return plain_rows(members.tile(tile), cols, members.needs); });
+  };
   const int64_t span = members.span(pool), threads = mrs_pool_size(pool);
-  // rounding few rows takes less time than waking a thread
   if (rows * cols >= kFewValues) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
+    parallel_for(pool, shrinks.count(), [&](int64_t i) { shrink(i); });
   } else if (!deltas.act && rows > 1 && threads > 1) {
     members.round_in_each_thread(op, *step);
-  } else if (!deltas.act && threads > 1 && members.panels() > span * (threads - 1)) {  // the caller will have a turn
-    members.round_in_job(op, *step);
+  } else if (threads > 1 && members.panels() > span * (threads - 1)) {  // the caller will have a turn
+    members.round_in_job(op, *step, shrinks);
   } else {
     for (int64_t i = 0; i < members.num_tiles(); ++i) prepare(i);
+    for (int64_t i = 0; i < shrinks.count(); ++i) shrink(i);
   }
-  if (deltas.act) shrink_rows(op, deltas, members, pool);
   const bool streams = streams_values(rows * 16 * members.panels(), pool);
   gemm(members, span, members.blocks(pool), pool, ProjectEpilogue{op, deltas, rows, streams});
 }

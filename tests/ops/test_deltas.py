@@ -124,6 +124,22 @@ def test_a_token_alone_is_the_token_in_a_batch(isa: str, type_: str) -> None:
 
 
 @for_every_isa
+@pytest.mark.parametrize("type_", ["BF16", "Q8_0", "Q4_K"])
+def test_few_rows_on_any_number_of_threads(isa: str, type_: str) -> None:
+    """Bit for bit: one thread rounds the rows while the others multiply them with the adapters' matrices."""
+    random = Random(11)
+    for tokens in (1, 2, 4, 5, 8):
+        base = projection("store", tokens, type_=type_, seed=tokens)
+        some = tuple(sorted(random.sample(range(tokens), random.randint(1, tokens))))
+        for norm in (base.norm, None):
+            for indices in (None, some):
+                op = replace(base, norm=norm, logits_indices=indices)
+                expected = op.run(native(isa, threads=1))
+                for threads in (2, 3, 2, 3):
+                    assert all(map(torch.equal, op.run(native(isa, threads=threads)), expected))
+
+
+@for_every_isa
 def test_uses_up_to_the_limit_of_those_that_are_added_at_once(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit those of each token alone: up to 64 tokens with 64 uses in all, and more."""
     slots = 12
