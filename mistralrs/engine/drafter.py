@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DOUBT = 0.6
+DOUBT = 0.45
 """Share of a draft's chance that counts for a sequence whose earlier drafts cost more than they gave."""
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 MAX_STEPS = 8
 SECONDS = 0.06
 """Time that steps in a row may take: readers hardly see that tokens come together."""
-TOKENS_PER_STEP = 2
-"""Tokens without use for draft tokens after which one more step may follow: drafts are missed in it."""
 SMOOTHING = 0.3
 """Weight of the newest measurement in the exponential average."""
 
@@ -26,11 +24,12 @@ class MultiStep:
         self._num_plain = 0  # tokens of each sequence since draft tokens were of use, or a prompt came
 
     def limit(self, num_seqs: int) -> int:
-        """Steps of so many sequences that may be made in a row now, at least one."""
+        """Steps of so many sequences that may be made in a row now, at least one: one more for each token without use
+        for draft tokens, as drafts are missed in all but the first."""
         if num_seqs > self._num_seqs:  # they take longer than those that were measured
             return 1
         count = min(MAX_STEPS, int(SECONDS / max(self._step_s, 1e-6)))
-        return max(min(count, 1 + self._num_plain // TOKENS_PER_STEP) if self._has_drafts else count, 1)
+        return max(min(count, 1 + self._num_plain) if self._has_drafts else count, 1)
 
     def on_decode(self, num_seqs: int, num_steps: int, seconds: float) -> None:
         """Records steps in a row of so many sequences, without draft tokens, that took ``seconds`` together."""

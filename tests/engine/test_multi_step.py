@@ -53,9 +53,8 @@ def test_steps_in_a_row_take_as_long_as_readers_may_wait() -> None:
 
 def test_draft_tokens_that_are_of_use_keep_steps_single() -> None:
     steps = MultiStep(has_drafts=True)
-    steps.on_decode(1, 1, 0.001)
     assert steps.limit(1) == 1
-    for _ in range(2 * multi_step.TOKENS_PER_STEP):
+    for _ in range(2):
         steps.on_decode(1, 1, 0.001)
     assert steps.limit(1) == 3
     steps.on_drafts(0)
@@ -207,7 +206,6 @@ def answers(
 ) -> tuple[list[tuple[Delta, Finished]], int, int]:
     """The joined events and the end of each request, the calls of the library for steps, and the steps."""
     monkeypatch.setattr(multi_step, "MAX_STEPS", max_steps)
-    monkeypatch.setattr(multi_step, "TOKENS_PER_STEP", 1)
     monkeypatch.setattr(multi_step, "SECONDS", 10.0)  # however busy the machine is
     calls: Counter[str] = Counter()
     library = CountingLibrary(cpu.load(), calls)
