@@ -299,7 +299,7 @@ INLINE int64_t equal_span(int64_t panels, int64_t panel_bytes, int64_t threads) 
 //
 // Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
 // belongs to its first operand, with all of its tiles; at(operand) and tile(i); and prepare(segment), which each thread calls before
-// it reads a tile. Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where values[t] are 16 rows of
+// it reads a tile or asks for the segment's epilogue. Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where values[t] are 16 rows of
 // the tile's token t, and second[t] those of the operand's second weight, if it has one; epilogue.of(segment) is the one for a
 // segment's panels. For tiles of 8, epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that
 // the epilogue will write; for a first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead)
