@@ -97,7 +97,11 @@ class Pieces {
     for (; next < count; ++next) {
       Piece &piece = pieces[next];
       const int64_t now = lines < piece.lines ? lines : piece.lines;
-      for (int64_t i = 0; ASKS && i < now; ++i) mrs_has_wide_l1 ? __builtin_prefetch(piece.at + 64 * i) : ask_for_line(piece.at + 64 * i);
+      for (int64_t i = 0; ASKS && i < now; ++i)
+        if (mrs_has_wide_l1)
+          __builtin_prefetch(piece.at + 64 * i);
+        else
+          ask_for_line(piece.at + 64 * i);
       piece.at += 64 * now, piece.lines -= now, lines -= now;
       if (piece.lines) return;
     }

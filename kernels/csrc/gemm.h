@@ -297,13 +297,14 @@ INLINE int64_t equal_span(int64_t panels, int64_t panel_bytes, int64_t threads) 
 // Multiplies every panel of every operand with the operand's tiles; a thread takes `span` panels at a time, and of each operand's
 // tiles one of `blocks` equal parts. The blocks are parts of the job: a block's products are mostly computed by one thread.
 //
-// Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of panels that
-// belongs to its first operand, with all of its tiles; at(operand) and tile(i); and prepare(segment), which each thread calls before
-// it reads a tile or asks for the segment's epilogue. Epilogue is called as epilogue(operand, panel, live_rows, tile, values, second), where values[t] are 16 rows of
-// the tile's token t, and second[t] those of the operand's second weight, if it has one; epilogue.of(segment) is the one for a
-// segment's panels. For tiles of 8, epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that
-// the epilogue will write; for a first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead)
-// adds to `ahead` what it will read. epilogue.streams: it uses store_line() with that.
+// Operands has outlier_threshold; panels(), the number of panels of all operands; segment(from, to), the part of this range of
+// panels that belongs to its first operand, with all of its tiles; at(operand) and tile(i); and prepare(segment), which each
+// thread calls before it reads a tile or asks for the segment's epilogue. Epilogue is called as epilogue(operand, panel,
+// live_rows, tile, values, second), where values[t] are 16 rows of the tile's token t, and second[t] those of the operand's
+// second weight, if it has one; epilogue.of(segment) is the one for a segment's panels. For tiles of 8,
+// epilogue.ask_for_output(operand, panel, tile) comes before that and asks for the lines that the epilogue will write; for a
+// first tile whose panels are multiplied one by one, epilogue.ask_for(segment, panel, ahead) adds to `ahead` what it will read.
+// epilogue.streams: it uses store_line() with that.
 template <class Operands, class Epilogue>
 INLINE void gemm(const Operands &operands, int64_t span, int64_t blocks, mrs_pool *pool, const Epilogue &epilogue) {
   const int64_t total = operands.panels(), chunks = (total + span - 1) / span;

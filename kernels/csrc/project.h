@@ -111,7 +111,7 @@ struct Members {
   Operand operands[4];
   int64_t ends[4];  // panels up to the end of each operand
   int count;
-  int64_t rows, tile_bytes;
+  int64_t rows, cols, tile_bytes;
   uint8_t *scratch;
   float outlier_threshold;
   Needs needs = {};
@@ -123,7 +123,7 @@ struct Members {
   const Shrinks *shrinks = nullptr;
 
   Members(const mrs_project &op, int64_t rows_, bool adapted)
-      : rows(rows_), scratch(op.scratch), outlier_threshold(op.outlier_threshold) {
+      : rows(rows_), cols(op.members[0].weight->cols), scratch(op.scratch), outlier_threshold(op.outlier_threshold) {
     const bool gated = op.epilogue == MRS_EPILOGUE_GATED;
     count = gated ? 1 : op.num_members;
     for (int m = 0; m < count; ++m) {
@@ -132,7 +132,7 @@ struct Members {
     }
     for (int m = 0; m < op.num_members; ++m) needs.add(op.members[m].weight->type, outlier_threshold);
     needs.rows = adapted && !needs.floats;
-    tile_bytes = bytes_of_tile(op.members[0].weight->cols, needs);
+    tile_bytes = bytes_of_tile(cols, needs);
   }
 
   int64_t panels() const { return ends[count - 1]; }
@@ -166,7 +166,7 @@ struct Members {
 
   void round(int64_t i) const { prepare_rows(*op, *step, tile(i), needs); }
 
-  PlainRows plain(int64_t i) const { return plain_rows(tile(i), op->members[0].weight->cols, needs); }
+  PlainRows plain(int64_t i) const { return plain_rows(tile(i), cols, needs); }
 
   // Called before a thread multiplies the panels of a segment: sees to it that all rows are rounded and all shrinks computed.
   void prepare(const Segment &segment) const {
@@ -177,7 +177,6 @@ struct Members {
         shrink([&](int64_t i) { return plain(i); });
       } else {
         const float *rows = nullptr;
-        const int64_t cols = op->members[0].weight->cols;
         shrink([&](int64_t i) {
           if (!rows) rows = own_rows();
           return PlainRows{rows + 8 * i * cols, cols, 1};
@@ -209,7 +208,6 @@ struct Members {
   // The plain values of all rows, for a thread that does not wait for the caller's.
   const float *own_rows() const {
     if (op->norm.kind == MRS_NORM_NONE && !op->logits_only) return op->x;
-    const int64_t cols = op->members[0].weight->cols;
     float *all = (float *)own().plain_memory.get(rows * cols * sizeof(float));
     for (int64_t first = 0; first < rows; first += 8) {
       const int count = int(rows - first < 8 ? rows - first : 8);
@@ -347,17 +345,15 @@ constexpr int64_t kFewValues = 16384;
 
 void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const mrs_project &op = *(const mrs_project *)self;
-  const int64_t cols = op.members[0].weight->cols, rows = op.logits_only ? step->num_logits : step->num_tokens;
+  const int64_t rows = op.logits_only ? step->num_logits : step->num_tokens;
   if (!rows) return;
   const Deltas deltas(*step, op.members, op.num_members, 1);
   Members members(op, rows, deltas.act);
   const Shrinks shrinks(op, deltas, rows, members.needs.rows ? 32 : 8);  // a tile of floats has its own stride
   const auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), members.needs); };
-  const auto shrink = [&](int64_t i) {
-    shrinks.run(i, [&](int64_t tile) { return plain_rows(members.tile(tile), cols, members.needs); });
-  };
+  const auto shrink = [&](int64_t i) { shrinks.run(i, [&](int64_t tile) { return members.plain(tile); }); };
   const int64_t span = members.span(pool), threads = mrs_pool_size(pool);
-  if (rows * cols >= kFewValues) {
+  if (rows * members.cols >= kFewValues) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
     parallel_for(pool, shrinks.count(), [&](int64_t i) { shrink(i); });
   } else if (!deltas.act && rows > 1 && threads > 1) {
