@@ -25,19 +25,22 @@ struct Term {
   int32_t *words16;  // (cols / 32, TOKENS)
 };
 
-// The coarse term of a quad. One of zeros changes no sum.
+// The coarse term of a token's quad.
 struct Outlier {
-  int32_t quad;  // its first column / 4
-  int32_t q;     // four int8 values
+  uint32_t place;  // 8 * (the quad's first column / 4) + the token
+  int32_t q;       // four int8 values
   float d;
   int32_t sum;  // minus the sum of q
+
+  uint32_t quad() const { return place / 8; }
+  int token() const { return place % 8; }
 };
 
-// The beginning of a tile. Tokens with about as many outliers stand side by side (Acts::side()).
+// The beginning of a tile.
 struct TileHead {
   int32_t two_terms;  // not zero: all groups have the residual term
-  uint8_t order[8];   // the tokens, those with most outliers first
-  int32_t counts[8];  // the outliers of the token of each place, and the zeros behind them
+  int32_t in_rows;    // not zero: all outliers of a token stand together, as if 256 columns were a whole row; for 8 tokens and types
+                      // whose kernels do not go block by block
   float steps32[2][8], steps16[2][8];  // each token's units of its paired sums, of the first and of the residual term
 };
 static_assert(sizeof(TileHead) <= 192);
@@ -46,14 +49,12 @@ static_assert(sizeof(TileHead) <= 192);
 struct Acts {
   TileHead *head;
   Term first, residual;
-  Outlier *outliers;  // (TOKENS, room) each token's in ascending order; in the place of `residual`
-  int64_t room;       // quads of a row
+  // In the place of `residual`, token by token in ascending order, those of strip i (layout.h) from starts[i] to starts[i + 1]. A
+  // strip's weights are in the first-level cache when the sums of its block have been computed.
+  Outlier *outliers;
+  int32_t *starts;
   float *x;           // (cols, TOKENS) or (TOKENS, cols) the plain values, see Needs
   int32_t *pairs;     // (cols / 2, TOKENS) two columns as bfloat16; behind an odd last one stands a zero
-
-  // Tokens whose outliers are multiplied side by side, of 8. Two chains of additions keep the processor busy, and few tokens
-  // are filled up with few zeros; but each two pass over the panel anew, and a long one is not in the first-level cache.
-  int side() const { return room > 256 ? 4 : 2; }
 };
 
 INLINE bool is_float(int type) { return type == MRS_F32 || type == MRS_F16 || type == MRS_BF16; }
@@ -110,8 +111,9 @@ INLINE Acts acts_at(uint8_t *base, int64_t cols, int tokens) {
   const int64_t groups = (cols + 31) / 32;
   Acts a;
   a.head = (TileHead *)base, base += 192;
+  a.starts = (int32_t *)base, base += strip_bytes(cols);
   a.first = term_at(base, groups, tokens);
-  a.outliers = (Outlier *)base, a.room = groups * 8;
+  a.outliers = (Outlier *)base;
   uint8_t *second = base;
   a.residual = term_at(second, groups, tokens);
   a.x = (float *)(base + groups * kOutlierBytes * tokens);

@@ -80,8 +80,18 @@ constexpr int lines_of_group(int type) {
 // Bytes of 32 columns of a token in a tile of activations (activations.h): an int8 term, and the coarse terms of 8 quads.
 constexpr int64_t kTermBytes = 68, kOutlierBytes = 128;
 
+// The outliers of 256 columns and up to four tokens of a tile stand together, in a strip. The strip of token t, of `tokens`, in the
+// block-th 256 columns.
+constexpr int64_t strip_of(int64_t block, int tokens, int t) { return block * (tokens > 4 ? 2 : 1) + t / 4; }
+constexpr int64_t num_strips(int64_t cols, int tokens) { return strip_of((cols + 255) / 256, tokens, 0); }
+
+// Bytes of the numbers that say where each strip's outliers begin, and where the last one's end.
+constexpr int64_t strip_bytes(int64_t cols) { return (num_strips(cols, 8) * 4 + 4 + 63) / 64 * 64; }
+
 // Bytes of a tile of 8 tokens without its plain values.
-constexpr int64_t activation_bytes(int64_t cols) { return 192 + (cols + 31) / 32 * 8 * (kTermBytes + kOutlierBytes); }
+constexpr int64_t activation_bytes(int64_t cols) {
+  return 192 + strip_bytes(cols) + (cols + 31) / 32 * 8 * (kTermBytes + kOutlierBytes);
+}
 
 constexpr int64_t kSamplingTile = 64;  // scores of a tile
 

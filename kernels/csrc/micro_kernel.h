@@ -55,7 +55,7 @@ INLINE void add_second(const Kept<F> *const *kept, const Acts &a, int64_t cols, 
     const auto group = [&](int p, uint32_t quad) -> const auto & { return kept[p][quad / 8 / GROUPS].groups[quad / 8 % GROUPS]; };
     const auto line = [&](int p, uint32_t quad) { return load_i(&group(p, quad).lines[quad % 8]); };
     const auto scale = [&](int p, uint32_t quad) { return group(p, quad).d[F::SUB == 32 ? 0 : quad % 8 / 4]; };
-    add_outliers<F, TOKENS, PANELS>(a, line, scale, out);
+    add_outliers<F, TOKENS, PANELS>(a, cols, line, scale, out);
     return;
   }
   for (int p = 0; p < PANELS; ++p, out += 128) {

@@ -127,23 +127,6 @@ template <class F> INLINE Vf scale_of_quad(const Panel &panel, const panel_view 
   return F::scale(panel.packed + at.scales, panel.packed + at.quants, quad % kQuads<F> / (F::SUB / 4));
 }
 
-// The coarse terms of a single token, whose quads ascend: each is added when its block has been read and lies in the
-// first-level cache. The sum is that of add_outliers.
-struct Outliers {
-  const Outlier *next, *end;
-  Vf sum = zero_f();
-
-  explicit Outliers(const Acts &a) : next(a.outliers + a.head->order[0] * a.room), end(next + a.head->counts[0]) {}
-
-  template <class F> ALWAYS_INLINE void add_block(const Panel &panel, const panel_view &view, int64_t block) {
-    for (; next != end && next->quad < (block + 1) * kQuads<F>; ++next) {
-      const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(next->sum)) : zero_i();
-      const Vi dot = dot4_at<F::BITS>(start, line_of_quad<F>(panel, view, next->quad), &next->q);
-      sum = fma(mul(to_float(dot), scale_of_quad<F>(panel, view, next->quad)), set_f(next->d), sum);
-    }
-  }
-};
-
 // out: (TOKENS, 16) products of one panel with a tile of few tokens.
 template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   const panel_view view = view_of(F::type, cols);
@@ -154,8 +137,7 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
   const int64_t near_end = !panel.next ? -1 : from_end > 0 ? from_end : 0;
   int64_t group = 0;
   int32_t two_terms = a.head->two_terms;
-  Outliers outliers(a);
-  if (two_terms) outliers.end = outliers.next;
+  OutlierSums<F, TOKENS> outliers;
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *scales = panel.packed + at.scales, *quants = panel.packed + at.quants;
@@ -191,18 +173,15 @@ template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t col
     }
     end_block<F>(s.minima, &s.m, a.first, b, sums);
     if (two_terms) end_block<F>(s.minima, &s.m, a.residual, b, residual);
-    if constexpr (TOKENS == 1) outliers.add_block<F>(panel, view, b);
+    if (ends_strip<F>(b, view.blocks))
+      outliers.add_strip(a, strip_block<F>(b), 0, [&](int, uint32_t quad) { return line_of_quad<F>(panel, view, quad); },
+                         [&](int, uint32_t quad) { return scale_of_quad<F>(panel, view, quad); });
   }
   for (int t = 0; t < TOKENS; ++t) {
     const Vf sum = sum_of<F>(sums, *a.head, 0, t);
     store_f(out + 16 * t, two_terms ? add(sum, sum_of<F>(residual, *a.head, 1, t)) : sum);
   }
-  if constexpr (TOKENS == 1) {
-    if (!two_terms) store_f(out, add(load_f(out), outliers.sum));
-  } else if (!two_terms) {
-    add_outliers<F, TOKENS>(a, [&](int, uint32_t quad) { return line_of_quad<F>(panel, view, quad); },
-                            [&](int, uint32_t quad) { return scale_of_quad<F>(panel, view, quad); }, out);
-  }
+  if (!two_terms) outliers.add_to(out);
 }
 
 }  // namespace MRS_ISA

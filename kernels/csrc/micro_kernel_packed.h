@@ -81,13 +81,14 @@ INLINE Ahead multiply_narrow(const uint8_t *const *packed, const panel_view &vie
   return ahead;
 }
 
-// The same for a wide type and all tokens: out[128 * p + 16 * i] = the product of panel p with one term of token i. term: its
-// number. The second four tokens find the block in the first-level cache, and its scales unpacked.
+// The same for a wide type and all tokens: out[128 * p + 16 * i] = the product of panel p with one term of token i, to which the
+// coarse terms are added. term: its number. The second four tokens find the block in the first-level cache, and its scales unpacked.
 template <class F, int PANELS, int TILE, class Ahead>
 INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, const Acts &a, int term, Ahead ahead,
                           float *out) {
   const Term &of = term ? a.residual : a.first;
   BlockSums<F, PANELS, TILE> finished(out);
+  OutlierSums<F, TILE, PANELS> outliers;
   for (int64_t b = 0; b < view.blocks; ++b) {
     const panel_block at = view.block(b);
     const uint8_t *quants[PANELS];
@@ -105,9 +106,12 @@ INLINE void multiply_wide(const uint8_t *const *packed, const panel_view &view, 
         add_groups<F, PANELS, TILE>(quants, scale, n, of, 8 * b + n * F::INNER, t, ahead, sums);
       end_block_side<F, PANELS, TILE>([&](int p, int k) { return scales[p].minima[k]; }, [&](int p) { return scales[p].m; }, of, b,
                                       t, sums, out + 16 * t, finished.minima + 16 * t);
+      outliers.add_strip(a, b, t, [&](int p, uint32_t quad) { return line_of<F>(quants[p], quad / 8 % 8, quad % 8); },
+                         [&](int p, uint32_t quad) { return scale(p, quad % 64 / (F::SUB / 4)); });
     }
   }
   finished.finish(a, term);
+  outliers.add_to(out);
 }
 
 // The same for one term of all tokens.
@@ -125,6 +129,9 @@ INLINE void multiply_packed(const uint8_t *const *packed, const panel_view &view
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) store_f(out + 128 * p + 16 * (t + i), sums[4 * p + i]);
     }
+    const auto panel = [&](int p) { return Panel{packed[p], nullptr, nullptr, nullptr}; };
+    add_outliers<F, TILE, PANELS>(a, 32 * view.blocks, [&](int p, uint32_t quad) { return line_of_quad<F>(panel(p), view, quad); },
+                                  [&](int p, uint32_t quad) { return scale_of_quad<F>(panel(p), view, quad); }, out);
   }
 }
 
@@ -137,12 +144,7 @@ void micro_kernel_packed(const uint8_t *panels, int64_t stride, int64_t cols, co
   // without a branch between the products: where nothing is wanted, what is in the cache is asked for
   const Asking ahead = {wanted.begin < wanted.end ? wanted.begin : panels};
   multiply_packed<F, PANELS, TILE>(packed, view, a, 0, ahead, out);
-  if (!a.head->two_terms) {
-    const auto panel = [&](int p) { return Panel{packed[p], nullptr, nullptr, nullptr}; };
-    add_outliers<F, TILE, PANELS>(a, [&](int p, uint32_t quad) { return line_of_quad<F>(panel(p), view, quad); },
-                                  [&](int p, uint32_t quad) { return scale_of_quad<F>(panel(p), view, quad); }, out);
-    return;
-  }
+  if (!a.head->two_terms) return;
   alignas(64) float residual[PANELS * 128];
   multiply_packed<F, PANELS, TILE>(packed, view, a, 1, NotAsking(), residual);
   for (int p = 0; p < PANELS; ++p)
@@ -174,20 +176,13 @@ INLINE micro_kernel_side_fn micro_kernel_packed_of(int type, int panels, int tok
   return pick.fn;
 }
 
-// Whether a tile has so few outliers that unpacking the weights of each by themselves takes less time than keeping all that are
-// unpacked.
-INLINE bool has_few_outliers(const Acts &a) {
-  int64_t count = 0;
-  for (int32_t of_token : a.head->counts) count += of_token;
-  return !a.head->two_terms && 4 * count <= a.room;
-}
-
 // Whether `tiles` tiles of 8 tokens, of which `first` is the first, are multiplied with packed panels, if their type has
-// micro-kernels for that. One tile is with panels of K types, where that was measured (docs/log.md).
+// micro-kernels for that: of K types where that was measured, and two tiles of two terms take longer so (docs/log.md).
 INLINE bool is_multiplied_packed(int type, int64_t tiles, const Acts &first) {
   Needs needs = {};
   visit_type(type, needs);
-  return needs.wide ? tiles == 1 && !mrs_has_wide_l1 && has_few_outliers(first) : tiles <= 2;
+  if (!needs.wide) return tiles <= 2;
+  return !mrs_has_wide_l1 && tiles <= (first.head->two_terms ? 1 : 2);
 }
 
 // Bytes of a panel from which on 4 tokens alone gain by kPanels of them side by side, if its type is unpacked in few instructions.

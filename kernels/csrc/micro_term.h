@@ -163,45 +163,83 @@ template <class F, int TOKENS> INLINE Vf sum_of(const Sums<TOKENS> &sums, const 
   return sums.acc[t];
 }
 
-// As add_outliers for SIDE tokens from place `first` of the order on.
-template <class F, int SIDE, int PANELS, class LineOf, class ScaleOf>
-INLINE void add_outliers_of(const Acts &a, int first, const LineOf &line, const ScaleOf &scale, float *out) {
-  const uint8_t *order = a.head->order + first;
-  const Outlier *next[SIDE];
-  Vf sums[SIDE * PANELS];
-  for (int i = 0; i < SIDE; ++i) next[i] = a.outliers + order[i] * a.room;
-  for (int i = 0; i < SIDE * PANELS; ++i) sums[i] = zero_f();
-  for (int64_t k = 0, count = a.head->counts[first]; k < count; ++k)
-#pragma GCC unroll 4
-    for (int i = 0; i < SIDE; ++i) {
-      const Outlier &o = next[i][k];
-      const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(o.sum)) : zero_i();
-#pragma GCC unroll 3
-      for (int p = 0; p < PANELS; ++p) {
-        const Vi dot = dot4_at<F::BITS>(start, line(p, uint32_t(o.quad)), &o.q);
-        Vf &sum = sums[i * PANELS + p];
-        sum = fma(mul(to_float(dot), scale(p, uint32_t(o.quad))), set_f(o.d), sum);
-      }
-    }
-  for (int i = 0; i < SIDE; ++i)
-    for (int p = 0; p < PANELS; ++p) {
-      float *to = out + 16 * (8 * p + order[i]);
-      store_f(to, add(load_f(to), sums[i * PANELS + p]));
-    }
+// The number of the 256 columns that a block lies in.
+template <class F> INLINE int64_t strip_block(int64_t block) { return is_wide<F> ? block : block / 8; }
+
+// Whether they end with it; there are `blocks`.
+template <class F> INLINE bool ends_strip(int64_t block, int64_t blocks) {
+  return is_wide<F> || block % 8 == 7 || block + 1 == blocks;
 }
 
-// out[t] += the sum of token t's coarse terms, which are added one after the other, for each of PANELS panels, whose
-// products are 128 values apart. line(p, quad) gives panel p's vector of weights of a quad, scale(p, quad) its sub-block's
-// scale.
-template <class F, int TOKENS, int PANELS = 1, class LineOf, class ScaleOf>
-INLINE void add_outliers(const Acts &a, const LineOf &line, const ScaleOf &scale, float *out) {
-  if constexpr (TOKENS == 8) {
-    if (a.side() == 4) {
-      for (int i = 0; i < 8; i += 4) add_outliers_of<F, 4, PANELS>(a, i, line, scale, out);
-      return;
+// A coarse term's product with a panel, whose vector of weights of the quad is `line` and whose sub-block's scale is `scale`, plus
+// `sum`.
+template <class F> INLINE Vf add_outlier(const Outlier &o, Vi line, Vf scale, Vf sum) {
+  const Vi start = F::OFFSET_LOG2 ? shl<F::OFFSET_LOG2>(set_i(o.sum)) : zero_i();
+  return fma(mul(to_float(dot4_at<F::BITS>(start, line, &o.q)), scale), set_f(o.d), sum);
+}
+
+// The sums of the coarse terms of TOKENS columns for PANELS panels, each token's added one after the other. line(p, quad) gives
+// panel p's vector of weights of a quad, scale(p, quad) its sub-block's scale.
+template <class F, int TOKENS, int PANELS = 1> struct OutlierSums {
+  alignas(64) float sums[PANELS * TOKENS * 16];
+
+  ALWAYS_INLINE OutlierSums() {
+    for (int i = 0; i < PANELS * TOKENS; ++i) store_f(sums + 16 * i, zero_f());
+  }
+
+  // Adds those of the strips [from, to). Tokens change too often for sums in registers: where they do is hard to foresee.
+  template <class LineOf, class ScaleOf>
+  ALWAYS_INLINE void add_strips(const Acts &a, int64_t from, int64_t to, const LineOf &line, const ScaleOf &scale) {
+    for (int32_t i = a.starts[from], end = a.starts[to]; i < end; ++i) {
+      const Outlier &o = a.outliers[i];
+      float *of_token = sums + 16 * (TOKENS == 1 ? 0 : o.token());
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p) {
+        float *sum = of_token + 16 * TOKENS * p;
+        store_f(sum, add_outlier<F>(o, line(p, o.quad()), scale(p, o.quad()), load_f(sum)));
+      }
     }
   }
-  for (int i = 0; i < TOKENS; i += 2) add_outliers_of<F, TOKENS == 1 ? 1 : 2, PANELS>(a, i, line, scale, out);
+
+  // Adds the strip of the tokens from `t` on in the block-th 256 columns.
+  template <class LineOf, class ScaleOf>
+  ALWAYS_INLINE void add_strip(const Acts &a, int64_t block, int t, const LineOf &line, const ScaleOf &scale) {
+    const int64_t strip = strip_of(block, TOKENS, t);
+    add_strips(a, strip, strip + 1, line, scale);
+  }
+
+  // Adds the sums to the panels' products, which stand 128 values apart.
+  ALWAYS_INLINE void add_to(float *out) const {
+    for (int p = 0; p < PANELS; ++p)
+      for (int t = 0; t < TOKENS; ++t) {
+        float *to = out + 16 * (8 * p + t);
+        store_f(to, add(load_f(to), load_f(sums + 16 * (TOKENS * p + t))));
+      }
+  }
+};
+
+// out[128 * p + 16 * t] += the sum of token t's coarse terms for panel p of PANELS, as OutlierSums.
+template <class F, int TOKENS, int PANELS = 1, class LineOf, class ScaleOf>
+INLINE void add_outliers(const Acts &a, int64_t cols, const LineOf &line, const ScaleOf &scale, float *out) {
+  if (!a.head->in_rows) {
+    OutlierSums<F, TOKENS, PANELS> sums;
+    sums.add_strips(a, 0, num_strips(cols, TOKENS), line, scale);
+    return sums.add_to(out);
+  }
+  const Outlier *next = a.outliers, *const end = next + a.starts[num_strips(cols, TOKENS)];
+  while (next < end) {
+    const int t = next->token();
+    Vf sums[PANELS];
+    for (int p = 0; p < PANELS; ++p) sums[p] = zero_f();
+    do {
+#pragma GCC unroll 3
+      for (int p = 0; p < PANELS; ++p) sums[p] = add_outlier<F>(*next, line(p, next->quad()), scale(p, next->quad()), sums[p]);
+    } while (++next < end && next->token() == t);
+    for (int p = 0; p < PANELS; ++p) {
+      float *to = out + 16 * (8 * p + t);
+      store_f(to, add(load_f(to), sums[p]));
+    }
+  }
 }
 
 }  // namespace MRS_ISA

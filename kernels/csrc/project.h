@@ -340,7 +340,8 @@ struct ProjectEpilogue {
   }
 };
 
-// Values of all rows below which they are rounded where the products are computed.
+// Values of all rows below which they are rounded where the products are computed. Without adapters all values of one tile are:
+// the other threads would wait for the one that rounds it, and then for its lines.
 constexpr int64_t kFewValues = 16384;
 
 void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
@@ -353,7 +354,7 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), members.needs); };
   const auto shrink = [&](int64_t i) { shrinks.run(i, [&](int64_t tile) { return members.plain(tile); }); };
   const int64_t span = members.span(pool), threads = mrs_pool_size(pool);
-  if (rows * members.cols >= kFewValues) {
+  if (rows * members.cols >= kFewValues && (deltas.act || rows > 8)) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
     parallel_for(pool, shrinks.count(), [&](int64_t i) { shrink(i); });
   } else if (!deltas.act && rows > 1 && threads > 1) {

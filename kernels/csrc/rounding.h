@@ -51,9 +51,9 @@ INLINE float outlier_limit(const float *largest, int64_t groups, int64_t room, f
   return limit < FLT_MAX ? limit > kLeast ? float(limit) : kLeast : INFINITY;
 }
 
-// Takes quads with a value above `limit` out of 32 columns, which keep the remainders: writes their coarse terms to `out`
+// Takes quads with a value above `limit` out of 32 columns of token t, which keep the remainders: writes their coarse terms to `out`
 // and returns the place of the next. `sums` become the sums of the coarse terms of both halves.
-INLINE Outlier *take_outliers(Vf *x, float limit, int64_t first_quad, Outlier *out, float *sums) {
+INLINE Outlier *take_outliers(Vf *x, float limit, int64_t first_quad, int t, Outlier *out, float *sums) {
 #if MRS_ISA_avx512 || MRS_ISA_avx512vnni
   const Vf largest[2] = {quad_max(abs(x[0])), quad_max(abs(x[1]))};
   // a quad's four lanes hold the same
@@ -70,10 +70,10 @@ INLINE Outlier *take_outliers(Vf *x, float limit, int64_t first_quad, Outlier *o
     const __mmask16 above = __mmask16(lanes_above(largest[h], set_f(limit)));
     const Vi q = to_int(mul(x[h], inverse));
     x[h] = _mm512_mask_blend_ps(above, x[h], subtract_product(x[h], to_float(q), d));
-    // in each four lanes: the quad, its four values, its scale, minus their sum
+    // in each four lanes: the place, its four values, its scale, minus their sum
     const Vi values = _mm512_permutexvar_epi32(lane, _mm512_castsi128_si512(_mm512_cvtepi32_epi8(q)));
     const Vi total = dot4<1>(zero_i(), set_i(0x01010101), values);
-    Vi terms = add(lane, set_i(int32_t(first_quad + 4 * h)));
+    Vi terms = add(shl<3>(lane), set_i(int32_t(8 * (first_quad + 4 * h) + t)));
     terms = _mm512_mask_blend_epi32(0x2222, terms, values);
     terms = _mm512_mask_blend_epi32(0x4444, terms, as_int(d));
     terms = _mm512_mask_sub_epi32(terms, 0x8888, zero_i(), total);
@@ -102,7 +102,7 @@ INLINE Outlier *take_outliers(Vf *x, float limit, int64_t first_quad, Outlier *o
       const int i = __builtin_ctz(lanes);
       const int8_t *four = bytes + i;
       const int32_t total = four[0] + four[1] + four[2] + four[3];
-      Outlier o = {int32_t(first_quad + 4 * h + i / 4), 0, steps[i], -total};
+      Outlier o = {uint32_t(8 * (first_quad + 4 * h + i / 4) + t), 0, steps[i], -total};
       std::memcpy(&o.q, four, 4);
       *out++ = o;
       sums[h] += o.d * float(total);
@@ -141,7 +141,7 @@ INLINE void take_row_outliers(const float *x, int64_t groups, int64_t room, floa
       Vf v[2] = {load_f(x + 32 * group), load_f(x + 32 * group + 16)};
       CoarseSums &sums = row.sums[row.groups];
       sums.group = int32_t(group), sums.t = t;
-      next = take_outliers(v, limit, 8 * group, next, sums.halves);
+      next = take_outliers(v, limit, 8 * group, t, next, sums.halves);
       for (int h = 0; h < 2; ++h) store_f(row.remainders + 32 * row.groups + 16 * h, v[h]);
       largest[group] = lane_max(max(abs(v[0]), abs(v[1])));
       ++row.groups;
@@ -349,20 +349,17 @@ INLINE void round_sums_of(const Acts &a, int64_t cols, int tokens, Needs needs) 
   }
 }
 
-// Orders a tile's tokens by their numbers of outliers, and fills up those that stand side by side.
-INLINE void order_tokens(const int32_t *counts, const Acts &a, int tokens) {
-  TileHead &head = *a.head;
-  for (int t = 0; t < tokens; ++t) {
-    int place = t;
-    for (; place && counts[head.order[place - 1]] < counts[t]; --place) head.order[place] = head.order[place - 1];
-    head.order[place] = uint8_t(t);
-  }
-  const int side = tokens == 8 ? a.side() : 2;
-  for (int place = 0; place < tokens; ++place) {
-    const int32_t t = head.order[place], most = counts[head.order[place / side * side]];
-    std::memset(a.outliers + t * a.room + counts[t], 0, (most - counts[t]) * sizeof(Outlier));
-    head.counts[place] = most;
-  }
+// Puts `count` outliers, which stand token by token, in the order of their strips.
+INLINE void sort_outliers(const Acts &a, int64_t count, int64_t cols, int tokens) {
+  const int64_t strips = num_strips(cols, tokens);
+  const auto strip = [&](const Outlier &o) { return strip_of(a.head->in_rows ? 0 : o.quad() / 64, tokens, o.token()); };
+  Outlier found[count + 1];
+  int32_t next[strips];
+  std::memcpy(found, a.outliers, count * sizeof(Outlier));
+  std::memset(a.starts, 0, (strips + 1) * sizeof(int32_t));
+  for (int64_t i = 0; i < count; ++i) ++a.starts[strip(found[i]) + 1];
+  for (int64_t i = 0; i < strips; ++i) next[i] = a.starts[i], a.starts[i + 1] += a.starts[i];
+  for (int64_t i = 0; i < count; ++i) a.outliers[next[strip(found[i])]++] = found[i];
 }
 
 // Fills the int8 terms of a tile; row(t) gives token t's values, and used(t, x) gets them.
@@ -377,13 +374,13 @@ INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outl
   const RoundedRows first = {q, d, cols, room}, residual = {q + bytes, d + tokens * room, cols, room};
   CoarseSums sums[cols / 32 * tokens], *last = sums;
   alignas(64) float remainders[two_terms ? 1 : cols];
-  int32_t counts[8] = {0};
+  int64_t count = 0;  // outliers of all tokens
   for (int t = 0; t < tile.count; ++t) {
     for (int64_t i = 0; tokens == 8 && i < cols; i += 64) prefetch_written(a.first.q + t * cols + i);
     const float *x = row(t);
-    RowOutliers outliers = {a.outliers + t * a.room, remainders, last, 0, 0};
+    RowOutliers outliers = {a.outliers + count, remainders, last, 0, 0};
     round_row(x, outlier_threshold, needs.wide, t, first, two_terms ? &residual : nullptr, outliers);
-    last += outliers.groups, counts[t] = outliers.count;
+    last += outliers.groups, count += outliers.count;
     used(t, x);
   }
   for (const RoundedRows *rows = &first; rows; rows = rows == &first && two_terms ? &residual : nullptr) {
@@ -401,7 +398,8 @@ INLINE void round_tile(const Tile &tile, const Acts &a, int64_t cols, float outl
     if (needs.fsum32) a.first.fsum32[s->group * tokens + s->t] += s->halves[0] + s->halves[1];
   }
   if (needs.words32 || needs.words16) round_sums_of(a, cols, tokens, needs);
-  if (!two_terms) order_tokens(counts, a, tokens);
+  a.head->in_rows = tokens == 8 && !needs.wide;
+  sort_outliers(a, count, cols, tokens);
 }
 
 // Fills a tile; row(t) gives token t's values, which stay until the next call.

@@ -146,7 +146,14 @@ def test_kernel_equals_twin_in_every_size(isa: str, name: str) -> None:
 @pytest.mark.parametrize("outlier_threshold", THRESHOLDS)
 @pytest.mark.parametrize(
     "names",
-    [("Q4_1", "Q8_0"), ("Q4_K", "Q4_K", "Q6_K"), ("Q5_0", "F16", "Q5_1"), ("Q3_K", "BF16"), ("F32", "F16", "BF16")],
+    [
+        ("Q4_1", "Q8_0"),
+        ("Q4_K", "Q4_K", "Q6_K"),
+        ("Q4_K", "Q8_0"),
+        ("Q5_0", "F16", "Q5_1"),
+        ("Q3_K", "BF16"),
+        ("F32", "F16", "BF16"),
+    ],
 )
 @pytest.mark.parametrize("epilogue", ["store", "add"])
 def test_members_of_different_types_and_heights(
@@ -452,20 +459,35 @@ def test_outliers_everywhere(isa: str, name: str) -> None:
 
 
 @for_every_isa
-@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
-def test_few_outliers_and_many_in_eight_tokens(isa: str, name: str) -> None:
-    """With few, panels may be read as they are packed; with more, what was unpacked is kept: the bits are the same."""
-    columns, random = 3 * TYPES[name].block_len, Random(name)
-    matrix = random_matrix(name, rows=100, columns=columns, seed=1)
-    for outliers in (1, 6, 7, 40):  # of a token, in 192 quads
-        x = random_values(8, columns, seed=outliers).clamp(-0.9, 0.9)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Q2_K",),
+        ("Q3_K",),
+        ("Q4_K",),
+        ("Q5_K",),
+        ("Q6_K",),
+        ("Q4_1",),
+        ("Q8_0",),
+        ("Q4_K", "Q4_0"),
+        ("Q8_0", "Q6_K", "Q5_1"),
+    ],
+)
+def test_outliers_of_few_tokens_and_of_many(isa: str, names: tuple[str, ...]) -> None:
+    """Outliers stand by token, or by 256 columns where a K type reads them too: the sums are the same."""
+    columns, random = 3 * 256, Random(str(names))
+    matrices = tuple(random_matrix(name, rows=100, columns=columns, seed=1) for name in names)
+    for tokens in (4, 8, 13, 16):
+        x = random_values(tokens, columns, seed=tokens).clamp(-0.9, 0.9)
         for token in x:
-            token[torch.tensor(random.sample(range(0, columns, 4), outliers), dtype=torch.long)] = 100.0
-        case = Projection(matrices=(matrix,), x=x, outlier_threshold=0.75)
-        [result] = case.run(native(isa))
-        assert_products_equal(case, [result], case.run(reference()), isa=isa)
-        alone = torch.cat([case.only(token).run(native(isa))[0] for token in range(8)])
-        assert torch.equal(result, alone), outliers
+            outliers = random.sample(range(0, columns, 4), random.choice((0, 1, 6, 40)))  # in 192 quads
+            token[torch.tensor(outliers, dtype=torch.long)] = 100.0
+        case = Projection(matrices=matrices, x=x, outlier_threshold=0.75)
+        results = case.run(native(isa))
+        assert_products_equal(case, results, case.run(reference()), isa=isa)
+        for member, result in enumerate(results):
+            alone = torch.cat([case.only(token).run(native(isa))[member] for token in range(tokens)])
+            assert torch.equal(result, alone), (tokens, names[member])
 
 
 def _identity_q8_0() -> memoryview:
