@@ -127,6 +127,12 @@ template <class F> INLINE Vf scale_of_quad(const Panel &panel, const panel_view 
   return F::scale(panel.packed + at.scales, panel.packed + at.quants, quad % kQuads<F> / (F::SUB / 4));
 }
 
+// The number of the 256 columns that a block lies in, and whether they end with it, of `blocks`.
+template <class F> INLINE int64_t strip_block(int64_t block) { return is_wide<F> ? block : block / 8; }
+template <class F> INLINE bool ends_strip(int64_t block, int64_t blocks) {
+  return is_wide<F> || block % 8 == 7 || block + 1 == blocks;
+}
+
 // out: (TOKENS, 16) products of one panel with a tile of few tokens.
 template <class F, int TOKENS> void micro_kernel(const Panel &panel, int64_t cols, const Acts &a, float *out) {
   const panel_view view = view_of(F::type, cols);

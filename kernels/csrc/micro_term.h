@@ -163,14 +163,6 @@ template <class F, int TOKENS> INLINE Vf sum_of(const Sums<TOKENS> &sums, const 
   return sums.acc[t];
 }
 
-// The number of the 256 columns that a block lies in.
-template <class F> INLINE int64_t strip_block(int64_t block) { return is_wide<F> ? block : block / 8; }
-
-// Whether they end with it; there are `blocks`.
-template <class F> INLINE bool ends_strip(int64_t block, int64_t blocks) {
-  return is_wide<F> || block % 8 == 7 || block + 1 == blocks;
-}
-
 // A coarse term's product with a panel, whose vector of weights of the quad is `line` and whose sub-block's scale is `scale`, plus
 // `sum`.
 template <class F> INLINE Vf add_outlier(const Outlier &o, Vi line, Vf scale, Vf sum) {
