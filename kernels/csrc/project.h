@@ -354,7 +354,7 @@ void project(const mrs_op *self, const mrs_step *step, mrs_pool *pool) {
   const auto prepare = [&](int64_t i) { prepare_rows(op, *step, members.tile(i), members.needs); };
   const auto shrink = [&](int64_t i) { shrinks.run(i, [&](int64_t tile) { return members.plain(tile); }); };
   const int64_t span = members.span(pool), threads = mrs_pool_size(pool);
-  if (rows * members.cols >= kFewValues && (deltas.act || rows > 8)) {
+  if (rows * members.cols >= kFewValues && (deltas.act || members.num_tiles() > 1)) {
     parallel_for(pool, members.num_tiles(), [&](int64_t i) { prepare(i); });
     parallel_for(pool, shrinks.count(), [&](int64_t i) { shrink(i); });
   } else if (!deltas.act && rows > 1 && threads > 1) {
